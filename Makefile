@@ -1,0 +1,51 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+CONF := ray_jobs/conf/demo.yaml
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format serve clean sample
+
+help: ## show this help
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv, install the pinned packages, build DeepSpeed's CPU communication op once
+
+# torch comes first and by itself: pip then takes a build for this machine (a CPU build where no GPU one is offered),
+# and nothing after it asks for another.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[demo,sources,dev]'
+	$(BIN)/python -m trainer.engine.build_ops
+	@touch $(STAMP)
+
+demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedder; prints a table and the report's path
+	$(BIN)/scion pipeline $(CONF)
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the code in the house's layout
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+serve: $(STAMP) ## serve the demo's embedder until Ctrl-C
+	$(BIN)/scion serve $(CONF)
+
+sample: $(STAMP) ## rebuild the sample text from Debian's packages
+	$(BIN)/python -m data_pipeline.sources.libreoffice_help --language el --output data_pipeline/sources/sample
+
+clean: ## remove the environment and all runs
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Machines and processes: the Ray session and the server. No training code."""

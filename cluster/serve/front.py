@@ -1,0 +1,102 @@
+"""The HTTP side: routes, limits and errors around a function that tokenizes and one that encodes. No Ray."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from cluster.serve import protocol
+from cluster.serve.batching import Vectors
+from cluster.serve.config import ServeConfig
+from cluster.serve.protocol import Card, EmbeddingRequest, RequestError, Rows
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What stands behind the front."""
+
+    card: Card
+    tokenize: Callable[[Sequence[str]], Rows]
+    encode: Callable[[Rows, int | None], Awaitable[Vectors]]
+    """Vectors of checked rows, cut to the given width."""
+
+
+class Front:
+    """Checks requests, tokenizes, has them encoded, answers. Whatever is wrong with a request ends here."""
+
+    def __init__(self, config: ServeConfig, backend: Backend) -> None:
+        self._config, self._backend = config, backend
+        self._under_way = 0
+
+    def api(self) -> FastAPI:
+        """The routes. Every error that they answer has OpenAI's shape."""
+        api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        api.add_api_route("/v1/embeddings", self._embeddings, methods=["POST"])
+        api.add_api_route("/v1/models", self._models, methods=["GET"])
+        api.add_api_route("/health", self._health, methods=["GET"])
+        api.exception_handler(RequestError)(_refused)
+        api.exception_handler(HTTPException)(_no_route)
+        return api
+
+    async def _embeddings(self, request: Request) -> Response:
+        if self._under_way >= self._config.max_queued_requests:
+            raise RequestError("the server is busy.", "", "Send the request again in a second.", 503, "overloaded")
+        self._under_way += 1
+        try:
+            body = await _body(request, self._config.max_body_bytes)
+            # In threads, because a large body takes longer than other requests should wait to be read.
+            asked, rows = await asyncio.to_thread(self._checked, body)
+            vectors = await self._encoded(rows, asked.dimensions)
+            content = await asyncio.to_thread(protocol.answer, vectors, rows, asked, self._backend.card)
+            return Response(content, media_type="application/json")
+        finally:
+            self._under_way -= 1
+
+    async def _models(self) -> dict[str, Any]:
+        return protocol.models(self._backend.card)
+
+    async def _health(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    def _checked(self, body: bytes) -> tuple[EmbeddingRequest, Rows]:
+        asked = protocol.parse(body, self._backend.card, self._config.max_inputs)
+        rows: Rows = self._backend.tokenize(asked.texts) if asked.texts else asked.rows
+        protocol.check_tokenized(rows)
+        return asked, rows
+
+    async def _encoded(self, rows: Rows, dimensions: int | None) -> Vectors:
+        try:
+            return await self._backend.encode(rows, dimensions)
+        except Exception as error:  # whatever a model can raise
+            _log.error("the embedder failed on a request", exc_info=error)
+            what = "the embedder failed on this request."
+            raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            fix = "Send fewer inputs in a request."
+            raise RequestError(f"the body has more than {limit:,} bytes.", "", fix, 413, "request_too_large")
+    return bytes(body)
+
+
+async def _refused(request: Request, error: RequestError) -> Response:
+    headers = {"Retry-After": "1"} if error.status == 503 else None
+    return Response(json.dumps(error.body()), error.status, headers, "application/json")
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    what = f"{request.method} {request.url.path}: {error.detail}."
+    fix = "Known: POST /v1/embeddings, GET /v1/models, GET /health."
+    code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
+    return await _refused(request, RequestError(what, "", fix, error.status_code, code))

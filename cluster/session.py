@@ -1,0 +1,75 @@
+"""The Ray cluster of a job: the one that RAY_ADDRESS names, or one of our own that ends with the job."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from data_pipeline.errors import ClusterError
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_WORKER_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+}
+_OBJECT_STORE = 512 << 20
+
+
+@contextmanager
+def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Iterator[None]:
+    """Attaches to the cluster at `address`, or starts one here with room for `workers` and the reading of data.
+
+    An own cluster has as many logical CPUs as the job needs, also on a smaller machine: its work is then slower, not
+    refused. What was there before is left as it is.
+
+    Raises:
+        ClusterError: there is no cluster at `address`, or it is too small.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    needed = workers * worker_cpus + 1
+    # Ray Train reads these in the driver and passes them on; values that the user has set stay.
+    for name, value in _WORKER_ENV.items():
+        os.environ.setdefault(name, value)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
+    settings = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": dict(_WORKER_ENV)}}
+    try:
+        if address:
+            ray.init(address=address, **settings)
+        else:
+            cpus = max(os.cpu_count() or 1, int(needed + 0.999))
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE, **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "ray"
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"no cluster ({reason}).", where, "Unset RAY_ADDRESS to run on this machine.") from error
+    try:
+        _check_size(needed)
+        _quieten()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_size(needed: float) -> None:
+    have = ray.cluster_resources().get("CPU", 0.0)
+    if have < needed:
+        raise ClusterError(
+            f"the cluster has {have:g} CPUs, the job needs {needed:g} (workers x worker_cpus, and one to read data).",
+            "ray",
+            "Lower workers= or worker_cpus=, or add nodes.",
+        )
+
+
+def _quieten() -> None:
+    """Ray's own progress lines and warnings about its internals are not the job's output."""
+    for name in ("ray.train", "ray.serve", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

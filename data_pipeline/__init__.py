@@ -1,0 +1,1 @@
+"""The ground floor: text in, planned batches out. No model."""

@@ -1,0 +1,175 @@
+"""What a job leaves behind: a folder at any URI that holds `artifact.json`, written last.
+
+A folder without it is never taken for finished. While a job writes, `unfinished.json` marks the folder as ours, so that
+a later run may clear what a killed one left, and never clears a folder that somebody else filled.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError
+
+FORMAT_VERSION = 1
+FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
+_PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "datasets", "pyarrow", "omegaconf", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A finished artefact. `id` is a hash of kind, config and the ids of the inputs, never of a path or a date."""
+
+    uri: str
+    kind: str
+    id: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    metrics: dict[str, Any]
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a job is about to make, known before anything is done: two equal plans make equal artefacts."""
+
+    uri: str
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def id(self) -> str:
+        content = {"format": FORMAT_VERSION, "kind": self.kind, "config": self.config, "inputs": self.inputs}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(slots=True)
+class Draft:
+    """The folder while it is being filled; `metrics` end up in `artifact.json`."""
+
+    uri: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def identity(config: object) -> dict[str, Any]:
+    """The part of a config dataclass that changes the result: fields marked `identity: False` are left out."""
+    assert dataclasses.is_dataclass(config)
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        if spec.metadata.get("identity", True):
+            value = getattr(config, spec.name)
+            values[spec.name] = identity(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that decide a result."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def read(uri: str, kind: str, made_by: str) -> Artifact:
+    """The finished artefact at `uri`.
+
+    Raises:
+        ArtifactError: nothing there, not finished, or of another kind; names the command that makes it.
+    """
+    found = _load(uri)
+    if found is None:
+        state = "is not finished" if storage.exists(storage.join(uri, UNFINISHED)) else "is not there"
+        raise ArtifactError(f"the {kind} artefact {state}.", uri, f"Make it with `scion {made_by}`.")
+    if found.kind != kind:
+        raise ArtifactError(f"this is a {found.kind} artefact, not a {kind} artefact.", uri, "Name another folder.")
+    return found
+
+
+def existing(plan: Plan) -> Artifact | None:
+    """The finished artefact that `plan` would make, or None when it is still to be made.
+
+    Raises:
+        ArtifactError: the folder holds something else, which is left as it is.
+    """
+    found = _load(plan.uri)
+    if found is not None:
+        if found.id == plan.id:
+            return found
+        changed = ", ".join(_differences(found, plan)) or "the format version"
+        raise ArtifactError(
+            f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
+            plan.uri,
+            "Choose another output=, or remove that folder.",
+        )
+    if storage.files(plan.uri) and not storage.exists(storage.join(plan.uri, UNFINISHED)):
+        raise ArtifactError("the folder is not empty and not Scion's.", plan.uri, "Choose another output=.")
+    return None
+
+
+@contextmanager
+def writing(plan: Plan, *, resumable: bool = False) -> Iterator[Draft]:
+    """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
+
+    What an earlier, unfinished run left is removed first. With `resumable` it is kept if its plan was the same, and
+    an error keeps what is there for the next run; otherwise an error removes the folder.
+    """
+    existing(plan)
+    mark = storage.join(plan.uri, UNFINISHED)
+    if not (resumable and storage.exists(mark) and json.loads(storage.read_bytes(mark))["id"] == plan.id):
+        storage.remove(plan.uri)
+    storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind}))
+    draft, start = Draft(plan.uri), time.perf_counter()
+    try:
+        yield draft
+    except BaseException:
+        if not resumable:
+            storage.remove(plan.uri)
+        raise
+    content = {
+        "format": FORMAT_VERSION,
+        "kind": plan.kind,
+        "id": plan.id,
+        "config": plan.config,
+        "inputs": plan.inputs,
+        "metrics": draft.metrics,
+        "seconds": round(time.perf_counter() - start, 3),
+        "versions": versions(),
+    }
+    storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
+    storage.remove(mark)
+
+
+def _load(uri: str) -> Artifact | None:
+    path = storage.join(uri, FINISHED)
+    if not storage.exists(path):
+        return None
+    try:
+        content = json.loads(storage.read_bytes(path))
+        if content.pop("format") != FORMAT_VERSION:
+            raise ArtifactError("written by another version of Scion.", path, "Make it again.")
+        return Artifact(uri=uri, **content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.") from error
+
+
+def _differences(found: Artifact, plan: Plan) -> list[str]:
+    """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
+    old, new = {**_flat(found.config), **found.inputs}, {**_flat(plan.config), **plan.inputs}
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [name if name in plan.inputs else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,57 @@
+"""The error tree: what was wrong, where, and what to do.
+
+Every constructor argument stays in `args`, because Ray pickles an exception on the worker and Python rebuilds it from
+`args` on the driver; an exception that formats its text in `__init__` breaks on that trip.
+"""
+
+
+class ScionError(Exception):
+    """A failure that Scion explains. Ends a command with exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}{' ' + self.fix if self.fix else ''}"
+
+
+class UserError(ScionError):
+    """Something the user can mend. Ends a command with exit code 2 and no traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key, value or combination of values that is not valid."""
+
+
+class DataError(UserError):
+    """Input text, pairs, vectors or dictionaries that cannot be used."""
+
+
+class ModelError(UserError):
+    """A model folder or tokenizer that cannot be used."""
+
+
+class ArtifactError(UserError):
+    """A folder that is not the artefact that was expected there."""
+
+
+class ClusterError(UserError):
+    """The Ray cluster is missing or too small for what was asked."""
+
+
+class CorruptError(ScionError):
+    """Bytes on disk are not those that the manifest names."""
+
+
+class DataOrderError(ScionError):
+    """A rank received other rows than the plan has for it. Never trained on."""
+
+
+class TrainingError(ScionError):
+    """Training cannot go on: a loss that is not finite, a worker that failed."""

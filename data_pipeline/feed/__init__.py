@@ -1,0 +1,1 @@
+"""Rows from disk to workers, by Ray Data or without it."""

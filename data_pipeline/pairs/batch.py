@@ -1,0 +1,39 @@
+"""Rows of pairs as tensors."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+
+class PairBatch:
+    """B pairs with D documents: the B positives first, then all hard negatives of the rows in order."""
+
+    def __init__(self, table: pa.Table, pad: int) -> None:
+        negatives = table["negatives"].to_pylist()
+        documents = table["positive"].to_pylist() + [ids for row in negatives for ids in row]
+        self.anchors = _padded(table["anchor"].to_pylist(), pad)
+        self.documents = _padded(documents, pad)
+        self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
+        self.anchor_keys = torch.from_numpy(table["anchor_key"].to_numpy().copy())
+        keys = table["positive_key"].to_pylist() + [key for row in table["negative_keys"].to_pylist() for key in row]
+        self.document_keys = torch.tensor(keys, dtype=torch.int64)
+        counts = [len(row) for row in negatives]
+        self.document_weights = torch.cat([self.weights, self.weights.repeat_interleave(torch.tensor(counts))])
+
+    @property
+    def targets(self) -> int:
+        return int((self.weights > 0).sum())
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        for name, value in vars(self).items():
+            moved = tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
+            setattr(self, name, moved)
+        return self
+
+
+def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int [n, longest]."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return ids, mask

@@ -1,0 +1,75 @@
+"""Pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives` and `id`."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources import documents
+from data_pipeline.text.clean import clean, digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Cleaned pairs, parallel lists. `negatives[i]` is empty when the row names none."""
+
+    ids: list[str]
+    anchors: list[str]
+    positives: list[str]
+    negatives: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+
+def load(spec: str, cache: str, *, key: str) -> Pairs:
+    """Reads and cleans the pairs at `spec`.
+
+    Raises:
+        DataError: no file, a column missing or not text, an id twice, or no pair left.
+    """
+    rows = Pairs(ids=[], anchors=[], positives=[], negatives=[])
+    for unit in documents.units(documents.resolve(spec, cache, key=key)):
+        table = documents.read(unit, ("anchor", "positive"), ("negatives", "id"), key=key)
+        _check_types(table, f"{key}={unit.path}")
+        for number, row in enumerate(table.to_pylist()):
+            anchor, positive = clean(row["anchor"] or ""), clean(row["positive"] or "")
+            if not anchor or not positive:
+                continue
+            given = row.get("id")
+            rows.ids.append(documents.row_id(unit, number) if given is None else str(given))
+            rows.anchors.append(anchor)
+            rows.positives.append(positive)
+            rows.negatives.append([text for text in map(clean, row.get("negatives") or []) if text])
+    if not rows.ids:
+        raise DataError("no pair with text on both sides.", f"{key}={spec}", "Give rows with `anchor` and `positive`.")
+    if len(set(rows.ids)) != len(rows.ids):
+        twice = next(name for name in rows.ids if rows.ids.count(name) > 1)
+        raise DataError(f"the id {twice!r} occurs more than once.", f"{key}={spec}", "Give each pair its own id.")
+    return rows
+
+
+def check_disjoint(train: Pairs, test: Pairs) -> None:
+    """Refuses a test set that training would see.
+
+    Raises:
+        DataError: an id, or a whole pair, is on both sides.
+    """
+    shared = sorted(set(train.ids) & set(test.ids))
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(test)} ids are also in pairs= (the first is {shared[0]!r}).",
+            "test_pairs",
+            "Take them out of one side: a model must not be tested on what it was trained on.",
+        )
+    seen = {(digest(a), digest(p)) for a, p in zip(train.anchors, train.positives, strict=True)}
+    same = [name for name, a, p in zip(test.ids, test.anchors, test.positives, strict=True) if (digest(a), digest(p)) in seen]
+    if same:
+        raise DataError(f"{len(same)} pairs also stand in pairs= (the first is {same[0]!r}).", "test_pairs", "Remove them.")
+
+
+def _check_types(table: pa.Table, where: str) -> None:
+    for name in ("anchor", "positive"):
+        kind = table.schema.field(name).type if name in table.column_names else pa.string()
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise DataError(f"column {name} holds {kind}, not text.", where, "Write it as a column of strings.")

@@ -1,0 +1,75 @@
+"""Pairs as rows of token ids on disk, in the same format and order as packed text."""
+
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
+
+from data_pipeline import keyed_random, storage
+from data_pipeline.pairs.rows import Pairs
+from data_pipeline.ray_map import Progress, ray_map
+from data_pipeline.shards import format
+from data_pipeline.shards.build import fingerprint, load_tokenizer
+from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.text.clean import digest
+
+STREAM = "pairs"
+_SHARD_PAIRS = 16384
+
+
+def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, actors: int, progress: Progress) -> Manifest:
+    """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest."""
+    jobs = [
+        {
+            "texts": [column[start : start + _SHARD_PAIRS] for column in (pairs.anchors, pairs.positives, pairs.negatives)],
+            "path": f"{STREAM}/part-{number:05d}.parquet",
+            "folder": folder,
+            "max_length": max_length,
+            "uri": tokenizer_uri,
+        }
+        for number, start in enumerate(range(0, len(pairs), _SHARD_PAIRS))
+    ]
+    shards = ray_map(_tokenize, jobs, actors=actors, progress=progress)
+    tokenizer = load_tokenizer(tokenizer_uri)
+    manifest = Manifest(length=0, vocab_size=len(tokenizer), tokenizer=fingerprint(tokenizer), streams={STREAM: tuple(shards)})
+    manifest.save(folder)
+    return manifest
+
+
+def text_key(text: str) -> int:
+    """A signed 64-bit number that is equal for equal texts: tells false negatives apart without the text."""
+    return keyed_random.key("text", digest(text)) - (1 << 63)
+
+
+def _tokenize(job: dict[str, Any]) -> Shard:
+    anchors, positives, negatives = job["texts"]
+    tokenizer = load_tokenizer(job["uri"])
+    ids = {
+        "anchor": _ids(tokenizer, anchors, job["max_length"]),
+        "positive": _ids(tokenizer, positives, job["max_length"]),
+    }
+    kind = pa.list_(pa.int32())
+    table = pa.table(
+        {name: pa.array(rows, kind) for name, rows in ids.items()}
+        | {"negatives": pa.array([_ids(tokenizer, row, job["max_length"]) for row in negatives], pa.list_(kind))}
+        | {"anchor_key": pa.array([text_key(text) for text in anchors], pa.int64())}
+        | {"positive_key": pa.array([text_key(text) for text in positives], pa.int64())}
+        | {"negative_keys": pa.array([[text_key(text) for text in row] for row in negatives], pa.list_(pa.int64()))}
+    )
+    sha256 = format.write(storage.join(job["folder"], job["path"]), table)
+    return Shard(
+        path=job["path"],
+        rows=len(table),
+        tokens=sum(len(row) for rows in ids.values() for row in rows),
+        text_tokens=0,
+        text_bytes=sum(len(text.encode()) for text in [*anchors, *positives]),
+        padding=0,
+        documents=len(table),
+        sha256=sha256,
+    )
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(texts, truncation=True, max_length=max_length, padding=False).input_ids

@@ -1,0 +1,162 @@
+"""From documents to clean text without duplicates, with a held-out part that nothing else ever sees.
+
+Two passes of Ray Data over the units: the first hashes every clean document, the driver decides on the hashes alone
+which documents stay, the second writes them. Each file depends on its unit and those decisions only.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline import keyed_random, storage
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.ray_map import ray_map
+from data_pipeline.shards import format
+from data_pipeline.sources import documents
+from data_pipeline.sources.documents import Unit
+from data_pipeline.text.clean import clean, digest
+
+Progress = Callable[[int, int], None]
+SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("text", pa.string())])
+_DIGEST = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Clean documents on disk: files of (id, lang, text), and what became of every document that came in."""
+
+    train: tuple[str, ...]
+    heldout: tuple[str, ...]
+    fates: dict[str, int]
+    """Documents read = train + heldout + empty + duplicate + in_heldout."""
+
+
+def build(
+    text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
+    forbidden: Iterable[str], actors: int, progress: Progress,
+) -> Corpus:  # fmt: skip
+    """Writes `folder/train/*.parquet` and `folder/heldout/*.parquet`.
+
+    Args:
+        text: files to train on.
+        heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id.
+        forbidden: texts of the test pairs; lines equal to one of them are cut from the training documents.
+        lang: language of documents that name none.
+
+    Raises:
+        DataError: nothing is left to train on or to hold out.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(f"shard.heldout must lie between 0 and 1, got {fraction}.")
+    units = [("text", unit) for unit in documents.units(text)]
+    units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
+    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed}
+    settings["forbidden"] = frozenset(digest(line) for line in forbidden)
+    jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
+    scans = ray_map(_scan, jobs, actors=actors, progress=lambda done, n: progress(done, 2 * n))
+    keeps, fates = _decide(scans)
+    if not fates["train"]:
+        raise DataError(f"no document is left to train on ({_told(fates)}).", "text", "Give text that is not empty.")
+    if not fates["heldout"]:
+        raise DataError(
+            f"no document is left to hold out ({_told(fates)}).", "shard.heldout", "Give more documents, or test_text=."
+        )
+    writes = [
+        {**job, "keep": keep, "uri": storage.join(folder, "{}", f"part-{number:05d}.parquet")}
+        for number, (job, keep) in enumerate(zip(jobs, keeps, strict=True))
+    ]
+    written = ray_map(_write, writes, actors=actors, progress=lambda done, n: progress(n + done, 2 * n))
+    return Corpus(
+        train=tuple(result["train"] for result in written if result["train"]),
+        heldout=tuple(result["heldout"] for result in written if result["heldout"]),
+        fates=fates,
+    )
+
+
+def read_texts(paths: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """(lang, text) of every document of a corpus file list, in order."""
+    for path in paths:
+        table = format.read_groups(path, list(range(_groups(path))))
+        yield from zip(table["lang"].to_pylist(), table["text"].to_pylist(), strict=True)
+
+
+def _groups(path: str) -> int:
+    import pyarrow.parquet as pq
+
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner) as file:
+        return int(pq.ParquetFile(file).metadata.num_row_groups)
+
+
+def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """(id, lang, clean text, held out) of every row of a unit; the text is empty when nothing is left of it."""
+    unit: Unit = job["unit"]
+    table = documents.read(unit, ("text",), ("lang", "id"), key=job["key"])
+    kind = table.schema.field("text").type if len(table) else pa.string()
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise DataError(f"column text holds {kind}, not text.", f"{job['key']}={unit.path}", "Write it as strings.")
+    found = []
+    for number, row in enumerate(table.to_pylist()):
+        name = documents.row_id(unit, number) if row.get("id") is None else str(row["id"])
+        heldout = job["key"] == "test_text"
+        if job["fraction"] is not None:
+            chance = keyed_random.uniforms(keyed_random.key("heldout", job["seed"], name), np.zeros(1, np.int64))
+            heldout = bool(chance[0] < job["fraction"])
+        text = clean(row["text"] or "")
+        if not heldout:
+            text = "\n".join(line for line in text.split("\n") if digest(line) not in job["forbidden"])
+        found.append((name, row.get("lang") or job["lang"], text, heldout))
+    return found
+
+
+def _scan(job: dict[str, Any]) -> dict[str, Any]:
+    found = _documents(job)
+    hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in found)
+    return {"hashes": hashes, "heldout": np.array([heldout for *_, heldout in found], bool)}
+
+
+def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Which rows of each unit stay: the first of equal documents, and none that is also held out."""
+    fates = dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0)
+    units = [[scan["hashes"][i : i + _DIGEST] for i in range(0, len(scan["hashes"]), _DIGEST)] for scan in scans]
+    reserved = {
+        name for scan, names in zip(scans, units, strict=True) for name, held in zip(names, scan["heldout"], strict=True)
+        if held
+    }  # fmt: skip
+    seen: set[bytes] = set()
+    keeps = []
+    for scan, names in zip(scans, units, strict=True):
+        keep = np.zeros(len(names), bool)
+        for row, (name, held) in enumerate(zip(names, scan["heldout"], strict=True)):
+            fate = "heldout" if held else "train"
+            if name == bytes(_DIGEST):
+                fate = "empty"
+            elif name in seen:
+                fate = "duplicate"
+            elif not held and name in reserved:
+                fate = "in_heldout"
+            keep[row] = fate in ("train", "heldout")
+            fates[fate] += 1
+            if keep[row]:
+                seen.add(name)
+        keeps.append(keep)
+    return keeps, fates
+
+
+def _write(job: dict[str, Any]) -> dict[str, str]:
+    kept = [row for row, keep in zip(_documents(job), job["keep"], strict=True) if keep]
+    paths = {}
+    for part in ("train", "heldout"):
+        rows = [row[:3] for row in kept if row[3] == (part == "heldout")]
+        paths[part] = job["uri"].format(part) if rows else ""
+        if rows:
+            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            format.write(paths[part], pa.Table.from_arrays(columns, schema=SCHEMA), group_rows=1024)
+    return paths
+
+
+def _told(fates: dict[str, int]) -> str:
+    return f"{sum(fates.values()):,} read: " + ", ".join(f"{count:,} {fate}" for fate, count in fates.items())

@@ -1,0 +1,82 @@
+"""`manifest.json`: which shards there are, what they hold and what their bytes hash to."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError
+from data_pipeline.order.plan import Stream
+from data_pipeline.shards.format import GROUP_ROWS
+
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of rows. `text_tokens` leaves out special tokens; `text_bytes` is the UTF-8 text behind them."""
+
+    path: str
+    rows: int
+    tokens: int
+    text_tokens: int
+    text_bytes: int
+    padding: int
+    documents: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All rows of a folder by stream (a language, or `pairs`). `length` is 0 where rows differ in length."""
+
+    length: int
+    vocab_size: int
+    tokenizer: str
+    """SHA-256 of the tokenizer's tokenizer.json."""
+    streams: dict[str, tuple[Shard, ...]]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(self._json()).hexdigest()[:32]
+
+    def total(self, field: str) -> int:
+        """Sum of a Shard field over all shards."""
+        return sum(getattr(shard, field) for shards in self.streams.values() for shard in shards)
+
+    def order_streams(self, weights: dict[str, float]) -> tuple[Stream, ...]:
+        """The streams as the order sees them, those with a weight only."""
+        found = []
+        for name, weight in sorted(weights.items()):
+            groups = tuple(size for shard in self.streams[name] for size in group_sizes(shard.rows))
+            found.append(Stream(name=name, group_rows=groups, weight=weight))
+        return tuple(found)
+
+    def save(self, folder: str) -> None:
+        storage.write_bytes(storage.join(folder, NAME), self._json())
+
+    def _json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
+
+
+def group_sizes(rows: int) -> list[int]:
+    """Rows of each row group of a shard."""
+    return [min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS)]
+
+
+def load(folder: str) -> Manifest:
+    """The manifest of a folder of shards.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
+    path = storage.join(folder, NAME)
+    if not storage.exists(path):
+        raise ArtifactError("no manifest.json here.", folder, "Build the shards with `scion shard`.")
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(path))
+        streams = {name: tuple(Shard(**shard) for shard in shards) for name, shards in content.pop("streams").items()}
+        return Manifest(streams=streams, **content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"cannot be read ({error}).", path, "Build the shards again.") from error

@@ -1,0 +1,1 @@
+"""Where text and pairs come from."""

@@ -1,0 +1,180 @@
+"""Documents at a path, glob, URI or `datasets` name, cut into units that workers read independently.
+
+A unit is a slice of one file: row groups of a Parquet file, a byte range of a JSONL or plain-text file. The cut depends
+on the files alone, never on the number of workers, and so everything built from a unit is the same for any of them.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline import storage
+from data_pipeline.errors import DataError
+
+PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
+UNIT_BYTES = 8 << 20
+"""Size on disk at which a file is cut; a row group of Parquet is never cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Row groups [start, stop) of a Parquet file or bytes [start, stop) of a line file; `number` is its place."""
+
+    number: int
+    path: str
+    start: int
+    stop: int
+
+
+def resolve(spec: str, cache: str, *, key: str) -> list[str]:
+    """The files that `spec` names.
+
+    A path, glob or URI is expanded. Anything else is the name of a dataset for the `datasets` library, as `NAME`,
+    `NAME:CONFIG` or `NAME:CONFIG:SPLIT`, whose rows are written once as Parquet below the local folder `cache`.
+
+    Raises:
+        DataError: no such file and no such dataset, or a kind of file that is not read.
+    """
+    suffix = os.path.splitext(spec)[1].lower()
+    looks_like_path = suffix in PARQUET + JSONL + TEXT or any(mark in spec for mark in "*?[") or "://" in spec
+    found = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
+    if found:
+        odd = [path for path in found if os.path.splitext(path)[1].lower() not in PARQUET + JSONL + TEXT]
+        if odd:
+            raise DataError("not a Parquet, JSONL or text file.", f"{key}={odd[0]}", "Use .parquet, .jsonl or .txt.")
+        return found
+    if looks_like_path:
+        raise DataError("no such file.", f"{key}={spec}", f"Check the path or glob (looked from {os.getcwd()}).")
+    return [_from_datasets(spec, cache, key)]
+
+
+def fingerprint(spec: str, *, key: str) -> str:
+    """Identifies the content behind `spec`: the files' content, or the name when it is a dataset's."""
+    suffix = os.path.splitext(spec)[1].lower()
+    if suffix in PARQUET + JSONL + TEXT or any(mark in spec for mark in "*?[") or "://" in spec:
+        return " ".join(storage.fingerprint(path)[:16] for path in resolve(spec, "", key=key))
+    return storage.folder_fingerprint(spec)[:16] if os.path.isdir(spec) else f"datasets:{spec}"
+
+
+def units(paths: list[str]) -> list[Unit]:
+    """Cuts files into units of about `UNIT_BYTES`."""
+    cuts: list[tuple[str, int, int]] = []
+    for path in paths:
+        cuts.extend((path, start, stop) for start, stop in _cut(path))
+    return [Unit(number=i, path=path, start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
+
+
+def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key: str) -> pa.Table:
+    """The rows of a unit with `columns`, and those of `optional` that the file has.
+
+    Raises:
+        DataError: a column is missing, a line is not JSON, or the bytes are not UTF-8; names file and line.
+    """
+    suffix = os.path.splitext(unit.path)[1].lower()
+    if suffix in PARQUET:
+        table = _read_parquet(unit, columns, optional, key)
+    elif suffix in JSONL:
+        table = pa.Table.from_pylist([_parse(unit, at, line, key) for at, line in _lines(unit)])
+    else:
+        table = pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
+    missing = [name for name in columns if name not in table.column_names]
+    if missing and (len(table) or suffix in PARQUET + TEXT):
+        raise DataError(
+            f"column {', '.join(missing)} is missing; the file has {', '.join(table.column_names) or 'none'}.",
+            f"{key}={unit.path}",
+            f"{key} needs the columns {', '.join(columns)}.",
+        )
+    return table.select([name for name in columns + optional if name in table.column_names])
+
+
+def row_id(unit: Unit, row: int) -> str:
+    """The id of a row that names none: its place in the files, so that it is stable between runs."""
+    return f"{os.path.basename(unit.path)}:{unit.start}:{row}"
+
+
+def _cut(path: str) -> Iterator[tuple[int, int]]:
+    fs, inner = storage.filesystem(path)
+    if os.path.splitext(path)[1].lower() not in PARQUET:
+        size = int(fs.size(inner))
+        yield from ((start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES))
+        return
+    try:
+        with fs.open(inner) as file:
+            meta = pq.ParquetFile(file).metadata
+    except pa.ArrowInvalid as error:
+        raise DataError(f"not a readable Parquet file ({error}).", path, "Write it again.") from error
+    start, filled = 0, 0
+    for group in range(meta.num_row_groups):
+        filled += meta.row_group(group).total_byte_size
+        if filled >= UNIT_BYTES or group == meta.num_row_groups - 1:
+            yield start, group + 1
+            start, filled = group + 1, 0
+
+
+def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
+    fs, inner = storage.filesystem(unit.path)
+    with fs.open(inner) as file:
+        parquet = pq.ParquetFile(file)
+        present = [name for name in columns + optional if name in parquet.schema_arrow.names]
+        if not all(name in present for name in columns):
+            return parquet.schema_arrow.empty_table()
+        return parquet.read_row_groups(range(unit.start, unit.stop), columns=present)
+
+
+def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in the unit, with the byte at which each begins; blank lines are passed over."""
+    fs, inner = storage.filesystem(unit.path)
+    with fs.open(inner) as raw:
+        file = io.BufferedReader(raw) if isinstance(raw, io.RawIOBase) else raw
+        # A line belongs to the unit in which it begins: start one byte early and drop what is left of that line.
+        file.seek(max(0, unit.start - 1))
+        at = max(0, unit.start - 1) + (len(file.readline()) if unit.start else 0)
+        while at < unit.stop:
+            line = file.readline()
+            if not line:
+                return
+            if line.strip():
+                yield at, line.rstrip(b"\r\n")
+            at += len(line)
+
+
+def _parse(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"the line at byte {at} is not JSON ({error}).", f"{key}={unit.path}", "Mend the line.") from error
+    if not isinstance(row, dict):
+        raise DataError(f"the line at byte {at} is not a JSON object.", f"{key}={unit.path}", "Mend the line.")
+    return row
+
+
+def _decode(unit: Unit, at: int, line: bytes, key: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the line at byte {at} is not UTF-8.", f"{key}={unit.path}", "Convert the file.") from error
+
+
+def _from_datasets(spec: str, cache: str, key: str) -> str:
+    import datasets  # takes a second to import, and most runs read files
+
+    name, config, split = [*spec.split(":"), None, None][:3]
+    try:
+        table = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the library raises a dozen kinds, from a missing folder to a refused connection
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"neither a file nor a dataset that `datasets` can load ({reason}).",
+            f"{key}={spec}",
+            "Give a .parquet, .jsonl or .txt path or glob, or NAME[:CONFIG[:SPLIT]] of a dataset.",
+        ) from error
+    path = os.path.join(cache, f"{key}.parquet")
+    os.makedirs(cache, exist_ok=True)
+    table.to_parquet(path)
+    return path

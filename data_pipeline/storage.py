@@ -1,0 +1,137 @@
+"""Files and folders at any URI that fsspec knows (a local path, s3://, gs://, memory://).
+
+A write is atomic: on a local disk by rename, on an object store because one PUT is.
+"""
+
+import glob
+import hashlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of `uri` and the path inside it."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return fs, path
+
+
+def is_local(uri: str) -> bool:
+    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, so that a worker with another working directory finds it; other URIs unchanged."""
+    return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri
+
+
+def join(uri: str, *parts: str) -> str:
+    return posixpath.join(uri, *parts)
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def files(uri: str) -> list[str]:
+    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder."""
+    fs, path = filesystem(uri)
+    if not fs.isdir(path):
+        return []
+    root = path.rstrip("/") + "/"
+    return sorted(found[len(root) :] for found in fs.find(path))
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a path or glob names, sorted; a folder names every file directly in it."""
+    if is_local(pattern):
+        local = filesystem(pattern)[1]
+        found = glob.glob(os.path.join(local, "*") if os.path.isdir(local) else local, recursive=True)
+        return sorted(os.path.abspath(path) for path in found if os.path.isfile(path))
+    fs, path = filesystem(pattern)
+    names = fs.ls(path, detail=False) if fs.isdir(path) else fs.glob(path)
+    return sorted(fs.unstrip_protocol(name) for name in names if fs.isfile(name))
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes the whole file or nothing."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.pipe_file(path, content)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    draft = f"{path}.{os.getpid()}.draft"
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def remove(uri: str) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def fingerprint(uri: str) -> str:
+    """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        return str(fs.checksum(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_fingerprint(uri: str) -> str:
+    """Changes when a file below the folder changes, comes or goes."""
+    digest = hashlib.sha256()
+    for name in files(uri):
+        digest.update(f"{name}\0{fingerprint(join(uri, name))}\0".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A local folder with the content of the folder `uri`; the folder itself when it is local."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="scion-") as folder:
+        fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        yield folder
+
+
+@contextmanager
+def local_output(uri: str) -> Iterator[str]:
+    """A local folder whose files are at `uri` when the block ends without an error."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        os.makedirs(path, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="scion-") as folder:
+        yield folder
+        fs.put(folder + "/", path.rstrip("/") + "/", recursive=True)

@@ -1,0 +1,1 @@
+"""One file a job: YAML in, artefact out. No algorithm, no tensor."""

@@ -1,0 +1,131 @@
+"""`scion JOB CONFIG [key=value ...]`. Exit code 0 done, 2 a mistake of the user, 1 a failure."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+
+JOBS = {
+    "pipeline": "the whole chain, one stage after the other",
+    "shard": "text and pairs to a tokenizer and packed shards",
+    "transfer": "the source model with the new vocabulary",
+    "pretrain": "masked-LM continued pretraining",
+    "embed": "contrastive training to an embedder",
+    "merge": "the average of embedders",
+    "evaluate": "retrieval on held-out pairs",
+    "serve": "an OpenAI-compatible endpoint, until Ctrl-C",
+    "report": "report.html and summary.json from finished stages",
+}
+_BEFORE_RAY = {
+    "TOKENIZERS_PARALLELISM": "true",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray's own notes about its internals go to its log, and a SIGTERM is ours to handle, without a native stack trace.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).parent.parent / "cluster" / "ray_data_logging.yaml"),
+}
+"""Read by Ray at import, so they are set before anything imports it; values that the user has set stay."""
+HELP = """usage: scion JOB CONFIG [key=value ...]
+
+{jobs}
+  methods    list the initialisation methods
+
+CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set on the command line:
+  scion pipeline ray_jobs/conf/demo.yaml method=focus output=/tmp/run pretrain.train.steps=100
+With RAY_ADDRESS set the job runs on that cluster, else on a Ray of its own that ends with it."""
+
+
+class _Interrupted(BaseException):
+    """SIGTERM (`ray job stop`): unwinds like Ctrl-C, so that what is half-written is cleared."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code; a mistake of the user never shows a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(jobs="\n".join(f"  {name:<10} {what}" for name, what in JOBS.items())))
+        return 0 if arguments else 2
+    from data_pipeline.errors import ScionError  # the help text should not wait for imports
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _dispatch(arguments)
+        return 0
+    except ScionError as error:
+        errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
+        return error.exit_code
+    except (KeyboardInterrupt, _Interrupted):
+        errors.print("interrupted; the same command goes on from where it was")
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> None:
+    from data_pipeline.errors import ConfigError
+
+    job, *rest = arguments
+    console = Console(highlight=False, soft_wrap=True)
+    if job == "methods":
+        _print_methods(console)
+        return
+    if job not in JOBS:
+        import difflib
+
+        near = difflib.get_close_matches(job, JOBS, n=1)
+        raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
+    if not rest:
+        raise ConfigError("the configuration file is missing.", f"scion {job}", "Name one: ray_jobs/conf/demo.yaml.")
+    _run(job, rest[0], rest[1:], console)
+
+
+def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
+    warnings.filterwarnings("ignore")
+    for name, value in _BEFORE_RAY.items():
+        os.environ.setdefault(name, value)
+    from cluster.session import ray_session
+    from ray_jobs import config as configs
+    from ray_jobs import pipeline
+
+    config = configs.absolute(configs.load(path, overrides))
+    main_of = _job(job)
+    if job == "report" or (job == "pipeline" and pipeline.finished(config)):
+        main_of(config, console)
+        return
+    with ray_session(workers=config.workers, worker_cpus=config.worker_cpus, address=os.environ.get("RAY_ADDRESS")):
+        main_of(config, console)
+
+
+def _job(name: str) -> Callable[..., None]:
+    from ray_jobs import embed, evaluate, merge, pipeline, pretrain, serve, shard, transfer
+    from ray_jobs.report import job as report
+
+    modules: dict[str, ModuleType] = {
+        "pipeline": pipeline, "shard": shard, "transfer": transfer, "pretrain": pretrain, "embed": embed,
+        "merge": merge, "evaluate": evaluate, "serve": serve, "report": report,
+    }  # fmt: skip
+    found: Callable[..., None] = modules[name].main
+    return found
+
+
+def _print_methods(console: Console) -> None:
+    from trainer.transfer.methods import METHODS
+
+    for name, entry in METHODS.items():
+        console.print(f"{name:<10} {entry.paper}")
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Interrupted
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

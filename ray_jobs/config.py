@@ -1,0 +1,203 @@
+"""From YAML and the command line to dataclasses. The only file that knows OmegaConf."""
+
+import glob
+import importlib.metadata
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cluster.serve.config import ServeConfig
+from data_pipeline import storage
+from data_pipeline.errors import ConfigError, ScionError
+from data_pipeline.tokenizers.train import TokenizerConfig
+from trainer.engine.config import TrainConfig
+from trainer.transfer.methods import METHODS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardConfig:
+    """Text to packed shards."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    length: int = 128
+    """Tokens in a packed row."""
+    lang: str = "und"
+    """Language of documents that name none."""
+    heldout: float = 0.05
+    """Share of the documents that is held out when test_text= names none."""
+    actors: int = field(default=2, metadata={"identity": False})
+    """Tokenizing actors; the shards are the same for any number."""
+
+    def __post_init__(self) -> None:
+        if self.length < 8 or self.actors < 1:
+            raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
+
+
+MethodSettings: Any = make_dataclass(
+    "MethodSettings",
+    [(name, entry.config, field(default_factory=entry.config)) for name, entry in METHODS.items()],
+    frozen=True,
+    kw_only=True,
+)
+"""A section for each method of the table, so that one YAML can hold the settings of several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """Old embeddings to new ones."""
+
+    copy_shared: bool = True
+    """Whether a token that both vocabularies have keeps its old row."""
+    methods: MethodSettings = field(default_factory=MethodSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Masked-LM continued pretraining."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probability: float = 0.15
+    """Share of the tokens that is masked."""
+    alpha: float = 1.0
+    """Languages are drawn in proportion to tokens ** alpha."""
+    heldout_rows: int = 96
+    """Held-out rows scored for bits per byte, before and after."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability < 1.0 or self.heldout_rows < 1:
+            raise ConfigError("pretrain needs a probability between 0 and 1 and heldout_rows of at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """Contrastive training of the embedder."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=30, batch_size=48, learning_rate=2e-4))
+    temperature: float = 0.05
+    symmetric: bool = True
+    """Whether positives also have to find their anchors."""
+    pooling: str = "mean"
+    max_length: int = 128
+    actors: int = field(default=2, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.max_length < 4:
+            raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeConfig:
+    """Embedders to one."""
+
+    models: tuple[str, ...] = ()
+    """Folders of embedders; the embedder before and after contrastive training when empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScionConfig:
+    """The whole chain: shared keys at the top, a section a job."""
+
+    text: str = MISSING
+    """Documents in the new language: a path, glob, URI or `datasets` name with column text, optional lang and id."""
+    test_text: str | None = None
+    """Held-out documents of the same form; a share of text= when not given."""
+    pairs: str = MISSING
+    """Aligned pairs with columns anchor and positive, optional negatives and id."""
+    test_pairs: str = MISSING
+    source_model: str = MISSING
+    """A model folder or hub name."""
+    method: str = "aligned"
+    output: str = MISSING
+    seed: int = 0
+    workers: int = 2
+    """Training workers of Ray Train."""
+    worker_cpus: float = field(default=1.0, metadata={"identity": False})
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"{self.method} is not a method.", "method", f"Choose one of: {', '.join(METHODS)}.")
+        if self.workers < 1 or self.worker_cpus <= 0:
+            raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
+
+    def at(self, stage: str) -> str:
+        """The folder of a stage's artefact."""
+        return storage.join(self.output, stage)
+
+
+_REQUIRED = ("text", "pairs", "test_pairs", "source_model", "output")
+
+
+def load(path: str, overrides: list[str]) -> ScionConfig:
+    """Reads a YAML file and applies `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, a key that does not exist (names the nearest), a missing or bad value.
+    """
+    if not Path(path).is_file():
+        raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
+    wrong = [item for item in overrides if "=" not in item]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
+    try:
+        given = OmegaConf.merge(OmegaConf.structured(ScionConfig), OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given.", path, f"Add `{missing[0]}:` or {missing[0]}=...")
+        config = OmegaConf.to_object(given)
+    except ScionError:
+        raise
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error), path) from error
+    except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
+        raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Mend the YAML.") from error
+    assert isinstance(config, ScionConfig)
+    return config
+
+
+def absolute(config: ScionConfig) -> ScionConfig:
+    """The same with absolute local paths: workers run in other directories."""
+    paths = {name: getattr(config, name) for name in ("text", "test_text", "pairs", "test_pairs", "source_model")}
+    found: dict[str, Any] = {
+        name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
+    }
+    return replace(config, output=storage.absolute(config.output), **found)
+
+
+def to_yaml(config: ScionConfig) -> str:
+    """The resolved configuration, as it is written beside every run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _on_disk(spec: str) -> bool:
+    """Whether a path or glob names something here; the name of a dataset or a hub model does not."""
+    return "://" not in spec and bool(glob.glob(spec, recursive=True))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+def _package(name: str, folder: str) -> str:
+    """`${package:NAME,FOLDER}`: a folder inside an installed distribution."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError("the package is not installed.", f"package:{name}", f"pip install {name}") from error
+    inside = [file for file in files if f"/{folder}/" in f"/{file}"]
+    if not inside:
+        raise ConfigError(f"the package has no folder {folder}.", f"package:{name}", "Check the folder's name.")
+    path = str(inside[0].locate())
+    return path[: path.rindex(f"/{folder}/") + len(folder) + 1]
+
+
+OmegaConf.register_resolver("package", _package, replace=True)

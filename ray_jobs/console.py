@@ -1,0 +1,96 @@
+"""What a user sees while jobs run: bars on a terminal, one line a stage elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Tells how far a stage is: `reporter("tokenize", done, total)`."""
+
+    _update: Callable[[str, int, int], None]
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._update(what, done, total)
+
+    def part(self, what: str) -> Callable[[int, int], None]:
+        """The same for one part of the stage."""
+        return lambda done, total: self(what, done, total)
+
+
+@contextmanager
+def stage(console: Console, name: str) -> Iterator[Reporter]:
+    """A bar for the stage on a terminal, nothing elsewhere; the closing line is the caller's."""
+    if not console.is_terminal:
+        yield Reporter(lambda what, done, total: None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(name, total=None)
+        yield Reporter(lambda what, done, total: bars.update(task, description=f"{name}: {what}", completed=done, total=total))
+
+
+def done(console: Console, name: str, seconds: float, said: str) -> None:
+    """The line that closes a stage."""
+    console.print(f"[bold]{name:<22}[/bold] {seconds:7.1f} s  {said}", highlight=False)
+
+
+def kept(console: Console, name: str) -> None:
+    console.print(f"[bold]{name:<22}[/bold]    kept     finished earlier with the same settings", highlight=False)
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Holds the newest progress of a training run; rank 0 writes, the driver reads."""
+
+    def __init__(self) -> None:
+        self._latest = (0, 0, "")
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self._latest = (done, total, text)
+
+    def latest(self) -> tuple[int, int, str]:
+        return self._latest
+
+
+@contextmanager
+def watched(reporter: Reporter, what: str) -> Iterator[Any]:
+    """An actor for the workers to report to; while the block runs, a thread passes on what it holds."""
+    board = _Board.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            number, total, text = ray.get(board.latest.remote())
+            if total:
+                reporter(f"{what}, {text}", number, total)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        ray.kill(board)
+
+
+def clock() -> Callable[[], float]:
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start

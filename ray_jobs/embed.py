@@ -1,0 +1,90 @@
+"""`scion embed`: contrastive training of the pretrained model on aligned pairs, to a sentence-transformers folder."""
+
+import torch
+from rich.console import Console
+
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Draft, Plan
+from data_pipeline.feed.planned import PlannedRows
+from data_pipeline.order.plan import OrderPlan
+from data_pipeline.pairs import rows as pairs
+from data_pipeline.pairs import shards
+from data_pipeline.sources import documents
+from ray_jobs import pretrain
+from ray_jobs.config import ScionConfig
+from ray_jobs.console import Reporter, watched
+from ray_jobs.stage import Stage, Start, need, transferred
+from trainer.embedder import EmbedderSpec
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.tasks import ContrastiveTask
+
+KIND = "embedder"
+
+
+def plan(config: ScionConfig, start: Start) -> Plan:
+    settings = {"embed": artifact.identity(config.embed), "seed": config.seed, "workers": config.workers}
+    inputs = {
+        "model": pretrain.plan(config, start).id,
+        "pairs": documents.fingerprint(config.pairs, key="pairs"),
+        "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
+    }
+    return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs)
+
+
+def stage(config: ScionConfig, start: Start) -> Stage:
+    return Stage(
+        name=f"embed {start.name}",
+        plan=plan(config, start),
+        fill=lambda draft, report: fill(config, start, draft, report),
+        resumable=True,
+    )
+
+
+def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
+    """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
+    model, settings, cache = (
+        need(pretrain.plan(config, start), "pretrain"),
+        config.embed,
+        storage.join(draft.uri, "source"),
+    )
+    training = pairs.load(config.pairs, cache, key="pairs")
+    pairs.check_disjoint(training, pairs.load(config.test_pairs, cache, key="test_pairs"))
+    folder = storage.join(draft.uri, "pairs")
+    manifest = shards.build(
+        training,
+        model,
+        folder,
+        max_length=settings.max_length,
+        actors=settings.actors,
+        progress=report.part("tokenize pairs"),
+    )
+    order = OrderPlan(streams=manifest.order_streams({shards.STREAM: 1.0}), batch=settings.train.batch_size, seed=config.seed)
+    planned = PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.train.micro(config.workers))
+    task = ContrastiveTask(
+        model_uri=model,
+        spec=EmbedderSpec(pooling=settings.pooling, max_length=settings.max_length),
+        temperature=settings.temperature,
+        symmetric=settings.symmetric,
+    )
+    with watched(report, "contrastive") as board:
+        run = TrainRun(
+            task=task, config=settings.train, rows=planned, heldout=None, export_uri=draft.uri,
+            identity=plan(config, start).id, threads=max(1, int(config.worker_cpus)), progress=board,
+        )  # fmt: skip
+        result = fit(
+            run,
+            workers=config.workers,
+            worker_cpus=config.worker_cpus,
+            gpu=torch.cuda.is_available(),
+            storage_uri=draft.uri,
+        )
+    for leftover in (cache, folder):
+        storage.remove(leftover)
+    history = result["history"]
+    draft.metrics = {"history": history}
+    return f"{len(history)} steps on {len(training):,} pairs, loss {history[0]['loss']:.3f} to {history[-1]['loss']:.3f}"
+
+
+def main(config: ScionConfig, console: Console) -> None:
+    stage(config, transferred(config)).run(console)

@@ -1,0 +1,70 @@
+"""`scion evaluate`: retrieval on the held-out pairs for every model of the chain and of its random control."""
+
+from functools import partial
+
+import ray
+from rich.console import Console
+
+from data_pipeline import storage
+from data_pipeline.artifact import Draft, Plan
+from data_pipeline.pairs import rows as pairs
+from data_pipeline.sources import documents
+from ray_jobs import embed, merge, pretrain, transfer
+from ray_jobs.config import ScionConfig
+from ray_jobs.console import Reporter
+from ray_jobs.inputs import model_fingerprint
+from ray_jobs.stage import Stage, control, need, transferred
+from trainer.embedder import Embedder
+from trainer.evaluation import retrieval
+
+KIND = "evaluation"
+
+
+def models(config: ScionConfig) -> dict[str, Plan | str]:
+    """What is compared, by its name in the report: a folder, or the plan of an artefact."""
+    random, own = control(config), transferred(config)
+    return {
+        "source_model": config.source_model,
+        "random_untrained": transfer.plan(config, random),
+        "random_pretrained": pretrain.plan(config, random),
+        "random_trained": embed.plan(config, random),
+        "transferred_untrained": transfer.plan(config, own),
+        "transferred_pretrained": pretrain.plan(config, own),
+        "transferred_trained": embed.plan(config, own),
+        "merged": merge.plan(config),
+    }
+
+
+def plan(config: ScionConfig) -> Plan:
+    inputs = {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
+    for name, model in models(config).items():
+        inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
+    return Plan(uri=config.at("evaluate"), kind=KIND, config={}, inputs=inputs)
+
+
+def stage(config: ScionConfig) -> Stage:
+    return Stage(name="evaluate", plan=plan(config), fill=partial(fill, config))
+
+
+def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
+    """Scores every model; the numbers are the artefact's metrics."""
+    testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
+    storage.remove(storage.join(draft.uri, "source"))
+    compared = models(config)
+    uris = {name: m if isinstance(m, str) else need(m, name.rsplit("_", 1)[0]) for name, m in compared.items()}
+    found = {}
+    for number, (name, uri) in enumerate(uris.items()):
+        report(name, number, len(uris))
+        found[name] = ray.get(_score.remote(uri, testing))
+    draft.metrics = {"retrieval": found, "pairs": len(testing)}
+    best = found["transferred_trained"]
+    return ", ".join(f"{way} accuracy@1 {best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+
+
+@ray.remote(num_cpus=1)
+def _score(uri: str, testing: pairs.Pairs) -> dict[str, dict[str, float]]:
+    return retrieval.evaluate(Embedder.load(uri), testing)
+
+
+def main(config: ScionConfig, console: Console) -> None:
+    stage(config).run(console)

@@ -1,0 +1,24 @@
+"""What identifies the inputs of a job that Scion did not make."""
+
+import os
+
+from data_pipeline import storage
+from data_pipeline.errors import ModelError
+
+_WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def model_fingerprint(spec: str, *, tokenizer_only: bool = False) -> str:
+    """Changes when a file of the model folder changes; a hub name stands for itself.
+
+    Raises:
+        ModelError: the path looks like a folder and is not there.
+    """
+    if "://" not in spec and not os.path.isdir(spec):
+        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+            raise ModelError("no such folder.", f"source_model={spec}", "Name a model folder or a hub name.")
+        return f"hub:{spec}"
+    names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]
+    if tokenizer_only:
+        names = [name for name in names if name.startswith(("tokenizer", "vocab", "special", "merges", "spiece"))]
+    return " ".join(f"{name}:{storage.fingerprint(storage.join(spec, name))[:16]}" for name in names)

@@ -1,0 +1,63 @@
+"""`scion merge`: the uniform average of embedders that share a vocabulary."""
+
+from functools import partial
+
+from rich.console import Console
+
+from data_pipeline import artifact
+from data_pipeline.artifact import Draft, Plan
+from data_pipeline.errors import ModelError
+from data_pipeline.shards.build import fingerprint
+from ray_jobs import embed, pretrain
+from ray_jobs.config import ScionConfig
+from ray_jobs.console import Reporter
+from ray_jobs.inputs import model_fingerprint
+from ray_jobs.stage import Stage, need, transferred
+from trainer.embedder import Embedder
+from trainer.merging.uniform import average
+
+KIND = "embedder"
+
+
+def parents(config: ScionConfig) -> list[Plan]:
+    """The embedder before and after its contrastive training, when the user names none."""
+    return [pretrain.plan(config, transferred(config)), embed.plan(config, transferred(config))]
+
+
+def plan(config: ScionConfig) -> Plan:
+    named = {f"model {i}": model_fingerprint(uri) for i, uri in enumerate(config.merge.models)}
+    inputs = named or {f"model {i}": parent.id for i, parent in enumerate(parents(config))}
+    return Plan(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge)}, inputs=inputs)
+
+
+def stage(config: ScionConfig) -> Stage:
+    return Stage(name="merge", plan=plan(config), fill=partial(fill, config))
+
+
+def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
+    """Writes the average as an embedder with the tokenizer and pooling of the last model.
+
+    Raises:
+        ModelError: fewer than two models, or models with other tokenizers or shapes.
+    """
+    uris = list(config.merge.models) or [need(parent, "embed") for parent in parents(config)]
+    if len(uris) < 2:
+        raise ModelError("one model cannot be merged.", "merge.models", "Name two or more folders.")
+    loaded = [Embedder.load(uri) for uri in uris]
+    for uri, other in zip(uris, loaded, strict=True):
+        if fingerprint(other.tokenizer) != fingerprint(loaded[-1].tokenizer):
+            raise ModelError(
+                f"its vocabulary is not that of {uris[-1]}.",
+                uri,
+                "Merge models with one tokenizer: rows must mean the same.",
+            )
+    report("average", 0, 1)
+    merged = loaded[-1]
+    merged.model.load_state_dict(average([embedder.model.state_dict() for embedder in loaded], uris))
+    merged.save(draft.uri)
+    draft.metrics = {"models": len(uris)}
+    return f"{len(uris)} embedders"
+
+
+def main(config: ScionConfig, console: Console) -> None:
+    stage(config).run(console)

@@ -1,0 +1,1 @@
+"""The page and the summary over finished stages. Computes no metric."""

@@ -1,0 +1,151 @@
+"""What each figure says: its title with the numbers of the run, how to read it, and its text for who cannot see it."""
+
+from dataclasses import dataclass
+
+from ray_jobs.report import plots
+from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts
+
+ORIGINS = {
+    "special_role": "the old token with the same role (padding, mask, ...)",
+    "exact_copy": "the row of the same token in the old vocabulary",
+    "neighbours": "a mixture of old tokens that are near in a space of static vectors",
+    "composition": "a mixture of the old pieces that the token's text splits into",
+    "aligned": "a mixture of the old tokens that it is aligned with in parallel text",
+    "random": "drawn from the mean and spread of the old rows",
+    "mean": "the mean of all old rows",
+    "zero": "no token: fills the matrix up",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A figure of the page."""
+
+    name: str
+    title: str
+    image: str
+    """A data URI."""
+    alt: str
+    reading: str
+    terms: tuple[tuple[str, str], ...] = ()
+    """Words in the figure that need an explanation."""
+
+
+def figures(summary: Summary) -> list[Figure]:
+    """Every figure in the order of the page: first what was reached, then what it was made of and what it took."""
+    return [
+        _retrieval(summary),
+        _bits_per_byte(summary),
+        _loss(summary, "pretrain", "Masked-LM", "loss (nats per masked token)"),
+        _loss(summary, "embed", "Contrastive", "loss (nats per query)"),
+        _fertility(summary),
+        _provenance(summary),
+        _seconds(summary),
+    ]
+
+
+def _retrieval(summary: Summary) -> Figure:
+    scores = summary["retrieval"]
+
+    def both(model: str) -> str:
+        return " / ".join(f"{scores[model][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+
+    last = f"{distinct_starts(summary)[-1]}_trained"
+    values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in distinct_models(summary))
+    return Figure(
+        name="retrieval",
+        title=f"Accuracy@1 both ways: {both('source_model')} with the source model, {both(last)} {plots.model_label(last)}",
+        image=plots.retrieval(summary),
+        alt=f"Bar chart of accuracy@1, {plots.FORWARD} / {plots.BACKWARD}: {values}.",
+        reading="The longer the bar, the more texts find their other side at rank 1; compare bars of the same shade"
+        + ("." if _alone(summary) else ", and judge the transfer by transferred against random after the same training."),
+    )
+
+
+def _bits_per_byte(summary: Summary) -> Figure:
+    parts = []
+    for start in distinct_starts(summary):
+        (_, before), (_, after) = before_and_after(summary, start)
+        parts.append(f"{before:.3f} to {after:.3f} ({start})")
+    return Figure(
+        name="bits-per-byte",
+        title=f"Held-out bits per byte: {', '.join(parts)}",
+        image=plots.bits_per_byte(summary),
+        alt=f"Bits per byte of held-out text before and after masked-LM training: {'; '.join(parts)}.",
+        reading="The hollow mark is the model before masked-LM training, the full mark after it; further left is better"
+        + ("." if _alone(summary) else ", and the two full marks are what to compare."),
+    )
+
+
+def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
+    losses = {start: summary["loss"][job][start] for start in distinct_starts(summary)}
+    steps = max(map(len, losses.values()))
+    curves = {start: plots.thinned(values)[1] for start, values in losses.items()}
+    parts = ", ".join(f"{values[0]:.2f} to {values[-1]:.2f} ({start})" for start, values in curves.items())
+    mean = -(-steps // plots.MOST_POINTS)
+    each = f"Each point is the mean of {mean} steps" if mean > 1 else "Each point is the loss of one optimizer step"
+    return Figure(
+        name=f"loss-{job}",
+        title=f"{objective} loss in {steps:,} {'step' if steps == 1 else 'steps'}: {parts}",
+        image=plots.loss(summary, job, unit),
+        alt=f"Line chart of the {objective} training loss by optimizer step: {parts}.",
+        reading=f"{each} on training data, so it wavers with the batch"
+        + ("." if _alone(summary) else "; at equal steps the lower curve is the better one."),
+    )
+
+
+def _fertility(summary: Summary) -> Figure:
+    old, new = summary["fertility"]["source"], summary["fertility"]["target"]
+    return Figure(
+        name="fertility",
+        title=f"A word takes {new['pieces_per_word']:.2f} pieces of the new tokenizer and "
+        f"{old['pieces_per_word']:.2f} of the old one",
+        image=plots.fertility(summary),
+        alt="; ".join(
+            f"{name} tokenizer: {values['pieces_per_word']:.2f} pieces per word, "
+            f"{values['pieces_per_character']:.2f} per character, {values['unknown']:.2%} unknown"
+            for name, values in (("Old", old), ("new", new))
+        )
+        + ".",
+        reading="Fewer pieces mean shorter inputs for the same held-out text, but only while few are unknown: "
+        "a text of nothing but unknown words takes one piece a word.",
+    )
+
+
+def _provenance(summary: Summary) -> Figure:
+    codes, last = plots.provenance_codes(summary), distinct_starts(summary)[-1]
+    counts = summary["provenance"][last]
+    total, (most, count) = sum(counts.values()), max(counts.items(), key=lambda item: (item[1], item[0]))
+    listed = "; ".join(
+        f"{plots.start_label(start)}: "
+        + ", ".join(f"{n:,} {code.replace('_', ' ')}" for code, n in sorted(summary["provenance"][start].items()))
+        for start in distinct_starts(summary)
+    )
+    return Figure(
+        name="provenance",
+        title=f"{count / total:.0%} of the {total:,} rows of the {last} start are “{most.replace('_', ' ')}”",
+        image=plots.provenance(summary),
+        alt=f"Bar charts of where the rows of the new embeddings come from. {listed}.",
+        reading="Every row of the new embedding matrix is counted once, under what its first values were made of.",
+        terms=tuple((code.replace("_", " "), ORIGINS.get(code, "")) for code in codes),
+    )
+
+
+def _seconds(summary: Summary) -> Figure:
+    values = summary["seconds"]
+    longest = max(values, key=lambda stage: (values[stage], stage))
+    listed = ", ".join(f"{plots.stage_label(stage)} {plots.duration(values[stage])}" for stage in sorted(values))
+    return Figure(
+        name="seconds",
+        title=f"The stages took {plots.duration(sum(values.values()))} in all, the longest "
+        f"{plots.duration(values[longest])} ({plots.stage_label(longest)})",
+        image=plots.seconds(summary),
+        alt=f"Bar chart of the time of each stage: {listed}.",
+        reading="Wall-clock time on the machine of this run; a stage that was interrupted counts only its last try. "
+        + ("" if _alone(summary) else "Blue is the transferred chain, orange the random control, grey the rest."),
+    )
+
+
+def _alone(summary: Summary) -> bool:
+    """Whether there is only one start, so that nothing can be compared with it."""
+    return len(distinct_starts(summary)) == 1

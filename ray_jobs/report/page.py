@@ -1,0 +1,107 @@
+"""The report as one HTML file that asks for nothing from outside: styles and images are inside."""
+
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from data_pipeline import storage
+from ray_jobs.report import plots
+from ray_jobs.report.figures import figures
+from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts
+
+_COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
+
+
+def render(summary: Summary, config_yaml: str) -> str:
+    """The page. Equal arguments give equal bytes.
+
+    Args:
+        summary: what `summary.summarize` made, also when it was read back from `summary.json`.
+        config_yaml: the resolved configuration as it stands in `config.yaml`.
+    """
+    # StrictUndefined: a name that the template misspells should fail here, not leave a hole in the page.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.files(__package__).joinpath("template.html.j2").read_text("utf-8"))
+    return template.render(
+        summary=summary,
+        config=summary["config"],
+        config_yaml=config_yaml,
+        command=f"scion pipeline {shlex.quote(storage.join(summary['config']['output'], 'config.yaml'))}",
+        headlines=headlines(summary),
+        figures=figures(summary),
+        rows=retrieval_rows(summary),
+        facts=facts(summary),
+        best=plots.model_label(f"{distinct_starts(summary)[-1]}_trained"),
+        same_start=distinct_starts(summary) == ("random",),
+        forward=plots.FORWARD,
+        backward=plots.BACKWARD,
+        vocabulary=sum(summary["provenance"]["transferred"].values()),
+        # the half width of a 95 % interval of a share of one half, the widest there is
+        margin=1.96 * (0.25 / summary["pairs"]) ** 0.5,
+    )
+
+
+def headlines(summary: Summary) -> list[dict[str, Any]]:
+    """The numbers at the top, each with what it is to be compared with."""
+    scores, best = summary["retrieval"], f"{distinct_starts(summary)[-1]}_trained"
+    found = []
+    for way, label in (("forward", plots.FORWARD), ("backward", plots.BACKWARD)):
+        rivals = [("source model", "source_model"), ("random control", "random_trained")]
+        against = [f"{name} {scores[model][way]['accuracy_at_1']:.3f}" for name, model in rivals if model != best]
+        value = f"{scores[best][way]['accuracy_at_1']:.3f}"
+        found.append({"label": "accuracy@1", "of": label, "value": value, "against": against})
+    ends = {start: before_and_after(summary, start)[1] for start in distinct_starts(summary)}
+    step, own = ends.pop(distinct_starts(summary)[-1])
+    against = [f"random control {other:.3f}" for _, other in ends.values()] or ["less is better"]
+    found.append({"label": "bits per byte", "of": f"held-out text, step {step:,}", "value": f"{own:.3f}", "against": against})
+    old, new = (summary["fertility"][name]["pieces_per_word"] for name in ("source", "target"))
+    found.append(
+        {
+            "label": "pieces per word",
+            "of": "new tokenizer",
+            "value": f"{new:.2f}",
+            "against": [f"old tokenizer {old:.2f}"],
+        }
+    )
+    return found
+
+
+def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
+    """The table of retrieval; a cell is (text, whether it is the best of its column)."""
+    models = distinct_models(summary)
+    table = {model: [summary["retrieval"][model][way][metric] for way, metric in _COLUMNS] for model in models}
+    best = [max(column) for column in zip(*table.values(), strict=True)]
+    return [
+        {
+            "model": plots.model_label(model),
+            "cells": [(f"{value:.3f}", value == top) for value, top in zip(values, best, strict=True)],
+        }
+        for model, values in table.items()
+    ]
+
+
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """What the run worked on, as a table of names and values."""
+    data, serve = summary["data"], summary["serve"]
+    return [
+        ("Documents", _fates(data["documents"])),
+        ("Packed rows", f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
+                        f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)"),
+        ("Held-out rows", f"{data['rows']['heldout']:,}"),
+        ("Held-out pairs", f"{summary['pairs']:,}"),
+        ("Parameters", f"{summary['parameters']:,} after the transfer, masked-LM head included"),
+        ("Merged model", f"the average of {summary['merged_models']} embedders"),
+        ("Served", f"{serve['requests']:,} requests answered; largest difference of a number from "
+                   f"Embedder.encode: {serve['max_abs_diff']:.1e}"),
+        ("Data set id", str(data["dataset"])),
+    ]  # fmt: skip
+
+
+def _fates(documents: Mapping[str, int]) -> str:
+    dropped = {"empty": "empty", "duplicate": "duplicate", "in_heldout": "also in the held-out text"}
+    parts = [f"{documents[name]:,} {text}" for name, text in dropped.items() if documents.get(name)]
+    kept = f"{documents['train']:,} for training, {documents['heldout']:,} held out"
+    return f"{kept}; dropped: {', '.join(parts)}" if parts else kept

@@ -1,0 +1,269 @@
+"""The figures of the report, each drawn from the summary to an SVG in a data URI.
+
+Text is drawn as paths, so that a figure looks the same with any fonts; no figure needs its colours to be understood,
+and the colours (Okabe and Ito 2008) can be told apart by colour-blind readers.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from ray_jobs.report.summary import STAGES, Summary, before_and_after, distinct_models, distinct_starts
+
+FORWARD, BACKWARD = "anchor → positive", "positive → anchor"
+_INK, _MUTED, _RULE = "#1f2933", "#52606d", "#c5ccd3"
+_COLOURS = {
+    "random": "#d55e00",
+    "transferred": "#0072b2",
+    "merged": "#00805f",
+    "source": "#6b7280",
+    "shared": "#4b5563",
+}
+_WIDTH = 9.6
+_ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 2, "frameon": False}
+"""Where a key stands: over the plot, where it covers nothing."""
+MOST_POINTS = 300
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "text.parse_math": False,
+    "axes.labelcolor": _MUTED, "axes.edgecolor": _RULE, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.axisbelow": True, "grid.color": "#e7eaee",
+    "xtick.color": _MUTED, "ytick.color": _MUTED,
+    "svg.fonttype": "path", "svg.hashsalt": "scion",
+}  # fmt: skip
+"""No mathematics in text: a `$` in a name is a dollar. The salt makes the ids in the file the same every time."""
+
+
+def retrieval(summary: Summary) -> str:
+    """Accuracy@1 of every model: two bars each, one for each direction."""
+    models = distinct_models(summary)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(0.56 * len(models) + 1.0)
+        axes = figure.add_subplot()
+        for place, model in enumerate(models):
+            colour = _COLOURS[model.split("_")[0]]
+            for shift, way, fill in ((-0.19, "forward", colour), (0.19, "backward", _tint(colour))):
+                value = summary["retrieval"][model][way]["accuracy_at_1"]
+                bar = axes.barh(place + shift, value, 0.34, color=fill, edgecolor=colour, linewidth=0.8)
+                axes.bar_label(bar, [f"{value:.3f}"], padding=4)
+        _rows(axes, [model_label(model) for model in models])
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axes.set_xlabel("accuracy@1 (share of queries, 1 is best)")
+        key = [Patch(facecolor=fill, edgecolor="#4b5563") for fill in ("#4b5563", _tint("#4b5563"))]
+        axes.legend(key, [FORWARD, BACKWARD], **_ABOVE)
+        return _uri(figure)
+
+
+def bits_per_byte(summary: Summary) -> str:
+    """A line a start, from the hollow mark before training to the full one after it."""
+    starts = distinct_starts(summary)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(0.5 * len(starts) + 1.15)
+        axes = figure.add_subplot()
+        for place, start in enumerate(starts):
+            colour, ((_, before), (_, after)) = _COLOURS[start], before_and_after(summary, start)
+            axes.plot([before, after], [place, place], color=colour, linewidth=2.5, zorder=1)
+            axes.scatter([before], [place], s=70, facecolor="white", edgecolor=colour, linewidth=2, zorder=2)
+            axes.scatter([after], [place], s=70, color=colour, zorder=3)
+            for value, left in ((before, before < after), (after, before >= after)):
+                axes.annotate(
+                    f"{value:.3f}", (value, place), (-9 if left else 9, 0), textcoords="offset points",
+                    ha="right" if left else "left", va="center",
+                )  # fmt: skip
+        _rows(axes, [start_label(start) for start in starts])
+        axes.margins(x=0.12)
+        steps = [step for step, _ in before_and_after(summary, starts[0])]
+        key = [Line2D([], [], marker="o", ls="", ms=8, mew=2, mec=_MUTED, mfc=fill) for fill in ("white", _MUTED)]
+        axes.legend(key, [f"step {step:,}" for step in steps], **_ABOVE)
+        axes.set_xlabel("bits per byte of held-out text (less is better)")
+        return _uri(figure)
+
+
+def loss(summary: Summary, job: str, unit: str) -> str:
+    """The training loss of every start, each curve named at its end."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.7)
+        axes = figure.add_subplot()
+        ends = {}
+        for start in distinct_starts(summary):
+            steps, values = thinned(summary["loss"][job][start])
+            axes.plot(steps, values, color=_COLOURS[start], linewidth=2, solid_capstyle="round")
+            axes.plot(steps[-1:], values[-1:], "o", color=_COLOURS[start], markersize=6, clip_on=False)
+            ends[start] = (steps[-1], values[-1])
+        axes.margins(y=0.08)
+        axes.set_xlim(0, 1.01 * max(1, *(step for step, _ in ends.values())))
+        low, high = axes.get_ylim()
+        places = spread([value for _, value in ends.values()], gap=(high - low) * 0.075)
+        for (start, (step, value)), place in zip(ends.items(), places, strict=True):
+            axes.annotate(
+                f"{start} {value:.2f}", (step, place), (9, 0), textcoords="offset points", va="center",
+                color=_COLOURS[start], weight="bold", annotation_clip=False,
+            )  # fmt: skip
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(unit)
+        return _uri(figure)
+
+
+def fertility(summary: Summary) -> str:
+    """Three small plots: pieces a word, pieces a character, and the share of unknown pieces, old above new."""
+    panels = (("pieces_per_word", "pieces per word", 1), ("pieces_per_character", "pieces per character", 1))
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(1.75)
+        plots = figure.subplots(1, 3)
+        for axes, (name, label, scale) in zip(plots, (*panels, ("unknown", "unknown pieces (%)", 100)), strict=True):
+            values = [scale * summary["fertility"][tokenizer][name] for tokenizer in ("source", "target")]
+            bars = axes.barh([0, 1], values, 0.6, color=[_COLOURS["source"], _INK])
+            axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4)
+            _rows(axes, ["old tokenizer", "new tokenizer"] if axes is plots[0] else ["", ""])
+            axes.set_xlim(0, 1.3 * max(values) or 1)
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.set_xlabel(label)
+        return _uri(figure)
+
+
+def provenance(summary: Summary) -> str:
+    """A plot a start: how many rows of the new embeddings have each origin."""
+    starts, codes = distinct_starts(summary), provenance_codes(summary)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(0.36 * len(codes) + 1.1)
+        plots = figure.subplots(1, len(starts), squeeze=False, sharex=True)[0]
+        for axes, start in zip(plots, starts, strict=True):
+            counts = [summary["provenance"][start].get(code, 0) for code in codes]
+            bars = axes.barh(range(len(codes)), counts, 0.65, color=_COLOURS[start])
+            axes.bar_label(bars, [_counted(count, sum(counts)) for count in counts], padding=4)
+            axes.set_title(start_label(start), weight="bold", color=_COLOURS[start])
+            _rows(axes, [code.replace("_", " ") if start == starts[0] else "" for code in codes])
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_xlabel("rows of the new embedding matrix")
+        plots[0].set_xlim(0, 1.45 * max(max(summary["provenance"][start].values()) for start in starts))
+        return _uri(figure)
+
+
+def seconds(summary: Summary) -> str:
+    """How long each stage took, in the order of the pipeline."""
+    stages = [stage for stage in STAGES if stage in summary["seconds"]]
+    values = [summary["seconds"][stage] for stage in stages]
+    unit, size = _time_unit(max(values))
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(0.34 * len(stages) + 0.75)
+        axes = figure.add_subplot()
+        bars = axes.barh(range(len(stages)), [value / size for value in values], 0.65)
+        for bar, stage in zip(bars, stages, strict=True):
+            bar.set_color(_stage_colour(stage, summary))
+        axes.bar_label(bars, [duration(value) for value in values], padding=4)
+        _rows(axes, [stage_label(stage) for stage in stages])
+        axes.margins(x=0.12)
+        axes.set_xlabel(f"time ({unit})")
+        return _uri(figure)
+
+
+def model_label(model: str) -> str:
+    """`random_untrained` as it is written for people."""
+    return model.replace("_", " ") if model == "source_model" else model.replace("_", ", ")
+
+
+def start_label(start: str) -> str:
+    return f"{start} start"
+
+
+def stage_label(stage: str) -> str:
+    folder, _, job = stage.rpartition("/")
+    return f"{job}, random control" if folder else job
+
+
+def duration(value: float) -> str:
+    """Seconds as a person says them: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(value)
+    if whole < 60:
+        return f"{value:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def provenance_codes(summary: Summary) -> list[str]:
+    """The origins that occur, the most frequent first."""
+    totals: dict[str, int] = {}
+    for start in distinct_starts(summary):
+        for code, count in summary["provenance"][start].items():
+            totals[code] = totals.get(code, 0) + count
+    return sorted(totals, key=lambda code: (-totals[code], code))
+
+
+def thinned(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """A curve of at most `most` points (step, value), each the mean of as many neighbouring steps."""
+    size = -(-len(values) // most)
+    groups = [values[start : start + size] for start in range(0, len(values), size)]
+    steps = [number * size + (len(group) - 1) / 2 for number, group in enumerate(groups)]
+    return steps, [sum(group) / len(group) for group in groups]
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """The values, moved apart around their middle until none is nearer to the next one than `gap`."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    placed = [values[index] for index in order]
+    for lower, upper in pairwise(range(len(placed))):
+        lack = max(0.0, gap - (placed[upper] - placed[lower]))
+        placed = [place - lack / 2 if index <= lower else place + lack / 2 for index, place in enumerate(placed)]
+    return [place for _, place in sorted(zip(order, placed, strict=True))]
+
+
+def _counted(count: int, total: int) -> str:
+    """A count with its share, which is never rounded to nothing."""
+    if count == 0:
+        return "0"
+    return f"{count:,} ({count / total:.1%})" if count >= 0.0005 * total else f"{count:,} (<0.1%)"
+
+
+def _time_unit(longest: float) -> tuple[str, int]:
+    if longest >= 3 * 3600:
+        return "h", 3600
+    return ("min", 60) if longest >= 180 else ("s", 1)
+
+
+def _stage_colour(stage: str, summary: Summary) -> str:
+    """Stages that both starts share are grey."""
+    if stage.rpartition("/")[2] not in ("transfer", "pretrain", "embed"):
+        return _COLOURS["shared"]
+    return _COLOURS["random" if "/" in stage or summary["method"] == "random" else "transferred"]
+
+
+def _figure(height: float) -> Figure:
+    figure = Figure(figsize=(_WIDTH, height))
+    figure.set_layout_engine("constrained", wspace=0.06)
+    return figure
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Names the rows of a horizontal plot, the first one on top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+
+
+def _tint(colour: str) -> tuple[float, float, float]:
+    """The colour mixed with white."""
+    red, green, blue = (1 - 0.35 * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def _uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    # What stands before it is the XML head with a DOCTYPE: an address that a strict reader might fetch.
+    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index(b"<svg") :]).decode()

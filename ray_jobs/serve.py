@@ -1,0 +1,57 @@
+"""`scion serve`: the embedder behind an OpenAI-compatible endpoint, until Ctrl-C; in the pipeline, checked and stopped."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+from rich.console import Console
+
+from cluster.serve.app import running
+from cluster.serve.check import compare
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Draft, Plan
+from data_pipeline.pairs import rows as pairs
+from data_pipeline.sources import documents
+from ray_jobs import embed
+from ray_jobs.config import ScionConfig
+from ray_jobs.console import Reporter
+from ray_jobs.stage import Stage, need, transferred
+from trainer.embedder import Embedder
+
+KIND = "served"
+
+
+def plan(config: ScionConfig) -> Plan:
+    inputs = {
+        "model": embed.plan(config, transferred(config)).id,
+        "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
+    }
+    return Plan(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
+
+
+def stage(config: ScionConfig) -> Stage:
+    return Stage(name="serve", plan=plan(config), fill=partial(fill, config))
+
+
+def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
+    """Starts the server on a free port, asks it with the openai client, compares with `encode` and stops it."""
+    model = need(embed.plan(config, transferred(config)), "embed")
+    testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
+    storage.remove(storage.join(draft.uri, "source"))
+    report("ask", 0, 1)
+    with running(replace(config.serve, model=model, port=0)) as url:
+        found = compare(url, Embedder.load(model), testing.anchors + testing.positives)
+    draft.metrics = found
+    return f"{found['requests']} requests, largest difference from encode {found['max_abs_diff']:.1e}"
+
+
+def main(config: ScionConfig, console: Console) -> None:
+    """Serves until it is interrupted."""
+    model = config.serve.model or need(embed.plan(config, transferred(config)), "embed")
+    with running(replace(config.serve, model=model)) as url:
+        console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            console.print("stopping")

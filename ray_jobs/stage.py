@@ -1,0 +1,71 @@
+"""What the jobs have in common: a plan, known before anything runs, and a body that fills its folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Artifact, Draft, Plan
+from data_pipeline.errors import ArtifactError
+from ray_jobs import console as show
+from ray_jobs.config import ScionConfig
+from ray_jobs.console import Reporter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a chain of models begins: the method that the user chose, or the random control."""
+
+    name: str
+    method: str
+    folder: str
+    """Folder of the chain's artefacts below the output."""
+
+    def at(self, config: ScionConfig, job: str) -> str:
+        return storage.join(config.output, *filter(None, (self.folder, job)))
+
+
+def transferred(config: ScionConfig) -> Start:
+    return Start(name="transferred", method=config.method, folder="")
+
+
+def control(config: ScionConfig) -> Start:
+    """The random control; when the user's method is `random` the two are the same artefacts."""
+    return Start(name="random", method="random", folder="" if config.method == "random" else "random")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A job on one artefact. `fill` writes it and answers with a line for the user."""
+
+    name: str
+    plan: Plan
+    fill: Callable[[Draft, Reporter], str]
+    resumable: bool = False
+
+    def run(self, console: Console) -> Artifact:
+        """Makes the artefact, or keeps the one that is there."""
+        found = artifact.existing(self.plan)
+        if found is not None:
+            show.kept(console, self.name)
+            return found
+        seconds = show.clock()
+        with (
+            show.stage(console, self.name) as reporter,
+            artifact.writing(self.plan, resumable=self.resumable) as draft,
+        ):
+            said = self.fill(draft, reporter)
+        show.done(console, self.name, seconds(), said)
+        return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
+
+
+def need(plan: Plan, job: str) -> str:
+    """The folder of an input that must be finished and made with the same settings.
+
+    Raises:
+        ArtifactError: it is not there, or is another run's.
+    """
+    if artifact.existing(plan) is None:
+        raise ArtifactError(f"the {plan.kind} artefact is not there.", plan.uri, f"Make it with `scion {job} CONFIG`.")
+    return plan.uri

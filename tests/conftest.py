@@ -1,0 +1,157 @@
+"""What tests share: tiny tokenizers and models of every family, real text, one Ray cluster, and no network."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+SAMPLE = Path(__file__).parent.parent / "data_pipeline" / "sources" / "sample"
+LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "", None}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """A test that reaches out fails, whatever the machine could reach."""
+    real = socket.socket.connect
+    own = {socket.gethostname(), *LOOPBACK}
+    with contextlib.suppress(OSError):
+        own.add(socket.gethostbyname(socket.gethostname()))
+
+    def connect(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else None
+        if host not in own and not str(host).startswith(("127.", "10.", "172.", "192.")):
+            raise AssertionError(f"a test tried to reach {address}")
+        real(self, address)
+
+    socket.socket.connect = connect  # type: ignore[method-assign, assignment]
+    yield
+    socket.socket.connect = real  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The one Ray cluster of a test run."""
+    from cluster.session import ray_session as session
+
+    with session(workers=2, worker_cpus=1.0, address=None):
+        yield
+
+
+@pytest.fixture(scope="session")
+def greek() -> list[str]:
+    return pq.read_table(SAMPLE / "test_text.parquet")["text"].to_pylist()
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[dict]:
+    return pq.read_table(SAMPLE / "test_pairs.parquet").to_pylist()
+
+
+@pytest.fixture(scope="session")
+def english(pairs: list[dict]) -> list[str]:
+    return [row["anchor"] for row in pairs]
+
+
+def wordpiece(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
+    """BERT's family; trained in the plain way, so not the same on every run."""
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False))
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def _roberta_like(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", cls_token="<s>",
+        sep_token="</s>", mask_token="<mask>",
+    )  # fmt: skip
+
+
+ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def byte_level(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
+    """GPT-2's and RoBERTa's family."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=ROBERTA_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    backend.train_from_iterator(texts, trainer)
+    return _roberta_like(backend)
+
+
+def unigram(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
+    """SentencePiece's family, as in XLM-R."""
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=ROBERTA_SPECIAL, unk_token="<unk>", show_progress=False
+    )  # fmt: skip
+    backend.train_from_iterator(texts, trainer)
+    return _roberta_like(backend)
+
+
+FAMILIES = {"wordpiece": wordpiece, "byte_level": byte_level, "unigram": unigram}
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest, english: list[str]) -> PreTrainedTokenizerFast:
+    """An English tokenizer of each family in turn."""
+    return FAMILIES[request.param](english)
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM | RobertaForMaskedLM:
+    """Two layers of width 32 with weights of a fixed seed; RoBERTa where the tokenizer has its special tokens."""
+    shared = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 130, "pad_token_id": tokenizer.pad_token_id,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        if tokenizer.cls_token == "[CLS]":
+            model = BertForMaskedLM(BertConfig(**shared))
+        else:
+            model = RobertaForMaskedLM(RobertaConfig(**shared, bos_token_id=0, eos_token_id=2))
+        # A bias of zeros would hide a bias that was lost.
+        torch.nn.init.normal_(model.get_output_embeddings().bias)
+        # Random rows of a fresh model are tiny and alike: spread them so that a wrong row shows.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) -> str:
+    """A model folder as a user has it: a tiny BERT that reads English."""
+    folder = tmp_path_factory.mktemp("source")
+    tokenizer = wordpiece(english)
+    tiny_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

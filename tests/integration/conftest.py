@@ -1,0 +1,109 @@
+"""A small chain on real text, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import SAMPLE
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+text: {folder}/text.parquet
+pairs: {folder}/pairs.parquet
+test_pairs: {folder}/test_pairs.parquet
+source_model: {source}
+output: {folder}/run
+shard: {{tokenizer: {{vocab_size: 1280}}, length: 32, heldout: 0.2, actors: 1}}
+transfer:
+  methods:
+    wechsel: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}
+    focus: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}
+pretrain: {{train: {{steps: 6, batch_size: 7, checkpoint_steps: 2}}, heldout_rows: 16}}
+embed: {{train: {{steps: 4, batch_size: 8, checkpoint_steps: 2}}, max_length: 32}}
+"""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A folder with a configuration and its inputs."""
+
+    folder: Path
+
+    @property
+    def config(self) -> str:
+        return str(self.folder / "tiny.yaml")
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "run"
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.output / "summary.json").read_text())
+
+    def artifact(self, job: str) -> dict[str, Any]:
+        return json.loads((self.output / job / "artifact.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory, source_folder: str) -> Chain:
+    """Greek help text, 240 pairs to train on and 60 to test with, and a tiny English BERT."""
+    folder = tmp_path_factory.mktemp("chain")
+    table = pq.read_table(SAMPLE / "test_pairs.parquet")
+    pq.write_table(table.slice(0, 240), folder / "pairs.parquet")
+    pq.write_table(table.slice(240), folder / "test_pairs.parquet")
+    text = pq.read_table(SAMPLE / "test_text.parquet")
+    pq.write_table(text.slice(0, 100), folder / "text.parquet", row_group_size=20)
+    (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder, source=source_folder))
+    return Chain(folder)
+
+
+@pytest.fixture
+def copy(inputs: Chain, tmp_path: Path) -> Chain:
+    """The same inputs with an output folder of their own."""
+    for path in inputs.folder.glob("*.parquet"):
+        os.symlink(path, tmp_path / path.name)
+    text = Path(inputs.config).read_text().replace(str(inputs.folder), str(tmp_path))
+    (tmp_path / "tiny.yaml").write_text(text)
+    return Chain(tmp_path)
+
+
+def scion(*arguments: str, address: str | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, on the cluster at `address` or on a Ray of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", *arguments], cwd=ROOT, env=environment(address), capture_output=True,
+        text=True, timeout=500, check=False, **kwargs,
+    )  # fmt: skip
+
+
+def environment(address: str | None) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return env | ({"RAY_ADDRESS": address} if address else {})
+
+
+@pytest.fixture(scope="session")
+def address(ray_session: None) -> str:
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Chain, address: str) -> Chain:
+    """The whole chain, run once on the session's cluster."""
+    done = scion("pipeline", inputs.config, address=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (inputs.folder / "output.txt").write_text(done.stdout)
+    return inputs
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)

@@ -1,0 +1,129 @@
+"""What users get wrong: exit code 2, one line that says what, where and what to do, and nothing half-written."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_jobs.cli import main
+from tests.integration.conftest import Chain, scion, write_rows
+
+PAIR = {"id": "x", "anchor": "Click the button.", "positive": "Πατήστε το κουμπί."}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs in this process, on the session's Ray; the message."""
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.startswith("error:")
+    return said
+
+
+def nothing_left(chain: Chain) -> bool:
+    return not [path for path in chain.output.rglob("*") if path.is_file() and path.name != "config.yaml"]
+
+
+@pytest.mark.usefixtures("ray_session")
+class TestText:
+    def test_empty_corpus(self, copy: Chain, capsys) -> None:
+        path = write_rows(copy.folder / "empty.parquet", [{"text": "  "}, {"text": "\u200b\n"}])
+        said = refused(capsys, "pipeline", copy.config, f"text={path}")
+        assert "no document is left to train on" in said
+        assert "2 empty" in said
+        assert nothing_left(copy)
+
+    def test_missing_column(self, copy: Chain, capsys) -> None:
+        path = write_rows(copy.folder / "odd.parquet", [{"body": "text"}])
+        said = refused(capsys, "shard", copy.config, f"text={path}")
+        assert "column text is missing; the file has body" in said
+        assert nothing_left(copy)
+
+    def test_missing_pair_column(self, copy: Chain, capsys) -> None:
+        path = write_rows(copy.folder / "odd.parquet", [{"anchor": "a", "negative": "b"}])
+        assert "column positive is missing" in refused(capsys, "shard", copy.config, f"pairs={path}")
+
+    def test_a_broken_line_is_named(self, copy: Chain, capsys) -> None:
+        path = copy.folder / "bad.jsonl"
+        path.write_text('{"text": "one"}\n{"text": "two"\n')
+        said = refused(capsys, "shard", copy.config, f"text={path}")
+        assert "byte 16" in said
+        assert "bad.jsonl" in said
+
+    def test_no_such_file_or_dataset(self, copy: Chain, capsys) -> None:
+        assert "no such file" in refused(capsys, "shard", copy.config, f"text={copy.folder}/none-*.parquet")
+        assert "neither a file nor a dataset" in refused(capsys, "shard", copy.config, "text=no/such")
+
+    def test_pairs_that_are_in_the_test_set(self, copy: Chain, capsys) -> None:
+        said = refused(capsys, "pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
+        assert "240 of 240 ids are also in pairs=" in said
+        same = [row | {"id": f"new{i}"} for i, row in enumerate(pq.read_table(copy.folder / "pairs.parquet").to_pylist())]
+        path = write_rows(copy.folder / "renamed.parquet", same)
+        assert "240 pairs also stand in pairs=" in refused(capsys, "pipeline", copy.config, f"test_pairs={path}")
+        assert nothing_left(copy)
+
+    def test_an_id_twice(self, copy: Chain, capsys) -> None:
+        path = write_rows(copy.folder / "twice.parquet", [PAIR, PAIR])
+        assert "'x' occurs more than once" in refused(capsys, "shard", copy.config, f"pairs={path}")
+
+    def test_a_model_folder_without_a_tokenizer(self, copy: Chain, capsys, source_folder: str) -> None:
+        folder = copy.folder / "model"
+        shutil.copytree(source_folder, folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        said = refused(capsys, "pipeline", copy.config, f"source_model={folder}")
+        assert "the folder has no tokenizer" in said
+        assert nothing_left(copy)
+
+    def test_a_job_before_its_input(self, copy: Chain, capsys) -> None:
+        assert "scion shard" in refused(capsys, "transfer", copy.config)
+
+
+class TestConfiguration:
+    def test_an_unknown_key_names_the_nearest(self, copy: Chain, capsys) -> None:
+        assert "'method'" in refused(capsys, "pipeline", copy.config, "metod=focus")
+        assert "'vocab_size'" in refused(capsys, "pipeline", copy.config, "shard.tokenizer.vocab_siz=5")
+
+    def test_an_unknown_method_names_them_all(self, copy: Chain, capsys) -> None:
+        said = refused(capsys, "pipeline", copy.config, "method=foucs")
+        assert "random, mean, fvt, wechsel, focus, aligned" in said
+
+    @pytest.mark.parametrize(("override", "told"), [
+        ("pretrain.train.zero_stage=4", "zero_stage must be 1, 2 or 3"),
+        ("shard.heldout=2", "between 0 and 1"),
+        ("pretrain.train.steps=many", "steps"),
+        ("workers=0", "above 0"),
+        ("output", "is not key=value"),
+    ])  # fmt: skip
+    def test_a_bad_value(self, copy: Chain, capsys, override: str, told: str, ray_session: None) -> None:
+        assert told in refused(capsys, "pipeline", copy.config, override)
+
+    def test_no_such_file_job_or_model(self, copy: Chain, capsys) -> None:
+        assert "no such file" in refused(capsys, "pipeline", "nowhere.yaml")
+        assert "Did you mean 'transfer'" in refused(capsys, "tansfer", copy.config)
+        assert "no such folder" in refused(capsys, "pipeline", copy.config, "source_model=/nowhere")
+        assert "configuration file is missing" in refused(capsys, "pipeline")
+
+    def test_a_key_that_must_be_given(self, tmp_path: Path, capsys) -> None:
+        (tmp_path / "c.yaml").write_text("text: a.parquet\n")
+        assert "pairs, test_pairs, source_model, output must be given" in refused(capsys, "pipeline", str(tmp_path / "c.yaml"))
+
+
+def test_an_output_folder_of_another_config(finished: Chain, capsys) -> None:
+    said = refused(capsys, "pipeline", finished.config, "shard.length=64")
+    assert "another run; it differs in shard.length (32 -> 64)" in said
+    assert "Choose another output=" in said
+
+
+def test_a_folder_that_is_not_ours(copy: Chain, capsys) -> None:
+    (copy.output / "shards").mkdir(parents=True)
+    (copy.output / "shards" / "thesis.tex").write_text("years of work")
+    assert "not Scion's" in refused(capsys, "pipeline", copy.config)
+    assert (copy.output / "shards" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_cluster_that_is_not_there(copy: Chain) -> None:
+    done = scion("shard", copy.config, address="127.0.0.1:1")
+    assert done.returncode == 2, done.stderr
+    assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr

@@ -1,0 +1,154 @@
+"""Ray Train, Ray Data and DeepSpeed together."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import CorruptError, DataOrderError
+from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.feed.reader import check_received
+from data_pipeline.order.mixture import temperature_weights
+from data_pipeline.order.plan import OrderPlan
+from data_pipeline.shards import build, corpus, manifest
+from data_pipeline.shards.manifest import Manifest
+from trainer.engine import checkpoint
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.tasks import MaskedLMTask
+from trainer.models import loading
+from trainer.models.masked_lm import MaskedLM
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) -> tuple[str, Manifest]:
+    folder = tmp_path_factory.mktemp("shards")
+    (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
+    text = corpus.build(
+        [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),
+        progress=lambda done, total: None,
+    )  # fmt: skip
+    build.build(text.train, source_folder, str(folder / "rows"), length=32, actors=1, progress=lambda done, total: None)
+    return str(folder / "rows"), manifest.load(str(folder / "rows"))
+
+
+def planned(shards: tuple[str, Manifest], batch: int, micro: int) -> PlannedRows:
+    folder, found = shards
+    order = OrderPlan(streams=found.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
+    return PlannedRows(plan=order, folder=folder, manifest=found, micro=micro)
+
+
+def train(shards, source_folder: str, folder: str, stage: int, workers: int, **changes) -> list[float]:  # type: ignore[no-untyped-def]
+    config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
+    rows = planned(shards, config.batch_size, config.micro(workers))
+    task = MaskedLMTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    run = TrainRun(
+        task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
+        progress=None,
+    )  # fmt: skip
+    result = fit(run, workers=workers, worker_cpus=1, gpu=False, storage_uri=folder)
+    return [entry["loss"] for entry in result["history"]]
+
+
+def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_folder: str, tmp_path) -> None:
+    """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are filled up at weight 0."""
+    found = {
+        (stage, workers): train(shards, source_folder, str(tmp_path / f"{stage}-{workers}"), stage, workers)
+        for stage, workers in ((1, 1), (1, 2), (2, 2), (3, 2))
+    }
+    expected = by_hand(shards, source_folder)
+    for key, losses in found.items():
+        assert np.abs(np.array(losses) - expected).max() < 1e-4, (key, losses, expected)
+    assert np.abs(np.array(found[1, 2]) - np.array(found[3, 2])).max() < 1e-5
+    assert np.abs(np.array(found[1, 2]) - np.array(found[2, 2])).max() < 1e-5
+    weights = [loading.masked_lm(str(tmp_path / f"{stage}-2" / "model"), 0).state_dict() for stage in (1, 2, 3)]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 1e-5, name
+        assert (tensor - weights[2][name]).abs().max() < 1e-5, name
+    assert set(os.listdir(tmp_path / "1-2")) == {"model"}
+
+
+def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """The same training in twenty lines of plain torch: one process, the whole batch, no DeepSpeed, no Ray."""
+    task = MaskedLMTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    config = TrainConfig(steps=5, batch_size=10)
+    module = MaskedLM(loading.masked_lm(source_folder, 1)).train()
+    groups = [[p for p in module.parameters() if p.ndim > 1], [p for p in module.parameters() if p.ndim <= 1]]
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+    )
+    feed = RankFeed(rows=planned(shards, 10, 10), rank=0, world=1)
+    losses = []
+    for step, rows in enumerate(feed.local(0, 5)):
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        batch = task.collator()(rows)
+        loss = module(batch) / batch.targets
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return np.array(losses)
+
+
+def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
+    rows = planned(shards, 10, 3)
+    for rank in range(2):
+        feed = RankFeed(rows=rows, rank=rank, world=2)
+        streamed, local = list(feed.stream(3, 40)), list(feed.local(3, 40))
+        assert len(streamed) == len(local) == 37
+        for a, b in zip(streamed, local, strict=True):
+            assert a.select(b.column_names).equals(b)
+
+
+def test_rows_that_were_not_planned_are_refused(shards) -> None:
+    feed = RankFeed(rows=planned(shards, 10, 3), rank=0, world=2)
+    first, second = feed.local(0, 2)
+    check_received(feed.expected(0), first, 0)
+    with pytest.raises(DataOrderError, match="rank 0 received step 1"):
+        check_received(feed.expected(0), second, 0)
+    with pytest.raises(DataOrderError, match="received"):
+        check_received(feed.expected(0), first.take(list(reversed(range(len(first))))), 0)
+    with pytest.raises(DataOrderError, match="nothing"):
+        check_received(feed.expected(0), first.slice(0, 3), 0)
+
+
+def test_a_changed_checkpoint_is_refused(tmp_path) -> None:
+    class Engine:
+        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+            os.makedirs(f"{folder}/{tag}")
+            with open(f"{folder}/{tag}/weights.pt", "wb") as file:
+                file.write(b"weights")
+
+        def load_checkpoint(self, folder: str, tag: str) -> None:
+            raise AssertionError("must not be reached")
+
+    checkpoint.save(Engine(), checkpoint.RunState(next_step=3, identity="a"), str(tmp_path), 0, 1)
+    checkpoint.verify(str(tmp_path), 1)
+    with pytest.raises(CorruptError, match="another run"):
+        checkpoint.load(Engine(), str(tmp_path), 1, "b")
+    with pytest.raises(CorruptError, match="rank 1 is missing"):
+        checkpoint.verify(str(tmp_path), 2)
+    (tmp_path / "ds" / "weights.pt").write_bytes(b"weightz")
+    with pytest.raises(CorruptError, match=r"weights\.pt"):
+        checkpoint.load(Engine(), str(tmp_path), 1, "a")
+
+
+def test_a_bad_learning_rate_ends_with_a_reason(shards, source_folder: str, tmp_path) -> None:
+    from data_pipeline.errors import TrainingError
+
+    with pytest.raises(TrainingError, match=r"of step \d is (nan|inf)"):
+        train(shards, source_folder, str(tmp_path), 1, 1, learning_rate=1e30, clip=0.0, max_failures=0, warmup_steps=0)
+
+
+def test_replacing_a_field_of_a_frozen_config_checks_it_again() -> None:
+    from data_pipeline.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        replace(TrainConfig(), steps=0)

@@ -1,0 +1,132 @@
+"""The main job from end to end on small input: what it leaves, that it is repeatable, and that it survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from tests.integration.conftest import ROOT, Chain, environment, scion
+from trainer.embedder import Embedder
+
+STARTS = ["source_model", "random_untrained", "random_trained", "transferred_untrained", "transferred_trained"]
+
+
+def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
+    summary = finished.summary()
+    for name in STARTS:
+        for way in ("forward", "backward"):
+            assert 0 <= summary["retrieval"][name][way]["accuracy_at_1"] <= summary["retrieval"][name][way]["mrr_at_10"] <= 1
+    for start in ("random", "transferred"):
+        assert set(summary["bits_per_byte"][start]) == {"0", "6"}
+        assert summary["bits_per_byte"][start]["6"] < summary["bits_per_byte"][start]["0"]
+    assert summary["fertility"]["target"]["pieces_per_word"] < summary["fertility"]["source"]["pieces_per_word"]
+    assert summary["serve"]["requests"] > 0
+    assert summary["serve"]["max_abs_diff"] <= 1e-5
+    assert {"shards", "transfer", "pretrain", "embed", "evaluate", "serve", "merge"} <= set(summary["seconds"])
+    assert summary["versions"]["torch"] == torch.__version__
+    assert "<img" in (finished.output / "report.html").read_text()
+
+
+def test_training_learns_and_ends_with_folders_that_others_load(finished: Chain) -> None:
+    for start in ("", "random/"):
+        losses = [entry["loss"] for entry in finished.artifact(f"{start}pretrain")["metrics"]["history"]]
+        assert len(losses) == 6
+        assert losses[-1] < losses[0]
+    model = AutoModelForMaskedLM.from_pretrained(finished.output / "pretrain")
+    before = AutoModelForMaskedLM.from_pretrained(finished.output / "transfer")
+    assert model.config.vocab_size == before.config.vocab_size == 1280
+    moved = [
+        n for (n, a), (_, b) in zip(model.named_parameters(), before.named_parameters(), strict=True) if not torch.equal(a, b)
+    ]
+    assert len(moved) == len(list(model.named_parameters()))
+    assert AutoTokenizer.from_pretrained(finished.output / "pretrain")("Πατήστε").input_ids
+
+
+def test_the_embedder_is_a_sentence_transformers_folder(finished: Chain, greek) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(finished.output / "embed"), device="cpu").encode(greek[:20])
+    assert np.abs(theirs - Embedder.load(str(finished.output / "embed")).encode(greek[:20])).max() < 1e-5
+
+
+def test_no_working_files_are_left(finished: Chain) -> None:
+    names = {path.name for path in finished.output.rglob("*")}
+    assert not names & {"checkpoints", "source", "unfinished.json"}
+    assert not list(finished.output.rglob("*.draft"))
+
+
+def test_the_control_differs_in_its_start_only(finished: Chain) -> None:
+    """Same tokenizer, same copied rows, same seed, steps and data."""
+    own, control = finished.artifact("transfer"), finished.artifact("random/transfer")
+    assert own["metrics"]["provenance"]["exact_copy"] == control["metrics"]["provenance"]["exact_copy"]
+    ours, theirs = (finished.artifact(f"{start}pretrain") for start in ("", "random/"))
+    assert ours["config"] == theirs["config"]
+    assert ours["inputs"]["shards"] == theirs["inputs"]["shards"]
+    assert [e["rate"] for e in ours["metrics"]["history"]] == [e["rate"] for e in theirs["metrics"]["history"]]
+
+
+def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")}
+    again = scion("pipeline", finished.config)
+    assert again.returncode == 0
+    assert again.stdout.count("kept") == len(before)
+    assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")} == before
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain) -> None:
+    """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]
+    running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _wait_for(copy.output / "pretrain" / "checkpoints", "step_*/state.json", running)
+        children = psutil.Process(running.pid).children(recursive=True)
+    finally:
+        running.kill()
+        running.wait()
+    psutil.wait_procs(children, timeout=30)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not (copy.output / "pretrain" / "artifact.json").exists()
+    again = scion("pipeline", copy.config)
+    assert again.returncode == 0, again.stderr
+    own, expected = copy.summary(), finished.summary()
+    for key in ("retrieval", "bits_per_byte", "fertility", "provenance", "loss"):
+        assert own[key] == expected[key], key
+
+
+def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert running.poll() is None, running.stderr.read().decode()
+        assert time.monotonic() < end, f"no {pattern} in {folder}"
+        time.sleep(0.05)
+
+
+def test_sigterm_is_an_orderly_end(copy: Chain) -> None:
+    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished."""
+    command = [sys.executable, "-m", "ray_jobs.cli", "shard", copy.config]
+    running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _wait_for(copy.output, "shards/unfinished.json", running)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert b"Traceback" not in errors
+    assert not (copy.output / "shards").exists() or not os.listdir(copy.output / "shards")
+
+
+@pytest.mark.parametrize("method", ["random", "mean", "fvt", "wechsel", "focus"])
+def test_every_method_makes_a_model(finished: Chain, copy: Chain, address: str, method: str) -> None:
+    os.symlink(finished.output / "shards", copy.folder / "shards")
+    copy.output.mkdir()
+    (copy.folder / "shards").rename(copy.output / "shards")
+    done = scion("transfer", copy.config, f"method={method}", address=address)
+    assert done.returncode == 0, done.stderr
+    assert sum(copy.artifact("transfer")["metrics"]["provenance"].values()) == 1280
+    assert AutoModelForMaskedLM.from_pretrained(copy.output / "transfer").config.vocab_size == 1280

@@ -1,0 +1,113 @@
+"""Shards are the same bytes for any number of actors, from any kind of file, and hold nothing that is held out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.pairs import rows as pairs
+from data_pipeline.shards import build, corpus, format, manifest
+from data_pipeline.sources import documents
+from data_pipeline.tokenizers import train as tokenizers
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def made(path: list[str], folder: str, source_folder: str, actors: int, **changes) -> manifest.Manifest:  # type: ignore[no-untyped-def]
+    settings = {"fraction": 0.1, "lang": "el", "seed": 0, "forbidden": ()} | changes
+    text = corpus.build(path, None, f"{folder}/text", actors=actors, progress=quiet, **settings)
+    return build.build(text.train, source_folder, f"{folder}/rows", length=32, actors=actors, progress=quiet)
+
+
+@pytest.fixture
+def jsonl(tmp_path, greek) -> str:
+    path = tmp_path / "text.jsonl"
+    rows = [{"id": str(i), "text": text, "lang": "el" if i % 3 else "grc"} for i, text in enumerate(greek)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)))
+    return str(path)
+
+
+def test_the_same_bytes_for_one_and_three_actors(jsonl, tmp_path, source_folder, monkeypatch) -> None:
+    monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
+    assert len(documents.units([jsonl])) > 5
+    first = made([jsonl], str(tmp_path / "one"), source_folder, actors=1)
+    second = made([jsonl], str(tmp_path / "three"), source_folder, actors=3)
+    assert first == second
+    assert set(first.streams) == {"el", "grc"}
+    for name in storage.files(str(tmp_path / "one")):
+        assert storage.read_bytes(str(tmp_path / "one" / name)) == storage.read_bytes(str(tmp_path / "three" / name)), name
+
+
+def test_units_cover_every_line_once(jsonl, monkeypatch) -> None:
+    whole = documents.read(documents.units([jsonl])[0], ("text",), ("id",), key="text")["id"].to_pylist()
+    for size in (1, 777, 5_000, 10**9):
+        monkeypatch.setattr(documents, "UNIT_BYTES", size)
+        found = [documents.read(unit, ("text",), ("id",), key="text") for unit in documents.units([jsonl])[:2000]]
+        ids = [name for table in found if len(table) for name in table["id"].to_pylist()]
+        assert ids == whole[: len(ids)]
+        assert size == 1 or ids == whole
+
+
+def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source_folder, greek) -> None:
+    line = greek[5].split("\n")[0]
+    text = corpus.build([jsonl], None, str(tmp_path / "text"), fraction=0.2, lang="x", seed=1, forbidden=[line], actors=2,
+                        progress=quiet)  # fmt: skip
+    train, heldout = ([t for _, t in corpus.read_texts(paths)] for paths in (text.train, text.heldout))
+    assert sum(text.fates.values()) == len(greek)
+    assert (len(train), len(heldout)) == (text.fates["train"], text.fates["heldout"])
+    assert 0.1 < len(heldout) / len(greek) < 0.3
+    assert not set(train) & set(heldout)
+    assert not any(line in document.split("\n") for document in train)
+    found = build.build(text.train, source_folder, str(tmp_path / "rows"), length=32, actors=1, progress=quiet)
+    tokenizer = tokenizers.load(source_folder)
+    ids = []
+    for shards in found.streams.values():
+        for shard in shards:
+            path = str(tmp_path / "rows" / shard.path)
+            assert storage.fingerprint(path) == shard.sha256
+            table = format.read_groups(path, list(range(len(manifest.group_sizes(shard.rows)))))
+            rows = format.token_ids(table["input_ids"], 32)
+            ids += [int(t) for row, n in zip(rows, table["n_tokens"].to_pylist(), strict=True) for t in row[:n]]
+    by_language = sorted(corpus.read_texts(text.train), key=lambda pair: pair[0])
+    assert ids == [t for _, document in by_language for t in tokenizer(document).input_ids]
+    assert found.total("text_tokens") + 2 * found.total("documents") == found.total("tokens") == len(ids)
+
+
+def test_duplicates_go_and_the_held_out_side_wins(tmp_path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("same line\nSAME  line\nother line\nthird line\n")
+    held = tmp_path / "b.txt"
+    held.write_text("Third line\n")
+    text = corpus.build([str(path)], [str(held)], str(tmp_path / "out"), fraction=0.5, lang="x", seed=0, forbidden=(),
+                        actors=1, progress=quiet)  # fmt: skip
+    assert text.fates == {"train": 2, "heldout": 1, "empty": 0, "duplicate": 1, "in_heldout": 1}
+    assert [t for _, t in corpus.read_texts(text.train)] == ["same line", "other line"]
+
+
+def test_a_dataset_name_is_loaded_by_datasets(tmp_path, greek) -> None:
+    """The hub's path with a local folder in the hub's place."""
+    folder = tmp_path / "hub" / "greek"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in greek[:9]))
+    paths = documents.resolve(str(folder), str(tmp_path / "cache"), key="text")
+    table = documents.read(documents.units(paths)[0], ("text",), ("lang", "id"), key="text")
+    assert table["text"].to_pylist() == greek[:9]
+
+
+def test_pairs_from_jsonl_with_negatives(tmp_path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [
+        {"anchor": "a  b", "positive": "γ", "negatives": ["x", " "]},
+        {"anchor": "", "positive": "dropped"},
+        {"anchor": "c", "positive": "δ"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = pairs.load(str(path), "", key="pairs")
+    assert (found.anchors, found.positives, found.negatives) == (["a b", "c"], ["γ", "δ"], [["x"], []])
+    assert len(set(found.ids)) == 2
+    assert np.array(found.ids).dtype.kind == "U"

@@ -1,0 +1,22 @@
+"""An embedder of two widths."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FAMILIES, tiny_model
+from trainer.embedder import Embedder, EmbedderSpec
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) -> str:
+    path: Path = tmp_path_factory.mktemp("embedder")
+    tokenizer = FAMILIES["wordpiece"](english)
+    spec = EmbedderSpec(max_length=24, dimensions=(32, 8))
+    Embedder(tiny_model(tokenizer).bert, tokenizer, spec).save(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def embedder(folder: str) -> Embedder:
+    return Embedder.load(folder)

@@ -1,0 +1,145 @@
+"""The served embedder, asked as users ask it."""
+
+import json
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from cluster.serve.app import running
+from cluster.serve.check import ask, compare
+from cluster.serve.config import ServeConfig
+from data_pipeline.errors import ClusterError
+from trainer.embedder import Embedder
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, folder: str) -> Iterator[str]:
+    """Limits so low that requests are split, and a budget below the longest row."""
+    config = ServeConfig(
+        model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000
+    )  # fmt: skip
+    with running(config) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+
+
+def vectors(answer: openai.types.CreateEmbeddingResponse) -> np.ndarray:
+    return np.array([entry.embedding for entry in answer.data], dtype=np.float32)
+
+
+def send(url: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    """Status and JSON of an answer, errors included."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, body), timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_what_a_client_gets_is_what_encode_gives(url, embedder, english) -> None:
+    found = compare(url, embedder, english[:100])
+    assert found["requests"] == 8
+    assert found["max_abs_diff"] <= 1e-5
+
+
+@pytest.mark.parametrize("floats", [True, False])
+def test_a_text_too_long_is_cut_as_encode_cuts_it(url, embedder, floats) -> None:
+    texts = ["click the button " * 50, "click"]
+    assert np.abs(ask(url, "tiny", texts, floats=floats) - embedder.encode(texts)).max() <= 1e-5
+
+
+def test_token_ids_give_the_vectors_of_their_texts(client, embedder, english) -> None:
+    ids = embedder.tokenize(english[:10])
+    several = vectors(client.embeddings.create(model="tiny", input=ids))
+    one = vectors(client.embeddings.create(model="tiny", input=ids[3]))
+    expected = embedder.encode(english[:10])
+    assert np.abs(several - expected).max() <= 1e-5
+    assert np.abs(one - expected[3]).max() <= 1e-5
+
+
+def test_fewer_dimensions_are_cut_and_normalised(client, embedder, english) -> None:
+    found = vectors(client.embeddings.create(model="tiny", input=english[:5], dimensions=8))
+    whole = embedder.encode(english[:5])[:, :8]
+    assert np.abs(found - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() <= 1e-5
+
+
+def test_usage_counts_the_tokens_after_the_cut(client, embedder) -> None:
+    texts = ["click the button " * 50, "click"]
+    answer = client.embeddings.create(model="tiny", input=texts)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, embedder.tokenize(texts)))
+
+
+def test_callers_at_the_same_time_get_their_own_vectors(client, embedder, english) -> None:
+    """Requests of many sizes and widths share batches; some among them are refused and disturb nobody."""
+    rng = random.Random(0)
+
+    def call(number: int) -> float:
+        if number % 5 == 0:
+            with pytest.raises(openai.BadRequestError, match="token id 99999"):
+                client.embeddings.create(model="tiny", input=[[2, 3], [2, 99999, 3]])
+            return 0.0
+        texts = rng.sample(english, rng.choice([1, 2, 7, 40]))
+        width = rng.choice([8, 32])
+        found = vectors(client.embeddings.create(model="tiny", input=texts, dimensions=width))
+        return float(np.abs(found - embedder.encode(texts, width)).max())
+
+    with ThreadPoolExecutor(12) as pool:
+        assert max(pool.map(call, range(60))) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "param", "code"),
+    [
+        ({"input": ""}, 400, "input", None),
+        ({"input": []}, 400, "input", None),
+        ({"input": ["a", 1]}, 400, "input[1]", None),
+        ({"input": ["a"] * 301}, 400, "input", None),
+        ({"input": [[5] * 25]}, 400, "input[0]", None),
+        ({"input": [5, 10**9]}, 400, "input[1]", None),
+        ({"input": "a", "dimensions": 16}, 400, "dimensions", None),
+        ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format", None),
+        ({"input": "a", "model": "gpt"}, 404, "model", "model_not_found"),
+        ({"input": "a" * 100_000}, 413, None, "request_too_large"),
+    ],
+)
+def test_a_wrong_request_gets_openais_error(url, keys, status, param, code) -> None:
+    found, answer = send(url, "/embeddings", json.dumps({"model": "tiny"} | keys).encode())
+    assert found == status
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert (answer["error"]["param"], answer["error"]["code"]) == (param, code)
+
+
+def test_what_is_not_json_or_not_a_route_gets_openais_error(url) -> None:
+    for path, body, status in (("/embeddings", b"{", 400), ("/embedding", None, 404), ("/embeddings", None, 405)):
+        found, answer = send(url, path, body)
+        assert found == status
+        assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_models_and_health(client, url) -> None:
+    [model] = client.models.list().data
+    assert (model.id, model.max_length, model.dimensions) == ("tiny", 24, [32, 8])
+    assert send(url.removesuffix("/v1"), "/health") == (200, {"status": "ok"})
+
+
+def test_a_second_server_on_the_same_ray_is_refused_and_the_first_goes_on(client, url, folder) -> None:
+    with pytest.raises(ClusterError, match="serves something already"), running(ServeConfig(model=folder, port=0)):
+        pass
+    assert client.models.list().data
+
+
+def test_the_embedder_of_the_folder_is_the_one_that_is_compared(embedder: Embedder) -> None:
+    """A canary: two texts differ by far more than what the tests above allow."""
+    one, two = embedder.encode(["click the button", "open the file"])
+    assert np.abs(one - two).max() > 1e-2

@@ -1,0 +1,99 @@
+"""A folder is an artefact when `artifact.json` is there, and never before."""
+
+import pickle
+
+import pytest
+
+from data_pipeline import artifact, errors, storage
+from data_pipeline.artifact import Plan
+from data_pipeline.errors import ArtifactError
+
+
+def plan(uri: str, **config: object) -> Plan:
+    return Plan(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"})
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "out")
+    storage.remove("memory://test-artifact")
+    return "memory://test-artifact"
+
+
+def test_a_finished_folder_is_kept(uri: str) -> None:
+    with artifact.writing(plan(uri, size=1)) as draft:
+        storage.write_bytes(storage.join(draft.uri, "data"), b"x")
+        draft.metrics = {"rows": 3}
+    found = artifact.existing(plan(uri, size=1))
+    assert found is not None
+    assert found.metrics == {"rows": 3}
+    assert not storage.exists(storage.join(uri, artifact.UNFINISHED))
+
+
+def test_another_config_is_refused_by_name_and_leaves_the_folder(uri: str) -> None:
+    with artifact.writing(plan(uri, size=1)):
+        pass
+    with pytest.raises(ArtifactError, match=r"part\.size \(1 -> 2\)"):
+        artifact.existing(plan(uri, size=2))
+    with pytest.raises(ArtifactError), artifact.writing(plan(uri, size=2)):
+        raise AssertionError("must not begin")
+    assert artifact.existing(plan(uri, size=1)) is not None
+
+
+def test_an_error_leaves_nothing(uri: str) -> None:
+    def interrupted() -> None:
+        with artifact.writing(plan(uri)) as draft:
+            storage.write_bytes(storage.join(draft.uri, "half"), b"x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert storage.files(uri) == []
+
+
+def test_a_killed_run_is_cleared_unless_it_can_go_on(uri: str) -> None:
+    def killed(size: int) -> None:
+        """What a SIGKILL leaves: a mark and half the files."""
+        storage.remove(uri)
+        with artifact.writing(plan(uri, size=size), resumable=True) as draft:
+            storage.write_bytes(storage.join(draft.uri, "half"), b"x")
+        mark = storage.read_bytes(storage.join(uri, artifact.FINISHED))
+        storage.write_bytes(storage.join(uri, artifact.UNFINISHED), mark)
+        storage.remove(storage.join(uri, artifact.FINISHED))
+
+    killed(1)
+    with artifact.writing(plan(uri, size=1), resumable=True):
+        assert storage.exists(storage.join(uri, "half"))
+    killed(1)
+    with artifact.writing(plan(uri, size=2), resumable=True):
+        assert not storage.exists(storage.join(uri, "half"))
+    killed(1)
+    with artifact.writing(plan(uri, size=1)):
+        assert not storage.exists(storage.join(uri, "half"))
+
+
+def test_a_folder_of_somebody_else_is_never_cleared(uri: str) -> None:
+    storage.write_bytes(storage.join(uri, "thesis.tex"), b"years of work")
+    with pytest.raises(ArtifactError, match="not Scion's"), artifact.writing(plan(uri)):
+        raise AssertionError("must not begin")
+    assert storage.read_bytes(storage.join(uri, "thesis.tex")) == b"years of work"
+
+
+def test_reading_names_the_command_that_makes_it(uri: str) -> None:
+    with pytest.raises(ArtifactError, match="scion transfer"):
+        artifact.read(uri, "model", "transfer")
+
+
+def test_an_id_does_not_depend_on_the_path() -> None:
+    assert plan("/a", x=1).id == plan("/b", x=1).id != plan("/a", x=2).id
+
+
+def test_every_error_survives_the_trip_between_processes() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ScionError)]
+    assert len(kinds) > 5
+    for kind in kinds:
+        error = kind("what", "where", "do this")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert str(again) == str(error) == "where: what do this"

@@ -1,0 +1,72 @@
+"""One encode path: equal in any batch, and equal to sentence-transformers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import ConfigError, ModelError
+from tests.conftest import FAMILIES, tiny_model
+from trainer.embedder import Embedder, EmbedderSpec
+from trainer.models import loading
+
+
+@pytest.fixture(params=["mean", "cls", "lasttoken"])
+def saved(request, english, tmp_path) -> str:
+    tokenizer = FAMILIES["wordpiece"](english)
+    spec = EmbedderSpec(pooling=request.param, max_length=24, dimensions=(8,))
+    Embedder(tiny_model(tokenizer).bert, tokenizer, spec).save(str(tmp_path))
+    return str(tmp_path)
+
+
+def test_a_text_has_the_same_vector_in_any_batch(saved, english) -> None:
+    embedder = Embedder.load(saved)
+    together = embedder.encode(english)
+    alone = np.concatenate([embedder.encode([text]) for text in english[:40]])
+    assert np.abs(together[:40] - alone).max() < 1e-5
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_sentence_transformers_reads_the_folder_and_agrees(saved, english) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(saved, device="cpu").encode(english, batch_size=7)
+    assert np.abs(theirs - Embedder.load(saved).encode(english)).max() < 1e-5
+
+
+def test_a_cut_vector_is_normalised_again(saved, english) -> None:
+    embedder = Embedder.load(saved)
+    whole, cut = embedder.encode(english[:5]), embedder.encode(english[:5], dimensions=8)
+    expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    assert np.abs(cut - expected).max() < 1e-5
+    with pytest.raises(ConfigError, match="no 9 dimensions"):
+        embedder.encode(english[:1], dimensions=9)
+
+
+def test_a_long_text_keeps_its_closing_token(saved) -> None:
+    embedder = Embedder.load(saved)
+    ids = embedder.tokenize(["click the button " * 50])[0]
+    assert len(ids) == 24
+    assert ids[-1] == embedder.tokenizer.sep_token_id
+    assert ids == embedder.tokenizer("click the button " * 50, truncation=True, max_length=24).input_ids
+
+
+def test_a_plain_model_folder_pools_by_the_mean(source_folder, english) -> None:
+    embedder = Embedder.load(source_folder)
+    assert embedder.spec.pooling == "mean"
+    assert embedder.encode(english[:2]).shape == (2, 32)
+
+
+def test_an_unknown_pooling_is_refused(saved) -> None:
+    path = f"{saved}/embed.json"
+    with open(path) as file:
+        spec = json.load(file)
+    with open(path, "w") as file:
+        json.dump(spec | {"pooling": "median"}, file)
+    with pytest.raises(ModelError, match="median"):
+        Embedder.load(saved)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        loading.config(str(tmp_path))

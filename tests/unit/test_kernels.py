@@ -1,0 +1,63 @@
+"""The blocked kernels against brute force and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.optimize
+import scipy.special
+import torch
+
+from data_pipeline.errors import DataError
+from trainer.transfer import kernels
+
+
+def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return kernels.unit(torch.randn(n, width, generator=generator))
+
+
+def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = torch.randn(200, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected, _ = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
+    assert np.abs(kernels.procrustes(x, y).numpy() - expected).max() < 1e-8
+    rotation = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=3))
+    assert torch.allclose(kernels.procrustes(x, x @ rotation), rotation, atol=1e-8)
+    with pytest.raises(DataError, match="cannot align"):
+        kernels.procrustes(x, y[:, :8])
+
+
+def test_top_softmax_is_the_formula() -> None:
+    queries, keys = unit_rows(2500, 20, 1), unit_rows(300, 20, 2)
+    columns, weights = kernels.top_softmax(queries, keys, 10, 0.1)
+    cosines = (queries.double() @ keys.double().T).numpy()
+    for row in range(0, 2500, 97):
+        best = np.argsort(-cosines[row])[:10]
+        assert set(columns[row].tolist()) == set(best.tolist())
+        expected = scipy.special.softmax(cosines[row][columns[row].numpy()] / 0.1)
+        assert np.abs(weights[row].numpy() - expected).max() < 1e-5
+
+
+def projection(z: np.ndarray) -> np.ndarray:
+    """Sparsemax by its definition: the nearest point of the simplex, found by bisection on the threshold."""
+    tau = scipy.optimize.brentq(lambda t: np.maximum(z - t, 0).sum() - 1, z.min() - 1, z.max())
+    return np.maximum(z - tau, 0)
+
+
+@pytest.mark.parametrize("width", [3, 100])
+def test_top_sparsemax_is_exact(width: int) -> None:
+    """In width 3 supports are large, so that the first 64 candidates are too few and the certificate must notice."""
+    queries, keys = unit_rows(40, width, 1), unit_rows(900, width, 2)
+    columns, weights = kernels.top_sparsemax(queries, keys)
+    cosines = (queries.double() @ keys.double().T).numpy()
+    for row in range(40):
+        dense = np.zeros(900)
+        dense[columns[row].numpy()] = weights[row].numpy()
+        assert np.abs(dense - projection(cosines[row])).max() < 1e-5
+    assert (weights.sum(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_top_sparsemax_with_fewer_keys_than_candidates() -> None:
+    columns, weights = kernels.top_sparsemax(unit_rows(5, 8, 1), unit_rows(2, 8, 2))
+    assert columns.shape[1] <= 2
+    assert torch.allclose(weights.sum(dim=1), torch.ones(5), atol=1e-6)

@@ -1,0 +1,138 @@
+"""Losses against their formulas, and the gathered gradient against one process with the whole batch."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from data_pipeline.feed.masking import MaskedBatch
+from data_pipeline.pairs.batch import PairBatch
+from tests.conftest import FAMILIES, tiny_model
+from trainer.models.dual_encoder import DualEncoder
+from trainer.models.masked_lm import MaskedLM, bits_per_byte
+from trainer.objectives.infonce import info_nce
+
+
+def test_info_nce_is_the_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
+    d = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator), dim=1)
+    keys = torch.tensor([10, 11, 12, 13, 10, 15, 16])  # document 4 has the text of document 0
+    weights = torch.tensor([1.0, 1, 1, 1, 1, 1, 0])  # document 6 only fills up
+    found = info_nce(q, d, torch.arange(4), keys, weights, 0.05)
+    for i in range(4):
+        visible = [j for j in range(7) if j == i or (keys[j] != keys[i] and weights[j] > 0)]
+        s = [math.exp(float(q[i] @ d[j]) / 0.05) for j in visible]
+        assert abs(float(found[i]) + math.log(s[visible.index(i)] / sum(s))) < 1e-4
+
+
+def test_info_nce_equals_sentence_transformers() -> None:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    generator = torch.Generator().manual_seed(1)
+    q, d = torch.randn(6, 8, generator=generator), torch.randn(6, 8, generator=generator)
+
+    class Stub(torch.nn.Module):
+        def forward(self, features):  # type: ignore[no-untyped-def]
+            return {"sentence_embedding": features["v"]}
+
+    theirs = MultipleNegativesRankingLoss(Stub(), scale=20.0)([{"v": q}, {"v": d}], None)
+    unit = [torch.nn.functional.normalize(x, dim=1) for x in (q, d)]
+    ours = info_nce(*unit, torch.arange(6), torch.arange(6), torch.ones(6), 1 / 20)
+    assert abs(float(ours.mean() - theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_masked_lm_on_packed_rows_is_each_document_alone(name: str, english) -> None:
+    """Packing must not change what a document's tokens see: the same logits as from the document by itself."""
+    tokenizer = FAMILIES[name](english)
+    model = tiny_model(tokenizer)
+    documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
+    ids = torch.tensor([[t for d in documents for t in d] + [tokenizer.pad_token_id] * 3])
+    lengths = [len(d) for d in documents]
+    segment = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] + [-1] * 3])
+    position = torch.tensor([[p for n in lengths for p in range(n)] + [0] * 3])
+    places = torch.arange(sum(lengths))
+    batch = MaskedBatch(input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places])
+    module = MaskedLM(model)
+    alone = torch.cat([model(torch.tensor([d])).logits[0] for d in documents])
+    assert (module.logits(batch) - alone).abs().max() < 1e-4
+    expected = torch.nn.functional.cross_entropy(alone, batch.labels, reduction="sum")
+    assert torch.isclose(module(batch), expected, rtol=1e-5)
+    module._head = None
+    assert torch.isclose(module(batch), expected, rtol=1e-5)
+
+
+def test_bits_per_byte_of_a_uniform_guess() -> None:
+    """A model that spreads over 256 tokens of one byte each needs 8 bits a byte."""
+    assert abs(bits_per_byte(100 * math.log(256), 100, 5000, 5000) - 8.0) < 1e-9
+
+
+def pair_rows(generator: np.random.Generator, n: int) -> pa.Table:
+    def ids() -> list[int]:
+        return generator.integers(5, 300, generator.integers(3, 12)).tolist()
+
+    negatives = [[ids() for _ in range(generator.integers(0, 3))] for _ in range(n)]
+    kind = pa.list_(pa.int32())
+    return pa.table({
+        "anchor": pa.array([ids() for _ in range(n)], kind), "positive": pa.array([ids() for _ in range(n)], kind),
+        "negatives": pa.array(negatives, pa.list_(kind)), "anchor_key": pa.array(range(n), pa.int64()),
+        "positive_key": pa.array(range(100, 100 + n), pa.int64()),
+        "negative_keys": pa.array([[1000 + i * 10 + j for j in range(len(row))] for i, row in enumerate(negatives)],
+                                  pa.list_(pa.int64())),
+        "weight": pa.array([1.0] * (n - 1) + [0.0], pa.float32()),
+    })  # fmt: skip
+
+
+def _encoder(tokenizer) -> DualEncoder:  # type: ignore[no-untyped-def]
+    return DualEncoder(tiny_model(tokenizer).bert, "mean", 0.05, symmetric=True)
+
+
+def _rank(rank: int, world: int, port: int, tokenizer, table: pa.Table, folder: str) -> None:  # type: ignore[no-untyped-def]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    module = _encoder(tokenizer)
+    share = len(table) // world
+    batch = PairBatch(table.slice(rank * share, share), pad=0)
+    loss = module(batch)
+    total = torch.tensor(float(batch.targets))
+    dist.all_reduce(total)
+    (loss * world / total).backward()
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            gradients[name] = parameter.grad / world
+    summed = loss.detach().clone()
+    dist.all_reduce(summed)
+    if rank == 0:
+        torch.save((float(summed / total), gradients), f"{folder}/result.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_gathered_gradient_is_that_of_one_process(world: int, english, tmp_path) -> None:
+    """Ragged hard negatives and a row of weight 0 included (specs/embedder.md 2.2)."""
+    import socket
+
+    tokenizer = FAMILIES["wordpiece"](english)
+    table = pair_rows(np.random.default_rng(world), 6 * world // world * world)
+    module = _encoder(tokenizer)
+    whole = PairBatch(table, pad=0)
+    loss = module(whole) / whole.targets
+    loss.backward()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (world, port, tokenizer, table, str(tmp_path)), nprocs=world)
+    gathered_loss, gathered = torch.load(tmp_path / "result.pt")
+    assert abs(gathered_loss - float(loss.detach())) < 1e-5
+    own = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert own.keys() == gathered.keys()
+    assert max(float(g.abs().max()) for g in own.values()) > 1e-3
+    for name, gradient in own.items():
+        assert (gradient - gathered[name]).abs().max() < 1e-5, name

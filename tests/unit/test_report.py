@@ -1,0 +1,344 @@
+"""The report, from made-up artefacts: what stands in the summary, and that the page needs nothing from outside."""
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data_pipeline import artifact
+from data_pipeline.artifact import Artifact
+from data_pipeline.errors import ArtifactError
+from ray_jobs import config as configs
+from ray_jobs.report import job, page, plots
+from ray_jobs.report.figures import figures
+from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
+
+VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
+EVIL = "</code><script>alert('$1^{')</script><img src=http://evil.example/x.png>"
+SECONDS = (6.42, 9.31, 2.07, 61.3, 58.8, 24.6, 25.1, 0.61, 12.4, 8.03)
+
+
+def history(steps: int, first: float, last: float) -> list[dict[str, float]]:
+    """A loss that falls from one value towards another with a wobble."""
+    return [
+        {
+            "step": step,
+            "loss": last + (first - last) * math.exp(-4 * step / steps) + 0.06 * math.sin(step * 2.3),
+            "norm": 1.0,
+            "rate": 1e-4,
+            "seconds": 1.4,
+            "data_wait": 0.01,
+        }
+        for step in range(steps)
+    ]
+
+
+def scores(forward: float, backward: float) -> dict[str, dict[str, float]]:
+    def way(value: float) -> dict[str, float]:
+        return {"accuracy_at_1": value, "mrr_at_10": value + 0.3 * value * (1 - value)}
+
+    return {"forward": way(forward), "backward": way(backward)}
+
+
+def chain(start: str) -> dict[str, dict[str, Any]]:
+    """The metrics of a start's stages."""
+    own = start == "transferred"
+    shared = {"special_role": 5, "exact_copy": 1713, "zero": 2}
+    fates = shared | ({"aligned": 9021, "composition": 1288, "random": 3} if own else {"random": 10312})
+    return {
+        "transfer": {"provenance": fates, "paper": "after Remy et al., COLM 2024", "parameters": 15_273_600},
+        "pretrain": {
+            "history": history(40, 9.3, 5.0 if own else 6.1),
+            "bits_per_byte": {"0": 4.117 if own else 4.122, "40": 2.271 if own else 2.853},
+        },
+        "embed": {"history": history(30, 3.1, 0.32 if own else 0.71)},
+    }
+
+
+def metrics(method: str) -> dict[str, dict[str, Any]]:
+    """The metrics of every stage, as the jobs write them."""
+    values = (0.034, 0.012, 0.021, 0.312, 0.148, 0.231, 0.688, 0.672)
+    old = {"pieces_per_word": 6.412, "pieces_per_character": 1.021, "unknown": 0.0134}
+    found: dict[str, dict[str, Any]] = {
+        "shard": {
+            "documents": {"train": 4210, "heldout": 221, "empty": 3, "duplicate": 97, "in_heldout": 12},
+            "fertility": {
+                "source": old,
+                "target": {"pieces_per_word": 1.873, "pieces_per_character": 0.298, "unknown": 0.0},
+            },
+            "rows": {"rows": 2801, "heldout": 148},
+            "tokens": 351_902,
+            "padding_share": 0.0185,
+            "dataset": "0f3c" * 8,
+        },
+        "merge": {"models": 2},
+        "evaluate": {"retrieval": {m: scores(v, 0.93 * v) for m, v in zip(MODELS, values, strict=True)}, "pairs": 500},
+        "serve": {"requests": 64, "max_abs_diff": 2.1e-7},
+    }
+    found |= chain("random" if method == "random" else "transferred")
+    if method != "random":
+        found |= {f"random/{job}": values for job, values in chain("random").items()}
+    return found
+
+
+def artefacts(method: str) -> dict[str, Artifact]:
+    held = metrics(method)
+    return {
+        name: Artifact(
+            uri=f"/out/{name}",
+            kind="any",
+            id=name,
+            config={},
+            inputs={},
+            metrics=held[name],
+            seconds=s,
+            versions=VERSIONS,
+        )
+        for name, s in zip(STAGES, SECONDS, strict=True)
+        if name in held
+    }
+
+
+def config(method: str = "aligned", output: str = "/out") -> dict[str, Any]:
+    return {"method": method, "output": output, "source_model": "org/small-model", "shard": {"length": 128}, "seed": 0}
+
+
+def summary_of(method: str = "aligned", **changes: Any) -> Summary:
+    folders = {"transferred": "", "random": "" if method == "random" else "random"}
+    return summarize(artefacts(method), folders, config(method) | changes)
+
+
+def page_of(summary: Summary) -> str:
+    return page.render(summary, "method: aligned\nseed: 0\nmicro_batch: null\n")
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """The pages of two methods; drawing takes a second, so the tests share them."""
+    return {method: page_of(summary_of(method)) for method in ("aligned", "random")}
+
+
+class Reader(HTMLParser):
+    """Collects the tags of a page and the text that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_summary_has_every_key_that_users_were_promised() -> None:
+    summary = summary_of()
+    assert set(summary["retrieval"]) == set(MODELS)
+    for ways in summary["retrieval"].values():
+        assert {way: set(values) for way, values in ways.items()} == {
+            way: {"accuracy_at_1", "mrr_at_10"} for way in ("forward", "backward")
+        }
+    assert summary["bits_per_byte"]["random"] == {"0": 4.122, "40": 2.853}
+    assert set(summary["fertility"]) == {"source", "target"}
+    assert {name: sum(codes.values()) for name, codes in summary["provenance"].items()} == dict.fromkeys(STARTS, 12_032)
+    assert {job: [len(summary["loss"][job][start]) for start in STARTS] for job in ("pretrain", "embed")} == {
+        "pretrain": [40, 40],
+        "embed": [30, 30],
+    }
+    assert summary["serve"] == {"requests": 64, "max_abs_diff": 2.1e-7}
+    assert summary["seconds"] == dict(zip(STAGES, SECONDS, strict=True))
+    assert (summary["versions"], summary["method"], summary["config"]) == (VERSIONS, "aligned", config())
+
+
+def test_summary_json_is_sorted_indented_and_ends_its_last_line() -> None:
+    text = to_json(summary_of()).decode()
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
+
+
+def test_stages_that_ran_with_other_versions_are_all_named() -> None:
+    found = artefacts("aligned")
+    late = {
+        "uri": "",
+        "kind": "",
+        "id": "",
+        "config": {},
+        "inputs": {},
+        "seconds": 1.0,
+        "versions": {"torch": "2.14.0"},
+    }
+    found["merge"] = Artifact(**late, metrics={"models": 2})  # type: ignore[arg-type]
+    summary = summarize(found, {"transferred": "", "random": "random"}, config())
+    assert summary["versions"]["torch"] == "2.13.0, 2.14.0"
+
+
+@pytest.mark.parametrize("method", ["aligned", "random"])
+def test_the_page_asks_for_nothing_from_outside(method: str, pages: dict[str, str]) -> None:
+    read = Reader(pages[method])
+    for tag, attributes in read.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "data", "action", "poster", "background"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert "url(" not in (attributes.get("style") or "")
+    style = read.text.split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("method", ["aligned", "random"])
+def test_every_image_is_a_picture_with_words_for_it(method: str, pages: dict[str, str]) -> None:
+    images = [attributes for tag, attributes in Reader(pages[method]).tags if tag == "img"]
+    assert len(images) == 7
+    for image in images:
+        kind, content = str(image["src"]).split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        assert base64.b64decode(content).startswith(b"<svg")
+        assert len(image["alt"] or "") > 40
+
+
+@pytest.mark.parametrize("method", ["aligned", "random"])
+def test_no_missing_value_reaches_the_reader(method: str, pages: dict[str, str]) -> None:
+    read = Reader(pages[method])
+    words = " ".join([read.text, *(value or "" for _, attributes in read.tags for value in attributes.values())])
+    assert not re.search(r"\b(None|nan|inf|undefined)\b", words)
+
+
+def test_the_headline_holds_source_and_transferred_both_ways() -> None:
+    first, second = page.headlines(summary_of())[:2]
+    assert (first["value"], first["against"]) == ("0.688", ["source model 0.034", "random control 0.312"])
+    assert (second["value"], second["against"]) == ("0.640", ["source model 0.032", "random control 0.290"])
+
+
+def test_the_best_of_each_column_is_marked_also_when_two_share_it() -> None:
+    summary = summary_of()
+    summary["retrieval"]["merged"] = summary["retrieval"]["transferred_trained"]
+    best = {row["model"]: [is_best for _, is_best in row["cells"]] for row in page.retrieval_rows(summary)}
+    assert best.pop("merged") == best.pop("transferred, trained") == [True] * 4
+    assert not any(any(row) for row in best.values())
+
+
+def test_the_method_random_shows_its_one_chain_once_and_says_so(pages: dict[str, str]) -> None:
+    summary = summary_of("random")
+    assert summary["loss"]["embed"]["random"] == summary["loss"]["embed"]["transferred"]
+    assert "random/embed" not in summary["seconds"]
+    assert [row["model"] for row in page.retrieval_rows(summary)] == [
+        "source model", "random, untrained", "random, pretrained", "random, trained", "merged",
+    ]  # fmt: skip
+    assert "artefacts: they are shown once" in pages["random"]
+    assert "artefacts: they are shown once" not in pages["aligned"]
+
+
+def test_what_a_user_wrote_is_text_and_never_markup() -> None:
+    summary = summary_of(source_model=EVIL, output=f"/tmp/{EVIL}") | {"method": EVIL, "paper": EVIL}
+    read = Reader(page.render(summary, f"method: {EVIL}\n"))
+    assert not [tag for tag, _ in read.tags if tag == "script"]
+    assert len([tag for tag, _ in read.tags if tag == "img"]) == 7
+    assert read.text.count(EVIL) >= 4
+
+
+def test_equal_runs_make_equal_bytes_also_from_the_summary_on_disk(pages: dict[str, str]) -> None:
+    assert page_of(json.loads(to_json(summary_of()))) == pages["aligned"]
+
+
+def test_a_run_of_one_step_with_nothing_unknown_can_be_drawn() -> None:
+    summary = summary_of()
+    for losses in summary["loss"].values():
+        losses |= {start: values[:1] for start, values in losses.items()}
+    summary["bits_per_byte"] = {start: {"0": 4.1, "1": 4.1} for start in STARTS}
+    summary["fertility"]["source"] = summary["fertility"]["target"]
+    assert [figure.title for figure in figures(summary) if figure.name == "loss-embed"] == [
+        "Contrastive loss in 1 step: 3.10 to 3.10 (random), 3.10 to 3.10 (transferred)"
+    ]
+
+
+def test_a_long_curve_is_thinned_to_means_and_keeps_its_average() -> None:
+    steps, values = plots.thinned([float(value) for value in range(1000)], most=250)
+    assert (len(steps), values[0], values[-1]) == (250, 1.5, 997.5)
+    assert steps == values
+    assert plots.thinned([3.0, 1.0]) == ([0.0, 1.0], [3.0, 1.0])
+
+
+def test_labels_that_would_overlap_move_apart_and_keep_their_order() -> None:
+    assert plots.spread([2.0, 2.1], gap=0.5) == pytest.approx([1.8, 2.3])
+    assert plots.spread([2.1, 2.0], gap=0.5) == pytest.approx([2.3, 1.8])
+    assert plots.spread([1.0, 3.0], gap=0.5) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.612, "0.6 s"), (59.4, "59.4 s"), (59.7, "1 min 00 s"), (3725, "1 h 02 min"), (185, "3 min 05 s")],
+)
+def test_durations_are_said_as_people_say_them(value: float, said: str) -> None:
+    assert plots.duration(value) == said
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> configs.ScionConfig:
+    """A configuration whose inputs exist; nothing reads what is in them."""
+    for name in ("text.txt", "pairs.txt", "test_pairs.txt"):
+        (tmp_path / name).write_text(f"content of {name}\n")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    return configs.ScionConfig(
+        text=str(tmp_path / "text.txt"),
+        pairs=str(tmp_path / "pairs.txt"),
+        test_pairs=str(tmp_path / "test_pairs.txt"),
+        source_model=str(tmp_path / "source"),
+        output=str(tmp_path / "out"),
+    )
+
+
+def finish(settings: configs.ScionConfig) -> None:
+    """Every stage that the report reads, as if it had run."""
+    held = metrics(settings.method)
+    for name, (plan, _) in job.reads(settings).items():
+        with artifact.writing(plan) as draft:
+            draft.metrics = held[name]
+
+
+@pytest.mark.parametrize("method", ["aligned", "random"])
+def test_the_job_writes_both_files_and_shows_the_numbers(settings: configs.ScionConfig, method: str) -> None:
+    settings = replace(settings, method=method)
+    finish(settings)
+    console = Console(width=120, record=True, file=io.StringIO())
+    job.main(settings, console)
+    said, out = console.export_text(), Path(settings.output)
+    for words in ("anchor →", "MRR@10", "step 40", str(out / "report.html")):
+        assert words in said
+    assert ("transferred, trained" in said) == (method == "aligned")
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["config"]["method"] == summary["method"] == method
+    assert [path.name for path in (out / "report").iterdir()] == ["artifact.json"]
+    assert configs.load(str(out / "config.yaml"), []) == settings
+
+
+def test_pages_that_somebody_removed_are_written_again(settings: configs.ScionConfig) -> None:
+    finish(settings)
+    console = Console(file=io.StringIO())
+    job.main(settings, console)
+    kept = (Path(settings.output) / "report.html").read_bytes()
+    (Path(settings.output) / "report.html").unlink()
+    job.main(settings, console)
+    assert (Path(settings.output) / "report.html").read_bytes() == kept
+
+
+@pytest.mark.parametrize(("missing", "made_by"), [("shards", "shard"), ("random/embed", "pipeline"), ("serve", "pipeline")])
+def test_a_missing_stage_is_named_with_the_job_that_makes_it(settings: configs.ScionConfig, missing: str, made_by: str) -> None:
+    finish(settings)
+    shutil.rmtree(Path(settings.output) / missing)
+    with pytest.raises(
+        ArtifactError, match=rf"{missing}: the \w+ artefact is not there\. Make it with `scion {made_by} CONFIG`"
+    ):
+        job.main(settings, Console(file=io.StringIO()))
+    assert not (Path(settings.output) / "report.html").exists()

@@ -1,0 +1,46 @@
+"""Retrieval metrics and merging against brute force."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import ModelError
+from trainer.evaluation import retrieval
+from trainer.evaluation.fertility import fertility
+from trainer.merging.uniform import average
+
+
+def test_ranks_are_counted() -> None:
+    generator = np.random.default_rng(0)
+    q, d = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in generator.normal(size=(2, 50, 5)).astype(np.float32))
+    found = retrieval.ranks(q, d, [f"text {i}" for i in range(50)])
+    for i in range(50):
+        order = sorted(range(50), key=lambda j: -float(q[i] @ d[j]))
+        assert found[i] == order.index(i) + 1
+    metrics = retrieval.metrics(found)
+    assert metrics.accuracy_at_1 == np.mean([r == 1 for r in found])
+    assert np.isclose(metrics.mrr_at_10, np.mean([1 / r if r <= 10 else 0 for r in found]))
+
+
+def test_a_tie_counts_against_us_and_equal_texts_are_no_rivals() -> None:
+    same = np.ones((3, 2), np.float32) / np.sqrt(2)
+    assert retrieval.ranks(same, same, ["a", "b", "c"]).tolist() == [3, 3, 3]
+    assert retrieval.ranks(same, same, ["a", "A ", "c"]).tolist() == [2, 2, 3]
+
+
+def test_fertility_counts(family, english) -> None:
+    found = fertility(family, english)
+    pieces = sum(len(family(text, add_special_tokens=False).input_ids) for text in english)
+    assert np.isclose(found["pieces_per_word"], pieces / sum(len(text.split()) for text in english))
+    assert found["pieces_per_character"] < 1.01
+
+
+def test_the_average_is_the_mean_and_refuses_other_shapes() -> None:
+    models = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(i)), "n": torch.tensor([i])} for i in range(3)]
+    merged = average(models, ["a", "b", "c"])
+    assert torch.allclose(merged["w"], (models[0]["w"] + models[1]["w"] + models[2]["w"]) / 3)
+    assert merged["n"].tolist() == [0]
+    with pytest.raises(ModelError, match=r"w \(\(3, 4\) and \(3, 5\)\)"):
+        average([models[0], models[1] | {"w": torch.zeros(3, 5)}], ["a", "b"])
+    with pytest.raises(ModelError, match="extra"):
+        average([models[0], models[1] | {"extra": torch.zeros(1)}], ["a", "b"])

@@ -1,0 +1,1 @@
+"""The training engine: DeepSpeed inside Ray Train, fed by the plan."""

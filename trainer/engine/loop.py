@@ -1,0 +1,117 @@
+"""The training loop of one worker: next rows, forward, backward, step, save. All that varies is in task and config."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from data_pipeline.feed.planned import PlannedRows, RankFeed
+from trainer.engine import checkpoint
+from trainer.engine.checkpoint import RunState
+from trainer.engine.config import TrainConfig
+from trainer.engine.guards import check_finite
+from trainer.engine.heldout import Heldout, evaluate
+from trainer.engine.setup import engine_for, weights_of
+from trainer.engine.tasks import Batch, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun:
+    """Everything that a worker is told."""
+
+    task: Task
+    config: TrainConfig
+    rows: PlannedRows
+    heldout: Heldout | None
+    export_uri: str
+    identity: str
+    threads: int
+    progress: Any
+    """Handle of the driver's progress actor, or None."""
+
+
+def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
+    """Runs on every worker of Ray Train. Returns the run's history (rank 0's counts)."""
+    run = settings["run"]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(run.threads)
+    feed: RankFeed = ray.train.get_dataset_shard("train")
+    torch.manual_seed(run.rows.plan.seed + rank)
+    accumulation = run.rows.plan.micro_steps(world, run.rows.micro)
+    engine = engine_for(run.task.module(), run.config, accumulation)
+    state = _restored(engine, run, world)
+    if run.heldout is not None and "0" not in state.evaluations:
+        state.evaluations["0"] = evaluate(engine, run.heldout, rank, world)
+    collate = run.task.collator()
+    began = time.perf_counter()
+    for step, rows in enumerate(feed.stream(state.next_step, run.config.steps), state.next_step):
+        waited = time.perf_counter() - began
+        batches = [collate(rows.slice(i * run.rows.micro, run.rows.micro)) for i in range(accumulation)]
+        loss, norm = _step(engine, batches, run.config.rate(step), world)
+        check_finite(step, loss, norm)
+        now = time.perf_counter()
+        entry = {"step": step, "loss": loss, "norm": norm, "rate": run.config.rate(step)}
+        state.history.append(entry | {"seconds": round(now - began, 4), "data_wait": round(waited, 4)})
+        state.next_step, began = step + 1, now
+        if rank == 0 and run.progress is not None:
+            run.progress.update.remote(step + 1, run.config.steps, f"loss {loss:.3f}")
+        if state.next_step % run.config.checkpoint_steps == 0 and state.next_step < run.config.steps:
+            _commit(engine, state, rank, world)
+    if run.heldout is not None and str(run.config.steps) not in state.evaluations:
+        state.evaluations[str(run.config.steps)] = evaluate(engine, run.heldout, rank, world)
+    weights = weights_of(engine, run.config.zero_stage)
+    if rank == 0:
+        run.task.export(weights, run.export_uri)
+    dist.barrier()
+    return {"history": state.history, "evaluations": state.evaluations, "world": world}
+
+
+def _step(engine: Any, batches: list[Batch], rate: float, world: int) -> tuple[float, float | None]:
+    """One optimizer step over all micro-batches of all ranks; the mean loss of a target and the gradient norm.
+
+    The sum of losses is divided by the number of targets of the whole step, not batch by batch: ranks whose rows have
+    fewer targets would weigh too much otherwise.
+    """
+    device = engine.device
+    totals = torch.tensor([0.0, sum(batch.targets for batch in batches)], dtype=torch.float64, device=device)
+    dist.all_reduce(totals[1:])
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    # DeepSpeed divides by accumulation steps and averages over ranks; both are multiplied back in.
+    scale = world * len(batches) / max(1.0, float(totals[1]))
+    for batch in batches:
+        loss = engine(batch.to(device))
+        totals[0] += loss.detach().double()
+        engine.backward(loss * scale)
+        engine.step()
+    dist.all_reduce(totals[:1])
+    norm = engine.get_global_grad_norm()
+    return float(totals[0] / totals[1].clamp_min(1)), None if norm is None else float(norm)
+
+
+def _restored(engine: Any, run: TrainRun, world: int) -> RunState:
+    """The state to go on from: the newest checkpoint that Ray Train has committed, or the beginning."""
+    committed = ray.train.get_checkpoint()
+    if committed is None:
+        return RunState(identity=run.identity)
+    with committed.as_directory() as folder:
+        return checkpoint.load(engine, folder, world, run.identity)
+
+
+def _commit(engine: Any, state: RunState, rank: int, world: int) -> None:
+    """Saves every rank's part and reports it; the name is new for every attempt, so that two never mix."""
+    stamp = [f"{time.time_ns():x}"]
+    dist.broadcast_object_list(stamp)
+    with tempfile.TemporaryDirectory(prefix="scion-checkpoint-") as folder:
+        checkpoint.save(engine, state, folder, rank, world)
+        ray.train.report(
+            {"step": state.next_step, "loss": state.history[-1]["loss"]},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"step_{state.next_step:09d}-w{world}-{stamp[0]}",
+        )

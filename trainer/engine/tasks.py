@@ -1,0 +1,108 @@
+"""What is trained: how rows become batches, batches a loss, and weights a folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel
+
+from data_pipeline import storage
+from data_pipeline.feed.masking import Masker
+from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.shards.build import load_tokenizer
+from trainer.embedder import Embedder, EmbedderSpec
+from trainer.models import loading
+from trainer.models.dual_encoder import DualEncoder
+from trainer.models.masked_lm import MaskedLM
+
+
+class Batch(Protocol):
+    """Rows as tensors."""
+
+    @property
+    def targets(self) -> int:
+        """What the loss is a sum over; the loss of a step is divided by the sum over all ranks."""
+        ...
+
+    def to(self, device: torch.device | str) -> "Batch": ...
+
+
+class Task(Protocol):
+    """An objective on a model. The module's forward is the SUM of the losses of a batch's targets."""
+
+    def module(self) -> torch.nn.Module: ...
+
+    def collator(self) -> Callable[[pa.Table], Batch]:
+        """Made once a worker: rows of the feed to a batch."""
+        ...
+
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
+        """Writes the trained model, from the module's state dict, as a folder that users can load."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedLMTask:
+    """Continued pretraining of an encoder."""
+
+    model_uri: str
+    length: int
+    probability: float
+    seed: int
+
+    def module(self) -> MaskedLM:
+        with storage.local_copy(self.model_uri) as folder:
+            return MaskedLM(loading.masked_lm(folder, self.seed))
+
+    def collator(self) -> Masker:
+        tokenizer = load_tokenizer(self.model_uri)
+        return Masker(
+            length=self.length,
+            mask_id=int(tokenizer.mask_token_id),
+            special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            vocab_size=len(tokenizer),
+            probability=self.probability,
+            seed=self.seed,
+        )
+
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
+        module = self.module()
+        load_weights(module.model, weights)
+        with storage.local_output(uri) as folder:
+            module.model.save_pretrained(folder)
+            load_tokenizer(self.model_uri).save_pretrained(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveTask:
+    """Embedder training on pairs."""
+
+    model_uri: str
+    spec: EmbedderSpec
+    temperature: float
+    symmetric: bool
+
+    def module(self) -> DualEncoder:
+        with storage.local_copy(self.model_uri) as folder:
+            model = loading.encoder(folder).train()
+        return DualEncoder(model, self.spec.pooling, self.temperature, self.symmetric)
+
+    def collator(self) -> Callable[[pa.Table], Batch]:
+        return partial(PairBatch, pad=int(load_tokenizer(self.model_uri).pad_token_id))
+
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
+        module = self.module()
+        load_weights(module.model, weights)
+        Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
+
+
+def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Loads the weights of a module's `model.` part; tied weights may be named once or twice."""
+    own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    missing, unexpected = model.load_state_dict(own, strict=False)
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
+    lost = [name for name in missing if name not in set(tied)]
+    assert not lost + unexpected, f"weights do not fit: missing {lost[:3]}, unexpected {unexpected[:3]}"

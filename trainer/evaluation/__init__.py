@@ -1,0 +1,1 @@
+"""Measuring embedders: one task a file."""

@@ -1,0 +1,55 @@
+"""Retrieval of a pair's other side among all others, in both directions (as in Tatoeba, Artetxe and Schwenk 2019)."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.pairs.rows import Pairs
+from data_pipeline.text.clean import digest
+from trainer.embedder import Embedder
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """Metrics of one direction, in 0..1."""
+
+    accuracy_at_1: float
+    mrr_at_10: float
+
+
+def evaluate(embedder: Embedder, pairs: Pairs) -> dict[str, dict[str, float]]:
+    """`forward` finds the positive of each anchor, `backward` the anchor of each positive."""
+    anchors, positives = embedder.encode(pairs.anchors), embedder.encode(pairs.positives)
+    return {
+        "forward": asdict(metrics(ranks(anchors, positives, pairs.positives))),
+        "backward": asdict(metrics(ranks(positives, anchors, pairs.anchors))),
+    }
+
+
+def ranks(queries: NDArray[np.float32], documents: NDArray[np.float32], texts: list[str]) -> NDArray[np.int64]:
+    """The rank (1 is best) of document i for query i by cosine, int [n].
+
+    A tie counts against us. Documents of the same text as document i are not rivals to it.
+
+    Args:
+        queries, documents: unit rows [n, d].
+        texts: the documents' texts.
+    """
+    groups = {name: number for number, name in enumerate(dict.fromkeys(map(digest, texts)))}
+    same = np.array([groups[digest(text)] for text in texts])
+    found = []
+    for start in range(0, len(queries), _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, len(queries)))
+        scores = queries[block] @ documents.T
+        own = scores[np.arange(len(block)), block]
+        rivals = same[None, :] != same[block][:, None]
+        found.append(1 + ((scores >= own[:, None]) & rivals).sum(axis=1))
+    return np.concatenate(found)
+
+
+def metrics(rank: NDArray[np.int64]) -> Retrieval:
+    """Accuracy at 1 and mean reciprocal rank, ranks beyond 10 counting nothing."""
+    return Retrieval(accuracy_at_1=float((rank == 1).mean()), mrr_at_10=float(np.where(rank <= 10, 1.0 / rank, 0.0).mean()))

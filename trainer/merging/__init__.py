@@ -1,0 +1,1 @@
+"""Merging models: one method a file."""

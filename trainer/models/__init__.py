@@ -1,0 +1,1 @@
+"""Models: loading, forwards on packed rows, pooling."""

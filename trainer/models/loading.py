@@ -1,0 +1,99 @@
+"""Model folders in, models out, with errors that name the folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from data_pipeline import storage
+from data_pipeline.errors import ModelError
+
+_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
+
+
+def config(folder: str) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ModelError: no model there.
+    """
+    return _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+
+
+def masked_lm(folder: str, seed: int) -> PreTrainedModel:
+    """The model with its masked-LM head, in fp32. A head that the folder lacks is drawn from `seed`.
+
+    Raises:
+        ModelError: no model there, or an architecture without a masked-LM head.
+    """
+    with _seeded(seed), _quiet():
+        return _loaded(lambda: AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32), folder)
+
+
+def encoder(folder: str) -> PreTrainedModel:
+    """The model without a head, in fp32 and in evaluation mode.
+
+    Raises:
+        ModelError: no model there.
+    """
+
+    def load() -> Any:
+        try:
+            return AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+        except TypeError:  # an architecture that never had a pooler
+            return AutoModel.from_pretrained(folder, dtype=torch.float32)
+
+    with _seeded(0), _quiet():
+        model: PreTrainedModel = _loaded(load, folder)
+    return model.eval()
+
+
+def position_offset(settings: PretrainedConfig) -> int:
+    """The position id of a row's first token: RoBERTa's family counts from behind the padding id."""
+    return int(settings.pad_token_id) + 1 if settings.model_type in _POSITIONS_AFTER_PAD else 0
+
+
+def max_length(settings: PretrainedConfig) -> int:
+    """The longest row that the model's position embeddings reach."""
+    positions = getattr(settings, "max_position_embeddings", None)
+    return 1 << 20 if positions is None else int(positions) - position_offset(settings)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _loaded(load: Callable[[], Any], folder: str) -> Any:
+    where = f"model {folder}"
+    if storage.is_local(folder) and os.path.isdir(folder) and not os.path.exists(os.path.join(folder, "config.json")):
+        raise ModelError("the folder has no config.json.", where, "Name a folder that save_pretrained wrote.")
+    try:
+        return load()
+    except TypeError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, safetensors' and the hub's own errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot be loaded ({reason})", where, "Name a model folder or a hub name.") from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the report of missing heads: what is missing is meant to be, and said in our own words."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,52 @@
+"""Masked-LM loss of a transformers model on packed rows, the vocabulary product at the masked places only."""
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+from data_pipeline.feed.masking import MaskedBatch
+from trainer.models.loading import position_offset
+
+
+class MaskedLM(torch.nn.Module):
+    """`forward(batch)` is the sum of the negative log-likelihoods of the batch's targets, in fp32.
+
+    Attention stays within a document and positions count from each document's start. The head runs on the M masked
+    places, not on all B x L: for a large vocabulary that is most of the work. An architecture whose head is not known
+    runs its own forward, with the same result.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._offset = position_offset(model.config)
+        found = [name for name in ("cls", "lm_head") if hasattr(model, name)]
+        self._head = found[0] if found else None
+
+    def forward(self, batch: MaskedBatch) -> torch.Tensor:
+        logits = self.logits(batch)
+        return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
+
+    def logits(self, batch: MaskedBatch) -> torch.Tensor:
+        """[M, V]"""
+        same = batch.segments[:, None, :, None] == batch.segments[:, None, None, :]
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": same,
+            "position_ids": batch.positions + self._offset,
+        }
+        if self._head is None:
+            return self.model(**inputs).logits.flatten(0, 1)[batch.places]
+        hidden = self.model.base_model(**inputs)[0].flatten(0, 1)[batch.places]
+        return getattr(self.model, self._head)(hidden)
+
+
+def bits_per_byte(nll: float, targets: int, text_tokens: int, text_bytes: int) -> float:
+    """From the mean loss of a target to bits per byte of text: comparable between tokenizers, unlike loss per token.
+
+    Args:
+        nll: summed negative log-likelihood of `targets` tokens, in nats.
+        text_tokens, text_bytes: size of the text that the targets are a sample of.
+    """
+    return nll / targets * text_tokens / (text_bytes * math.log(2))

@@ -1,0 +1,1 @@
+"""Losses on representations: vectors in, scalar out. No model, no collective."""

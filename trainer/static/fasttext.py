@@ -1,0 +1,73 @@
+"""fastText vectors (Bojanowski et al., TACL 2017), trained on one thread so that the same text gives the same vectors."""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastTextConfig:
+    """fastText's own names and meanings."""
+
+    dim: int = 100
+    epochs: int = 5
+    min_count: int = 5
+    min_ngram: int = 3
+    """Characters of the shortest subword; 0 with `max_ngram` 0 switches subwords off."""
+    max_ngram: int = 6
+    negatives: int = 10
+    buckets: int = 200_000
+    """Hashed subwords; fastText's two million take 800 MB at width 100."""
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.epochs, self.min_count) < 1:
+            raise ConfigError("fasttext.dim, epochs and min_count must be at least 1.")
+
+
+class FastTextVectors:
+    """Trained vectors. Words are separated by blanks; a word that was never seen is built from its subwords."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.words: list[str] = [word for word in model.get_words() if word != "</s>"]
+        self._known = set(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._known
+
+    def vectors(self, words: Iterable[str]) -> torch.Tensor:
+        """Float [n, A]; a zero row for a word that has neither a vector nor a known subword."""
+        return torch.from_numpy(np.stack([self._model.get_word_vector(word) for word in words]).astype(np.float32))
+
+
+def train(lines: Iterable[str], config: FastTextConfig, what: str) -> FastTextVectors:
+    """CBOW vectors of the words in `lines`.
+
+    Raises:
+        DataError: fewer than two words occur `min_count` times; names `what`.
+    """
+    import fasttext  # a compiled extension that only some methods need
+
+    with tempfile.TemporaryDirectory(prefix="scion-fasttext-") as folder:
+        path = os.path.join(folder, "text.txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(line.replace("\n", " ") + "\n" for line in lines)
+        try:
+            model = fasttext.train_unsupervised(
+                path, model="cbow", dim=config.dim, epoch=config.epochs, minCount=config.min_count, neg=config.negatives,
+                minn=config.min_ngram, maxn=config.max_ngram, bucket=config.buckets, thread=1, verbose=0,
+            )  # fmt: skip
+        except ValueError as error:  # "Empty vocabulary"
+            raise DataError(
+                f"no word of the {what} occurs {config.min_count} times.",
+                "transfer",
+                "Give more text or lower min_count.",
+            ) from error
+    return FastTextVectors(model)

@@ -1,0 +1,1 @@
+"""From the embeddings of one vocabulary to those of another, through one sparse matrix (see `plan.py`)."""

@@ -1,0 +1,83 @@
+"""A model with a new vocabulary: a plan applied to everything in it that has one row per token."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers.canonical import role_ids
+from trainer.models.loading import position_offset
+from trainer.transfer import apply
+from trainer.transfer.plan import TransferPlan
+
+MULTIPLE = 128
+"""Rows of the vocabulary are filled up to a multiple of this: odd sizes misalign DeepSpeed's flat buffers."""
+
+
+def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Replaces the vocabulary of `model` in place: input embeddings, output embeddings if they are not the same
+    matrix, the bias of the head, and the ids of special tokens in its configuration.
+
+    Raises:
+        ModelError: the plan is for a larger vocabulary than the model's, or the padding id would move positions.
+    """
+    _check_padding(model, tokenizer)
+    wanted = plan.padded(-(-len(plan) // MULTIPLE) * MULTIPLE)
+    # transformers types both as plain modules; what counts is that they have a weight, and perhaps a bias.
+    inputs: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    tied = head is not None and head.weight.data_ptr() == inputs.weight.data_ptr()
+    new_inputs = apply.embeddings(wanted, inputs.weight.detach().clone())
+    new_outputs = None if head is None or tied else apply.embeddings(wanted, head.weight.detach().clone())
+    old_bias = getattr(head, "bias", None)
+    new_bias = None if old_bias is None else apply.bias(wanted, old_bias.detach().clone())
+    twins = [] if old_bias is None else _twins(model, head, len(old_bias))
+    model.resize_token_embeddings(len(wanted), mean_resizing=False)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        grown: Any = model.get_input_embeddings()
+        grown.weight.copy_(new_inputs)
+        if new_outputs is not None:
+            head.weight.copy_(new_outputs)
+        if new_bias is not None:
+            head.bias.copy_(new_bias)
+    if not tied:
+        # A copy, not the same parameter: transformers saves a shared one once, and ties it again only in tied models.
+        for module in twins:
+            module.bias = torch.nn.Parameter(head.bias.detach().clone())
+    _set_ids(model, tokenizer)
+
+
+def _twins(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[torch.nn.Module]:
+    """Modules that hold the head's bias a second time (`cls.predictions.bias`); resizing leaves theirs at the old size
+    when the matrices are not tied."""
+    return [
+        module
+        for module in model.modules()
+        if module is not head and isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter)
+        and bias.shape == (rows,) and getattr(module, "decoder", None) is head
+    ]  # fmt: skip
+
+
+def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    roles = role_ids(tokenizer)
+    for settings in (model.config, getattr(model, "generation_config", None)):
+        for role in ("pad", "bos", "eos", "cls", "sep"):
+            name = f"{role}_token_id"
+            if settings is not None and getattr(settings, name, None) is not None:
+                setattr(settings, name, roles.get(role))
+    embedding: Any = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = roles.get("pad")
+
+
+def _check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """RoBERTa's family counts positions from behind the padding id, so another id would shift every position."""
+    if position_offset(model.config) and tokenizer.pad_token_id != model.config.pad_token_id:
+        raise ModelError(
+            f"{model.config.model_type} counts positions from its padding id {model.config.pad_token_id}, the new "
+            f"tokenizer pads with {tokenizer.pad_token_id}.",
+            "transfer",
+            "Give the new tokenizer the padding id of the old one.",
+        )

@@ -1,0 +1,81 @@
+"""FOCUS: a new token starts as a sparse mixture of the tokens that both vocabularies share.
+
+Dobler and de Melo, EMNLP 2023 (arXiv:2305.14481), section 3. With new token t, shared tokens s, and fastText vectors a
+trained on text in the new tokenizer's tokens:
+
+    w_t = sparsemax_s( cos(a_t, a_s) )         E_new[t] = sum_s w_ts E_old[s]
+
+Ours differs: tokens are written in characters whatever the tokenizer's family, so that fastText's subwords are
+characters too; the sparsemax is computed exactly from the highest scores alone (see `kernels.top_sparsemax`).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers.canonical import Token
+from trainer.static import fasttext
+from trainer.static.fasttext import FastTextConfig, FastTextVectors
+from trainer.transfer.kernels import top_sparsemax, unit
+from trainer.transfer.plan import Provenance
+from trainer.transfer.problem import Problem, Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusConfig:
+    """Settings of the token vectors; the paper's are three epochs, at least ten occurrences."""
+
+    fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=10, epochs=3))
+
+
+def rows(problem: Problem, config: FocusConfig) -> Rows:
+    """Sparse mixtures of shared tokens for every new token that has a vector.
+
+    Raises:
+        DataError: no shared token has a vector.
+    """
+    names = [_name(token, number) for number, token in enumerate(problem.tokens)]
+    vectors = fasttext.train(_token_lines(problem, names), config.fasttext, "tokenised text")
+    ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
+    shared = known(np.flatnonzero((problem.shared >= 0) & ordinary), names, vectors)
+    new = known(problem.new, names, vectors)
+    if not len(shared):
+        raise DataError(
+            "no token that both vocabularies share occurs often enough in the text.",
+            "transfer",
+            "Give more text, or take a method that needs no shared tokens (aligned, fvt).",
+        )
+    columns, weights = mixtures(
+        vectors.vectors(names[number] for number in new), vectors.vectors(names[number] for number in shared)
+    )
+    return Rows.from_dense(new, problem.shared[shared][columns.numpy()], weights.numpy(), Provenance.NEIGHBOURS)
+
+
+def mixtures(new: torch.Tensor, shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns and sparsemax weights [n, k] of the cosines of `new` [n, A] with `shared` [m, A]."""
+    return top_sparsemax(unit(new), unit(shared))
+
+
+def known(ids: NDArray[np.int64], names: list[str], vectors: FastTextVectors) -> NDArray[np.int64]:
+    """Those of `ids` that occurred often enough to have a vector of their own."""
+    return ids[[names[number] in vectors for number in ids]]
+
+
+def _name(token: Token | None, number: int) -> str:
+    """The token as a fastText word: its characters, a mark at the word's start, no blanks."""
+    if token is None or token.role is not None:
+        return f"<{number}>"
+    try:
+        text = token.payload.decode().replace(" ", "\u2423")
+    except UnicodeDecodeError:
+        text = f"<{token.payload.hex()}>"
+    return ("\u2581" if token.word_start else "") + "".join(text.split()) or f"<{number}>"
+
+
+def _token_lines(problem: Problem, names: list[str]) -> list[str]:
+    texts = [*problem.texts.corpus(), *problem.texts.anchors, *problem.texts.positives]
+    encoded = problem.target.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [" ".join(names[number] for number in text.ids) for text in encoded]

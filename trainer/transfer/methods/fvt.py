@@ -1,0 +1,63 @@
+"""FVT: a new token starts as the mean of the old pieces that its text splits into.
+
+Gee et al., EMNLP 2022 industry track, "Fast Vocabulary Transfer for Language Model Compression", section 3:
+
+    E_new[t] = 1/|p(t)| sum_{s in p(t)} E_old[s]        p(t) = pieces of t under the old tokenizer
+
+ReTok (arXiv:2410.04335) is the same for input embeddings. Tokens that split into unknown pieces alone stay unplaced. A
+token that continues a word is split behind a stand-in for the word's beginning, which is dropped again, so that the old
+tokenizer does not take it for the start of a word.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from data_pipeline.tokenizers.canonical import Token
+from trainer.transfer.plan import Provenance
+from trainer.transfer.problem import Problem, Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FvtConfig:
+    """No settings."""
+
+
+def rows(problem: Problem, config: FvtConfig) -> Rows:
+    """The mean of the known old pieces, for every new token that has one."""
+    ids, counts, indices, weights = [], [], [], []
+    for number in problem.new:
+        token = problem.tokens[number]
+        assert token is not None
+        pieces, times = np.unique(split(problem.source, token), return_counts=True)
+        if len(pieces):
+            ids.append(number)
+            counts.append(len(pieces))
+            indices.append(pieces.astype(np.int64))
+            weights.append(times / times.sum())
+    return Rows(
+        ids=np.array(ids, np.int64),
+        counts=np.array(counts, np.int64),
+        indices=np.concatenate([np.empty(0, np.int64), *indices]),
+        weights=np.concatenate([np.empty(0), *weights]).astype(np.float32),
+        provenance=Provenance.COMPOSITION,
+    )
+
+
+def split(source: PreTrainedTokenizerFast, token: Token) -> list[int]:
+    """The old pieces of a token's text, unknown ones left out; none when it is not text (half a character)."""
+    try:
+        text = token.payload.decode()
+    except UnicodeDecodeError:
+        return []
+    unknown = source.unk_token_id
+    encode = source.backend_tokenizer.encode
+    if token.word_start:
+        pieces = encode(text, add_special_tokens=False).ids
+    else:
+        alone = encode("a", add_special_tokens=False).ids
+        pieces = encode("a" + text, add_special_tokens=False).ids
+        # Where the stand-in melts into the text ("a" + "nd" is one piece), the text is split by itself.
+        pieces = pieces[len(alone) :] if pieces[: len(alone)] == alone else encode(text, add_special_tokens=False).ids
+    return [piece for piece in pieces if piece != unknown]

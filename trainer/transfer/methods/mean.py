@@ -1,0 +1,25 @@
+"""Every new token starts as the mean of all old rows, which is what `resize_token_embeddings` does by default."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.transfer.plan import Provenance
+from trainer.transfer.problem import Problem, Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanConfig:
+    """No settings."""
+
+
+def rows(problem: Problem, config: MeanConfig) -> Rows:
+    """Rows without entries and of provenance MEAN; `apply` fills them in."""
+    new = problem.new
+    return Rows(
+        ids=new,
+        counts=np.zeros(len(new), np.int64),
+        indices=np.empty(0, np.int64),
+        weights=np.empty(0, np.float32),
+        provenance=Provenance.MEAN,
+    )

@@ -1,0 +1,19 @@
+"""Random rows: the control of every comparison. New tokens are drawn from the moments of the old rows (see `apply`)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.transfer.plan import Provenance
+from trainer.transfer.problem import Problem, Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomConfig:
+    """No settings."""
+
+
+def rows(problem: Problem, config: RandomConfig) -> Rows:
+    """Places no token, so that all of them are drawn."""
+    none = np.empty(0, np.int64)
+    return Rows(ids=none, counts=none, indices=none, weights=np.empty(0, np.float32), provenance=Provenance.RANDOM)

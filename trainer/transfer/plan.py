@@ -1,0 +1,111 @@
+"""TransferPlan: which old rows make each new row, and why.
+
+Every initialiser without training is a sparse matrix W (new vocabulary x old vocabulary); the new embeddings are
+`W @ E_old`. W is built once and applied to everything that has one row per token: input and output embeddings and the
+bias of the language-model head.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError
+
+
+class Provenance(IntEnum):
+    """Where a new row comes from. Codes are stored on disk: never renumber."""
+
+    SPECIAL_ROLE = 0
+    """The old token with the same role (pad, mask, ...)."""
+    EXACT_COPY = 1
+    """The old token with the same canonical form."""
+    NEIGHBOURS = 2
+    """Mixture of old tokens that are near in a space of static vectors."""
+    COMPOSITION = 3
+    """Mixture of the old pieces that the token's text splits into."""
+    ALIGNED = 4
+    """Mixture of the old tokens that it is aligned with in parallel text."""
+    RANDOM = 5
+    """Drawn from the moments of the old rows."""
+    MEAN = 6
+    """The mean of all old rows."""
+    ZERO = 7
+    """No token: fills the matrix up, or a gap in the ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferPlan:
+    """W in compressed rows, and a provenance for each of the V new rows.
+
+    Row t mixes the old rows `indices[indptr[t]:indptr[t+1]]` with `weights` of the same range. Rows of provenance
+    RANDOM and MEAN hold no entries: they depend on all old rows, see `apply.py`.
+    """
+
+    indptr: NDArray[np.int64]
+    """[V + 1]"""
+    indices: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    provenance: NDArray[np.uint8]
+    """[V], codes of `Provenance`"""
+    keys: NDArray[np.uint64]
+    """[V], a number for each token that is the same in any vocabulary: the key of its random row."""
+    source_rows: int
+    seed: int
+    method: str
+
+    def __len__(self) -> int:
+        return len(self.provenance)
+
+    def fates(self) -> dict[str, int]:
+        """How many rows have each provenance; sums to V."""
+        counts = np.bincount(self.provenance, minlength=len(Provenance))
+        return {code.name.lower(): int(counts[code]) for code in Provenance if counts[code]}
+
+    def padded(self, rows: int) -> "TransferPlan":
+        """The same plan with ZERO rows up to `rows`."""
+        more = rows - len(self)
+        return TransferPlan(
+            indptr=np.concatenate([self.indptr, np.full(more, self.indptr[-1])]),
+            indices=self.indices,
+            weights=self.weights,
+            provenance=np.concatenate([self.provenance, np.full(more, Provenance.ZERO, np.uint8)]),
+            keys=np.concatenate([self.keys, np.zeros(more, np.uint64)]),
+            source_rows=self.source_rows,
+            seed=self.seed,
+            method=self.method,
+        )
+
+    def dense(self) -> torch.Tensor:
+        """W as a float tensor [V, S]; for small plans and tests."""
+        rows = np.repeat(np.arange(len(self)), np.diff(self.indptr))
+        dense = torch.zeros(len(self), self.source_rows)
+        dense.index_put_((torch.from_numpy(rows), torch.from_numpy(self.indices).long()), torch.from_numpy(self.weights))
+        return dense
+
+    def save(self, uri: str) -> None:
+        """Writes `plan.safetensors` and `plan.json` into the folder."""
+        arrays = {name: getattr(self, name) for name in ("indptr", "indices", "weights", "provenance", "keys")}
+        with storage.local_output(uri) as folder:
+            save_file(arrays, f"{folder}/plan.safetensors")
+        facts = {"source_rows": self.source_rows, "seed": self.seed, "method": self.method, "fates": self.fates()}
+        storage.write_bytes(storage.join(uri, "plan.json"), (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def load(uri: str) -> TransferPlan:
+    """The plan that `save` wrote.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if not storage.exists(storage.join(uri, "plan.json")):
+        raise ArtifactError("no plan.json here.", uri, "Make one with `scion transfer`.")
+    facts = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
+    with storage.local_copy(uri) as folder:
+        arrays = load_file(f"{folder}/plan.safetensors")
+    return TransferPlan(source_rows=facts["source_rows"], seed=facts["seed"], method=facts["method"], **arrays)

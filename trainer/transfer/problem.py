@@ -1,0 +1,119 @@
+"""The contract between the transfer job and its methods.
+
+Letters: V = new vocabulary, S = old vocabulary, N = new tokens that no old token equals, A = width of static vectors.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from data_pipeline import keyed_random
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from trainer.transfer.overlap import match
+from trainer.transfer.plan import Provenance, TransferPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What a method may learn from. Nothing held out is in here."""
+
+    corpus: Callable[[], Iterator[str]]
+    """Documents in the new language, one pass a call."""
+    anchors: list[str]
+    """The source language's side of the pairs."""
+    positives: list[str]
+    """The new language's side, parallel to `anchors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything known before a method begins."""
+
+    source: PreTrainedTokenizerFast
+    target: PreTrainedTokenizerFast
+    texts: Texts
+    seed: int
+    copy_shared: bool = True
+    """Whether a token that both vocabularies have keeps its old row; else the method makes a row for it too."""
+    tokens: list[Token | None] = field(init=False)
+    shared: NDArray[np.int64] = field(init=False)
+    """[V]: the old id of the same token, -1 where there is none."""
+    how: NDArray[np.uint8] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokens = canonical_tokens(self.target)
+        shared, how = match(self.source, self.target, tokens)
+        for name, value in (("tokens", tokens), ("shared", shared), ("how", how)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def source_rows(self) -> int:
+        return max(self.source.get_vocab().values()) + 1
+
+    @property
+    def new(self) -> NDArray[np.int64]:
+        """[N]: the target ids that a method shall place."""
+        special = np.array([token is None or token.role is not None for token in self.tokens])
+        return np.flatnonzero(~special & ((self.shared < 0) | (not self.copy_shared)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What a method answers: mixtures for some of `Problem.new`; tokens that it leaves out are drawn at random."""
+
+    ids: NDArray[np.int64]
+    """[n] target ids."""
+    counts: NDArray[np.int64]
+    """[n] entries of each row."""
+    indices: NDArray[np.int64]
+    """[sum of counts] old ids."""
+    weights: NDArray[np.float32]
+    provenance: Provenance
+
+    @staticmethod
+    def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> "Rows":
+        """Rows of equally many candidates [n, k]; candidates of weight 0 are dropped."""
+        used = weights > 0
+        return Rows(
+            ids=ids, counts=used.sum(axis=1), indices=columns[used], weights=weights[used].astype(np.float32), provenance=code
+        )  # fmt: skip
+
+
+class Method(Protocol):
+    """A paper: `rows` says what becomes of the tokens in `problem.new`."""
+
+    def __call__(self, problem: Problem, config: Any) -> Rows: ...
+
+
+def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
+    """One plan from copies, special tokens, the method's rows and random rows for all that is left."""
+    size = len(problem.tokens)
+    provenance = np.full(size, Provenance.RANDOM, np.uint8)
+    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.ZERO
+    entries: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None] = [None] * size
+    own = set(problem.new.tolist())
+    for number in np.flatnonzero(problem.shared >= 0):
+        if int(number) not in own:
+            provenance[number] = problem.how[number]
+            entries[number] = problem.shared[number : number + 1], np.ones(1, np.float32)
+    bounds = np.concatenate([[0], np.cumsum(rows.counts)])
+    for place, number in enumerate(rows.ids):
+        provenance[number] = rows.provenance
+        part = slice(bounds[place], bounds[place + 1])
+        entries[number] = rows.indices[part], rows.weights[part]
+    filled = [entry for entry in entries if entry is not None]
+    counts = [0 if entry is None else len(entry[0]) for entry in entries]
+    return TransferPlan(
+        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        indices=np.concatenate([entry[0] for entry in filled]).astype(np.int32),
+        weights=np.concatenate([entry[1] for entry in filled]).astype(np.float32),
+        provenance=provenance,
+        keys=np.array([0 if token is None else keyed_random.key(token.key()) for token in problem.tokens], np.uint64),
+        source_rows=problem.source_rows,
+        seed=problem.seed,
+        method=method,
+    )
