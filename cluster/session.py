@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -17,6 +19,7 @@ _WORKER_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }
 _OBJECT_STORE = 512 << 20
+_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -37,13 +40,17 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Ite
     for name, value in _WORKER_ENV.items():
         os.environ.setdefault(name, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
-    settings = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": dict(_WORKER_ENV)}}
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    settings["runtime_env"] = {"env_vars": dict(_WORKER_ENV)}
+    if address:
+        _check_reachable(address)
+        settings["address"] = address
+    else:
+        cpus = max(os.cpu_count() or 1, int(needed + 0.999))
+        settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
-        if address:
-            ray.init(address=address, **settings)
-        else:
-            cpus = max(os.cpu_count() or 1, int(needed + 0.999))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE, **settings)
+        with _native_lines_aside():
+            ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "ray"
         reason = str(error).strip().splitlines()[0]
@@ -54,6 +61,32 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_lines_aside() -> Iterator[None]:
+    """Ray's C++ part says on stderr which log level it was given, before that level holds. What fails still raises."""
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nobody answers at once: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like are Ray's to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nobody answers there ({error.strerror or error}).", f"RAY_ADDRESS={address}", "Unset it to run on this machine."
+        ) from error
 
 
 def _check_size(needed: float) -> None:

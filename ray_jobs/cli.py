@@ -1,12 +1,11 @@
 """`scion JOB CONFIG [key=value ...]`. Exit code 0 done, 2 a mistake of the user, 1 a failure."""
 
+import importlib
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from rich.console import Console
 
@@ -21,6 +20,8 @@ JOBS = {
     "serve": "an OpenAI-compatible endpoint, until Ctrl-C",
     "report": "report.html and summary.json from finished stages",
 }
+_MODULES = {"report": "ray_jobs.report.job"}
+"""Jobs that are not in a file of their name."""
 _BEFORE_RAY = {
     "TOKENIZERS_PARALLELISM": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.errors import ScionError  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _dispatch(arguments)
         return 0
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, _Interrupted):
         errors.print("interrupted; the same command goes on from where it was")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -89,27 +92,14 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         os.environ.setdefault(name, value)
     from cluster.session import ray_session
     from ray_jobs import config as configs
-    from ray_jobs import pipeline
 
     config = configs.absolute(configs.load(path, overrides))
-    main_of = _job(job)
-    if job == "report" or (job == "pipeline" and pipeline.finished(config)):
-        main_of(config, console)
+    module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
+    if not getattr(module, "needs_ray", lambda config: True)(config):
+        module.main(config, console)
         return
     with ray_session(workers=config.workers, worker_cpus=config.worker_cpus, address=os.environ.get("RAY_ADDRESS")):
-        main_of(config, console)
-
-
-def _job(name: str) -> Callable[..., None]:
-    from ray_jobs import embed, evaluate, merge, pipeline, pretrain, serve, shard, transfer
-    from ray_jobs.report import job as report
-
-    modules: dict[str, ModuleType] = {
-        "pipeline": pipeline, "shard": shard, "transfer": transfer, "pretrain": pretrain, "embed": embed,
-        "merge": merge, "evaluate": evaluate, "serve": serve, "report": report,
-    }  # fmt: skip
-    found: Callable[..., None] = modules[name].main
-    return found
+        module.main(config, console)
 
 
 def _print_methods(console: Console) -> None:

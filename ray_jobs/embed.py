@@ -1,22 +1,18 @@
 """`scion embed`: contrastive training of the pretrained model on aligned pairs, to a sentence-transformers folder."""
 
-import torch
 from rich.console import Console
 
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
-from data_pipeline.feed.planned import PlannedRows
-from data_pipeline.order.plan import OrderPlan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.pairs import shards
 from data_pipeline.sources import documents
 from ray_jobs import pretrain
 from ray_jobs.config import ScionConfig
-from ray_jobs.console import Reporter, watched
+from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
+from ray_jobs.training import planned_rows, train
 from trainer.embedder import EmbedderSpec
-from trainer.engine.launch import fit
-from trainer.engine.loop import TrainRun
 from trainer.engine.tasks import ContrastiveTask
 
 KIND = "embedder"
@@ -59,26 +55,14 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         actors=settings.actors,
         progress=report.part("tokenize pairs"),
     )
-    order = OrderPlan(streams=manifest.order_streams({shards.STREAM: 1.0}), batch=settings.train.batch_size, seed=config.seed)
-    planned = PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.train.micro(config.workers))
     task = ContrastiveTask(
         model_uri=model,
         spec=EmbedderSpec(pooling=settings.pooling, max_length=settings.max_length),
         temperature=settings.temperature,
         symmetric=settings.symmetric,
     )
-    with watched(report, "contrastive") as board:
-        run = TrainRun(
-            task=task, config=settings.train, rows=planned, heldout=None, export_uri=draft.uri,
-            identity=plan(config, start).id, threads=max(1, int(config.worker_cpus)), progress=board,
-        )  # fmt: skip
-        result = fit(
-            run,
-            workers=config.workers,
-            worker_cpus=config.worker_cpus,
-            gpu=torch.cuda.is_available(),
-            storage_uri=draft.uri,
-        )
+    rows = planned_rows(config, settings.train, folder, manifest, {shards.STREAM: 1.0})
+    result = train(config, settings.train, task, rows, plan(config, start), report)
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]

@@ -51,7 +51,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
     storage.remove(storage.join(draft.uri, "source"))
     compared = models(config)
-    uris = {name: m if isinstance(m, str) else need(m, name.rsplit("_", 1)[0]) for name, m in compared.items()}
+    uris = {name: m if isinstance(m, str) else need(m, "pipeline") for name, m in compared.items()}
     found = {}
     for number, (name, uri) in enumerate(uris.items()):
         report(name, number, len(uris))

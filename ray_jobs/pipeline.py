@@ -34,13 +34,13 @@ def main(config: ScionConfig, console: Console) -> None:
     report.show(config, console)
 
 
-def finished(config: ScionConfig) -> bool:
-    """Whether there is nothing left to do, so that Ray need not be started.
+def needs_ray(config: ScionConfig) -> bool:
+    """Whether anything is left to do; Ray is not started to say that nothing is.
 
     Raises:
         ArtifactError: a folder holds something else.
     """
-    return all([artifact.existing(stage.plan) is not None for stage in stages(config)])
+    return any([artifact.existing(stage.plan) is None for stage in stages(config)])
 
 
 if __name__ == "__main__":

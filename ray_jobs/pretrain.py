@@ -1,21 +1,19 @@
 """`scion pretrain`: masked-LM continued pretraining of the transferred model on the shards."""
 
-import torch
+from dataclasses import replace
+
 from rich.console import Console
 
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
-from data_pipeline.feed.planned import PlannedRows
 from data_pipeline.order.mixture import temperature_weights
-from data_pipeline.order.plan import OrderPlan
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
 from ray_jobs.config import ScionConfig
-from ray_jobs.console import Reporter, watched
+from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
+from ray_jobs.training import planned_rows, train
 from trainer.engine.heldout import Heldout
-from trainer.engine.launch import fit
-from trainer.engine.loop import TrainRun
 from trainer.engine.tasks import MaskedLMTask
 
 KIND = "model"
@@ -41,31 +39,24 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
     shards, model = need(shard.plan(config), "shard"), need(transfer.plan(config, start), "transfer")
     settings = config.pretrain
-    rows = manifest.load(storage.join(shards, "rows"))
-    weights = temperature_weights({lang: sum(s.tokens for s in part) for lang, part in rows.streams.items()}, settings.alpha)
-    order = OrderPlan(streams=rows.order_streams(weights), batch=settings.train.batch_size, seed=config.seed)
-    planned = PlannedRows(
-        plan=order, folder=storage.join(shards, "rows"), manifest=rows, micro=settings.train.micro(config.workers)
-    )
+    folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
+    rows = manifest.load(folder)
+    tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
     task = MaskedLMTask(model_uri=model, length=rows.length, probability=settings.probability, seed=config.seed)
-    heldout = Heldout(
-        folder=storage.join(shards, "heldout"),
-        manifest=manifest.load(storage.join(shards, "heldout")),
-        task=MaskedLMTask(model_uri=model, length=rows.length, probability=settings.probability, seed=_EVALUATION_SEED),
-        rows=settings.heldout_rows,
+    result = train(
+        config,
+        settings.train,
+        task,
+        planned_rows(config, settings.train, folder, rows, temperature_weights(tokens, settings.alpha)),
+        plan(config, start),
+        report,
+        Heldout(
+            folder=heldout_folder,
+            manifest=manifest.load(heldout_folder),
+            task=replace(task, seed=_EVALUATION_SEED),
+            rows=settings.heldout_rows,
+        ),
     )
-    with watched(report, "masked LM") as board:
-        run = TrainRun(
-            task=task, config=settings.train, rows=planned, heldout=heldout, export_uri=draft.uri,
-            identity=plan(config, start).id, threads=max(1, int(config.worker_cpus)), progress=board,
-        )  # fmt: skip
-        result = fit(
-            run,
-            workers=config.workers,
-            worker_cpus=config.worker_cpus,
-            gpu=torch.cuda.is_available(),
-            storage_uri=draft.uri,
-        )
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     before, after = result["evaluations"]["0"], result["evaluations"][str(settings.train.steps)]
     return f"{settings.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"

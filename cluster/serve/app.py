@@ -94,6 +94,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": int(config.gpu)},
         max_ongoing_requests=1 << 20,  # the front counts requests, and refuses in OpenAI's shape
+        graceful_shutdown_wait_loop_s=0.2,  # looks that often whether the last answers are out
         max_constructor_retry_count=1,  # a model that cannot be loaded is reported at once
     )
     return deployment.bind(config)
@@ -124,23 +125,23 @@ def running(config: ServeConfig) -> Iterator[str]:
         ClusterError: no Ray, too small a one, one that serves already, a port in use, or a model that does not load.
         ConfigError: no model is named.
     """
-    app = build_app(config)
+    application = build_app(config)
     _check_cluster(config)
     port = _free_port(config.host, config.port)
     with _quiet():
         try:
             http = {"host": config.host, "port": port}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=_QUIET)
-            _start(app, config.model)
+            _start(application, config.model)
             host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
             yield f"http://{host}:{port}/v1"
         finally:
             serve.shutdown()
 
 
-def _start(app: serve.Application, model: str) -> None:
+def _start(application: serve.Application, model: str) -> None:
     try:
-        serve.run(app, name=_APP, logging_config=_QUIET)
+        serve.run(application, name=_APP, logging_config=_QUIET)
     except RuntimeError as error:
         # The cause is a traceback in the status, its last line the exception: "data_pipeline.errors.ModelError: ...".
         found = serve.status().applications.get(_APP)

@@ -8,6 +8,7 @@ short ones makes all of them as dear as itself, which is worse than no batch at 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,14 @@ Vectors = NDArray[np.float32]
 Encode = Callable[[Rows, int | None], Vectors]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """Rows of one request that are encoded at one time."""
 
     rows: Rows
     dimensions: int | None
 
-    @property
+    @cached_property  # Serve asks for the cost again with every piece that joins a batch
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 

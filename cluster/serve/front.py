@@ -51,11 +51,7 @@ class Front:
         self._under_way += 1
         try:
             body = await _body(request, self._config.max_body_bytes)
-            # In threads, because a large body takes longer than other requests should wait to be read.
-            asked, rows = await asyncio.to_thread(self._checked, body)
-            vectors = await self._encoded(rows, asked.dimensions)
-            content = await asyncio.to_thread(protocol.answer, vectors, rows, asked, self._backend.card)
-            return Response(content, media_type="application/json")
+            return Response(await self._answer(body), media_type="application/json")
         finally:
             self._under_way -= 1
 
@@ -63,21 +59,26 @@ class Front:
         return protocol.models(self._backend.card)
 
     async def _health(self) -> dict[str, str]:
-        return {"status": "ok"}
+        return {"status": "ok"}  # said by the process that holds a copy of the model, once it is loaded
+
+    async def _answer(self, body: bytes) -> bytes:
+        try:
+            # In threads, because a large body takes longer than other requests should wait to be read.
+            asked, rows = await asyncio.to_thread(self._checked, body)
+            vectors = await self._backend.encode(rows, asked.dimensions)
+            return await asyncio.to_thread(protocol.answer, vectors, rows, asked, self._backend.card)
+        except RequestError:
+            raise
+        except Exception as error:  # whatever a model can raise
+            _log.error("the embedder failed on a request", exc_info=error)
+            what = "the embedder failed on this request."
+            raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
 
     def _checked(self, body: bytes) -> tuple[EmbeddingRequest, Rows]:
         asked = protocol.parse(body, self._backend.card, self._config.max_inputs)
         rows: Rows = self._backend.tokenize(asked.texts) if asked.texts else asked.rows
         protocol.check_tokenized(rows)
         return asked, rows
-
-    async def _encoded(self, rows: Rows, dimensions: int | None) -> Vectors:
-        try:
-            return await self._backend.encode(rows, dimensions)
-        except Exception as error:  # whatever a model can raise
-            _log.error("the embedder failed on a request", exc_info=error)
-            what = "the embedder failed on this request."
-            raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -30,7 +30,9 @@ def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
     assert summary["fertility"]["target"]["pieces_per_word"] < summary["fertility"]["source"]["pieces_per_word"]
     assert summary["serve"]["requests"] > 0
     assert summary["serve"]["max_abs_diff"] <= 1e-5
-    assert {"shards", "transfer", "pretrain", "embed", "evaluate", "serve", "merge"} <= set(summary["seconds"])
+    assert {"shard", "transfer", "random/transfer", "pretrain", "embed", "evaluate", "serve", "merge"} <= set(
+        summary["seconds"]
+    )
     assert summary["versions"]["torch"] == torch.__version__
     assert "<img" in (finished.output / "report.html").read_text()
 
