@@ -52,10 +52,12 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     storage.remove(storage.join(draft.uri, "source"))
     compared = models(config)
     uris = {name: m if isinstance(m, str) else need(m, "pipeline") for name, m in compared.items()}
-    found = {}
-    for number, (name, uri) in enumerate(uris.items()):
-        report(name, number, len(uris))
-        found[name] = ray.get(_score.remote(uri, testing))
+    running = {_score.remote(uri, testing): name for name, uri in uris.items()}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    while len(found) < len(running):
+        report("encode", len(found), len(running))
+        done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
+        found[running[done[0]]] = ray.get(done[0])
     draft.metrics = {"retrieval": found, "pairs": len(testing)}
     best = found["transferred_trained"]
     return ", ".join(f"{way} accuracy@1 {best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))

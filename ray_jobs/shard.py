@@ -9,6 +9,7 @@ from data_pipeline.artifact import Draft, Plan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.shards import build, corpus
 from data_pipeline.sources import documents
+from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
@@ -39,7 +40,8 @@ def stage(config: ScionConfig) -> Stage:
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Writes `tokenizer/`, `text/{train,heldout}/`, `rows/` and `heldout/` with their manifests."""
     cache, settings = storage.join(draft.uri, "source"), config.shard
-    source = train.load(config.source_model)
+    with model_folder(config.source_model) as folder:
+        source = train.load(folder)
     training = pairs.load(config.pairs, cache, key="pairs")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     pairs.check_disjoint(training, testing)

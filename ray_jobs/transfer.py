@@ -8,6 +8,7 @@ from data_pipeline.pairs import rows as pairs
 from data_pipeline.shards import corpus
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.sources import documents
+from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from ray_jobs import shard
 from ray_jobs.config import ScionConfig
@@ -57,12 +58,13 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         positives=training.positives,
     )
     tokenizer = load_tokenizer(storage.join(shards, "tokenizer"))
-    problem = Problem(train.load(config.source_model), tokenizer, texts, config.seed, config.transfer.copy_shared)
+    with model_folder(config.source_model) as folder:
+        source, model = train.load(folder), loading.masked_lm(folder, config.seed)
+    problem = Problem(source, tokenizer, texts, config.seed, config.transfer.copy_shared)
     report(start.method, 1, 3)
     entry = METHODS[start.method]
     made = assemble(problem, entry.rows(problem, getattr(config.transfer.methods, start.method)), start.method)
     report("apply", 2, 3)
-    model = loading.masked_lm(config.source_model, config.seed)
     graft(model, made, tokenizer)
     with storage.local_output(draft.uri) as folder:
         model.save_pretrained(folder)

@@ -7,7 +7,6 @@ those files it pools by the mean and normalises.
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
 from trainer.models.pooling import POOLINGS
@@ -54,7 +54,7 @@ class Embedder:
         Raises:
             ModelError: no model or no tokenizer there, or a pooling that is not known.
         """
-        with storage.local_copy(uri) if "://" in uri else nullcontext(uri) as folder:
+        with model_folder(uri) as folder:
             model = loading.encoder(folder)
             spec = _spec(folder, model)
             if spec.pooling not in POOLINGS:
@@ -140,7 +140,9 @@ def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
     batch: list[int] = []
     for row in order:
-        if batch and (len(batch) + 1) * len(ids[batch[0]]) > _BATCH_TOKENS:
+        longest = len(ids[batch[0]]) if batch else 0
+        # At most half of a batch is padding: a long row among short ones makes all of them as dear as itself.
+        if batch and ((len(batch) + 1) * longest > _BATCH_TOKENS or 2 * len(ids[row]) < longest):
             yield batch
             batch = []
         batch.append(row)

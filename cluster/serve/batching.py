@@ -1,9 +1,7 @@
 """Which rows are encoded together. Pure.
 
-Two grains. A batch, up to a budget of tokens, is what waits when the model is free: pieces of many requests, or of one
-big one. In it, rows of similar length share a forward pass: a row goes to the next pass when it is shorter than half of
-the longest, so that at most half of the positions are padding, whatever the mixture. In one pass, a long row among
-short ones makes all of them as dear as itself, which is worse than no batch at all.
+A batch, up to a budget of tokens, is what waits when the model is free: pieces of many requests, or of one big one. The
+embedder then sorts its rows by length and splits them into forward passes of which at most half is padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +30,7 @@ class Piece:
 
 
 def cost(pieces: Sequence[Piece]) -> int:
-    """Tokens of a batch. Its padded size is below twice that, because `forwards` splits by length."""
+    """Tokens of a batch. Its padded size stays below twice that, because the embedder splits by length."""
     return sum(piece.tokens for piece in pieces)
 
 
@@ -48,16 +46,6 @@ def pieces(rows: Rows, dimensions: int | None, budget: int) -> list[Piece]:
     return [Piece(rows=rows[start:end], dimensions=dimensions) for start, end in zip(cuts, ends, strict=True)]
 
 
-def forwards(lengths: Sequence[int]) -> list[list[int]]:
-    """Row numbers, by falling length, in groups of which no row is shorter than half of the longest."""
-    groups: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not groups or 2 * lengths[row] < lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
 def encode_batch(batch: Sequence[Piece], encode: Encode) -> list[Vectors | Exception]:
     """Vectors of each piece. A piece that fails has its exception and leaves the others alone."""
     try:
@@ -67,11 +55,10 @@ def encode_batch(batch: Sequence[Piece], encode: Encode) -> list[Vectors | Excep
 
 
 def _together(batch: Sequence[Piece], encode: Encode) -> list[Vectors]:
-    vectors: dict[tuple[int, int], Vectors] = {}
+    vectors: dict[int, Vectors] = {}
     for width in {piece.dimensions: None for piece in batch}:
-        places = [(i, j) for i, piece in enumerate(batch) if piece.dimensions == width for j in range(len(piece.rows))]
-        rows = [batch[i].rows[j] for i, j in places]
-        for group in forwards([len(row) for row in rows]):
-            encoded = encode([rows[number] for number in group], width)
-            vectors.update(zip([places[number] for number in group], encoded, strict=True))
-    return [np.stack([vectors[i, j] for j in range(len(piece.rows))]) for i, piece in enumerate(batch)]
+        members = [number for number, piece in enumerate(batch) if piece.dimensions == width]
+        encoded = encode([row for number in members for row in batch[number].rows], width)
+        ends = np.cumsum([len(batch[number].rows) for number in members])
+        vectors.update(zip(members, np.split(encoded, ends[:-1]), strict=True))
+    return [vectors[number] for number in range(len(batch))]

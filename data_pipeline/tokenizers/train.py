@@ -35,19 +35,19 @@ class TokenizerConfig:
 
 
 def load(folder: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder or hub name, with truncation and padding switched off.
+    """The tokenizer of a local model folder, with truncation and padding switched off.
 
     Raises:
         ModelError: the folder has no tokenizer, or one without a `tokenizer.json`.
     """
-    where = f"source_model={folder}"
-    if os.path.isdir(folder) and not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in os.listdir(folder)):
+    where = f"model {folder}"
+    if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in os.listdir(folder)):
         raise ModelError("the folder has no tokenizer.", where, "Save it there with tokenizer.save_pretrained(folder).")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its own, all for a bad folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no tokenizer can be loaded ({reason})", where, "Name a model folder or hub name.") from error
+        raise ModelError(f"no tokenizer can be loaded ({reason})", where, "Name a model folder.") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("the tokenizer has no tokenizer.json.", where, "Convert it to a fast tokenizer first.")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)

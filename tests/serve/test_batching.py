@@ -39,23 +39,6 @@ def test_no_two_pieces_in_a_row_would_fit_in_one(lengths, budget) -> None:
 
 
 @settings(deadline=None)
-@given(lengths)
-def test_at_most_half_of_a_forward_pass_is_padding(lengths) -> None:
-    groups = batching.forwards(lengths)
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    for group in groups:
-        padded = max(lengths[row] for row in group) * len(group)
-        assert padded <= 2 * sum(lengths[row] for row in group)
-
-
-@settings(deadline=None)
-@given(lengths)
-def test_there_are_few_forward_passes(lengths) -> None:
-    """Each starts below half of the one before."""
-    assert len(batching.forwards(lengths)) <= 1 + np.log2(max(lengths) / min(lengths))
-
-
-@settings(deadline=None)
 @given(st.lists(st.tuples(lengths, st.sampled_from([None, 8, 16])), min_size=1, max_size=5))
 def test_each_piece_gets_its_own_vectors_at_its_own_width(asked) -> None:
     batch = [Piece(rows=rows_of(lengths), dimensions=dimensions) for lengths, dimensions in asked]

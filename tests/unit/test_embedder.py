@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.sources import models
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder, EmbedderSpec, _batches
 from trainer.models import loading
 
 
@@ -57,6 +61,29 @@ def test_a_plain_model_folder_pools_by_the_mean(source_folder, english) -> None:
     assert embedder.encode(english[:2]).shape == (2, 32)
 
 
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
+def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
+    batches = list(_batches([[7] * length for length in lengths]))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = max(lengths[row] for row in batch) * len(batch)
+        assert padded <= 2 * sum(lengths[row] for row in batch)
+        assert padded <= 4096 or len(batch) == 1
+
+
+def test_a_hub_name_is_fetched_and_a_bad_one_explained(saved, english, monkeypatch) -> None:
+    monkeypatch.setattr(models, "snapshot_download", lambda name, **_: {"org/model": saved}[name])
+    assert np.array_equal(Embedder.load("org/model").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
+    with pytest.raises(ModelError, match="neither a folder nor a model that the hub gives"):
+        Embedder.load("org/other")
+
+
+def test_a_model_at_a_uri_is_read(saved, english) -> None:
+    with storage.local_output("memory://test-embedder") as folder:
+        Embedder.load(saved).save(folder)
+    assert np.array_equal(Embedder.load("memory://test-embedder").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
+
+
 def test_an_unknown_pooling_is_refused(saved) -> None:
     path = f"{saved}/embed.json"
     with open(path) as file:
@@ -69,4 +96,4 @@ def test_an_unknown_pooling_is_refused(saved) -> None:
 
 def test_a_folder_without_a_model_is_named(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
-        loading.config(str(tmp_path))
+        loading.encoder(str(tmp_path))

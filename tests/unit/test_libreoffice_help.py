@@ -10,7 +10,8 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources import libreoffice_help as help_corpus
-from data_pipeline.sources.libreoffice_help import NearRepeats, Paragraph, build, distinct, main, read_paragraphs
+from data_pipeline.sources.libreoffice_help import Paragraph, build, copied_share, distinct, main, read_paragraphs
+from data_pipeline.text.near_repeats import NearRepeats
 
 TABLES = ("text.parquet", "test_text.parquet", "pairs.parquet", "test_pairs.parquet")
 
@@ -352,3 +353,16 @@ def test_zero_test_pairs_are_refused_with_the_value(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["--language", "el", "--output", str(tmp_path), "--test-pairs", "0"])
     assert "--test-pairs 0: give 1 or more" in capsys.readouterr().err
+
+
+def test_the_copied_share_counts_letters_in_words_of_the_other_side() -> None:
+    greek = Paragraph("f", "i", "Open the Calc sheet 12", "Ανοίξτε το φύλλο Calc 12")
+    assert copied_share(greek, spaced=True) == pytest.approx(6 / 20)
+    japanese = Paragraph("f", "i", "Open the Calc sheet", "Calcのシートを開く")
+    assert copied_share(japanese, spaced=False) == pytest.approx(4 / 11)
+
+
+def test_a_pair_that_is_mostly_copied_is_no_test_pair() -> None:
+    copied = Paragraph("f", "1", "Use the LibreOffice Calc function SUM here", "Η LibreOffice Calc function SUM")
+    own = Paragraph("f", "2", "Click the blue button to close it", "Πατήστε το μπλε κουμπί για να κλείσει")
+    assert help_corpus.draw_pairs([], [copied, own], count=9, spaced=True)[0] == [own]

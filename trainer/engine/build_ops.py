@@ -1,15 +1,16 @@
 """`python -m trainer.engine.build_ops`: compiles DeepSpeed's CPU communication op, which the first training run would
 otherwise do in the middle of its start (over a minute, on every worker)."""
 
-import os
 import shutil
 import sys
+
+import torch
+
+from trainer.engine.setup import before_deepspeed
 
 
 def main() -> int:
     """Builds the op, or says what is missing. A machine with a GPU does not need it."""
-    import torch
-
     if torch.cuda.is_available():
         return 0
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
@@ -19,7 +20,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    before_deepspeed()
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     ShareMemCommBuilder().load(verbose=False)

@@ -6,22 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline import storage
 from data_pipeline.errors import ModelError
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
-
-
-def config(folder: str) -> PretrainedConfig:
-    """The model's configuration.
-
-    Raises:
-        ModelError: no model there.
-    """
-    return _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
 
 
 def masked_lm(folder: str, seed: int) -> PreTrainedModel:
@@ -69,7 +59,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 def _loaded(load: Callable[[], Any], folder: str) -> Any:
     where = f"model {folder}"
-    if storage.is_local(folder) and os.path.isdir(folder) and not os.path.exists(os.path.join(folder, "config.json")):
+    if not os.path.exists(os.path.join(folder, "config.json")):
         raise ModelError("the folder has no config.json.", where, "Name a folder that save_pretrained wrote.")
     try:
         return load()
@@ -77,7 +67,7 @@ def _loaded(load: Callable[[], Any], folder: str) -> Any:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' and the hub's own errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot be loaded ({reason})", where, "Name a model folder or a hub name.") from error
+        raise ModelError(f"cannot be loaded ({reason})", where, "Name a model folder.") from error
 
 
 @contextmanager
