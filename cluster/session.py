@@ -53,7 +53,7 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Ite
             ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "ray"
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a token that is missing
         raise ClusterError(f"no cluster ({reason}).", where, "Unset RAY_ADDRESS to run on this machine.") from error
     try:
         _check_size(needed)

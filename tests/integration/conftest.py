@@ -84,7 +84,7 @@ def scion(*arguments: str, address: str | None = None, **kwargs: Any) -> subproc
 
 
 def environment(address: str | None) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return env | ({"RAY_ADDRESS": address} if address else {})
 
 
