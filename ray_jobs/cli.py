@@ -99,6 +99,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         module.main(config, console)
         return
     with ray_session(workers=config.workers, worker_cpus=config.worker_cpus, address=os.environ.get("RAY_ADDRESS")):
+        signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own handler there, which exits with 15
         module.main(config, console)
 
 

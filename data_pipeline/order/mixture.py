@@ -1,7 +1,8 @@
 """How the slots of a run are shared out among streams (languages), exactly and reproducibly.
 
-Weights count tokens. The share of each stream is spread by error diffusion: slot i goes to the stream that is furthest
-behind its due, so that after any number of slots every stream is within one row of its share.
+Weights count tokens. The rows of each stream fall due at even distances, and slots follow in order of due time (error
+diffusion). After any number of slots a stream of weight w out of K streams is within (1 + K w) / 2 rows of its share:
+its own count is within 1/2 of w times the due time, and the due time is within K / 2 of the number of slots.
 """
 
 from collections.abc import Mapping

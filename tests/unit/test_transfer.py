@@ -144,11 +144,14 @@ def test_fvt_is_the_mean_of_the_old_pieces(problem) -> None:
 
 
 def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
+    """Split by its own tokenizer a continuation is itself, not the word of the same letters."""
     source = FAMILIES["wordpiece"](english)
-    pieces = fvt.split(source, next(token for token in (
-        t for t in Problem(source, source, Texts(corpus=lambda: iter(()), anchors=[], positives=[]), seed=0).tokens
-    ) if token is not None and token.role is None and not token.word_start))  # fmt: skip
-    assert all(text.startswith("##") for text in source.convert_ids_to_tokens(pieces))
+    texts = Texts(corpus=lambda: iter(()), anchors=[], positives=[])
+    tokens = enumerate(Problem(source, source, texts, seed=0).tokens)
+    continuing = [(number, token) for number, token in tokens if token.role is None and not token.word_start]
+    assert len(continuing) > 100
+    found = [fvt.split(source, token) == [number] for number, token in continuing]
+    assert np.mean(found) > 0.95
 
 
 # Aligned: counted by brute force

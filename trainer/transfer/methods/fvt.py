@@ -18,6 +18,8 @@ from data_pipeline.tokenizers.canonical import Token
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
 
+_STAND_INS = ("a", "x", "q", "z", "7")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FvtConfig:
@@ -45,19 +47,26 @@ def rows(problem: Problem, config: FvtConfig) -> Rows:
     )
 
 
+def _continued(source: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The pieces of a text in the middle of a word. Of the stand-ins for the word's beginning the first is taken that
+    does not melt into the text ("a" + "nd" is one piece); if all do, the text is split as a word."""
+    encode = source.backend_tokenizer.encode
+    for stand_in in _STAND_INS:
+        alone = encode(stand_in, add_special_tokens=False).ids
+        pieces = encode(stand_in + text, add_special_tokens=False).ids
+        if len(alone) == 1 and alone[0] != source.unk_token_id and pieces[:1] == alone:
+            return pieces[1:]
+    return encode(text, add_special_tokens=False).ids
+
+
 def split(source: PreTrainedTokenizerFast, token: Token) -> list[int]:
     """The old pieces of a token's text, unknown ones left out; none when it is not text (half a character)."""
     try:
         text = token.payload.decode()
     except UnicodeDecodeError:
         return []
-    unknown = source.unk_token_id
-    encode = source.backend_tokenizer.encode
     if token.word_start:
-        pieces = encode(text, add_special_tokens=False).ids
+        pieces = source.backend_tokenizer.encode(text, add_special_tokens=False).ids
     else:
-        alone = encode("a", add_special_tokens=False).ids
-        pieces = encode("a" + text, add_special_tokens=False).ids
-        # Where the stand-in melts into the text ("a" + "nd" is one piece), the text is split by itself.
-        pieces = pieces[len(alone) :] if pieces[: len(alone)] == alone else encode(text, add_special_tokens=False).ids
-    return [piece for piece in pieces if piece != unknown]
+        pieces = _continued(source, text)
+    return [piece for piece in pieces if piece != source.unk_token_id]
