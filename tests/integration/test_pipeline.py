@@ -27,7 +27,7 @@ def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
     for start in ("random", "transferred"):
         assert set(summary["bits_per_byte"][start]) == {"0", "6"}
         assert summary["bits_per_byte"][start]["6"] < summary["bits_per_byte"][start]["0"]
-    assert summary["fertility"]["target"]["pieces_per_word"] < summary["fertility"]["source"]["pieces_per_word"]
+    assert summary["fertility"]["target"]["unknown"] < 0.01 < summary["fertility"]["source"]["unknown"]
     assert summary["serve"]["requests"] > 0
     assert summary["serve"]["max_abs_diff"] <= 1e-5
     assert {"shard", "transfer", "random/transfer", "pretrain", "embed", "evaluate", "serve", "merge"} <= set(
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: 
     finally:
         running.kill()
         running.wait()
-    psutil.wait_procs(children, timeout=30)
+    psutil.wait_procs(children, timeout=120)  # Ray's agents look for their raylet once in a while
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not (copy.output / "pretrain" / "artifact.json").exists()
     again = scion("pipeline", copy.config)
