@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,7 +62,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, source_folder: str) -> Chai
     pq.write_table(table.slice(240), folder / "test_pairs.parquet")
     text = pq.read_table(SAMPLE / "test_text.parquet")
     pq.write_table(text.slice(0, 100), folder / "text.parquet", row_group_size=20)
-    (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder, source=source_folder))
+    # With dropout, so that a run that goes on after a kill has to draw the same again.
+    shutil.copytree(source_folder, folder / "source")
+    settings = json.loads((folder / "source" / "config.json").read_text())
+    settings |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (folder / "source" / "config.json").write_text(json.dumps(settings))
+    (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder, source=folder / "source"))
     return Chain(folder)
 
 
@@ -70,6 +76,7 @@ def copy(inputs: Chain, tmp_path: Path) -> Chain:
     """The same inputs with an output folder of their own."""
     for path in inputs.folder.glob("*.parquet"):
         os.symlink(path, tmp_path / path.name)
+    os.symlink(inputs.folder / "source", tmp_path / "source")
     text = Path(inputs.config).read_text().replace(str(inputs.folder), str(tmp_path))
     (tmp_path / "tiny.yaml").write_text(text)
     return Chain(tmp_path)

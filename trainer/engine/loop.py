@@ -10,6 +10,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from data_pipeline import keyed_random
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import RunState
@@ -42,16 +43,18 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
     feed: RankFeed = ray.train.get_dataset_shard("train")
-    torch.manual_seed(run.rows.plan.seed + rank)
     accumulation = run.rows.plan.micro_steps(world, run.rows.micro)
     engine = engine_for(run.task.module(), run.config, accumulation)
     state = _restored(engine, run, world)
     if run.heldout is not None and "0" not in state.evaluations:
         state.evaluations["0"] = evaluate(engine, run.heldout, rank, world)
     collate = run.task.collator()
+    engine.train()
     began = time.perf_counter()
     for step, rows in enumerate(feed.stream(state.next_step, run.config.steps), state.next_step):
         waited = time.perf_counter() - began
+        # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
+        torch.manual_seed(keyed_random.key("dropout", run.rows.plan.seed, step, rank) >> 1)
         batches = [collate(rows.slice(i * run.rows.micro, run.rows.micro)) for i in range(accumulation)]
         loss, norm = _step(engine, batches, run.config.rate(step), world)
         check_finite(step, loss, norm)

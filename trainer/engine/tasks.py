@@ -87,7 +87,7 @@ class ContrastiveTask:
 
     def module(self) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
-            model = loading.encoder(folder).train()
+            model = loading.encoder(folder)
         return DualEncoder(model, self.spec.pooling, self.temperature, self.symmetric)
 
     def collator(self) -> Callable[[pa.Table], Batch]:
