@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -16,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 SAMPLE = Path(__file__).parent.parent / "data_pipeline" / "sources" / "sample"
+hypothesis.settings.register_profile("scion", deadline=None)  # a loaded machine is slow, not wrong
+hypothesis.settings.load_profile("scion")
 LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "", None}
 
 

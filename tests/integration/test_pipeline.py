@@ -83,6 +83,7 @@ def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")} == before
 
 
+@pytest.mark.timeout(1000)
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
     command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]

