@@ -41,10 +41,6 @@ CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set 
 With RAY_ADDRESS set the job runs on that cluster, else on a Ray of its own that ends with it."""
 
 
-class _Interrupted(BaseException):
-    """SIGTERM (`ray job stop`): unwinds like Ctrl-C, so that what is half-written is cleared."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; a mistake of the user never shows a traceback."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -61,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     except ScionError as error:
         errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
         return error.exit_code
-    except (KeyboardInterrupt, _Interrupted):
+    except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from where it was")
         return 130
     finally:
@@ -111,7 +107,9 @@ def _print_methods(console: Console) -> None:
 
 
 def _terminate(signum: int, frame: object) -> None:
-    raise _Interrupted
+    """SIGTERM (`ray job stop`) unwinds like Ctrl-C, so that what is half-written is cleared. No exception of our own: one
+    that is raised while Ray waits in its C++ part is swallowed there, unless it is a KeyboardInterrupt."""
+    raise KeyboardInterrupt
 
 
 def _escaped(text: str) -> str:

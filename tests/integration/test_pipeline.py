@@ -1,6 +1,7 @@
 """The main job from end to end on small input: what it leaves, that it is repeatable, and that it survives a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,16 +113,22 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
         time.sleep(0.05)
 
 
-def test_sigterm_is_an_orderly_end(copy: Chain) -> None:
-    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished."""
-    command = [sys.executable, "-m", "ray_jobs.cli", "shard", copy.config]
+@pytest.mark.parametrize(("job", "mark"), [("shard", "shards/unfinished.json"), ("pretrain", "pretrain/unfinished.json")])
+def test_sigterm_is_an_orderly_end(finished: Chain, copy: Chain, job: str, mark: str) -> None:
+    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
+    if job == "pretrain":
+        for done in ("shards", "transfer"):
+            shutil.copytree(finished.output / done, copy.output / done)
+    command = [sys.executable, "-m", "ray_jobs.cli", job, copy.config, "pretrain.train.steps=10000"]
     running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _wait_for(copy.output, "shards/unfinished.json", running)
+    _wait_for(copy.output, mark, running)
+    time.sleep(2)
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert b"Traceback" not in errors
-    assert not (copy.output / "shards").exists() or not os.listdir(copy.output / "shards")
+    assert not list(copy.output.glob(f"{mark.split('/')[0]}/artifact.json"))
+    assert job == "pretrain" or not list(copy.output.rglob("shards/*"))
 
 
 @pytest.mark.parametrize("method", ["random", "mean", "fvt", "wechsel", "focus"])
