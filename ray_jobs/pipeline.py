@@ -28,9 +28,10 @@ def main(config: ScionConfig, console: Console) -> None:
     ordered = stages(config)
     for stage in ordered:
         artifact.existing(stage.plan)
-    storage.write_bytes(config.at("config.yaml"), to_yaml(config).encode())
     for stage in ordered:
         stage.run(console)
+        # Not before the first stage has accepted its input: bad input leaves nothing behind.
+        storage.write_bytes(config.at("config.yaml"), to_yaml(config).encode())
     report.show(config, console)
 
 

@@ -22,7 +22,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def nothing_left(chain: Chain) -> bool:
-    return not [path for path in chain.output.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    return not [path for path in chain.output.rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("ray_session")
