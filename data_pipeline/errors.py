@@ -55,3 +55,9 @@ class DataOrderError(ScionError):
 
 class TrainingError(ScionError):
     """Training cannot go on: a loss that is not finite, a worker that failed."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what another library's exception says, or its kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -40,11 +40,6 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
-def is_folder(uri: str) -> bool:
-    fs, path = filesystem(uri)
-    return bool(fs.isdir(path))
-
-
 def files(uri: str) -> list[str]:
     """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder."""
     fs, path = filesystem(uri)

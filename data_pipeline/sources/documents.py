@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline import storage
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, reason
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
 UNIT_BYTES = 8 << 20
@@ -168,9 +168,8 @@ def _from_datasets(spec: str, cache: str, key: str) -> str:
     try:
         table = datasets.load_dataset(name, config or None, split=split or "train")
     except Exception as error:  # the library raises a dozen kinds, from a missing folder to a refused connection
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"neither a file nor a dataset that `datasets` can load ({reason}).",
+            f"neither a file nor a dataset that `datasets` can load ({reason(error)}).",
             f"{key}={spec}",
             "Give a .parquet, .jsonl or .txt path or glob, or NAME[:CONFIG[:SPLIT]] of a dataset.",
         ) from error

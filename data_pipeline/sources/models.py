@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from huggingface_hub import snapshot_download
 
 from data_pipeline import storage
-from data_pipeline.errors import ModelError
+from data_pipeline.errors import ModelError, reason
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """What is fetched from the hub: no pickled weights, no code."""
@@ -31,7 +31,8 @@ def _from_hub(name: str) -> str:
     try:
         return snapshot_download(name, allow_patterns=_FILES)
     except Exception as error:  # the hub's client raises for a bad name, a missing model, no network, no permission
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"neither a folder nor a model that the hub gives ({reason}).", f"model {name}", "Name a folder or a hub name."
+            f"neither a folder nor a model that the hub gives ({reason(error)}).",
+            f"model {name}",
+            "Name a folder or a hub name.",
         ) from error

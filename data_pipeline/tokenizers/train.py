@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from data_pipeline.errors import ConfigError, DataError, ModelError
+from data_pipeline.errors import ConfigError, DataError, ModelError, reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,7 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its own, all for a bad folder
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no tokenizer can be loaded ({reason})", where, "Name a model folder.") from error
+        raise ModelError(f"no tokenizer can be loaded ({reason(error)})", where, "Name a model folder.") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("the tokenizer has no tokenizer.json.", where, "Convert it to a fast tokenizer first.")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)

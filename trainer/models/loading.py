@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.errors import ModelError
+from data_pipeline.errors import ModelError, reason
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
 
@@ -66,8 +66,7 @@ def _loaded(load: Callable[[], Any], folder: str) -> Any:
     except TypeError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' and the hub's own errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot be loaded ({reason})", where, "Name a model folder.") from error
+        raise ModelError(f"cannot be loaded ({reason(error)})", where, "Name a model folder.") from error
 
 
 @contextmanager
