@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline.errors import DataError
 from trainer.transfer import kernels
+from trainer.transfer.spread import Local
 
 
 def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
@@ -34,8 +35,8 @@ def test_top_softmax_is_the_formula() -> None:
     for row in range(0, 2500, 97):
         best = np.argsort(-cosines[row])[:10]
         assert set(columns[row].tolist()) == set(best.tolist())
-        expected = scipy.special.softmax(cosines[row][columns[row].numpy()] / 0.1)
-        assert np.abs(weights[row].numpy() - expected).max() < 1e-5
+        expected = scipy.special.softmax(cosines[row][columns[row]] / 0.1)
+        assert np.abs(weights[row] - expected).max() < 1e-5
 
 
 def projection(z: np.ndarray) -> np.ndarray:
@@ -52,12 +53,34 @@ def test_top_sparsemax_is_exact(width: int) -> None:
     cosines = (queries.double() @ keys.double().T).numpy()
     for row in range(40):
         dense = np.zeros(900)
-        dense[columns[row].numpy()] = weights[row].numpy()
+        np.add.at(dense, columns[row], weights[row])
         assert np.abs(dense - projection(cosines[row])).max() < 1e-5
-    assert (weights.sum(dim=1) - 1).abs().max() < 1e-5
+    assert np.abs(weights.sum(axis=1) - 1).max() < 1e-5
 
 
 def test_top_sparsemax_with_fewer_keys_than_candidates() -> None:
     columns, weights = kernels.top_sparsemax(unit_rows(5, 8, 1), unit_rows(2, 8, 2))
     assert columns.shape[1] <= 2
-    assert torch.allclose(weights.sum(dim=1), torch.ones(5), atol=1e-6)
+    assert np.abs(weights.sum(axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("kernel", [lambda *a: kernels.top_softmax(*a[:2], 10, 0.1, *a[2:]), kernels.top_sparsemax])
+def test_the_blocks_do_not_show_in_the_answer(kernel) -> None:
+    """Not to the last bit, with ties (rows that occur three times) and with rows that need more candidates."""
+    keys = torch.cat([unit_rows(300, 12, 1)] * 3 + [unit_rows(9000, 12, 2)])
+    queries = torch.cat([unit_rows(200, 12, 3), keys[:50]])
+    columns, weights = kernel(queries, keys)
+    for block_bytes in (1, 3_000_000, 1 << 30):
+        again = kernel(queries, keys, Local(block_bytes))
+        assert (again[0] == columns).all()
+        assert (again[1] == weights).all()
+    order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(4))
+    moved = kernel(queries[order], keys)
+    assert (moved[0] == columns[order.numpy()]).all()
+    assert (moved[1] == weights[order.numpy()]).all()
+
+
+def test_of_equal_keys_the_first_are_taken() -> None:
+    keys = unit_rows(5, 8, 1).repeat(40, 1)
+    columns, _ = kernels.top_softmax(keys[:5], keys, 3, 0.1)
+    assert columns.tolist() == [[i, i + 5, i + 10] for i in range(5)]

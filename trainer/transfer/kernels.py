@@ -1,11 +1,29 @@
-"""Blocked nearest-neighbour kernels: exact, and never more than one block of similarities in memory."""
+"""Blocked nearest-neighbour kernels whose answers do not depend on the blocks, to the last bit.
 
+The matrix product of a block proposes candidates in fp32; how it rounds depends on its shape and on the machine. So every
+candidate is scored again by itself in fp64, ties go to the lower index, and a bound on the product's rounding proves that
+no key outside the candidates belongs to the answer. Rows for which it does not are done again with twice the candidates.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from trainer.transfer.spread import Local, Spread, blocks
 
-BLOCK = 1024
-"""Rows scored at once. Fixed, because the block is part of the arithmetic."""
+TILE = 8192
+"""Keys scored at once."""
+_SPARE = 22
+"""Candidates beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
+_AT_ONCE = 64
+"""Candidates of a row that are scored again at once."""
+
+Certified = Callable[[NDArray[np.float64], float], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+"""From candidate scores [n, c] in descending order to their weights, and which rows no key outside could change, when
+keys outside score at most `scores[:, -1] + error`."""
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -13,61 +31,54 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
 
-def top_softmax(queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def top_softmax(
+    queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float, spread: Spread | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each query the `k` keys of highest cosine and their softmax weights.
 
     Args:
-        queries: float [n, A], unit rows.
-        keys: float [m, A], unit rows.
+        queries: float32 [n, A], unit rows.
+        keys: float32 [m, A], unit rows.
 
     Returns:
-        int [n, k] and float [n, k] whose rows sum to 1.
+        [n, k] indices in descending order of cosine, and [n, k] weights whose rows sum to 1.
     """
     k = min(k, len(keys))
-    columns, weights = [], []
-    for block in queries.split(BLOCK):
-        score, index = (block @ keys.T).topk(k, dim=1)
-        columns.append(index)
-        weights.append(torch.softmax(score / temperature, dim=1))
-    return torch.cat(columns), torch.cat(weights)
+
+    def certified(scores: NDArray[np.float64], error: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        top = scores[:, :k]
+        spread_out = np.exp((top - top[:, :1]) / temperature)
+        return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > scores[:, -1] + error
+
+    return _mixtures(queries, keys, k, certified, spread or Local())
 
 
-def top_sparsemax(queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def top_sparsemax(
+    queries: torch.Tensor, keys: torch.Tensor, spread: Spread | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Sparsemax of the cosines with all keys (Martins and Astudillo, ICML 2016), computed from the highest few.
 
-    Sparsemax gives weight to the highest scores only. When the support found among the top m has fewer than m members,
-    every score outside is below the threshold, so the result is the exact one; else m is doubled.
+    Sparsemax gives weight to the highest scores only: when every score outside the candidates is below the threshold
+    found among them, the result is the exact one.
 
     Returns:
-        int [n, k] and float [n, k], weights 0 outside the support, k the largest support.
+        [n, k] indices and [n, k] weights, 0 outside the support, k the largest support.
     """
-    columns, weights = [], []
-    for block in queries.split(BLOCK):
-        scores = block @ keys.T
-        m = min(64, scores.shape[1])
-        while True:
-            top, index = scores.topk(m, dim=1)
-            weight, support = sparsemax_sorted(top)
-            if m == scores.shape[1] or bool((support < m).all()):
-                break
-            m = min(2 * m, scores.shape[1])
-        columns.append(index)
-        weights.append(weight)
-    widest = max(int((weight > 0).sum(dim=1).max()) for weight in weights)
-    return torch.cat([c[:, :widest] for c in columns]), torch.cat([w[:, :widest] for w in weights])
+
+    def certified(scores: NDArray[np.float64], error: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        weights, threshold = sparsemax_sorted(scores)
+        return weights, threshold >= scores[:, -1] + error
+
+    return _mixtures(queries, keys, 42, certified, spread or Local())
 
 
-def sparsemax_sorted(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sparsemax of rows sorted in descending order, and the size of each support.
-
-    The threshold is found in fp64: it is a small difference of sums when many scores are alike.
-    """
-    wide = z.double()
-    order = torch.arange(1, z.shape[1] + 1, dtype=wide.dtype)
-    inside = 1 + order * wide > wide.cumsum(dim=1)
-    support = inside.sum(dim=1)
-    tau = (wide * inside).sum(dim=1).sub(1) / support
-    return (wide - tau[:, None]).clamp_min(0).to(z.dtype), support
+def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sparsemax of rows in descending order [n, m], and the threshold of each row [n]."""
+    order = np.arange(1, scores.shape[1] + 1)
+    total = scores.cumsum(axis=1)
+    support = (1 + order * scores > total).sum(axis=1)
+    threshold = (np.take_along_axis(total, support[:, None] - 1, axis=1)[:, 0] - 1) / support
+    return np.maximum(scores - threshold[:, None], 0.0), threshold
 
 
 def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -85,3 +96,77 @@ def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         )
     u, _, vt = torch.linalg.svd(x.double().T @ y.double())
     return u @ vt
+
+
+def _mixtures(
+    queries: torch.Tensor, keys: torch.Tensor, wanted: int, certified: Certified, spread: Spread
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if not len(keys):
+        raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")
+    parts = blocks(queries, row_bytes(len(keys), queries.shape[1]), spread.block_bytes)
+    return _stacked(list(spread(_block, parts, keys, wanted + _SPARE, certified, spread.block_bytes)))
+
+
+def row_bytes(keys: int, width: int) -> int:
+    """Scratch memory for one query against `keys` keys of `width` numbers: a tile of scores and what is scored again."""
+    return 12 * min(TILE, keys) + 12 * _AT_ONCE * width
+
+
+def _block(
+    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, block_bytes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Indices and weights of one block from `count` candidates a row, of more for rows that need it."""
+    # |fl(q.k) - q.k| <= A u |q||k| for any order of summation (Higham 2002, section 3.1); twice that for two scores.
+    error = 2.0 * queries.shape[1] * 2.0**-24
+    count = min(count, len(keys))
+    index, scores = _rescored(queries, keys, _candidates(queries, keys, count))
+    weights, proven = certified(scores, error)
+    weights[weights < 2.0**-126] = 0.0  # nothing is left of them in fp32
+    first = index[:, : weights.shape[1]], weights.astype(np.float32)
+    if count == len(keys) or proven.all():
+        return _stacked([first])
+    again = np.flatnonzero(~proven)
+    rest = blocks(queries[torch.from_numpy(again)], row_bytes(len(keys), queries.shape[1]) + 32 * count, block_bytes)
+    found = [first, *(_block(part, keys, 2 * count, certified, block_bytes) for part in rest)]
+    index, weight = _stacked(found)
+    index[again], weight[again] = index[len(queries) :], weight[len(queries) :]
+    return _stacked([(index[: len(queries)], weight[: len(queries)])])
+
+
+def _stacked(
+    found: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Blocks of different widths below each other, as wide as their longest row; index 0 where the weight is 0."""
+    width = max((int((weight != 0).sum(axis=1).max(initial=1)) for _, weight in found), default=1)
+    index = [np.pad(index, ((0, 0), (0, max(0, width - index.shape[1]))))[:, :width] for index, _ in found]
+    weight = [np.pad(weight, ((0, 0), (0, max(0, width - weight.shape[1]))))[:, :width] for _, weight in found]
+    weights = np.concatenate([np.empty((0, width), np.float32), *weight])
+    return np.where(weights != 0, np.concatenate([np.empty((0, width), np.int64), *index]), 0), weights
+
+
+def _candidates(queries: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices [n, count] of the keys with the highest products, found tile by tile."""
+    best = queries.new_empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.int64)
+    for start in range(0, len(keys), TILE):
+        score = queries @ keys[start : start + TILE].T
+        top, place = score.topk(min(count, score.shape[1]), dim=1, sorted=False)
+        best, index = torch.cat([best, top], dim=1), torch.cat([index, place + start], dim=1)
+        if best.shape[1] > count:
+            best, place = best.topk(count, dim=1, sorted=False)
+            index = index.gather(1, place)
+    return index
+
+
+def _rescored(
+    queries: torch.Tensor, keys: torch.Tensor, candidates: torch.Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Candidates and their scores in fp64, in descending order of score, equal ones by index."""
+    index = np.sort(candidates.numpy(), axis=1)
+    scores = np.empty(index.shape)
+    wide = queries.double().numpy()
+    for start in range(0, index.shape[1], _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        scores[:, part] = np.einsum("na,nca->nc", wide, keys.numpy()[index[:, part]].astype(np.float64))
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(scores, order, axis=1)

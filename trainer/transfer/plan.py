@@ -37,6 +37,29 @@ class Provenance(IntEnum):
     """The mean of all old rows."""
     ZERO = 7
     """No token: fills the matrix up, or a gap in the ids."""
+    BYTE_COPY = 8
+    """The old token of the same bytes, where one of the two stands for raw bytes and the other for text."""
+    CASE_COPY = 9
+    """The old token that differs in upper and lower case only."""
+    START_COPY = 10
+    """The old token that differs in whether it begins a word only."""
+    NFKC_COPY = 11
+    """The old token of the same text after Unicode's compatibility normalisation (NFKC)."""
+    HYBRID = 12
+    """Mixture of the pieces of the token's text and of its neighbours."""
+    SCRIPT = 13
+    """Drawn from the moments of the old rows in the same script."""
+    DONOR = 14
+    """Mixture of shared tokens whose rows rebuild the token's row in another model, the donor."""
+
+
+COPIES = (
+    Provenance.SPECIAL_ROLE, Provenance.EXACT_COPY, Provenance.BYTE_COPY, Provenance.CASE_COPY, Provenance.START_COPY,
+    Provenance.NFKC_COPY,
+)  # fmt: skip
+"""Rows that are one old row to the last bit."""
+DRAWN = (Provenance.RANDOM, Provenance.SCRIPT)
+"""Rows without entries that are drawn from the moments of a group of old rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from data_pipeline import keyed_random
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.transfer.spread import Local, Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class Problem:
     seed: int
     copy_shared: bool = True
     """Whether a token that both vocabularies have keeps its old row; else the method makes a row for it too."""
+    spread: Spread = field(default_factory=Local)
+    """Where kernels run their blocks."""
     tokens: list[Token | None] = field(init=False)
     shared: NDArray[np.int64] = field(init=False)
     """[V]: the old id of the same token, -1 where there is none."""
@@ -72,12 +75,13 @@ class Rows:
     indices: NDArray[np.int64]
     """[sum of counts] old ids."""
     weights: NDArray[np.float32]
-    provenance: Provenance
+    provenance: Provenance | NDArray[np.uint8]
+    """One for all rows, or one a row [n]."""
 
     @staticmethod
     def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> "Rows":
         """Rows of equally many candidates [n, k]; candidates of weight 0 are dropped."""
-        used = weights > 0
+        used = weights != 0
         return Rows(
             ids=ids, counts=used.sum(axis=1), indices=columns[used], weights=weights[used].astype(np.float32), provenance=code
         )  # fmt: skip
@@ -101,8 +105,8 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
             provenance[number] = problem.how[number]
             entries[number] = problem.shared[number : number + 1], np.ones(1, np.float32)
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
+    provenance[rows.ids] = rows.provenance
     for place, number in enumerate(rows.ids):
-        provenance[number] = rows.provenance
         part = slice(bounds[place], bounds[place + 1])
         entries[number] = rows.indices[part], rows.weights[part]
     filled = [entry for entry in entries if entry is not None]

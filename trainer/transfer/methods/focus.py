@@ -12,7 +12,6 @@ characters too; the sparsemax is computed exactly from the highest scores alone 
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
@@ -48,15 +47,12 @@ def rows(problem: Problem, config: FocusConfig) -> Rows:
             "transfer",
             "Give more text, or take a method that needs no shared tokens (aligned, fvt).",
         )
-    columns, weights = mixtures(
-        vectors.vectors(names[number] for number in new), vectors.vectors(names[number] for number in shared)
+    columns, weights = top_sparsemax(
+        unit(vectors.vectors(names[number] for number in new)),
+        unit(vectors.vectors(names[number] for number in shared)),
+        problem.spread,
     )
-    return Rows.from_dense(new, problem.shared[shared][columns.numpy()], weights.numpy(), Provenance.NEIGHBOURS)
-
-
-def mixtures(new: torch.Tensor, shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns and sparsemax weights [n, k] of the cosines of `new` [n, A] with `shared` [m, A]."""
-    return top_sparsemax(unit(new), unit(shared))
+    return Rows.from_dense(new, problem.shared[shared][columns], weights, Provenance.NEIGHBOURS)
 
 
 def known(ids: NDArray[np.int64], names: list[str], vectors: FastTextVectors) -> NDArray[np.int64]:

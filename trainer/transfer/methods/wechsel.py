@@ -60,8 +60,8 @@ def rows(problem: Problem, config: WechselConfig) -> Rows:
     rotation = align(pairs, source, target, config.dictionary or "mined from pairs")
     old_ids, old = token_vectors(canonical_tokens(problem.source), np.arange(problem.source_rows), source)
     new_ids, new = token_vectors(problem.tokens, problem.new, target)
-    columns, weights = top_softmax(unit(new), unit(old @ rotation), config.neighbours, config.temperature)
-    return Rows.from_dense(new_ids, old_ids[columns.numpy()], weights.numpy(), Provenance.NEIGHBOURS)
+    columns, weights = top_softmax(unit(new), unit(old @ rotation), config.neighbours, config.temperature, problem.spread)
+    return Rows.from_dense(new_ids, old_ids[columns], weights, Provenance.NEIGHBOURS)
 
 
 def align(pairs: list[tuple[str, str]], source: FastTextVectors, target: FastTextVectors, name: str) -> torch.Tensor:

@@ -1,0 +1,37 @@
+"""Work over many rows, cut into parts that do not depend on each other, here or on a cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Spread(Protocol):
+    """Runs `function(part, *shared)` for every part and yields the answers in the order of the parts.
+
+    What a kernel returns must not depend on how its rows were cut: a part is only a matter of memory and speed.
+    """
+
+    @property
+    def block_bytes(self) -> int:
+        """Scratch memory that one part may take."""
+        ...
+
+    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any) -> Iterator[T]: ...
+
+
+class Local:
+    """In this process, one part after the other."""
+
+    def __init__(self, block_bytes: int = 256 << 20) -> None:
+        self.block_bytes = block_bytes
+
+    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any) -> Iterator[T]:
+        return (function(part, *shared) for part in parts)
+
+
+def blocks(rows: torch.Tensor, row_bytes: int, block_bytes: int) -> list[torch.Tensor]:
+    """`rows` cut so that one block at `row_bytes` of scratch a row stays within `block_bytes`."""
+    return list(rows.split(max(1, block_bytes // max(1, row_bytes)))) if len(rows) else []
