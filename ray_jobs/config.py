@@ -15,6 +15,7 @@ from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.tokenizers.train import TokenizerConfig
 from trainer.engine.config import TrainConfig
 from trainer.transfer.methods import METHODS
+from trainer.transfer.overlap import LEVELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,20 @@ class TransferConfig:
 
     copy_shared: bool = True
     """Whether a token that both vocabularies have keeps its old row."""
+    match: tuple[str, ...] = ("exact", "bytes")
+    """How alike two tokens must be to be the same: any of exact, bytes, case, start, nfkc, from strict to loose."""
+    plan: str | None = None
+    """A plan that was made before, to be applied to another model with the same tokenizer: the folder that it is in."""
+    max_memory: float = field(default=4.0, metadata={"identity": False})
+    """GiB that the search for neighbours may take on a machine, all processes together; slower with less, never other."""
     methods: MethodSettings = field(default_factory=MethodSettings)
+
+    def __post_init__(self) -> None:
+        unknown = [level for level in self.match if level not in LEVELS]
+        if unknown:
+            raise ConfigError(f"{unknown[0]!r} is not a comparison.", "transfer.match", f"Choose from {', '.join(LEVELS)}.")
+        if self.max_memory <= 0:
+            raise ConfigError(f"transfer.max_memory must be above 0 GiB, got {self.max_memory}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ class Reporter:
     """Tells how far a stage is: `reporter("tokenize", done, total)`."""
 
     _update: Callable[[str, int, int], None]
+    note: Callable[[str], None] = lambda text: None
+    """Prints a line that stays, e.g. what the stage is about to cost."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self._update(what, done, total)
@@ -31,8 +33,12 @@ class Reporter:
 @contextmanager
 def stage(console: Console, name: str) -> Iterator[Reporter]:
     """A bar for the stage on a terminal, nothing elsewhere; the closing line is the caller's."""
+
+    def note(text: str) -> None:
+        console.print(f"{name:<22}           {text}", style="dim", highlight=False)
+
     if not console.is_terminal:
-        yield Reporter(lambda what, done, total: None)
+        yield Reporter(lambda what, done, total: None, note)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -43,7 +49,9 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(name, total=None)
-        yield Reporter(lambda what, done, total: bars.update(task, description=f"{name}: {what}", completed=done, total=total))
+        yield Reporter(
+            lambda what, done, total: bars.update(task, description=f"{name}: {what}", completed=done, total=total), note
+        )
 
 
 def done(console: Console, name: str, seconds: float, said: str) -> None:

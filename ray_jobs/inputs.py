@@ -1,6 +1,9 @@
 """What identifies the inputs of a job that Scion did not make."""
 
+import dataclasses
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ModelError
@@ -22,3 +25,16 @@ def model_fingerprint(spec: str, *, tokenizer_only: bool = False) -> str:
     if tokenizer_only:
         names = [name for name in names if name.startswith(("tokenizer", "vocab", "special", "merges", "spiece"))]
     return " ".join(f"{name}:{storage.fingerprint(storage.join(spec, name))[:16]}" for name in names)
+
+
+def given_files(settings: Any) -> Iterator[tuple[str, str]]:
+    """Files and model folders that a method's settings name, and a fingerprint of each: a changed dictionary is another
+    input, though its path is the same."""
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from given_files(value)
+        elif isinstance(value, str) and os.path.isdir(value):
+            yield entry.name, model_fingerprint(value)
+        elif isinstance(value, str) and ("://" in value or os.path.isfile(value)) and storage.exists(value):
+            yield entry.name, storage.fingerprint(value)[:16]

@@ -14,7 +14,7 @@ from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import planned_rows, train
 from trainer.engine.heldout import Heldout
-from trainer.engine.tasks import MaskedLMTask
+from trainer.engine.tasks import LanguageModelTask
 
 KIND = "model"
 _EVALUATION_SEED = -1
@@ -42,7 +42,8 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
-    task = MaskedLMTask(model_uri=model, length=rows.length, probability=settings.probability, seed=config.seed)
+    task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=config.seed)
+    task.check()
     result = train(
         config,
         settings.train,

@@ -1,5 +1,6 @@
 """What tests share: tiny tokenizers and models of every family, real text, one Ray cluster, and no network."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,18 @@ import pytest
 import ray
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)  # fmt: skip
 
 SAMPLE = Path(__file__).parent.parent / "data_pipeline" / "sources" / "sample"
 hypothesis.settings.register_profile("scion", deadline=None)  # a loaded machine is slow, not wrong
@@ -120,7 +132,23 @@ def unigram(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
     return _roberta_like(backend)
 
 
-FAMILIES = {"wordpiece": wordpiece, "byte_level": byte_level, "unigram": unigram}
+def byte_fallback(texts: list[str], size: int = 1000) -> PreTrainedTokenizerFast:
+    """Llama-2's and Gemma's family: SentencePiece BPE that spells unknown characters in bytes."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    spelt = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=ROBERTA_SPECIAL + spelt, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in spelt]
+    spec["pre_tokenizer"] = None
+    prepend, replace = {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}}
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace | {"content": "\u2581"}]}
+    return _roberta_like(Tokenizer.from_str(json.dumps(spec)))
+
+
+FAMILIES = {"wordpiece": wordpiece, "byte_level": byte_level, "unigram": unigram, "byte_fallback": byte_fallback}
 
 
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
@@ -145,6 +173,22 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM | RobertaF
         # A bias of zeros would hide a bias that was lost.
         torch.nn.init.normal_(model.get_output_embeddings().bias)
         # Random rows of a fresh model are tiny and alike: spread them so that a wrong row shows.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    return model.eval()
+
+
+def tiny_decoder(tokenizer: PreTrainedTokenizerFast, kind: str = "gpt2", tied: bool = True) -> PreTrainedModel:
+    """GPT-2 or Llama: two layers of width 32 with weights of a fixed seed."""
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    settings = {"vocab_size": len(tokenizer), "tie_word_embeddings": tied} | ids
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        if kind == "gpt2":
+            dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+            model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=130, **dropout, **settings))
+        else:
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+            model = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, max_position_embeddings=130, **settings))
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
     return model.eval()
 

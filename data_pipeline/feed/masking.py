@@ -11,31 +11,7 @@ import pyarrow as pa
 import torch
 
 from data_pipeline import keyed_random
-from data_pipeline.shards.format import token_ids
-from data_pipeline.shards.pack import segments
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedBatch:
-    """B packed rows of L tokens; M targets in all."""
-
-    input_ids: torch.Tensor
-    """int [B, L], masked"""
-    segments: torch.Tensor
-    """int [B, L]: which document of the row, -1 for padding; attention stays within a document"""
-    positions: torch.Tensor
-    """int [B, L]: place within the document"""
-    places: torch.Tensor
-    """int [M]: places of the targets in the flattened rows"""
-    labels: torch.Tensor
-    """int [M]: the ids that were there"""
-
-    @property
-    def targets(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> "MaskedBatch":
-        return MaskedBatch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+from data_pipeline.feed.targets import TargetBatch, packed_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +26,9 @@ class Masker:
     probability: float
     seed: int
 
-    def __call__(self, table: pa.Table) -> MaskedBatch:
+    def __call__(self, table: pa.Table) -> TargetBatch:
         """Rows as the feed gives them; rows of weight 0 get no targets."""
-        ids = token_ids(table["input_ids"], self.length)
-        n_tokens, starts = table["n_tokens"].to_numpy(), table["doc_starts"].to_pylist()
-        laid = [segments(np.array(s, np.int32), int(n), self.length) for s, n in zip(starts, n_tokens, strict=True)]
-        segment = np.stack([part[0] for part in laid])
+        ids, segment, positions = packed_rows(table, self.length)
         candidates = (segment >= 0) & ~np.isin(ids, self.special_ids) & (table["weight"].to_numpy() > 0)[:, None]
         keys = self._keys(table)
         # The share of tokens with the lowest random numbers is masked: an exact count, in any order of rows.
@@ -66,10 +39,10 @@ class Masker:
         masked = rank < count[:, None]
         places = np.flatnonzero(masked)
         labels = ids.ravel()[places]
-        return MaskedBatch(
+        return TargetBatch(
             input_ids=torch.from_numpy(self._replaced(ids, places, keys)),
             segments=torch.from_numpy(segment),
-            positions=torch.from_numpy(np.stack([part[1] for part in laid])),
+            positions=torch.from_numpy(positions),
             places=torch.from_numpy(places),
             labels=torch.from_numpy(labels),
         )

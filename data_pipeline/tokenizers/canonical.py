@@ -4,7 +4,9 @@ Read from `tokenizer.json` (never from `decode`, which strips blanks and cannot 
 file says of itself, never by class name.
 """
 
+import hashlib
 import json
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +27,24 @@ class Token:
     role: str | None
     word_start: bool
     payload: bytes
+    byte: bool = False
+    """Stands for one raw byte (`<0xAB>`), which is never the same token as the text that the byte spells."""
+    either: bool = False
+    """Written the same at the start of a word and within: punctuation and Han characters in WordPiece."""
 
     def key(self) -> bytes:
         """Bytes that name the token in any tokenizer, e.g. as a key for random numbers."""
-        return b"\0".join([(self.role or "").encode(), b"1" if self.word_start else b"0", self.payload])
+        parts = [(self.role or "").encode(), b"1" if self.word_start else b"0", self.payload]
+        return b"\0".join([*parts, b"byte"] if self.byte else parts)
+
+    def text(self) -> str | None:
+        """The characters, without the word's start; None for special tokens, raw bytes and halves of a character."""
+        if self.role is not None or self.byte:
+            return None
+        try:
+            return self.payload.decode()
+        except UnicodeDecodeError:
+            return None
 
 
 def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
@@ -39,14 +55,23 @@ def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
     """
     family = family_of(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    special = _special_roles(tokenizer)
+    special = special_roles(tokenizer)
+    added = set(tokenizer.added_tokens_decoder)
     tokens: list[Token | None] = [None] * (max(vocabulary.values()) + 1)
     for text, number in vocabulary.items():
         if number in special:
             tokens[number] = Token(special[number], False, b"")
+        elif number in added and family != "sentencepiece":  # matched in the text as it stands, whatever the family
+            tokens[number] = Token(None, text.startswith(" "), text.removeprefix(" ").encode())
         else:
             tokens[number] = _parse(text, family)
     return tokens
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of which id means what: two tokenizers of one hash can use each other's embeddings."""
+    facts = [sorted(tokenizer.get_vocab().items()), sorted(role_ids(tokenizer).items())]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def family_of(tokenizer: PreTrainedTokenizerFast) -> Family:
@@ -72,35 +97,50 @@ def role_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {role: int(number) for role, number in found.items() if number is not None}
 
 
-def same_role(tokenizer: PreTrainedTokenizerFast, number: int, other: PreTrainedTokenizerFast) -> int | None:
-    """The id in `other` that plays the role which `number` plays in `tokenizer`; cls and bos, sep and eos pass for one."""
+def matching_roles(tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> dict[int, int]:
+    """For each special id of `tokenizer` the id in `other` that plays the same role, where there is one.
+
+    cls and bos pass for one, so do sep and eos; further special tokens are matched by their text.
+    """
     theirs = role_ids(other)
-    for role, own in role_ids(tokenizer).items():
-        if own == number:
-            for alias in _ALIASES.get(role, (role,)):
-                if alias in theirs:
-                    return theirs[alias]
-    found = other.get_vocab().get(str(tokenizer.convert_ids_to_tokens(number)))
-    return found if found in set(other.all_special_ids) else None
+    found = {}
+    for role, number in reversed(role_ids(tokenizer).items()):
+        match = next((theirs[alias] for alias in _ALIASES.get(role, (role,)) if alias in theirs), None)
+        if match is not None:
+            found[number] = match
+    names = {name: number for number, name in special_roles(other).items()}
+    for number, name in special_roles(tokenizer).items():
+        if number not in found and name.startswith("special:") and name in names:
+            found[number] = names[name]
+    return found
 
 
-def _special_roles(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+def special_roles(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """Every special id and its role: a name of `ROLES`, or `special:` and its text."""
     roles = {number: role for role, number in reversed(role_ids(tokenizer).items())}
-    for number in tokenizer.all_special_ids:
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    for number in [*tokenizer.all_special_ids, *added]:
         roles.setdefault(number, f"special:{tokenizer.convert_ids_to_tokens(number)}")
     return roles
 
 
 def _parse(text: str, family: Family) -> Token:
     if family == "wordpiece":
-        return Token(None, False, text[2:].encode()) if text.startswith("##") else Token(None, True, text.encode())
+        if text.startswith("##") and len(text) > 2:
+            return Token(None, False, text[2:].encode())
+        return Token(None, True, text.encode(), either=len(text) == 1 and _stands_alone(text))
     if family == "byte_level":
         raw = bytes(_BYTE_OF[char] for char in text) if all(char in _BYTE_OF for char in text) else text.encode()
         return Token(None, raw.startswith(b" "), raw.removeprefix(b" "))
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        return Token(None, False, bytes([int(text[3:5], 16)]))
+        return Token(None, False, bytes([int(text[3:5], 16)]), byte=True)
     start = text.startswith(_BLANK)
     return Token(None, start, text.removeprefix(_BLANK).replace(_BLANK, " ").encode())
+
+
+def _stands_alone(char: str) -> bool:
+    """Whether BERT's pre-tokenizer makes a word of the character wherever it stands."""
+    return unicodedata.category(char)[0] in "PS" or "CJK" in unicodedata.name(char, "")
 
 
 def _byte_table() -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 The `tokenizers` trainers iterate hash maps, so plain training gives other ids (WordPiece) or another order (Unigram) each
 time. Two repairs: continuing characters are announced before training, in sorted order, and dropped from the added
-tokens afterwards; Unigram pieces are sorted by score and text after rounding away the noise of summation order.
+tokens afterwards (so are byte-fallback tokens, which training would lose); Unigram pieces are sorted by score and text
+after rounding away the noise of summation order.
 """
 
 import json
@@ -65,15 +66,18 @@ def train(source: PreTrainedTokenizerFast, texts: Iterable[str], config: Tokeniz
     corpus = [line for text in texts for line in text.split("\n")]
     before = _with_accents(source, config.strip_accents)
     kind = type(before.backend_tokenizer.model).__name__
-    continuing = _continuing_characters(before, corpus) if kind == "WordPiece" else []
-    trained = before.train_new_from_iterator(
+    announced = _continuing_characters(before, corpus) if kind == "WordPiece" else _byte_tokens(before)
+    trained = _split_at_blanks(before).train_new_from_iterator(
         (corpus[start : start + 1000] for start in range(0, len(corpus), 1000)),
         config.vocab_size,
-        new_special_tokens=[AddedToken(piece, special=True, normalized=False) for piece in continuing],
+        new_special_tokens=[AddedToken(piece, special=True, normalized=False) for piece in announced],
         show_progress=False,
     )
-    spec = json.loads(trained.backend_tokenizer.to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in set(continuing)]
+    result = json.loads(trained.backend_tokenizer.to_str())
+    spec = json.loads(before.backend_tokenizer.to_str()) | {
+        name: result[name] for name in ("model", "added_tokens", "post_processor")
+    }
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in set(announced)]
     if kind == "Unigram":
         _sort_pieces(spec)
     if trained.vocab_size < 0.5 * config.vocab_size:
@@ -93,6 +97,24 @@ def _with_accents(source: PreTrainedTokenizerFast, strip: bool) -> PreTrainedTok
         return source
     normalizer["strip_accents"] = strip
     return _rebuilt(source, spec, strip_accents=strip)
+
+
+def _byte_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The tokens for single bytes of a SentencePiece tokenizer that falls back on them; training would drop them."""
+    if not getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False):
+        return []
+    return [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def _split_at_blanks(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Llama-2's kind of tokenizer has no pre-tokenizer: its training would merge across words and take for ever. It is
+    trained on words and applied to lines, which gives the same pieces."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    if spec["model"]["type"] != "BPE" or spec["pre_tokenizer"] is not None:
+        return tokenizer
+    spec["normalizer"] = None
+    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    return _rebuilt(tokenizer, spec)
 
 
 def _continuing_characters(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> list[str]:

@@ -25,7 +25,9 @@ output: {folder}/run
 shard: {{tokenizer: {{vocab_size: 1280}}, length: 32, heldout: 0.2, actors: 1}}
 transfer:
   methods:
-    wechsel: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}
+    wechsel: {{space: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}}}
+    ofa: {{space: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}}}
+    tokenadapt: {{space: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}}}
     focus: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}
 pretrain: {{train: {{steps: 6, batch_size: 7, checkpoint_steps: 2}}, heldout_rows: 16}}
 embed: {{train: {{steps: 4, batch_size: 8, checkpoint_steps: 2}}, max_length: 32}}

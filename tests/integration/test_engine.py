@@ -18,9 +18,9 @@ from trainer.engine import checkpoint
 from trainer.engine.config import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
-from trainer.engine.tasks import MaskedLMTask
+from trainer.engine.tasks import LanguageModelTask
 from trainer.models import loading
-from trainer.models.masked_lm import MaskedLM
+from trainer.models.packed_lm import PackedLM
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -46,7 +46,7 @@ def planned(shards: tuple[str, Manifest], batch: int, micro: int) -> PlannedRows
 def train(shards, source_folder: str, folder: str, stage: int, workers: int, **changes) -> list[float]:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
     rows = planned(shards, config.batch_size, config.micro(workers))
-    task = MaskedLMTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
         progress=None,
@@ -66,18 +66,33 @@ def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_fo
         assert np.abs(np.array(losses) - expected).max() < 1e-4, (key, losses, expected)
     assert np.abs(np.array(found[1, 2]) - np.array(found[3, 2])).max() < 1e-5
     assert np.abs(np.array(found[1, 2]) - np.array(found[2, 2])).max() < 1e-5
-    weights = [loading.masked_lm(str(tmp_path / f"{stage}-2" / "model"), 0).state_dict() for stage in (1, 2, 3)]
+    weights = [loading.language_model(str(tmp_path / f"{stage}-2" / "model"), 0).state_dict() for stage in (1, 2, 3)]
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).abs().max() < 1e-5, name
         assert (tensor - weights[2][name]).abs().max() < 1e-5, name
     assert set(os.listdir(tmp_path / "1-2")) == {"model"}
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, stage: int) -> None:
+    before = loading.language_model(source_folder, 1).state_dict()
+    train(shards, source_folder, str(tmp_path / "a"), stage, 2, embedding_steps=5)
+    after = loading.language_model(str(tmp_path / "a" / "model"), 1).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {
+        "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.bias",
+        "cls.predictions.decoder.bias",
+    }  # fmt: skip
+    train(shards, source_folder, str(tmp_path / "b"), stage, 2, embedding_steps=3)
+    later = loading.language_model(str(tmp_path / "b" / "model"), 1).state_dict()
+    assert all(not torch.equal(before[name], later[name]) for name in before if "layer.0" in name and "weight" in name)
+
+
 def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untyped-def]
     """The same training in twenty lines of plain torch: one process, the whole batch, no DeepSpeed, no Ray."""
-    task = MaskedLMTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     config = TrainConfig(steps=5, batch_size=10)
-    module = MaskedLM(loading.masked_lm(source_folder, 1)).train()
+    module = PackedLM(loading.language_model(source_folder, 1), causal=False).train()
     groups = [[p for p in module.parameters() if p.ndim > 1], [p for p in module.parameters() if p.ndim <= 1]]
     optimizer = torch.optim.AdamW(
         [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}]

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from data_pipeline.feed.masking import MaskedBatch
+from data_pipeline.feed.targets import NextToken, TargetBatch
 from data_pipeline.pairs.batch import PairBatch
-from tests.conftest import FAMILIES, tiny_model
+from data_pipeline.shards import format
+from data_pipeline.shards.pack import concat_split
+from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from trainer.models.dual_encoder import DualEncoder
-from trainer.models.masked_lm import MaskedLM, bits_per_byte
+from trainer.models.packed_lm import PackedLM, bits_per_byte
 from trainer.objectives.infonce import info_nce
 
 
@@ -57,14 +59,32 @@ def test_masked_lm_on_packed_rows_is_each_document_alone(name: str, english) -> 
     segment = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] + [-1] * 3])
     position = torch.tensor([[p for n in lengths for p in range(n)] + [0] * 3])
     places = torch.arange(sum(lengths))
-    batch = MaskedBatch(input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places])
-    module = MaskedLM(model)
+    batch = TargetBatch(input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places])
+    module = PackedLM(model, causal=False)
     alone = torch.cat([model(torch.tensor([d])).logits[0] for d in documents])
     assert (module.logits(batch) - alone).abs().max() < 1e-4
     expected = torch.nn.functional.cross_entropy(alone, batch.labels, reduction="sum")
     assert torch.isclose(module(batch), expected, rtol=1e-5)
     module._head = None
     assert torch.isclose(module(batch), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_causal_lm_on_packed_rows_is_each_document_alone(kind: str, english) -> None:
+    """The loss is transformers' own for each document by itself, summed."""
+    tokenizer = FAMILIES["byte_level"](english)
+    model = tiny_decoder(tokenizer, kind)
+    documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
+    packed = concat_split([np.array(d, np.uint32) for d in documents], 64, 1)
+    row = format.text_rows(packed, len(tokenizer)).append_column("weight", pa.array([1.0]))
+    batch = NextToken(length=64)(row)
+    expected = sum(model(input_ids=torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in documents)
+    module = PackedLM(model, causal=True)
+    assert batch.targets == sum(len(d) - 1 for d in documents)
+    assert abs(module(batch).item() - expected) < 1e-3
+    module._head = None
+    assert abs(module(batch).item() - expected) < 1e-3
+    assert NextToken(length=64)(row.drop(["weight"]).append_column("weight", pa.array([0.0]))).targets == 0
 
 
 def test_bits_per_byte_of_a_uniform_guess() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from data_pipeline.errors import DataError, ModelError
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.canonical import Token, canonical_tokens, family_of, role_ids, same_role
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens, family_of, matching_roles, role_ids
 from tests.conftest import byte_level, unigram, wordpiece
 
 CONFIG = train.TokenizerConfig(vocab_size=1200)
@@ -77,9 +77,9 @@ def test_bytes_of_half_a_character_are_kept() -> None:
 
 def test_roles_match_between_families(english) -> None:
     bert, roberta = wordpiece(english), byte_level(english)
-    assert same_role(bert, bert.mask_token_id, roberta) == roberta.mask_token_id
-    assert same_role(bert, bert.cls_token_id, roberta) == roberta.bos_token_id
-    assert same_role(roberta, roberta.eos_token_id, bert) == bert.sep_token_id
+    assert matching_roles(bert, roberta)[bert.mask_token_id] == roberta.mask_token_id
+    assert matching_roles(bert, roberta)[bert.cls_token_id] == roberta.bos_token_id
+    assert matching_roles(roberta, bert)[roberta.eos_token_id] == bert.sep_token_id
 
 
 def test_a_tokenizer_with_gaps_in_its_ids(english) -> None:

@@ -18,11 +18,16 @@ class TrainConfig:
     learning_rate: float = 3e-4
     """The highest, reached after the warm-up; it then falls linearly to 0."""
     warmup_steps: int = 5
+    embedding_steps: int = 0
+    """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
+    the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_steps: int | None = None
+    """Steps between evaluations on held-out text; only before and after training when not given."""
     checkpoint_steps: int = field(default=20, metadata={"identity": False})
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
     max_failures: int = field(default=2, metadata={"identity": False})
@@ -35,8 +40,10 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
-        if self.learning_rate <= 0 or self.clip < 0 or self.warmup_steps < 0:
-            raise ConfigError("learning_rate must be above 0, clip and warmup_steps at least 0.")
+        if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
+            raise ConfigError("learning_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
+        if self.evaluate_steps is not None and self.evaluate_steps < 1:
+            raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
 
     def micro(self, world: int) -> int:
         """Rows that a worker computes at once."""
@@ -47,6 +54,10 @@ class TrainConfig:
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
+
+    def evaluates(self, done: int) -> bool:
+        """Whether held-out text is scored after `done` steps."""
+        return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
 
     def deepspeed(self, world: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""

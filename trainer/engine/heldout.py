@@ -11,8 +11,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.feed.reader import RowReader
 from data_pipeline.order.plan import Slots
 from data_pipeline.shards.manifest import Manifest
-from trainer.engine.tasks import MaskedLMTask
-from trainer.models.masked_lm import bits_per_byte
+from trainer.engine.tasks import LanguageModelTask
+from trainer.models.packed_lm import bits_per_byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Heldout:
 
     folder: str
     manifest: Manifest
-    task: MaskedLMTask
+    task: LanguageModelTask
     """Its seed keys the masks."""
     rows: int
     """Rows that are scored, spread evenly over the held-out text; all of them when it has fewer."""

@@ -46,8 +46,7 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
     accumulation = run.rows.plan.micro_steps(world, run.rows.micro)
     engine = engine_for(run.task.module(), run.config, accumulation)
     state = _restored(engine, run, world)
-    if run.heldout is not None and "0" not in state.evaluations:
-        state.evaluations["0"] = evaluate(engine, run.heldout, rank, world)
+    _evaluate(engine, run, state, rank, world)
     collate = run.task.collator()
     engine.train()
     began = time.perf_counter()
@@ -56,7 +55,8 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", run.rows.plan.seed, step, rank) >> 1)
         batches = [collate(rows.slice(i * run.rows.micro, run.rows.micro)) for i in range(accumulation)]
-        loss, norm = _step(engine, batches, run.config.rate(step), world)
+        _set_rates(engine, run.config, step)
+        loss, norm = _step(engine, batches, world)
         check_finite(step, loss, norm)
         now = time.perf_counter()
         entry = {"step": step, "loss": loss, "norm": norm, "rate": run.config.rate(step)}
@@ -64,10 +64,9 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
         state.next_step, began = step + 1, now
         if rank == 0 and run.progress is not None:
             run.progress.update.remote(step + 1, run.config.steps, f"loss {loss:.3f}")
+        _evaluate(engine, run, state, rank, world)
         if state.next_step % run.config.checkpoint_steps == 0 and state.next_step < run.config.steps:
             _commit(engine, state, rank, world)
-    if run.heldout is not None and str(run.config.steps) not in state.evaluations:
-        state.evaluations[str(run.config.steps)] = evaluate(engine, run.heldout, rank, world)
     weights = weights_of(engine, run.config.zero_stage)
     if rank == 0:
         run.task.export(weights, run.export_uri)
@@ -75,7 +74,19 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
     return {"history": state.history, "evaluations": state.evaluations, "world": world}
 
 
-def _step(engine: Any, batches: list[Batch], rate: float, world: int) -> tuple[float, float | None]:
+def _evaluate(engine: Any, run: TrainRun, state: RunState, rank: int, world: int) -> None:
+    """Scores held-out text where the settings say so, unless a run before the kill has."""
+    done = str(state.next_step)
+    if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
+        state.evaluations[done] = evaluate(engine, run.heldout, rank, world)
+
+
+def _set_rates(engine: Any, config: TrainConfig, step: int) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = config.rate(step) if step >= config.embedding_steps or group["embedding"] else 0.0
+
+
+def _step(engine: Any, batches: list[Batch], world: int) -> tuple[float, float | None]:
     """One optimizer step over all micro-batches of all ranks; the mean loss of a target and the gradient norm.
 
     The sum of losses is divided by the number of targets of the whole step, not batch by batch: ranks whose rows have
@@ -84,8 +95,6 @@ def _step(engine: Any, batches: list[Batch], rate: float, world: int) -> tuple[f
     device = engine.device
     totals = torch.tensor([0.0, sum(batch.targets for batch in batches)], dtype=torch.float64, device=device)
     dist.all_reduce(totals[1:])
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
     # DeepSpeed divides by accumulation steps and averages over ranks; both are multiplied back in.
     scale = world * len(batches) / max(1.0, float(totals[1]))
     for batch in batches:

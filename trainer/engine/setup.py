@@ -23,17 +23,29 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, accumulation: int) 
     before_deepspeed()
     import deepspeed
 
-    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        fused=torch.cuda.is_available(),
+        parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=torch.cuda.is_available()
     )
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config.deepspeed(dist.get_world_size(), accumulation)
     )
     return engine
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: matrices decay, vectors do not; what has one row per token is a group of its own, marked
+    `embedding`, so that it can learn alone at first (`TrainConfig.embedding_steps`)."""
+    model: Any = getattr(module, "model", module)
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    rows = {id(p) for part in parts if part is not None for p in part.parameters(recurse=False)}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, id(parameter) in rows), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if matrix else 0.0, "embedding": embedding}
+        for (matrix, embedding), members in sorted(groups.items(), reverse=True)
+    ]
 
 
 def weights_of(engine: Any, zero_stage: int) -> dict[str, torch.Tensor]:

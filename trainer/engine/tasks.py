@@ -10,13 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from data_pipeline import storage
+from data_pipeline.errors import ModelError
 from data_pipeline.feed.masking import Masker
+from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
-from trainer.models.masked_lm import MaskedLM
+from trainer.models.packed_lm import PackedLM
 
 
 class Batch(Protocol):
@@ -45,20 +47,24 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedLMTask:
-    """Continued pretraining of an encoder."""
+class LanguageModelTask:
+    """Continued pretraining: masked tokens for an encoder, the next token for a decoder."""
 
     model_uri: str
     length: int
     probability: float
+    """Share of masked tokens; of no meaning for a decoder."""
     seed: int
 
-    def module(self) -> MaskedLM:
+    def module(self) -> PackedLM:
         with storage.local_copy(self.model_uri) as folder:
-            return MaskedLM(loading.masked_lm(folder, self.seed))
+            return PackedLM(loading.language_model(folder, self.seed), self._kind(folder) == "causal")
 
-    def collator(self) -> Masker:
-        tokenizer = load_tokenizer(self.model_uri)
+    def collator(self) -> Masker | NextToken:
+        with storage.local_copy(self.model_uri) as folder:
+            kind, tokenizer = self._kind(folder), load_tokenizer(folder)
+        if kind == "causal":
+            return NextToken(length=self.length)
         return Masker(
             length=self.length,
             mask_id=int(tokenizer.mask_token_id),
@@ -67,6 +73,27 @@ class MaskedLMTask:
             probability=self.probability,
             seed=self.seed,
         )
+
+    def check(self) -> None:
+        """Whether the model can be trained so.
+
+        Raises:
+            ModelError: it is an encoder-decoder, or an encoder whose tokenizer has no mask token.
+        """
+        with storage.local_copy(self.model_uri) as folder:
+            kind, tokenizer = self._kind(folder), load_tokenizer(folder)
+        if kind == "masked" and tokenizer.mask_token_id is None:
+            raise ModelError("its tokenizer has no mask token.", f"model {self.model_uri}", "Add one, or take a decoder.")
+
+    def _kind(self, folder: str) -> str:
+        kind = loading.kind_of(folder)
+        if kind not in ("masked", "causal"):
+            raise ModelError(
+                f"{kind} language models can be transferred, but not pretrained here.",
+                f"model {self.model_uri}",
+                "Take the folder that `scion transfer` wrote to a trainer for encoder-decoders.",
+            )
+        return kind
 
     def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
         module = self.module()

@@ -6,7 +6,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import ModelError, reason
@@ -14,14 +25,42 @@ from data_pipeline.errors import ModelError, reason
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
 
 
-def masked_lm(folder: str, seed: int) -> PreTrainedModel:
-    """The model with its masked-LM head, in fp32. A head that the folder lacks is drawn from `seed`.
+HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, ("ForMaskedLM", "ForPreTraining")),
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, ("ForCausalLM", "LMHeadModel")),
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, ("ForConditionalGeneration",)),
+}
+"""Kinds of language model: how it is loaded, which architectures have one, and what their classes are called."""
+
+
+def kind_of(folder: str) -> str:
+    """A key of `HEADS`: what the saved class is, else the first kind that the architecture has.
 
     Raises:
-        ModelError: no model there, or an architecture without a masked-LM head.
+        ModelError: no model there, or one that is no language model.
     """
+    settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+    names = tuple(settings.architectures or ())
+    for kind, (_, _, endings) in HEADS.items():
+        if any(name.endswith(endings) for name in names):
+            return kind
+    for kind, (_, mapping, _) in HEADS.items():
+        if type(settings) in mapping:
+            return kind
+    raise ModelError(
+        f"{settings.model_type} is no language model.", f"model {folder}", f"Scion knows {', '.join(HEADS)} language models."
+    )
+
+
+def language_model(folder: str, seed: int) -> PreTrainedModel:
+    """The model with its language-model head, in fp32. A head that the folder lacks is drawn from `seed`.
+
+    Raises:
+        ModelError: no model there, or one that is no language model.
+    """
+    auto = HEADS[kind_of(folder)][0]
     with _seeded(seed), _quiet():
-        return _loaded(lambda: AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32), folder)
+        return _loaded(lambda: auto.from_pretrained(folder, dtype=torch.float32), folder)
 
 
 def encoder(folder: str) -> PreTrainedModel:

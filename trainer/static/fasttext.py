@@ -34,9 +34,13 @@ class FastTextConfig:
 class FastTextVectors:
     """Trained vectors. Words are separated by blanks; a word that was never seen is built from its subwords."""
 
+    has_subwords = True
+
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.words: list[str] = [word for word in model.get_words() if word != "</s>"]
+        listed = [(word, count) for word, count in zip(*model.get_words(include_freq=True), strict=True) if word != "</s>"]
+        self.words: list[str] = [word for word, _ in listed]
+        self.counts = np.array([count for _, count in listed], np.float64)
         self._known = set(self.words)
 
     def __contains__(self, word: str) -> bool:
@@ -44,7 +48,8 @@ class FastTextVectors:
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
         """Float [n, A]; a zero row for a word that has neither a vector nor a known subword."""
-        return torch.from_numpy(np.stack([self._model.get_word_vector(word) for word in words]).astype(np.float32))
+        found = [self._model.get_word_vector(word) for word in words]
+        return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
 
 
 def train(lines: Iterable[str], config: FastTextConfig, what: str) -> FastTextVectors:

@@ -5,7 +5,7 @@ import torch
 
 from data_pipeline import keyed_random
 from data_pipeline.errors import ModelError
-from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
 
 _BLOCK = 4096
 
@@ -27,14 +27,14 @@ def embeddings(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
     for start in range(0, len(plan), _BLOCK):
         part = slice(start, min(start + _BLOCK, len(plan)))
         new[part] = _mixtures(plan, old, part, wide)
-    code = torch.from_numpy(plan.provenance)
-    new[code == Provenance.MEAN] = known.mean(dim=0).to(old.dtype)
-    drawn = torch.nonzero(code == Provenance.RANDOM).flatten()
-    if len(drawn):
-        new[drawn] = _random(plan, drawn.numpy(), known).to(old.dtype)
-    copies = torch.nonzero((code == Provenance.EXACT_COPY) | (code == Provenance.SPECIAL_ROLE)).flatten()
-    copies = copies[torch.from_numpy(np.diff(plan.indptr))[copies] == 1]
-    new[copies] = old[torch.from_numpy(plan.indices[plan.indptr[copies.numpy()]]).long()]
+    new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = known.mean(dim=0).to(old.dtype)
+    drawn = np.isin(plan.provenance, DRAWN)
+    for group in np.unique(plan.group[drawn]):
+        rows = np.flatnonzero(drawn & (plan.group == group))
+        of_group = known if group == 0 else known[torch.from_numpy(plan.source_group == group)]
+        new[torch.from_numpy(rows)] = _random(plan, rows, of_group).to(old.dtype)
+    copies = plan.copies()
+    new[torch.from_numpy(copies)] = old[torch.from_numpy(plan.indices[plan.indptr[copies]]).long()]
     return new
 
 
@@ -43,8 +43,7 @@ def bias(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
     _check(plan, len(old))
     known = old[: plan.source_rows, None].double()
     new = _mixtures(plan, known, slice(0, len(plan)), torch.float64)[:, 0]
-    code = torch.from_numpy(plan.provenance)
-    new[(code == Provenance.RANDOM) | (code == Provenance.MEAN)] = known.mean()
+    new[np.isin(plan.provenance, (*DRAWN, Provenance.MEAN))] = known.mean()
     return new.to(old.dtype)
 
 
@@ -59,9 +58,10 @@ def _check(plan: TransferPlan, rows: int) -> None:
 
 def _mixtures(plan: TransferPlan, old: torch.Tensor, part: slice, dtype: torch.dtype) -> torch.Tensor:
     first, last = plan.indptr[part.start], plan.indptr[part.stop]
+    used, places = np.unique(plan.indices[first:last], return_inverse=True)
     return torch.nn.functional.embedding_bag(
-        torch.from_numpy(plan.indices[first:last]).long(),
-        old.to(dtype),
+        torch.from_numpy(places),
+        old[torch.from_numpy(used).long()].to(dtype),
         torch.from_numpy(plan.indptr[part.start : part.stop] - first),
         mode="sum",
         per_sample_weights=torch.from_numpy(plan.weights[first:last]).to(dtype),

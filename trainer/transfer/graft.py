@@ -9,7 +9,7 @@ from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers.canonical import role_ids
 from trainer.models.loading import position_offset
 from trainer.transfer import apply
-from trainer.transfer.plan import TransferPlan
+from trainer.transfer.plan import Provenance, TransferPlan
 
 MULTIPLE = 128
 """Rows of the vocabulary are filled up to a multiple of this: odd sizes misalign DeepSpeed's flat buffers."""
@@ -33,6 +33,8 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     old_bias = getattr(head, "bias", None)
     new_bias = None if old_bias is None else apply.bias(wanted, old_bias.detach().clone())
     twins = [] if old_bias is None else _twins(model, head, len(old_bias))
+    final_bias: Any = getattr(model, "final_logits_bias", None)  # BART's family keeps the head's bias as a buffer [1, S]
+    new_final_bias = None if final_bias is None else apply.bias(wanted, final_bias[0])
     model.resize_token_embeddings(len(wanted), mean_resizing=False)
     head = model.get_output_embeddings()
     with torch.no_grad():
@@ -42,11 +44,14 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
             head.weight.copy_(new_outputs)
         if new_bias is not None:
             head.bias.copy_(new_bias)
+        if new_final_bias is not None:
+            final: Any = model.final_logits_bias
+            final[0].copy_(new_final_bias)
     if not tied:
         # A copy, not the same parameter: transformers saves a shared one once, and ties it again only in tied models.
         for module in twins:
             module.bias = torch.nn.Parameter(head.bias.detach().clone())
-    _set_ids(model, tokenizer)
+    _set_ids(model, plan, tokenizer)
 
 
 def _twins(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[torch.nn.Module]:
@@ -60,13 +65,21 @@ def _twins(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[tor
     ]  # fmt: skip
 
 
-def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def _set_ids(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Every `*_token_id` of the model's settings: by role where the name is a role, else where its old id went to."""
     roles = role_ids(tokenizer)
+    special = [row for row in plan.copies() if plan.provenance[row] == Provenance.SPECIAL_ROLE]
+    moved = {int(plan.indices[plan.indptr[row]]): int(row) for row in reversed(special)}
+
+    def new_id(role: str, old: int | list[int] | None) -> int | list[int] | None:
+        if isinstance(old, list):
+            return [moved[one] for one in old if one in moved] or None
+        return roles[role] if role in roles else None if old is None else moved.get(old)
+
     for settings in (model.config, getattr(model, "generation_config", None)):
-        for role in ("pad", "bos", "eos", "cls", "sep"):
-            name = f"{role}_token_id"
-            if settings is not None and getattr(settings, name, None) is not None:
-                setattr(settings, name, roles.get(role))
+        for name, old in list(vars(settings).items()) if settings is not None else ():
+            if name.endswith("_token_id") and old is not None:
+                setattr(settings, name, new_id(name.removesuffix("_token_id"), old))
     embedding: Any = model.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = roles.get("pad")

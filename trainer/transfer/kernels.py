@@ -1,8 +1,9 @@
 """Blocked nearest-neighbour kernels whose answers do not depend on the blocks, to the last bit.
 
 The matrix product of a block proposes candidates in fp32; how it rounds depends on its shape and on the machine. So every
-candidate is scored again by itself in fp64, ties go to the lower index, and a bound on the product's rounding proves that
-no key outside the candidates belongs to the answer. Rows for which it does not are done again with twice the candidates.
+candidate is scored again in fp64, where products of unit rows are exact (see `exact.py`), ties go to the lower index, and a
+bound on the first product's rounding proves that no key outside the candidates belongs to the answer. Rows for which it
+does not are done again with twice the candidates.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from trainer.transfer.exact import directions
 from trainer.transfer.spread import Local, Spread, blocks
 
 TILE = 8192
@@ -27,8 +29,8 @@ keys outside score at most `scores[:, -1] + error`."""
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows at length 1; a zero row stays zero."""
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    """Rows at length 1, rounded so that their products are exact in fp64; a zero row stays zero."""
+    return directions(vectors)[0]
 
 
 def top_softmax(
@@ -104,7 +106,10 @@ def _mixtures(
     if not len(keys):
         raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")
     parts = blocks(queries, row_bytes(len(keys), queries.shape[1]), spread.block_bytes)
-    return _stacked(list(spread(_block, parts, keys, wanted + _SPARE, certified, spread.block_bytes)))
+    # A product costs 2 A a pair; choosing the best of a tile takes about as long as another 200.
+    operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 200)
+    shared = (keys, wanted + _SPARE, certified, spread.block_bytes)
+    return _stacked(list(spread(_block, parts, *shared, operations=operations)))
 
 
 def row_bytes(keys: int, width: int) -> int:

@@ -6,7 +6,7 @@ bias of the language-model head.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -42,9 +42,9 @@ class Provenance(IntEnum):
     CASE_COPY = 9
     """The old token that differs in upper and lower case only."""
     START_COPY = 10
-    """The old token that differs in whether it begins a word only."""
+    """The old token that differs in whether it begins a word, and perhaps in case."""
     NFKC_COPY = 11
-    """The old token of the same text after Unicode's compatibility normalisation (NFKC)."""
+    """The old token of the same text after Unicode's compatibility normalisation (NFKC), case and word start aside."""
     HYBRID = 12
     """Mixture of the pieces of the token's text and of its neighbours."""
     SCRIPT = 13
@@ -67,7 +67,7 @@ class TransferPlan:
     """W in compressed rows, and a provenance for each of the V new rows.
 
     Row t mixes the old rows `indices[indptr[t]:indptr[t+1]]` with `weights` of the same range. Rows of provenance
-    RANDOM and MEAN hold no entries: they depend on all old rows, see `apply.py`.
+    RANDOM, SCRIPT and MEAN hold no entries: they depend on many old rows, see `apply.py`.
     """
 
     indptr: NDArray[np.int64]
@@ -78,9 +78,16 @@ class TransferPlan:
     """[V], codes of `Provenance`"""
     keys: NDArray[np.uint64]
     """[V], a number for each token that is the same in any vocabulary: the key of its random row."""
+    group: NDArray[np.uint16]
+    """[V], the group of old rows from whose moments a row is drawn; 0 means all of them."""
+    source_group: NDArray[np.uint16]
+    """[S], the group of each old row."""
     source_rows: int
     seed: int
     method: str
+    source_tokenizer: str = ""
+    """`vocabulary_hash` of the old tokenizer: the plan fits every model that uses it."""
+    target_tokenizer: str = ""
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -90,45 +97,54 @@ class TransferPlan:
         counts = np.bincount(self.provenance, minlength=len(Provenance))
         return {code.name.lower(): int(counts[code]) for code in Provenance if counts[code]}
 
+    def copies(self) -> NDArray[np.int64]:
+        """The rows that are one old row to the last bit."""
+        return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))
+
     def padded(self, rows: int) -> "TransferPlan":
         """The same plan with ZERO rows up to `rows`."""
         more = rows - len(self)
-        return TransferPlan(
+        return replace(
+            self,
             indptr=np.concatenate([self.indptr, np.full(more, self.indptr[-1])]),
-            indices=self.indices,
-            weights=self.weights,
             provenance=np.concatenate([self.provenance, np.full(more, Provenance.ZERO, np.uint8)]),
             keys=np.concatenate([self.keys, np.zeros(more, np.uint64)]),
-            source_rows=self.source_rows,
-            seed=self.seed,
-            method=self.method,
+            group=np.concatenate([self.group, np.zeros(more, np.uint16)]),
         )
 
     def dense(self) -> torch.Tensor:
         """W as a float tensor [V, S]; for small plans and tests."""
         rows = np.repeat(np.arange(len(self)), np.diff(self.indptr))
         dense = torch.zeros(len(self), self.source_rows)
-        dense.index_put_((torch.from_numpy(rows), torch.from_numpy(self.indices).long()), torch.from_numpy(self.weights))
+        where = torch.from_numpy(rows), torch.from_numpy(self.indices).long()
+        dense.index_put_(where, torch.from_numpy(self.weights), accumulate=True)
         return dense
 
     def save(self, uri: str) -> None:
         """Writes `plan.safetensors` and `plan.json` into the folder."""
-        arrays = {name: getattr(self, name) for name in ("indptr", "indices", "weights", "provenance", "keys")}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         with storage.local_output(uri) as folder:
             save_file(arrays, f"{folder}/plan.safetensors")
-        facts = {"source_rows": self.source_rows, "seed": self.seed, "method": self.method, "fates": self.fates()}
+        facts = {name: getattr(self, name) for name in _FACTS} | {"fates": self.fates()}
         storage.write_bytes(storage.join(uri, "plan.json"), (json.dumps(facts, indent=2) + "\n").encode())
+
+
+_ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group")
+_FACTS = ("source_rows", "seed", "method", "source_tokenizer", "target_tokenizer")
 
 
 def load(uri: str) -> TransferPlan:
     """The plan that `save` wrote.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or its parts do not fit together.
     """
     if not storage.exists(storage.join(uri, "plan.json")):
         raise ArtifactError("no plan.json here.", uri, "Make one with `scion transfer`.")
     facts = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
     with storage.local_copy(uri) as folder:
         arrays = load_file(f"{folder}/plan.safetensors")
-    return TransferPlan(source_rows=facts["source_rows"], seed=facts["seed"], method=facts["method"], **arrays)
+    plan = TransferPlan(**{name: facts[name] for name in _FACTS}, **arrays)
+    if len(plan.indptr) != len(plan) + 1 or plan.indptr[-1] != len(plan.indices) or plan.fates() != facts["fates"]:
+        raise ArtifactError("plan.safetensors and plan.json do not belong together.", uri, "Make the plan again.")
+    return plan

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
-from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens, vocabulary_hash
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.spread import Local, Spread
@@ -40,6 +40,8 @@ class Problem:
     seed: int
     copy_shared: bool = True
     """Whether a token that both vocabularies have keeps its old row; else the method makes a row for it too."""
+    levels: tuple[str, ...] = ("exact", "bytes")
+    """Comparisons by which tokens count as shared, see `overlap.LEVELS`."""
     spread: Spread = field(default_factory=Local)
     """Where kernels run their blocks."""
     tokens: list[Token | None] = field(init=False)
@@ -49,7 +51,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         tokens = canonical_tokens(self.target)
-        shared, how = match(self.source, self.target, tokens)
+        shared, how = match(self.source, self.target, tokens, self.levels)
         for name, value in (("tokens", tokens), ("shared", shared), ("how", how)):
             object.__setattr__(self, name, value)
 
@@ -77,6 +79,8 @@ class Rows:
     weights: NDArray[np.float32]
     provenance: Provenance | NDArray[np.uint8]
     """One for all rows, or one a row [n]."""
+    groups: tuple[NDArray[np.uint16], NDArray[np.uint16]] | None = None
+    """For rows that are drawn from a part of the old rows: the group of each row [n], and of each old row [S]."""
 
     @staticmethod
     def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> "Rows":
@@ -106,6 +110,8 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
             entries[number] = problem.shared[number : number + 1], np.ones(1, np.float32)
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
     provenance[rows.ids] = rows.provenance
+    group = np.zeros(size, np.uint16)
+    group[rows.ids] = 0 if rows.groups is None else rows.groups[0]
     for place, number in enumerate(rows.ids):
         part = slice(bounds[place], bounds[place + 1])
         entries[number] = rows.indices[part], rows.weights[part]
@@ -117,7 +123,11 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
         weights=np.concatenate([entry[1] for entry in filled]).astype(np.float32),
         provenance=provenance,
         keys=np.array([0 if token is None else keyed_random.key(token.key()) for token in problem.tokens], np.uint64),
+        group=group,
+        source_group=np.zeros(problem.source_rows, np.uint16) if rows.groups is None else rows.groups[1],
         source_rows=problem.source_rows,
         seed=problem.seed,
         method=method,
+        source_tokenizer=vocabulary_hash(problem.source),
+        target_tokenizer=vocabulary_hash(problem.target),
     )

@@ -19,7 +19,10 @@ class Spread(Protocol):
         """Scratch memory that one part may take."""
         ...
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any) -> Iterator[T]: ...
+    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
+        """`operations`: floating-point operations of all parts, from which the time is estimated; 0 for work that is soon
+        done."""
+        ...
 
 
 class Local:
@@ -28,7 +31,7 @@ class Local:
     def __init__(self, block_bytes: int = 256 << 20) -> None:
         self.block_bytes = block_bytes
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any) -> Iterator[T]:
+    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
         return (function(part, *shared) for part in parts)
 
 

@@ -3,7 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.transfer.methods import aligned, focus, fvt, mean, random, wechsel
+from trainer.transfer.methods import (
+    aligned,
+    clp,
+    clp_plus,
+    focus,
+    fvt,
+    mean,
+    ofa,
+    omp,
+    ramen,
+    random,
+    script_moments,
+    tokenadapt,
+    trans_tokenizers,
+    wechsel,
+)
 from trainer.transfer.problem import Method
 
 
@@ -19,8 +34,20 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "random": Entry(random.RandomConfig, random.rows, "baseline: normal with the moments of the old rows"),
     "mean": Entry(mean.MeanConfig, mean.rows, "baseline: the mean of the old rows"),
+    "script_moments": Entry(
+        script_moments.ScriptMomentsConfig, script_moments.rows, "Downey et al., MRL 2023 (arXiv:2309.04679)"
+    ),
     "fvt": Entry(fvt.FvtConfig, fvt.rows, "Gee et al., EMNLP 2022 (Fast Vocabulary Transfer)"),
     "wechsel": Entry(wechsel.WechselConfig, wechsel.rows, "Minixhofer et al., NAACL 2022 (arXiv:2112.06598)"),
+    "ofa": Entry(ofa.OfaConfig, ofa.rows, "Liu et al., Findings of NAACL 2024 (arXiv:2311.08849)"),
     "focus": Entry(focus.FocusConfig, focus.rows, "Dobler and de Melo, EMNLP 2023 (arXiv:2305.14481)"),
+    "clp": Entry(clp.ClpConfig, clp.rows, "Ostendorff and Rehm, 2023 (arXiv:2301.09626)"),
+    "clp_plus": Entry(clp_plus.ClpPlusConfig, clp_plus.rows, "Yamaguchi et al., Findings of EMNLP 2024 (arXiv:2402.10712)"),
+    "omp": Entry(omp.OmpConfig, omp.rows, "Goddard and Fernandes Neto, 2025 (arXiv:2506.06607)"),
+    "tokenadapt": Entry(tokenadapt.TokenadaptConfig, tokenadapt.rows, "Sharthak et al., 2025 (arXiv:2505.09738)"),
+    "ramen": Entry(ramen.RamenConfig, ramen.rows, "Tran, 2020 (arXiv:2002.07306)"),
+    "trans_tokenizers": Entry(
+        trans_tokenizers.TransTokenizersConfig, trans_tokenizers.rows, "Remy et al., COLM 2024 (arXiv:2408.04303)"
+    ),
     "aligned": Entry(aligned.AlignedConfig, aligned.rows, "after Remy et al., COLM 2024 (arXiv:2408.04303), by Dice"),
 }

@@ -10,14 +10,17 @@ characters too; the sparsemax is computed exactly from the highest scores alone 
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
-from trainer.static import fasttext
-from trainer.static.fasttext import FastTextConfig, FastTextVectors
+from trainer.static import fasttext, files, ppmi, word_space
+from trainer.static.fasttext import FastTextConfig
+from trainer.static.ppmi import PpmiConfig
+from trainer.static.vectors import Vectors
 from trainer.transfer.kernels import top_sparsemax, unit
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
@@ -25,9 +28,13 @@ from trainer.transfer.problem import Problem, Rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FocusConfig:
-    """Settings of the token vectors; the paper's are three epochs, at least ten occurrences."""
+    """Where token vectors come from; the paper trains them for three epochs on tokens that occur at least ten times."""
 
+    kind: Literal["fasttext", "ppmi"] = "fasttext"
+    vectors: str | None = None
+    """A `.bin` or `.vec` file of the new language's words, for tokens by their text; nothing is trained then."""
     fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=10, epochs=3))
+    ppmi: PpmiConfig = field(default_factory=lambda: PpmiConfig(min_count=10))
 
 
 def rows(problem: Problem, config: FocusConfig) -> Rows:
@@ -36,8 +43,7 @@ def rows(problem: Problem, config: FocusConfig) -> Rows:
     Raises:
         DataError: no shared token has a vector.
     """
-    names = [_name(token, number) for number, token in enumerate(problem.tokens)]
-    vectors = fasttext.train(_token_lines(problem, names), config.fasttext, "tokenised text")
+    names, vectors = _token_vectors(problem, config)
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
     shared = known(np.flatnonzero((problem.shared >= 0) & ordinary), names, vectors)
     new = known(problem.new, names, vectors)
@@ -55,9 +61,20 @@ def rows(problem: Problem, config: FocusConfig) -> Rows:
     return Rows.from_dense(new, problem.shared[shared][columns], weights, Provenance.NEIGHBOURS)
 
 
-def known(ids: NDArray[np.int64], names: list[str], vectors: FastTextVectors) -> NDArray[np.int64]:
+def known(ids: NDArray[np.int64], names: list[str], vectors: Vectors) -> NDArray[np.int64]:
     """Those of `ids` that occurred often enough to have a vector of their own."""
     return ids[[names[number] in vectors for number in ids]]
+
+
+def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Vectors]:
+    """What each token is called, and the vectors in which that name is looked up."""
+    if config.vectors is not None:
+        return [word_space.text_of(token) for token in problem.tokens], files.read(config.vectors)
+    names = [_name(token, number) for number, token in enumerate(problem.tokens)]
+    lines = _token_lines(problem, names)
+    if config.kind == "ppmi":
+        return names, ppmi.train(lines, config.ppmi, "tokenised text", problem.spread)
+    return names, fasttext.train(lines, config.fasttext, "tokenised text")
 
 
 def _name(token: Token | None, number: int) -> str:

@@ -1,41 +1,45 @@
-"""Masked-LM loss of a transformers model on packed rows, the vocabulary product at the masked places only."""
+"""Language-model loss of a transformers model on packed rows, the vocabulary product at the targets' places only."""
 
 import math
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from data_pipeline.feed.masking import MaskedBatch
+from data_pipeline.feed.targets import TargetBatch
 from trainer.models.loading import position_offset
 
 
-class MaskedLM(torch.nn.Module):
+class PackedLM(torch.nn.Module):
     """`forward(batch)` is the sum of the negative log-likelihoods of the batch's targets, in fp32.
 
-    Attention stays within a document and positions count from each document's start. The head runs on the M masked
-    places, not on all B x L: for a large vocabulary that is most of the work. An architecture whose head is not known
-    runs its own forward, with the same result.
+    Attention stays within a document, and looks back only if `causal`; positions count from each document's start. The
+    head runs on the M places that have a target, not on all B x L: for a large vocabulary that is most of the work. An
+    architecture whose head is not known runs its own forward, with the same result.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, causal: bool) -> None:
         super().__init__()
         self.model = model
+        self._causal = causal
         self._offset = position_offset(model.config)
         found = [name for name in ("cls", "lm_head") if hasattr(model, name)]
         self._head = found[0] if found else None
 
-    def forward(self, batch: MaskedBatch) -> torch.Tensor:
+    def forward(self, batch: TargetBatch) -> torch.Tensor:
         logits = self.logits(batch)
         return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
 
-    def logits(self, batch: MaskedBatch) -> torch.Tensor:
+    def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
-        same = batch.segments[:, None, :, None] == batch.segments[:, None, None, :]
-        inputs = {
+        seen = batch.segments[:, None, :, None] == batch.segments[:, None, None, :]
+        inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
-            "attention_mask": same,
+            "attention_mask": seen.tril() if self._causal else seen,
             "position_ids": batch.positions + self._offset,
         }
+        if self._causal:
+            inputs["use_cache"] = False
         if self._head is None:
             return self.model(**inputs).logits.flatten(0, 1)[batch.places]
         hidden = self.model.base_model(**inputs)[0].flatten(0, 1)[batch.places]

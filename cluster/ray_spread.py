@@ -1,0 +1,116 @@
+"""Kernels on Ray: parts of the work as tasks of one CPU each, within a bound on memory."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import torch
+
+from data_pipeline.errors import ConfigError
+
+T = TypeVar("T")
+_PROCESS = 450 << 20
+"""Resident memory of a process that has imported torch and holds no data."""
+_BLOCK = 256 << 20
+"""Scratch memory of a part where the bound leaves room; larger parts are not faster."""
+
+
+class RaySpread:
+    """See `trainer.transfer.spread.Spread`.
+
+    Args:
+        max_memory: bytes that the driver and all tasks on this machine may take together.
+        said: is told what is about to start: its size, and estimates of its time and memory.
+        progress: is told how many parts are done of how many.
+    """
+
+    def __init__(
+        self,
+        max_memory: int,
+        said: Callable[[str], None] = lambda text: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._max_memory, self._said, self._progress = max_memory, said, progress
+        spare = max_memory - (1 + self._tasks) * _PROCESS
+        self.block_bytes = max(1 << 20, min(_BLOCK, spare // 3 // self._tasks))
+
+    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
+        """Runs `function(part, *shared)` for every part, in order.
+
+        Raises:
+            ConfigError: the parts and what they share would not fit into the bound.
+        """
+        needed = self._needed(parts, shared)
+        if needed > self._max_memory:
+            raise ConfigError(
+                f"{needed / 2**30:.1f} GiB are needed, {self._max_memory / 2**30:.1f} are allowed.",
+                "transfer.max_memory",
+                "Allow more, or take a smaller vocabulary, narrower vectors or fewer CPUs.",
+            )
+        if operations:
+            seconds = operations / (_operations_a_second() * self._tasks)
+            self._said(f"{len(parts)} parts, about {seconds:.0f} s and {needed / 2**30:.1f} GiB")
+        handles = [ray.put(_packed(value)) for value in shared]
+        body = ray.put(function)
+        running: deque[Any] = deque()
+        for number, part in enumerate(parts):
+            running.append(_run.remote(body, _packed(part), *handles))
+            if len(running) >= 2 * self._tasks:
+                yield ray.get(running.popleft())
+                self._progress(number + 1 - len(running), len(parts))
+        while running:
+            yield ray.get(running.popleft())
+            self._progress(len(parts) - len(running), len(parts))
+
+    def _needed(self, parts: Sequence[Any], shared: tuple[Any, ...]) -> int:
+        """The driver's rows and the store's copy of what is shared; a process and its scratch for each task."""
+        rows = sum(_size(part) for part in parts)
+        return 2 * sum(map(_size, shared)) + 2 * rows + (1 + self._tasks) * _PROCESS + self._tasks * self.block_bytes
+
+
+@ray.remote(num_cpus=1)
+def _run(function: Callable[..., T], part: Any, *shared: Any) -> T:
+    return function(_unpacked(part), *map(_unpacked, shared))
+
+
+class _Tensor:
+    """A tensor on its way: Ray shares NumPy arrays without copying, tensors it would copy into every task."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.array = tensor.numpy()
+
+
+def _packed(value: Any) -> Any:
+    return _Tensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, _Tensor):
+        return value
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the array is read-only; nothing writes to it
+        return torch.from_numpy(value.array)
+
+
+def _size(value: Any) -> int:
+    return value.nbytes if isinstance(value, (torch.Tensor, np.ndarray)) else 0
+
+
+def _operations_a_second() -> float:
+    """What one CPU does, measured by a product of the size that kernels take."""
+    with torch.no_grad():
+        left, right = torch.ones(512, 300), torch.ones(300, 4096)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        left @ right
+        start = time.perf_counter()
+        left @ right
+        seconds = time.perf_counter() - start
+        torch.set_num_threads(threads)
+    return 2.0 * 512 * 300 * 4096 / seconds

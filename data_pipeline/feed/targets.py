@@ -1,0 +1,65 @@
+"""Packed rows as tensors, with the places where a language model is asked."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.shards.format import token_ids
+from data_pipeline.shards.pack import segments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetBatch:
+    """B packed rows of L tokens; M targets in all."""
+
+    input_ids: torch.Tensor
+    """int [B, L], as the model sees them"""
+    segments: torch.Tensor
+    """int [B, L]: which document of the row, -1 for padding; attention stays within a document"""
+    positions: torch.Tensor
+    """int [B, L]: place within the document"""
+    places: torch.Tensor
+    """int [M]: places in the flattened rows whose output predicts a target"""
+    labels: torch.Tensor
+    """int [M]: the ids to predict"""
+
+    @property
+    def targets(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "TargetBatch":
+        return TargetBatch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+
+
+def packed_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Ids, segments and positions of the feed's rows, each int [B, L]."""
+    ids = token_ids(table["input_ids"], length)
+    n_tokens, starts = table["n_tokens"].to_numpy(), table["doc_starts"].to_pylist()
+    laid = [segments(np.array(s, np.int32), int(n), length) for s, n in zip(starts, n_tokens, strict=True)]
+    return ids, np.stack([part[0] for part in laid]), np.stack([part[1] for part in laid])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextToken:
+    """Turns rows of the feed into batches for a causal language model: every token predicts the one behind it, within
+    its document."""
+
+    length: int
+
+    def __call__(self, table: pa.Table) -> TargetBatch:
+        """Rows as the feed gives them; rows of weight 0 get no targets."""
+        ids, segment, positions = packed_rows(table, self.length)
+        asked = np.zeros(segment.shape, bool)
+        asked[:, :-1] = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] >= 0)
+        asked &= (table["weight"].to_numpy() > 0)[:, None]
+        places = np.flatnonzero(asked)
+        return TargetBatch(
+            input_ids=torch.from_numpy(ids),
+            segments=torch.from_numpy(segment),
+            positions=torch.from_numpy(positions),
+            places=torch.from_numpy(places),
+            labels=torch.from_numpy(ids.ravel()[places + 1]),
+        )

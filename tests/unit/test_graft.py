@@ -1,0 +1,158 @@
+"""A plan applied to whole models: encoders, decoders and encoder-decoders, tied and untied, and their siblings."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)  # fmt: skip
+
+from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers import train
+from tests.conftest import FAMILIES, tiny_decoder, tiny_model
+from trainer.models import loading
+from trainer.transfer import apply, plan
+from trainer.transfer.graft import graft
+from trainer.transfer.methods import METHODS, aligned
+from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.transfer.problem import Problem, Texts, assemble
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
+    source = FAMILIES[request.param](english)
+    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
+    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
+    return Problem(source, target, texts, seed=3)
+
+
+@pytest.fixture(scope="module")
+def made(problem: Problem) -> TransferPlan:
+    return assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned")
+
+
+def untied(model):  # type: ignore[no-untyped-def]
+    model.config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
+    return model
+
+
+def seq2seq(tokenizer, kind: str, tied: bool):  # type: ignore[no-untyped-def]
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id or tokenizer.sep_token_id}
+    shared = ids | {"vocab_size": len(tokenizer), "d_model": 32, "tie_word_embeddings": tied}
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        if kind == "t5":
+            start = {"decoder_start_token_id": tokenizer.pad_token_id}
+            model = T5ForConditionalGeneration(T5Config(d_kv=16, d_ff=64, num_layers=2, num_heads=2, **start, **shared))
+        else:
+            sides = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+            sides |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "bos_token_id": tokenizer.cls_token_id}
+            model = BartForConditionalGeneration(BartConfig(**sides, **shared, forced_eos_token_id=ids["eos_token_id"]))
+            torch.nn.init.normal_(model.final_logits_bias)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    return model.eval()
+
+
+def answers(model, ids: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    with torch.no_grad():
+        both = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+        return model(input_ids=ids, **both).logits[0]
+
+
+MODELS = {
+    ("masked", True): (tiny_model, AutoModelForMaskedLM),
+    ("masked", False): (lambda t: untied(tiny_model(t)), AutoModelForMaskedLM),
+    ("gpt2", True): (lambda t: tiny_decoder(t, "gpt2"), AutoModelForCausalLM),
+    ("gpt2", False): (lambda t: tiny_decoder(t, "gpt2", tied=False), AutoModelForCausalLM),
+    ("llama", True): (lambda t: tiny_decoder(t, "llama"), AutoModelForCausalLM),
+    ("llama", False): (lambda t: tiny_decoder(t, "llama", tied=False), AutoModelForCausalLM),
+    ("t5", True): (lambda t: seq2seq(t, "t5", True), AutoModelForSeq2SeqLM),
+    ("bart", True): (lambda t: seq2seq(t, "bart", True), AutoModelForSeq2SeqLM),
+}
+
+
+@pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
+def test_a_grafted_model_answers_as_before_on_shared_tokens(problem, made, tmp_path, kind: str, tied: bool) -> None:
+    """Text of copied tokens only has the same logits for them: nothing but the vocabulary changed."""
+    make, auto = MODELS[kind, tied]
+    model = make(problem.source)
+    shared = np.flatnonzero(problem.shared >= 0)
+    ordinary = torch.from_numpy(shared[:60])
+    before = answers(model, torch.from_numpy(problem.shared)[ordinary][None])[:, problem.shared[shared]]
+    graft(model, made, problem.target)
+    model.save_pretrained(tmp_path)
+    problem.target.save_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path).eval()
+    assert (before - answers(again, ordinary[None])[:, shared]).abs().max() < 1e-5
+    assert again.config.vocab_size % 128 == 0
+    assert (again.get_input_embeddings().weight.data_ptr() == again.get_output_embeddings().weight.data_ptr()) == tied
+    assert AutoTokenizer.from_pretrained(tmp_path)("test").input_ids == problem.target("test").input_ids
+    assert AutoModel.from_pretrained(tmp_path) is not None
+    assert loading.kind_of(str(tmp_path)) == {"masked": "masked", "t5": "seq2seq", "bart": "seq2seq"}.get(kind, "causal")
+
+
+@pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
+def test_special_ids_follow_their_tokens(problem, made, kind: str, tied: bool) -> None:
+    """Every id that a configuration names means the same token as before."""
+    model = MODELS[kind, tied][0](problem.source)
+    settings = [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
+    before = [{name: value for name, value in vars(c).items() if name.endswith("_token_id")} for c in settings]
+    graft(model, made, problem.target)
+    for old, new in zip(before, map(vars, settings), strict=True):
+        for name, number in old.items():
+            if number is not None:
+                token = problem.source.convert_ids_to_tokens(number)
+                assert problem.target.convert_ids_to_tokens(new[name]) == token, name
+
+
+def test_a_plan_fits_a_sibling_of_the_model(problem, made, tmp_path) -> None:
+    """Saved, loaded and applied to another checkpoint with the same tokenizer, and to one of another width."""
+    made.save(str(tmp_path))
+    sibling = tiny_decoder(problem.source, "llama")
+    old = sibling.get_input_embeddings().weight.detach().clone()
+    graft(sibling, plan.load(str(tmp_path)), problem.target)
+    rows = sibling.get_input_embeddings().weight
+    copies = made.copies()
+    assert torch.equal(rows[copies], old[made.indices[made.indptr[copies]]])
+    assert (rows[len(made) :] == 0).all()
+
+
+def test_id_gaps_and_padded_matrices(english, greek) -> None:
+    """Ids that no token has get zero rows; a matrix with more rows than the tokenizer has ids is no error."""
+    source = FAMILIES["wordpiece"](english)
+    spec = json.loads(source.backend_tokenizer.to_str())
+    spec["model"]["vocab"]["late"] = len(source) + 3
+    gapped = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(spec)), unk_token="[UNK]")
+    texts = Texts(corpus=lambda: iter(greek), anchors=english[:50], positives=greek[:50])
+    problem = Problem(source, gapped, texts, seed=3)
+    made = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    assert made.provenance[-4:].tolist() == [Provenance.ZERO] * 3 + [Provenance.RANDOM]
+    new = apply.embeddings(made.padded(len(made) + 9), torch.randn(problem.source_rows + 57, 8))
+    assert (new[len(source) : len(source) + 3] == 0).all()
+    assert (new[len(made) :] == 0).all()
+    assert (new[len(made) - 1] != 0).all()
+
+
+def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
+    source = FAMILIES["byte_level"](english)
+    model = tiny_model(source)
+    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
+    texts = Texts(corpus=lambda: iter(greek), anchors=english[:50], positives=greek[:50])
+    problem = Problem(source, target, texts, seed=3)
+    target.pad_token = "</s>"
+    with pytest.raises(ModelError, match="counts positions"):
+        graft(model, assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned"), target)

@@ -1,0 +1,241 @@
+"""OFA, TokenAdapt and script moments against a brute-force reading of their papers; the vectors that they stand on."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from tests.conftest import FAMILIES
+from trainer.static import files, ppmi, word_space
+from trainer.static.fasttext import FastTextConfig
+from trainer.static.ppmi import PpmiConfig
+from trainer.static.vectors import TableVectors
+from trainer.static.word_space import SpaceConfig
+from trainer.transfer import apply
+from trainer.transfer.methods import focus, fvt, ofa, script_moments, tokenadapt, wechsel
+from trainer.transfer.plan import Provenance
+from trainer.transfer.problem import Problem, Texts, assemble
+from trainer.transfer.spread import Local
+
+SMALL = SpaceConfig(fasttext=FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000))
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
+    source = FAMILIES[request.param](english)
+    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
+    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
+    return Problem(source, target, texts, seed=3)
+
+
+def entries(rows, place: int) -> dict[int, float]:  # type: ignore[no-untyped-def]
+    bounds = np.concatenate([[0], np.cumsum(rows.counts)])
+    part = slice(bounds[place], bounds[place + 1])
+    return dict(zip(rows.indices[part].tolist(), rows.weights[part].tolist(), strict=True))
+
+
+# OFA: Liu et al. 2024, section 3
+
+
+def test_ofa_is_softmax_over_tokens_whose_words_are_near(problem, monkeypatch) -> None:
+    kept = {}
+    real = word_space.aligned
+    monkeypatch.setattr(word_space, "aligned", lambda *a: kept.setdefault("space", real(*a)))
+    rows = ofa.rows(problem, ofa.OfaConfig(space=SMALL))
+    source, target = kept["space"]
+    old, new = by_hand(problem.source, source), by_hand(problem.target, target)
+    ids, matrix = list(old), np.stack([v / np.linalg.norm(v) for v in old.values()])
+    assert set(rows.ids.tolist()) == set(new) & set(problem.new.tolist())
+    for place in range(0, len(rows.ids), 53):
+        v = new[int(rows.ids[place])]
+        cosines = matrix @ (v / np.linalg.norm(v))
+        best = np.argsort(-cosines, kind="stable")[:10]
+        expected = scipy.special.softmax(cosines[best] / 0.1)
+        found = entries(rows, place)
+        assert np.abs(np.sort(list(found.values())) - np.sort(expected)).max() < 1e-4
+        assert np.abs(np.sort([cosines[ids.index(i)] for i in found]) - np.sort(cosines[best])).max() < 1e-5
+
+
+def by_hand(tokenizer, vectors) -> dict[int, np.ndarray]:  # type: ignore[no-untyped-def]
+    """Each id's mean over the four spellings of all words, one tokenizer call a spelling."""
+    sums: dict[int, np.ndarray] = {}
+    times: dict[int, int] = {}
+    for word in vectors.words:
+        v = vectors.vectors([word])[0].double().numpy()
+        for spelling in (word, " " + word, word.title(), " " + word.title()):
+            for piece in set(tokenizer(spelling, add_special_tokens=False).input_ids):
+                sums[piece] = sums.get(piece, 0) + v
+                times[piece] = times.get(piece, 0) + 1
+    return {piece: sums[piece] / times[piece] for piece in sorted(sums)}
+
+
+# TokenAdapt: Sharthak et al. 2025, section 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_tokenadapt_is_the_mixture_of_pieces_and_neighbours(problem, monkeypatch, share: float) -> None:
+    kept = {}
+    real = word_space.aligned
+    monkeypatch.setattr(word_space, "aligned", lambda *a: kept.setdefault("space", real(*a)))
+    rows = tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(space=SMALL, global_weight=share))
+    source, target = kept["space"]
+    old_tokens = canonical_tokens(problem.source)
+    phi_old = {}
+    for number, token in enumerate(old_tokens):
+        v = source.vectors([word_space.text_of(token) or "\0"])[0].double().numpy()
+        if word_space.text_of(token) and np.linalg.norm(v):
+            phi_old[number] = v / np.linalg.norm(v)
+    for place in range(0, len(rows.ids), 61):
+        token = problem.tokens[rows.ids[place]]
+        expected: dict[int, float] = {}
+        v = target.vectors([word_space.text_of(token) or "\0"])[0].double().numpy()
+        v = v / np.linalg.norm(v) if word_space.text_of(token) and np.linalg.norm(v) else None
+        pieces = fvt.split(problem.source, token) if share < 1 else []
+        parts = []
+        if pieces:
+            u = scipy.special.softmax([v @ phi_old[p] if v is not None and p in phi_old else 0.0 for p in pieces])
+            length = np.array([len(old_tokens[p].payload) for p in pieces]) / len(token.payload)
+            parts.append((1 - share, pieces, scipy.special.softmax((u + length) / 2 / 0.3)))
+        if v is not None and share > 0:
+            nearest = sorted(phi_old, key=lambda s: (-(v @ phi_old[s]), s))[:3]
+            nearest = [s for s in nearest if v @ phi_old[s] >= 0]
+            parts.append((share, nearest, scipy.special.softmax([v @ phi_old[s] / 0.3 for s in nearest])))
+        total = sum(weight for weight, *_ in parts)
+        for weight, members, weights in parts:
+            for member, w in zip(members, weights, strict=True):
+                expected[member] = expected.get(member, 0.0) + weight / total * w
+        found = entries(rows, place)
+        assert set(found) == set(expected)
+        assert max(abs(found[i] - expected[i]) for i in found) < 1e-4
+    assert set(np.unique(rows.provenance)) <= {Provenance.HYBRID, Provenance.COMPOSITION, Provenance.NEIGHBOURS}
+
+
+def test_tokenadapt_takes_an_embedder(problem, source_folder: str) -> None:
+    rows = tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(embedder=source_folder))
+    assert len(rows.ids) > 100
+    with pytest.raises(ConfigError, match="global_weight"):
+        tokenadapt.TokenadaptConfig(global_weight=1.5)
+
+
+# Script moments: Downey et al. 2023
+
+
+def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
+    rows = script_moments.rows(problem, script_moments.ScriptMomentsConfig(min_tokens=3))
+    made = assemble(problem, rows, "script_moments")
+    old_tokens = canonical_tokens(problem.source)
+    latin = np.array([t is not None and (t.text() or "").isalpha() and t.payload.isascii() for t in old_tokens])
+    old = torch.randn(problem.source_rows, 4000, generator=torch.Generator().manual_seed(0))
+    old[torch.from_numpy(latin)] = old[torch.from_numpy(latin)] * 0.25 + 3.0
+    new = apply.embeddings(made, old)
+    drawn = [n for n in rows.ids if (problem.tokens[n].text() or "").isalpha() and problem.tokens[n].payload.isascii()]
+    assert drawn
+    known = old[torch.from_numpy(np.array([script_moments.script(t) == "LATIN" for t in old_tokens]))]
+    for number in drawn[:20]:
+        z = (new[number] - known.mean(dim=0)) / known.std(dim=0, correction=0)
+        assert abs(float(z.mean())) < 0.1
+        assert abs(float(z.std()) - 1) < 0.1
+    if not any("GREEK" in script_moments.script(t) for t in old_tokens):
+        greek = [n for n in problem.new if script_moments.script(problem.tokens[n]) == "GREEK"]
+        assert (made.provenance[greek] == Provenance.RANDOM).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("αβγ", "GREEK"), ("der", "LATIN"), ("漢字", "CJK"), ("12", "COMMON"), ("ы1", "CYRILLIC")]
+)
+def test_the_script_is_that_of_the_letters(text: str, expected: str) -> None:
+    assert script_moments.script(Token(None, True, text.encode())) == expected
+    assert script_moments.script(Token(None, False, text.encode()[:-1] + b"\xff")) == ""
+    assert script_moments.script(Token("mask", False, b"")) == ""
+    assert unicodedata.name(text[0]).split()[0] in (expected, "DIGIT")
+
+
+# Vectors
+
+
+def test_ppmi_is_the_formula_and_parts_do_not_show(english, monkeypatch) -> None:
+    lines = [" ".join(text.lower().split()) for text in english]
+    config = PpmiConfig(dim=8, min_count=8, window=2)
+    whole = ppmi.train(lines, config, "text")
+    monkeypatch.setattr(ppmi, "_LINES", 37)
+    parts = ppmi.train(lines, config, "text", Local())
+    assert parts.words == whole.words
+    assert torch.equal(parts.vectors(parts.words), whole.vectors(whole.words))
+    # By brute force: a dense matrix, loops over places, NumPy's own SVD; the Gram matrices compare, signs being open.
+    number = {word: i for i, word in enumerate(whole.words)}
+    counts = np.zeros((len(number), len(number)))
+    for line in lines:
+        ids = [number[word] for word in line.split() if word in number]
+        for i, a in enumerate(ids):
+            for j, b in enumerate(ids):
+                counts[a, b] += 0 < abs(i - j) <= 2
+    smooth = counts.sum(0) ** 0.75
+    with np.errstate(divide="ignore"):
+        pmi = np.maximum(np.log(counts * smooth.sum() / (counts.sum(1)[:, None] * smooth[None])), 0)
+    u, s, _ = np.linalg.svd(pmi)
+    rows = whole.vectors(whole.words).double().numpy()
+    assert np.abs(rows @ rows.T - (u[:, :8] * s[:8]) @ u[:, :8].T).max() < 1e-4
+
+
+def test_ppmi_on_too_little_text_says_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"lower ppmi\.min_count"):
+        ppmi.train(["one two three"] * 9, PpmiConfig(dim=10), "text")
+
+
+def test_vectors_are_read_from_a_text_file(tmp_path) -> None:
+    path = tmp_path / "a.vec"
+    path.write_text("3 4\nthe 1 0 0 0\nof 0 1 0 0.5\nfile 0 0 1 0\n")
+    found = files.read(str(path))
+    assert found.words == ["the", "of", "file"]
+    assert found.vectors(["of", "nothing"]).tolist() == [[0, 1, 0, 0.5], [0, 0, 0, 0]]
+    path.write_text("the 1 0 0 0\nof 0 1 0\n")
+    with pytest.raises(DataError, match="line 2 has 3 numbers, the lines before 4"):
+        files.read(str(path))
+    with pytest.raises(DataError, match="no such file"):
+        files.read(str(tmp_path / "b.vec"))
+    (tmp_path / "c.bin").write_bytes(b"not fastText")
+    with pytest.raises(DataError, match="fastText cannot read it"):
+        files.read(str(tmp_path / "c.bin"))
+
+
+def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:
+    for name, width in (("s.vec", 4), ("t.vec", 5)):
+        words = ("file", "αρχείο") if name[0] == "t" else ("file", "document")
+        (tmp_path / name).write_text("".join(f"{word} {' '.join(['0.5'] * width)}\n" for word in words))
+    (tmp_path / "d.tsv").write_text("file\tfile\n")
+    space = SpaceConfig(
+        source_vectors=str(tmp_path / "s.vec"), target_vectors=str(tmp_path / "t.vec"), dictionary=str(tmp_path / "d.tsv")
+    )
+    with pytest.raises(DataError, match=r"cannot align .*4.* with .*5.*one width"):
+        wechsel.rows(problem, wechsel.WechselConfig(space=space))
+
+
+@pytest.mark.parametrize("kind", ["ppmi", "given"])
+def test_every_kind_of_vectors_serves_every_method(problem, english, greek, tmp_path, kind: str) -> None:
+    small = PpmiConfig(dim=12, min_count=2)
+    space, of_focus = SpaceConfig(kind="ppmi", ppmi=small), focus.FocusConfig(kind="ppmi", ppmi=small)
+    if kind == "given":
+        for name, texts in (("s", english), ("t", greek)):
+            trained = ppmi.train([" ".join(word_space.dictionary.words(text)) for text in texts], small, name)
+            rows = zip(trained.words, trained.vectors(trained.words).tolist(), strict=True)
+            (tmp_path / f"{name}.vec").write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in rows))
+        space = SpaceConfig(source_vectors=str(tmp_path / "s.vec"), target_vectors=str(tmp_path / "t.vec"))
+        of_focus = focus.FocusConfig(vectors=str(tmp_path / "t.vec"))
+    for rows in (
+        wechsel.rows(problem, wechsel.WechselConfig(space=space)), ofa.rows(problem, ofa.OfaConfig(space=space)),
+        tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(space=space)), focus.rows(problem, of_focus),
+    ):  # fmt: skip
+        assert len(rows.ids) > 20
+        sums = np.add.reduceat(rows.weights, np.concatenate([[0], np.cumsum(rows.counts)[:-1]]))
+        assert np.abs(sums - 1).max() < 1e-5
+
+
+def test_a_word_that_is_not_there_has_no_vector() -> None:
+    table = TableVectors(["a"], np.ones((1, 3), np.float32), np.ones(1))
+    assert "b" not in table
+    assert table.vectors(["b"]).abs().sum() == 0

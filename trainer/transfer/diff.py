@@ -1,0 +1,52 @@
+"""What two plans for one vocabulary do differently."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from data_pipeline.errors import ArtifactError
+from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Rows that the plans make differently."""
+
+    rows: NDArray[np.int64]
+    """Target ids, the largest distance first."""
+    distance: NDArray[np.float64]
+    """Of each, sum of |weight in one - weight in the other|: 2 for mixtures that share no old row, 0 for rows that differ
+    in how they are drawn only."""
+    moves: dict[tuple[str, str], int]
+    """How many of the rows went from one provenance to another (or stayed), the most frequent first."""
+
+
+def diff(one: TransferPlan, other: TransferPlan) -> Difference:
+    """Compares row by row.
+
+    Raises:
+        ArtifactError: the plans are for different vocabularies.
+    """
+    sides = [("source", "source_tokenizer"), ("target", "target_tokenizer")]
+    for side, name in sides:
+        if getattr(one, name) != getattr(other, name) or len(one) != len(other):
+            raise ArtifactError(f"the plans are for different {side} tokenizers.", "diff", "Compare plans of one pair.")
+    distance = np.asarray(abs(_sparse(one) - _sparse(other)).sum(axis=1)).ravel()
+    drawn = np.isin(one.provenance, DRAWN) & np.isin(other.provenance, DRAWN)
+    otherwise = (one.provenance != other.provenance) | (drawn & ((one.seed != other.seed) | (one.group != other.group)))
+    rows = np.flatnonzero((distance > 0) | otherwise)
+    rows = rows[np.argsort(-distance[rows], kind="stable")]
+    names = [(_name(one.provenance[row]), _name(other.provenance[row])) for row in rows]
+    return Difference(rows=rows, distance=distance[rows], moves=dict(Counter(names).most_common()))
+
+
+def _sparse(plan: TransferPlan) -> scipy.sparse.csr_matrix:
+    shape = (len(plan), plan.source_rows)
+    return scipy.sparse.csr_matrix((plan.weights.astype(np.float64), plan.indices, plan.indptr), shape=shape)
+
+
+def _name(code: int) -> str:
+    return Provenance(code).name.lower()

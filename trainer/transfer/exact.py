@@ -1,0 +1,26 @@
+"""Unit rows whose products are exact, so that no result depends on how rows are cut, ordered or threaded.
+
+A row at length 1 is rounded to multiples of 2^-24. A product of two entries is then a multiple of 2^-48, and by Cauchy and
+Schwarz no sum of such products reaches 2: float64 holds every partial sum of a dot product, in whatever order a matrix
+product takes it. The rounding moves a cosine by some 1e-8.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+GRID = 2.0**-24
+"""The finest that float32 holds for every number up to 1."""
+
+
+def directions(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Rows at length 1 on the grid, float32, and the lengths they had [n]; a zero row stays zero."""
+    wide = rows.double().numpy()
+    lengths = np.sqrt((wide * wide).sum(axis=1))
+    steps = np.rint(wide / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None] / GRID)
+    return torch.from_numpy((steps * GRID).astype(np.float32)), lengths
+
+
+def products(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:
+    """Every dot product of two sets of `directions` [n, A] and [m, A], exactly: [n, m]."""
+    return left.double().numpy() @ right.double().numpy().T
