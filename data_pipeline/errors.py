@@ -49,6 +49,10 @@ class CorruptError(ScionError):
     """Bytes on disk are not those that the manifest names."""
 
 
+class VerifyError(ScionError):
+    """An artefact is not what it should be."""
+
+
 class DataOrderError(ScionError):
     """A rank received other rows than the plan has for it. Never trained on."""
 

@@ -18,8 +18,14 @@ JOBS = {
     "merge": "the average of embedders",
     "evaluate": "retrieval on held-out pairs",
     "serve": "an OpenAI-compatible endpoint, until Ctrl-C",
+    "compare": "methods side by side on your model and text",
     "report": "report.html and summary.json from finished stages",
 }
+COMMANDS = {
+    "verify": "MODEL: whether a transferred model is what its plan says",
+    "diff": "PLAN PLAN: which rows two plans make differently",
+}
+"""What takes folders in place of a configuration, and needs no Ray."""
 _MODULES = {"report": "ray_jobs.report.job"}
 """Jobs that are not in a file of their name."""
 _BEFORE_RAY = {
@@ -35,6 +41,7 @@ HELP = """usage: scion JOB CONFIG [key=value ...]
 
 {jobs}
   methods    list the initialisation methods
+{commands}
 
 CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set on the command line:
   scion pipeline ray_jobs/conf/demo.yaml method=focus output=/tmp/run pretrain.train.steps=100
@@ -45,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; a mistake of the user never shows a traceback."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP.format(jobs="\n".join(f"  {name:<10} {what}" for name, what in JOBS.items())))
+        jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in (JOBS, COMMANDS))
+        print(HELP.format(jobs=jobs, commands=commands))
         return 0 if arguments else 2
     from data_pipeline.errors import ScionError  # the help text should not wait for imports
 
@@ -72,10 +80,14 @@ def _dispatch(arguments: list[str]) -> None:
     if job == "methods":
         _print_methods(console)
         return
+    if job in COMMANDS:
+        warnings.filterwarnings("ignore")
+        importlib.import_module(f"ray_jobs.{job}").command(rest, console)
+        return
     if job not in JOBS:
         import difflib
 
-        near = difflib.get_close_matches(job, JOBS, n=1)
+        near = difflib.get_close_matches(job, [*JOBS, *COMMANDS], n=1)
         raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
     if not rest:
         raise ConfigError("the configuration file is missing.", f"scion {job}", "Name one: ray_jobs/conf/demo.yaml.")

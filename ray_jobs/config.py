@@ -111,6 +111,23 @@ class MergeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """Methods side by side; how long they are trained is `pretrain.train`."""
+
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name not in ("omp", "clp", "clp_plus"))
+    """All that need no donor when not given."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of random rows, the order of the rows, masks and dropout."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not a method.", "compare.methods", f"Choose from: {', '.join(METHODS)}.")
+        if not self.methods or not self.seeds:
+            raise ConfigError("compare needs at least one method and one seed.", "compare")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScionConfig:
     """The whole chain: shared keys at the top, a section a job."""
 
@@ -135,6 +152,7 @@ class ScionConfig:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

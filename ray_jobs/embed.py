@@ -19,7 +19,7 @@ KIND = "embedder"
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    settings = {"embed": artifact.identity(config.embed), "seed": config.seed, "workers": config.workers}
+    settings = {"embed": artifact.identity(config.embed), "seed": start.seed, "workers": config.workers}
     inputs = {
         "model": pretrain.plan(config, start).id,
         "pairs": documents.fingerprint(config.pairs, key="pairs"),
@@ -61,7 +61,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         temperature=settings.temperature,
         symmetric=settings.symmetric,
     )
-    rows = planned_rows(config, settings.train, folder, manifest, {shards.STREAM: 1.0})
+    rows = planned_rows(config, settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
     result = train(config, settings.train, task, rows, plan(config, start), report)
     for leftover in (cache, folder):
         storage.remove(leftover)

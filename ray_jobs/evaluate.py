@@ -52,7 +52,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     storage.remove(storage.join(draft.uri, "source"))
     compared = models(config)
     uris = {name: m if isinstance(m, str) else need(m, "pipeline") for name, m in compared.items()}
-    running = {_score.remote(uri, testing): name for name, uri in uris.items()}
+    running = {score.remote(uri, testing): name for name, uri in uris.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
@@ -64,7 +64,8 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
 
 
 @ray.remote(num_cpus=1)
-def _score(uri: str, testing: pairs.Pairs) -> dict[str, dict[str, float]]:
+def score(uri: str, testing: pairs.Pairs) -> dict[str, dict[str, float]]:
+    """Retrieval both ways with the embedder, or any encoder, in the folder."""
     return retrieval.evaluate(Embedder.load(uri), testing)
 
 

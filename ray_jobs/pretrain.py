@@ -1,6 +1,7 @@
-"""`scion pretrain`: masked-LM continued pretraining of the transferred model on the shards."""
+"""`scion pretrain`: continued pretraining of the transferred model on the shards, masked or causal as it is."""
 
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ _EVALUATION_SEED = -1
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    settings = {"pretrain": artifact.identity(config.pretrain), "seed": config.seed, "workers": config.workers}
+    settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed, "workers": config.workers}
     inputs = {"shards": shard.plan(config).id, "model": transfer.plan(config, start).id}
     return Plan(uri=start.at(config, "pretrain"), kind=KIND, config=settings, inputs=inputs)
 
@@ -37,19 +38,29 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
-    shards, model = need(shard.plan(config), "shard"), need(transfer.plan(config, start), "transfer")
-    settings = config.pretrain
+    need(shard.plan(config), "shard")
+    model = need(transfer.plan(config, start), "transfer")
+    result = continued(config, model, start.seed, plan(config, start), report)
+    draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
+    before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
+    return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
+
+
+def continued(config: ScionConfig, model: str, seed: int, plan: Plan, report: Reporter) -> dict[str, Any]:
+    """Trains `model` on the shards into the folder of `plan`; the run's history and its scores on held-out text."""
+    shards, settings = shard.plan(config).uri, config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
-    task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=config.seed)
+    task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=seed)
     task.check()
-    result = train(
+    weights = temperature_weights(tokens, settings.alpha)
+    return train(
         config,
         settings.train,
         task,
-        planned_rows(config, settings.train, folder, rows, temperature_weights(tokens, settings.alpha)),
-        plan(config, start),
+        planned_rows(config, settings.train, folder, rows, weights, seed),
+        plan,
         report,
         Heldout(
             folder=heldout_folder,
@@ -58,9 +69,6 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
             rows=settings.heldout_rows,
         ),
     )
-    draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
-    before, after = result["evaluations"]["0"], result["evaluations"][str(settings.train.steps)]
-    return f"{settings.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 
 
 def main(config: ScionConfig, console: Console) -> None:

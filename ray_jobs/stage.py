@@ -21,18 +21,20 @@ class Start:
     method: str
     folder: str
     """Folder of the chain's artefacts below the output."""
+    seed: int
 
     def at(self, config: ScionConfig, job: str) -> str:
         return storage.join(config.output, *filter(None, (self.folder, job)))
 
 
 def transferred(config: ScionConfig) -> Start:
-    return Start(name="transferred", method=config.method, folder="")
+    return Start(name="transferred", method=config.method, folder="", seed=config.seed)
 
 
 def control(config: ScionConfig) -> Start:
     """The random control; when the user's method is `random` the two are the same artefacts."""
-    return Start(name="random", method="random", folder="" if config.method == "random" else "random")
+    folder = "" if config.method == "random" else "random"
+    return Start(name="random", method="random", folder=folder, seed=config.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ from trainer.engine.tasks import Task
 
 
 def planned_rows(
-    config: ScionConfig, settings: TrainConfig, folder: str, manifest: Manifest, weights: dict[str, float]
+    config: ScionConfig, settings: TrainConfig, folder: str, manifest: Manifest, weights: dict[str, float], seed: int
 ) -> PlannedRows:
     """The order of a run over the streams that have a weight."""
-    order = OrderPlan(streams=manifest.order_streams(weights), batch=settings.batch_size, seed=config.seed)
+    order = OrderPlan(streams=manifest.order_streams(weights), batch=settings.batch_size, seed=seed)
     return PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.micro(config.workers))
 
 

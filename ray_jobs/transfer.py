@@ -1,7 +1,8 @@
 """`scion transfer`: the source model with the new vocabulary, its rows started by a method."""
 
+from collections.abc import Callable
+
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
 
 from cluster.ray_spread import RaySpread
 from data_pipeline import artifact, storage
@@ -24,7 +25,7 @@ from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.plan import TransferPlan
 from trainer.transfer.plan import load as load_plan
-from trainer.transfer.problem import Problem, Texts, assemble
+from trainer.transfer.problem import Problem, Rows, Texts, assemble
 
 KIND = "model"
 
@@ -36,7 +37,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         "copy_shared": config.transfer.copy_shared,
         "match": list(config.transfer.match),
         "settings": artifact.identity(own),
-        "seed": config.seed,
+        "seed": start.seed,
     }
     inputs = {
         "shards": shard.plan(config).id,
@@ -59,54 +60,71 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Writes a Hugging Face folder, and the plan that it was made by."""
-    shards = need(shard.plan(config), "shard")
+    need(shard.plan(config), "shard")
     report("read", 0, 3)
-    tokenizer = load_tokenizer(storage.join(shards, "tokenizer"))
-    with model_folder(config.source_model) as folder:
-        source, model = train.load(folder), loading.language_model(folder, config.seed)
+    problem = problem_of(config, start.seed, storage.join(draft.uri, "source"), report.part(start.method), report.note)
     report(start.method, 1, 3)
-    texts = _texts(config, shards, storage.join(draft.uri, "source"))
-    problem = _problem(config, start, source, tokenizer, texts, report)
     given = config.transfer.plan if start.name == "transferred" else None
-    made = _made(config, start, problem) if given is None else _earlier(given, problem)
+    made = _earlier(given, problem) if given else assemble(problem, rows_of(config, start.method, problem), start.method)
     report("apply", 2, 3)
-    graft(model, made, tokenizer)
-    with storage.local_output(draft.uri) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    parameters = write(config, problem, made, draft.uri)
     made.save(draft.uri)
     storage.remove(storage.join(draft.uri, "source"))
     fates = made.fates()
-    draft.metrics = {"provenance": fates, "paper": METHODS[made.method].paper, "parameters": loading.parameters(model)}
+    draft.metrics = {
+        "provenance": fates,
+        "paper": METHODS[made.method].paper,
+        "parameters": parameters,
+        "source_model": config.source_model,
+    }
     return " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())
 
 
-def _texts(config: ScionConfig, shards: str, cache: str) -> Texts:
+def problem_of(
+    config: ScionConfig,
+    seed: int,
+    cache: str,
+    progress: Callable[[int, int], None],
+    said: Callable[[str], None],
+) -> Problem:
+    """What every method is given: both tokenizers, the texts, and Ray to spread its work.
+
+    Args:
+        cache: folder for copies of inputs that are not files.
+        progress: is told how many blocks of a kernel are done of how many.
+        said: is told what a kernel is about to cost.
+    """
+    shards, settings = shard.plan(config).uri, config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
     parts = [storage.join(shards, "text", "train", name) for name in storage.files(storage.join(shards, "text", "train"))]
-    return Texts(
+    texts = Texts(
         corpus=lambda: (text for _, text in corpus.read_texts(parts)),
         anchors=training.anchors,
         positives=training.positives,
     )
+    with model_folder(config.source_model) as folder:
+        source = train.load(folder)
+    spread = RaySpread(int(settings.max_memory * 2**30), said, progress)
+    target = load_tokenizer(storage.join(shards, "tokenizer"))
+    return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
 
 
-def _problem(
-    config: ScionConfig,
-    start: Start,
-    source: PreTrainedTokenizerFast,
-    target: PreTrainedTokenizerFast,
-    texts: Texts,
-    report: Reporter,
-) -> Problem:
-    settings = config.transfer
-    spread = RaySpread(int(settings.max_memory * 2**30), report.note, report.part(start.method))
-    return Problem(source, target, texts, config.seed, settings.copy_shared, settings.match, spread)
+def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:
+    """The method's rows, with the settings that the configuration has for it."""
+    return METHODS[method].rows(problem, getattr(config.transfer.methods, method))
 
 
-def _made(config: ScionConfig, start: Start, problem: Problem) -> TransferPlan:
-    rows = METHODS[start.method].rows(problem, getattr(config.transfer.methods, start.method))
-    return assemble(problem, rows, start.method)
+def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> int:
+    """Applies a plan to the source model and saves the result with its tokenizer; the number of its parameters."""
+    with model_folder(config.source_model) as folder:
+        model = loading.language_model(folder, problem.seed)
+    if METHODS[made.method].fresh:
+        model = loading.drawn_anew(model, problem.seed)
+    graft(model, made, problem.target)
+    with storage.local_output(uri) as folder:
+        model.save_pretrained(folder)
+        problem.target.save_pretrained(folder)
+    return loading.parameters(model)
 
 
 def _earlier(uri: str, problem: Problem) -> TransferPlan:

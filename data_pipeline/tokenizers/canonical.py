@@ -7,6 +7,7 @@ file says of itself, never by class name.
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,6 +123,15 @@ def special_roles(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     for number in [*tokenizer.all_special_ids, *added]:
         roles.setdefault(number, f"special:{tokenizer.convert_ids_to_tokens(number)}")
     return roles
+
+
+def script(token: Token | None) -> str:
+    """The script of most letters, e.g. `GREEK`; `COMMON` for text without letters; empty for what is not text."""
+    text = None if token is None else token.text()
+    if not text:
+        return ""
+    scripts = Counter(unicodedata.name(char, "?").split()[0] for char in text if unicodedata.category(char)[0] in "LM")
+    return scripts.most_common(1)[0][0] if scripts else "COMMON"
 
 
 def _parse(text: str, family: Family) -> Token:

@@ -14,6 +14,14 @@ ORIGINS = {
     "random": "drawn from the mean and spread of the old rows",
     "mean": "the mean of all old rows",
     "zero": "no token: fills the matrix up",
+    "byte_copy": "the old token of the same byte",
+    "case_copy": "the old token that differs in case only",
+    "start_copy": "the old token that differs in whether it begins a word",
+    "nfkc_copy": "the old token of the same text after Unicode normalisation",
+    "hybrid": "a mixture of the pieces of the token's text and of its neighbours",
+    "script": "drawn from the mean and spread of the old rows in the same script",
+    "donor": "a mixture of shared tokens that rebuilds the token's row in a donor model",
+    "same_id": "the old row of the same id, which belonged to another token",
 }
 
 

@@ -2,10 +2,9 @@
 
 import shlex
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_pipeline import storage
 from ray_jobs.report import plots
@@ -22,10 +21,8 @@ def render(summary: Summary, config_yaml: str) -> str:
         summary: what `summary.summarize` made, also when it was read back from `summary.json`.
         config_yaml: the resolved configuration as it stands in `config.yaml`.
     """
-    # StrictUndefined: a name that the template misspells should fail here, not leave a hole in the page.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("template.html.j2").read_text("utf-8"))
-    return template.render(
+    return filled(
+        "template.html.j2",
         summary=summary,
         config=summary["config"],
         config_yaml=config_yaml,
@@ -42,6 +39,16 @@ def render(summary: Summary, config_yaml: str) -> str:
         # the half width of a 95 % interval of a share of one half, the widest there is
         margin=1.96 * (0.25 / summary["pairs"]) ** 0.5,
     )
+
+
+def filled(template: str, **values: Any) -> str:
+    """A template of this package with its values."""
+    # StrictUndefined: a name that the template misspells should fail here, not leave a hole in the page.
+    environment = Environment(
+        loader=PackageLoader(__package__ or "", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)
 
 
 def headlines(summary: Summary) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ and the colours (Okabe and Ito 2008) can be told apart by colour-blind readers.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ _COLOURS = {
     "source": "#6b7280",
     "shared": "#4b5563",
 }
+_LINES = ("#0072b2", "#d55e00", "#00805f", "#a4477a", "#8c6d00", "#2f8fbd", "#1f2933", "#6b7280")
 _WIDTH = 9.6
 _ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 2, "frameon": False}
 """Where a key stands: over the plot, where it covers nothing."""
@@ -114,6 +115,35 @@ def loss(summary: Summary, job: str, unit: str) -> str:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(unit)
+        return _uri(figure)
+
+
+def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
+    """Bits per byte by step: a line a method with its mean, and its standard deviation as a band."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(max(4.2, 0.3 * len(curves) + 1.0))
+        axes = figure.add_subplot()
+        ends, colours = {}, {}
+        for place, (method, curve) in enumerate(curves.items()):
+            colours[method] = colour = _LINES[place % len(_LINES)]
+            steps, means = list(curve), [mean for mean, _ in curve.values()]
+            dashes = ("-", "--", ":")[place // len(_LINES) % 3]
+            axes.plot(steps, means, dashes, color=colour, linewidth=2)
+            lower, upper = ([mean + sign * sd for mean, sd in curve.values()] for sign in (-1, 1))
+            axes.fill_between(steps, lower, upper, color=colour, alpha=0.15, linewidth=0)
+            ends[method] = (steps[-1], means[-1])
+        low, high = axes.get_ylim()
+        places = spread([value for _, value in ends.values()], gap=(high - low) * 0.052)
+        for (method, (step, value)), at in zip(ends.items(), places, strict=True):
+            axes.annotate(
+                f"{method} {value:.3f}", (step, value), (1.02, at), textcoords=("axes fraction", "data"), va="center",
+                color=colours[method], annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": colours[method], "linewidth": 0.6},
+            )  # fmt: skip
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("bits per byte of held-out text")
         return _uri(figure)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens, script
 from tests.conftest import FAMILIES
 from trainer.static import files, ppmi, word_space
 from trainer.static.fasttext import FastTextConfig
@@ -135,13 +135,13 @@ def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
     new = apply.embeddings(made, old)
     drawn = [n for n in rows.ids if (problem.tokens[n].text() or "").isalpha() and problem.tokens[n].payload.isascii()]
     assert drawn
-    known = old[torch.from_numpy(np.array([script_moments.script(t) == "LATIN" for t in old_tokens]))]
+    known = old[torch.from_numpy(np.array([script(t) == "LATIN" for t in old_tokens]))]
     for number in drawn[:20]:
         z = (new[number] - known.mean(dim=0)) / known.std(dim=0, correction=0)
         assert abs(float(z.mean())) < 0.1
         assert abs(float(z.std()) - 1) < 0.1
-    if not any("GREEK" in script_moments.script(t) for t in old_tokens):
-        greek = [n for n in problem.new if script_moments.script(problem.tokens[n]) == "GREEK"]
+    if not any("GREEK" in script(t) for t in old_tokens):
+        greek = [n for n in problem.new if script(problem.tokens[n]) == "GREEK"]
         assert (made.provenance[greek] == Provenance.RANDOM).all()
 
 
@@ -149,9 +149,9 @@ def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
     ("text", "expected"), [("αβγ", "GREEK"), ("der", "LATIN"), ("漢字", "CJK"), ("12", "COMMON"), ("ы1", "CYRILLIC")]
 )
 def test_the_script_is_that_of_the_letters(text: str, expected: str) -> None:
-    assert script_moments.script(Token(None, True, text.encode())) == expected
-    assert script_moments.script(Token(None, False, text.encode()[:-1] + b"\xff")) == ""
-    assert script_moments.script(Token("mask", False, b"")) == ""
+    assert script(Token(None, True, text.encode())) == expected
+    assert script(Token(None, False, text.encode()[:-1] + b"\xff")) == ""
+    assert script(Token("mask", False, b"")) == ""
     assert unicodedata.name(text[0]).split()[0] in (expected, "DIGIT")
 
 

@@ -63,6 +63,13 @@ def language_model(folder: str, seed: int) -> PreTrainedModel:
         return _loaded(lambda: auto.from_pretrained(folder, dtype=torch.float32), folder)
 
 
+def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same architecture and sizes, its weights drawn from `seed`."""
+    with _seeded(seed):
+        fresh: PreTrainedModel = type(model)(model.config)
+    return fresh.eval()
+
+
 def encoder(folder: str) -> PreTrainedModel:
     """The model without a head, in fp32 and in evaluation mode.
 

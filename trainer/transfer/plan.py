@@ -51,11 +51,13 @@ class Provenance(IntEnum):
     """Drawn from the moments of the old rows in the same script."""
     DONOR = 14
     """Mixture of shared tokens whose rows rebuild the token's row in another model, the donor."""
+    SAME_ID = 15
+    """The old row of the same id, which belonged to another token: what resizing leaves."""
 
 
 COPIES = (
     Provenance.SPECIAL_ROLE, Provenance.EXACT_COPY, Provenance.BYTE_COPY, Provenance.CASE_COPY, Provenance.START_COPY,
-    Provenance.NFKC_COPY,
+    Provenance.NFKC_COPY, Provenance.SAME_ID,
 )  # fmt: skip
 """Rows that are one old row to the last bit."""
 DRAWN = (Provenance.RANDOM, Provenance.SCRIPT)

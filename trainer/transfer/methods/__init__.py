@@ -14,6 +14,7 @@ from trainer.transfer.methods import (
     omp,
     ramen,
     random,
+    resize,
     script_moments,
     tokenadapt,
     trans_tokenizers,
@@ -29,9 +30,13 @@ class Entry:
     config: type[Any]
     rows: Method
     paper: str
+    fresh: bool = False
+    """Whether the rest of the model is drawn anew as well."""
 
 
 METHODS: dict[str, Entry] = {
+    "scratch": Entry(random.RandomConfig, random.rows, "baseline: the architecture alone, every weight drawn anew", fresh=True),
+    "resize": Entry(resize.ResizeConfig, resize.rows, "baseline: resize_token_embeddings, old rows by id"),
     "random": Entry(random.RandomConfig, random.rows, "baseline: normal with the moments of the old rows"),
     "mean": Entry(mean.MeanConfig, mean.rows, "baseline: the mean of the old rows"),
     "script_moments": Entry(

@@ -9,14 +9,13 @@ Ours differs: a token's script is read off the Unicode names of its letters; tok
 own; a script with fewer than `min_tokens` old tokens falls back on the moments of all old rows.
 """
 
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipeline.errors import ConfigError
-from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from data_pipeline.tokenizers.canonical import canonical_tokens, script
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
 
@@ -48,12 +47,3 @@ def rows(problem: Problem, config: ScriptMomentsConfig) -> Rows:
         provenance=Provenance.SCRIPT,
         groups=(groups[placed], np.array([number.get(name, 0) for name in old], np.uint16)),
     )
-
-
-def script(token: Token | None) -> str:
-    """The script of most letters, e.g. `GREEK`; `COMMON` for text without letters; empty for what is not text."""
-    text = None if token is None else token.text()
-    if not text:
-        return ""
-    scripts = Counter(unicodedata.name(char, "?").split()[0] for char in text if unicodedata.category(char)[0] in "LM")
-    return scripts.most_common(1)[0][0] if scripts else "COMMON"

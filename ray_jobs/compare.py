@@ -1,0 +1,141 @@
+"""`scion compare`: methods side by side on the user's own model and text: the same shards, steps and seeds for all.
+
+A cell of the comparison is one method with one seed: transferred, scored, trained, scored on the way and at the end. Only
+its numbers are kept, as an artefact of its own, so that a comparison that was stopped goes on where it was.
+"""
+
+import dataclasses
+import json
+from functools import partial
+
+import ray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Artifact, Draft, Plan
+from data_pipeline.pairs import rows as pairs
+from data_pipeline.sources import documents
+from data_pipeline.sources.models import model_folder
+from ray_jobs import evaluate, pretrain, shard, transfer
+from ray_jobs.config import ScionConfig, to_yaml
+from ray_jobs.console import Reporter
+from ray_jobs.report import comparison
+from ray_jobs.report.comparison import Comparison
+from ray_jobs.stage import Stage, Start
+from trainer.models import loading
+from trainer.transfer.methods import METHODS
+from trainer.transfer.problem import Rows, assemble
+
+CELL = "comparison cell"
+PAGE, NUMBERS = "compare.html", "compare.json"
+
+
+def main(config: ScionConfig, console: Console) -> None:
+    """Runs the cells that are not finished, then writes `compare.json` and `compare.html` and prints the table."""
+    config = _evaluated_on_the_way(config)
+    for one in stages(config):
+        artifact.existing(one.plan)
+    shard.stage(config).run(console)
+    found = {one.plan.uri: one.run(console) for one in stages(config)}
+    cells = {start: found[plan(config, start).uri] for start in starts(config)}
+    made = comparison.compare({(start.method, start.seed): cell.metrics for start, cell in cells.items()})
+    write(config, made, next(iter(cells.values())))
+    console.print(table(made))
+    console.print(Text(f"report: {config.at(PAGE)}"))
+
+
+def starts(config: ScionConfig) -> list[Start]:
+    """Every cell, method by method."""
+    return [
+        Start(name=f"{method} {seed}", method=method, folder=f"compare/{method}-{seed}", seed=seed)
+        for method in config.compare.methods
+        for seed in config.compare.seeds
+    ]
+
+
+def stages(config: ScionConfig) -> list[Stage]:
+    """The cells' stages. What a method learned from the text is the same for every seed, so it is made once."""
+    known: dict[str, Rows] = {}
+    return [
+        Stage(name=f"compare {start.name}", plan=plan(config, start), fill=partial(fill, config, start, known))
+        for start in starts(config)
+    ]
+
+
+def plan(config: ScionConfig, start: Start) -> Plan:
+    settings = {
+        "transfer": transfer.plan(config, start).config["transfer"],
+        "pretrain": artifact.identity(config.pretrain),
+        "workers": config.workers,
+    }
+    inputs = transfer.plan(config, start).inputs | {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
+    return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
+
+
+def fill(config: ScionConfig, start: Start, known: dict[str, Rows], draft: Draft, report: Reporter) -> str:
+    """Transfers, trains and scores; leaves nothing but the numbers."""
+    model, trained, cache = (storage.join(draft.uri, name) for name in ("model", "trained", "source"))
+    report(start.method, 0, 1)
+    problem = transfer.problem_of(config, start.seed, cache, report.part(start.method), report.note)
+    if start.method not in known:
+        known[start.method] = transfer.rows_of(config, start.method, problem)
+    made = assemble(problem, known[start.method], start.method)
+    transfer.write(config, problem, made, model)
+    training = dataclasses.replace(plan(config, start), uri=trained)
+    result = pretrain.continued(config, model, start.seed, training, report)
+    testing = pairs.load(config.test_pairs, cache, key="test_pairs")
+    report("retrieve", 0, 1)
+    draft.metrics = {
+        "bits_per_byte": result["evaluations"],
+        "loss": [entry["loss"] for entry in result["history"]],
+        "provenance": made.fates(),
+        "retrieval": _retrieval(config, testing, {"before": model, "after": trained}),
+    }
+    for folder in (model, trained, cache):
+        storage.remove(folder)
+    steps = config.pretrain.train.steps
+    return f"{result['evaluations']['0']:.3f} to {result['evaluations'][str(steps)]:.3f} bits per byte in {steps} steps"
+
+
+def _retrieval(
+    config: ScionConfig, testing: pairs.Pairs, models: dict[str, str]
+) -> dict[str, dict[str, dict[str, float]]] | None:
+    """Scores of encoders; a decoder's mean of tokens says nothing before it was trained to embed."""
+    with model_folder(config.source_model) as folder:
+        if loading.kind_of(folder) != "masked":
+            return None
+    found = {name: evaluate.score.remote(uri, testing) for name, uri in models.items()}
+    return {name: ray.get(score) for name, score in found.items()}
+
+
+def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
+    """Curves need points: held-out text is scored ten times in a run unless the user says how often."""
+    train = config.pretrain.train
+    if train.evaluate_steps is not None:
+        return config
+    train = dataclasses.replace(train, evaluate_steps=max(1, train.steps // 10))
+    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, train=train))
+
+
+def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
+    """`compare.json` and `compare.html` in the output folder."""
+    papers = {row.method: METHODS[row.method].paper for row in made.rows}
+    resolved = to_yaml(config)
+    facts = {"config": dataclasses.asdict(config), "versions": cell.versions, "papers": papers}
+    storage.write_bytes(config.at("config.yaml"), resolved.encode())
+    storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
+    storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, resolved).encode())
+
+
+def table(made: Comparison) -> Table:
+    """The ranking in the terminal."""
+    shown = Table(title=comparison.TITLE.format(made=made), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for name in comparison.COLUMNS:
+        # Two short lines, so that the table fits a terminal of 80 columns.
+        shown.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right", no_wrap=True)
+    for row in made.rows:
+        shown.add_row(*comparison.cells(row))
+    return shown

@@ -1,0 +1,159 @@
+"""What `scion compare` found: a ranking that claims no order that the seeds do not show, and its page."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ray_jobs.report import page, plots
+
+COLUMNS = ("rank", "method", "step 0", "final", "speed-up", "accuracy@1 before", "accuracy@1 after")
+TITLE = "bits per byte of held-out text, {made.steps:,} steps, mean ± sd of {made.seeds} seeds (less is better)"
+CONTROL = "random"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Mean and standard deviation over the seeds; 0 for a single seed."""
+
+    mean: float
+    sd: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.sd:.3f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A method over all seeds."""
+
+    rank: int
+    """Methods share a rank while their final means lie within two standard deviations of the first one's."""
+    method: str
+    first: Figure
+    """Bits per byte before training."""
+    final: Figure
+    """Bits per byte after it."""
+    steps_to_random: Figure | None
+    """Steps after which the method is as good as the random start at its end, by linear interpolation; None when it is
+    never, with some seed, or when there is no random start."""
+    before: Figure | None
+    """Accuracy@1, the mean of both directions, before training; None for decoders."""
+    after: Figure | None
+    curve: dict[int, Figure]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Rows in the order of their final bits per byte."""
+
+    steps: int
+    seeds: int
+    rows: list[Row]
+
+
+def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:
+    """The ranking.
+
+    Args:
+        cells: the metrics of every cell, by method and seed.
+    """
+    methods = list(dict.fromkeys(method for method, _ in cells))
+    seeds = list(dict.fromkeys(seed for _, seed in cells))
+    curves = {key: {int(step): bits for step, bits in cell["bits_per_byte"].items()} for key, cell in cells.items()}
+    steps = max(next(iter(curves.values())))
+    ordered = sorted(methods, key=lambda method: statistics.fmean(curves[method, seed][steps] for seed in seeds))
+    finals = {method: figure([curves[method, seed][steps] for seed in seeds]) for method in methods}
+    ranks = _ranks([finals[method] for method in ordered])
+    rows = []
+    for rank, method in zip(ranks, ordered, strict=True):
+        reached = [
+            steps_to(curves[method, seed], curves[CONTROL, seed][steps]) if CONTROL in methods else None for seed in seeds
+        ]
+        own = [cells[method, seed]["retrieval"] for seed in seeds]
+        rows.append(
+            Row(
+                rank=rank,
+                method=method,
+                first=figure([curves[method, seed][0] for seed in seeds]),
+                final=finals[method],
+                steps_to_random=figure([step for step in reached if step is not None]) if None not in reached else None,
+                before=None if None in own else figure([_accuracy(scores["before"]) for scores in own]),
+                after=None if None in own else figure([_accuracy(scores["after"]) for scores in own]),
+                curve={
+                    step: figure([curves[method, seed][step] for seed in seeds]) for step in sorted(curves[method, seeds[0]])
+                },
+            )
+        )
+    return Comparison(steps=steps, seeds=len(seeds), rows=rows)
+
+
+def figure(values: list[float]) -> Figure:
+    return Figure(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def steps_to(curve: Mapping[int, float], goal: float) -> float | None:
+    """The first step at which the curve is down at `goal`, between its points by a straight line."""
+    points = sorted(curve.items())
+    if points[0][1] <= goal:
+        return 0.0
+    for (left, above), (right, below) in pairwise(points):
+        if below <= goal:
+            return left + (right - left) * (above - goal) / (above - below)
+    return None
+
+
+def _ranks(finals: list[Figure]) -> list[int]:
+    """1, 1, 3, ...: a new rank begins where a mean is more than two standard deviations above the rank's first one."""
+    ranks: list[int] = []
+    first = 0
+    for place, value in enumerate(finals):
+        if value.mean - finals[first].mean > 2 * max(value.sd, finals[first].sd):
+            first = place
+        ranks.append(first + 1)
+    return ranks
+
+
+def _accuracy(scores: Mapping[str, Mapping[str, float]]) -> float:
+    return (scores["forward"]["accuracy_at_1"] + scores["backward"]["accuracy_at_1"]) / 2
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, in the order of `COLUMNS`."""
+    return [
+        str(row.rank),
+        row.method,
+        str(row.first),
+        str(row.final),
+        _speed_up(row),
+        "" if row.before is None else f"{row.before.mean:.3f}",
+        "" if row.after is None else f"{row.after.mean:.3f}",
+    ]
+
+
+def _speed_up(row: Row) -> str:
+    """How many times fewer steps than the random start; it is at its own end after all of its steps."""
+    if row.steps_to_random is None:
+        return "never"
+    steps = max(row.curve)
+    return "at once" if row.steps_to_random.mean < 0.5 else f"{steps / row.steps_to_random.mean:.1f} x"
+
+
+def render(made: Comparison, papers: Mapping[str, str], source_model: str, config_yaml: str) -> str:
+    """The page. Equal arguments give equal bytes."""
+    curves = {row.method: {step: (value.mean, value.sd) for step, value in row.curve.items()} for row in made.rows}
+    best, worst = made.rows[0], made.rows[-1]
+    return page.filled(
+        "compare.html.j2",
+        made=made,
+        title=TITLE.format(made=made),
+        columns=COLUMNS,
+        rows=[(cells(row), papers[row.method]) for row in made.rows],
+        curves=plots.comparison(curves),
+        alt="; ".join(f"{row.method} {row.first.mean:.3f} to {row.final.mean:.3f}" for row in made.rows),
+        best=best,
+        worst=worst,
+        source_model=source_model,
+        config_yaml=config_yaml,
+    )

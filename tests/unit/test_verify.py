@@ -1,0 +1,88 @@
+"""`verify` finds what is wrong, and nothing where nothing is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data_pipeline.tokenizers import train
+from tests.conftest import FAMILIES, tiny_decoder, tiny_model
+from tests.unit.test_graft import seq2seq, untied
+from trainer.transfer.graft import graft
+from trainer.transfer.methods import METHODS, fvt
+from trainer.transfer.plan import TransferPlan
+from trainer.transfer.problem import Problem, Texts, assemble
+from trainer.transfer.verify import Side, verify
+
+MODELS = {
+    "encoder": tiny_model,
+    "encoder, untied": lambda tokenizer: untied(tiny_model(tokenizer)),
+    "decoder": lambda tokenizer: tiny_decoder(tokenizer, "llama", tied=False),
+    "encoder-decoder": lambda tokenizer: seq2seq(tokenizer, "t5", True),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
+    source = FAMILIES[request.param](english)
+    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
+    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
+    return Problem(source, target, texts, seed=3)
+
+
+def sides(problem: Problem, kind: str, method: str = "fvt") -> tuple[Side, Side, TransferPlan]:
+    plan = assemble(problem, METHODS[method].rows(problem, METHODS[method].config()), method)
+    made = MODELS[kind](problem.source)
+    graft(made, plan, problem.target)
+    return Side(model=MODELS[kind](problem.source), tokenizer=problem.source), Side(model=made, tokenizer=problem.target), plan
+
+
+def failed(source: Side, made: Side, plan: TransferPlan) -> dict[str, tuple[str, ...]]:
+    return {finding.check: finding.failures for finding in verify(source, made, plan) if not finding.ok}
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("method", ["fvt", "mean", "random", "resize"])
+def test_a_transferred_model_passes(problem, kind: str, method: str) -> None:
+    assert failed(*sides(problem, kind, method)) == {}
+
+
+def test_a_copied_row_that_moved_is_named(problem) -> None:
+    source, made, plan = sides(problem, "encoder, untied")
+    row = int(plan.copies()[40])
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight[row, 0] += 1e-6
+    found = failed(source, made, plan)
+    assert list(found) == ["copied rows of the input embeddings"]
+    assert f"row {row} " in found["copied rows of the input embeddings"][0]
+    with torch.no_grad():
+        made.model.get_output_embeddings().bias[row] += 0.5
+        made.model.get_output_embeddings().weight[row] *= 2
+    assert {"copied rows of the output embeddings", "copied rows of the bias of the head", "logits"} <= set(
+        failed(source, made, plan)
+    )
+
+
+def test_rows_that_are_not_finite_zero_or_twins_are_named(problem) -> None:
+    source, made, plan = sides(problem, "decoder")
+    mixed = [int(row) for row in fvt.rows(problem, fvt.FvtConfig()).ids]
+    weight = made.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[mixed[0]] = float("nan")
+        weight[mixed[1]] = 0.0
+        weight[mixed[2]] = weight[int(plan.copies()[50])]
+    found = failed(source, made, plan)
+    assert f"row {mixed[0]} " in found["finite input embeddings"][0]
+    assert f"row {mixed[1]} " in found["zero rows"][0]
+    assert any(f"row {mixed[2]} " in line for line in found["rows that are equal"])
+
+
+def test_ids_tokenizers_and_bodies_of_other_models_are_found(problem, english) -> None:
+    source, made, plan = sides(problem, "encoder")
+    made.model.config.pad_token_id = len(plan) + 5
+    assert "roles" in failed(source, made, plan)
+    assert "plan" in failed(source, made, replace(plan, source_tokenizer="another"))
+    source, made, plan = sides(problem, "encoder")
+    with torch.no_grad():
+        made.model.base_model.encoder.layer[0].attention.self.value.weight *= 1.5
+    assert list(failed(source, made, plan)) == ["logits"]

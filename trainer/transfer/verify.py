@@ -1,0 +1,202 @@
+"""Whether a transferred model is what its plan says: the linear algebra, the tokens, and the model as a whole."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, script, vocabulary_hash
+from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
+
+_TEXTS, _LENGTH = 4, 32
+"""Random texts of copied tokens that both models read, and their tokens."""
+_LOGITS = 1e-4
+"""Largest difference of a logit: the same numbers, added in another order where the matrices have other sizes."""
+_WORDS = 200
+"""Words of a script that make the text of its round trip."""
+_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The outcome of a check."""
+
+    check: str
+    said: str
+    """What was compared, or what is wrong."""
+    failures: tuple[str, ...] = ()
+    """Rows or ids that fail, as many as a reader can use; none if all is well."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+
+def verify(source: Side, made: Side, plan: TransferPlan) -> list[Finding]:
+    """All checks, in the order in which a reader should mend what they find."""
+    return [
+        _fits(source, made, plan),
+        _roles(made),
+        *_matrices(source, made, plan),
+        _round_trip(made),
+        _logits(source, made, plan),
+    ]
+
+
+def _fits(source: Side, made: Side, plan: TransferPlan) -> Finding:
+    """Plan, tokenizers and matrix sizes belong together."""
+    wrong = []
+    if plan.source_tokenizer != vocabulary_hash(source.tokenizer):
+        wrong.append("the plan was made for another source tokenizer")
+    if plan.target_tokenizer != vocabulary_hash(made.tokenizer):
+        wrong.append("the plan was made for another new tokenizer")
+    rows = len(_inputs(made.model))
+    if not len(plan) <= rows or rows != made.model.config.get_text_config().vocab_size:
+        wrong.append(f"{len(plan):,} planned rows, a matrix of {rows:,}, vocab_size={made.model.config.vocab_size:,}")
+    return Finding(check="plan", said=f"{len(plan):,} planned rows, {rows:,} in the model", failures=tuple(wrong))
+
+
+def _roles(made: Side) -> Finding:
+    """Every id in the settings lies in the vocabulary and is the tokenizer's for that role."""
+    roles, wrong = role_ids(made.tokenizer), []
+    size, checked = len(canonical_tokens(made.tokenizer)), 0
+    for settings in (made.model.config, getattr(made.model, "generation_config", None)):
+        for name, value in vars(settings).items() if settings is not None else ():
+            if not name.endswith("_token_id") or value is None:
+                continue
+            checked += 1
+            role = name.removesuffix("_token_id")
+            for number in value if isinstance(value, list) else [value]:
+                if not 0 <= number < size:
+                    wrong.append(f"{name}={number} is no id of the tokenizer")
+                elif role in roles and not isinstance(value, list) and number != roles[role]:
+                    wrong.append(f"{name}={number}, the tokenizer's is {roles[role]}")
+    return Finding(check="roles", said=f"{checked} ids in the settings", failures=tuple(wrong))
+
+
+def _matrices(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:
+    """Copies to the last bit, and no row that is not finite, zero or another's twin without reason."""
+    names = [str(name) for name in made.tokenizer.convert_ids_to_tokens(list(range(len(plan))))]
+    pairs: list[tuple[str, Any, Any]] = [("input embeddings", _inputs(source.model), _inputs(made.model))]
+    old_head, new_head = (side.model.get_output_embeddings() for side in (source, made))
+    if new_head is not None and new_head.weight.data_ptr() != _inputs(made.model).data_ptr():
+        pairs.append(("output embeddings", old_head.weight.detach(), new_head.weight.detach()))
+    if getattr(new_head, "bias", None) is not None:
+        pairs.append(("bias of the head", old_head.bias.detach()[:, None], new_head.bias.detach()[:, None]))
+    copies = plan.copies()
+    for name, old, new in pairs:
+        same = (new[copies] == old[plan.indices[plan.indptr[copies]]]).all(dim=1).numpy()
+        yield _finding(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~same], names, "is not the old row")
+        finite = new.isfinite().all(dim=1).numpy()
+        yield _finding(f"finite {name}", f"{len(new):,} rows", np.flatnonzero(~finite), names, "is not finite")
+    old, new = pairs[0][1], pairs[0][2]
+    yield _zeros(old, new, plan, names)
+    yield _twins(old, new, plan, names)
+
+
+def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+    """Zero rows are gaps and filling, or copies of old zero rows (a padding row often is one)."""
+    zero = np.flatnonzero((new == 0).all(dim=1).numpy())
+    expected = set(np.flatnonzero(plan.provenance == Provenance.ZERO)) | set(range(len(plan), len(new)))
+    expected |= {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
+    wrong = np.array([row for row in zero if row not in expected], np.int64)
+    return _finding("zero rows", f"{len(zero):,} where nothing stands", wrong, names, "is zero")
+
+
+def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+    """Equal rows have one recipe: the same mixture, the mean, or copies of rows that were equal already."""
+    groups = defaultdict(list)
+    for row, content in enumerate(new[: len(plan)].contiguous().view(torch.uint8).numpy()):
+        groups[content.tobytes()].append(row)
+    equal = [rows for rows in groups.values() if len(rows) > 1]
+    wrong = [rows for rows in equal if len({_recipe(plan, row, old) for row in rows}) > 1]
+    listed = np.array([row for rows in wrong for row in rows], np.int64)
+    return _finding(
+        "rows that are equal", f"{len(equal):,} groups of one recipe", listed, names, "has a twin of another recipe"
+    )
+
+
+def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
+    part = slice(plan.indptr[row], plan.indptr[row + 1])
+    if plan.provenance[row] in (Provenance.MEAN, Provenance.ZERO):
+        return "mean" if plan.provenance[row] == Provenance.MEAN else "zero"
+    if plan.provenance[row] in DRAWN:
+        return "drawn", int(plan.keys[row]), int(plan.group[row])
+    if part.stop - part.start == 1 and plan.weights[part.start] == 1.0:
+        return old[plan.indices[part.start]].numpy().tobytes()
+    return plan.indices[part].tobytes(), plan.weights[part].tobytes()
+
+
+def _round_trip(made: Side) -> Finding:
+    """Words of every script come back from encoding and decoding, blanks and the tokenizer's own normalisation aside."""
+    words: dict[str, list[str]] = defaultdict(list)
+    for token in canonical_tokens(made.tokenizer):
+        name = script(token)
+        if token is not None and token.word_start and name and len(words[name]) < _WORDS:
+            words[name].append(token.payload.decode())
+    normal: Callable[[str], str] = _normaliser(made.tokenizer)
+    wrong = []
+    for name, members in sorted(words.items()):
+        for word in members:
+            ids = made.tokenizer(word, add_special_tokens=False).input_ids
+            back = str(made.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+            if "".join(back.split()) != "".join(normal(word).split()):
+                wrong.append(f"{name}: {word!r} comes back as {back!r}")
+    said = ", ".join(f"{name.lower()} {len(members)}" for name, members in sorted(words.items()))
+    return Finding(check="round trip by script", said=said, failures=tuple(wrong[:_LISTED]))
+
+
+def _normaliser(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], str]:
+    """What the tokenizer does to text; SentencePiece's visible blank is a blank again."""
+    own = tokenizer.backend_tokenizer.normalizer
+    return lambda text: (own.normalize_str(text) if own is not None else text).replace("\u2581", " ")
+
+
+def _logits(source: Side, made: Side, plan: TransferPlan) -> Finding:
+    """On text of copied tokens only, both models say the same of them: nothing but the vocabulary has changed."""
+    copies = plan.copies()
+    copies = copies[plan.provenance[copies] != Provenance.SPECIAL_ROLE]
+    copies = copies[plan.provenance[copies] != Provenance.SAME_ID]
+    if not len(copies):
+        return Finding(check="logits", said="no copied tokens to compare on")
+    old = plan.indices[plan.indptr[copies]].astype(np.int64)
+    chosen = np.random.default_rng(0).integers(0, len(copies), (_TEXTS, _LENGTH))
+    before = _answers(source.model, old[chosen])[..., torch.from_numpy(old)]
+    after = _answers(made.model, copies[chosen])[..., torch.from_numpy(copies)]
+    largest = float((before - after).abs().max())
+    said = f"largest difference {largest:.1e} on {_TEXTS} texts of {_LENGTH} copied tokens"
+    return Finding(check="logits", said=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
+
+
+def _answers(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
+    inputs = {"input_ids": torch.from_numpy(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(**inputs).logits
+    return logits
+
+
+def _inputs(model: PreTrainedModel) -> Any:
+    embedding: Any = model.get_input_embeddings()
+    return embedding.weight.detach()
+
+
+def _finding(check: str, said: str, rows: NDArray[np.int64], names: list[str], what: str) -> Finding:
+    listed = [f"row {row} {names[row] if row < len(names) else '(filling)'!r} {what}" for row in rows[:_LISTED].tolist()]
+    if len(rows) > _LISTED:
+        listed.append(f"and {len(rows) - _LISTED:,} more")
+    return Finding(check=check, said=said, failures=tuple(listed))
