@@ -4,7 +4,7 @@ import glob
 import importlib.metadata
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +47,24 @@ MethodSettings: Any = make_dataclass(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FactoriseConfig:
+    """Embeddings of low rank, E = F P; off unless one of the first three is given."""
+
+    rank: int | None = None
+    energy: float | None = None
+    """The smallest rank that keeps this share of the old embeddings' energy."""
+    parameters: int | None = None
+    """The largest rank at which new embeddings have at most so many parameters."""
+    split: Literal["balanced", "paper"] = "balanced"
+    keep: bool = False
+    """Whether the folder keeps the factors, with code of its own, instead of their product in a standard folder."""
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.rank, self.energy, self.parameters)) > 1:
+            raise ConfigError("give one of rank, energy and parameters.", "transfer.factorise")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransferConfig:
     """Old embeddings to new ones."""
 
@@ -56,6 +74,7 @@ class TransferConfig:
     """How alike two tokens must be to be the same: any of exact, bytes, case, start, nfkc, from strict to loose."""
     plan: str | None = None
     """A plan that was made before, to be applied to another model with the same tokenizer: the folder that it is in."""
+    factorise: FactoriseConfig = field(default_factory=FactoriseConfig)
     max_memory: float = field(default=4.0, metadata={"identity": False})
     """GiB that the search for neighbours may take on a machine, all processes together; slower with less, never other."""
     methods: MethodSettings = field(default_factory=MethodSettings)

@@ -1,13 +1,15 @@
 """`scion transfer`: the source model with the new vocabulary, its rows started by a method."""
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from cluster.ray_spread import RaySpread
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
-from data_pipeline.errors import ArtifactError
+from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.shards import corpus
 from data_pipeline.shards.build import load_tokenizer
@@ -16,11 +18,12 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import vocabulary_hash
 from ray_jobs import shard
-from ray_jobs.config import ScionConfig
+from ray_jobs.config import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import given_files, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from trainer.models import loading
+from trainer.transfer.factorise import multiplied_out, rank_for_energy, rank_for_parameters, with_factors
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.plan import TransferPlan
@@ -36,6 +39,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         "method": start.method,
         "copy_shared": config.transfer.copy_shared,
         "match": list(config.transfer.match),
+        "factorise": artifact.identity(config.transfer.factorise),
         "settings": artifact.identity(own),
         "seed": start.seed,
     }
@@ -67,7 +71,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     given = config.transfer.plan if start.name == "transferred" else None
     made = _earlier(given, problem) if given else assemble(problem, rows_of(config, start.method, problem), start.method)
     report("apply", 2, 3)
-    parameters = write(config, problem, made, draft.uri)
+    parameters, rank = write(config, problem, made, draft.uri)
     made.save(draft.uri)
     storage.remove(storage.join(draft.uri, "source"))
     fates = made.fates()
@@ -76,6 +80,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         "paper": METHODS[made.method].paper,
         "parameters": parameters,
         "source_model": config.source_model,
+        "factors": None if rank is None else artifact.identity(config.transfer.factorise) | {"rank": rank},
     }
     return " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())
 
@@ -114,17 +119,51 @@ def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:
     return METHODS[method].rows(problem, getattr(config.transfer.methods, method))
 
 
-def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> int:
-    """Applies a plan to the source model and saves the result with its tokenizer; the number of its parameters."""
+def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> tuple[int, int | None]:
+    """Applies a plan to the source model and saves the result with its tokenizer.
+
+    Returns:
+        The number of parameters, and the rank of the embeddings where they were factorised.
+    """
     with model_folder(config.source_model) as folder:
         model = loading.language_model(folder, problem.seed)
     if METHODS[made.method].fresh:
         model = loading.drawn_anew(model, problem.seed)
+    rank = _rank(config.transfer.factorise, model, len(made))
+    if rank is not None:
+        model = with_factors(model, rank, config.transfer.factorise.split)
     graft(model, made, problem.target)
+    if rank is not None and not config.transfer.factorise.keep:
+        model = multiplied_out(model)
     with storage.local_output(uri) as folder:
         model.save_pretrained(folder)
         problem.target.save_pretrained(folder)
-    return loading.parameters(model)
+    return loading.parameters(model), rank
+
+
+def _rank(settings: FactoriseConfig, model: PreTrainedModel, rows: int) -> int | None:
+    """The rank that the settings ask for, None where they ask for none.
+
+    Raises:
+        ConfigError: factors of that rank have more parameters than the matrix.
+    """
+    embedding: Any = model.get_input_embeddings()
+    matrix = embedding.weight.detach()
+    if settings.energy is not None:
+        rank = rank_for_energy(matrix, settings.energy)
+    elif settings.parameters is not None:
+        rank = min(len(matrix), rank_for_parameters(settings.parameters, rows, matrix.shape[1]))
+    elif settings.rank is not None:
+        rank = settings.rank
+    else:
+        return None
+    if settings.keep and rank * (rows + matrix.shape[1]) >= rows * matrix.shape[1]:
+        raise ConfigError(
+            f"factors of rank {rank} are no smaller than the matrix of {rows:,} x {matrix.shape[1]:,}.",
+            "transfer.factorise.keep",
+            "Choose a lower rank, or keep=false.",
+        )
+    return rank
 
 
 def _earlier(uri: str, problem: Problem) -> TransferPlan:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from trainer.models import loading
 from trainer.transfer import plan
+from trainer.transfer.factorise import multiplied_out, with_factors
 from trainer.transfer.methods import METHODS
 from trainer.transfer.verify import Finding, Side, verify
 
@@ -34,7 +36,12 @@ def command(arguments: list[str], console: Console) -> None:
     source = _side(named.get("source_model") or _source(folder), found.seed)
     if METHODS[found.method].fresh:
         source = replace(source, model=loading.drawn_anew(source.model, found.seed))
-    findings = verify(source, _side(folder, found.seed), found)
+    factors: dict[str, Any] = _metrics(folder).get("factors") or {}
+    if factors:
+        model = with_factors(source.model, factors["rank"], factors["split"])
+        source = replace(source, model=model if factors["keep"] else multiplied_out(model))
+    product = bool(factors) and not factors["keep"]
+    findings = verify(source, _side(folder, found.seed), found, product)
     for finding in findings:
         _print(finding, console)
     failed = [finding.check for finding in findings if not finding.ok]
@@ -42,12 +49,15 @@ def command(arguments: list[str], console: Console) -> None:
         raise VerifyError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}.", folder, "Transfer again.")
 
 
+def _metrics(folder: str) -> dict[str, Any]:
+    """What the transfer left about itself; nothing where the folder was moved without it."""
+    path = storage.join(folder, FINISHED)
+    return dict(json.loads(storage.read_bytes(path))["metrics"]) if storage.exists(path) else {}
+
+
 def _source(folder: str) -> str:
     """The model that the folder says it was made from."""
-    path = storage.join(folder, FINISHED)
-    if not storage.exists(path):
-        raise ArtifactError("no artifact.json here.", folder, "Name the folder that `scion transfer` wrote.")
-    named = json.loads(storage.read_bytes(path))["metrics"].get("source_model")
+    named = _metrics(folder).get("source_model")
     if not named:
         raise ArtifactError("it does not say what it was made from.", folder, "Name it: source_model=FOLDER.")
     return str(named)

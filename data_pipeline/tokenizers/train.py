@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError, DataError, ModelError, reason
+from data_pipeline.tokenizers.extend import extended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,9 @@ class TokenizerConfig:
 
     vocab_size: int = 12032
     """Pieces, special tokens included. A multiple of 128 leaves no padding rows in the model."""
+
+    extend: bool = False
+    """Whether the old vocabulary stays and what it lacks is added, instead of being replaced."""
 
     strip_accents: bool = False
     """Whether a WordPiece tokenizer drops accents and vowel signs. BERT's uncased models do, which is harmless in
@@ -58,13 +62,15 @@ def load(folder: str) -> PreTrainedTokenizerFast:
 
 
 def train(source: PreTrainedTokenizerFast, texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`.
+    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`; or adds what
+    that yields to `source` (`config.extend`).
 
     Raises:
         DataError: the text is too little for the vocabulary.
     """
     corpus = [line for text in texts for line in text.split("\n")]
-    before = _with_accents(source, config.strip_accents)
+    # An extended vocabulary goes on splitting old text as before, so that nothing about the old normaliser changes.
+    before = source if config.extend else _with_accents(source, config.strip_accents)
     kind = type(before.backend_tokenizer.model).__name__
     announced = _continuing_characters(before, corpus) if kind == "WordPiece" else _byte_tokens(before)
     trained = _split_at_blanks(before).train_new_from_iterator(
@@ -86,7 +92,8 @@ def train(source: PreTrainedTokenizerFast, texts: Iterable[str], config: Tokeniz
             "shard.tokenizer",
             "Give more text or a smaller shard.tokenizer.vocab_size.",
         )
-    return _rebuilt(before, spec)
+    replaced = _rebuilt(before, spec)
+    return _rebuilt(source, extended(source, replaced)) if config.extend else replaced
 
 
 def _with_accents(source: PreTrainedTokenizerFast, strip: bool) -> PreTrainedTokenizerFast:

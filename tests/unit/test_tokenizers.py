@@ -86,3 +86,27 @@ def test_a_tokenizer_with_gaps_in_its_ids(english) -> None:
     tokenizer = byte_level(english)
     tokenizer.add_tokens(["<extra>"])
     assert canonical_tokens(tokenizer)[-1] == Token(None, False, b"<extra>")
+
+
+def test_an_extended_tokenizer_keeps_every_old_id_and_splits_the_new_language_better(family, greek, english) -> None:
+    tokenizer = train.train(family, greek, train.TokenizerConfig(vocab_size=900, extend=True))
+    old, new = family.get_vocab(), tokenizer.get_vocab()
+    assert {text: new[text] for text in old} == old
+    assert sorted(new.values()) == list(range(len(new)))
+    assert len(new) > len(old) + 300
+    assert role_ids(tokenizer) == role_ids(family)
+    replaced = train.train(family, greek, train.TokenizerConfig(vocab_size=900))
+    ids = {t: [number for text in greek[:40] for number in t(text).input_ids] for t in (family, tokenizer, replaced)}
+    assert ids[tokenizer].count(tokenizer.unk_token_id) <= ids[replaced].count(replaced.unk_token_id)
+    # The old unigram and WordPiece tokenizers make one unknown piece of many characters: their counts say nothing.
+    if ids[family].count(family.unk_token_id) < 100:
+        assert len(ids[tokenizer]) < 0.7 * len(ids[family])
+    assert len(ids[tokenizer]) < 1.1 * len(ids[replaced])
+    same = [family(text).input_ids == tokenizer(text).input_ids for text in english]
+    assert sum(same) / len(same) > (0.2 if family_of(family) == "sentencepiece" else 0.6)
+
+
+def test_extension_is_the_same_on_every_run(family, greek) -> None:
+    config = train.TokenizerConfig(vocab_size=900, extend=True)
+    first, second = (train.train(family, greek, config) for _ in range(2))
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()

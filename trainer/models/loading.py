@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import ModelError, reason
+from trainer.models import factored_embeddings
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
 
@@ -60,7 +61,7 @@ def language_model(folder: str, seed: int) -> PreTrainedModel:
     """
     auto = HEADS[kind_of(folder)][0]
     with _seeded(seed), _quiet():
-        return _loaded(lambda: auto.from_pretrained(folder, dtype=torch.float32), folder)
+        return _loaded(lambda: _class(auto, folder).from_pretrained(folder, dtype=torch.float32), folder)
 
 
 def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -79,9 +80,9 @@ def encoder(folder: str) -> PreTrainedModel:
 
     def load() -> Any:
         try:
-            return AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+            return _class(AutoModel, folder).from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
         except TypeError:  # an architecture that never had a pooler
-            return AutoModel.from_pretrained(folder, dtype=torch.float32)
+            return _class(AutoModel, folder).from_pretrained(folder, dtype=torch.float32)
 
     with _seeded(0), _quiet():
         model: PreTrainedModel = _loaded(load, folder)
@@ -101,6 +102,14 @@ def max_length(settings: PretrainedConfig) -> int:
 
 def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _class(auto: Any, folder: str) -> Any:
+    """`auto`, or our own class for a folder that keeps factors: the code in the folder is for others, and never run."""
+    settings = AutoConfig.from_pretrained(folder)
+    if getattr(settings, "embedding_rank", None) is None:
+        return auto
+    return getattr(factored_embeddings, settings.auto_map[auto.__name__].rpartition(".")[2])
 
 
 def _loaded(load: Callable[[], Any], folder: str) -> Any:

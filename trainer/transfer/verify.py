@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, script, vocabulary_hash
+from trainer.transfer import apply
 from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
 
 _TEXTS, _LENGTH = 4, 32
 """Random texts of copied tokens that both models read, and their tokens."""
 _LOGITS = 1e-4
 """Largest difference of a logit: the same numbers, added in another order where the matrices have other sizes."""
+_ROW = 1e-5
+"""Largest difference of a number from what the plan makes: sums of another machine."""
 _WORDS = 200
 """Words of a script that make the text of its round trip."""
 _LISTED = 10
@@ -45,12 +48,17 @@ class Finding:
         return not self.failures
 
 
-def verify(source: Side, made: Side, plan: TransferPlan) -> list[Finding]:
-    """All checks, in the order in which a reader should mend what they find."""
+def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) -> list[Finding]:
+    """All checks, in the order in which a reader should mend what they find.
+
+    Args:
+        product: the embeddings are factors multiplied out, so that copies are equal but for rounding, and rows that are
+            drawn were drawn in the factors.
+    """
     return [
         _fits(source, made, plan),
         _roles(made),
-        *_matrices(source, made, plan),
+        *_matrices(source, made, plan, product),
         _round_trip(made),
         _logits(source, made, plan),
     ]
@@ -87,7 +95,7 @@ def _roles(made: Side) -> Finding:
     return Finding(check="roles", said=f"{checked} ids in the settings", failures=tuple(wrong))
 
 
-def _matrices(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:
+def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> Iterable[Finding]:
     """Copies to the last bit, and no row that is not finite, zero or another's twin without reason."""
     names = [str(name) for name in made.tokenizer.convert_ids_to_tokens(list(range(len(plan))))]
     pairs: list[tuple[str, Any, Any]] = [("input embeddings", _inputs(source.model), _inputs(made.model))]
@@ -97,14 +105,19 @@ def _matrices(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]
     if getattr(new_head, "bias", None) is not None:
         pairs.append(("bias of the head", old_head.bias.detach()[:, None], new_head.bias.detach()[:, None]))
     copies = plan.copies()
+    fixed = ~np.isin(plan.provenance, DRAWN) if product else np.ones(len(plan), bool)
     for name, old, new in pairs:
-        same = (new[copies] == old[plan.indices[plan.indptr[copies]]]).all(dim=1).numpy()
+        same = ((new[copies] - old[plan.indices[plan.indptr[copies]]]).abs() <= (_ROW if product else 0.0)).all(dim=1).numpy()
         yield _finding(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~same], names, "is not the old row")
         finite = new.isfinite().all(dim=1).numpy()
         yield _finding(f"finite {name}", f"{len(new):,} rows", np.flatnonzero(~finite), names, "is not finite")
-    old, new = pairs[0][1], pairs[0][2]
-    yield _zeros(old, new, plan, names)
-    yield _twins(old, new, plan, names)
+        planned = apply.bias(plan, old[:, 0])[:, None] if old.shape[1] == 1 else apply.embeddings(plan, old)
+        apart = ((new[: len(plan)] - planned).abs() > _ROW).any(dim=1).numpy()
+        yield _finding(
+            f"planned {name}", f"{len(plan):,} rows", np.flatnonzero(apart & fixed), names, "is not what the plan makes"
+        )
+    yield _zeros(*pairs[0][1:], plan, names)
+    yield _twins(*pairs[0][1:], plan, names)
 
 
 def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:

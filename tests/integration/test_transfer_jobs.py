@@ -1,0 +1,97 @@
+"""`scion compare`, `verify` and `diff`, and a plan that is used again, as a user runs them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
+
+from tests.integration.conftest import Chain, scion
+
+
+def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain, address: str) -> None:
+    settings = ["compare.methods=[random,fvt]", "compare.seeds=[0]", "pretrain.train.steps=4"]
+    done = scion("compare", copy.config, *settings, address=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((copy.output / "compare.json").read_text())
+    assert {row["method"] for row in found["rows"]} == {"random", "fvt"}
+    assert [row["final"]["mean"] for row in found["rows"]] == sorted(row["final"]["mean"] for row in found["rows"])
+    assert list(found["rows"][0]["curve"]) == ["0", "1", "2", "3", "4"]
+    assert all(0 <= row["after"]["mean"] <= 1 for row in found["rows"])
+    assert "speed-up" in (copy.output / "compare.html").read_text()
+    assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
+    again = scion("compare", copy.config, *settings, address=address)
+    assert again.stdout.count("kept") == 3
+    assert json.loads((copy.output / "compare.json").read_text()) == found
+
+
+def test_compare_refuses_an_unknown_method(copy: Chain, address: str) -> None:
+    done = scion("compare", copy.config, "compare.methods=[fvt,wexel]", address=address)
+    assert done.returncode == 2
+    assert "wexel is not a method" in done.stderr
+    assert not copy.output.exists()
+
+
+def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(finished: Chain, tmp_path) -> None:
+    done = scion("verify", str(finished.output / "transfer"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "logits" in done.stdout
+    assert "failed" not in done.stdout
+    shutil.copytree(finished.output / "transfer", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    weights[name][200] += 0.25  # whatever the plan makes of it
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    done = scion("verify", str(tmp_path / "model"))
+    assert done.returncode == 1
+    assert "row 200 " in done.stdout
+    assert "checks failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), "Usage: scion verify MODEL"), (("/no/such/folder",), "no plan.json"), (("a", "b"), "Usage: scion verify MODEL")],
+)
+def test_verify_says_what_it_needs(arguments: tuple[str, ...], said: str) -> None:
+    done = scion("verify", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_diff_counts_the_rows_that_two_methods_make_differently(finished: Chain) -> None:
+    done = scion("diff", str(finished.output / "transfer"), str(finished.output / "random" / "transfer"))
+    assert done.returncode == 0, done.stderr
+    assert "aligned -> random" in done.stdout
+    assert "exact_copy" not in done.stdout
+
+
+def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(
+    finished: Chain, copy: Chain, address: str
+) -> None:
+    """Another checkpoint of the same model: no method runs, the rows are those of its own matrix."""
+    given = f"transfer.plan={finished.output / 'transfer'}"
+    done = scion("transfer", copy.config, given, address=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, other = (AutoModelForMaskedLM.from_pretrained(c.output / "transfer").state_dict() for c in (finished, copy))
+    assert all((one[name] == other[name]).all() for name in one)
+    done = scion(
+        "transfer", copy.config, given, "shard.tokenizer.vocab_size=1300", f"output={copy.folder}/other", address=address
+    )
+    assert done.returncode == 2
+    assert "another new tokenizer" in done.stderr
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_factorised_embeddings_are_saved_both_ways_and_verified(copy: Chain, address: str, keep: str) -> None:
+    settings = ["transfer.factorise.rank=12", f"transfer.factorise.keep={keep}"]
+    done = scion("transfer", copy.config, *settings, address=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = AutoModelForMaskedLM.from_pretrained(copy.output / "transfer", trust_remote_code=keep == "true")
+    rows = model.get_input_embeddings().weight
+    assert rows.shape == (1280, 12 if keep == "true" else 32)
+    assert int(torch.linalg.matrix_rank(rows.detach())) == 12
+    done = scion("verify", str(copy.output / "transfer"))
+    assert done.returncode == 0, done.stdout + done.stderr

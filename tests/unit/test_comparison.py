@@ -1,0 +1,53 @@
+"""The ranking of `scion compare`: what it claims follows from the cells, and no more."""
+
+import pytest
+
+from ray_jobs.report import comparison
+from ray_jobs.report.comparison import Figure, compare, steps_to
+
+
+def cell(*bits: float, retrieval: float | None = None) -> dict:
+    way = {"accuracy_at_1": retrieval}
+    scores = None if retrieval is None else {name: {"forward": way, "backward": way} for name in ("before", "after")}
+    return {"bits_per_byte": {str(10 * place): value for place, value in enumerate(bits)}, "retrieval": scores}
+
+
+def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_rank() -> None:
+    cells = {
+        ("random", 0): cell(4.0, 3.0, 2.0), ("random", 1): cell(4.2, 3.2, 2.1),
+        ("fvt", 0): cell(3.0, 2.0, 1.5), ("fvt", 1): cell(3.0, 2.0, 1.6),
+        ("focus", 0): cell(3.0, 2.0, 1.52), ("focus", 1): cell(3.0, 2.0, 1.62),
+    }  # fmt: skip
+    found = compare(cells)
+    assert [(row.rank, row.method) for row in found.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
+    assert found.rows[0].final.mean == pytest.approx(1.55)
+    assert found.rows[0].final.sd == pytest.approx(0.1 / 2**0.5)
+    assert (found.steps, found.seeds) == (20, 2)
+    # fvt is at 2.0 after 10 steps, and at 2.1 after 9: 9.5 of 20 steps on average.
+    assert found.rows[0].steps_to_random == Figure(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
+    assert found.rows[2].steps_to_random.mean == pytest.approx(20)
+    assert comparison.cells(found.rows[0])[4] == "2.1 x"
+
+
+def test_a_start_that_never_gets_there_and_one_that_is_there_at_once() -> None:
+    found = compare({("random", 0): cell(4.0, 2.0), ("a", 0): cell(1.9, 1.0), ("b", 0): cell(4.0, 3.0)})
+    assert [comparison.cells(row)[4] for row in found.rows] == ["at once", "1.0 x", "never"]
+    assert found.rows[2].steps_to_random is None
+    without = compare({("a", 0): cell(1.9, 1.0)})
+    assert without.rows[0].steps_to_random is None
+
+
+def test_a_crossing_lies_on_the_line_between_two_points() -> None:
+    assert steps_to({0: 4.0, 10: 3.0, 20: 1.0}, 2.0) == pytest.approx(15.0)
+    assert steps_to({0: 4.0, 10: 3.0}, 2.0) is None
+    assert steps_to({0: 1.0, 10: 3.0}, 2.0) == 0.0
+
+
+def test_the_page_shows_every_method_and_asks_for_nothing_from_outside() -> None:
+    found = compare({("random", 0): cell(4.0, 2.0, retrieval=0.1), ("fvt", 0): cell(3.0, 1.0, retrieval=0.75)})
+    page = comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
+    assert page == comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
+    for expected in ("fvt", "random", "0.750", "a paper", "some/model", "seed: 0", "data:image/svg+xml"):
+        assert expected in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="http' not in page
