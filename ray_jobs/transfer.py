@@ -50,7 +50,10 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         **dict(given_files(own)),
     }
     if config.transfer.plan is not None and start.name == "transferred":
-        inputs["plan"] = storage.fingerprint(storage.join(config.transfer.plan, "plan.safetensors"))
+        path = storage.join(config.transfer.plan, "plan.safetensors")
+        if not storage.exists(path):
+            raise ArtifactError("no plan there.", f"transfer.plan={config.transfer.plan}", "Name what `scion transfer` wrote.")
+        inputs["plan"] = storage.fingerprint(path)
     return Plan(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
 
 

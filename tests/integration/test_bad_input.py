@@ -77,7 +77,7 @@ class TestText:
         assert nothing_left(copy)
 
     def test_a_job_before_its_input(self, copy: Chain, capsys) -> None:
-        assert "scion shard" in refused(capsys, "transfer", copy.config)
+        assert "scion shard" in refused(capsys, "pretrain", copy.config)
 
 
 class TestConfiguration:
@@ -87,7 +87,7 @@ class TestConfiguration:
 
     def test_an_unknown_method_names_them_all(self, copy: Chain, capsys) -> None:
         said = refused(capsys, "pipeline", copy.config, "method=foucs")
-        assert "random, mean, fvt, wechsel, focus, aligned" in said
+        assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in said
 
     @pytest.mark.parametrize(("override", "told"), [
         ("pretrain.train.zero_stage=4", "zero_stage must be 1, 2 or 3"),
@@ -95,6 +95,9 @@ class TestConfiguration:
         ("pretrain.train.steps=many", "steps"),
         ("workers=0", "above 0"),
         ("output", "is not key=value"),
+        ("transfer.match=[exact,casse]", "'casse' is not a comparison"),
+        ("transfer.max_memory=0", "above 0 GiB"),
+        ("transfer.plan=/nowhere", "no plan there"),
     ])  # fmt: skip
     def test_a_bad_value(self, copy: Chain, capsys, override: str, told: str, ray_session: None) -> None:
         assert told in refused(capsys, "pipeline", copy.config, override)
@@ -108,6 +111,34 @@ class TestConfiguration:
     def test_a_key_that_must_be_given(self, tmp_path: Path, capsys) -> None:
         (tmp_path / "c.yaml").write_text("text: a.parquet\n")
         assert "pairs, test_pairs, source_model, output must be given" in refused(capsys, "pipeline", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_method_cannot_use(copy: Chain, capsys) -> None:
+    """One chain for all: the shards are made by the first and kept for the rest; no model is left by any."""
+    for name, words in (("s.vec", ("file 1 0 0", "open 0 1 0")), ("t.vec", ("αρχείο 1 0", "άνοιγμα 0 1"))):
+        (copy.folder / name).write_text("\n".join(words) + "\n")
+    (copy.folder / "useless.tsv").write_text("xyzzy\tplugh\n")
+    (copy.folder / "good.tsv").write_text("file\tαρχείο\n")
+    space, vectors = (
+        "transfer.methods.wechsel.space",
+        [f"{side}_vectors={copy.folder}/{side[0]}.vec" for side in ("source", "target")],
+    )
+    given = [f"{space}.{item}" for item in vectors]
+    cases: list[tuple[list[str], str]] = [
+        (["method=omp"], "omp needs a donor"),
+        (["method=clp", "transfer.methods.clp.donor=/nowhere"], "neither a folder nor a model"),
+        (["method=wechsel", f"{space}.dictionary={copy.folder}/useless.tsv"], "none of its 1 pairs"),
+        (["method=wechsel", f"{space}.dictionary=/nowhere.tsv"], "no such file"),
+        (["method=wechsel", *given, f"{space}.dictionary={copy.folder}/good.tsv"], "cannot align (1, 3) with (1, 2)"),
+        (["method=ofa", "transfer.methods.ofa.space.target_vectors=/nowhere.bin"], "no such file"),
+        (["method=wechsel", "transfer.max_memory=0.01"], "GiB are needed"),
+        (["method=fvt", "transfer.factorise.rank=33"], "no factors of rank 33"),
+        (["method=fvt", "transfer.factorise.rank=32", "transfer.factorise.keep=true"], "no smaller than the matrix"),
+    ]
+    for arguments, told in cases:
+        assert told in refused(capsys, "transfer", copy.config, *arguments), arguments
+    assert {path.name for path in copy.output.iterdir()} == {"shards"}
 
 
 def test_an_output_folder_of_another_config(finished: Chain, capsys) -> None:
