@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+ORACLE := .venv-oracle
 CONF := ray_jobs/conf/demo.yaml
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format serve clean sample
+.PHONY: help setup demo test oracle bench-transfer bench-matrix lint format serve clean sample
 
 help: ## show this help
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv, install the pinned packages, build DeepSpeed's CPU communication op once
 
@@ -31,6 +32,23 @@ demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedd
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q
 
+oracle: $(ORACLE)/.ready ## our algorithms against other people's packages, in an environment of their own
+	$(ORACLE)/bin/python -m pytest -q tests/oracle
+
+bench-transfer: $(ORACLE)/.ready ## transfer kernels beside wechsel, deepfocus and NumPy: CPU time and memory (about 20 minutes)
+	$(ORACLE)/bin/python -m tests.benchmarks.transfer
+
+bench-matrix: $(STAMP) ## every method on a source of every family, tied and untied, each result verified
+	$(BIN)/python -m tests.benchmarks.transfer_matrix
+
+$(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
+	$(ORACLE)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	DS_BUILD_OPS=0 $(ORACLE)/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(ORACLE)/bin/python -m pip install --quiet --no-deps -r tests/oracle/peers.txt
+	@touch $(ORACLE)/.ready
+
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +66,4 @@ sample: $(STAMP) ## rebuild the sample text from Debian's packages
 	$(BIN)/python -m data_pipeline.sources.libreoffice_help --language el --output data_pipeline/sources/sample
 
 clean: ## remove the environment and all runs
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ORACLE) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

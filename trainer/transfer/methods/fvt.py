@@ -47,6 +47,15 @@ def rows(problem: Problem, config: FvtConfig) -> Rows:
     )
 
 
+def _word(source: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The pieces of a word within a sentence. Byte-level tokenizers carry the blank before it in its first piece; others
+    mark a word's beginning by themselves."""
+    spaced = source.backend_tokenizer.encode(" " + text, add_special_tokens=False)
+    if spaced.tokens and spaced.tokens[0].startswith("\u0120"):
+        return list(spaced.ids)
+    return list(source.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def _continued(source: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The pieces of a text in the middle of a word. Of the stand-ins for the word's beginning the first is taken that
     does not melt into the text ("a" + "nd" is one piece); if all do, the text is split as a word."""
@@ -65,8 +74,5 @@ def split(source: PreTrainedTokenizerFast, token: Token) -> list[int]:
         text = token.payload.decode()
     except UnicodeDecodeError:
         return []
-    if token.word_start:
-        pieces = source.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    else:
-        pieces = _continued(source, text)
+    pieces = _word(source, text) if token.word_start else _continued(source, text)
     return [piece for piece in pieces if piece != source.unk_token_id]

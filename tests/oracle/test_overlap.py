@@ -1,0 +1,93 @@
+"""Shared tokens against `deepfocus`'s own matching, over every pair of families. Every difference has a reason."""
+
+import pytest
+from deepfocus.focus import get_overlapping_tokens
+
+from data_pipeline.tokenizers.canonical import Token, canonical_tokens
+from tests.conftest import FAMILIES
+from tests.oracle.conftest import Pair
+from trainer.transfer.overlap import match
+
+REASONS = {
+    "role": "a special token is matched by what it does; the peer compares the strings, <mask> and [MASK]",
+    "mark": "WordPiece writes punctuation without ## wherever it stands; the peer takes that for the start of a word",
+    "byte": "<0x41> is the byte that the other vocabulary has as text; the peer compares the strings",
+    "half": "part of a character is its bytes; to the peer all such tokens are the same U+FFFD, and it takes one of them",
+    "blank": "blanks differ in kind and number; the peer strips them, so that a tab, a newline and nothing are the same",
+}
+
+
+def reason(token: Token, source: Token | None, candidates: list[Token]) -> str:
+    """Why the two answers for a target token may differ; empty when they may not.
+
+    Args:
+        source: the source token that we found.
+        candidates: the source tokens that the peer found.
+    """
+    ours = [one for one in (token, source) if one is not None]
+    both = [*ours, *candidates]
+    if token.role is not None:
+        return "role"
+    if any(one.byte for one in both) and any(not one.byte for one in both):
+        return "byte"
+    if any("\ufffd" in one.payload.decode(errors="replace") for one in both):
+        return "half"
+    if any(one.text() != (one.text() or "").strip() for one in both):
+        return "blank"
+    return "mark" if any(one.either for one in both) else ""
+
+
+def differences(source, target) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    """The reason for each target token for which we and the peer name different source tokens."""
+    old, tokens = canonical_tokens(source), canonical_tokens(target)
+    found, _ = match(source, target, tokens)
+    theirs, _ = get_overlapping_tokens(target, source, match_symbols=False, exact_match_all=True, fuzzy_match_all=False)
+    reasons = {}
+    for number, token in enumerate(tokens):
+        text = target.convert_ids_to_tokens(number)
+        candidates = [one.id for one in theirs[text].source] if text in theirs else [-1]
+        if found[number] != candidates[0]:
+            known = [old[candidate] for candidate in candidates if candidate >= 0]
+            reasons[text] = reason(token, old[found[number]] if found[number] >= 0 else None, known)
+    return reasons
+
+
+def structural(old: str, new: str) -> set[str]:
+    """The reasons that two families must show; `blank` depends on the text as well."""
+    found = set()
+    if (old == "wordpiece") != (new == "wordpiece"):
+        found |= {"role", "mark"}
+    if "byte_fallback" in (old, new):
+        found |= {"byte"}
+    return found | {"half", "blank"} if old == new == "byte_level" else found
+
+
+@pytest.mark.parametrize("new", sorted(FAMILIES))
+@pytest.mark.parametrize("old", sorted(FAMILIES))
+def test_every_difference_from_deepfocus_has_a_reason(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
+    found = differences(vocabularies[old][0], vocabularies[new][1])
+    assert [text for text, why in found.items() if not why] == []
+    assert structural(old, new) <= set(found.values()) <= structural(old, new) | {"blank"}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_both_find_is_most_of_it(family: str, vocabularies: dict[str, Pair]) -> None:
+    """So that the test above does not compare two empty answers."""
+    source, target = vocabularies[family]
+    found, _ = match(source, target, canonical_tokens(target))
+    assert (found >= 0).sum() - len(differences(source, target)) > 250
+
+
+@pytest.mark.parametrize("new", sorted(FAMILIES))
+@pytest.mark.parametrize("old", sorted(FAMILIES))
+def test_what_we_find_has_the_same_bytes(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
+    """Where the peer differs it is not because we took another token."""
+    source, target = vocabularies[old][0], vocabularies[new][1]
+    known, tokens = canonical_tokens(source), canonical_tokens(target)
+    found, _ = match(source, target, tokens)
+    payloads = {token.payload for token in known if token.role is None}
+    for token, number in zip(tokens, found, strict=True):
+        if token.role is None:
+            assert number < 0 or known[number].payload == token.payload
+            starts = [one.word_start for one in known if one.payload == token.payload and one.role is None]
+            assert number >= 0 or token.payload not in payloads or token.word_start not in starts or token.byte
