@@ -19,7 +19,7 @@ _BLOCK = 256 << 20
 
 
 class RaySpread:
-    """See `trainer.transfer.spread.Spread`.
+    """See `trainer.spread.Spread`.
 
     Args:
         max_memory: bytes that the driver and all tasks on this machine may take together.

@@ -23,12 +23,13 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import given_files, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from trainer.models import loading
+from trainer.static.texts import Texts
 from trainer.transfer.factorise import multiplied_out, rank_for_energy, rank_for_parameters, with_factors
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.plan import TransferPlan
 from trainer.transfer.plan import load as load_plan
-from trainer.transfer.problem import Problem, Rows, Texts, assemble
+from trainer.transfer.problem import Problem, Rows, assemble
 
 KIND = "model"
 

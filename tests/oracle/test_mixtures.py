@@ -12,12 +12,13 @@ from langsfer.similarity import CosineSimilarity
 from langsfer.weights import IdentityWeights, SoftmaxWeights, SparsemaxWeights, TopKWeights
 
 from tests.oracle.conftest import apart, dense
+from trainer.spread import Local
 from trainer.static import fasttext
 from trainer.static.fasttext import FastTextConfig
+from trainer.static.texts import Texts
 from trainer.transfer import kernels
 from trainer.transfer.methods import clp, focus
-from trainer.transfer.problem import Problem, Texts
-from trainer.transfer.spread import Local
+from trainer.transfer.problem import Problem
 
 NEW, SHARED, WIDTH = 400, 700, 40
 

@@ -17,11 +17,12 @@ from tests.conftest import FAMILIES
 from tests.oracle.conftest import Pair, apart, finished, old_rows
 from trainer.static import dictionary, fasttext, word_space
 from trainer.static.fasttext import FastTextConfig, FastTextVectors
+from trainer.static.procrustes import procrustes
+from trainer.static.texts import Texts
 from trainer.static.vectors import TableVectors
 from trainer.static.word_space import SpaceConfig
-from trainer.transfer import kernels
 from trainer.transfer.methods import wechsel
-from trainer.transfer.problem import Problem, Texts
+from trainer.transfer.problem import Problem
 
 K, TEMPERATURE = 10, 0.1
 
@@ -184,7 +185,7 @@ def test_for_vectors_of_several_cases_wechsel_counts_equal_spellings_again() -> 
     ours, theirs = rotations(pairs, source, target)
     assert apart(ours, theirs) > 1e-3
     spelt = [(s, t) for one, other in pairs for s in spellings(one) for t in spellings(other)]
-    again = kernels.procrustes(source.vectors(s for s, _ in spelt), target.vectors(t for _, t in spelt))
+    again = procrustes(source.vectors(s for s, _ in spelt), target.vectors(t for _, t in spelt))
     assert apart(again, theirs) < 1e-8
 
 
@@ -194,7 +195,7 @@ def test_procrustes_is_scipys(rows: int) -> None:
     generator = np.random.default_rng(rows)
     x, y = (generator.normal(size=(rows, 12)) * generator.lognormal(size=(rows, 1)) for _ in range(2))
     expected, _ = scipy.linalg.orthogonal_procrustes(x, y)
-    assert apart(kernels.procrustes(torch.from_numpy(x), torch.from_numpy(y)), expected) < 1e-8
+    assert apart(procrustes(torch.from_numpy(x), torch.from_numpy(y)), expected) < 1e-8
 
 
 def spellings(word: str) -> tuple[str, str, str]:

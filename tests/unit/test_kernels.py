@@ -8,8 +8,9 @@ import scipy.special
 import torch
 
 from data_pipeline.errors import DataError
+from trainer.spread import Local
+from trainer.static.procrustes import procrustes
 from trainer.transfer import kernels
-from trainer.transfer.spread import Local
 
 
 def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
@@ -21,11 +22,11 @@ def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = torch.randn(200, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected, _ = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
-    assert np.abs(kernels.procrustes(x, y).numpy() - expected).max() < 1e-8
+    assert np.abs(procrustes(x, y).numpy() - expected).max() < 1e-8
     rotation = torch.from_numpy(scipy.stats.ortho_group.rvs(16, random_state=3))
-    assert torch.allclose(kernels.procrustes(x, x @ rotation), rotation, atol=1e-8)
+    assert torch.allclose(procrustes(x, x @ rotation), rotation, atol=1e-8)
     with pytest.raises(DataError, match="cannot align"):
-        kernels.procrustes(x, y[:, :8])
+        procrustes(x, y[:, :8])
 
 
 def test_top_softmax_is_the_formula() -> None:

@@ -18,12 +18,13 @@ from data_pipeline.tokenizers.canonical import family_of
 from tests.conftest import FAMILIES, tiny_model
 from trainer.static import dictionary, fasttext, word_space
 from trainer.static.fasttext import FastTextConfig
+from trainer.static.texts import Texts
 from trainer.static.word_space import SpaceConfig
 from trainer.transfer import apply, plan
 from trainer.transfer.diff import diff
 from trainer.transfer.methods import METHODS, aligned, focus, fvt, ofa, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Texts, assemble
+from trainer.transfer.problem import Problem, assemble
 
 SMALL = FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000)
 CONFIGS = {

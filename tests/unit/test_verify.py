@@ -8,10 +8,11 @@ import torch
 from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from tests.unit.test_graft import seq2seq, untied
+from trainer.static.texts import Texts
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
 from trainer.transfer.plan import TransferPlan
-from trainer.transfer.problem import Problem, Texts, assemble
+from trainer.transfer.problem import Problem, assemble
 from trainer.transfer.verify import Side, verify
 
 MODELS = {

@@ -11,16 +11,17 @@ from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, script
 from tests.conftest import FAMILIES
+from trainer.spread import Local
 from trainer.static import files, ppmi, word_space
 from trainer.static.fasttext import FastTextConfig
 from trainer.static.ppmi import PpmiConfig
+from trainer.static.texts import Texts
 from trainer.static.vectors import TableVectors
 from trainer.static.word_space import SpaceConfig
 from trainer.transfer import apply
 from trainer.transfer.methods import focus, fvt, ofa, script_moments, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Texts, assemble
-from trainer.transfer.spread import Local
+from trainer.transfer.problem import Problem, assemble
 
 SMALL = SpaceConfig(fasttext=FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000))
 

@@ -16,8 +16,8 @@ import scipy.sparse.linalg
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError, DataError
+from trainer.spread import Local, Spread
 from trainer.static.vectors import TableVectors
-from trainer.transfer.spread import Local, Spread
 
 _LINES = 20_000
 """Lines of a part."""

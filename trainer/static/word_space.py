@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
+from trainer.spread import Spread
 from trainer.static import dictionary, fasttext, files, ppmi
 from trainer.static.fasttext import FastTextConfig
 from trainer.static.ppmi import PpmiConfig
+from trainer.static.procrustes import procrustes
+from trainer.static.texts import Texts
 from trainer.static.vectors import Rotated, Vectors
-from trainer.transfer.kernels import procrustes
-from trainer.transfer.problem import Texts
-from trainer.transfer.spread import Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

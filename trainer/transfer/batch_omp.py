@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
+from trainer.spread import Local, Spread, blocks
 from trainer.transfer.exact import directions, products
-from trainer.transfer.spread import Local, Spread, blocks
 
 _GRAM_BLOCKS = 4
 """G is held when it takes no more than so many blocks; a matter of speed alone."""

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from trainer.spread import Local, Spread, blocks
 from trainer.transfer.exact import directions
-from trainer.transfer.spread import Local, Spread, blocks
 
 TILE = 8192
 """Keys scored at once."""
@@ -81,23 +81,6 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     support = (1 + order * scores > total).sum(axis=1)
     threshold = (np.take_along_axis(total, support[:, None] - 1, axis=1)[:, 0] - 1) / support
     return np.maximum(scores - threshold[:, None], 0.0), threshold
-
-
-def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The orthogonal R that minimises |x R - y| (Schoenemann 1966), float64 [A, A].
-
-    Args:
-        x, y: float [n, A], row i of one belongs to row i of the other.
-
-    Raises:
-        DataError: the widths differ, or there is no row.
-    """
-    if x.shape != y.shape or not len(x):
-        raise DataError(
-            f"cannot align {tuple(x.shape)} with {tuple(y.shape)} vectors.", "transfer", "Give vectors of one width."
-        )
-    u, _, vt = torch.linalg.svd(x.double().T @ y.double())
-    return u @ vt
 
 
 def _mixtures(

@@ -3,7 +3,6 @@
 Letters: V = new vocabulary, S = old vocabulary, N = new tokens that no old token equals, A = width of static vectors.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,21 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, vocabulary_hash
+from trainer.spread import Local, Spread
+from trainer.static.texts import Texts
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
-from trainer.transfer.spread import Local, Spread
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
-    """What a method may learn from. Nothing held out is in here."""
-
-    corpus: Callable[[], Iterator[str]]
-    """Documents in the new language, one pass a call."""
-    anchors: list[str]
-    """The source language's side of the pairs."""
-    positives: list[str]
-    """The new language's side, parallel to `anchors`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
+from trainer.spread import Spread, blocks
 from trainer.transfer import donor
 from trainer.transfer.exact import directions, products
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.spread import Spread, blocks
 
 _LEAST = 0.1
 """Part of the sum of |cosines| that the sum of cosines must reach."""

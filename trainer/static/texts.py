@@ -1,0 +1,16 @@
+"""The text that vectors, dictionaries and alignments are learned from."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What a method may learn from. Nothing held out is in here."""
+
+    corpus: Callable[[], Iterator[str]]
+    """Documents in the new language, one pass a call."""
+    anchors: list[str]
+    """The source language's side of the pairs."""
+    positives: list[str]
+    """The new language's side, parallel to `anchors`."""
