@@ -81,7 +81,8 @@ class _Tensor:
     """A tensor on its way: Ray shares NumPy arrays without copying, tensors it would copy into every task."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.array = tensor.numpy()
+        self.dtype = tensor.dtype
+        self.array = tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def _packed(value: Any) -> Any:
@@ -95,7 +96,7 @@ def _unpacked(value: Any) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the array is read-only; nothing writes to it
-        return torch.from_numpy(value.array)
+        return torch.from_numpy(value.array).view(value.dtype)  # NumPy has no bf16: it travels as its bits
 
 
 def _size(value: Any) -> int:

@@ -28,6 +28,10 @@ from transformers import (
     RobertaForMaskedLM,
 )  # fmt: skip
 
+from data_pipeline.tokenizers import train
+from trainer.static.texts import Texts
+from trainer.transfer.problem import Problem
+
 SAMPLE = Path(__file__).parent.parent / "data_pipeline" / "sources" / "sample"
 hypothesis.settings.register_profile("scion", deadline=None)  # a loaded machine is slow, not wrong
 hypothesis.settings.load_profile("scion")
@@ -155,6 +159,15 @@ FAMILIES = {"wordpiece": wordpiece, "byte_level": byte_level, "unigram": unigram
 def family(request: pytest.FixtureRequest, english: list[str]) -> PreTrainedTokenizerFast:
     """An English tokenizer of each family in turn."""
     return FAMILIES[request.param](english)
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def problem(request: pytest.FixtureRequest, english: list[str], greek: list[str], pairs: list[dict]) -> Problem:
+    """From an English vocabulary of each family in turn to one for Greek and English."""
+    source = FAMILIES[request.param](english)
+    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
+    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
+    return Problem(source, target, texts, seed=3)
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM | RobertaForMaskedLM:

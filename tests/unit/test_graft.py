@@ -31,14 +31,6 @@ from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, assemble
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
-    source = FAMILIES[request.param](english)
-    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    return Problem(source, target, texts, seed=3)
-
-
 @pytest.fixture(scope="module")
 def made(problem: Problem) -> TransferPlan:
     return assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned")

@@ -66,13 +66,18 @@ def test_top_sparsemax_with_fewer_keys_than_candidates() -> None:
 
 
 @pytest.mark.parametrize("kernel", [lambda *a: kernels.top_softmax(*a[:2], 10, 0.1, *a[2:]), kernels.top_sparsemax])
-def test_the_blocks_do_not_show_in_the_answer(kernel) -> None:
+def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) -> None:
     """Not to the last bit, with ties (rows that occur three times) and with rows that need more candidates."""
     keys = torch.cat([unit_rows(300, 12, 1)] * 3 + [unit_rows(9000, 12, 2)])
     queries = torch.cat([unit_rows(200, 12, 3), keys[:50]])
     columns, weights = kernel(queries, keys)
     for block_bytes in (1, 3_000_000, 1 << 30):
         again = kernel(queries, keys, Local(block_bytes))
+        assert (again[0] == columns).all()
+        assert (again[1] == weights).all()
+    for fast in (False, True):
+        monkeypatch.setattr(kernels, "_bf16_is_fast", lambda fast=fast: fast)
+        again = kernel(queries, keys)
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(4))

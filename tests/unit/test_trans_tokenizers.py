@@ -11,9 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import canonical_tokens
-from tests.conftest import FAMILIES, wordpiece
+from tests.conftest import wordpiece
 from trainer.static.texts import Texts
 from trainer.transfer.methods import trans_tokenizers
 from trainer.transfer.methods.trans_tokenizers import TransTokenizersConfig, Words, mixtures, relatives, shares
@@ -21,14 +20,6 @@ from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
 
 CONFIG = TransTokenizersConfig()
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
-    source = FAMILIES[request.param](english)
-    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    return Problem(source, target, texts, seed=3)
 
 
 @pytest.fixture(scope="module")

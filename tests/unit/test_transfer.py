@@ -36,14 +36,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
-    source = FAMILIES[request.param](english)
-    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    return Problem(source, target, texts, seed=3)
-
-
 DONORS = {"omp": {"k": 8}, "clp": {}, "clp_plus": {}}
 
 

@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_pipeline.tokenizers import train
-from tests.conftest import FAMILIES, tiny_decoder, tiny_model
+from tests.conftest import tiny_decoder, tiny_model
 from tests.unit.test_graft import seq2seq, untied
-from trainer.static.texts import Texts
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
 from trainer.transfer.plan import TransferPlan
@@ -21,14 +19,6 @@ MODELS = {
     "decoder": lambda tokenizer: tiny_decoder(tokenizer, "llama", tied=False),
     "encoder-decoder": lambda tokenizer: seq2seq(tokenizer, "t5", True),
 }
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
-    source = FAMILIES[request.param](english)
-    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    return Problem(source, target, texts, seed=3)
 
 
 def sides(problem: Problem, kind: str, method: str = "fvt") -> tuple[Side, Side, TransferPlan]:

@@ -8,30 +8,19 @@ import scipy.special
 import torch
 
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, script
-from tests.conftest import FAMILIES
 from trainer.spread import Local
 from trainer.static import files, ppmi, word_space
 from trainer.static.fasttext import FastTextConfig
 from trainer.static.ppmi import PpmiConfig
-from trainer.static.texts import Texts
 from trainer.static.vectors import TableVectors
 from trainer.static.word_space import SpaceConfig
 from trainer.transfer import apply
 from trainer.transfer.methods import focus, fvt, ofa, script_moments, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, assemble
+from trainer.transfer.problem import assemble
 
 SMALL = SpaceConfig(fasttext=FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000))
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def problem(request: pytest.FixtureRequest, english, greek, pairs) -> Problem:
-    source = FAMILIES[request.param](english)
-    target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    return Problem(source, target, texts, seed=3)
 
 
 def entries(rows, place: int) -> dict[int, float]:  # type: ignore[no-untyped-def]

@@ -1,9 +1,9 @@
 """Blocked nearest-neighbour kernels whose answers do not depend on the blocks, to the last bit.
 
-The matrix product of a block proposes candidates in fp32; how it rounds depends on its shape and on the machine. So every
-candidate is scored again in fp64, where products of unit rows are exact (see `exact.py`), ties go to the lower index, and a
-bound on the first product's rounding proves that no key outside the candidates belongs to the answer. Rows for which it
-does not are done again with twice the candidates.
+The matrix product of a block only proposes candidates, in bf16 where the machine is fast at it; how it rounds depends on
+its shape and on the machine. So every candidate is scored again in fp64, where products of unit rows are exact (see
+`exact.py`), ties go to the lower index, and a bound on the first product's rounding proves that no key outside the candidates
+belongs to the answer. Rows for which it does not are done again in fp32, then with twice the candidates.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ from trainer.transfer.exact import directions
 
 TILE = 8192
 """Keys scored at once."""
-_SPARE = 22
-"""Candidates beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
+_SPARE = {torch.float32: 6, torch.bfloat16: 22}
+"""Neighbours proposed beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
+_SUPPORT = 64
+"""Proposed for a sparsemax; supports of trained vectors have some tens of members."""
 _AT_ONCE = 64
 """Candidates of a row that are scored again at once."""
 
@@ -52,7 +54,8 @@ def top_softmax(
         spread_out = np.exp((top - top[:, :1]) / temperature)
         return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > scores[:, -1] + error
 
-    return _mixtures(queries, keys, k, certified, spread or Local())
+    proposing = torch.bfloat16 if _bf16_is_fast() else torch.float32
+    return _mixtures(queries, keys, k + _SPARE[proposing], certified, spread or Local(), proposing)
 
 
 def top_sparsemax(
@@ -71,7 +74,8 @@ def top_sparsemax(
         weights, threshold = sparsemax_sorted(scores)
         return weights, threshold >= scores[:, -1] + error
 
-    return _mixtures(queries, keys, 42, certified, spread or Local())
+    # In fp32: the threshold lies so close to the scores next to it that bf16 proves little.
+    return _mixtures(queries, keys, _SUPPORT, certified, spread or Local(), torch.float32)
 
 
 def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -84,14 +88,15 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 def _mixtures(
-    queries: torch.Tensor, keys: torch.Tensor, wanted: int, certified: Certified, spread: Spread
+    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Spread, proposing: torch.dtype
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not len(keys):
         raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")
     parts = blocks(queries, row_bytes(len(keys), queries.shape[1]), spread.block_bytes)
     # A product costs 2 A a pair; choosing the best of a tile takes about as long as another 200.
     operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 200)
-    shared = (keys, wanted + _SPARE, certified, spread.block_bytes)
+    halves = keys.bfloat16() if proposing == torch.bfloat16 else None
+    shared = (keys, halves, count, certified, spread.block_bytes)
     return _stacked(list(spread(_block, parts, *shared, operations=operations)))
 
 
@@ -100,25 +105,51 @@ def row_bytes(keys: int, width: int) -> int:
     return 12 * min(TILE, keys) + 12 * _AT_ONCE * width
 
 
+def _bf16_is_fast() -> bool:
+    """Whether this CPU multiplies bf16 in hardware; without that it is slower than fp32, never other."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
 def _block(
-    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, block_bytes: int
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    halves: torch.Tensor | None,
+    count: int,
+    certified: Certified,
+    block_bytes: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices and weights of one block from `count` candidates a row, of more for rows that need it."""
-    # |fl(q.k) - q.k| <= A u |q||k| for any order of summation (Higham 2002, section 3.1); twice that for two scores.
-    error = 2.0 * queries.shape[1] * 2.0**-24
+    """Indices and weights of one block from `count` candidates a row, of more for rows that need it.
+
+    Args:
+        halves: `keys` in bf16, by which candidates are proposed; None for fp32.
+    """
     count = min(count, len(keys))
-    index, scores = _rescored(queries, keys, _candidates(queries, keys, count))
-    weights, proven = certified(scores, error)
+    proposed = _candidates(queries, keys, count) if halves is None else _candidates(queries.bfloat16(), halves, count)
+    index, scores = _rescored(queries, keys, proposed)
+    weights, proven = certified(scores, _error(queries.shape[1], halves is not None))
     weights[weights < 2.0**-126] = 0.0  # nothing is left of them in fp32
     first = index[:, : weights.shape[1]], weights.astype(np.float32)
     if count == len(keys) or proven.all():
         return _stacked([first])
     again = np.flatnonzero(~proven)
+    more = count if halves is not None else 2 * count
     rest = blocks(queries[torch.from_numpy(again)], row_bytes(len(keys), queries.shape[1]) + 32 * count, block_bytes)
-    found = [first, *(_block(part, keys, 2 * count, certified, block_bytes) for part in rest)]
+    found = [first, *(_block(part, keys, None, more, certified, block_bytes) for part in rest)]
     index, weight = _stacked(found)
     index[again], weight[again] = index[len(queries) :], weight[len(queries) :]
     return _stacked([(index[: len(queries)], weight[: len(queries)])])
+
+
+def _error(width: int, bf16: bool) -> float:
+    """By how much the scores of two keys can come apart in a product of unit rows, twice the error of one.
+
+    |fl(q.k) - q.k| <= A u |q||k| for any order of summation in fp32, u = 2^-24 (Higham 2002, section 3.1); in bf16, whose
+    unit is 2^-9, each factor and the result are rounded besides.
+    """
+    one = width * 2.0**-24
+    if bf16:
+        one += 2 * 2.0**-9 + 2.0**-18 + 2.0**-9
+    return 2 * one
 
 
 def _stacked(
