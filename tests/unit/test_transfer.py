@@ -85,7 +85,10 @@ def test_a_shared_token_keeps_its_row_to_the_last_bit(made, problem, dtype) -> N
     new = apply.embeddings(made, old)
     copied = np.flatnonzero(problem.shared >= 0)
     assert len(copied) > 50
-    assert torch.equal(new[copied], old[problem.shared[copied]])
+    if made.method == "resize":  # the one that goes by ids, whatever tokens they are
+        assert torch.equal(new[: problem.source_rows], old[: problem.source_rows])
+    else:
+        assert torch.equal(new[copied], old[problem.shared[copied]])
     assert new.dtype == dtype
     assert new.isfinite().all()
 
@@ -341,7 +344,7 @@ def test_permuting_the_target_vocabulary_permutes_the_rows(english, greek, pairs
     assert torch.equal(rows[1][order], rows[0])
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=sorted(set(METHODS) - {"resize"}))  # whose rows are those of the ids, not of the tokens
 def made_method(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -54,7 +54,9 @@ def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors,
 def rotation(pairs: list[tuple[str, str]], source: Vectors, target: Vectors, name: str) -> torch.Tensor:
     """The rotation of source vectors into the target space, float64 [A, A], from the dictionary's known pairs.
 
-    Each pair counts in its three spellings (as is, lower case, title case) on either side, as in WECHSEL's code.
+    Each pair counts once in each of its distinct spellings (as is, lower case, title case) on either side. WECHSEL's code
+    counts a spelling as often as it arises, so that a pair in lower case weighs four times there; vectors of one case give
+    the same rotation.
     """
     spelt = [
         (s, t)
