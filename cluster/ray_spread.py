@@ -1,6 +1,7 @@
 """Kernels on Ray: parts of the work as tasks of one CPU each, within a bound on memory."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -92,8 +93,6 @@ def _packed(value: Any) -> Any:
 def _unpacked(value: Any) -> Any:
     if not isinstance(value, _Tensor):
         return value
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the array is read-only; nothing writes to it
         return torch.from_numpy(value.array).view(value.dtype)  # NumPy has no bf16: it travels as its bits

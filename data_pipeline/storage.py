@@ -120,6 +120,19 @@ def local_copy(uri: str) -> Iterator[str]:
 
 
 @contextmanager
+def local_file(uri: str) -> Iterator[str]:
+    """A local file with the content and the name of the file `uri`; the file itself when it is local."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="scion-") as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        fs.get_file(path, copy)
+        yield copy
+
+
+@contextmanager
 def local_output(uri: str) -> Iterator[str]:
     """A local folder whose files are at `uri` when the block ends without an error."""
     fs, path = filesystem(uri)

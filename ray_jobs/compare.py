@@ -36,13 +36,14 @@ PAGE, NUMBERS = "compare.html", "compare.json"
 def main(config: ScionConfig, console: Console) -> None:
     """Runs the cells that are not finished, then writes `compare.json` and `compare.html` and prints the table."""
     config = _evaluated_on_the_way(config)
-    for one in stages(config):
+    ordered = stages(config)
+    for one in ordered:
         artifact.existing(one.plan)
     shard.stage(config).run(console)
-    found = {one.plan.uri: one.run(console) for one in stages(config)}
-    cells = {start: found[plan(config, start).uri] for start in starts(config)}
-    made = comparison.compare({(start.method, start.seed): cell.metrics for start, cell in cells.items()})
-    write(config, made, next(iter(cells.values())))
+    cells = [one.run(console) for one in ordered]
+    metrics = {(start.method, start.seed): cell.metrics for start, cell in zip(starts(config), cells, strict=True)}
+    made = comparison.compare(metrics)
+    write(config, made, cells[0])
     console.print(table(made))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
@@ -57,25 +58,29 @@ def starts(config: ScionConfig) -> list[Start]:
 
 
 def stages(config: ScionConfig) -> list[Stage]:
-    """The cells' stages. What a method learned from the text is the same for every seed, so it is made once."""
+    """The cells' stages. What a method learned from the text is the same for every seed, so it is made once.
+
+    A plan hashes the model and the texts, so each is made once and handed on.
+    """
     known: dict[str, Rows] = {}
+    planned = [(start, plan(config, start)) for start in starts(config)]
     return [
-        Stage(name=f"compare {start.name}", plan=plan(config, start), fill=partial(fill, config, start, known))
-        for start in starts(config)
+        Stage(name=f"compare {start.name}", plan=own, fill=partial(fill, config, start, own, known)) for start, own in planned
     ]
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
+    of_transfer = transfer.plan(config, start)
     settings = {
-        "transfer": transfer.plan(config, start).config["transfer"],
+        "transfer": of_transfer.config["transfer"],
         "pretrain": artifact.identity(config.pretrain),
         "workers": config.workers,
     }
-    inputs = transfer.plan(config, start).inputs | {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
+    inputs = of_transfer.inputs | {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
     return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 
 
-def fill(config: ScionConfig, start: Start, known: dict[str, Rows], draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], draft: Draft, report: Reporter) -> str:
     """Transfers, trains and scores; leaves nothing but the numbers."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", "trained", "source"))
     report(start.method, 0, 1)
@@ -84,7 +89,7 @@ def fill(config: ScionConfig, start: Start, known: dict[str, Rows], draft: Draft
         known[start.method] = transfer.rows_of(config, start.method, problem)
     made = assemble(problem, known[start.method], start.method)
     transfer.write(config, problem, made, model)
-    training = dataclasses.replace(plan(config, start), uri=trained)
+    training = dataclasses.replace(own, uri=trained)
     result = pretrain.continued(config, model, start.seed, training, report)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     report("retrieve", 0, 1)
@@ -121,13 +126,12 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 
 
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
-    """`compare.json` and `compare.html` in the output folder."""
+    """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
+    the pipeline's, whose evaluations are its own."""
     papers = {row.method: METHODS[row.method].paper for row in made.rows}
-    resolved = to_yaml(config)
     facts = {"config": dataclasses.asdict(config), "versions": cell.versions, "papers": papers}
-    storage.write_bytes(config.at("config.yaml"), resolved.encode())
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
-    storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, resolved).encode())
+    storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())
 
 
 def table(made: Comparison) -> Table:

@@ -22,6 +22,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain, address: 
     assert all(0 <= row["after"]["mean"] <= 1 for row in found["rows"])
     assert "speed-up" in (copy.output / "compare.html").read_text()
     assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
+    assert not (copy.output / "config.yaml").exists()  # a pipeline's, in the same folder, has evaluations of its own
     again = scion("compare", copy.config, *settings, address=address)
     assert again.stdout.count("kept") == 3
     assert json.loads((copy.output / "compare.json").read_text()) == found

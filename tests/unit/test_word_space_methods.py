@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import fsspec
 import numpy as np
 import pytest
 import scipy.special
@@ -191,6 +192,19 @@ def test_vectors_are_read_from_a_text_file(tmp_path) -> None:
     (tmp_path / "c.bin").write_bytes(b"not fastText")
     with pytest.raises(DataError, match="fastText cannot read it"):
         files.read(str(tmp_path / "c.bin"))
+
+
+def test_of_a_store_only_the_file_itself_is_fetched() -> None:
+    """cc.xx vectors lie in a folder with hundreds of others, of gigabytes each."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/vectors/a.vec", b"the 1 0\nof 0 1\n")
+    fs.pipe_file("/vectors/b.vec", b"x" * 1000)
+    fetched: list[str] = []
+    real = type(fs).get_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(fs), "get_file", lambda self, path, *a, **k: (fetched.append(path), real(self, path, *a, **k))[1])
+        assert files.read("memory://vectors/a.vec").words == ["the", "of"]
+    assert fetched == ["/vectors/a.vec"]
 
 
 def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:

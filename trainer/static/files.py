@@ -1,7 +1,5 @@
 """Vectors that the user has: fastText's `.bin` and the text format `.vec` of fastText, GloVe and word2vec."""
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,12 +17,10 @@ def read(uri: str) -> Vectors:
     """
     if not storage.exists(uri):
         raise DataError("no such file.", uri, "Give a fastText .bin or a .vec file.")
-    parent, name = os.path.split(uri)
-    if not name.endswith((".bin", ".vec")):
+    if not uri.endswith((".bin", ".vec")):
         raise DataError("its ending is neither .bin nor .vec.", uri, "Give a fastText .bin or a .vec file.")
-    with storage.local_copy(parent) as folder:
-        path = os.path.join(folder, name)
-        return _binary(path, uri) if name.endswith(".bin") else _text(path, uri)
+    with storage.local_file(uri) as path:
+        return _binary(path, uri) if uri.endswith(".bin") else _text(path, uri)
 
 
 def _binary(path: str, uri: str) -> FastTextVectors:

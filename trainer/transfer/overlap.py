@@ -83,9 +83,9 @@ def match(
         index = _index(old, keys)
         for number, token in enumerate(tokens):
             if found[number] < 0 and token is not None and token.role is None:
-                match = _lookup(index, keys, token)
-                if match >= 0:
-                    found[number], how[number] = match, code
+                same = _lookup(index, keys, token)
+                if same >= 0:
+                    found[number], how[number] = same, code
     return found, how
 
 
