@@ -34,10 +34,10 @@ class RaySpread:
         said: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._max_memory, self._said, self._progress = max_memory, said, progress
-        spare = max_memory - (1 + self._tasks) * _PROCESS
-        self.block_bytes = max(1 << 20, min(_BLOCK, spare // 3 // self._tasks))
+        spare = max_memory - (1 + self.tasks) * _PROCESS
+        self.block_bytes = max(1 << 20, min(_BLOCK, spare // 3 // self.tasks))
 
     def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
         """Runs `function(part, *shared)` for every part, in order.
@@ -53,14 +53,14 @@ class RaySpread:
                 "Allow more, or take a smaller vocabulary, narrower vectors or fewer CPUs.",
             )
         if operations:
-            seconds = operations / (_operations_a_second() * self._tasks)
+            seconds = operations / (_operations_a_second() * self.tasks)
             self._said(f"{len(parts)} parts, about {seconds:.0f} s and {needed / 2**30:.1f} GiB")
         handles = [ray.put(_packed(value)) for value in shared]
         body = ray.put(function)
         running: deque[Any] = deque()
         for number, part in enumerate(parts):
             running.append(_run.remote(body, _packed(part), *handles))
-            if len(running) >= 2 * self._tasks:
+            if len(running) >= 2 * self.tasks:
                 yield ray.get(running.popleft())
                 self._progress(number + 1 - len(running), len(parts))
         while running:
@@ -70,7 +70,7 @@ class RaySpread:
     def _needed(self, parts: Sequence[Any], shared: tuple[Any, ...]) -> int:
         """The driver's rows and the store's copy of what is shared; a process and its scratch for each task."""
         rows = sum(_size(part) for part in parts)
-        return 2 * sum(map(_size, shared)) + 2 * rows + (1 + self._tasks) * _PROCESS + self._tasks * self.block_bytes
+        return 2 * sum(map(_size, shared)) + 2 * rows + (1 + self.tasks) * _PROCESS + self.tasks * self.block_bytes
 
 
 @ray.remote(num_cpus=1)

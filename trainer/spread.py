@@ -19,6 +19,11 @@ class Spread(Protocol):
         """Scratch memory that one part may take."""
         ...
 
+    @property
+    def tasks(self) -> int:
+        """How many parts run at once."""
+        ...
+
     def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
         """`operations`: floating-point operations of all parts, from which the time is estimated; 0 for work that is soon
         done."""
@@ -28,6 +33,8 @@ class Spread(Protocol):
 class Local:
     """In this process, one part after the other."""
 
+    tasks = 1
+
     def __init__(self, block_bytes: int = 256 << 20) -> None:
         self.block_bytes = block_bytes
 
@@ -35,6 +42,7 @@ class Local:
         return (function(part, *shared) for part in parts)
 
 
-def blocks(rows: torch.Tensor, row_bytes: int, block_bytes: int) -> list[torch.Tensor]:
-    """`rows` cut so that one block at `row_bytes` of scratch a row stays within `block_bytes`."""
-    return list(rows.split(max(1, block_bytes // max(1, row_bytes)))) if len(rows) else []
+def blocks(rows: torch.Tensor, row_bytes: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:
+    """`rows` cut so that one block at `row_bytes` of scratch a row stays within `block_bytes`, and every task has one."""
+    size = min(block_bytes // max(1, row_bytes), -(-len(rows) // tasks))
+    return list(rows.split(max(1, size))) if len(rows) else []

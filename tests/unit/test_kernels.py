@@ -86,6 +86,47 @@ def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) ->
     assert (moved[1] == weights[order.numpy()]).all()
 
 
+def rounded_farthest(n: int, up: bool) -> torch.Tensor:
+    """Unit rows whose first entries bf16 moves by nearly all of its half unit, all in one direction."""
+    rows = torch.zeros(n, 940)
+    rows[:, :900] = 2**-5 * (1 + 2**-8 + (1 if up else -1) * 2**-12)
+    rows[torch.arange(n), 901 + torch.arange(n)] = (1 - (rows**2).sum(dim=1)).sqrt()
+    return kernels.unit(rows)
+
+
+def ordinary(n: int, seed: int) -> torch.Tensor:
+    return unit_rows(n, 60, seed)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [
+        (ordinary(30, 1), ordinary(500, 2)),
+        (rounded_farthest(4, True), torch.cat([rounded_farthest(30, True), rounded_farthest(30, False)])),
+        (rounded_farthest(4, False), rounded_farthest(30, False)),
+    ],
+)
+def test_no_key_outside_the_proposed_exceeds_their_bound(queries, keys) -> None:
+    exact = (queries.double() @ keys.double().T).numpy()
+    halves, lost = kernels._halves(keys)
+    for columns, moved in ((halves, lost), (keys.T, 0.0)):
+        index, outside = kernels._proposed(queries, columns, moved, 5)
+        for row in range(len(queries)):
+            others = np.setdiff1d(np.arange(len(keys)), index[row])
+            assert len(others) == len(keys) - 5
+            assert exact[row, others].max() <= outside[row]
+
+
+@pytest.mark.parametrize("size", [7, 64, 1000, 1013])
+def test_the_highest_are_found_among_the_best_groups(size: int) -> None:
+    scores = torch.randn(50, size, generator=torch.Generator().manual_seed(size))
+    for count in (1, 5, min(60, size), size):
+        columns, lowest = kernels._highest(scores, count)
+        expected = scores.topk(count, dim=1)
+        assert (np.sort(columns, axis=1) == expected.indices.sort(dim=1).values.numpy()).all()
+        assert (lowest == expected.values[:, -1].numpy()).all()
+
+
 def test_of_equal_keys_the_first_are_taken() -> None:
     keys = unit_rows(5, 8, 1).repeat(40, 1)
     columns, _ = kernels.top_softmax(keys[:5], keys, 3, 0.1)

@@ -58,14 +58,17 @@ def _check(plan: TransferPlan, rows: int) -> None:
 
 def _mixtures(plan: TransferPlan, old: torch.Tensor, part: slice, dtype: torch.dtype) -> torch.Tensor:
     first, last = plan.indptr[part.start], plan.indptr[part.stop]
-    used, places = np.unique(plan.indices[first:last], return_inverse=True)
+    places: np.ndarray = plan.indices[first:last].astype(np.int64)
+    if old.dtype != dtype:
+        used, places = np.unique(places, return_inverse=True)
+        old = old[torch.from_numpy(used)]
     return torch.nn.functional.embedding_bag(
         torch.from_numpy(places),
-        old[torch.from_numpy(used).long()].to(dtype),
+        old.to(dtype),
         torch.from_numpy(plan.indptr[part.start : part.stop] - first),
         mode="sum",
         per_sample_weights=torch.from_numpy(plan.weights[first:last]).to(dtype),
-    ).to(old.dtype)
+    )
 
 
 def _random(plan: TransferPlan, rows: np.ndarray, known: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ def combinations(
     basis, norms = directions(atoms[kept])
     scale = np.ones(len(kept)) if config.normalise_atoms else norms
     gram = products(basis, basis) if 8 * len(kept) ** 2 <= _GRAM_BLOCKS * spread.block_bytes else None
-    parts = blocks(targets, 8 * len(kept) * (config.k + 3), spread.block_bytes)
+    parts = blocks(targets, 8 * len(kept) * (config.k + 3), spread.block_bytes, spread.tasks)
     # Outside of matrix products an operation takes some 30 times as long.
     each = 30.0 * config.k**2 + (4.0 * config.k * basis.shape[1] if gram is None else 0.0)
     found = list(spread(_block, parts, basis, scale, gram, config, operations=len(targets) * len(kept) * each))

@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 
 GRID = 2.0**-24
 """The finest that float32 holds for every number up to 1."""
+_BLOCK = 4096
 
 
 def directions(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Rows at length 1 on the grid, float32, and the lengths they had [n]; a zero row stays zero."""
-    wide = rows.double().numpy()
-    lengths = np.sqrt((wide * wide).sum(axis=1))
-    steps = np.rint(wide / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None] / GRID)
-    return torch.from_numpy((steps * GRID).astype(np.float32)), lengths
+    unit, lengths = torch.empty(rows.shape), np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        wide = rows[part].double().numpy()
+        lengths[part] = np.sqrt(np.einsum("na,na->n", wide, wide))
+        wide = wide / np.maximum(lengths[part], np.finfo(np.float64).tiny)[:, None]
+        unit[part] = torch.from_numpy(np.rint(wide / GRID) * GRID)
+    return unit, lengths
 
 
 def products(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:

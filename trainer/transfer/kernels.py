@@ -4,8 +4,12 @@ The matrix product of a block only proposes candidates, in bf16 where the machin
 its shape and on the machine. So every candidate is scored again in fp64, where products of unit rows are exact (see
 `exact.py`), ties go to the lower index, and a bound on the first product's rounding proves that no key outside the candidates
 belongs to the answer. Rows for which it does not are done again in fp32, then with twice the candidates.
+
+The best of a row are looked for among the maxima of some hundreds of groups first: whatever is among the best c lies in one
+of the c best groups. Finding them so costs a fraction of the product, where sorting all scores costs several times as much.
 """
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -16,18 +20,19 @@ from data_pipeline.errors import DataError
 from trainer.spread import Local, Spread, blocks
 from trainer.transfer.exact import directions
 
-TILE = 8192
-"""Keys scored at once."""
-_SPARE = {torch.float32: 6, torch.bfloat16: 22}
+_SPARE = 12
 """Neighbours proposed beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
-_SUPPORT = 64
+_SUPPORT = 96
 """Proposed for a sparsemax; supports of trained vectors have some tens of members."""
-_AT_ONCE = 64
-"""Candidates of a row that are scored again at once."""
 
-Certified = Callable[[NDArray[np.float64], float], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+_AT_ONCE = 16 << 20
+"""Bytes of scores that are made at once: what is larger, malloc fetches from the system and gives back each time."""
+_ALIGNED = 32
+"""CPUs multiply bf16 in tiles of 32 numbers; a width that is no multiple of it costs half as much again."""
+
+Certified = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 """From candidate scores [n, c] in descending order to their weights, and which rows no key outside could change, when
-keys outside score at most `scores[:, -1] + error`."""
+keys outside score at most so much [n]."""
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -49,13 +54,12 @@ def top_softmax(
     """
     k = min(k, len(keys))
 
-    def certified(scores: NDArray[np.float64], error: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def certified(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         top = scores[:, :k]
         spread_out = np.exp((top - top[:, :1]) / temperature)
-        return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > scores[:, -1] + error
+        return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > outside
 
-    proposing = torch.bfloat16 if _bf16_is_fast() else torch.float32
-    return _mixtures(queries, keys, k + _SPARE[proposing], certified, spread or Local(), proposing)
+    return _mixtures(queries, keys, k + _SPARE, certified, spread or Local())
 
 
 def top_sparsemax(
@@ -70,12 +74,11 @@ def top_sparsemax(
         [n, k] indices and [n, k] weights, 0 outside the support, k the largest support.
     """
 
-    def certified(scores: NDArray[np.float64], error: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def certified(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         weights, threshold = sparsemax_sorted(scores)
-        return weights, threshold >= scores[:, -1] + error
+        return weights, threshold >= outside
 
-    # In fp32: the threshold lies so close to the scores next to it that bf16 proves little.
-    return _mixtures(queries, keys, _SUPPORT, certified, spread or Local(), torch.float32)
+    return _mixtures(queries, keys, _SUPPORT, certified, spread or Local())
 
 
 def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -88,21 +91,30 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 def _mixtures(
-    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Spread, proposing: torch.dtype
+    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Spread
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not len(keys):
         raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")
-    parts = blocks(queries, row_bytes(len(keys), queries.shape[1]), spread.block_bytes)
-    # A product costs 2 A a pair; choosing the best of a tile takes about as long as another 200.
-    operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 200)
-    halves = keys.bfloat16() if proposing == torch.bfloat16 else None
-    shared = (keys, halves, count, certified, spread.block_bytes)
-    return _stacked(list(spread(_block, parts, *shared, operations=operations)))
+    halves, lost = _halves(keys) if _bf16_is_fast() else (None, 0.0)
+    parts = _blocks(queries, len(keys), count, spread.block_bytes, spread.tasks)
+    # A product costs 2 A a pair; choosing the best of them takes about as long as another 50 would.
+    operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 50)
+    return _stacked(
+        list(spread(_block, parts, keys, halves, lost, count, certified, spread.block_bytes, operations=operations))
+    )
 
 
-def row_bytes(keys: int, width: int) -> int:
-    """Scratch memory for one query against `keys` keys of `width` numbers: a tile of scores and what is scored again."""
-    return 12 * min(TILE, keys) + 12 * _AT_ONCE * width
+def _blocks(queries: torch.Tensor, keys: int, count: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:
+    """Queries cut by the memory that `_block` takes: what it holds of each and its candidates, and the candidates' rows."""
+    each, row = 12 * queries.shape[1] + 120 * count, 12 * queries.shape[1]
+    spare = block_bytes - 2 * _at_once(block_bytes)
+    if 2 * row * keys <= spare:
+        return blocks(queries, each, spare - row * keys, tasks)
+    return blocks(queries, each + row * count, spare, tasks)
+
+
+def _at_once(block_bytes: int) -> int:
+    return min(_AT_ONCE, block_bytes // 8)
 
 
 def _bf16_is_fast() -> bool:
@@ -110,10 +122,27 @@ def _bf16_is_fast() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
+def _halves(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """`keys` in bf16, columns first and padded, which multiplies fastest, and how far rounding moved a row at most."""
+    halves = torch.zeros(-(-keys.shape[1] // _ALIGNED) * _ALIGNED, len(keys), dtype=torch.bfloat16)
+    lost = 0.0
+    for rows, columns in zip(keys.split(4096), halves.split(4096, dim=1), strict=True):
+        rounded = rows.bfloat16()
+        columns[: keys.shape[1]] = rounded.T
+        lost = max(lost, float(_lost(rows, rounded).max()))
+    return halves, lost
+
+
+def _lost(rows: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """How far rounding moved each row [n]."""
+    return (rows - rounded.float()).norm(dim=1)
+
+
 def _block(
     queries: torch.Tensor,
     keys: torch.Tensor,
     halves: torch.Tensor | None,
+    lost: float,
     count: int,
     certified: Certified,
     block_bytes: int,
@@ -121,35 +150,68 @@ def _block(
     """Indices and weights of one block from `count` candidates a row, of more for rows that need it.
 
     Args:
-        halves: `keys` in bf16, by which candidates are proposed; None for fp32.
+        halves: `keys` in bf16 [A or more, m], by which candidates are proposed; None for fp32.
+        lost: how far the rounding to `halves` moved a key at most.
     """
     count = min(count, len(keys))
-    proposed = _candidates(queries, keys, count) if halves is None else _candidates(queries.bfloat16(), halves, count)
+    proposed, outside = _proposed(queries, keys.T if halves is None else halves, lost, count, _at_once(block_bytes))
     index, scores = _rescored(queries, keys, proposed)
-    weights, proven = certified(scores, _error(queries.shape[1], halves is not None))
+    weights, proven = certified(scores, outside)
     weights[weights < 2.0**-126] = 0.0  # nothing is left of them in fp32
     first = index[:, : weights.shape[1]], weights.astype(np.float32)
     if count == len(keys) or proven.all():
         return _stacked([first])
     again = np.flatnonzero(~proven)
     more = count if halves is not None else 2 * count
-    rest = blocks(queries[torch.from_numpy(again)], row_bytes(len(keys), queries.shape[1]) + 32 * count, block_bytes)
-    found = [first, *(_block(part, keys, None, more, certified, block_bytes) for part in rest)]
+    rest = _blocks(queries[torch.from_numpy(again)], len(keys), more, block_bytes)
+    found = [first, *(_block(part, keys, None, 0.0, more, certified, block_bytes) for part in rest)]
     index, weight = _stacked(found)
     index[again], weight[again] = index[len(queries) :], weight[len(queries) :]
     return _stacked([(index[: len(queries)], weight[: len(queries)])])
 
 
-def _error(width: int, bf16: bool) -> float:
-    """By how much the scores of two keys can come apart in a product of unit rows, twice the error of one.
+def _proposed(
+    queries: torch.Tensor, columns: torch.Tensor, lost: float, count: int, at_once: int = _AT_ONCE
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The keys of the highest products in the precision of `columns` [A, m], [n, count], and a bound on the exact product of
+    any other key [n].
 
-    |fl(q.k) - q.k| <= A u |q||k| for any order of summation in fp32, u = 2^-24 (Higham 2002, section 3.1); in bf16, whose
-    unit is 2^-9, each factor and the result are rounded besides.
+    For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, u = 2^-24 (Higham 2002, section 3.1). In bf16
+    both factors were moved besides, and the product is rounded to the nearest.
     """
-    one = width * 2.0**-24
-    if bf16:
-        one += 2 * 2.0**-9 + 2.0**-18 + 2.0**-9
-    return 2 * one
+    rounded = torch.nn.functional.pad(queries.to(columns.dtype), (0, len(columns) - queries.shape[1]))
+    step = max(1, at_once // (columns.element_size() * columns.shape[1]))
+    found = [_highest(rows @ columns, count) for rows in rounded.split(step)]
+    lowest = np.concatenate([lowest for _, lowest in found]).astype(np.float64)
+    outside = lowest + 2 * len(columns) * 2.0**-24
+    if columns.dtype != queries.dtype:
+        # |q.k - q'.k'| <= |q - q'| |k'| + |q| |k - k'|
+        outside += _lost(queries, rounded[:, : queries.shape[1]]).double().numpy() * (1 + lost) + lost
+        outside += torch.finfo(columns.dtype).eps / 2 * np.abs(lowest)
+    return np.concatenate([index for index, _ in found]), outside
+
+
+def _highest(scores: torch.Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The columns of the `count` highest of each row, in no order [n, count], and the lowest of these [n]."""
+    size = scores.shape[1]
+    members = round((size / count) ** 0.5)
+    groups = size // members
+    groups -= groups % _ALIGNED if groups - count >= _ALIGNED else 0
+    members = size // groups
+    best = scores[:, : groups * members].unflatten(1, (members, groups)).amax(dim=1)
+    columns = _largest(best, count)[:, :, None] + groups * np.arange(members)
+    rest = np.broadcast_to(np.arange(groups * members, size), (len(scores), size - groups * members))
+    columns = np.concatenate([columns.reshape(len(scores), -1), rest], axis=1)
+    members_of_best = scores.gather(1, torch.from_numpy(columns))
+    place = _largest(members_of_best, count)
+    chosen = members_of_best.gather(1, torch.from_numpy(place))
+    return np.take_along_axis(columns, place, axis=1), chosen.amin(dim=1).float().numpy()
+
+
+def _largest(scores: torch.Tensor, count: int) -> NDArray[np.int64]:
+    """As `torch.topk(...).indices` without an order, in a third of its time."""
+    at = scores.shape[1] - count
+    return np.argpartition(scores.float().numpy(), at, axis=1)[:, at:] if at else np.argsort(scores.float().numpy(), axis=1)
 
 
 def _stacked(
@@ -163,29 +225,22 @@ def _stacked(
     return np.where(weights != 0, np.concatenate([np.empty((0, width), np.int64), *index]), 0), weights
 
 
-def _candidates(queries: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices [n, count] of the keys with the highest products, found tile by tile."""
-    best = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(keys), TILE):
-        score = queries @ keys[start : start + TILE].T
-        top, place = score.topk(min(count, score.shape[1]), dim=1, sorted=False)
-        best, index = torch.cat([best, top], dim=1), torch.cat([index, place + start], dim=1)
-        if best.shape[1] > count:
-            best, place = best.topk(count, dim=1, sorted=False)
-            index = index.gather(1, place)
-    return index
-
-
 def _rescored(
-    queries: torch.Tensor, keys: torch.Tensor, candidates: torch.Tensor
+    queries: torch.Tensor, keys: torch.Tensor, candidates: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Candidates and their scores in fp64, in descending order of score, equal ones by index."""
-    index = np.sort(candidates.numpy(), axis=1)
-    scores = np.empty(index.shape)
-    wide = queries.double().numpy()
-    for start in range(0, index.shape[1], _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        scores[:, part] = np.einsum("na,nca->nc", wide, keys.numpy()[index[:, part]].astype(np.float64))
+    index = np.sort(candidates, axis=1)
+    used = torch.zeros(len(keys), dtype=torch.bool)
+    used[torch.from_numpy(index.ravel())] = True
+    place = (used.cumsum(0) - 1)[torch.from_numpy(index.ravel())]
+    rows = keys[used].double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # sparse matrices are new to torch
+        wanted = torch.sparse_csr_tensor(
+            torch.arange(0, index.size + 1, index.shape[1]), place, torch.zeros(index.size, dtype=torch.float64),
+            (len(index), len(rows)), check_invariants=False,
+        )  # fmt: skip
+    products = torch.sparse.sampled_addmm(wanted, queries.double(), rows.T, beta=0.0)
+    scores = products.values().view(index.shape).numpy()
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(index, order, axis=1), np.take_along_axis(scores, order, axis=1)

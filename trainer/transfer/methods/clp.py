@@ -61,7 +61,7 @@ def weighted(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each row of `new` [N, A] the `width` rows of `shared` [O, A] of highest cosine, and their weights."""
     (new, _), (shared, _) = directions(new), directions(shared)
-    parts = blocks(new, 40 * len(shared), spread.block_bytes)
+    parts = blocks(new, 40 * len(shared), spread.block_bytes, spread.tasks)
     # A product costs 2 A a pair, twice that in fp64; sorting takes about as long as another 4,000.
     operations = float(len(new)) * len(shared) * (4 * new.shape[1] + 4000)
     found = list(spread(_block, parts, shared, width, operations=operations))
