@@ -51,10 +51,11 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Ite
     try:
         with _native_lines_aside():
             ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain Exception where a node of its own does not start in time
         where = f"RAY_ADDRESS={address}" if address else "ray"
         reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a token that is missing
-        raise ClusterError(f"no cluster ({reason}).", where, "Unset RAY_ADDRESS to run on this machine.") from error
+        fix = "Unset RAY_ADDRESS to run on this machine." if address else "Run it again when the machine is less busy."
+        raise ClusterError(f"no cluster ({reason}).", where, fix) from error
     try:
         _check_size(needed)
         _quieten()

@@ -253,14 +253,14 @@ def test_wechsel_is_softmax_over_the_nearest_old_tokens(problem, monkeypatch) ->
 
     old = {}
     for number, token in enumerate(canonical_tokens(problem.source)):
-        text = word_space.text_of(token)
+        text = word_space.word_of(token, source)
         vector = source.vectors([text])[0].double().numpy() if text else np.zeros(16)
         if np.linalg.norm(vector) > 0:
             old[number] = vector @ rotation / np.linalg.norm(vector @ rotation)
     ids, matrix = list(old), np.stack(list(old.values()))
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
     for place in range(0, len(rows.ids), 41):
-        v = target.vectors([word_space.text_of(problem.tokens[rows.ids[place]])])[0].double().numpy()
+        v = target.vectors([word_space.word_of(problem.tokens[rows.ids[place]], target)])[0].double().numpy()
         cosines = matrix @ (v / np.linalg.norm(v))
         best = np.sort(cosines)[::-1][: config.neighbours]
         weights = np.exp(best / config.temperature)

@@ -1,5 +1,6 @@
 """OFA, TokenAdapt and script moments against a brute-force reading of their papers; the vectors that they stand on."""
 
+import dataclasses
 import unicodedata
 
 import fsspec
@@ -78,14 +79,14 @@ def test_tokenadapt_is_the_mixture_of_pieces_and_neighbours(problem, monkeypatch
     old_tokens = canonical_tokens(problem.source)
     phi_old = {}
     for number, token in enumerate(old_tokens):
-        v = source.vectors([word_space.text_of(token) or "\0"])[0].double().numpy()
-        if word_space.text_of(token) and np.linalg.norm(v):
+        v = source.vectors([word_space.word_of(token, source) or "\0"])[0].double().numpy()
+        if word_space.word_of(token, source) and np.linalg.norm(v):
             phi_old[number] = v / np.linalg.norm(v)
     for place in range(0, len(rows.ids), 61):
         token = problem.tokens[rows.ids[place]]
         expected: dict[int, float] = {}
-        v = target.vectors([word_space.text_of(token) or "\0"])[0].double().numpy()
-        v = v / np.linalg.norm(v) if word_space.text_of(token) and np.linalg.norm(v) else None
+        v = target.vectors([word_space.word_of(token, target) or "\0"])[0].double().numpy()
+        v = v / np.linalg.norm(v) if word_space.word_of(token, target) and np.linalg.norm(v) else None
         pieces = fvt.split(problem.source, token) if share < 1 else []
         parts = []
         if pieces:
@@ -205,6 +206,14 @@ def test_of_a_store_only_the_file_itself_is_fetched() -> None:
         patch.setattr(type(fs), "get_file", lambda self, path, *a, **k: (fetched.append(path), real(self, path, *a, **k))[1])
         assert files.read("memory://vectors/a.vec").words == ["the", "of"]
     assert fetched == ["/vectors/a.vec"]
+
+
+def test_a_word_is_looked_up_as_it_is_written_and_then_in_lower_case(problem) -> None:
+    """cc.xx vectors know case: "May" is not "may" there."""
+    token = next(token for token in problem.tokens if token is not None and token.role is None and token.text())
+    for written, known, word in (("May", {"May", "may"}, "May"), ("May", {"may"}, "may"), ("MAY", set(), "may")):
+        assert word_space.word_of(dataclasses.replace(token, payload=written.encode()), known) == word
+    assert word_space.word_of(None, {"may"}) == ""
 
 
 def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Word vectors of two languages in one space, and the vectors of tokens that follow from them."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,7 +90,7 @@ def by_characters(
     tokens: list[Token | None], ids: NDArray[np.int64], vectors: Vectors
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Those of `ids` that are ordinary tokens of valid text and have a vector, and their vectors [n, A]."""
-    named = [(int(number), text_of(tokens[number])) for number in ids]
+    named = [(int(number), word_of(tokens[number], vectors)) for number in ids]
     kept = [(number, text) for number, text in named if text]
     found = vectors.vectors(text for _, text in kept)
     usable = found.norm(dim=1) > 0
@@ -124,8 +124,15 @@ def by_words(
 
 
 def text_of(token: Token | None) -> str:
-    """A token's characters as words are written here, in lower case; empty where it is not text."""
-    return "" if token is None else (token.text() or "").strip().lower()
+    """A token's characters without blanks around them; empty where it is not text."""
+    return "" if token is None else (token.text() or "").strip()
+
+
+def word_of(token: Token | None, known: Container[str]) -> str:
+    """The word that stands for a token: as it is written where `known` has it so, else in lower case, in which vectors are
+    trained here and in which the subwords of others are most frequent."""
+    text = text_of(token)
+    return text if text in known else text.lower()
 
 
 def _side(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, spread: Spread) -> Vectors:

@@ -69,7 +69,8 @@ def known(ids: NDArray[np.int64], names: list[str], vectors: Vectors) -> NDArray
 def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Vectors]:
     """What each token is called, and the vectors in which that name is looked up."""
     if config.vectors is not None:
-        return [word_space.text_of(token) for token in problem.tokens], files.read(config.vectors)
+        given = files.read(config.vectors)
+        return [word_space.word_of(token, given) for token in problem.tokens], given
     names = [_name(token, number) for number, token in enumerate(problem.tokens)]
     lines = _token_lines(problem, names)
     if config.kind == "ppmi":
