@@ -115,14 +115,15 @@ def existing(plan: Plan) -> Artifact | None:
 def writing(plan: Plan, *, resumable: bool = False) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
-    What an earlier, unfinished run left is removed first. With `resumable` it is kept if its plan was the same, and
-    an error keeps what is there for the next run; otherwise an error removes the folder.
+    What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, and an error keeps
+    what is there for the next run; otherwise an error removes the folder.
     """
-    existing(plan)
-    mark = storage.join(plan.uri, UNFINISHED)
-    if not (resumable and storage.exists(mark) and json.loads(storage.read_bytes(mark))["id"] == plan.id):
+    finished, mark = existing(plan), storage.join(plan.uri, UNFINISHED)
+    begun = storage.exists(mark) and json.loads(storage.read_bytes(mark))["id"] == plan.id
+    if not (resumable and (begun or finished)):
         storage.remove(plan.uri)
     storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind}))
+    storage.remove(storage.join(plan.uri, FINISHED))
     draft, start = Draft(plan.uri), time.perf_counter()
     try:
         yield draft

@@ -25,6 +25,8 @@ class ShardConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     length: int = 128
     """Tokens in a packed row."""
+    packing: Literal["concat", "first_fit", "best_fit"] = "concat"
+    """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
     lang: str = "und"
     """Language of documents that name none."""
     heldout: float = 0.05

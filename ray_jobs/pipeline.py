@@ -41,7 +41,7 @@ def needs_ray(config: ScionConfig) -> bool:
     Raises:
         ArtifactError: a folder holds something else.
     """
-    return any([artifact.existing(stage.plan) is None for stage in stages(config)])
+    return any([stage.finished() is None for stage in stages(config)])
 
 
 if __name__ == "__main__":

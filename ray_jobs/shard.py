@@ -1,13 +1,19 @@
 """`scion shard`: text and pairs to a new tokenizer and packed, held-out-safe shards."""
 
+from functools import partial
 from itertools import chain
+from typing import Any
 
 from rich.console import Console
 
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
+from data_pipeline.errors import UserError
+from data_pipeline.once import once
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.shards import build, corpus
+from data_pipeline.shards import build, corpus, manifest
+from data_pipeline.shards.corpus import Corpus
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
@@ -18,6 +24,8 @@ from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import fertility
 
 KIND = "shards"
+PARTS = ("rows", "heldout")
+"""Folders of packed rows, each with a manifest."""
 
 
 def plan(config: ScionConfig) -> Plan:
@@ -34,48 +42,101 @@ def plan(config: ScionConfig) -> Plan:
 
 
 def stage(config: ScionConfig) -> Stage:
-    return Stage(name="shard", plan=plan(config), fill=lambda draft, report: fill(config, draft, report))
+    own = plan(config)
+    return Stage(
+        name="shard",
+        plan=own,
+        fill=lambda draft, report: fill(config, draft, report),
+        resumable=True,
+        whole=lambda: not missing(own.uri),
+    )
+
+
+def missing(uri: str) -> list[str]:
+    """Files below a folder of shards that its manifests name and that are not there."""
+    there = set(storage.files(uri))
+    named = [f"{part}/{shard.path}" for part in PARTS for shards in manifest.load(storage.join(uri, part)).streams.values()
+             for shard in shards]  # fmt: skip
+    return [path for path in named if path not in there]
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Writes `tokenizer/`, `text/{train,heldout}/`, `rows/` and `heldout/` with their manifests."""
-    cache, settings = storage.join(draft.uri, "source"), config.shard
+    """Writes `tokenizer/`, `text/{train,heldout}/`, `rows/` and `heldout/` with their manifests.
+
+    What a killed run has finished is kept; input that cannot be used leaves nothing.
+    """
+    cache = storage.join(draft.uri, "source")
+    try:
+        manifests, text = _filled(config, draft, cache, report)
+    except UserError:
+        storage.remove(draft.uri)
+        raise
+    finally:
+        storage.remove(cache)
+    rows = manifests["rows"]
+    padding, cut = rows.share("padding"), rows.total("cut") / max(1, rows.total("documents"))
+    draft.metrics |= {
+        "documents": text.fates,
+        "rows": {name: made.total("rows") for name, made in manifests.items()},
+        "tokens": rows.total("tokens"),
+        "padding_share": padding,
+        "cut_share": cut,
+        "dataset": rows.id,
+    }
+    return (
+        f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents, "
+        f"{padding:.1%} padding, {cut:.1%} of them cut"
+    )
+
+
+def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> tuple[dict[str, Manifest], Corpus]:
+    settings, home = config.shard, storage.join(draft.uri, "tokenizer")
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
     training = pairs.load(config.pairs, cache, key="pairs")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     pairs.check_disjoint(training, testing)
-    text = corpus.build(
+    key = {"plan": plan(config).id}
+    text = Corpus.below(
+        draft.uri, once(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
+    )
+    report("train tokenizer", 0, 1)
+
+    def tokenizer() -> tuple[dict[str, Any], list[str]]:
+        texts = (line for _, line in corpus.read_texts(text.train))
+        made = train.train(source, chain(texts, training.anchors, training.positives), settings.tokenizer)
+        with storage.local_output(home) as folder:
+            made.save_pretrained(folder)
+        return {}, [storage.join("tokenizer", name) for name in storage.files(home)]
+
+    once(draft.uri, "tokenizer.json", key, tokenizer)
+    manifests = {
+        name: build.build(
+            parts, home, storage.join(draft.uri, name),
+            length=settings.length, packing=settings.packing, actors=settings.actors, progress=report.part(f"pack {name}"),
+        )
+        for name, parts in zip(PARTS, (text.train, text.heldout), strict=True)
+    }  # fmt: skip
+    heldout = [line for _, line in corpus.read_texts(text.heldout)]
+    of_both = {"source": source, "target": build.load_tokenizer(home)}
+    draft.metrics["fertility"] = {side: fertility(tokenizer, heldout) for side, tokenizer in of_both.items()}
+    return manifests, text
+
+
+def _cleaned(
+    config: ScionConfig, uri: str, cache: str, testing: pairs.Pairs, report: Reporter
+) -> tuple[dict[str, Any], list[str]]:
+    """The corpus below `uri`, and its files."""
+    settings = config.shard
+    made = corpus.build(
         documents.resolve(config.text, cache, key="text"),
         None if config.test_text is None else documents.resolve(config.test_text, cache, key="test_text"),
-        storage.join(draft.uri, "text"),
+        storage.join(uri, "text"),
         fraction=settings.heldout, lang=settings.lang, seed=config.seed, actors=settings.actors,
         forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"),
     )  # fmt: skip
-    report("train tokenizer", 0, 1)
-    texts = (line for _, line in corpus.read_texts(text.train))
-    tokenizer = train.train(source, chain(texts, training.anchors, training.positives), settings.tokenizer)
-    with storage.local_output(storage.join(draft.uri, "tokenizer")) as folder:
-        tokenizer.save_pretrained(folder)
-    manifests = {
-        name: build.build(
-            parts, storage.join(draft.uri, "tokenizer"), storage.join(draft.uri, name),
-            length=settings.length, actors=settings.actors, progress=report.part(f"pack {name}"),
-        )
-        for name, parts in (("rows", text.train), ("heldout", text.heldout))
-    }  # fmt: skip
-    storage.remove(cache)
-    heldout = [line for _, line in corpus.read_texts(text.heldout)]
-    rows = manifests["rows"]
-    draft.metrics = {
-        "documents": text.fates,
-        "fertility": {"source": fertility(source, heldout), "target": fertility(tokenizer, heldout)},
-        "rows": {name: manifest.total("rows") for name, manifest in manifests.items()},
-        "tokens": rows.total("tokens"),
-        "padding_share": rows.total("padding") / max(1, rows.total("rows") * rows.length),
-        "dataset": rows.id,
-    }
-    return f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents"
+    answer = made.relative_to(uri)
+    return answer, [*answer["train"], *answer["heldout"]]
 
 
 def main(config: ScionConfig, console: Console) -> None:

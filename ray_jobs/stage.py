@@ -45,10 +45,21 @@ class Stage:
     plan: Plan
     fill: Callable[[Draft, Reporter], str]
     resumable: bool = False
+    whole: Callable[[], bool] = lambda: True
+    """Whether a finished artefact has all its files; what it lacks is made again."""
+
+    def finished(self) -> Artifact | None:
+        """The artefact, if there is nothing left to do.
+
+        Raises:
+            ArtifactError: the folder holds something else.
+        """
+        found = artifact.existing(self.plan)
+        return found if found is not None and self.whole() else None
 
     def run(self, console: Console) -> Artifact:
         """Makes the artefact, or keeps the one that is there."""
-        found = artifact.existing(self.plan)
+        found = self.finished()
         if found is not None:
             show.kept(console, self.name)
             return found

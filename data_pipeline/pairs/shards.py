@@ -65,6 +65,7 @@ def _tokenize(job: dict[str, Any]) -> Shard:
         text_bytes=sum(len(text.encode()) for text in [*anchors, *positives]),
         padding=0,
         documents=len(table),
+        cut=0,
         sha256=sha256,
     )
 

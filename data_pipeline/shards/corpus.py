@@ -33,6 +33,19 @@ class Corpus:
     fates: dict[str, int]
     """Documents read = train + heldout + empty + duplicate + in_heldout."""
 
+    def relative_to(self, folder: str) -> dict[str, Any]:
+        """As JSON, with paths below `folder`."""
+        parts = {"train": self.train, "heldout": self.heldout}
+        return {"fates": self.fates} | {
+            name: [path.removeprefix(folder.rstrip("/") + "/") for path in paths] for name, paths in parts.items()
+        }
+
+    @staticmethod
+    def below(folder: str, content: dict[str, Any]) -> "Corpus":
+        """The inverse of `relative_to`."""
+        paths = {name: tuple(storage.join(folder, path) for path in content[name]) for name in ("train", "heldout")}
+        return Corpus(**paths, fates=content["fates"])
+
 
 def build(
     text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
@@ -79,16 +92,8 @@ def build(
 def read_texts(paths: Iterable[str]) -> Iterable[tuple[str, str]]:
     """(lang, text) of every document of a corpus file list, in order."""
     for path in paths:
-        table = format.read_groups(path, list(range(_groups(path))))
+        table = format.read_groups(path)
         yield from zip(table["lang"].to_pylist(), table["text"].to_pylist(), strict=True)
-
-
-def _groups(path: str) -> int:
-    import pyarrow.parquet as pq
-
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner) as file:
-        return int(pq.ParquetFile(file).metadata.num_row_groups)
 
 
 def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -6,18 +6,22 @@ array without a copy per row.
 
 import hashlib
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptError
+from data_pipeline.errors import CorruptError, reason
 from data_pipeline.shards.pack import Packed
 
 GROUP_ROWS = 64
-"""Rows of a row group: the unit of reading."""
+"""Rows of a row group: the unit of reading, and of checking what was read."""
+_CHECKSUMS = "scion.checksums"
+_MEND = "Remove it and run `scion shard` again: only what is missing is built."
 
 
 def text_rows(packed: Packed, vocab_size: int) -> pa.Table:
@@ -39,16 +43,20 @@ def token_ids(column: pa.ChunkedArray, length: int) -> NDArray[np.int64]:
 
 
 def write(uri: str, table: pa.Table, group_rows: int = GROUP_ROWS) -> str:
-    """Writes the file whole or not at all and returns its SHA-256."""
+    """Writes the file whole or not at all and returns its SHA-256. Its footer holds a checksum of each row group."""
+    parts = range(0, len(table), group_rows)
+    sums = ",".join(checksum(table.slice(start, group_rows), number) for number, start in enumerate(parts))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=group_rows, compression="zstd", store_schema=False)
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", store_schema=False, write_statistics=False) as writer:
+        writer.write_table(table, row_group_size=group_rows)
+        writer.add_key_value_metadata({_CHECKSUMS: sums})
     content = buffer.getvalue()
     storage.write_bytes(uri, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def read_groups(uri: str, groups: list[int]) -> pa.Table:
-    """The rows of some row groups, in the order given.
+def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
+    """The rows of some row groups, in the order given, or of all.
 
     Raises:
         CorruptError: the file is missing or not what was written.
@@ -56,6 +64,41 @@ def read_groups(uri: str, groups: list[int]) -> pa.Table:
     fs, path = storage.filesystem(uri)
     try:
         with fs.open(path) as file:
-            return pq.ParquetFile(file, page_checksum_verification=True).read_row_groups(groups)
-    except (OSError, pa.ArrowInvalid, IndexError) as error:
-        raise CorruptError(f"cannot be read ({error}).", uri, "Build the shards again with `scion shard`.") from error
+            parquet = pq.ParquetFile(file)
+            known = parquet.metadata.metadata[_CHECKSUMS.encode()].decode().split(",")
+            wanted = range(parquet.num_row_groups) if groups is None else groups
+            parts = {number: parquet.read_row_group(number) for number in wanted}
+            changed = [number for number, part in parts.items() if checksum(part, number) != known[number]]
+            whole = pa.concat_tables([parts[number] for number in wanted]) if parts else parquet.schema_arrow.empty_table()
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
+    if changed:
+        raise CorruptError(f"row group {changed[0]} is not what was written.", uri, _MEND)
+    return whole.replace_schema_metadata(None)
+
+
+def checksum(rows: pa.Table, number: int) -> str:
+    """A hash of what the rows of group `number` say, whatever Arrow's layout of them is; another group's has another."""
+    digest = hashlib.blake2b(f"{number}:{len(rows)}".encode(), digest_size=8)
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        digest.update(name.encode())
+        _update(digest, column.combine_chunks())
+    return digest.hexdigest()
+
+
+def _update(digest: Any, values: pa.Array) -> None:
+    if isinstance(values, pa.ChunkedArray):  # `combine_chunks` of no chunk
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    digest.update(np.asarray(values.is_valid()).tobytes())
+    kind = values.type
+    if pa.types.is_list(kind):
+        digest.update(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False).tobytes())
+        _update(digest, values.flatten())
+    elif pa.types.is_string(kind):
+        digest.update(pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False).tobytes())
+        digest.update("".join(pc.fill_null(values, "").to_pylist()).encode())
+    elif pa.types.is_fixed_size_binary(kind):
+        start = values.offset * kind.byte_width
+        digest.update(memoryview(values.buffers()[1])[start : start + len(values) * kind.byte_width])
+    else:
+        digest.update(pc.fill_null(values, 0).to_numpy(zero_copy_only=False).tobytes())

@@ -24,6 +24,8 @@ class Shard:
     text_bytes: int
     padding: int
     documents: int
+    cut: int
+    """Documents that lie in more than one row."""
     sha256: str
 
 
@@ -44,6 +46,10 @@ class Manifest:
     def total(self, field: str) -> int:
         """Sum of a Shard field over all shards."""
         return sum(getattr(shard, field) for shards in self.streams.values() for shard in shards)
+
+    def share(self, field: str) -> float:
+        """A Shard field's sum as a share of all places in rows."""
+        return self.total(field) / max(1, self.total("rows") * self.length)
 
     def order_streams(self, weights: dict[str, float]) -> tuple[Stream, ...]:
         """The streams as the order sees them, those with a weight only."""

@@ -1,5 +1,11 @@
-"""Packing: documents of any length into rows of one length. Pure functions on NumPy arrays."""
+"""Packing: documents of any length into rows of one length. Pure functions on NumPy arrays.
 
+`concat_split` wastes no place and cuts about one document a row. First-fit and best-fit (Johnson et al., SIAM J. Comput. 1974)
+cut only documents that are longer than a row and leave some places empty: `Packed` says how many of either.
+"""
+
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,18 +14,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """N rows of L tokens. All but the last row are full; `n_tokens[i]` of row i are text, the rest is padding."""
+    """N rows of L tokens; `n_tokens[i]` of row i are text, the rest is padding."""
 
     ids: NDArray[np.uint32]
     """[N, L]"""
     n_tokens: NDArray[np.int32]
     """[N]"""
     doc_starts: list[NDArray[np.int32]]
-    """For each row the places at which a document begins."""
+    """For each row the places at which a document begins, or what is left of one that began in another row."""
+    cut: int
+    """Documents that lie in more than one row."""
 
     @property
     def padding(self) -> int:
         return int(self.ids.size - self.n_tokens.sum())
+
+
+Packing = Callable[[list[NDArray[np.uint32]], int, int], Packed]
 
 
 def concat_split(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
@@ -37,11 +48,88 @@ def concat_split(documents: list[NDArray[np.uint32]], length: int, pad: int) -> 
     n_tokens = np.full(rows, length, np.int32)
     if rows:
         n_tokens[-1] = len(flat) - (rows - 1) * length
-    starts = np.cumsum([0, *map(len, documents[:-1])]) if documents else np.empty(0, np.int64)
+    bounds = np.cumsum([0, *map(len, documents)])
+    starts = bounds[:-1]
     row_of = starts // length
     cuts = np.searchsorted(row_of, np.arange(1, rows)) if rows else np.empty(0, np.int64)
     places = np.split((starts % length).astype(np.int32), cuts)
-    return Packed(ids=ids.reshape(rows, length), n_tokens=n_tokens, doc_starts=places[:rows])
+    cut = int((row_of != (bounds[1:] - 1) // length).sum())
+    return Packed(ids=ids.reshape(rows, length), n_tokens=n_tokens, doc_starts=places[:rows], cut=cut)
+
+
+def first_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
+    """Each document, in order, into the first row that has room for it; what is longer than a row is cut first.
+
+    The first row with room is found in a tree of maxima: O(log rows) a document.
+    """
+    pieces = _pieces(documents, length)
+    leaves = 1 << max(0, len(pieces) - 1).bit_length()
+    room = [length] * (2 * leaves)
+    rows = np.empty(len(pieces), np.int64)
+    for number, piece in enumerate(pieces):
+        node = 1
+        while node < leaves:
+            node = 2 * node if room[2 * node] >= len(piece) else 2 * node + 1
+        rows[number] = node - leaves
+        room[node] -= len(piece)
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return _filled(pieces, rows, documents, length, pad)
+
+
+def best_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
+    """Each document, in order, into the fullest row that has room for it, the first of equally full ones.
+
+    Rows are kept by their room, and the rooms that occur as the bits of one number.
+    """
+    pieces = _pieces(documents, length)
+    by_room: list[list[int]] = [[] for _ in range(length + 1)]
+    occurring, opened = 0, 0
+    rows = np.empty(len(pieces), np.int64)
+    for number, piece in enumerate(pieces):
+        fitting = occurring >> len(piece)
+        if fitting:
+            room = len(piece) + (fitting & -fitting).bit_length() - 1
+            row = heapq.heappop(by_room[room])
+            occurring &= ~(1 << room) if not by_room[room] else -1
+        else:
+            row, room, opened = opened, length, opened + 1
+        rows[number] = row
+        heapq.heappush(by_room[room - len(piece)], row)
+        occurring |= 1 << (room - len(piece))
+    return _filled(pieces, rows, documents, length, pad)
+
+
+PACKINGS: dict[str, Packing] = {"concat": concat_split, "first_fit": first_fit, "best_fit": best_fit}
+
+
+def _pieces(documents: list[NDArray[np.uint32]], length: int) -> list[NDArray[np.uint32]]:
+    return [document[start : start + length] for document in documents for start in range(0, len(document), length)]
+
+
+def _filled(
+    pieces: list[NDArray[np.uint32]], row_of: NDArray[np.int64], documents: list[NDArray[np.uint32]], length: int, pad: int
+) -> Packed:
+    """Rows with their pieces behind each other, in the order in which they came."""
+    rows = int(row_of.max(initial=-1)) + 1
+    order = np.argsort(row_of, kind="stable")
+    sizes = np.array([len(pieces[number]) for number in order], np.int64)
+    ends = np.cumsum(sizes)
+    n_tokens = np.bincount(row_of, weights=[len(piece) for piece in pieces], minlength=rows).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(n_tokens)])[row_of[order]]
+    place = ends - sizes - before
+    ids = np.full(rows * length, pad, np.uint32)
+    if pieces:
+        target = np.repeat(row_of[order] * length + place - (ends - sizes), sizes) + np.arange(int(sizes.sum()))
+        ids[target] = np.concatenate([pieces[number] for number in order])
+    cuts = np.searchsorted(row_of[order], np.arange(1, rows)) if rows else np.empty(0, np.int64)
+    return Packed(
+        ids=ids.reshape(rows, length),
+        n_tokens=n_tokens.astype(np.int32),
+        doc_starts=np.split(place.astype(np.int32), cuts)[:rows],
+        cut=sum(len(document) > length for document in documents),
+    )
 
 
 def segments(doc_starts: NDArray[np.int32], n_tokens: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

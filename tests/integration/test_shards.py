@@ -21,7 +21,8 @@ def quiet(done: int, total: int) -> None:
 def made(path: list[str], folder: str, source_folder: str, actors: int, **changes) -> manifest.Manifest:  # type: ignore[no-untyped-def]
     settings = {"fraction": 0.1, "lang": "el", "seed": 0, "forbidden": ()} | changes
     text = corpus.build(path, None, f"{folder}/text", actors=actors, progress=quiet, **settings)
-    return build.build(text.train, source_folder, f"{folder}/rows", length=32, actors=actors, progress=quiet)
+    return build.build(text.train, source_folder, f"{folder}/rows", length=32, packing="concat", actors=actors,
+                       progress=quiet)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,6 +42,26 @@ def test_the_same_bytes_for_one_and_three_actors(jsonl, tmp_path, source_folder,
     assert set(first.streams) == {"el", "grc"}
     for name in storage.files(str(tmp_path / "one")):
         assert storage.read_bytes(str(tmp_path / "one" / name)) == storage.read_bytes(str(tmp_path / "three" / name)), name
+
+
+def test_what_is_finished_is_kept_and_what_is_corrupt_or_missing_is_built_again(
+    jsonl, tmp_path, source_folder, monkeypatch
+) -> None:
+    monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
+    first = made([jsonl], str(tmp_path / "run"), source_folder, actors=2)
+    rows = tmp_path / "run" / "rows"
+    content = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(rows.glob("*/*.parquet"))}
+    flipped, gone, torn, *intact = content
+    flipped.write_bytes(bytes([*content[flipped][0][:-3], content[flipped][0][-3] ^ 1, *content[flipped][0][-2:]]))
+    gone.unlink()
+    torn.write_bytes(content[torn][0][:100])
+    (rows / "manifest.json").unlink()
+    assert made([jsonl], str(tmp_path / "run"), source_folder, actors=1) == first
+    assert {path: path.read_bytes() for path in content} == {path: old for path, (old, _) in content.items()}
+    redone = {path for path in content if path.stat().st_mtime_ns != content[path][1]}
+    # A corpus file makes a shard of each of its languages, so these three are done again with their sisters.
+    assert {path.name for path in redone} == {path.name for path in (flipped, gone, torn)}
+    assert intact
 
 
 def test_units_cover_every_line_once(jsonl, monkeypatch) -> None:
@@ -63,14 +84,15 @@ def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source
     assert 0.1 < len(heldout) / len(greek) < 0.3
     assert not set(train) & set(heldout)
     assert not any(line in document.split("\n") for document in train)
-    found = build.build(text.train, source_folder, str(tmp_path / "rows"), length=32, actors=1, progress=quiet)
+    found = build.build(text.train, source_folder, str(tmp_path / "rows"), length=32, packing="concat", actors=1,
+                        progress=quiet)  # fmt: skip
     tokenizer = tokenizers.load(source_folder)
     ids = []
     for shards in found.streams.values():
         for shard in shards:
             path = str(tmp_path / "rows" / shard.path)
             assert storage.fingerprint(path) == shard.sha256
-            table = format.read_groups(path, list(range(len(manifest.group_sizes(shard.rows)))))
+            table = format.read_groups(path)
             rows = format.token_ids(table["input_ids"], 32)
             ids += [int(t) for row, n in zip(rows, table["n_tokens"].to_pylist(), strict=True) for t in row[:n]]
     by_language = sorted(corpus.read_texts(text.train), key=lambda pair: pair[0])

@@ -1,6 +1,6 @@
 """Word vectors of two languages in one space, and the vectors of tokens that follow from them."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,7 +128,7 @@ def text_of(token: Token | None) -> str:
     return "" if token is None else (token.text() or "").strip()
 
 
-def word_of(token: Token | None, known: Container[str]) -> str:
+def word_of(token: Token | None, known: Vectors | Set[str]) -> str:
     """The word that stands for a token: as it is written where `known` has it so, else in lower case, in which vectors are
     trained here and in which the subwords of others are most frequent."""
     text = text_of(token)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_pipeline.finding import Finding
 from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, script, vocabulary_hash
 from trainer.transfer import apply
 from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
@@ -31,21 +32,6 @@ class Side:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The outcome of a check."""
-
-    check: str
-    said: str
-    """What was compared, or what is wrong."""
-    failures: tuple[str, ...] = ()
-    """Rows or ids that fail, as many as a reader can use; none if all is well."""
-
-    @property
-    def ok(self) -> bool:
-        return not self.failures
 
 
 def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) -> list[Finding]:

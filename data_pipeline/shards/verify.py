@@ -1,0 +1,55 @@
+"""Whether packed shards are what their manifest says, to the last byte."""
+
+from data_pipeline import storage
+from data_pipeline.errors import ScionError
+from data_pipeline.finding import Finding
+from data_pipeline.once import digest
+from data_pipeline.shards import format
+from data_pipeline.shards.build import fingerprint, load_tokenizer
+from data_pipeline.shards.manifest import Manifest, Shard
+
+_LISTED = 20
+
+
+def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]:
+    """Every file against its SHA-256, every row group against its checksum, every count, and the tokenizer."""
+    shards = [shard for part in manifest.streams.values() for shard in part]
+    wrong = {shard.path: said for shard in shards if (said := _shard(folder, shard))}
+    known = {shard.path for shard in shards}
+    there = {path for path in storage.files(folder) if path.endswith(".parquet")}
+    rows, size = manifest.total("rows"), len(shards)
+    return [
+        _finding("files", f"{size:,} shards, {rows:,} rows", [f"{path}: {said}" for path, said in wrong.items()]),
+        _finding("no other shards", "what lies there is in the manifest", sorted(there - known)),
+        _tokenizer(manifest, tokenizer_uri),
+    ]
+
+
+def _shard(folder: str, shard: Shard) -> str:
+    """What is wrong with a shard; empty if nothing is."""
+    uri = storage.join(folder, shard.path)
+    if not storage.exists(uri):
+        return "missing"
+    changed = digest(uri) != shard.sha256
+    try:
+        table = format.read_groups(uri)
+    except ScionError as error:
+        return error.what
+    if changed:
+        return "other bytes than were written, in places that are not read"
+    if len(table) != shard.rows or ("n_tokens" in table.column_names and sum(table["n_tokens"].to_pylist()) != shard.tokens):
+        return f"{len(table):,} rows where the manifest has {shard.rows:,}, or other token counts"
+    return ""
+
+
+def _tokenizer(manifest: Manifest, uri: str) -> Finding:
+    try:
+        same = fingerprint(load_tokenizer(uri)) == manifest.tokenizer
+    except ScionError as error:
+        return _finding("tokenizer", "", [str(error)])
+    return _finding("tokenizer", "the one that the rows were made with", [] if same else ["it is another one"])
+
+
+def _finding(check: str, said: str, failures: list[str]) -> Finding:
+    more = [f"and {len(failures) - _LISTED:,} more"] if len(failures) > _LISTED else []
+    return Finding(check=check, said=said, failures=(*failures[:_LISTED], *more))

@@ -1,0 +1,49 @@
+"""Work that was finished is not done again, and work whose files changed is."""
+
+import json
+
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.once import once
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path) -> str:
+    if request.param == "local":
+        return str(tmp_path)
+    storage.remove("memory://test-once")
+    return "memory://test-once"
+
+
+def test_finished_work_is_kept_until_its_key_or_its_files_change(folder: str) -> None:
+    done = []
+
+    def make() -> tuple[dict, list[str]]:
+        done.append(1)
+        storage.write_bytes(storage.join(folder, "a", "data"), b"abc")
+        return {"rows": len(done)}, ["a/data"]
+
+    def answer(**key: int) -> int:
+        return once(folder, "record.json", key, make)["rows"]
+
+    assert [answer(x=1), answer(x=1)] == [1, 1]
+    assert answer(x=2) == 2
+    storage.write_bytes(storage.join(folder, "a", "data"), b"abd")
+    assert [answer(x=2), answer(x=2)] == [3, 3]
+    storage.remove(storage.join(folder, "a", "data"))
+    assert answer(x=2) == 4
+    record = storage.join(folder, "record.json")
+    for torn in (b"", storage.read_bytes(record)[:-9], b"[]", json.dumps({"key": {"x": 2}}).encode()):
+        storage.write_bytes(record, torn)
+        before = len(done)
+        assert answer(x=2) == before + 1
+
+
+def test_work_that_fails_leaves_no_record(folder: str) -> None:
+    def make() -> tuple[dict, list[str]]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        once(folder, "record.json", {}, make)
+    assert not storage.exists(storage.join(folder, "record.json"))
