@@ -1,6 +1,5 @@
 """Work that is not done twice: what a killed run had finished is kept when its files are still what they were."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,15 +24,10 @@ def once(
         return dict(found["answer"])
     storage.remove(record)
     answer, files = make()
-    hashes = {path: digest(storage.join(folder, path)) for path in files}
+    hashes = {path: storage.sha256(storage.join(folder, path)) for path in files}
     content = {"key": dict(key), "files": hashes, "answer": answer}
     storage.write_bytes(record, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return answer
-
-
-def digest(uri: str) -> str:
-    """SHA-256 of a file's content, wherever it is."""
-    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def _read(record: str) -> dict[str, Any] | None:
@@ -48,4 +42,4 @@ def _read(record: str) -> dict[str, Any] | None:
 
 def _same(folder: str, path: str, known: str) -> bool:
     uri = storage.join(folder, path)
-    return storage.exists(uri) and digest(uri) == known
+    return storage.exists(uri) and storage.sha256(uri) == known

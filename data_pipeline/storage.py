@@ -99,6 +99,16 @@ def fingerprint(uri: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256(uri: str) -> str:
+    """SHA-256 of a file's content, wherever it is."""
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def folder_fingerprint(uri: str) -> str:
     """Changes when a file below the folder changes, comes or goes."""
     digest = hashlib.sha256()

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline import storage
 from data_pipeline.artifact import Plan
 from data_pipeline.feed.planned import PlannedRows
 from data_pipeline.order.plan import OrderPlan
@@ -12,8 +13,9 @@ from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter, watched
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout
-from trainer.engine.launch import fit
+from trainer.engine.launch import WORKING, fit
 from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
 from trainer.engine.tasks import Task
 
 
@@ -42,6 +44,7 @@ def train(
             rows=rows,
             heldout=heldout,
             export_uri=plan.uri,
+            store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints),
             identity=plan.id,
             threads=max(1, int(config.worker_cpus)),
             progress=board,

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import storage
-from data_pipeline.once import digest, once
+from data_pipeline.once import once
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
 from data_pipeline.shards.corpus import read_texts
@@ -75,7 +75,7 @@ def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, 
         shards = {lang: _pack_language(job, lang, texts, tokenizer) for lang, texts in sorted(by_language.items())}
         return {lang: asdict(shard) for lang, shard in shards.items()}, [shard.path for shard in shards.values()]
 
-    key = {"text": digest(job["path"]), "tokenizer": fingerprint(tokenizer)}
+    key = {"text": storage.sha256(job["path"]), "tokenizer": fingerprint(tokenizer)}
     key |= {name: job[name] for name in ("length", "packing")}
     return once(job["folder"], f"{job['name']}.json", key, make)
 

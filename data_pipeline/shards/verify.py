@@ -3,7 +3,6 @@
 from data_pipeline import storage
 from data_pipeline.errors import ScionError
 from data_pipeline.finding import Finding
-from data_pipeline.once import digest
 from data_pipeline.shards import format
 from data_pipeline.shards.build import fingerprint, load_tokenizer
 from data_pipeline.shards.manifest import Manifest, Shard
@@ -30,7 +29,7 @@ def _shard(folder: str, shard: Shard) -> str:
     uri = storage.join(folder, shard.path)
     if not storage.exists(uri):
         return "missing"
-    changed = digest(uri) != shard.sha256
+    changed = storage.sha256(uri) != shard.sha256
     try:
         table = format.read_groups(uri)
     except ScionError as error:

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import CorruptError, DataOrderError
+from data_pipeline.errors import DataOrderError
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.feed.reader import check_received
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.order.plan import OrderPlan
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.manifest import Manifest
-from trainer.engine import checkpoint
 from trainer.engine.config import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
@@ -33,7 +33,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) 
         [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),
         progress=lambda done, total: None,
     )  # fmt: skip
-    build.build(text.train, source_folder, str(folder / "rows"), length=32, actors=1, progress=lambda done, total: None)
+    build.build(text.train, source_folder, str(folder / "rows"), length=32, packing="concat", actors=1,
+                progress=lambda done, total: None)  # fmt: skip
     return str(folder / "rows"), manifest.load(str(folder / "rows"))
 
 
@@ -49,7 +50,7 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, **c
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
-        progress=None,
+        progress=None, store=Store(f"{folder}/checkpoints", 3),
     )  # fmt: skip
     result = fit(run, workers=workers, worker_cpus=1, gpu=False, storage_uri=folder)
     return [entry["loss"] for entry in result["history"]]
@@ -132,27 +133,6 @@ def test_rows_that_were_not_planned_are_refused(shards) -> None:
         check_received(feed.expected(0), first.take(list(reversed(range(len(first))))), 0)
     with pytest.raises(DataOrderError, match="nothing"):
         check_received(feed.expected(0), first.slice(0, 3), 0)
-
-
-def test_a_changed_checkpoint_is_refused(tmp_path) -> None:
-    class Engine:
-        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-            os.makedirs(f"{folder}/{tag}")
-            with open(f"{folder}/{tag}/weights.pt", "wb") as file:
-                file.write(b"weights")
-
-        def load_checkpoint(self, folder: str, tag: str) -> None:
-            raise AssertionError("must not be reached")
-
-    checkpoint.save(Engine(), checkpoint.RunState(next_step=3, identity="a"), str(tmp_path), 0, 1)
-    checkpoint.verify(str(tmp_path), 1)
-    with pytest.raises(CorruptError, match="another run"):
-        checkpoint.load(Engine(), str(tmp_path), 1, "b")
-    with pytest.raises(CorruptError, match="rank 1 is missing"):
-        checkpoint.verify(str(tmp_path), 2)
-    (tmp_path / "ds" / "weights.pt").write_bytes(b"weightz")
-    with pytest.raises(CorruptError, match=r"weights\.pt"):
-        checkpoint.load(Engine(), str(tmp_path), 1, "a")
 
 
 def test_a_bad_learning_rate_ends_with_a_reason(shards, source_folder: str, tmp_path) -> None:

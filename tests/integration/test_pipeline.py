@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: 
     command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]
     running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        _wait_for(copy.output / "pretrain" / "checkpoints", "step_*/state.json", running)
+        _wait_for(copy.output / "pretrain" / "checkpoints", "step_*/COMMITTED", running)
         children = psutil.Process(running.pid).children(recursive=True)
     finally:
         running.kill()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -11,8 +11,8 @@ from data_pipeline.errors import ScionError, TrainingError
 from data_pipeline.feed.planned import PlannedData
 from trainer.engine.loop import TrainRun, train_worker
 
-WORKING = "checkpoints"
-"""Folder below the artefact that holds checkpoints while the run goes on."""
+WORKING, RAYS = "checkpoints", "ray"
+"""Folders below the artefact while the run goes on: our checkpoints, and what Ray Train notes of its own."""
 
 
 def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_uri: str) -> dict[str, Any]:
@@ -29,10 +29,9 @@ def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_u
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": worker_cpus} | ({"GPU": 1} if gpu else {})
         ),
         run_config=RunConfig(
-            name=WORKING,
+            name=RAYS,
             storage_path=storage_uri,
             failure_config=FailureConfig(max_failures=run.config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=run.config.keep_checkpoints),
         ),
         datasets={"train": run.rows},
         dataset_config=PlannedData(),
@@ -41,7 +40,8 @@ def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_u
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _reason(error) from error
-    storage.remove(storage.join(storage_uri, WORKING))
+    for folder in (run.store.uri, storage.join(storage_uri, RAYS)):
+        storage.remove(folder)
     return dict(result.return_value)
 
 

@@ -1,11 +1,9 @@
 """The training loop of one worker: next rows, forward, backward, step, save. All that varies is in task and config."""
 
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -18,6 +16,7 @@ from trainer.engine.config import TrainConfig
 from trainer.engine.guards import check_finite
 from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.setup import engine_for, weights_of
+from trainer.engine.store import Store
 from trainer.engine.tasks import Batch, Task
 
 
@@ -30,6 +29,7 @@ class TrainRun:
     rows: PlannedRows
     heldout: Heldout | None
     export_uri: str
+    store: Store
     identity: str
     threads: int
     progress: Any
@@ -45,7 +45,7 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
     feed: RankFeed = ray.train.get_dataset_shard("train")
     accumulation = run.rows.plan.micro_steps(world, run.rows.micro)
     engine = engine_for(run.task.module(), run.config, accumulation)
-    state = _restored(engine, run, world)
+    state = checkpoint.restore(engine, run.store, run.identity)
     _evaluate(engine, run, state, rank, world)
     collate = run.task.collator()
     engine.train()
@@ -66,7 +66,7 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
             run.progress.update.remote(step + 1, run.config.steps, f"loss {loss:.3f}")
         _evaluate(engine, run, state, rank, world)
         if state.next_step % run.config.checkpoint_steps == 0 and state.next_step < run.config.steps:
-            _commit(engine, state, rank, world)
+            checkpoint.save(engine, state, run.store)
     weights = weights_of(engine, run.config.zero_stage)
     if rank == 0:
         run.task.export(weights, run.export_uri)
@@ -105,25 +105,3 @@ def _step(engine: Any, batches: list[Batch], world: int) -> tuple[float, float |
     dist.all_reduce(totals[:1])
     norm = engine.get_global_grad_norm()
     return float(totals[0] / totals[1].clamp_min(1)), None if norm is None else float(norm)
-
-
-def _restored(engine: Any, run: TrainRun, world: int) -> RunState:
-    """The state to go on from: the newest checkpoint that Ray Train has committed, or the beginning."""
-    committed = ray.train.get_checkpoint()
-    if committed is None:
-        return RunState(identity=run.identity)
-    with committed.as_directory() as folder:
-        return checkpoint.load(engine, folder, world, run.identity)
-
-
-def _commit(engine: Any, state: RunState, rank: int, world: int) -> None:
-    """Saves every rank's part and reports it; the name is new for every attempt, so that two never mix."""
-    stamp = [f"{time.time_ns():x}"]
-    dist.broadcast_object_list(stamp)
-    with tempfile.TemporaryDirectory(prefix="scion-checkpoint-") as folder:
-        checkpoint.save(engine, state, folder, rank, world)
-        ray.train.report(
-            {"step": state.next_step, "loss": state.history[-1]["loss"]},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step_{state.next_step:09d}-w{world}-{stamp[0]}",
-        )

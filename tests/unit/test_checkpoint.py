@@ -1,0 +1,114 @@
+"""What a run does about checkpoints that cannot be saved, or are not what was saved."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from data_pipeline.errors import CorruptError, TrainingError
+from trainer.engine import checkpoint
+from trainer.engine.checkpoint import RunState
+from trainer.engine.store import BAD, Store
+
+
+class Writer:
+    def save(self, content: Any, path: str) -> None:
+        raise AssertionError("DeepSpeed must not write by itself")
+
+
+class Engine:
+    """DeepSpeed's engine as far as checkpoints go: one number."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value, self.checkpoint_engine = value, Writer()
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        self.checkpoint_engine.save({"value": torch.tensor(self.value)}, os.path.join(folder, tag, "states.pt"))
+
+    def load_checkpoint(self, folder: str, tag: str) -> None:
+        self.value = float(torch.load(os.path.join(folder, tag, "states.pt"))["value"])
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "checkpoints"), keep=3)
+
+
+def saved(store: Store, *steps: int) -> RunState:
+    state = RunState(identity="a")
+    for step in steps:
+        state.next_step = step
+        checkpoint.save(Engine(step / 10), state, store)
+    return state
+
+
+def test_a_run_goes_on_from_the_newest(store: Store) -> None:
+    engine = Engine()
+    assert checkpoint.restore(engine, store, "a") == RunState(identity="a")
+    saved(store, 2, 4)
+    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert engine.value == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("path", ["ds/states.pt", "state.json", "manifest-00000.json", "COMMITTED"])
+def test_of_a_checkpoint_that_changed_the_one_before_is_taken(store: Store, path: str) -> None:
+    saved(store, 2, 4, 6)
+    newest = Path(store.uri, store.usable()[0])
+    (newest / path).write_bytes((newest / path).read_bytes()[:-2])
+    engine = Engine()
+    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert engine.value == pytest.approx(0.4)
+    assert path in json.loads((newest / BAD).read_text())["why"]
+    assert len(store.usable()) == 2
+
+
+def test_with_no_checkpoint_intact_the_run_does_not_silently_begin_again(store: Store) -> None:
+    saved(store, 2, 4)
+    for name in store.usable():
+        os.remove(Path(store.uri, name, "ds", "states.pt"))
+    with pytest.raises(CorruptError, match="no checkpoint is intact"):
+        checkpoint.restore(Engine(), store, "a")
+
+
+def test_another_run_s_checkpoint_is_refused(store: Store) -> None:
+    saved(store, 2)
+    with pytest.raises(CorruptError, match="another run"):
+        checkpoint.restore(Engine(), store, "b")
+
+
+def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_intact(store: Store, monkeypatch) -> None:
+    state = saved(store, 2)
+    before = sorted(Path(store.uri).rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full)
+        for _ in range(2):
+            state.next_step += 1
+            checkpoint.save(Engine(), state, store)
+        assert sorted(Path(store.uri).rglob("*")) == before
+    state.next_step += 1
+    checkpoint.save(Engine(0.7), state, store)
+    assert state.missed == []
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    for _ in range(2):
+        checkpoint.save(Engine(), state, store)
+    with pytest.raises(TrainingError, match=r"3 checkpoints in a row could not be saved \(rank 0: .*No space left"):
+        checkpoint.save(Engine(), state, store)
+    engine = Engine()
+    assert checkpoint.restore(engine, store, "a").next_step == 5
+    assert engine.value == pytest.approx(0.7)
+
+
+def full(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")

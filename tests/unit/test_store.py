@@ -1,0 +1,139 @@
+"""A checkpoint is there as a whole or not at all, whatever happens while it is written and afterwards."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptError
+from trainer.engine import store as stores
+from trainer.engine.store import BAD, COMMITTED, Store, new_name, step_of
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "checkpoints"), keep=3)
+    storage.remove("memory://test-store")
+    return Store("memory://test-store", keep=3)
+
+
+def write(store: Store, step: int, ranks: int = 2, commit: bool = True) -> str:
+    name = new_name(step, ranks)
+    for rank in range(ranks):
+        with store.part(name, rank) as folder:
+            os.makedirs(f"{folder}/ds")
+            Path(folder, "ds", f"optimizer-{rank}.pt").write_bytes(bytes([step, rank]) * 50)
+            if rank == 0:
+                Path(folder, "state.json").write_text(f'{{"next_step": {step}}}')
+    if commit:
+        store.commit(name, ranks)
+    return name
+
+
+def test_the_newest_committed_is_taken_and_older_ones_go(store: Store) -> None:
+    names = [write(store, step) for step in (2, 4, 6, 8)]
+    write(store, 10, commit=False)
+    assert store.usable() == names[:0:-1]
+    assert step_of(store.usable()[0]) == 8
+    store.checked(names[-1])
+    with store.local(names[-1]) as folder:
+        assert Path(folder, "ds", "optimizer-1.pt").read_bytes() == bytes([8, 1]) * 50
+    last = write(store, 12)
+    assert {path.split("/")[0] for path in storage.files(store.uri)} == {*names[2:], last}
+
+
+def test_a_part_that_is_missing_is_not_committed(store: Store) -> None:
+    name = new_name(3, 2)
+    with store.part(name, 0) as folder:
+        Path(folder, "a").write_bytes(b"a")
+    with pytest.raises(CorruptError, match="rank 1 is missing"):
+        store.commit(name, 2)
+    assert store.usable() == []
+
+
+def test_a_bad_one_is_passed_over_and_counts_for_no_other(store: Store) -> None:
+    first, second = write(store, 2), write(store, 4)
+    store.mark_bad(second, "torn")
+    assert store.usable() == [first]
+    third = write(store, 4)
+    assert store.usable() == [third, first]
+    assert second != third
+
+
+class Crashed(BaseException):
+    pass
+
+
+def test_a_crash_after_any_write_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call that changes the disk is the last one in turn."""
+    calls = [(storage, "write_bytes"), (storage, "remove"), (stores.shutil, "move"), (stores.os, "makedirs")]
+    real = {name: getattr(module, name) for module, name in calls}
+    points = 0
+    while True:
+        points += 1
+        store = Store(str(tmp_path / str(points)), keep=1)
+        old = write(store, 2)
+        left = [points]
+
+        def counted(name: str, *args: object, left: list[int] = left, **kwargs: object) -> object:
+            left[0] -= 1
+            last = left[0] == 0
+            answer = real[name](*args, **kwargs)
+            if last:
+                raise Crashed
+            return answer
+
+        with monkeypatch.context() as patch:
+            for module, name in calls:
+                patch.setattr(module, name, lambda *args, name=name, **kwargs: counted(name, *args, **kwargs))
+            try:
+                write(store, 4)
+            except Crashed:
+                ended = False
+            else:
+                ended = True
+        usable = store.usable()
+        assert usable
+        store.checked(usable[0])
+        assert step_of(usable[0]) in (2, 4)
+        assert step_of(usable[0]) == 4 or usable == [old]
+        if ended:
+            break
+    assert points > 16
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), keep=3)
+    name = write(store, 7)
+    files, draw = storage.files(f"{tmp_path}/{name}"), random.Random(0)
+    for _ in range(1000):
+        path = tmp_path / name / draw.choice(files)
+        content = bytearray(path.read_bytes())
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(CorruptError):
+            store.checked(name)
+        path.write_bytes(content)
+    store.checked(name)
+
+
+def test_ranks_check_shares_that_cover_all_files(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), keep=3)
+    name = write(store, 7, ranks=3)
+    for path in storage.files(f"{tmp_path}/{name}"):
+        if path.endswith((COMMITTED, BAD)) or "manifest" in path:
+            continue
+        whole = (tmp_path / name / path).read_bytes()
+        (tmp_path / name / path).write_bytes(whole[:-1])
+        caught = 0
+        for rank in range(3):
+            try:
+                store.checked(name, rank, 3)
+            except CorruptError:
+                caught += 1
+        assert caught == 1, path
+        (tmp_path / name / path).write_bytes(whole)

@@ -1,0 +1,146 @@
+"""Checkpoints in storage: each is there as a whole or not at all.
+
+A checkpoint is a folder that nobody writes to twice: its name holds the step, the number of workers and a stamp of the
+attempt, so that files of two attempts never mix. Every rank puts its files there and a manifest of their hashes; `COMMITTED`
+comes last and holds the hashes of the manifests. A folder without it does not count. One that fails its hashes is marked
+`BAD` and the one before is taken; older ones are removed only after a newer one is committed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptError
+
+COMMITTED, BAD = "COMMITTED", "BAD"
+_PART = ".rank-"
+"""Begins the names of folders in which ranks write; one that was killed leaves its own."""
+_NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
+
+
+def new_name(step: int, world: int) -> str:
+    """A folder's name that no other attempt has."""
+    return f"step_{step:09d}-w{world}-{time.time_ns():x}"
+
+
+def step_of(name: str) -> int:
+    return int(name[5:14])
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The checkpoints of a run, below `uri`."""
+
+    uri: str
+    keep: int
+
+    def usable(self) -> list[str]:
+        """Committed checkpoints that nothing is known against, the newest first."""
+        there = storage.files(self.uri)
+        marks = {mark: {path.split("/")[0] for path in there if path.endswith("/" + mark)} for mark in (COMMITTED, BAD)}
+        found = [name for name in marks[COMMITTED] - marks[BAD] if _NAME.fullmatch(name)]
+        return sorted(found, key=lambda name: (step_of(name), name.rpartition("-")[2]), reverse=True)
+
+    @contextmanager
+    def part(self, name: str, rank: int) -> Iterator[str]:
+        """A local folder for the files of one rank; they are in the checkpoint when the block ends without an error.
+
+        Beside the checkpoint where that is local, so that nothing is copied.
+        """
+        home = storage.filesystem(self.uri)[1] if storage.is_local(self.uri) else None
+        if home is not None:
+            os.makedirs(home, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{_PART}{rank:05d}-", dir=home) as folder:
+            yield folder
+            hashes = {path: _hashed(os.path.join(folder, path)) for path in storage.files(folder)}
+            for path in hashes:
+                self._move(os.path.join(folder, path), storage.join(name, path))
+            self._write(name, _manifest(rank), hashes)
+
+    def commit(self, name: str, world: int) -> None:
+        """Makes the checkpoint count, then removes older ones beyond `keep`, and what was never committed.
+
+        Raises:
+            CorruptError: the part of a rank is missing.
+        """
+        hashes = {}
+        for rank in range(world):
+            uri = storage.join(self.uri, name, _manifest(rank))
+            if not storage.exists(uri):
+                raise CorruptError(f"the part of rank {rank} is missing.", storage.join(self.uri, name))
+            hashes[_manifest(rank)] = storage.sha256(uri)
+        self._write(name, COMMITTED, hashes)
+        kept = set(self.usable()[: self.keep])
+        for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
+            if other.startswith(_PART) or (_NAME.fullmatch(other) and step_of(other) <= step_of(name)):
+                storage.remove(storage.join(self.uri, other))
+
+    def drop(self, name: str) -> None:
+        storage.remove(storage.join(self.uri, name))
+
+    def mark_bad(self, name: str, why: str) -> None:
+        """Keeps the checkpoint from being taken again."""
+        self._write(name, BAD, {"why": why})
+
+    def checked(self, name: str, share: int = 0, of: int = 1) -> None:
+        """Compares files with their hashes: all of them, or every `of`-th from `share` on.
+
+        Raises:
+            CorruptError: names the file that is missing or changed.
+        """
+        hashes = dict(self._read(name, COMMITTED))
+        files = dict(hashes)
+        for manifest, known in hashes.items():
+            self._compare(name, manifest, known)
+            files |= self._read(name, manifest)
+        for path in sorted(files)[share::of]:
+            self._compare(name, path, files[path])
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[str]:
+        """A local folder with the checkpoint."""
+        with storage.local_copy(storage.join(self.uri, name)) as folder:
+            yield folder
+
+    def _compare(self, name: str, path: str, known: str) -> None:
+        uri = storage.join(self.uri, name, path)
+        if not storage.exists(uri) or storage.sha256(uri) != known:
+            raise CorruptError("missing or changed since it was written.", uri)
+
+    def _move(self, local: str, path: str) -> None:
+        fs, target = storage.filesystem(storage.join(self.uri, path))
+        if storage.is_local(self.uri):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.move(local, target)
+        else:
+            fs.put_file(local, target)
+
+    def _write(self, name: str, path: str, content: dict[str, Any]) -> None:
+        storage.write_bytes(storage.join(self.uri, name, path), json.dumps(content, indent=1, sort_keys=True).encode())
+
+    def _read(self, name: str, path: str) -> dict[str, str]:
+        uri = storage.join(self.uri, name, path)
+        try:
+            return {str(path): str(known) for path, known in json.loads(storage.read_bytes(uri)).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise CorruptError("missing or changed since it was written.", uri) from error
+
+
+def _manifest(rank: int) -> str:
+    return f"manifest-{rank:05d}.json"
+
+
+def _hashed(path: str) -> str:
+    """SHA-256 of a file, which is on the disk when this returns."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
