@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +10,8 @@ from tests.conftest import tiny_decoder, tiny_model
 from tests.unit.test_graft import seq2seq, untied
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
-from trainer.transfer.plan import TransferPlan
-from trainer.transfer.problem import Problem, assemble
+from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.transfer.problem import Problem, Rows, assemble
 from trainer.transfer.verify import Side, verify
 
 MODELS = {
@@ -68,6 +69,22 @@ def test_rows_that_are_not_finite_zero_or_twins_are_named(problem) -> None:
     assert f"row {mixed[1]} " in found["zero rows"][0]
     assert any(f"row {mixed[3]} " in line for line in found["planned input embeddings"])
     assert any(f"row {mixed[2]} " in line for line in found["rows that are equal"])
+
+
+def test_one_mixture_written_in_two_orders_is_one_recipe(problem) -> None:
+    first, second = (int(row) for row in problem.new[:2])
+    both = np.flatnonzero(problem.shared >= 0)[-2:]
+    left, right = problem.shared[both]
+    rows = Rows(
+        ids=np.array([first, second]), counts=np.array([2, 2]), indices=np.array([left, right, right, left]),
+        weights=np.full(4, 0.5, np.float32), provenance=Provenance.COMPOSITION,
+    )  # fmt: skip
+    plan, made = assemble(problem, rows, "fvt"), MODELS["encoder"](problem.source)
+    graft(made, plan, problem.target)
+    matrix = made.get_input_embeddings().weight
+    assert torch.equal(matrix[first], matrix[second])
+    source = Side(model=MODELS["encoder"](problem.source), tokenizer=problem.source)
+    assert failed(source, Side(model=made, tokenizer=problem.target), plan) == {}
 
 
 def test_ids_tokenizers_and_bodies_of_other_models_are_found(problem, english) -> None:

@@ -136,7 +136,9 @@ def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
         return "drawn", int(plan.keys[row]), int(plan.group[row])
     if part.stop - part.start == 1 and plan.weights[part.start] == 1.0:
         return old[plan.indices[part.start]].numpy().tobytes()
-    return plan.indices[part].tobytes(), plan.weights[part].tobytes()
+    # A sum does not depend on the order in which two of its terms are written.
+    order = np.argsort(plan.indices[part], kind="stable")
+    return plan.indices[part][order].tobytes(), plan.weights[part][order].tobytes()
 
 
 def _round_trip(made: Side) -> Finding:
