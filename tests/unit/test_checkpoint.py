@@ -17,7 +17,7 @@ from trainer.engine.store import BAD, Store
 
 
 class Writer:
-    def save(self, content: Any, path: str) -> None:
+    def save(self, state_dict: Any, path: str) -> None:
         raise AssertionError("DeepSpeed must not write by itself")
 
 
@@ -28,7 +28,8 @@ class Engine:
         self.value, self.checkpoint_engine = value, Writer()
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        self.checkpoint_engine.save({"value": torch.tensor(self.value)}, os.path.join(folder, tag, "states.pt"))
+        content, path = {"value": torch.tensor(self.value)}, os.path.join(folder, tag, "states.pt")
+        self.checkpoint_engine.save(state_dict=content, path=path)  # by name, as DeepSpeed does
 
     def load_checkpoint(self, folder: str, tag: str) -> None:
         self.value = float(torch.load(os.path.join(folder, tag, "states.pt"))["value"])

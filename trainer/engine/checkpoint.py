@@ -92,7 +92,7 @@ def _parts(engine: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     writer, written = engine.checkpoint_engine, engine.checkpoint_engine.save
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        writer.save = lambda content, path: parts.update({os.path.relpath(path, folder): content})
+        writer.save = lambda state_dict, path: parts.update({os.path.relpath(path, folder): state_dict})
         try:
             engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
         finally:

@@ -46,9 +46,11 @@ def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_u
 
 
 def _reason(error: BaseException) -> ScionError:
-    """Our own error from a worker, if that is what stopped the run; else the first line of Ray's."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    """Our own error from a worker, if that is what stopped the run; else what the first worker said at last, or Ray."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
         cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
         if isinstance(cause, ScionError):
             return cause
-    return TrainingError(str(error).strip().splitlines()[0], "training", "The log of Ray Train above has the details.")
+    said = str(failures[0] if failures else error).strip().splitlines()[-1]
+    return TrainingError(said, "training", "The log of Ray Train has the details; the last checkpoint is intact.")
