@@ -85,7 +85,8 @@ def _donor(name: str, folder: str, root: Path) -> str:
         config = configs.load(CONF, [f"source_model={folder}", "method=aligned", f"output={root / 'runs' / name}"])
         shutil.rmtree(root / "runs" / name / "transfer", ignore_errors=True)
         transfer(configs.absolute(config), console)
-        shutil.copytree(root / "runs" / name / "transfer", donor)
+        donor.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(root / "runs" / name / "transfer", donor)
     return str(donor)
 
 
