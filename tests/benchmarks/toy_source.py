@@ -5,8 +5,8 @@ read: English of one half, and text and pairs of the other. Beside them stands G
 byte-level tokenizer. `scion` itself pretrains it, from scratch, and the result is a toy: it has read 1 MB of software help.
 
     python -m tests.benchmarks.toy_source runs/toy
-    scion transfer ray_jobs/conf/demo.yaml $(cat runs/toy/english.args) && scion pretrain ray_jobs/conf/demo.yaml \\
-        $(cat runs/toy/english.args)
+    scion transfer ray_jobs/conf/demo.yaml $(cat runs/toy/english.args)
+    scion pretrain ray_jobs/conf/demo.yaml $(cat runs/toy/english.args)
     scion compare ray_jobs/conf/demo.yaml $(cat runs/toy/compare.args) compare.methods=[random,fvt,focus]
 """
 
