@@ -22,7 +22,7 @@ JOBS = {
     "report": "report.html and summary.json from finished stages",
 }
 COMMANDS = {
-    "verify": "MODEL: whether a transferred model is what its plan says",
+    "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
     "diff": "PLAN PLAN: which rows two plans make differently",
 }
 """What takes folders in place of a configuration, and needs no Ray."""

@@ -52,9 +52,28 @@ def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(fini
     assert "Traceback" not in done.stderr
 
 
+def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: Chain, address: str) -> None:
+    shards = copy.output / "shards"
+    shutil.copytree(finished.output / "shards", shards)
+    done = scion("verify", str(shards))
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong, other = sorted(shards.glob("*/*/*.parquet"))[:2]
+    good, before = wrong.read_bytes(), other.stat().st_mtime_ns
+    wrong.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    done = scion("verify", str(shards))
+    assert done.returncode == 1
+    assert wrong.name in done.stdout
+    assert "run `scion shard` again" in done.stderr
+    wrong.unlink()
+    assert scion("shard", copy.config, address=address).returncode == 0
+    assert wrong.read_bytes() == good
+    assert other.stat().st_mtime_ns == before
+    assert scion("verify", str(shards)).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((), "Usage: scion verify MODEL"), (("/no/such/folder",), "no plan.json"), (("a", "b"), "Usage: scion verify MODEL")],
+    [((), "Usage: scion verify FOLDER"), (("/no/such/folder",), "no plan.json"), (("a", "b"), "Usage: scion verify FOLDER")],
 )
 def test_verify_says_what_it_needs(arguments: tuple[str, ...], said: str) -> None:
     done = scion("verify", *arguments)
