@@ -24,7 +24,7 @@ def planned_rows(
 ) -> PlannedRows:
     """The order of a run over the streams that have a weight."""
     order = OrderPlan(streams=manifest.order_streams(weights), batch=settings.batch_size, seed=seed)
-    return PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.micro(config.workers))
+    return PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.micro_batch)
 
 
 def train(

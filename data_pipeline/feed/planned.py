@@ -6,18 +6,21 @@ checks every row that it receives against the plan.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 from ray.train import DataConfig
 
-from data_pipeline.feed.reader import RowReader, check_received
-from data_pipeline.order.plan import OrderPlan, Slots
+from data_pipeline.errors import DataOrderError
+from data_pipeline.feed.reader import RowReader, by_step, check_received
+from data_pipeline.order.plan import OrderPlan, Slots, planned_step
 from data_pipeline.shards.manifest import Manifest
 
 _WINDOW_ROWS = 512
 """Rows that one read task fetches: whole steps, at least one."""
+_AHEAD = 8
+"""Windows that may arrive before the one that is next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,13 @@ class PlannedRows:
     plan: OrderPlan
     folder: str
     manifest: Manifest
-    micro: int
+    micro: int | None
+    """Rows that a rank computes at once; the whole of its share when None."""
+
+    def micro_of(self, planned: int, world: int) -> int:
+        """Rows that a rank computes at once in a planned step."""
+        share = -(-self.plan.size(planned) // world)
+        return share if self.micro is None else min(self.micro, share)
 
     def reader(self) -> RowReader:
         return RowReader(self.folder, self.manifest, tuple(stream.name for stream in self.plan.streams))
@@ -35,14 +44,30 @@ class PlannedRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankFeed:
-    """The rows of one rank."""
+    """The rows of one rank. Steps of training and steps of the plan differ by those that the run skipped."""
 
     rows: PlannedRows
     rank: int
     world: int
+    skipped: tuple[tuple[int, int], ...] = ()
+    """Planned steps [first, last) that are not trained on, in order."""
+
+    def without(self, skipped: tuple[tuple[int, int], ...]) -> "RankFeed":
+        return replace(self, skipped=skipped)
+
+    def planned(self, step: int) -> int:
+        """The planned step whose rows are those of training step `step`."""
+        return planned_step(step, self.skipped)
 
     def expected(self, step: int) -> Slots:
-        return self.rows.plan.for_rank(step, self.rank, self.world, self.rows.micro)
+        planned = self.planned(step)
+        return self.rows.plan.for_rank(planned, self.rank, self.world, self.rows.micro_of(planned, self.world))
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """Rows of a micro-step, and micro-steps, of training step `step` on this rank."""
+        planned = self.planned(step)
+        micro = self.rows.micro_of(planned, self.world)
+        return micro, self.rows.plan.micro_steps(planned, self.world, micro)
 
     def local(self, first: int, last: int) -> Iterator[pa.Table]:
         """The rows of each step in [first, last), read in this process."""
@@ -60,22 +85,44 @@ class RankFeed:
             return
         import ray
 
-        size = len(self.expected(first))
-        steps = max(1, _WINDOW_ROWS // size)
+        steps = max(1, _WINDOW_ROWS // len(self.expected(last - 1)))
         windows = [{"first": start, "last": min(start + steps, last)} for start in range(first, last, steps)]
         dataset = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
             _read_window, fn_kwargs={"feed": self}, batch_size=1, batch_format="pyarrow", num_cpus=0.25, concurrency=2
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        batches = dataset.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=2)
-        step = first
-        for table in batches:
-            check_received(self.expected(step), table, self.rank)
-            yield table
-            step += 1
-        if step != last:
-            check_received(self.expected(step), self.rows.reader().read(self.expected(first)).slice(0, 0), self.rank)
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        yield from self.in_turn(blocks, first, last, _AHEAD * steps)
+
+    def in_turn(self, blocks: Iterator[pa.Table], first: int, last: int, ahead: int) -> Iterator[pa.Table]:
+        """The rows of each step in [first, last) from blocks that come in about that order, each checked; at most `ahead`
+        steps are held back.
+
+        Raises:
+            DataOrderError: other rows arrived than were planned, or too much came before what is next.
+        """
+        step, held = first, dict[int, list[pa.Table]]()
+        for planned, part in by_step(blocks):
+            held.setdefault(planned, []).append(part)
+            while step < last:
+                expected = self.expected(step)
+                parts = held.get(self.planned(step), [])
+                if sum(map(len, parts)) < len(expected):
+                    break
+                table = pa.concat_tables(held.pop(self.planned(step))).combine_chunks()
+                check_received(expected, table, self.rank)
+                yield table
+                step += 1
+            if len(held) > ahead:
+                raise DataOrderError(
+                    f"rank {self.rank} received {len(held)} other steps before all of step {step}.",
+                    self.rows.folder,
+                    "The feed is broken: report it with the log of Ray Data.",
+                )
+        if step < last or held:
+            came = f"{sum(map(len, held.values()))} rows that were not asked for" if held else "nothing more"
+            raise DataOrderError(f"rank {self.rank} has had all steps before {step} of {last} and {came}.", self.rows.folder)
 
 
 class PlannedData(DataConfig):

@@ -1,6 +1,8 @@
 """Planned slots in, their rows out, in slot order: what Ray Data's readers and the local feed have in common."""
 
 import bisect
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,16 @@ class RowReader:
         for tag in TAGS:
             table = table.append_column(tag, pa.array(getattr(slots, tag)))
         return table
+
+
+def by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    """Blocks of rows cut where the step changes: the step and its rows."""
+    for block in blocks:
+        steps = block["step"].to_numpy()
+        edges = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
+        for start, end in itertools.pairwise(edges):
+            if start < end:
+                yield int(steps[start]), block.slice(start, end - start)
 
 
 def check_received(expected: Slots, table: pa.Table, rank: int) -> None:

@@ -1,8 +1,9 @@
 """How the slots of a run are shared out among streams (languages), exactly and reproducibly.
 
-Weights count tokens. The rows of each stream fall due at even distances, and slots follow in order of due time (error
-diffusion). After any number of slots a stream of weight w out of K streams is within (1 + K w) / 2 rows of its share:
-its own count is within 1/2 of w times the due time, and the due time is within K / 2 of the number of slots.
+The rows of each stream fall due at even distances, and slots follow in order of due time (error diffusion). After any
+number of slots a stream of weight w out of K streams is within (1 + K w) / 2 rows of its share: its own count is within
+1/2 of w times the due time, and the due time is within K / 2 of the number of slots. All counts are integers: weights are
+multiples of 2^-24, so that every machine finds the same, and any slot is found without the slots before it.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
+
+_BITS = 24
+LAST_SLOT = 1 << (62 - _BITS)
+"""Slots are below this, 2.7e11, so that weight times slot fits into 64 bits."""
 
 
 def temperature_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, float]:
@@ -22,33 +27,64 @@ def temperature_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, fl
     return {name: value / total for name, value in sorted(raised.items())}
 
 
-def assign(weights: NDArray[np.float64], slots: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The stream of each slot and its position within that stream, by random access.
-
-    Stream k is due its n-th row (n from 0) at time (n + 1/2) / w_k; slots follow in order of due time, ties by stream
-    number. The slot of a due time is the number of rows due before it, so any slot is found by bisection on time.
+def quantised(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Weights as integers that sum to 2^24, by largest remainder; a weight above 0 stays above 0.
 
     Args:
-        weights: float array [streams], positive, sum 1.
+        weights: float array [streams], at least 0, not all 0.
+    """
+    share = weights / weights.sum() * (1 << _BITS)
+    whole = np.maximum(np.floor(share).astype(np.int64), weights > 0)
+    missing = (1 << _BITS) - int(whole.sum())
+    # Few tiny weights may have been lifted to 1: the largest gives for them.
+    if missing < 0:
+        whole[np.argmax(whole)] += missing
+    else:
+        whole[np.argsort(-(share - whole), kind="stable")[:missing]] += 1
+    return whole
+
+
+def due(weights: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows due at or before integer `time` (at least 0), int [streams, times]: stream k is due its n-th row (n from 0) at
+    time (n + 1/2) / w_k."""
+    return (weights[:, None] * time[None] + (1 << (_BITS - 1))) >> _BITS
+
+
+def assign(weights: NDArray[np.int64], slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The stream of each slot and its position within that stream, by random access.
+
+    Slots follow in order of due time, ties by stream number. The unit of time in which a slot falls is found by bisection
+    on the number of rows that are due; a stream has at most one row in it.
+
+    Args:
+        weights: int array [streams], see `quantised`.
         slots: int array [m], any order.
     """
     if len(weights) == 1:
-        return np.zeros(len(slots), np.int64), np.asarray(slots, np.int64)
-    low = np.asarray(slots, np.float64) - len(weights)
-    high = np.asarray(slots, np.float64) + len(weights) + 1
-    # The slot's due time is the smallest time at which more than `slot` rows are due.
-    for _ in range(64):
-        middle = (low + high) / 2
-        more = _due(weights, middle).sum(axis=0) > slots
-        low, high = np.where(more, low, middle), np.where(more, middle, high)
-    before, after = _due(weights, low), _due(weights, high)
-    # Streams that fall due at this very time share the slots from `before` on, in stream order.
-    rank = np.asarray(slots) - before.sum(axis=0)
-    falls = np.cumsum(after - before, axis=0)
-    stream = (falls <= rank).sum(axis=0)
+        return np.zeros(len(slots), np.int64), slots
+    before, in_turn, rank = _unit(weights, slots)
+    stream = np.take_along_axis(in_turn, rank[None], axis=0)[0]
     return stream, np.take_along_axis(before, stream[None], axis=0)[0]
 
 
-def _due(weights: NDArray[np.float64], time: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Rows due at or before `time`, int [streams, times]."""
-    return np.maximum(0, np.floor(weights[:, None] * time[None] + 0.5)).astype(np.int64)
+def counts(weights: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
+    """Rows of each stream among the first `slots` slots, int [streams]."""
+    before, in_turn, rank = _unit(weights, np.array([slots]))
+    found = before[:, 0]
+    found[in_turn[: rank[0], 0]] += 1
+    return found
+
+
+def _unit(
+    weights: NDArray[np.int64], slots: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The unit of time in which each slot falls: rows due before it and the streams in their turn within it, both int
+    [streams, m], and the slot's place among those, int [m]."""
+    low = np.maximum(slots - len(weights) // 2 - 1, 0)
+    for step in (1 << power for power in reversed(range((len(weights) + 3).bit_length()))):
+        low = np.where(due(weights, low + step).sum(axis=0) <= slots, low + step, low)
+    before = due(weights, low)
+    falls = due(weights, low + 1) > before
+    with np.errstate(divide="ignore"):
+        when = np.where(falls, (2 * before + 1) / weights[:, None], np.inf)
+    return before, np.argsort(when, axis=0, kind="stable"), slots - before.sum(axis=0)

@@ -13,28 +13,29 @@ from data_pipeline import keyed_random
 _ROUNDS = 4
 
 
-def permute(key: int, n: int, index: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where the permutation of range(n) under `key` sends each `index`.
+def permute(keys: int | NDArray[np.uint64], n: int, index: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Where the permutation of range(n) under a key sends each `index`.
 
     Args:
-        key: 64 bits, see `keyed_random.key`.
+        keys: 64 bits, see `keyed_random.key`: one key, or one for each index.
         n: size of the domain, at least 1.
-        index: int array of any shape with values in [0, n).
+        index: int array [m] with values in [0, n).
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
-    value = _feistel(key, half, np.asarray(index).astype(np.uint64))
-    outside = value >= n
-    while outside.any():
-        value[outside] = _feistel(key, half, value[outside])
-        outside = value >= n
+    every = np.broadcast_to(np.asarray(keys, np.uint64), np.shape(index))
+    value = _feistel(every, half, np.asarray(index).astype(np.uint64))
+    outside = np.flatnonzero(value >= n)
+    while len(outside):
+        value[outside] = _feistel(every[outside], half, value[outside])
+        outside = outside[value[outside] >= n]
     return value.astype(np.int64)
 
 
-def _feistel(key: int, half: int, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _feistel(keys: NDArray[np.uint64], half: int, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     left, right = value >> shift, value & mask
     for round_number in range(_ROUNDS):
         # The round number sits above the half block, so that no two rounds share an input.
-        mixed = keyed_random.bits(key, right + np.uint64(round_number << 32)) & mask
+        mixed = keyed_random.bits(keys, right + np.uint64(round_number << 32)) & mask
         left, right = right, left ^ mixed
     return (left << shift) | right

@@ -1,8 +1,8 @@
 """The order of a run: `slot -> (stream, epoch, row)`, a pure function of seed and manifest.
 
-It never depends on the number of workers: which rank computes a slot is decided afterwards. Within a stream the order
-is a two-level shuffle: row groups are permuted, and rows are permuted inside a window of row groups, so that reads stay
-bounded and any slot is found without the slots before it.
+It never depends on the number of workers: which rank computes a slot is decided afterwards. Within a stream the order is a
+two-level shuffle: blocks of rows are permuted, and rows are permuted inside a window of blocks, so that reads stay bounded.
+Any slot is found in constant time and memory, without the slots before it.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
-from data_pipeline.errors import DataError
-from data_pipeline.order.mixture import assign
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised
 from data_pipeline.order.permutation import permute
+
+BLOCK = 64
+"""Rows that stay together in the first level of the shuffle: a row group of the shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """Rows of one language: row groups of `group_rows` rows each, the last one of a shard possibly smaller."""
+    """The rows of one language, by number."""
 
     name: str
-    group_rows: tuple[int, ...]
+    rows: int
     weight: float = 1.0
+    """Share of the slots, relative to the other streams."""
 
-    @property
-    def rows(self) -> int:
-        return sum(self.group_rows)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Other weights for the steps before `until`: a curriculum has several, in order."""
+
+    until: int
+    weights: tuple[float, ...]
+    """One a stream; 0 leaves it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,38 +58,56 @@ class Slots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderPlan:
-    """The whole run's order. `batch` slots make a step; slot j of step s is the global slot `s * batch + j`."""
+    """The whole run's order.
+
+    A step has `batch` slots, fewer in a warm-up of the batch: slot j of step s is the global slot `offset(s) + j`. A
+    stream's rows are counted on through all stages, so that none comes twice before all of its stream came once.
+    """
 
     streams: tuple[Stream, ...]
     batch: int
     seed: int
-    window_groups: int = 16
+    warmup: tuple[tuple[int, int], ...] = ()
+    """(until, batch): other batch sizes for the steps before `until`, in order."""
+    stages: tuple[Stage, ...] = ()
+    window: int = 16
+    """Blocks among which rows are mixed in the second level."""
 
     def __post_init__(self) -> None:
         empty = [stream.name for stream in self.streams if stream.rows == 0]
         if not self.streams or empty:
             raise DataError(f"no rows to train on{' in ' + ', '.join(empty) if empty else ''}.", fix="Give more text.")
+        for name, ends in (("stages", [s.until for s in self.stages]), ("warm-up", [until for until, _ in self.warmup])):
+            if sorted(set(ends)) != ends or (ends and ends[0] < 1):
+                raise ConfigError(f"the steps at which {name} end must rise from 1 on, got {ends}.")
+
+    def size(self, step: int) -> int:
+        """Slots of a step."""
+        return next((batch for until, batch in self.warmup if step < until), self.batch)
+
+    def offset(self, step: int) -> int:
+        """Slots of all steps before `step`."""
+        ends, sizes = self._sizes()
+        starts = [0, *ends]
+        return sum(size * max(0, min(step, end) - start) for start, end, size in zip(starts, [*ends, step], sizes, strict=True))
 
     def step(self, step: int) -> Slots:
         """The slots of one step, in order."""
-        return self.lookup(step * self.batch + np.arange(self.batch))
+        return self.lookup(self.offset(step) + np.arange(self.size(step)))
 
     def lookup(self, slots: NDArray[np.int64]) -> Slots:
-        """The planned rows of any global slots."""
-        weights = np.array([stream.weight for stream in self.streams])
-        chosen, position = assign(weights / weights.sum(), slots)
-        epoch, row = np.zeros_like(position), np.zeros_like(position)
-        for number, stream in enumerate(self.streams):
-            mine = chosen == number
-            epoch[mine], row[mine] = self._shuffled(stream, position[mine])
-        return Slots(
-            step=slots // self.batch,
-            slot=slots % self.batch,
-            stream=chosen,
-            epoch=epoch,
-            row=row,
-            weight=np.ones(len(slots), np.float32),
-        )
+        """The planned rows of any global slots, each below `LAST_SLOT`."""
+        if len(slots) and int(slots.max()) >= LAST_SLOT:
+            raise ConfigError(f"a run may have {LAST_SLOT} rows.", fix="Lower steps or batch_size.")
+        step, slot = self._steps(slots)
+        chosen, position = self._assigned(slots)
+        epoch, row = np.empty_like(position), np.empty_like(position)
+        for number in np.unique(chosen):
+            mine = np.flatnonzero(chosen == number)
+            stream = self.streams[number]
+            epoch[mine], offset = np.divmod(position[mine], stream.rows)
+            row[mine] = self._shuffled(stream, epoch[mine], offset)
+        return Slots(step=step, slot=slot, stream=chosen, epoch=epoch, row=row, weight=np.ones(len(slots), np.float32))
 
     def for_rank(self, step: int, rank: int, world: int, micro: int) -> Slots:
         """The slots of `step` that `rank` computes, `micro` to a micro-step.
@@ -89,10 +116,9 @@ class OrderPlan:
         its first slot at weight 0, so that any number of workers can run any batch.
         """
         whole = self.step(step)
-        filled = -(-self.batch // (micro * world)) * micro * world
-        index = np.arange(filled)
+        index = np.arange(self.micro_steps(step, world, micro) * micro * world)
         mine = index[(index // micro) % world == rank]
-        real = mine < self.batch
+        real = mine < len(whole)
         slots = whole.take(np.where(real, mine, 0))
         return Slots(
             step=slots.step,
@@ -103,34 +129,62 @@ class OrderPlan:
             weight=real.astype(np.float32),
         )
 
-    def micro_steps(self, world: int, micro: int) -> int:
+    def micro_steps(self, step: int, world: int, micro: int) -> int:
         """Micro-steps that each rank makes in a step."""
-        return -(-self.batch // (micro * world))
+        return -(-self.size(step) // (micro * world))
 
-    def _shuffled(self, stream: Stream, position: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        epoch, offset = position // stream.rows, position % stream.rows
-        row = np.empty_like(offset)
-        for number in np.unique(epoch):
-            mine = epoch == number
-            row[mine] = self._shuffled_epoch(stream, int(number), offset[mine])
-        return epoch, row
+    def _sizes(self) -> tuple[list[int], list[int]]:
+        """The steps at which the batch changes, and the sizes before, between and after them."""
+        return [until for until, _ in self.warmup], [*(batch for _, batch in self.warmup), self.batch]
 
-    def _shuffled_epoch(self, stream: Stream, epoch: int, offset: NDArray[np.int64]) -> NDArray[np.int64]:
-        sizes = np.array(stream.group_rows, np.int64)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        key = keyed_random.key("order", self.seed, stream.name, epoch)
-        groups = permute(key, len(sizes), np.arange(len(sizes)))
-        ends = np.cumsum(sizes[groups])
-        row = np.empty_like(offset)
-        for first in range(0, len(groups), self.window_groups):
-            window = groups[first : first + self.window_groups]
-            base = ends[first - 1] if first else 0
-            end = ends[min(first + self.window_groups, len(groups)) - 1]
-            mine = (offset >= base) & (offset < end)
-            if not mine.any():
-                continue
-            inside = permute(keyed_random.key(key, "window", first), int(end - base), offset[mine] - base)
-            bounds = np.concatenate([[0], np.cumsum(sizes[window])])
-            place = np.searchsorted(bounds, inside, side="right") - 1
-            row[mine] = starts[window[place]] + inside - bounds[place]
-        return row
+    def _steps(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The step of each global slot, and the slot's number in it."""
+        ends, sizes = self._sizes()
+        starts = np.array([0, *ends])
+        offsets = np.array([self.offset(step) for step in starts])
+        part = np.searchsorted(offsets, slots, side="right") - 1
+        step, slot = np.divmod(slots - offsets[part], np.array(sizes)[part])
+        return starts[part] + step, slot
+
+    def _assigned(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The stream of each slot and its position in the stream, epochs counted on: stage after stage."""
+        weights = [quantised(np.array(part.weights)) for part in self.stages]
+        weights.append(quantised(np.array([stream.weight for stream in self.streams])))
+        starts = [0, *(self.offset(stage.until) for stage in self.stages)]
+        stream, position = np.empty_like(slots), np.empty_like(slots)
+        gone = np.zeros(len(self.streams), np.int64)
+        for number, start in enumerate(starts):
+            end = starts[number + 1] if number + 1 < len(starts) else LAST_SLOT
+            mine = np.flatnonzero((slots >= start) & (slots < end))
+            stream[mine], inside = assign(weights[number], slots[mine] - start)
+            position[mine] = inside + gone[stream[mine]]
+            if end < LAST_SLOT:
+                gone = gone + counts(weights[number], end - start)
+        return stream, position
+
+    def _shuffled(self, stream: Stream, epoch: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at `offset` of an epoch: blocks in one permutation, then rows within their window of blocks.
+
+        The rows behind the last whole block keep the last place among the blocks; they mix with its window.
+        """
+        keys = keyed_random.bits(keyed_random.key("order", self.seed, stream.name), epoch)
+        size = BLOCK * self.window
+        window = offset // size
+        whole, inside = stream.rows // size, np.empty_like(offset)
+        for mine, rows in ((window < whole, size), (window == whole, stream.rows % size)):
+            if mine.any():
+                inner = keyed_random.bits(keys[mine], window[mine] + 1)
+                inside[mine] = permute(inner, rows, offset[mine] - window[mine] * size)
+        block, place = np.divmod(window * size + inside, BLOCK)
+        full = stream.rows // BLOCK
+        moved = block < full
+        block[moved] = permute(keys[moved], full, block[moved])
+        return block * BLOCK + place
+
+
+def planned_step(step: int, skipped: tuple[tuple[int, int], ...]) -> int:
+    """The planned step of training step `step` when the planned steps [first, last) of `skipped`, in order, are left out."""
+    for first, last in skipped:
+        if step >= first:
+            step += last - first
+    return step

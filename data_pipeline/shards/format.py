@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, reason
+from data_pipeline.order.plan import BLOCK
 from data_pipeline.shards.pack import Packed
 
-GROUP_ROWS = 64
-"""Rows of a row group: the unit of reading, and of checking what was read."""
+GROUP_ROWS = BLOCK
+"""Rows of a row group: the unit of reading, and of checking what was read; the order keeps it together."""
 _CHECKSUMS = "scion.checksums"
 _MEND = "Remove it and run `scion shard` again: only what is missing is built."
 

@@ -8,7 +8,6 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError
 from data_pipeline.order.plan import Stream
-from data_pipeline.shards.format import GROUP_ROWS
 
 NAME = "manifest.json"
 
@@ -52,23 +51,22 @@ class Manifest:
         return self.total(field) / max(1, self.total("rows") * self.length)
 
     def order_streams(self, weights: dict[str, float]) -> tuple[Stream, ...]:
-        """The streams as the order sees them, those with a weight only."""
-        found = []
-        for name, weight in sorted(weights.items()):
-            groups = tuple(size for shard in self.streams[name] for size in group_sizes(shard.rows))
-            found.append(Stream(name=name, group_rows=groups, weight=weight))
-        return tuple(found)
+        """The streams as the order sees them, by name, those in `weights` only.
+
+        Weights are shares of tokens: a stream whose rows hold more padding gets as many more of them.
+        """
+        parts = {name: self.streams[name] for name in sorted(weights)}
+        rows = {name: sum(shard.rows for shard in shards) for name, shards in parts.items()}
+        tokens = {name: sum(shard.tokens for shard in shards) for name, shards in parts.items()}
+        return tuple(
+            Stream(name=name, rows=rows[name], weight=weights[name] * rows[name] / max(1, tokens[name])) for name in parts
+        )
 
     def save(self, folder: str) -> None:
         storage.write_bytes(storage.join(folder, NAME), self._json())
 
     def _json(self) -> bytes:
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
-
-
-def group_sizes(rows: int) -> list[int]:
-    """Rows of each row group of a shard."""
-    return [min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS)]
 
 
 def load(folder: str) -> Manifest:

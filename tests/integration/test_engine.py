@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) 
     return str(folder / "rows"), manifest.load(str(folder / "rows"))
 
 
-def planned(shards: tuple[str, Manifest], batch: int, micro: int) -> PlannedRows:
+def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> PlannedRows:
     folder, found = shards
     order = OrderPlan(streams=found.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
     return PlannedRows(plan=order, folder=folder, manifest=found, micro=micro)
@@ -46,7 +46,7 @@ def planned(shards: tuple[str, Manifest], batch: int, micro: int) -> PlannedRows
 
 def train(shards, source_folder: str, folder: str, stage: int, workers: int, **changes) -> list[float]:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
-    rows = planned(shards, config.batch_size, config.micro(workers))
+    rows = planned(shards, config.batch_size, config.micro_batch)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,

@@ -1,12 +1,16 @@
 """The order: a bijection, by random access, the same for any number of workers."""
 
+from fractions import Fraction
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.order.mixture import assign, temperature_weights
+from data_pipeline.errors import ConfigError
+from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised, temperature_weights
 from data_pipeline.order.permutation import permute
-from data_pipeline.order.plan import OrderPlan, Stream
+from data_pipeline.order.plan import OrderPlan, Stage, Stream, planned_step
 
 KEYS = st.integers(0, 2**64 - 1)
 
@@ -24,6 +28,13 @@ def test_a_permutation_has_random_access_at_any_size(key: int, n: int, wanted: l
     assert ((together >= 0) & (together < n)).all()
 
 
+@given(st.lists(KEYS, min_size=1, max_size=8), st.integers(1, 500), st.integers(0, 10**6))
+def test_keys_may_differ_by_element(keys: list[int], n: int, start: int) -> None:
+    index = (start + np.arange(len(keys))) % n
+    alone = [int(permute(key, n, np.array([i]))[0]) for key, i in zip(keys, index, strict=True)]
+    assert permute(np.array(keys, np.uint64), n, index).tolist() == alone
+
+
 def test_a_permutation_mixes() -> None:
     n = 10_000
     moved = permute(3, n, np.arange(n))
@@ -31,26 +42,58 @@ def test_a_permutation_mixes() -> None:
     assert (np.diff(moved) == 1).sum() < 10
 
 
-@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6), st.integers(1, 2000))
+WEIGHTS = st.lists(st.one_of(st.floats(1e-4, 1.0), st.just(0.0)), min_size=1, max_size=40).filter(any)
+
+
+@given(WEIGHTS)
+def test_weights_become_integers_that_sum_to_a_power_of_two(raw: list[float]) -> None:
+    found = quantised(np.array(raw))
+    assert found.sum() == 1 << 24
+    assert ((found > 0) == (np.array(raw) > 0)).all()
+    assert np.abs(found / 2**24 - np.array(raw) / sum(raw)).max() <= len(raw) / 2**24
+
+
+@given(WEIGHTS, st.integers(1, 600))
+@settings(max_examples=60)
+def test_a_mixture_is_the_rows_in_order_of_their_due_times(raw: list[float], n: int) -> None:
+    """By brute force in exact fractions: all due times up to far enough, sorted."""
+    weights = quantised(np.array(raw))
+    shares = [Fraction(int(weight), 1 << 24) for weight in weights]
+    times = [
+        ((place + Fraction(1, 2)) / share, number, place)
+        for number, share in enumerate(shares)
+        if share
+        for place in range(int(share * (n + len(raw) + 2)) + 2)
+    ]
+    expected = [(number, place) for _, number, place in sorted(times)[:n]]
+    stream, position = assign(weights, np.arange(n))
+    assert list(zip(stream.tolist(), position.tolist(), strict=True)) == expected
+    assert counts(weights, n).tolist() == [sum(number == k for number, _ in expected) for k in range(len(raw))]
+
+
+@given(WEIGHTS, st.integers(1, 2000))
 @settings(max_examples=50)
 def test_every_stream_stays_near_its_share(raw: list[float], n: int) -> None:
-    weights = np.array(raw) / sum(raw)
-    stream, position = assign(weights, np.arange(n))
-    for number, weight in enumerate(weights):
-        mine = stream == number
-        assert position[mine].tolist() == list(range(mine.sum()))
-        error = np.abs(np.cumsum(mine) - weight * np.arange(1, n + 1)).max()
+    weights = quantised(np.array(raw))
+    stream, _ = assign(weights, np.arange(n))
+    for number, weight in enumerate(weights / 2**24):
+        error = np.abs(np.cumsum(stream == number) - weight * np.arange(1, n + 1)).max()
         assert error <= (1 + len(weights) * weight) / 2 + 1e-6
 
 
-@given(st.integers(0, 10**7))
-@settings(max_examples=20)
-def test_a_mixture_has_random_access(start: int) -> None:
-    weights = np.array([0.62, 0.25, 0.13])
-    together = assign(weights, np.arange(start, start + 50))
+@given(WEIGHTS, st.integers(0, LAST_SLOT - 60))
+@settings(max_examples=60)
+def test_a_mixture_has_random_access_up_to_the_last_slot(raw: list[float], start: int) -> None:
+    weights = quantised(np.array(raw))
+    stream, position = assign(weights, np.arange(start, start + 50))
     for place in range(0, 50, 7):
         alone = assign(weights, np.array([start + place]))
-        assert (together[0][place], together[1][place]) == (alone[0][0], alone[1][0])
+        assert (stream[place], position[place]) == (alone[0][0], alone[1][0])
+    gone = counts(weights, start)
+    assert gone.sum() == start
+    for number in set(stream.tolist()):
+        first = gone[number]
+        assert position[stream == number].tolist() == list(range(first, first + (stream == number).sum()))
 
 
 def test_temperature_weights_follow_the_formula() -> None:
@@ -59,38 +102,108 @@ def test_temperature_weights_follow_the_formula() -> None:
     assert np.isclose(found["en"], 10 / 40)
 
 
-GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+def two(first: int, second: int, **settings) -> OrderPlan:  # type: ignore[no-untyped-def]
+    streams = (Stream(name="a", rows=first, weight=0.7), Stream(name="b", rows=second, weight=0.3))
+    return OrderPlan(streams=streams, **{"batch": 4, "seed": 3} | settings)
 
 
-@given(GROUPS, GROUPS, st.integers(0, 5), st.integers(1, 5))
+STAGES = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.integers(1, 3)), max_size=3)
+
+
+def staged(raw: list[tuple[int, int, int]]) -> tuple[Stage, ...]:
+    until = np.cumsum([steps for steps, _, _ in raw]).tolist()
+    return tuple(Stage(until=end, weights=(a, b)) for end, (_, a, b) in zip(until, raw, strict=True))
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 5), st.integers(1, 4), STAGES)
+@settings(max_examples=80)
+def test_an_epoch_has_every_row_once_through_all_stages(first: int, second: int, seed: int, window: int, raw) -> None:  # type: ignore[no-untyped-def]
+    plan = two(first, second, seed=seed, window=window, stages=staged(raw))
+    slots = plan.lookup(np.arange(3 * (first + second)))
+    for number, stream in enumerate(plan.streams):
+        mine = slots.stream == number
+        assert slots.epoch[mine].tolist() == (np.arange(mine.sum()) // stream.rows).tolist()
+        for epoch in range(int(slots.epoch[mine].max(initial=0)) + 1):
+            rows = slots.row[mine & (slots.epoch == epoch)]
+            assert len(set(rows.tolist())) == len(rows) <= stream.rows
+            assert ((rows >= 0) & (rows < stream.rows)).all()
+
+
+@given(STAGES, st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), max_size=3), st.integers(0, 200))
 @settings(max_examples=60)
-def test_an_epoch_has_every_row_once(first: list[int], second: list[int], seed: int, window: int) -> None:
-    streams = (Stream(name="a", group_rows=tuple(first)), Stream(name="b", group_rows=tuple(second)))
-    plan = OrderPlan(streams=streams, batch=4, seed=seed, window_groups=window)
-    slots = plan.lookup(np.arange(4 * (sum(first) + sum(second))))
-    for number, stream in enumerate(streams):
-        for epoch in range(2):
-            rows = slots.row[(slots.stream == number) & (slots.epoch == epoch)]
-            whole = stream.rows if len(rows) == stream.rows else len(rows)
-            assert len(set(rows.tolist())) == whole
+def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]], slot: int) -> None:  # type: ignore[no-untyped-def]
+    ends = np.cumsum([steps for steps, _ in growth]).tolist()
+    warmup = tuple(zip(ends, (batch for _, batch in growth), strict=True))
+    plan = two(150, 70, stages=staged(raw), warmup=warmup)
+    together, alone = plan.lookup(np.arange(slot + 1)), plan.lookup(np.array([slot]))
+    for name in ("step", "slot", "stream", "epoch", "row", "weight"):
+        assert getattr(together, name)[slot] == getattr(alone, name)[0], name
+    step, inside = int(alone.step[0]), int(alone.slot[0])
+    assert plan.offset(step) + inside == slot
+    assert inside < plan.size(step)
+    assert plan.step(step).row[inside] == alone.row[0]
+
+
+def test_a_step_is_as_large_as_the_warm_up_says() -> None:
+    plan = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
+    assert [plan.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
+    assert [plan.offset(step) for step in range(8)] == [0, 3, 6, 12, 18, 24, 34, 44]
+
+
+@pytest.mark.parametrize("warmup", [((0, 4),), ((5, 4), (5, 8)), ((5, 4), (3, 8))])
+def test_a_warm_up_that_does_not_go_forward_is_refused(warmup) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="must rise"):
+        two(300, 300, warmup=warmup)
+
+
+def test_rows_are_spread_by_the_shuffle_and_reads_stay_bounded() -> None:
+    plan = OrderPlan(streams=(Stream(name="a", rows=64 * 1000 + 13),), batch=64, seed=1)
+    rows = plan.lookup(np.arange(64 * 1000 + 13)).row
+    assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.06
+    for start in range(0, 64 * 960, 1024):
+        assert len(set((rows[start : start + 1024] // 64).tolist())) == 16
+    other = plan.lookup(np.arange(len(rows), 2 * len(rows))).row
+    assert (rows == other).mean() < 0.001
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 9), st.integers(0, 30))
 @settings(max_examples=80)
 def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: int, micro: int, step: int) -> None:
-    plan = OrderPlan(streams=(Stream(name="a", group_rows=(64, 64, 7)),), batch=batch, seed=1)
+    plan = OrderPlan(streams=(Stream(name="a", rows=135),), batch=batch, seed=1)
     parts = [plan.for_rank(step, rank, world, micro) for rank in range(world)]
-    assert {len(part) for part in parts} == {plan.micro_steps(world, micro) * micro}
+    assert {len(part) for part in parts} == {plan.micro_steps(step, world, micro) * micro}
     real = sorted(
         (int(slot), int(row)) for part in parts for slot, row, w in zip(part.slot, part.row, part.weight, strict=True) if w
     )  # fmt: skip
     assert real == [(i, int(row)) for i, row in enumerate(plan.step(step).row)]
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=4))
+def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> None:
+    skipped, at = [], 0
+    for before, length in gaps:
+        skipped.append((at + before, at + before + length))
+        at = skipped[-1][1]
+    left = [step for step in range(100) if not any(first <= step < last for first, last in skipped)]
+    assert [planned_step(step, tuple(skipped)) for step in range(len(left))] == left
+
+
 def test_golden_order() -> None:
     """Orders of runs that exist: a change here means that no run can be continued."""
-    streams = (Stream(name="el", group_rows=(3, 3, 2), weight=0.7), Stream(name="en", group_rows=(4,), weight=0.3))
-    slots = OrderPlan(streams=streams, batch=4, seed=5).lookup(np.arange(12))
-    assert slots.stream.tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1]
-    assert slots.row.tolist() == [0, 1, 5, 2, 1, 0, 3, 4, 3, 6, 7, 2]
+    streams = (Stream(name="el", rows=8, weight=0.7), Stream(name="en", rows=200, weight=0.3))
+    plan = OrderPlan(streams=streams, batch=4, seed=5, stages=(Stage(until=2, weights=(1, 3)),), warmup=((1, 3),))
+    slots = plan.lookup(np.arange(16))
+    assert slots.step.tolist() == GOLDEN["step"]
+    assert slots.stream.tolist() == GOLDEN["stream"]
+    assert slots.row.tolist() == GOLDEN["row"]
+    far = OrderPlan(streams=(Stream(name="el", rows=10**9),), batch=512, seed=0).lookup(np.array([0, 10**6, 10**9, 10**11]))
+    assert far.row.tolist() == GOLDEN["far"]
     assert permute(3, 10, np.arange(10)).tolist() == [2, 4, 0, 9, 3, 5, 6, 7, 8, 1]
+
+
+GOLDEN = {
+    "step": [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4],
+    "stream": [1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1],
+    "row": [8, 6, 21, 72, 112, 7, 36, 3, 74, 2, 1, 76, 0, 4, 5, 123],
+    "far": [875361119, 229482077, 725221513, 779336381],
+}

@@ -6,6 +6,7 @@ DeepSpeed's files are pickles, and a torn file must not be trained from: nothing
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipeline import storage
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
-from trainer.engine.store import Store, new_name, step_of
+from trainer.engine import universal
+from trainer.engine.store import PART, Store, new_name, step_of
 
 _TAG, _STATE = "ds", "state.json"
 MISSED = 2
@@ -66,7 +69,7 @@ def restore(engine: Any, store: Store, identity: str) -> RunState:
     """Loads the newest checkpoint whose files are what was written, and marks those that are not; every rank calls it.
 
     Raises:
-        CorruptError: there were checkpoints and none is intact, or the newest is of another run or number of workers.
+        CorruptError: there were checkpoints and none is intact, or the newest is of another run.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     passed: list[str] = []
@@ -116,13 +119,32 @@ def _load(engine: Any, store: Store, name: str, world: int, identity: str) -> Ru
     with store.local(name) as folder:
         with open(os.path.join(folder, _STATE), encoding="utf-8") as file:
             content = json.load(file)
-        if content.pop("world") != world:
-            raise CorruptError("written by another number of workers.", folder, "Start again with as many workers.")
         if content["identity"] != identity:
             raise CorruptError("the checkpoint of another run.", folder, "Remove the folder or choose another output=.")
-        engine.load_checkpoint(folder, tag=_TAG)
+        if content.pop("world") == world:
+            engine.load_checkpoint(folder, tag=_TAG)
+        else:
+            _load_universal(engine, store, folder)
     assert step_of(name) == content["next_step"]
     return RunState(**content)
+
+
+def _load_universal(engine: Any, store: Store, folder: str) -> None:
+    """Loads what another number of ranks wrote: the first rank converts it, in a folder that no checkpoint shares, and all
+    load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+    uri = storage.join(store.uri, _from_first(lambda: f"{PART}universal-{time.time_ns():x}"))
+
+    def convert() -> None:
+        with storage.local_output(uri) as made:
+            universal.convert(os.path.join(folder, _TAG), os.path.join(made, _TAG))
+
+    wrong = _together(lambda: convert() if dist.get_rank() == 0 else None)
+    if wrong:
+        raise TrainingError(f"the checkpoint could not be converted to another number of workers ({wrong}).", folder)
+    with storage.local_copy(uri) as made:
+        universal.load(engine, made, _TAG)
+    dist.barrier()
+    _together(lambda: storage.remove(uri) if dist.get_rank() == 0 else None)
 
 
 def _from_first(make: Callable[[], str]) -> str:

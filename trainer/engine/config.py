@@ -45,10 +45,6 @@ class TrainConfig:
         if self.evaluate_steps is not None and self.evaluate_steps < 1:
             raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
 
-    def micro(self, world: int) -> int:
-        """Rows that a worker computes at once."""
-        return self.micro_batch or -(-self.batch_size // world)
-
     def rate(self, step: int) -> float:
         """The learning rate of a step: a pure function, so that a resumed run has the same."""
         if step < self.warmup_steps:
@@ -59,10 +55,10 @@ class TrainConfig:
         """Whether held-out text is scored after `done` steps."""
         return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
 
-    def deepspeed(self, world: int, accumulation: int) -> dict[str, Any]:
+    def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
         return {
-            "train_micro_batch_size_per_gpu": self.micro(world),
+            "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
             "zero_optimization": {"stage": self.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
             # The scan for overflow launches six kernels a parameter; our own guard reads loss and norm instead.

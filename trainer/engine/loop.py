@@ -43,8 +43,7 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
     feed: RankFeed = ray.train.get_dataset_shard("train")
-    accumulation = run.rows.plan.micro_steps(world, run.rows.micro)
-    engine = engine_for(run.task.module(), run.config, accumulation)
+    engine = engine_for(run.task.module(), run.config, *feed.shape(0))
     state = checkpoint.restore(engine, run.store, run.identity)
     _evaluate(engine, run, state, rank, world)
     collate = run.task.collator()
@@ -54,7 +53,8 @@ def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
         waited = time.perf_counter() - began
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", run.rows.plan.seed, step, rank) >> 1)
-        batches = [collate(rows.slice(i * run.rows.micro, run.rows.micro)) for i in range(accumulation)]
+        micro, count = feed.shape(step)
+        batches = [collate(rows.slice(i * micro, micro)) for i in range(count)]
         _set_rates(engine, run.config, step)
         loss, norm = _step(engine, batches, world)
         check_finite(step, loss, norm)
@@ -96,8 +96,10 @@ def _step(engine: Any, batches: list[Batch], world: int) -> tuple[float, float |
     totals = torch.tensor([0.0, sum(batch.targets for batch in batches)], dtype=torch.float64, device=device)
     dist.all_reduce(totals[1:])
     # DeepSpeed divides by accumulation steps and averages over ranks; both are multiplied back in.
-    scale = world * len(batches) / max(1.0, float(totals[1]))
-    for batch in batches:
+    scale = world * engine.gradient_accumulation_steps() / max(1.0, float(totals[1]))
+    for number, batch in enumerate(batches, 1):
+        # Said each time, because DeepSpeed counts on from step to step, while a warm-up of the batch changes the number.
+        engine.set_gradient_accumulation_boundary(number == len(batches))
         loss = engine(batch.to(device))
         totals[0] += loss.detach().double()
         engine.backward(loss * scale)

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from trainer.engine.config import TrainConfig
 
@@ -18,7 +17,7 @@ def before_deepspeed() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 
-def engine_for(module: torch.nn.Module, config: TrainConfig, accumulation: int) -> Any:
+def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
     """The engine around `module`, on this worker's device, with its process group already there (Ray Train's)."""
     before_deepspeed()
     import deepspeed
@@ -26,9 +25,7 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, accumulation: int) 
     optimizer = torch.optim.AdamW(
         parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=torch.cuda.is_available()
     )
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config.deepspeed(dist.get_world_size(), accumulation)
-    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     return engine
 
 

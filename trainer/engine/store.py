@@ -22,7 +22,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 
 COMMITTED, BAD = "COMMITTED", "BAD"
-_PART = ".rank-"
+PART = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
 _NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
 
@@ -59,7 +59,7 @@ class Store:
         home = storage.filesystem(self.uri)[1] if storage.is_local(self.uri) else None
         if home is not None:
             os.makedirs(home, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{_PART}{rank:05d}-", dir=home) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{PART}{rank:05d}-", dir=home) as folder:
             yield folder
             hashes = {path: _hashed(os.path.join(folder, path)) for path in storage.files(folder)}
             for path in hashes:
@@ -81,7 +81,7 @@ class Store:
         self._write(name, COMMITTED, hashes)
         kept = set(self.usable()[: self.keep])
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
-            if other.startswith(_PART) or (_NAME.fullmatch(other) and step_of(other) <= step_of(name)):
+            if other.startswith(PART) or (_NAME.fullmatch(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
     def drop(self, name: str) -> None:

@@ -1,0 +1,248 @@
+"""Checkpoints that go on with another number of ranks.
+
+Ranks are plain processes with gloo. They are forked from a server that has imported DeepSpeed once, which is most of the
+time that a rank takes.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForMaskedLM
+
+from data_pipeline.errors import CorruptError, TrainingError
+from data_pipeline.feed.targets import TargetBatch
+from trainer.engine import universal
+from trainer.engine.config import TrainConfig
+from trainer.engine.loop import _set_rates, _step
+from trainer.engine.setup import before_deepspeed, engine_for
+from trainer.models.packed_lm import PackedLM
+
+WORLDS = (1, 2, 3)
+ROWS, LENGTH = 6, 12
+SAVED, AGAIN, STEPS = 3, 6, 8
+"""Steps after which there is a checkpoint, the next one by another number of ranks, and in all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The same training for every number of ranks; a checkpoint of `a` ranks is in `folder/a`, one of `b` ranks that went on
+    from it in `folder/a-b`. Both are there in DeepSpeed's own form, `ds`, and as a universal checkpoint, `uc`."""
+
+    model: str
+    folder: str
+    stage: int
+    precision: str = "fp32"
+
+    def engine(self) -> Any:
+        module = PackedLM(AutoModelForMaskedLM.from_pretrained(self.model), causal=False)
+        return engine_for(module, self.config, ROWS // dist.get_world_size())
+
+    @property
+    def config(self) -> TrainConfig:
+        """Such that all four parameter groups differ in rate or decay, and clipping has something to do."""
+        return TrainConfig(
+            steps=STEPS, batch_size=ROWS, micro_batch=1, warmup_steps=2, learning_rate=1e-2, weight_decay=0.3,
+            embedding_steps=1, zero_stage=self.stage, precision=self.precision,
+        )  # fmt: skip
+
+    def steps(self, engine: Any, first: int, end: int) -> list[float]:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        losses = []
+        for step in range(first, end):
+            _set_rates(engine, self.config, step)
+            losses.append(_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], world)[0])
+        return losses
+
+    def convert(self, name: str) -> None:
+        before = set(os.listdir(f"{self.folder}/{name}"))
+        universal.convert(f"{self.folder}/{name}/ds", f"{self.folder}/{name}/uc")
+        assert set(os.listdir(f"{self.folder}/{name}")) - before == {"uc"}
+
+
+def batch(step: int, row: int) -> TargetBatch:
+    """One row of the global batch of a step; rows differ in how many targets they have."""
+    draw = torch.Generator().manual_seed(100 * step + row)
+    ids = torch.randint(5, 300, (1, LENGTH), generator=draw)
+    places = torch.randperm(LENGTH, generator=draw)[: 2 + row]
+    return TargetBatch(
+        input_ids=ids, segments=torch.zeros_like(ids), positions=torch.arange(LENGTH)[None], places=places,
+        labels=ids[0, places],
+    )  # fmt: skip
+
+
+def everything(engine: Any) -> dict[str, Any]:
+    """Whole weights, master weights and moments by name, and all counters and settings."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # DeepSpeed links the moments of all groups after the first step of the first, when the others have none yet.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    found: dict[str, Any] = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            found[f"{name} weight"] = parameter.detach().clone()
+        found[f"{name} fp32"] = safe_get_full_fp32_param(parameter)
+        for key in ("exp_avg", "exp_avg_sq"):
+            found[f"{name} {key}"] = safe_get_full_optimizer_state(parameter, key)
+    inner = engine.optimizer.optimizer
+    counters = [state["step"] for state in inner.state.values()]
+    assert len({id(counter) for counter in counters}) == len(inner.param_groups) == 4
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
+    counted = {"global_steps": engine.global_steps, "samples": engine.global_samples, "skipped": engine.skipped_steps}
+    return found | counted | {"counters": {float(counter) for counter in counters}, "groups": groups}
+
+
+def different(found: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    def same(one: Any, other: Any) -> bool:
+        return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+    assert found.keys() == known.keys()
+    return [name for name in found if not same(found[name], known[name])]
+
+
+def straight(run: Run) -> list[float]:
+    """Trains to the end, with a checkpoint on the way; the loss of every step."""
+    engine = run.engine()
+    losses = run.steps(engine, 0, SAVED)
+    folder = f"{run.folder}/{dist.get_world_size()}"
+    engine.save_checkpoint(folder, tag="ds", save_latest=False)
+    whole = everything(engine)
+    if dist.get_rank() == 0:
+        torch.save(whole, f"{folder}/whole.pt")
+    return losses + run.steps(engine, SAVED, STEPS)
+
+
+def gone_on(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
+    """Goes on from the checkpoint of every other number of ranks, saves in DeepSpeed's own form, and goes on from that."""
+    found = {}
+    for other in worlds:
+        engine = run.engine()
+        universal.load(engine, f"{run.folder}/{other}", "uc")
+        wrong = different(everything(engine), torch.load(f"{run.folder}/{other}/whole.pt"))
+        losses = run.steps(engine, SAVED, AGAIN)
+        folder = f"{run.folder}/{other}-{dist.get_world_size()}"
+        engine.save_checkpoint(folder, tag="ds", save_latest=False)
+        engine = run.engine()
+        engine.load_checkpoint(folder, tag="ds")
+        found[other] = {"wrong": wrong, "losses": losses + run.steps(engine, AGAIN, STEPS)}
+    return found
+
+
+def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
+    """Goes on from the checkpoint of other numbers of ranks that had gone on from the checkpoint of this number."""
+    found = {}
+    for other in worlds:
+        engine = run.engine()
+        universal.load(engine, f"{run.folder}/{dist.get_world_size()}-{other}", "uc")
+        found[other] = run.steps(engine, AGAIN, STEPS)
+    return found
+
+
+def on_ranks(world: int, do: Callable[..., Any], run: Run, *arguments: Any) -> Any:
+    """What `do` gives on rank 0 of `world` ranks."""
+    before_deepspeed()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "deepspeed"])
+    folder = Path(run.folder, f".group-{time.time_ns()}")
+    folder.mkdir()
+    ranks = [context.Process(target=_rank, args=(rank, world, folder, do, run, *arguments)) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    try:
+        for rank in ranks:
+            rank.join(120)
+        assert [rank.exitcode for rank in ranks] == [0] * world
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return json.loads((folder / "result.json").read_text())
+
+
+def _rank(rank: int, world: int, folder: Path, do: Callable[..., Any], run: Run, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    result = do(run, *arguments)
+    if rank == 0:
+        (folder / "result.json").write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def largest(losses: list[float], known: list[float]) -> float:
+    return max(abs(one - other) for one, other in zip(losses, known, strict=True))
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def trained(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The run of a ZeRO stage and its losses by number of ranks."""
+    run = Run(source_folder, str(tmp_path_factory.mktemp("universal")), request.param)
+    losses = {world: on_ranks(world, straight, run) for world in WORLDS}
+    for world in WORLDS:
+        run.convert(str(world))
+    yield run, losses
+    shutil.rmtree(run.folder)
+
+
+def test_any_number_of_ranks_goes_on_from_any_other_and_back(trained: tuple[Run, dict[int, list[float]]]) -> None:
+    run, losses = trained
+    for world in WORLDS:
+        for other, found in on_ranks(world, gone_on, run, WORLDS).items():
+            pair = f"{other} to {world}"
+            assert found["wrong"] == [], pair
+            assert largest(found["losses"], losses[int(other)][SAVED:]) < 1e-5, pair
+            run.convert(f"{other}-{world}")
+    for world in WORLDS:
+        for other, back in on_ranks(world, come_back, run, WORLDS).items():
+            assert largest(back, losses[world][AGAIN:]) < 1e-5, f"{world} to {other} to {world}"
+
+
+def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+    run, _ = trained
+
+    def refused(name: str, kind: type[Exception], what: str, harm: Callable[[Path], None]) -> None:
+        native = shutil.copytree(f"{run.folder}/2/ds", tmp_path / name / "ds")
+        harm(native)
+        with pytest.raises(kind, match=what):
+            universal.convert(str(native), str(tmp_path / name / "uc"))
+        with pytest.raises(CorruptError, match="no universal checkpoint"):
+            universal.load(None, str(tmp_path / name), "uc")
+
+    def untrained(native: Path) -> None:
+        path = min(native.glob("*_model_states.pt"))
+        state = torch.load(path, weights_only=False)
+        state["module"]["model.frozen"] = torch.ones(2)
+        torch.save(state, path)
+
+    def torn(native: Path) -> None:
+        path = max(native.glob("*_optim_states.pt"))
+        os.truncate(path, path.stat().st_size // 2)
+
+    refused("missing", CorruptError, "not all their files", lambda native: max(native.glob("*_optim_states.pt")).unlink())
+    refused("torn", CorruptError, "cannot be converted", torn)
+    refused("untrained", TrainingError, r"model\.frozen", untrained)
+    refused("empty", CorruptError, "file is missing", lambda native: [path.unlink() for path in native.iterdir()] and None)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_low_precision_goes_on_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
+    """Later losses are rounded sums over other ranks, so only near: as near as those of runs without a break."""
+    run = Run(source_folder, str(tmp_path), stage, "bf16")
+    losses = on_ranks(2, straight, run)
+    run.convert("2")
+    found = on_ranks(3, gone_on, run, (2,))["2"]
+    assert found["wrong"] == []
+    assert largest(found["losses"], losses[SAVED:]) < 0.03
