@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ORACLE := .venv-oracle
 CONF := ray_jobs/conf/demo.yaml
+SEEDS ?= 5
+SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oracle bench-transfer bench-matrix lint format serve clean sample
+.PHONY: help setup demo test faults oracle bench-transfer bench-matrix bench-resume lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +34,10 @@ demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedd
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q
 
+faults: $(STAMP) ## training under seeded faults, broken copies that must be caught, each fault by itself: SEEDS=5 SEED_FROM=0
+	$(BIN)/python -m tests.faults --seeds $(SEEDS) --seed-from $(SEED_FROM) --mutants
+	$(BIN)/python -m pytest -q tests/faults
+
 oracle: $(ORACLE)/.ready ## our algorithms against other people's packages, in an environment of their own
 	$(ORACLE)/bin/python -m pytest -q tests/oracle
 
@@ -40,6 +46,9 @@ bench-transfer: $(ORACLE)/.ready ## transfer kernels beside wechsel, deepfocus a
 
 bench-matrix: $(STAMP) ## every method on a source of every family, tied and untied, each result verified
 	$(BIN)/python -m tests.benchmarks.transfer_matrix
+
+bench-resume: $(ORACLE)/.ready ## first batch after a resume beside Trainer's skipping and torchdata's StatefulDataLoader
+	$(ORACLE)/bin/python -m tests.benchmarks.resume
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)

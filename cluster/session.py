@@ -23,11 +23,11 @@ _CONNECT_SECONDS = 10
 
 
 @contextmanager
-def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Iterator[None]:
+def ray_session(*, workers: int, worker_cpus: float, address: str | None, least: int | None = None) -> Iterator[None]:
     """Attaches to the cluster at `address`, or starts one here with room for `workers` and the reading of data.
 
-    An own cluster has as many logical CPUs as the job needs, also on a smaller machine: its work is then slower, not
-    refused. What was there before is left as it is.
+    A cluster at `address` need have room for the `least` number only. An own cluster has as many logical CPUs as the job
+    needs, also on a smaller machine: its work is then slower, not refused. What was there before is left as it is.
 
     Raises:
         ClusterError: there is no cluster at `address`, or it is too small.
@@ -57,7 +57,7 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None) -> Ite
         fix = "Unset RAY_ADDRESS to run on this machine." if address else "Run it again when the machine is less busy."
         raise ClusterError(f"no cluster ({reason}).", where, fix) from error
     try:
-        _check_size(needed)
+        _check_size((least or workers) * worker_cpus + 1)
         _quieten()
         yield
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError
+from data_pipeline.lease import Lease
 
 FORMAT_VERSION = 1
 FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
@@ -57,6 +58,8 @@ class Draft:
 
     uri: str
     metrics: dict[str, Any] = field(default_factory=dict)
+    lease: Lease | None = None
+    """Where one run at a time may write."""
 
 
 def identity(config: object) -> dict[str, Any]:
@@ -66,8 +69,14 @@ def identity(config: object) -> dict[str, Any]:
     for spec in dataclasses.fields(config):
         if spec.metadata.get("identity", True):
             value = getattr(config, spec.name)
-            values[spec.name] = identity(value) if dataclasses.is_dataclass(value) else value
+            values[spec.name] = _plain(value)
     return values
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return identity(value) if dataclasses.is_dataclass(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -100,7 +109,7 @@ def existing(plan: Plan) -> Artifact | None:
     if found is not None:
         if found.id == plan.id:
             return found
-        changed = ", ".join(_differences(found, plan)) or "the format version"
+        changed = ", ".join(_differences(found.config, found.inputs, plan)) or "the format version"
         raise ArtifactError(
             f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
             plan.uri,
@@ -112,17 +121,28 @@ def existing(plan: Plan) -> Artifact | None:
 
 
 @contextmanager
-def writing(plan: Plan, *, resumable: bool = False) -> Iterator[Draft]:
+def writing(plan: Plan, *, resumable: bool = False, precious: bool = False) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
     What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, and an error keeps
     what is there for the next run; otherwise an error removes the folder.
+
+    Raises:
+        ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
     """
     finished, mark = existing(plan), storage.join(plan.uri, UNFINISHED)
-    begun = storage.exists(mark) and json.loads(storage.read_bytes(mark))["id"] == plan.id
+    left = dict(json.loads(storage.read_bytes(mark))) if storage.exists(mark) else {}
+    begun = left.get("id") == plan.id
+    if precious and left and not begun:
+        changed = ", ".join(_differences(left.get("config", {}), left.get("inputs", {}), plan)) or "the format version"
+        raise ArtifactError(
+            f"an unfinished run is here that differs in {changed}.",
+            plan.uri,
+            "Give it the same settings and it goes on; or remove that folder, or choose another output=.",
+        )
     if not (resumable and (begun or finished)):
         storage.remove(plan.uri)
-    storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind}))
+    storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}))
     storage.remove(storage.join(plan.uri, FINISHED))
     draft, start = Draft(plan.uri), time.perf_counter()
     try:
@@ -158,9 +178,9 @@ def _load(uri: str) -> Artifact | None:
         raise ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.") from error
 
 
-def _differences(found: Artifact, plan: Plan) -> list[str]:
+def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:
     """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
-    old, new = {**_flat(found.config), **found.inputs}, {**_flat(plan.config), **plan.inputs}
+    old, new = {**_flat(config), **inputs}, {**_flat(plan.config), **plan.inputs}
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [name if name in plan.inputs else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
 

@@ -61,6 +61,13 @@ class TrainingError(ScionError):
     """Training cannot go on: a loss that is not finite, a worker that failed."""
 
 
+class Stopped(ScionError):
+    """The run was asked to stop, and can go on from what it saved. Ends a command with EX_TEMPFAIL, which `ray job` and
+    Kubernetes take for "not done yet"."""
+
+    exit_code = 75
+
+
 def reason(error: BaseException) -> str:
     """The first line of what another library's exception says, or its kind where it says nothing."""
     said = str(error).strip()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_LISTED = 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -12,6 +14,12 @@ class Finding:
     """What was compared, or what is wrong."""
     failures: tuple[str, ...] = ()
     """Rows, ids or files that fail, as many as a reader can use; none if all is well."""
+
+    @classmethod
+    def listed(cls, check: str, said: str, failures: list[str]) -> "Finding":
+        """One that names the first failures, and how many more there are."""
+        more = [f"and {len(failures) - _LISTED:,} more"] if len(failures) > _LISTED else []
+        return cls(check=check, said=said, failures=(*failures[:_LISTED], *more))
 
     @property
     def ok(self) -> bool:

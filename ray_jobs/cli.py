@@ -1,4 +1,5 @@
-"""`scion JOB CONFIG [key=value ...]`. Exit code 0 done, 2 a mistake of the user, 1 a failure."""
+"""`scion JOB CONFIG [key=value ...]`. Exit code 0 done, 2 a mistake of the user, 1 a failure,
+75 a training that was asked to stop and can go on, 130 an interruption."""
 
 import importlib
 import os
@@ -8,6 +9,8 @@ import warnings
 from pathlib import Path
 
 from rich.console import Console
+
+from ray_jobs import stopping
 
 JOBS = {
     "pipeline": "the whole chain, one stage after the other",
@@ -23,6 +26,7 @@ JOBS = {
 }
 COMMANDS = {
     "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
+    "status": "RUN: how a training is doing, live on a terminal",
     "diff": "PLAN PLAN: which rows two plans make differently",
 }
 """What takes folders in place of a configuration, and needs no Ray."""
@@ -55,13 +59,16 @@ def main(argv: list[str] | None = None) -> int:
         jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in (JOBS, COMMANDS))
         print(HELP.format(jobs=jobs, commands=commands))
         return 0 if arguments else 2
-    from data_pipeline.errors import ScionError  # the help text should not wait for imports
+    from data_pipeline.errors import ScionError, Stopped  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _dispatch(arguments)
         return 0
+    except Stopped as stopped:
+        errors.print(_escaped(str(stopped)))
+        return stopped.exit_code
     except ScionError as error:
         errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
         return error.exit_code
@@ -106,7 +113,12 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return
-    with ray_session(workers=config.workers, worker_cpus=config.worker_cpus, address=os.environ.get("RAY_ADDRESS")):
+    with ray_session(
+        workers=config.workers,
+        worker_cpus=config.worker_cpus,
+        address=os.environ.get("RAY_ADDRESS"),
+        least=config.min_workers,
+    ):
         signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own handler there, which exits with 15
         module.main(config, console)
 
@@ -119,9 +131,11 @@ def _print_methods(console: Console) -> None:
 
 
 def _terminate(signum: int, frame: object) -> None:
-    """SIGTERM (`ray job stop`) unwinds like Ctrl-C, so that what is half-written is cleared. No exception of our own: one
-    that is raised while Ray waits in its C++ part is swallowed there, unless it is a KeyboardInterrupt."""
-    raise KeyboardInterrupt
+    """SIGTERM (`ray job stop`, the end of a pod) lets a training save what it has. Anything else, and a second SIGTERM, unwinds
+    like Ctrl-C, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
+    C++ part is swallowed there, unless it is a KeyboardInterrupt."""
+    if not stopping.wish():
+        raise KeyboardInterrupt
 
 
 def _escaped(text: str) -> str:

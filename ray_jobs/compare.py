@@ -71,11 +71,7 @@ def stages(config: ScionConfig) -> list[Stage]:
 
 def plan(config: ScionConfig, start: Start) -> Plan:
     of_transfer = transfer.plan(config, start)
-    settings = {
-        "transfer": of_transfer.config["transfer"],
-        "pretrain": artifact.identity(config.pretrain),
-        "workers": config.workers,
-    }
+    settings = {"transfer": of_transfer.config["transfer"], "pretrain": artifact.identity(config.pretrain)}
     inputs = of_transfer.inputs | {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
     return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 
@@ -90,7 +86,7 @@ def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], d
     made = assemble(problem, known[start.method], start.method)
     transfer.write(config, problem, made, model)
     training = dataclasses.replace(own, uri=trained)
-    result = pretrain.continued(config, model, start.seed, training, report)
+    result = pretrain.continued(config, model, start.seed, training, draft, report)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     report("retrieve", 0, 1)
     draft.metrics = {

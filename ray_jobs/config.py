@@ -90,6 +90,17 @@ class TransferConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureStage:
+    """A part of the run with other proportions of the languages."""
+
+    until: int
+    """The step at which it ends."""
+    alpha: float = 1.0
+    weights: dict[str, float] = field(default_factory=dict)
+    """In place of alpha."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
     """Masked-LM continued pretraining."""
 
@@ -98,6 +109,10 @@ class PretrainConfig:
     """Share of the tokens that is masked."""
     alpha: float = 1.0
     """Languages are drawn in proportion to tokens ** alpha."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
+    stages: tuple[MixtureStage, ...] = ()
+    """Other proportions at the beginning of the run, in order."""
     heldout_rows: int = 96
     """Held-out rows scored for bits per byte, before and after."""
 
@@ -166,6 +181,8 @@ class ScionConfig:
     seed: int = 0
     workers: int = 2
     """Training workers of Ray Train."""
+    min_workers: int | None = field(default=None, metadata={"identity": False})
+    """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
     worker_cpus: float = field(default=1.0, metadata={"identity": False})
     shard: ShardConfig = field(default_factory=ShardConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -180,6 +197,8 @@ class ScionConfig:
             raise ConfigError(f"{self.method} is not a method.", "method", f"Choose one of: {', '.join(METHODS)}.")
         if self.workers < 1 or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
 
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""

@@ -11,6 +11,8 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ray_jobs import stopping
+
 _POLL_SECONDS = 0.5
 
 
@@ -65,13 +67,18 @@ def kept(console: Console, name: str) -> None:
 
 @ray.remote(num_cpus=0)
 class _Board:
-    """Holds the newest progress of a training run; rank 0 writes, the driver reads."""
+    """Between the driver and a training run: the newest progress one way, the wish to stop the other."""
 
     def __init__(self) -> None:
-        self._latest = (0, 0, "")
+        self._latest, self._stop = (0, 0, ""), False
 
-    def update(self, done: int, total: int, text: str) -> None:
+    def update(self, done: int, total: int, text: str) -> bool:
+        """Told by rank 0 step by step; whether it is to stop."""
         self._latest = (done, total, text)
+        return self._stop
+
+    def stop(self) -> None:
+        self._stop = True
 
     def latest(self) -> tuple[int, int, str]:
         return self._latest
@@ -79,7 +86,7 @@ class _Board:
 
 @contextmanager
 def watched(reporter: Reporter, what: str) -> Iterator[Any]:
-    """An actor for the workers to report to; while the block runs, a thread passes on what it holds."""
+    """An actor for the workers to report to; while the block runs, a thread passes on what it holds, and the wish to stop."""
     board = _Board.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
@@ -87,7 +94,10 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
         while not stop.wait(_POLL_SECONDS):
             number, total, text = ray.get(board.latest.remote())
             if total:
+                stopping.training(True)
                 reporter(f"{what}, {text}", number, total)
+            if stopping.wished():
+                board.stop.remote()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -96,6 +106,7 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
     finally:
         stop.set()
         thread.join(timeout=5)
+        stopping.training(False)
         ray.kill(board)
 
 

@@ -19,7 +19,9 @@ KIND = "embedder"
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    settings = {"embed": artifact.identity(config.embed), "seed": start.seed, "workers": config.workers}
+    settings = {"embed": artifact.identity(config.embed), "seed": start.seed}
+    if not _elastic(config):
+        settings["workers"] = config.workers
     inputs = {
         "model": pretrain.plan(config, start).id,
         "pairs": documents.fingerprint(config.pairs, key="pairs"),
@@ -34,6 +36,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
         plan=plan(config, start),
         fill=lambda draft, report: fill(config, start, draft, report),
         resumable=True,
+        training=True,
     )
 
 
@@ -61,13 +64,19 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         temperature=settings.temperature,
         symmetric=settings.symmetric,
     )
-    rows = planned_rows(config, settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
-    result = train(config, settings.train, task, rows, plan(config, start), report)
+    rows = planned_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
+    result = train(config, settings.train, task, rows, plan(config, start), draft, report, elastic=_elastic(config))
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
     draft.metrics = {"history": history}
     return f"{len(history)} steps on {len(training):,} pairs, loss {history[0]['loss']:.3f} to {history[-1]['loss']:.3f}"
+
+
+def _elastic(config: ScionConfig) -> bool:
+    """Whether the number of workers is of no consequence. The negatives are those of a micro-step: the whole batch, unless
+    `micro_batch` cuts it into as many pieces as go on all workers."""
+    return config.embed.train.micro_batch is None
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
+from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
@@ -16,13 +17,14 @@ from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import planned_rows, train
 from trainer.engine.heldout import Heldout
 from trainer.engine.tasks import LanguageModelTask
+from trainer.transfer import plan as transfer_plan
 
 KIND = "model"
 _EVALUATION_SEED = -1
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed, "workers": config.workers}
+    settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
     inputs = {"shards": shard.plan(config).id, "model": transfer.plan(config, start).id}
     return Plan(uri=start.at(config, "pretrain"), kind=KIND, config=settings, inputs=inputs)
 
@@ -33,6 +35,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
         plan=plan(config, start),
         fill=lambda draft, report: fill(config, start, draft, report),
         resumable=True,
+        training=True,
     )
 
 
@@ -40,13 +43,13 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
     need(shard.plan(config), "shard")
     model = need(transfer.plan(config, start), "transfer")
-    result = continued(config, model, start.seed, plan(config, start), report)
+    result = continued(config, model, start.seed, plan(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 
 
-def continued(config: ScionConfig, model: str, seed: int, plan: Plan, report: Reporter) -> dict[str, Any]:
+def continued(config: ScionConfig, model: str, seed: int, plan: Plan, draft: Draft, report: Reporter) -> dict[str, Any]:
     """Trains `model` on the shards into the folder of `plan`; the run's history and its scores on held-out text."""
     shards, settings = shard.plan(config).uri, config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
@@ -54,13 +57,15 @@ def continued(config: ScionConfig, model: str, seed: int, plan: Plan, report: Re
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
     task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=seed)
     task.check()
-    weights = temperature_weights(tokens, settings.alpha)
+    weights = _weights(tokens, settings.weights, settings.alpha)
+    stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
     return train(
         config,
         settings.train,
         task,
-        planned_rows(config, settings.train, folder, rows, weights, seed),
+        planned_rows(settings.train, folder, rows, weights, seed, stages),
         plan,
+        draft,
         report,
         Heldout(
             folder=heldout_folder,
@@ -68,7 +73,20 @@ def continued(config: ScionConfig, model: str, seed: int, plan: Plan, report: Re
             task=replace(task, seed=_EVALUATION_SEED),
             rows=settings.heldout_rows,
         ),
+        row_groups=transfer_plan.load(model).groups(),
     )
+
+
+def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> dict[str, float]:
+    """Shares of the languages: as given, or by temperature where nothing is. One that is not named is left out.
+
+    Raises:
+        ConfigError: a language has a share, but no text.
+    """
+    unknown = sorted(set(given) - set(tokens))
+    if unknown:
+        raise ConfigError(f"there is no text in {unknown[0]}.", "pretrain.weights", f"There is: {', '.join(sorted(tokens))}.")
+    return {lang: given.get(lang, 0.0) for lang in tokens} if given else temperature_weights(tokens, alpha)
 
 
 def main(config: ScionConfig, console: Console) -> None:

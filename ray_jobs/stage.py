@@ -1,13 +1,15 @@
 """What the jobs have in common: a plan, known before anything runs, and a body that fills its folder."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
 
-from data_pipeline import artifact, storage
+from data_pipeline import artifact, lease, storage
 from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.errors import ArtifactError
+from data_pipeline.lease import Lease
 from ray_jobs import console as show
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
@@ -45,6 +47,8 @@ class Stage:
     plan: Plan
     fill: Callable[[Draft, Reporter], str]
     resumable: bool = False
+    training: bool = False
+    """Whether what is unfinished took long to make: other settings do not remove it, and one run at a time writes there."""
     whole: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
 
@@ -65,12 +69,18 @@ class Stage:
             return found
         seconds = show.clock()
         with (
+            self._lease() as held,
             show.stage(console, self.name) as reporter,
-            artifact.writing(self.plan, resumable=self.resumable) as draft,
+            artifact.writing(self.plan, resumable=self.resumable, precious=self.training) as draft,
         ):
+            draft.lease = held
             said = self.fill(draft, reporter)
         show.done(console, self.name, seconds(), said)
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
+
+    def _lease(self) -> AbstractContextManager[Lease | None]:
+        """Beside the folder, which only its plan may fill."""
+        return lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") if self.training else nullcontext()
 
 
 def need(plan: Plan, job: str) -> str:

@@ -2,28 +2,44 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline import storage
-from data_pipeline.artifact import Plan
+from data_pipeline.artifact import Draft, Plan
 from data_pipeline.feed.planned import PlannedRows
-from data_pipeline.order.plan import OrderPlan
+from data_pipeline.order.plan import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter, watched
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout
-from trainer.engine.launch import WORKING, fit
+from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
+from trainer.engine.store import WORKING, Store
 from trainer.engine.tasks import Task
 
 
 def planned_rows(
-    config: ScionConfig, settings: TrainConfig, folder: str, manifest: Manifest, weights: dict[str, float], seed: int
+    settings: TrainConfig,
+    folder: str,
+    manifest: Manifest,
+    weights: dict[str, float],
+    seed: int,
+    stages: tuple[tuple[int, dict[str, float]], ...] = (),
 ) -> PlannedRows:
-    """The order of a run over the streams that have a weight."""
-    order = OrderPlan(streams=manifest.order_streams(weights), batch=settings.batch_size, seed=seed)
+    """The order of a run over the streams that have a weight, and in other proportions up to the steps that `stages` name."""
+    order = OrderPlan(
+        streams=manifest.order_streams(weights),
+        batch=settings.batch_size,
+        seed=seed,
+        warmup=tuple((part.until, part.rows) for part in settings.batch_warmup),
+        stages=tuple(
+            Stage(until=until, weights=tuple(stream.weight for stream in manifest.order_streams(weights | part)))
+            for until, part in stages
+        ),
+    )
     return PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.micro_batch)
 
 
@@ -33,8 +49,11 @@ def train(
     task: Task,
     rows: PlannedRows,
     plan: Plan,
+    draft: Draft,
     report: Reporter,
     heldout: Heldout | None = None,
+    row_groups: dict[str, NDArray[np.int64]] | None = None,
+    elastic: bool = True,
 ) -> dict[str, Any]:
     """Trains into the folder of `plan` and returns the run's history; goes on from what a killed run left there."""
     with watched(report, "train") as board:
@@ -43,11 +62,13 @@ def train(
             config=settings,
             rows=rows,
             heldout=heldout,
+            row_groups=row_groups or {},
+            uri=plan.uri,
             export_uri=plan.uri,
-            store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints),
+            store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints, draft.lease),
             identity=plan.id,
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        gpu = torch.cuda.is_available()
-        return fit(run, workers=config.workers, worker_cpus=config.worker_cpus, gpu=gpu, storage_uri=plan.uri)
+        workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers
+        return fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=torch.cuda.is_available())

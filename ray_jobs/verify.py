@@ -10,35 +10,38 @@ from rich.console import Console
 from data_pipeline import storage
 from data_pipeline.artifact import FINISHED
 from data_pipeline.errors import ArtifactError, ConfigError, VerifyError
+from data_pipeline.feed import audit, ledger, planned
+from data_pipeline.feed.audit import History
 from data_pipeline.finding import Finding
 from data_pipeline.shards import manifest
 from data_pipeline.shards import verify as shards
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from ray_jobs import shard
+from trainer.engine.store import WORKING, Store
 from trainer.models import loading
 from trainer.transfer import plan
 from trainer.transfer.factorise import multiplied_out, with_factors
 from trainer.transfer.methods import METHODS
 from trainer.transfer.verify import Side, verify
 
-USAGE = "scion verify FOLDER [source_model=FOLDER]"
+USAGE = "scion verify FOLDER [source_model=FOLDER] [shards=FOLDER]"
 
 
 def command(arguments: list[str], console: Console) -> None:
-    """Checks a folder that `scion transfer` or `scion shard` wrote.
+    """Checks a folder that `scion transfer` or `scion shard` wrote, or in which a training has run or runs.
 
     Raises:
         ConfigError: the arguments are not as in `USAGE`.
-        ArtifactError: the folder holds neither a transferred model nor shards.
+        ArtifactError: the folder holds nothing of the kind.
         VerifyError: a check failed.
     """
     folder, *rest = arguments or [""]
     named = dict(item.split("=", 1) for item in rest if "=" in item)
-    if not folder or len(named) != len(rest) or set(named) - {"source_model"}:
+    if not folder or len(named) != len(rest) or set(named) - {"source_model", "shards"}:
         raise ConfigError("the arguments are not right.", "scion verify", f"Usage: {USAGE}")
-    check, fix = _KINDS.get(_artifact(folder).get("kind", ""), (_model, "Transfer again."))
-    findings = check(folder, named.get("source_model"))
+    check, fix = _kind(folder)
+    findings = check(folder, named)
     for finding in findings:
         _print(finding, console)
     failed = [finding.check for finding in findings if not finding.ok]
@@ -46,10 +49,37 @@ def command(arguments: list[str], console: Console) -> None:
         raise VerifyError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}.", folder, fix)
 
 
-def _model(folder: str, source_model: str | None) -> list[Finding]:
+def _kind(folder: str) -> tuple[Callable[[str, dict[str, str]], list[Finding]], str]:
+    """How the folder is checked, and what to do where it fails."""
+    if storage.exists(storage.join(folder, ledger.FOLDER, ledger.PLAN)):
+        return _run, "Do not use the model; report it with the folder `ledger`."
+    if _artifact(folder).get("kind") == shard.KIND:
+        return _shards, "Remove the files named and run `scion shard` again: what is intact is kept."
+    return _model, "Transfer again."
+
+
+def _run(folder: str, named: dict[str, str]) -> list[Finding]:
+    """What a training was trained on, against its plan and the shards."""
+    uri = storage.join(folder, ledger.FOLDER)
+    rows = planned.load(storage.join(uri, ledger.PLAN), named.get("shards"))
+    return audit.audit(uri, rows, audit.finished(uri) or _so_far(folder))
+
+
+def _so_far(folder: str) -> History:
+    """The history of a run that has not ended, from its newest checkpoint."""
+    store = Store(storage.join(folder, WORKING), keep=3)
+    newest = next(iter(store.usable()), None)
+    if newest is None:
+        return History(lineage=(), steps=0, skipped=())
+    told = store.state(newest)
+    skipped = [(skip["first"], skip["last"]) for skip in told["skips"]]
+    return audit.history({"lineage": told["lineage"], "steps": told["next_step"], "skipped": skipped})
+
+
+def _model(folder: str, named: dict[str, str]) -> list[Finding]:
     """A transferred model against the one that it was made from."""
     found = plan.load(folder)
-    source = _side(source_model or _source(folder), found.seed)
+    source = _side(named.get("source_model") or _source(folder), found.seed)
     if METHODS[found.method].fresh:
         source = replace(source, model=loading.drawn_anew(source.model, found.seed))
     factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
@@ -60,7 +90,7 @@ def _model(folder: str, source_model: str | None) -> list[Finding]:
     return verify(source, _side(folder, found.seed), found, product)
 
 
-def _shards(folder: str, source_model: str | None) -> list[Finding]:
+def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
     """Packed rows, those to train on and those that are held out, against their manifests."""
     tokenizer, parts = storage.join(folder, "tokenizer"), {part: storage.join(folder, part) for part in shard.PARTS}
     return [
@@ -68,11 +98,6 @@ def _shards(folder: str, source_model: str | None) -> list[Finding]:
         for part, inner in parts.items()
         for finding in shards.verify(inner, manifest.load(inner), tokenizer)
     ]
-
-
-_KINDS: dict[str, tuple[Callable[[str, str | None], list[Finding]], str]] = {
-    shard.KIND: (_shards, "Remove the files named and run `scion shard` again: what is intact is kept."),
-}
 
 
 def _artifact(folder: str) -> dict[str, Any]:

@@ -5,8 +5,10 @@ that checkpoint counts. Which segments make up the history of a run is told by i
 """
 
 import io
+import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,8 @@ from data_pipeline.errors import CorruptError, reason
 
 FOLDER = "ledger"
 """Below a run's folder."""
+PLAN, HISTORY = "plan.json", "history.json"
+"""In a ledger: the order that the run was to have, and, once it has ended, which segments are its history."""
 SCHEMA = pa.schema(
     {"step": pa.int64(), "slot": pa.int32(), "stream": pa.int16(), "epoch": pa.int32(), "row": pa.int64(), "crc": pa.uint32()}
 )
@@ -37,15 +41,27 @@ class Ledger:
         noted = [pa.array(crcs(real)) if name == "crc" else real[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names]
         self._since.append(pa.Table.from_arrays(noted, schema=SCHEMA))
 
-    def write(self, segment: str) -> None:
-        """Puts the rows since the last segment that was `done` into this one."""
+    def take(self) -> list[pa.Table]:
+        """What was noted since, for a segment: what comes belongs to the next."""
+        taken, self._since = self._since, []
+        return taken
+
+    def give_back(self, rows: list[pa.Table]) -> None:
+        """Rows that were taken for a segment that does not count: they belong to the next."""
+        self._since = rows + self._since
+
+    def write(self, segment: str, rows: list[pa.Table]) -> None:
+        """This rank's part of a segment."""
         buffer = io.BytesIO()
-        pq.write_table(pa.concat_tables([SCHEMA.empty_table(), *self._since]), buffer, compression="zstd")
+        pq.write_table(pa.concat_tables([SCHEMA.empty_table(), *rows]), buffer, compression="zstd")
         storage.write_bytes(storage.join(self._uri, segment, f"rank-{self._rank:05d}.parquet"), buffer.getvalue())
 
-    def done(self) -> None:
-        """The segment that was written counts: what comes belongs to the next."""
-        self._since = []
+    def finish(self, history: dict[str, Any]) -> None:
+        """Says, when the run has ended, which segments are its history; until then its checkpoints do."""
+        storage.write_bytes(storage.join(self._uri, HISTORY), json.dumps(history).encode())
+
+    def drop(self, segment: str) -> None:
+        storage.remove(storage.join(self._uri, segment))
 
 
 def segments(uri: str) -> list[str]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from data_pipeline import keyed_random
-from data_pipeline.feed.targets import TargetBatch, packed_rows
+from data_pipeline.feed.targets import TargetBatch, packed_rows, target_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +38,7 @@ class Masker:
         masked = rank < count[:, None]
         places = np.flatnonzero(masked)
         labels = ids.ravel()[places]
-        return TargetBatch(
-            input_ids=torch.from_numpy(self._replaced(ids, places, keys)),
-            segments=torch.from_numpy(segment),
-            positions=torch.from_numpy(positions),
-            places=torch.from_numpy(places),
-            labels=torch.from_numpy(labels),
-        )
+        return target_batch(table, self._replaced(ids, places, keys), (segment, positions), places, labels, causal=False)
 
     def _keys(self, table: pa.Table) -> np.ndarray:
         columns = (table[name].to_pylist() for name in ("stream", "epoch", "row"))

@@ -5,16 +5,19 @@ promises no order: each rank streams exactly its own slots, from the step at whi
 checks every row that it receives against the plan.
 """
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 from ray.train import DataConfig
 
-from data_pipeline.errors import DataOrderError
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError, DataOrderError
 from data_pipeline.feed.reader import RowReader, by_step, check_received
-from data_pipeline.order.plan import OrderPlan, Slots, planned_step
+from data_pipeline.order.plan import OrderPlan, Slots, Stage, Stream, planned_step
+from data_pipeline.shards import manifest as manifests
 from data_pipeline.shards.manifest import Manifest
 
 _WINDOW_ROWS = 512
@@ -37,6 +40,11 @@ class PlannedRows:
         """Rows that a rank computes at once in a planned step."""
         share = -(-self.plan.size(planned) // world)
         return share if self.micro is None else min(self.micro, share)
+
+    def save(self, uri: str) -> None:
+        """Writes what `load` reads."""
+        content = {"folder": self.folder, "manifest": self.manifest.id, "micro": self.micro, "plan": asdict(self.plan)}
+        storage.write_bytes(uri, json.dumps(content, indent=1).encode())
 
     def reader(self) -> RowReader:
         return RowReader(self.folder, self.manifest, tuple(stream.name for stream in self.plan.streams))
@@ -123,6 +131,30 @@ class RankFeed:
         if step < last or held:
             came = f"{sum(map(len, held.values()))} rows that were not asked for" if held else "nothing more"
             raise DataOrderError(f"rank {self.rank} has had all steps before {step} of {last} and {came}.", self.rows.folder)
+
+
+def load(uri: str, folder: str | None) -> PlannedRows:
+    """The rows of a run, from what it saved; `folder` is that of the shards, if they were moved.
+
+    Raises:
+        ArtifactError: those are other shards.
+    """
+    content = json.loads(storage.read_bytes(uri))
+    told = content["plan"]
+    plan = OrderPlan(
+        streams=tuple(Stream(**stream) for stream in told["streams"]),
+        batch=told["batch"],
+        seed=told["seed"],
+        warmup=tuple((until, batch) for until, batch in told["warmup"]),
+        stages=tuple(Stage(until=stage["until"], weights=tuple(stage["weights"])) for stage in told["stages"]),
+        window=told["window"],
+    )
+    folder = folder or content["folder"]
+    there = storage.exists(storage.join(folder, manifests.NAME))
+    found = manifests.load(folder) if there else Manifest(length=0, vocab_size=0, tokenizer="", streams={})
+    if there and found.id != content["manifest"]:
+        raise ArtifactError("these are not the shards that the run was trained on.", folder, "Name them: shards=FOLDER.")
+    return PlannedRows(plan=plan, folder=folder, manifest=found, micro=content["micro"])
 
 
 class PlannedData(DataConfig):

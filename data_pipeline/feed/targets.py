@@ -25,13 +25,50 @@ class TargetBatch:
     """int [M]: places in the flattened rows whose output predicts a target"""
     labels: torch.Tensor
     """int [M]: the ids to predict"""
+    streams: torch.Tensor
+    """int [M]: the stream that each target is of"""
+    tokens: int
+    """Without padding, and without rows of weight 0."""
+    pairs: int
+    """Of those tokens, pairs that see each other: for each document its length squared, half of it for a decoder."""
 
     @property
-    def targets(self) -> int:
-        return len(self.labels)
+    def size(self) -> int:
+        return self.input_ids.numel()
+
+    def counts(self, streams: int) -> torch.Tensor:
+        """Targets of each stream, float64 [streams]."""
+        return torch.bincount(self.streams, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "TargetBatch":
-        return TargetBatch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+        held = {name: getattr(self, name) for name in self.__slots__}
+        moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if isinstance(value, torch.Tensor)}
+        return TargetBatch(**held | moved)
+
+
+def target_batch(
+    table: pa.Table,
+    ids: NDArray[np.int64],
+    laid: tuple[NDArray[np.int64], NDArray[np.int64]],
+    places: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    causal: bool,
+) -> TargetBatch:
+    """A batch of the feed's rows: ids as the model sees them [B, L], segments and positions, and the targets."""
+    segment, positions = laid
+    real = (segment >= 0) & (table["weight"].to_numpy() > 0)[:, None]
+    seen = int((positions[real] + 1).sum())  # the k-th token of a document sees k tokens that are not behind it
+    tokens = int(real.sum())
+    return TargetBatch(
+        input_ids=torch.from_numpy(ids),
+        segments=torch.from_numpy(segment),
+        positions=torch.from_numpy(positions),
+        places=torch.from_numpy(places),
+        labels=torch.from_numpy(labels),
+        streams=torch.from_numpy(table["stream"].to_numpy().astype(np.int64)[places // ids.shape[1]]),
+        tokens=tokens,
+        pairs=seen if causal else 2 * seen - tokens,
+    )
 
 
 def packed_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -56,10 +93,4 @@ class NextToken:
         asked[:, :-1] = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] >= 0)
         asked &= (table["weight"].to_numpy() > 0)[:, None]
         places = np.flatnonzero(asked)
-        return TargetBatch(
-            input_ids=torch.from_numpy(ids),
-            segments=torch.from_numpy(segment),
-            positions=torch.from_numpy(positions),
-            places=torch.from_numpy(places),
-            labels=torch.from_numpy(ids.ravel()[places + 1]),
-        )
+        return target_batch(table, ids, (segment, positions), places, ids.ravel()[places + 1], causal=True)

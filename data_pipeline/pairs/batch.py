@@ -13,6 +13,7 @@ class PairBatch:
         documents = table["positive"].to_pylist() + [ids for row in negatives for ids in row]
         self.anchors = _padded(table["anchor"].to_pylist(), pad)
         self.documents = _padded(documents, pad)
+        self.streams = torch.from_numpy(table["stream"].to_numpy().astype(np.int64))
         self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
         self.anchor_keys = torch.from_numpy(table["anchor_key"].to_numpy().copy())
         keys = table["positive_key"].to_pylist() + [key for row in table["negative_keys"].to_pylist() for key in row]
@@ -20,12 +21,21 @@ class PairBatch:
         counts = [len(row) for row in negatives]
         self.document_weights = torch.cat([self.weights, self.weights.repeat_interleave(torch.tensor(counts))])
 
-    @property
-    def targets(self) -> int:
-        return int((self.weights > 0).sum())
+        masks = (self.anchors[1], self.documents[1])
+        real = (self.weights, self.document_weights)
+        self.tokens = sum(int(mask[weight > 0].sum()) for mask, weight in zip(masks, real, strict=True))
+        lengths = [mask[weight > 0].sum(dim=1) for mask, weight in zip(masks, real, strict=True)]
+        self.pairs = int(sum((length**2).sum() for length in lengths))
+        self.size = sum(mask.numel() for mask in masks)
+
+    def counts(self, streams: int) -> torch.Tensor:
+        """Pairs of each stream, without those of weight 0, float64 [streams]."""
+        return torch.bincount(self.streams, self.weights > 0, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "PairBatch":
         for name, value in vars(self).items():
+            if isinstance(value, int):
+                continue
             moved = tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
             setattr(self, name, moved)
         return self

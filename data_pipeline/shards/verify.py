@@ -7,8 +7,6 @@ from data_pipeline.shards import format
 from data_pipeline.shards.build import fingerprint, load_tokenizer
 from data_pipeline.shards.manifest import Manifest, Shard
 
-_LISTED = 20
-
 
 def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]:
     """Every file against its SHA-256, every row group against its checksum, every count, and the tokenizer."""
@@ -18,8 +16,8 @@ def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]
     there = {path for path in storage.files(folder) if path.endswith(".parquet")}
     rows, size = manifest.total("rows"), len(shards)
     return [
-        _finding("files", f"{size:,} shards, {rows:,} rows", [f"{path}: {said}" for path, said in wrong.items()]),
-        _finding("no other shards", "what lies there is in the manifest", sorted(there - known)),
+        Finding.listed("files", f"{size:,} shards, {rows:,} rows", [f"{path}: {said}" for path, said in wrong.items()]),
+        Finding.listed("no other shards", "what lies there is in the manifest", sorted(there - known)),
         _tokenizer(manifest, tokenizer_uri),
     ]
 
@@ -45,10 +43,5 @@ def _tokenizer(manifest: Manifest, uri: str) -> Finding:
     try:
         same = fingerprint(load_tokenizer(uri)) == manifest.tokenizer
     except ScionError as error:
-        return _finding("tokenizer", "", [str(error)])
-    return _finding("tokenizer", "the one that the rows were made with", [] if same else ["it is another one"])
-
-
-def _finding(check: str, said: str, failures: list[str]) -> Finding:
-    more = [f"and {len(failures) - _LISTED:,} more"] if len(failures) > _LISTED else []
-    return Finding(check=check, said=said, failures=(*failures[:_LISTED], *more))
+        return Finding.listed("tokenizer", "", [str(error)])
+    return Finding.listed("tokenizer", "the one that the rows were made with", [] if same else ["it is another one"])

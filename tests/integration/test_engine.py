@@ -50,9 +50,9 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, **c
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
-        progress=None, store=Store(f"{folder}/checkpoints", 3),
+        progress=None, row_groups={"all": np.arange(800)}, store=Store(f"{folder}/checkpoints", 3), uri=folder,
     )  # fmt: skip
-    result = fit(run, workers=workers, worker_cpus=1, gpu=False, storage_uri=folder)
+    result = fit(run, workers=workers, worker_cpus=1, gpu=False)
     return [entry["loss"] for entry in result["history"]]
 
 
@@ -71,7 +71,7 @@ def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_fo
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).abs().max() < 1e-5, name
         assert (tensor - weights[2][name]).abs().max() < 1e-5, name
-    assert set(os.listdir(tmp_path / "1-2")) == {"model"}
+    assert set(os.listdir(tmp_path / "1-2")) == {"model", "ledger", "log"}
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -102,9 +102,9 @@ def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untype
     losses = []
     for step, rows in enumerate(feed.local(0, 5)):
         for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
+            group["lr"] = config.rate(step, True)
         batch = task.collator()(rows)
-        loss = module(batch) / batch.targets
+        loss = module(batch).sum() / len(batch.labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip)
@@ -138,7 +138,7 @@ def test_rows_that_were_not_planned_are_refused(shards) -> None:
 def test_a_bad_learning_rate_ends_with_a_reason(shards, source_folder: str, tmp_path) -> None:
     from data_pipeline.errors import TrainingError
 
-    with pytest.raises(TrainingError, match=r"of step \d is (nan|inf)"):
+    with pytest.raises(TrainingError, match="not finite in 3 steps in a row; the run has gone back 3 times"):
         train(shards, source_folder, str(tmp_path), 1, 1, learning_rate=1e30, clip=0.0, max_failures=0, warmup_steps=0)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tests.integration.conftest import ROOT, Chain, environment, scion
 from trainer.embedder import Embedder
+from trainer.engine import runlog
 
 STARTS = ["source_model", "random_untrained", "random_trained", "transferred_untrained", "transferred_trained"]
 
@@ -113,28 +114,59 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("job", "mark"), [("shard", "shards/unfinished.json"), ("pretrain", "pretrain/unfinished.json")])
-def test_sigterm_is_an_orderly_end(finished: Chain, copy: Chain, address: str, job: str, mark: str) -> None:
-    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too.
-
-    Shards that were begun are gone on with, and become what an undisturbed run makes.
-    """
-    if job == "pretrain":
-        for done in ("shards", "transfer"):
-            shutil.copytree(finished.output / done, copy.output / done)
-    command = [sys.executable, "-m", "ray_jobs.cli", job, copy.config, "pretrain.train.steps=10000"]
-    running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _wait_for(copy.output, mark, running)
+def test_shards_that_sigterm_interrupted_are_gone_on_with(finished: Chain, copy: Chain, address: str) -> None:
+    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
+    running = started("shard", copy)
+    _wait_for(copy.output, "shards/unfinished.json", running)
     time.sleep(2)
+    assert terminated(running) == 130
+    assert not (copy.output / "shards" / "artifact.json").exists()
+    assert scion("shard", copy.config, address=address).returncode == 0
+    for name in ("rows/manifest.json", "heldout/manifest.json", "tokenizer/tokenizer.json"):
+        assert (copy.output / "shards" / name).read_bytes() == (finished.output / "shards" / name).read_bytes()
+
+
+def test_training_that_sigterm_interrupted_has_saved_and_goes_on(finished: Chain, copy: Chain, address: str) -> None:
+    for done in ("shards", "transfer"):
+        shutil.copytree(finished.output / done, copy.output / done)
+    run, longer = str(copy.output / "pretrain"), ("pretrain.train.steps=300", "pretrain.train.checkpoint_steps=null")
+    running = started("pretrain", copy, *longer)
+    _wait_for(copy.output, "pretrain/checkpoints/step_*/COMMITTED", running)
+    while not runlog.steps(runlog.read(f"{run}/log")):
+        time.sleep(0.1)
+    time.sleep(1)  # the driver looks twice a second
+    assert terminated(running) == 75
+    reached = runlog.read(f"{run}/log")[-1][-1]
+    assert reached["kind"] == "stopped"
+    assert 0 < reached["next_step"] < 300
+    assert not (copy.output / "pretrain" / "artifact.json").exists()
+    told = scion("status", run).stdout
+    assert "stopped" in told
+    assert f"{reached['next_step']} of 300" in told
+    other = scion("pretrain", copy.config, *longer, "pretrain.train.learning_rate=1e-5", address=address)
+    assert other.returncode == 2
+    assert "pretrain.train.learning_rate (0.0003 -> 1e-05)" in other.stderr
+    assert scion("verify", run).returncode == 0
+    assert scion("pretrain", copy.config, *longer, address=address).returncode == 0
+    starts = [entry["next_step"] for entries in runlog.read(f"{run}/log") for entry in entries if entry["kind"] == "start"]
+    assert starts == [0, reached["next_step"]]
+    checked = scion("verify", run)
+    assert checked.returncode == 0
+    assert "of 300 steps, each planned slot once" in checked.stdout
+    assert not list(copy.output.glob("*.lease.json"))
+
+
+def started(job: str, chain: Chain, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ray_jobs.cli", job, chain.config, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def terminated(running: subprocess.Popen) -> int:
+    """The exit code after SIGTERM."""
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
+    _, errors = running.communicate(timeout=90)
     assert b"Traceback" not in errors
-    assert not list(copy.output.glob(f"{mark.split('/')[0]}/artifact.json"))
-    if job == "shard":
-        assert scion("shard", copy.config, "pretrain.train.steps=10000", address=address).returncode == 0
-        for name in ("rows/manifest.json", "heldout/manifest.json", "tokenizer/tokenizer.json"):
-            assert (copy.output / "shards" / name).read_bytes() == (finished.output / "shards" / name).read_bytes()
+    return running.returncode
 
 
 @pytest.mark.parametrize("method", ["random", "mean", "fvt", "wechsel", "focus"])

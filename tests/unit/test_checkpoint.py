@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import CorruptError, TrainingError
-from trainer.engine import checkpoint
+from data_pipeline.feed.ledger import Ledger
+from trainer.engine import checkpoint, saving
 from trainer.engine.checkpoint import RunState
+from trainer.engine.saving import Saver
 from trainer.engine.store import BAD, Store
 
 
@@ -47,11 +49,17 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "checkpoints"), keep=3)
 
 
+def save(engine: Engine, state: RunState, store: Store) -> None:
+    saver = Saver(engine, store, Ledger(store.uri + "/../ledger", 0))
+    saver.begin(state)
+    saver.finish(state)
+
+
 def saved(store: Store, *steps: int) -> RunState:
     state = RunState(identity="a")
     for step in steps:
         state.next_step = step
-        checkpoint.save(Engine(step / 10), state, store)
+        save(Engine(step / 10), state, store)
     return state
 
 
@@ -93,19 +101,19 @@ def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_in
     state = saved(store, 2)
     before = sorted(Path(store.uri).rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", full)
+        patch.setattr(saving.torch, "save", full)
         for _ in range(2):
             state.next_step += 1
-            checkpoint.save(Engine(), state, store)
+            save(Engine(), state, store)
         assert sorted(Path(store.uri).rglob("*")) == before
     state.next_step += 1
-    checkpoint.save(Engine(0.7), state, store)
+    save(Engine(0.7), state, store)
     assert state.missed == []
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(saving.torch, "save", full)
     for _ in range(2):
-        checkpoint.save(Engine(), state, store)
+        save(Engine(), state, store)
     with pytest.raises(TrainingError, match=r"3 checkpoints in a row could not be saved \(rank 0: .*No space left"):
-        checkpoint.save(Engine(), state, store)
+        save(Engine(), state, store)
     engine = Engine()
     assert checkpoint.restore(engine, store, "a").next_step == 5
     assert engine.value == pytest.approx(0.7)

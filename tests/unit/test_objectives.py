@@ -59,14 +59,17 @@ def test_masked_lm_on_packed_rows_is_each_document_alone(name: str, english) -> 
     segment = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] + [-1] * 3])
     position = torch.tensor([[p for n in lengths for p in range(n)] + [0] * 3])
     places = torch.arange(sum(lengths))
-    batch = TargetBatch(input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places])
+    batch = TargetBatch(
+        input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places],
+        streams=torch.zeros_like(places), tokens=len(places), pairs=0,
+    )  # fmt: skip
     module = PackedLM(model, causal=False)
     alone = torch.cat([model(torch.tensor([d])).logits[0] for d in documents])
     assert (module.logits(batch) - alone).abs().max() < 1e-4
     expected = torch.nn.functional.cross_entropy(alone, batch.labels, reduction="sum")
-    assert torch.isclose(module(batch), expected, rtol=1e-5)
+    assert torch.isclose(module(batch).sum(), expected, rtol=1e-5)
     module._head = None
-    assert torch.isclose(module(batch), expected, rtol=1e-5)
+    assert torch.isclose(module(batch).sum(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -76,15 +79,17 @@ def test_causal_lm_on_packed_rows_is_each_document_alone(kind: str, english) -> 
     model = tiny_decoder(tokenizer, kind)
     documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
     packed = concat_split([np.array(d, np.uint32) for d in documents], 64, 1)
-    row = format.text_rows(packed, len(tokenizer)).append_column("weight", pa.array([1.0]))
+    row = (
+        format.text_rows(packed, len(tokenizer)).append_column("weight", pa.array([1.0])).append_column("stream", pa.array([0]))
+    )
     batch = NextToken(length=64)(row)
     expected = sum(model(input_ids=torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in documents)
     module = PackedLM(model, causal=True)
-    assert batch.targets == sum(len(d) - 1 for d in documents)
-    assert abs(module(batch).item() - expected) < 1e-3
+    assert len(batch.labels) == sum(len(d) - 1 for d in documents)
+    assert abs(module(batch).sum().item() - expected) < 1e-3
     module._head = None
-    assert abs(module(batch).item() - expected) < 1e-3
-    assert NextToken(length=64)(row.drop(["weight"]).append_column("weight", pa.array([0.0]))).targets == 0
+    assert abs(module(batch).sum().item() - expected) < 1e-3
+    assert NextToken(length=64)(row.drop(["weight"]).append_column("weight", pa.array([0.0]))).counts(1).tolist() == [0]
 
 
 def test_bits_per_byte_of_a_uniform_guess() -> None:
@@ -104,6 +109,7 @@ def pair_rows(generator: np.random.Generator, n: int) -> pa.Table:
         "positive_key": pa.array(range(100, 100 + n), pa.int64()),
         "negative_keys": pa.array([[1000 + i * 10 + j for j in range(len(row))] for i, row in enumerate(negatives)],
                                   pa.list_(pa.int64())),
+        "stream": pa.array([0] * n),
         "weight": pa.array([1.0] * (n - 1) + [0.0], pa.float32()),
     })  # fmt: skip
 
@@ -118,8 +124,8 @@ def _rank(rank: int, world: int, port: int, tokenizer, table: pa.Table, folder: 
     module = _encoder(tokenizer)
     share = len(table) // world
     batch = PairBatch(table.slice(rank * share, share), pad=0)
-    loss = module(batch)
-    total = torch.tensor(float(batch.targets))
+    loss = module(batch).sum()
+    total = batch.counts(1).sum().float()
     dist.all_reduce(total)
     (loss * world / total).backward()
     gradients = {}
@@ -143,7 +149,7 @@ def test_the_gathered_gradient_is_that_of_one_process(world: int, english, tmp_p
     table = pair_rows(np.random.default_rng(world), 6 * world // world * world)
     module = _encoder(tokenizer)
     whole = PairBatch(table, pad=0)
-    loss = module(whole) / whole.targets
+    loss = module(whole).sum() / whole.counts(1).sum()
     loss.backward()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

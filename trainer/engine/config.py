@@ -7,12 +7,24 @@ from data_pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPart:
+    """A part of the run with another batch size."""
+
+    until: int
+    """The step at which it ends."""
+    rows: int
+    """Rows of one optimizer step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How long, how fast and how to train. Sizes count rows; rates are per optimizer step."""
 
     steps: int = 40
     batch_size: int = 32
     """Rows of one optimizer step over all workers, whatever their number."""
+    batch_warmup: tuple[BatchPart, ...] = ()
+    """Other batch sizes at the beginning of the run, in order."""
     micro_batch: int | None = None
     """Rows that a worker computes at once; the whole of its share when not given."""
     learning_rate: float = 3e-4
@@ -28,14 +40,26 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_steps: int | None = None
     """Steps between evaluations on held-out text; only before and after training when not given."""
-    checkpoint_steps: int = field(default=20, metadata={"identity": False})
+    spike: float = 10.0
+    """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back to its newest
+    checkpoint and leaves the rows out that led there; 0 switches this off."""
+    checkpoint_steps: int | None = field(default=20, metadata={"identity": False})
+    """Steps between checkpoints; not counted when not given."""
+    checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
+    """The longest time between checkpoints; no limit when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
-    max_failures: int = field(default=2, metadata={"identity": False})
-    """Worker failures after which the run gives up."""
+    tensorboard: bool = field(default=False, metadata={"identity": False})
+    """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
+    max_failures: int = field(default=20, metadata={"identity": False})
+    """Worker failures after which the run gives up; three in the same step end it before."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.checkpoint_steps, self.keep_checkpoints) < 1:
-            raise ConfigError("steps, batch_size, checkpoint_steps and keep_checkpoints must be at least 1.")
+        if min(self.steps, self.batch_size, self.checkpoint_steps or 1, *(part.rows for part in self.batch_warmup)) < 1:
+            raise ConfigError("steps, batch_size, checkpoint_steps and the rows of batch_warmup must be at least 1.")
+        if self.keep_checkpoints < 3:
+            raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
+        if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
+            raise ConfigError("spike must be at least 0 and checkpoint_minutes above 0.")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
@@ -45,8 +69,11 @@ class TrainConfig:
         if self.evaluate_steps is not None and self.evaluate_steps < 1:
             raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step: a pure function, so that a resumed run has the same."""
+    def rate(self, step: int, embedding: bool) -> float:
+        """The learning rate of a step for what has a row per token, or for the rest: a pure function, so that a resumed run
+        has the same."""
+        if step < self.embedding_steps and not embedding:
+            return 0.0
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
@@ -54,6 +81,10 @@ class TrainConfig:
     def evaluates(self, done: int) -> bool:
         """Whether held-out text is scored after `done` steps."""
         return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due after `done` steps, whatever the time."""
+        return self.checkpoint_steps is not None and done % self.checkpoint_steps == 0 and done < self.steps
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""

@@ -1,20 +1,32 @@
-"""What to make of a step's numbers: pure functions."""
+"""What to make of a step's loss: pure functions."""
 
-import math
+import statistics
 
-from data_pipeline.errors import TrainingError
+WINDOW = 64
+"""Steps whose losses a spike is told from, and at most left out with it."""
+REFUSED = 3
+"""Steps in a row that may be without an update before the run goes back."""
+ROLLBACKS = 3
+"""Times that a run goes back before it gives up."""
+DEATHS = 3
+"""Attempts that may die in the same step before the run gives up."""
+_FLOOR = 0.01
 
 
-def check_finite(step: int, loss: float, norm: float | None) -> None:
-    """Refuses a loss or gradient norm that is not a number.
+def spike(loss: float, recent: list[float]) -> float:
+    """How far `loss` is above the median of `recent`, in robust standard deviations (1.4826 times the median absolute
+    deviation, which for a normal distribution is its standard deviation); 0 before the window is half full.
 
-    Raises:
-        TrainingError: names the step and what to try.
+    A deviation below 1 % of the median counts as 1 %: losses that hardly vary would make any other a spike.
     """
-    for name, value in (("loss", loss), ("gradient norm", norm)):
-        if value is not None and not math.isfinite(value):
-            raise TrainingError(
-                f"the {name} of step {step} is {value}.",
-                "training",
-                "Lower learning_rate, or use precision=fp32; the checkpoint before this step is intact.",
-            )
+    if len(recent) < WINDOW // 2:
+        return 0.0
+    middle = statistics.median(recent)
+    deviation = 1.4826 * statistics.median([abs(value - middle) for value in recent])
+    return (loss - middle) / max(deviation, _FLOOR * abs(middle), 1e-12)
+
+
+def left_out(first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The planned steps [a, b) to leave out after the planned step `last` went wrong in a run that goes back to `first`: the
+    window up to it (Chowdhery et al. 2022, section 5.1, left out 200 to 500), not before what was left out already."""
+    return max(first, last + 1 - WINDOW, skipped[-1][1] if skipped else 0), last + 1

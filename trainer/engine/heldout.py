@@ -46,8 +46,16 @@ class Heldout:
         )
 
 
-def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> float:
-    """Bits per byte of the engine's module, the same on every rank.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Bits per byte: of all rows that were scored, and of those of each language."""
+
+    bits_per_byte: float
+    by_language: dict[str, float]
+
+
+def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> Scores:
+    """Scores of the engine's module, the same on every rank.
 
     Rows are dealt to the ranks in turn. Every rank runs as many batches, the last ones perhaps of weight 0, because a
     forward under ZeRO-3 is collective.
@@ -56,7 +64,8 @@ def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> float:
     reader = RowReader(heldout.folder, heldout.manifest, tuple(heldout.manifest.streams))
     masker = heldout.task.collator()
     share = -(-len(slots) // world)
-    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    names = list(heldout.manifest.streams)
+    totals = torch.zeros(2, len(names), dtype=torch.float64, device=engine.device)
     engine.eval()
     with torch.no_grad():
         for start in range(0, share, heldout.batch):
@@ -64,9 +73,22 @@ def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> float:
             real = index < len(slots)
             rows = replace(slots.take(np.where(real, index, 0)), weight=real.astype(np.float32))
             batch = masker(reader.read(rows)).to(engine.device)
-            totals += torch.stack([engine.module(batch).double(), totals.new_tensor(float(batch.targets))])
+            losses = engine.module(batch).double()
+            totals.index_add_(1, batch.streams, torch.stack([losses, torch.ones_like(losses)]))
     engine.train()
     dist.all_reduce(totals)
-    return bits_per_byte(
-        float(totals[0]), int(totals[1]), heldout.manifest.total("text_tokens"), heldout.manifest.total("text_bytes")
+    nll, targets = totals.tolist()
+    return Scores(
+        bits_per_byte=_score(heldout.manifest, names, sum(nll), sum(targets)),
+        by_language={
+            name: _score(heldout.manifest, [name], nll[number], targets[number])
+            for number, name in enumerate(names)
+            if targets[number]
+        },
     )
+
+
+def _score(manifest: Manifest, streams: list[str], nll: float, targets: float) -> float:
+    shards = [shard for name in streams for shard in manifest.streams[name]]
+    tokens, size = (sum(getattr(shard, field) for shard in shards) for field in ("text_tokens", "text_bytes"))
+    return bits_per_byte(nll, int(targets), tokens, size)

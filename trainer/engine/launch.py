@@ -7,20 +7,25 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from data_pipeline import storage
-from data_pipeline.errors import ScionError, TrainingError
+from data_pipeline.errors import ScionError, Stopped, TrainingError
 from data_pipeline.feed.planned import PlannedData
+from trainer.engine import attempts, runlog
 from trainer.engine.loop import TrainRun, train_worker
 
-WORKING, RAYS = "checkpoints", "ray"
-"""Folders below the artefact while the run goes on: our checkpoints, and what Ray Train notes of its own."""
+RAYS = "ray"
+"""Folder below the artefact for what Ray Train notes of its own while the run goes on."""
 
 
-def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_uri: str) -> dict[str, Any]:
+def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gpu: bool) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if an earlier attempt left one, and returns the run's history.
 
+    `workers` is a number, or the lowest and the highest: then the run goes on with as many as there is room for.
+
     Raises:
+        Stopped: it was asked to; the same call goes on.
         ScionError: what a worker raised, or a TrainingError that names Ray's reason.
     """
+    attempts.begin(run.uri)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"run": run},
@@ -30,7 +35,7 @@ def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_u
         ),
         run_config=RunConfig(
             name=RAYS,
-            storage_path=storage_uri,
+            storage_path=run.uri,
             failure_config=FailureConfig(max_failures=run.config.max_failures),
         ),
         datasets={"train": run.rows},
@@ -40,9 +45,15 @@ def fit(run: TrainRun, *, workers: int, worker_cpus: float, gpu: bool, storage_u
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _reason(error) from error
-    for folder in (run.store.uri, storage.join(storage_uri, RAYS)):
-        storage.remove(folder)
-    return dict(result.return_value)
+    ended = dict(result.return_value)
+    storage.remove(storage.join(run.uri, RAYS))
+    if "error" in ended:
+        raise ended["error"]
+    if "stopped" in ended:
+        raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
+    attempts.clear(run.uri)
+    storage.remove(run.store.uri)
+    return ended | {"history": runlog.steps(runlog.read(storage.join(run.uri, runlog.FOLDER)))}
 
 
 def _reason(error: BaseException) -> ScionError:

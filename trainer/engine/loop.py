@@ -1,23 +1,36 @@
-"""The training loop of one worker: next rows, forward, backward, step, save. All that varies is in task and config."""
+"""The training loop of one worker: next rows, step, save. All that varies is in task and config."""
 
+import os
+import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray.train
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from data_pipeline import keyed_random
+from data_pipeline import keyed_random, storage
+from data_pipeline.errors import TrainingError
+from data_pipeline.feed import ledger
+from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
-from trainer.engine import checkpoint
-from trainer.engine.checkpoint import RunState
+from trainer.engine import attempts, checkpoint, guards
+from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
-from trainer.engine.guards import check_finite
 from trainer.engine.heldout import Heldout, evaluate
-from trainer.engine.setup import engine_for, weights_of
-from trainer.engine.store import Store
-from trainer.engine.tasks import Batch, Task
+from trainer.engine.journal import Journal
+from trainer.engine.saving import Saved, Saver
+from trainer.engine.setup import engine_for, row_norms, weights_of
+from trainer.engine.step import Outcome, optimizer_step
+from trainer.engine.store import Store, new_name
+from trainer.engine.tasks import Task
+from trainer.engine.together import from_first
+from trainer.engine.waiting import Waiting
+from trainer.engine.wishes import Wish, Wishes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +41,10 @@ class TrainRun:
     config: TrainConfig
     rows: PlannedRows
     heldout: Heldout | None
+    row_groups: dict[str, NDArray[np.int64]]
+    """Rows of the embeddings whose norms are watched, by the group's name."""
+    uri: str
+    """The run's folder; the trained model comes to `export_uri`."""
     export_uri: str
     store: Store
     identity: str
@@ -37,73 +54,172 @@ class TrainRun:
 
 
 def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
-    """Runs on every worker of Ray Train. Returns the run's history (rank 0's counts)."""
+    """Runs on every worker of Ray Train. Returns how it ended, the same on every rank: `{"stopped": step}`, `{"error": ...}`,
+    or `{"world": ..., "evaluations": ...}`."""
     run = settings["run"]
-    rank, world = dist.get_rank(), dist.get_world_size()
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
-    feed: RankFeed = ray.train.get_dataset_shard("train")
-    engine = engine_for(run.task.module(), run.config, *feed.shape(0))
-    state = checkpoint.restore(engine, run.store, run.identity)
-    _evaluate(engine, run, state, rank, world)
-    collate = run.task.collator()
-    engine.train()
-    began = time.perf_counter()
-    for step, rows in enumerate(feed.stream(state.next_step, run.config.steps), state.next_step):
-        waited = time.perf_counter() - began
+    with attempts.told(run.uri) as error:
+        if error is not None:
+            return {"error": error}
+        return Training(run, ray.train.get_dataset_shard("train")).run()
+
+
+class Training:
+    """One worker's part of a run."""
+
+    def __init__(self, run: TrainRun, feed: RankFeed) -> None:
+        self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
+        module: Any = run.task.module()
+        flops = module.flops()  # before ZeRO-3 takes the parameters apart
+        self._engine = engine_for(module, run.config, *feed.shape(0))
+        self._waiting = Waiting()
+        self._collate = run.task.collator()
+        self._streams = len(run.rows.plan.streams)
+        self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
+        self._saver = Saver(self._engine, run.store, self._ledger)
+        names = [stream.name for stream in run.rows.plan.streams]
+        self._journal = Journal(run.uri, run.config, names, flops)
+        self._wishes = Wishes(run.config, run.progress)
+        self._state = RunState()
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, or until it is told to stop."""
+        steps, began = self._run.config.steps, time.perf_counter()
+        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
+        seconds = round(time.perf_counter() - began, 3)
+        attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
+        self._journal.write(
+            "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
+            host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+        if self._first:
+            self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
+        self._engine.train()
+        if not self._state.lineage:  # a disk that is full or a folder that cannot be written is known before the first step
+            self._save(wait=True)
+        while self._state.next_step < steps:
+            self._evaluate()
+            self._feed = self._feed.without(self._state.skipped)
+            if self._steps():
+                self._save(wait=True)
+                self._journal.write("stopped", next_step=self._state.next_step)
+                return {"stopped": self._state.next_step}
+        self._evaluate()
+        self._committed(self._saver.finish(self._state))
+        return self._export()
+
+    def _steps(self) -> bool:
+        """Trains until the end, or until the run has gone back; whether it is to stop."""
+        began = time.perf_counter()
+        for step, rows in enumerate(self._feed.stream(self._state.next_step, self._run.config.steps), self._state.next_step):
+            waited = time.perf_counter() - began
+            outcome = self._step(step, rows)
+            self._journal.step(
+                step, self._feed.planned(step), outcome, waited, time.perf_counter() - began, self._waiting.take()
+            )
+            if self._first:
+                self._wishes.told(step, outcome.loss)
+            if wrong := self._wrong(outcome):
+                self._go_back(step, wrong)
+                return False
+            self._state.next_step = step + 1
+            self._ledger.note(rows)
+            self._evaluate()
+            if self._heed(outcome):
+                return True
+            began = time.perf_counter()
+        return False
+
+    def _step(self, step: int, rows: pa.Table) -> Outcome:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
-        torch.manual_seed(keyed_random.key("dropout", run.rows.plan.seed, step, rank) >> 1)
-        micro, count = feed.shape(step)
-        batches = [collate(rows.slice(i * micro, micro)) for i in range(count)]
-        _set_rates(engine, run.config, step)
-        loss, norm = _step(engine, batches, world)
-        check_finite(step, loss, norm)
-        now = time.perf_counter()
-        entry = {"step": step, "loss": loss, "norm": norm, "rate": run.config.rate(step)}
-        state.history.append(entry | {"seconds": round(now - began, 4), "data_wait": round(waited, 4)})
-        state.next_step, began = step + 1, now
-        if rank == 0 and run.progress is not None:
-            run.progress.update.remote(step + 1, run.config.steps, f"loss {loss:.3f}")
-        _evaluate(engine, run, state, rank, world)
-        if state.next_step % run.config.checkpoint_steps == 0 and state.next_step < run.config.steps:
-            checkpoint.save(engine, state, run.store)
-    weights = weights_of(engine, run.config.zero_stage)
-    if rank == 0:
-        run.task.export(weights, run.export_uri)
-    dist.barrier()
-    return {"history": state.history, "evaluations": state.evaluations, "world": world}
+        torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
+        micro, count = self._feed.shape(step)
+        batches = [self._collate(rows.slice(i * micro, micro)) for i in range(count)]
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._run.config.rate(step, group["embedding"])
+        wishes = self._wishes.now() if self._first else 0
+        return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
 
+    def _wrong(self, outcome: Outcome) -> str:
+        """Why the run must go back, or nothing. Keeps the window of losses."""
+        state, threshold = self._state, self._run.config.spike
+        state.refused = 0 if outcome.applied else state.refused + 1
+        if state.refused >= guards.REFUSED:
+            return f"loss or gradient were not finite in {state.refused} steps in a row"
+        if not outcome.applied:
+            return ""
+        z = guards.spike(outcome.loss, state.recent)
+        if threshold and z > threshold:
+            return f"the loss rose to {outcome.loss:.4g}, {z:.1f} robust standard deviations above the median"
+        state.recent = [*state.recent, outcome.loss][-guards.WINDOW :]
+        return ""
 
-def _evaluate(engine: Any, run: TrainRun, state: RunState, rank: int, world: int) -> None:
-    """Scores held-out text where the settings say so, unless a run before the kill has."""
-    done = str(state.next_step)
-    if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
-        state.evaluations[done] = evaluate(engine, run.heldout, rank, world)
+    def _go_back(self, step: int, why: str) -> None:
+        """Restores the newest checkpoint and leaves the rows out that led here.
 
+        Raises:
+            TrainingError: the run has gone back too often.
+        """
+        planned, done = self._feed.planned(step), self._state.skips
+        self._committed(self._saver.finish(self._state))
+        self._saver.forget()
+        if len(done) >= guards.ROLLBACKS:
+            raise TrainingError(
+                f"{why}; the run has gone back {len(done)} times before.",
+                f"step {step}",
+                "Lower learning_rate, or look at the rows of the steps that the log names.",
+            )
+        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
+        first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
+        self._state.skips = [*done, Skip(first, last, why)]
+        self._state.refused = 0
+        self._journal.write("back", step=step, next_step=self._state.next_step, first=first, last=last, why=why)
+        self._save(wait=True)
 
-def _set_rates(engine: Any, config: TrainConfig, step: int) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = config.rate(step) if step >= config.embedding_steps or group["embedding"] else 0.0
+    def _heed(self, outcome: Outcome) -> bool:
+        """Does what the first rank wished for in this step; whether to stop."""
+        if outcome.written == dist.get_world_size():
+            self._committed(self._saver.finish(self._state))
+        if outcome.wishes & Wish.LOOK and self._wishes.preempted():
+            self._journal.write("preempted", next_step=self._state.next_step)
+            self._save(wait=True)
+        elif outcome.wishes & Wish.SAVE or self._run.config.saves(self._state.next_step):
+            self._save(wait=False)
+        return bool(outcome.wishes & Wish.STOP)
 
+    def _save(self, wait: bool) -> None:
+        self._committed(self._saver.finish(self._state))
+        self._saver.begin(self._state)
+        self._wishes.saved()
+        if wait:
+            self._committed(self._saver.finish(self._state))
 
-def _step(engine: Any, batches: list[Batch], world: int) -> tuple[float, float | None]:
-    """One optimizer step over all micro-batches of all ranks; the mean loss of a target and the gradient norm.
+    def _committed(self, saved: Saved | None) -> None:
+        if saved is not None:
+            self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
+        elif self._state.missed:
+            self._journal.write("missed", why=self._state.missed[-1])
 
-    The sum of losses is divided by the number of targets of the whole step, not batch by batch: ranks whose rows have
-    fewer targets would weigh too much otherwise.
-    """
-    device = engine.device
-    totals = torch.tensor([0.0, sum(batch.targets for batch in batches)], dtype=torch.float64, device=device)
-    dist.all_reduce(totals[1:])
-    # DeepSpeed divides by accumulation steps and averages over ranks; both are multiplied back in.
-    scale = world * engine.gradient_accumulation_steps() / max(1.0, float(totals[1]))
-    for number, batch in enumerate(batches, 1):
-        # Said each time, because DeepSpeed counts on from step to step, while a warm-up of the batch changes the number.
-        engine.set_gradient_accumulation_boundary(number == len(batches))
-        loss = engine(batch.to(device))
-        totals[0] += loss.detach().double()
-        engine.backward(loss * scale)
-        engine.step()
-    dist.all_reduce(totals[:1])
-    norm = engine.get_global_grad_norm()
-    return float(totals[0] / totals[1].clamp_min(1)), None if norm is None else float(norm)
+    def _evaluate(self) -> None:
+        """Scores held-out text where the settings say so, unless a run before the kill has."""
+        state, run = self._state, self._run
+        done = str(state.next_step)
+        if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
+            scores = evaluate(self._engine, run.heldout, dist.get_rank(), dist.get_world_size())
+            state.evaluations[done] = scores.bits_per_byte
+            norms = row_norms(self._engine, run.row_groups, run.config.zero_stage)
+            self._journal.write("evaluation", step=state.next_step, row_norms=norms, **asdict(scores))
+
+    def _export(self) -> dict[str, Any]:
+        """The trained model, and what the rows since the last checkpoint were."""
+        name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
+        self._ledger.write(name, self._ledger.take())
+        weights = weights_of(self._engine, self._run.config.zero_stage)
+        if self._first:
+            self._run.task.export(weights, self._run.export_uri)
+            history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
+            self._ledger.finish(history)
+        self._journal.write("finished", next_step=self._state.next_step)
+        dist.barrier()
+        return {"evaluations": self._state.evaluations, "world": dist.get_world_size()}

@@ -4,7 +4,9 @@ import os
 import sys
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
 
@@ -43,6 +45,17 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[
         {"params": members, "weight_decay": weight_decay if matrix else 0.0, "embedding": embedding}
         for (matrix, embedding), members in sorted(groups.items(), reverse=True)
     ]
+
+
+def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int) -> dict[str, float]:
+    """The mean length of the embeddings' rows in each group; every rank calls it."""
+    import deepspeed
+
+    model = getattr(engine.module, "model", engine.module)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([weight], enabled=zero_stage == 3):
+        lengths = weight.float().norm(dim=1).cpu().numpy()
+    return {name: round(float(lengths[rows].mean()), 5) for name, rows in groups.items() if len(rows)}
 
 
 def weights_of(engine: Any, zero_stage: int) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ comes last and holds the hashes of the manifests. A folder without it does not c
 `BAD` and the one before is taken; older ones are removed only after a newer one is committed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,10 +21,15 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError
+from data_pipeline.lease import Lease
 
-COMMITTED, BAD = "COMMITTED", "BAD"
+COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
+WORKING = "checkpoints"
+"""Below a run's folder, while it runs."""
 PART = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
+_ROOM = 1.2
+"""Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
 _NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
 
 
@@ -42,6 +48,8 @@ class Store:
 
     uri: str
     keep: int
+    lease: Lease | None = None
+    """Of the run; what is committed without it is not the run's."""
 
     def usable(self) -> list[str]:
         """Committed checkpoints that nothing is known against, the newest first."""
@@ -84,6 +92,27 @@ class Store:
             if other.startswith(PART) or (_NAME.fullmatch(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
+    def check_lease(self) -> None:
+        """Whether the run is still the one that writes here.
+
+        Raises:
+            ArtifactError: another has taken over.
+        """
+        if self.lease is not None:
+            self.lease.check()
+
+    def check_room(self, needed: int) -> None:
+        """Whether so many bytes fit; object stores are taken at their word.
+
+        Raises:
+            OSError: they do not.
+        """
+        if storage.is_local(self.uri):
+            home = storage.filesystem(self.uri)[1]
+            os.makedirs(home, exist_ok=True)
+            if shutil.disk_usage(home).free < needed * _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), home)
+
     def drop(self, name: str) -> None:
         storage.remove(storage.join(self.uri, name))
 
@@ -104,6 +133,10 @@ class Store:
             files |= self._read(name, manifest)
         for path in sorted(files)[share::of]:
             self._compare(name, path, files[path])
+
+    def state(self, name: str) -> dict[str, Any]:
+        """The run's state in a checkpoint, as it was written."""
+        return dict(json.loads(storage.read_bytes(storage.join(self.uri, name, STATE))))
 
     @contextmanager
     def local(self, name: str) -> Iterator[str]:

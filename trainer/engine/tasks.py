@@ -18,6 +18,7 @@ from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
+from trainer.models.flops import Flops
 from trainer.models.packed_lm import PackedLM
 
 
@@ -25,17 +26,42 @@ class Batch(Protocol):
     """Rows as tensors."""
 
     @property
-    def targets(self) -> int:
-        """What the loss is a sum over; the loss of a step is divided by the sum over all ranks."""
+    def streams(self) -> torch.Tensor:
+        """int [M]: the stream that each loss is of"""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Without padding, and without rows of weight 0."""
+        ...
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of those tokens that see each other."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Tokens with padding."""
+        ...
+
+    def counts(self, streams: int) -> torch.Tensor:
+        """Targets of each stream, float64 [streams]; the loss of a step is divided by their sum over all ranks."""
         ...
 
     def to(self, device: torch.device | str) -> "Batch": ...
 
 
-class Task(Protocol):
-    """An objective on a model. The module's forward is the SUM of the losses of a batch's targets."""
+class Module(Protocol):
+    """What is trained. Its forward is the loss of each of a batch's M targets."""
 
-    def module(self) -> torch.nn.Module: ...
+    def flops(self) -> Flops: ...
+
+
+class Task(Protocol):
+    """An objective on a model."""
+
+    def module(self) -> "Module": ...
 
     def collator(self) -> Callable[[pa.Table], Batch]:
         """Made once a worker: rows of the feed to a batch."""

@@ -6,12 +6,13 @@ from torch.distributed.nn.functional import all_gather
 from transformers import PreTrainedModel
 
 from data_pipeline.pairs.batch import PairBatch
+from trainer.models.flops import Flops
 from trainer.models.pooling import POOLINGS
 from trainer.objectives.infonce import info_nce
 
 
 class DualEncoder(torch.nn.Module):
-    """`forward(batch)` is the sum of the losses of this rank's pairs.
+    """`forward(batch)` is the loss of each of this rank's pairs, fp32 [B].
 
     Each rank scores its own queries against the documents of all ranks. The gather is differentiable: its backward sums
     what every rank's loss says about this rank's vectors, so that the parameter gradients averaged over ranks are those
@@ -23,6 +24,9 @@ class DualEncoder(torch.nn.Module):
         self.model = model
         self._pool = POOLINGS[pooling]
         self._temperature, self._symmetric = temperature, symmetric
+
+    def flops(self) -> Flops:
+        return Flops.of(self.model, None)
 
     def forward(self, batch: PairBatch) -> torch.Tensor:
         anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
@@ -37,7 +41,7 @@ class DualEncoder(torch.nn.Module):
             own = rank * len(anchors) + torch.arange(len(anchors), device=anchors.device)
             backward = info_nce(documents[: len(anchors)], all_anchors, own, keys, present, self._temperature)
             losses = (losses + backward) / 2
-        return (losses * weights).sum()
+        return losses * weights
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Unit vectors [n, d]."""

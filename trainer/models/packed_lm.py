@@ -7,11 +7,12 @@ import torch
 from transformers import PreTrainedModel
 
 from data_pipeline.feed.targets import TargetBatch
+from trainer.models.flops import Flops
 from trainer.models.loading import position_offset
 
 
 class PackedLM(torch.nn.Module):
-    """`forward(batch)` is the sum of the negative log-likelihoods of the batch's targets, in fp32.
+    """`forward(batch)` is the negative log-likelihood of each of the batch's targets, fp32 [M].
 
     Attention stays within a document, and looks back only if `causal`; positions count from each document's start. The
     head runs on the M places that have a target, not on all B x L: for a large vocabulary that is most of the work. An
@@ -26,9 +27,12 @@ class PackedLM(torch.nn.Module):
         found = [name for name in ("cls", "lm_head") if hasattr(model, name)]
         self._head = found[0] if found else None
 
+    def flops(self) -> Flops:
+        return Flops.of(self.model, self._head)
+
     def forward(self, batch: TargetBatch) -> torch.Tensor:
         logits = self.logits(batch)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""

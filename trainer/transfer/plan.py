@@ -99,6 +99,14 @@ class TransferPlan:
         counts = np.bincount(self.provenance, minlength=len(Provenance))
         return {code.name.lower(): int(counts[code]) for code in Provenance if counts[code]}
 
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """The rows that are one old row, and those that are not but stand for a token."""
+        copies = np.isin(self.provenance, COPIES)
+        return {
+            "inherited": np.flatnonzero(copies),
+            "new": np.flatnonzero(~copies & (self.provenance != Provenance.ZERO)),
+        }
+
     def copies(self) -> NDArray[np.int64]:
         """The rows that are one old row to the last bit."""
         return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))

@@ -1,0 +1,118 @@
+"""A lease on a folder, so that one run at a time writes there, also after the one before it died.
+
+The lease is a file with a token and a time that its holder renews. Whoever finds one that was not renewed for a while, or
+whose process is gone from this machine, takes it over with a token of its own. A holder that was only slow finds out when it
+next asks `check`, which it does before all that counts: the token is a fence.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError
+
+RENEW_SECONDS = 10.0
+TTL_SECONDS = 60.0
+"""A lease that was not renewed for so long is nobody's: several times the clock skew between machines."""
+_SETTLE_SECONDS = 0.5
+"""Two that write at the same moment see within this who was last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Holder:
+    token: str
+    host: str
+    pid: int
+    renewed: float
+    """Seconds since 1970."""
+
+    def alive(self) -> bool:
+        if time.time() - self.renewed > TTL_SECONDS:
+            return False
+        return self.host != socket.gethostname() or os.path.exists(f"/proc/{self.pid}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One that is held: sent to whoever writes on the holder's behalf."""
+
+    uri: str
+    token: str
+
+    def check(self) -> None:
+        """Whether it is still held.
+
+        Raises:
+            ArtifactError: somebody else has taken it over.
+        """
+        found = _read(self.uri)
+        if found is None or found.token != self.token:
+            raise ArtifactError(
+                f"another run has taken over{f' ({found.host}, process {found.pid})' if found else ''}.",
+                self.uri,
+                "This one ends; what the other writes is not touched.",
+            )
+
+
+@contextmanager
+def held(uri: str) -> Iterator[Lease]:
+    """Holds the lease file `uri` while the block runs.
+
+    Raises:
+        ArtifactError: somebody else holds it.
+    """
+    found = _read(uri)
+    if found is not None and found.alive():
+        raise ArtifactError(
+            f"another run is writing here ({found.host}, process {found.pid}, "
+            f"seen {max(0.0, time.time() - found.renewed):.0f} s ago).",
+            uri.rpartition("/")[0],
+            f"Wait for it, stop it, or choose another output=; one that died is taken over after {TTL_SECONDS:.0f} s.",
+        )
+    lease = Lease(uri, secrets.token_hex(8))
+    _write(lease)
+    time.sleep(_SETTLE_SECONDS)
+    lease.check()
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(lease, ended), daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        thread.join()
+        found = _read(uri)
+        if found is not None and found.token == lease.token:
+            storage.remove(uri)
+
+
+def _renew(lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(RENEW_SECONDS):
+        try:
+            lease.check()
+            _write(lease)
+        except ArtifactError:
+            return
+        except OSError:
+            continue  # storage that is away for a moment; the lease lapses if it stays away
+
+
+def _write(lease: Lease) -> None:
+    holder = _Holder(token=lease.token, host=socket.gethostname(), pid=os.getpid(), renewed=time.time())
+    storage.write_bytes(lease.uri, json.dumps(asdict(holder)).encode())
+
+
+def _read(uri: str) -> _Holder | None:
+    if not storage.exists(uri):
+        return None
+    try:
+        return _Holder(**json.loads(storage.read_bytes(uri)))
+    except (ValueError, TypeError, FileNotFoundError):
+        return None  # not a lease, or gone in between

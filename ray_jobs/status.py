@@ -1,0 +1,132 @@
+"""`scion status RUN`: how a training is doing, from its log; live on a terminal while it goes on."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError, ConfigError
+from trainer.engine import runlog
+from trainer.engine.goodput import account
+
+USAGE = "scion status RUN"
+_SECONDS = 2.0
+_RECENT = 20
+"""Steps that rates are the mean of."""
+_SILENT_SECONDS = 120.0
+_PARTS = ("data_wait", "forward", "backward", "update", "communication")
+Attempts = list[list[dict[str, Any]]]
+
+
+def command(arguments: list[str], console: Console) -> None:
+    """Shows the run until it ends, or once where nobody watches.
+
+    Raises:
+        ConfigError: the arguments are not as in `USAGE`.
+        ArtifactError: no training has run in that folder.
+    """
+    if len(arguments) != 1:
+        raise ConfigError("the arguments are not right.", "scion status", f"Usage: {USAGE}")
+    uri = storage.join(arguments[0], runlog.FOLDER)
+    if not runlog.read(uri):
+        raise ArtifactError("no training has run here.", arguments[0], "Name the folder of one, such as runs/demo/pretrain.")
+    if not console.is_terminal:
+        console.print(table(runlog.read(uri), time.time()))
+        return
+    with Live(console=console, refresh_per_second=4) as live:
+        while True:
+            attempts = runlog.read(uri)
+            live.update(table(attempts, time.time()))
+            if state(attempts, time.time()) in ("finished", "stopped"):
+                return
+            time.sleep(_SECONDS)
+
+
+def state(attempts: Attempts, now: float) -> str:
+    """In a word or two, what the run is doing."""
+    last = attempts[-1][-1]
+    if last["kind"] in ("finished", "stopped", "error"):
+        return str(last["kind"])
+    silent = now - last["time"]
+    return "running" if silent < _SILENT_SECONDS else f"silent for {silent:.0f} s"
+
+
+def table(attempts: Attempts, now: float) -> Table:
+    """The run in two columns."""
+    shown = Table.grid(padding=(0, 3))
+    for name, said in [*_progress(attempts, now), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
+        shown.add_row(f"[bold]{name}[/bold]", said)
+    return shown
+
+
+def _progress(attempts: Attempts, now: float) -> list[tuple[str, str]]:
+    starts, done = _all(attempts, "start"), runlog.steps(attempts)
+    if not starts:
+        return [("state", "starting")]
+    step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
+    rows = [("state", state(attempts, now)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
+    if recent := done[-_RECENT:]:
+        left = (steps - step) * sum(entry["seconds"] for entry in recent) / len(recent)
+        rows.append(("time left", f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"))
+    return rows
+
+
+def _speed(attempts: Attempts) -> list[tuple[str, str]]:
+    recent = [entry for entry in runlog.steps(attempts)[-_RECENT:] if entry["seconds"]]
+    if not recent:
+        return []
+    seconds = sum(entry["seconds"] for entry in recent)
+    tokens = sum(entry["tokens"] for entry in recent) / seconds
+    rows = [("tokens/s", f"{tokens:,.0f} in all, {tokens / recent[-1]['world']:,.0f} a worker")]
+    if recent[-1].get("tflops") is not None:
+        mfu = recent[-1].get("mfu")
+        said = f"{sum(entry['tflops'] for entry in recent) / len(recent):.3g} useful TFLOP/s a worker"
+        rows.append(("operations", said + ("" if mfu is None else f", {mfu:.1%} of the peak")))
+    parts = {part: sum(entry.get(part) or 0.0 for entry in recent) / seconds for part in _PARTS}
+    rows.append(("a step", ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in parts.items() if share)))
+    rows.append(("padding", f"{sum(entry['padding'] for entry in recent) / len(recent):.1%}"))
+    return rows
+
+
+def _quality(attempts: Attempts) -> list[tuple[str, str]]:
+    done, scores = runlog.steps(attempts), _all(attempts, "evaluation")
+    rows = []
+    if done:
+        rows.append(("loss", f"{done[-1]['loss']:.4f}"))
+        by_stream = {name: part["loss"] for entry in done[-_RECENT:] for name, part in entry["streams"].items()}
+        if len(by_stream) > 1:
+            rows.append(("by language", ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(by_stream.items()))))
+    if scores:
+        last = scores[-1]
+        by_lang = ", ".join(f"{name} {value:.3f}" for name, value in sorted(last.get("by_language", {}).items()))
+        rows.append(
+            ("bits per byte", f"{last['bits_per_byte']:.4f} at step {last['step']:,}" + (f" ({by_lang})" if by_lang else ""))
+        )
+        if last.get("row_norms"):
+            rows.append(("row norms", ", ".join(f"{name} {value:.3f}" for name, value in last["row_norms"].items())))
+    return rows
+
+
+def _faults(attempts: Attempts) -> list[tuple[str, str]]:
+    told, saves = account(attempts), _all(attempts, "checkpoint")
+    rows = []
+    if saves:
+        rows.append(
+            ("checkpoint", f"step {saves[-1]['next_step']:,}, saved in {saves[-1]['seconds']:.1f} s beside the training")
+        )
+    if missed := _all(attempts, "missed"):
+        rows.append(("saves that failed", f"{len(missed)}, the last: {missed[-1]['why']}"))
+    rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]
+    goodput, recover = told["goodput"], told["time_to_recover"]
+    rows.append(("attempts", f"{told['attempts']}, {told['replayed_steps']} steps made again"))
+    rows.append(("goodput", "-" if goodput is None else f"{goodput:.1%}"))
+    if recover is not None:
+        rows.append(("time to recover", f"{recover:.0f} s"))
+    return rows
+
+
+def _all(attempts: Attempts, kind: str) -> list[dict[str, Any]]:
+    return [entry for entries in attempts for entry in entries if entry["kind"] == kind]

@@ -1,0 +1,150 @@
+"""Seeded schedules of faults against a real run, and a check of all that must hold: `python -m tests.faults --seeds 5`.
+
+Each seed draws a ZeRO stage, whether the run may go on with fewer workers, and three faults with the steps at which they
+come. The last line is a JSON object; a seed that finds something wrong prints how to run it again. With `--mutants` the harness
+itself is tried: three copies of Scion, each broken in one line, must be caught.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.check import Left, violations
+from tests.faults.inject import FAULTS, flip_weights
+from tests.faults.inputs import STEPS, made
+from tests.faults.mutants import MUTANTS, mutant
+from tests.faults.rig import ROOT, Rig, Run, prepared, rig
+
+_SPARE = 8
+"""Steps between two faults, at least; and steps at the beginning and the end without one."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is done to a run."""
+
+    seed: int
+    stage: int
+    elastic: bool
+    faults: tuple[tuple[int, str], ...]
+    """(the step after which it comes, its name)"""
+
+    @classmethod
+    def drawn(cls, seed: int) -> "Schedule":
+        draw = random.Random(seed)
+        names = draw.sample(sorted(FAULTS), 3)
+        steps = sorted(draw.sample(range(1, STEPS // _SPARE - 2), 3))
+        faults = tuple((step * _SPARE + draw.randrange(_SPARE), name) for step, name in zip(steps, names, strict=True))
+        return cls(seed, 1 + seed % 3, bool(seed // 3 % 2), faults)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        fewest = ("min_workers=1",) if self.elastic else ()
+        return (f"pretrain.train.zero_stage={self.stage}", *fewest)
+
+
+def disturbed(rig: Rig, source: Path, folder: Path, schedule: Schedule) -> Run:
+    """The run, to its end, with the faults of the schedule."""
+    run, draw = Run(rig, prepared(source, folder), schedule.overrides), random.Random(schedule.seed)
+    with watched(run) as gone:
+        run.start()
+        try:
+            for step, name in schedule.faults:
+                run.wait(lambda step=step: run.step() >= step and len(run.rig.workers()) >= 1, f"step {step}")  # type: ignore[misc]
+                print(f"    step {run.step()}: {name}", flush=True)
+                (FAULTS | {"flip_weights": flip_weights})[name](run, draw)
+            code = run.ended()
+            assert code == 0, f"the run ended with {code}: {run.said}"
+        finally:
+            run.stop()
+    assert not gone, f"I5 a checkpoint at all times: {gone[0]}"
+    return run
+
+
+@contextmanager
+def watched(run: Run) -> Iterator[list[str]]:
+    """Looks, while the block runs, whether there is a usable checkpoint at all times after the first."""
+    gone, over, seen = list[str](), threading.Event(), False
+
+    def look() -> None:
+        nonlocal seen
+        while not over.wait(0.2):
+            there = bool(run.store.usable())
+            if seen and not there and not Path(run.uri, "artifact.json").exists() and Path(run.store.uri).exists():
+                gone.append(f"none at step {run.step()}")
+            seen = seen or there
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield gone
+    finally:
+        over.set()
+        thread.join()
+
+
+def tried(root: Path, source: Path, folder: Path, schedule: Schedule, reference: Path) -> list[str]:
+    """What is wrong after the schedule."""
+    before = Left.now()
+    with rig(root) as made:
+        try:
+            run = disturbed(made, source, folder, schedule)
+        except AssertionError as error:
+            return [str(error)]
+        time.sleep(3)  # actors of a driver that has ended go a moment later
+        found = violations(run, reference, Left(Left.now().shared | before.shared, before.temporary),
+                           [name for _, name in schedule.faults], schedule.elastic)  # fmt: skip
+    return found + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Left.now().shared - before.shared)]
+
+
+def references(source: Path, folder: Path, stages: set[int]) -> dict[int, Path]:
+    """Undisturbed runs, one a ZeRO stage."""
+    with rig() as made:
+        return {
+            stage: disturbed(made, source, folder / f"reference-{stage}", Schedule(-1, stage, False, ())).folder
+            for stage in sorted(stages)
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seed-from", type=int, default=0)
+    parser.add_argument("--mutants", action="store_true", help="also try the harness on three broken copies of Scion")
+    asked = parser.parse_args()
+    schedules = [Schedule.drawn(seed) for seed in range(asked.seed_from, asked.seed_from + asked.seeds)]
+    folder, began, failed, caught = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic(), {}, {}
+    source = made(folder / "source")
+    stages = {schedule.stage for schedule in schedules} | ({1} if asked.mutants else set())
+    known = references(source, folder, stages)
+    for schedule in schedules:
+        print(f"seed {schedule.seed}: ZeRO-{schedule.stage}, {'elastic' if schedule.elastic else 'fixed'}", flush=True)
+        if found := tried(ROOT, source, folder / str(schedule.seed), schedule, known[schedule.stage]):
+            failed[schedule.seed] = found
+            print("\n".join(f"    {said}" for said in found[:20]))
+            print(f"    again: make faults SEEDS=1 SEED_FROM={schedule.seed}", flush=True)
+    for name in MUTANTS if asked.mutants else ():
+        print(f"mutant: {name}", flush=True)
+        with mutant(name, folder / "mutants") as root:
+            found = tried(root, source, folder / f"mutant-{len(caught)}", MUTANTS[name].schedule, known[1])
+        caught[name] = found[:1]
+        print(f"    {found[0] if found else 'NOT CAUGHT'}", flush=True)
+    shutil.rmtree(folder)
+    missed = [name for name, found in caught.items() if not found]
+    told = {"seeds": asked.seeds, "seed_from": asked.seed_from, "failed": failed, "mutants_caught": caught,
+            "seconds": round(time.monotonic() - began)}  # fmt: skip
+    print(json.dumps(told))
+    return 1 if failed or missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What must hold of a run after whatever was done to it. Each check says what it found wrong; nothing is well."""
+
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM
+
+from data_pipeline.feed import audit, ledger, planned
+from tests.faults.rig import Run
+from trainer.engine import runlog
+
+_RELATIVE = 1e-4
+"""Weights of runs whose number of workers changed: sums in another order, carried on by Adam for all steps."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What lay about on the machine."""
+
+    shared: frozenset[str]
+    temporary: frozenset[str]
+
+    @classmethod
+    def now(cls) -> "Left":
+        own = glob.glob(os.path.join(tempfile.gettempdir(), "scion-*"))
+        return cls(frozenset(os.listdir("/dev/shm")), frozenset(own))
+
+
+def violations(run: Run, reference: Path, before: Left, faults: list[str], elastic: bool) -> list[str]:
+    """All that is wrong, by invariant."""
+    checks = {
+        "I1 every planned slot once": lambda: _ledger(run, ("order", "rows")),
+        "I2 replays identical": lambda: _ledger(run, ("replays",)),
+        "I3 final weights": lambda: _weights(run, reference, elastic),
+        "I4 no step before the last commit": lambda: _commits(run, faults),
+        "I6 nothing left behind": lambda: _left(run, before),
+        "I7 attempts bounded": lambda: _attempts(run, faults),
+        "I8 metrics": lambda: _metrics(run, reference, elastic),
+    }
+    return [f"{name}: {said}" for name, check in checks.items() for said in check()]
+
+
+def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
+    uri = f"{run.uri}/{ledger.FOLDER}"
+    rows, told = planned.load(f"{uri}/{ledger.PLAN}", None), audit.finished(uri)
+    if told is None:
+        yield "the run left no history"
+        return
+    for finding in audit.audit(uri, rows, told):
+        if finding.check in names:
+            yield from finding.failures
+
+
+def _weights(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
+    """Bit for bit in fp32 where as many workers did the work."""
+    own, other = (AutoModelForMaskedLM.from_pretrained(path).state_dict() for path in (run.uri, reference / "run" / "pretrain"))
+    for name, tensor in own.items():
+        far = float((tensor - other[name]).abs().max() / other[name].abs().max().clamp_min(1e-6)) if tensor.numel() else 0.0
+        if (far > _RELATIVE) if elastic else not torch.equal(tensor, other[name]):
+            yield f"{name} differs by {far:.2g}"
+
+
+def _commits(run: Run, faults: list[str]) -> Iterator[str]:
+    """An attempt begins at the newest checkpoint, or at an earlier one if that was spoilt."""
+    spoilt = sum(fault in ("flip_checkpoint", "tear_checkpoint", "flip_weights") for fault in faults)
+    committed: list[int] = []
+    for entries in run.log():
+        for entry in entries:
+            if entry["kind"] == "checkpoint":
+                committed.append(entry["next_step"])
+            if entry["kind"] == "start" and committed and entry["next_step"] < max(committed):
+                if not spoilt or entry["next_step"] not in committed:
+                    yield f"an attempt began at step {entry['next_step']}, though {max(committed)} was committed"
+                spoilt -= 1
+
+
+def _left(run: Run, before: Left) -> Iterator[str]:
+    now = Left.now()
+    yield from sorted(now.temporary - before.temporary)
+    yield from (f"/dev/shm/{name}" for name in sorted(now.shared - before.shared))
+    yield from (f"process {name}" for name in run.rig.strangers())
+    known = {"ledger", "log", "artifact.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    there = {path.name for path in Path(run.uri).iterdir()}
+    yield from sorted(there - known - {"special_tokens_map.json", "vocab.txt", "generation_config.json"})
+    yield from (str(path) for path in Path(run.uri).parent.glob("*.lease.json"))
+
+
+def _attempts(run: Run, faults: list[str]) -> Iterator[str]:
+    count = len(run.entries("start"))
+    # A worker group that Ray starts while a node is going may fail once more before it runs.
+    if count > 2 * len(faults) + run.drivers:
+        yield f"{count} attempts for {len(faults)} faults and {run.drivers} drivers"
+
+
+def _metrics(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
+    own, other = (runlog.steps(runlog.read(f"{path}/log")) for path in (run.uri, reference / "run" / "pretrain"))
+    if [entry["step"] for entry in own] != [entry["step"] for entry in other]:
+        yield f"{len(own)} steps in the log, {len(other)} in that of the undisturbed run"
+        return
+    for mine, theirs in zip(own, other, strict=True):
+        far = abs(mine["loss"] - theirs["loss"])
+        if far > (1e-4 if elastic else 0):
+            yield f"the loss of step {mine['step']} is {mine['loss']!r}, undisturbed {theirs['loss']!r}"
+            return

@@ -1,0 +1,132 @@
+"""The faults, each from outside: what a machine, a user or a disk does to a run. Each returns when it has been done."""
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipeline import storage
+from tests.faults.rig import Run
+
+_DRAIN_SECONDS = 30
+STOPPED = 75
+
+
+def kill_worker(run: Run, draw: random.Random) -> None:
+    """Out of memory, or a defect: a worker is gone."""
+    draw.choice(run.rig.workers()).kill()
+
+
+def hang_worker(run: Run, draw: random.Random) -> None:
+    """A worker that answers no more. The run has to notice by itself."""
+    before, worker = len(run.log()), draw.choice(run.rig.workers())
+    worker.send_signal(signal.SIGSTOP)
+    run.wait(lambda: len(run.log()) > before, "a new attempt after a hang")
+
+
+def lose_node(run: Run, draw: random.Random) -> None:
+    """A machine dies with all that runs on it; another comes in its place a little later."""
+    run.rig.remove_node(run.rig.node_of(draw.choice(run.rig.workers())))
+    time.sleep(draw.uniform(5, 20))
+    run.rig.add_node()
+
+
+def drain_node(run: Run, draw: random.Random) -> None:
+    """A machine is about to be taken away, is known to be, and goes. What was saved just in time is not lost."""
+    worker = draw.choice(run.rig.workers())
+    node, told = run.rig.node_of(worker), len(run.entries("preempted"))
+    command = [
+        str(Path(sys.executable).parent / "ray"), "drain-node", "--address", run.rig.cluster.address, "--node-id",
+        run.rig.node_id(node), "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test",
+        "--deadline-remaining-seconds", str(_DRAIN_SECONDS),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    run.wait(lambda: len(run.entries("preempted")) > told, "a checkpoint before the node goes", _DRAIN_SECONDS)
+    at = run.entries("preempted")[-1]["next_step"]
+    run.wait(lambda: any(e["next_step"] == at for e in run.entries("checkpoint")), "its commit", _DRAIN_SECONDS)
+    run.rig.remove_node(node)
+    run.rig.add_node()
+
+
+def stop_driver(run: Run, draw: random.Random) -> None:
+    """`ray job stop`: the run saves and ends, and is submitted again."""
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+    code = run.ended(120)
+    assert code == STOPPED, f"the driver ended with {code} after SIGTERM: {run.said}"
+    assert "the same command goes on" in run.said
+    run.start()
+
+
+def kill_driver(run: Run, draw: random.Random) -> None:
+    """The driver is gone without a word, and is submitted again."""
+    assert run.process is not None
+    run.process.kill()
+    run.ended()
+    run.start()
+
+
+def fill_disk(run: Run, draw: random.Random) -> None:
+    """A worker cannot write more than a few bytes to any file, until a checkpoint has failed for it."""
+    first, missed = run.first_rank(), len(run.entries("missed"))
+    worker = next(worker for worker in run.rig.workers() if worker.pid != first)
+    _, hard = worker.rlimit(resource.RLIMIT_FSIZE)
+    worker.rlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        run.wait(lambda: len(run.entries("missed")) > missed, "a checkpoint that fails")
+    finally:
+        if worker.is_running():
+            worker.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+
+def flip_checkpoint(run: Run, draw: random.Random) -> None:
+    """A bit of the newest checkpoint turns, and a worker dies, so that it is needed."""
+    _spoil(run, draw, lambda content: _flipped(content, draw))
+
+
+def tear_checkpoint(run: Run, draw: random.Random) -> None:
+    """A file of the newest checkpoint loses its end, and a worker dies."""
+    _spoil(run, draw, lambda content: content[: draw.randrange(len(content))])
+
+
+def flip_weights(run: Run, draw: random.Random) -> None:
+    """As `flip_checkpoint`, in the middle of the largest file: weights, which load whatever they are."""
+    _spoil(run, draw, lambda content: _turned(content, len(content) // 2), largest=True)
+
+
+def _spoil(run: Run, draw: random.Random, change: Callable[[bytes], bytes], largest: bool = False) -> None:
+    """Both at once: otherwise the run would have saved again in between."""
+    workers = run.rig.workers()
+    for worker in workers:
+        worker.suspend()
+    newest = run.store.usable()[0]
+    files = [name for name in storage.files(f"{run.store.uri}/{newest}") if name.endswith((".pt", ".json"))]
+    paths = [Path(run.store.uri, newest, name) for name in files]
+    path = max(paths, key=lambda path: path.stat().st_size) if largest else draw.choice(paths)
+    path.write_bytes(change(path.read_bytes()))
+    for worker in workers:
+        worker.kill()
+
+
+def _flipped(content: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def _turned(content: bytes, at: int) -> bytes:
+    """All bits of 64 bytes."""
+    return content[:at] + bytes(255 - byte for byte in content[at : at + 64]) + content[at + 64 :]
+
+
+FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
+    fault.__name__: fault
+    for fault in (
+        kill_worker, hang_worker, lose_node, drain_node, stop_driver, kill_driver, fill_disk, flip_checkpoint,
+        tear_checkpoint,
+    )
+}  # fmt: skip

@@ -1,0 +1,64 @@
+"""Copies of Scion with one line broken, to see that the checks catch what they are for."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.rig import ROOT
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line, and the schedule under which it shows."""
+
+    path: str
+    right: str
+    wrong: str
+    fault: str
+
+    @property
+    def schedule(self) -> Any:
+        from tests.faults.__main__ import Schedule
+
+        return Schedule(0, 1, False, ((24, self.fault),))
+
+
+MUTANTS = {
+    "a run that goes on leaves a step out": Mutant(
+        "trainer/engine/loop.py",
+        "        seconds = round(time.perf_counter() - began, 3)\n",
+        "        seconds = round(time.perf_counter() - began, 3)\n        self._state.next_step += bool(self._state.lineage)\n",
+        "kill_worker",
+    ),
+    "rows in an order of their own in each reading task": Mutant(
+        "data_pipeline/feed/reader.py",
+        "        for tag in TAGS:\n",
+        "        table = table.take(pa.array(np.random.default_rng().permutation(len(table))))\n        for tag in TAGS:\n",
+        "kill_worker",
+    ),
+    "a checkpoint that is taken without a look at its hashes": Mutant(
+        "trainer/engine/store.py",
+        "        if not storage.exists(uri) or storage.sha256(uri) != known:\n",
+        "        if not storage.exists(uri):\n",
+        "flip_weights",
+    ),
+}
+
+
+@contextmanager
+def mutant(name: str, folder: Path) -> Iterator[Path]:
+    """The folder of a broken copy."""
+    told = MUTANTS[name]
+    for part in ("ray_jobs", "trainer", "data_pipeline", "cluster"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / told.path
+    text = path.read_text()
+    assert text.count(told.right) == 1, f"{told.path} has changed: mend the mutant {name!r}"
+    path.write_text(text.replace(told.right, told.wrong))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,209 @@
+"""Several raylets on this machine, and `scion pretrain` as a user starts it on them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from trainer.engine import runlog
+from trainer.engine.store import Store
+
+ROOT = Path(__file__).parent.parent.parent
+WORKERS, CPUS = 2, 2
+"""Training workers, and CPUs of each and of each node: so that every worker has a node of its own."""
+_NODE = {"num_cpus": CPUS, "object_store_memory": 150 << 20}
+_SOON = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_timeout_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
+"""How soon the head takes a silent node for dead."""
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@dataclass
+class Rig:
+    """A head without room for a worker, and as many nodes as there are workers."""
+
+    cluster: Cluster
+    root: Path = ROOT
+    """Of the code that runs: another for a mutant."""
+    nodes: list[Any] = field(default_factory=list)
+
+    def add_node(self) -> None:
+        self.nodes.append(self.cluster.add_node(**_NODE))
+
+    def remove_node(self, node: Any) -> None:
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers, the longest-lived first."""
+        found = [process for process in self._processes() if "RayTrainWorker" in _title(process)]
+        return sorted(found, key=lambda process: process.create_time())
+
+    def node_of(self, worker: psutil.Process) -> Any:
+        """The node that a worker runs on."""
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.nodes}
+        return raylets[next(parent.pid for parent in worker.parents() if parent.pid in raylets)]
+
+    def node_id(self, node: Any) -> str:
+        table = self.cluster.global_state.node_table()
+        return next(entry["NodeID"] for entry in table if entry["RayletSocketName"] == node.raylet_socket_name)
+
+    def strangers(self) -> list[str]:
+        """Processes of jobs, of which there should be none when no job runs."""
+        return [_title(process) for process in self._processes() if _title(process).startswith("ray::") and _busy(process)]
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for node in [self.cluster.head_node, *self.nodes]:
+            raylet = node.all_processes["raylet"][0].process.pid
+            if psutil.pid_exists(raylet):
+                yield from psutil.Process(raylet).children(recursive=True)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[0]
+    except psutil.Error:
+        return ""
+
+
+def _busy(process: psutil.Process) -> bool:
+    """Idle workers of Ray wait for the next job; the agents of a node have other names."""
+    return "IDLE" not in _title(process)
+
+
+@contextmanager
+def rig(root: Path = ROOT) -> Iterator[Rig]:
+    """The raylets, which end with the block."""
+    before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH"]}
+    os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root))
+    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        made = Rig(cluster, root)
+        for _ in range(WORKERS):
+            made.add_node()
+        yield made
+    finally:
+        cluster.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@dataclass
+class Run:
+    """A run in a folder of its own; its driver is a process."""
+
+    rig: Rig
+    folder: Path
+    overrides: tuple[str, ...]
+    drivers: int = 0
+    said: str = ""
+    """What the last driver wrote on stderr."""
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def uri(self) -> str:
+        return str(self.folder / "run" / "pretrain")
+
+    @property
+    def store(self) -> Store:
+        return Store(f"{self.uri}/checkpoints", keep=3)
+
+    def start(self) -> None:
+        assert self.process is None
+        self.drivers += 1
+        self.process = self.driver()
+
+    def driver(self, *more: str) -> subprocess.Popen[str]:
+        """One more driver of the run."""
+        command = [sys.executable, "-m", "ray_jobs.cli", "pretrain", str(self.folder / "tiny.yaml"), *self.overrides, *more]
+        environment = os.environ | {"RAY_ADDRESS": self.rig.cluster.address}
+        return subprocess.Popen(command, cwd=self.rig.root, env=environment, text=True, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE)  # fmt: skip
+
+    def ended(self, seconds: float = 400) -> int:
+        """Waits for the driver; its exit code."""
+        assert self.process is not None
+        try:
+            _, self.said = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            _, self.said = self.process.communicate()
+            raise TimeoutError(f"the driver did not end in {seconds} s: {self.said}") from None
+        code, self.process = self.process.returncode, None
+        return code
+
+    def log(self) -> list[list[dict[str, Any]]]:
+        return runlog.read(f"{self.uri}/log")
+
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        return [entry for attempt in self.log() for entry in attempt if entry["kind"] == kind]
+
+    def step(self) -> int:
+        """The furthest step that was made."""
+        return max((entry["step"] for entry in self.entries("step")), default=-1)
+
+    def wait(self, true: Callable[[], Any], what: str, seconds: float = 240) -> Any:
+        """Waits until something is so, while the driver runs."""
+        end = time.monotonic() + seconds
+        while not (answer := true()):
+            if self.process is None or self.process.poll() is not None:
+                code = self.ended() if self.process is not None else None
+                raise AssertionError(f"the driver ended ({code}) before {what}: {self.said}")
+            if time.monotonic() > end:
+                raise AssertionError(f"not in {seconds} s: {what}")
+            time.sleep(0.05)
+        return answer
+
+    def first_rank(self) -> int:
+        """Process of the first rank of the newest attempt."""
+        return int(self.entries("start")[-1]["pid"])
+
+    def stop(self) -> None:
+        """Ends what the run has started."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+        for worker in self.rig.workers():
+            worker.kill()
+
+
+def prepared(source: Path, folder: Path) -> Path:
+    """The inputs, the shards and the transferred model of `source` in a folder of their own."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name != "run":
+            (folder / path.name).symlink_to(path)
+    for name in ("shards", "transfer"):
+        shutil.copytree(source / "run" / name, folder / "run" / name)
+    text = (source / "tiny.yaml").read_text().replace(str(source / "run"), str(folder / "run"))
+    (folder / "tiny.yaml").unlink()
+    (folder / "tiny.yaml").write_text(text)
+    return folder
+
+
+def state(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

@@ -1,0 +1,133 @@
+"""What a run does about losses that are not finite, that leap, and about a step that kills its workers, with real workers."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from data_pipeline import storage
+from data_pipeline.errors import TrainingError
+from data_pipeline.feed import audit, ledger
+from tests.integration.test_engine import planned, shards  # noqa: F401
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+from trainer.models.packed_lm import PackedLM
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """The task, but for some planned steps, in which every forward is multiplied or the process ends."""
+
+    task: LanguageModelTask
+    factors: dict[int, float]
+    deadly: tuple[int, ...] = ()
+
+    def module(self) -> Any:
+        module = self.task.module()
+        forward, factors = module.forward, self.factors
+        module.forward = lambda batch: forward(batch.batch) * factors.get(batch.planned, 1.0)
+        return module
+
+    def collator(self) -> Any:
+        collate, deadly = self.task.collator(), self.deadly
+
+        def marked(rows: pa.Table) -> Any:
+            step = rows["step"][0].as_py()
+            if step in deadly:
+                os._exit(9)
+            return Marked(collate(rows), step)
+
+        return marked
+
+    def export(self, weights: Any, uri: str) -> None:
+        self.task.export(weights, uri)
+
+
+class Marked:
+    """A batch that knows its planned step."""
+
+    def __init__(self, batch: Any, planned: int) -> None:
+        self.batch, self.planned = batch, planned
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("batch", "__setstate__", "__getstate__"):
+            raise AttributeError(name)
+        return getattr(self.batch, name)
+
+    def to(self, device: Any) -> "Marked":
+        return Marked(self.batch.to(device), self.planned)
+
+
+def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison: Any) -> TrainRun:  # type: ignore[no-untyped-def]
+    config = TrainConfig(steps=steps, batch_size=BATCH, zero_stage=stage, checkpoint_steps=10, learning_rate=1e-4,
+                         precision=poison.pop("precision", "fp32"))  # fmt: skip
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    return TrainRun(
+        task=Poisoned(task, **poison), config=config, rows=planned(found, BATCH, None), heldout=None, row_groups={},
+        uri=folder, export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        progress=None,
+    )  # fmt: skip
+
+
+def entries(folder: str, kind: str) -> list[dict[str, Any]]:
+    return [entry for attempt in runlog.read(f"{folder}/log") for entry in attempt if entry["kind"] == kind]
+
+
+def clean(told: TrainRun) -> bool:
+    uri = storage.join(told.uri, ledger.FOLDER)
+    return all(finding.ok for finding in audit.audit(uri, told.rows, audit.finished(uri)))
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "bf16"), (3, "bf16")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_whose_loss_is_not_finite_is_left_out(shards, source_folder: str, tmp_path, stage, precision, value) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    told = run(shards, source_folder, str(tmp_path), stage, 6, factors={2: value}, precision=precision)
+    history = fit(told, workers=2, worker_cpus=1, gpu=False)["history"]
+    assert [entry["applied"] for entry in history] == [True, True, False, True, True, True]
+    assert all(entry["loss"] < 8 for entry in history if entry["applied"])
+    assert clean(told)
+
+
+def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    told = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
+    result = fit(told, workers=2, worker_cpus=1, gpu=False)
+    back = entries(str(tmp_path), "back")
+    assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 40, 40, 45)]
+    assert "robust standard deviations" in back[0]["why"]
+    history = result["history"]
+    assert [entry["planned"] for entry in history] == [*range(40), *range(45, 55)]
+    assert max(entry["loss"] for entry in history) < 8
+    assert clean(told)
+    assert audit.finished(f"{tmp_path}/ledger").skipped == ((40, 45),)
+
+
+def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    told = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, deadly=(3,))
+    with pytest.raises(
+        TrainingError, match=r"step 3 \(planned step 3, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
+    ):
+        fit(told, workers=1, worker_cpus=1, gpu=False)
+    assert len(entries(str(tmp_path), "start")) == 3
+    rows = entries(str(tmp_path), "error")[0]["rows"]
+    assert rows == [f"el {row}" for row in told.rows.plan.step(3).row]
+    assert told.store.usable()
+
+
+def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    """The wrapping above must not be what makes the tests pass."""
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    rows = next(planned(shards, BATCH, None).reader().read(planned(shards, BATCH, None).plan.step(0)) for _ in range(1))
+    batch = task.collator()(rows)
+    poisoned = Poisoned(task, {0: 2.0})
+    assert isinstance(task.module(), PackedLM)
+    assert torch.allclose(poisoned.module().eval()(poisoned.collator()(rows)), 2 * task.module().eval()(batch))

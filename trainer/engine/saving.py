@@ -1,0 +1,178 @@
+"""Saves checkpoints beside the training, decided on by all ranks together."""
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from data_pipeline.errors import ArtifactError, TrainingError
+from data_pipeline.feed.ledger import Ledger
+from trainer.engine.checkpoint import TAG, RunState
+from trainer.engine.store import STATE, Store, new_name
+from trainer.engine.together import agreed, from_first, said, together
+
+MISSED = 2
+"""Saves in a row that may fail before the run gives up."""
+
+
+@dataclass(slots=True)
+class _Write:
+    """A save that a thread is at."""
+
+    name: str
+    rows: list[pa.Table]
+    """Of the ledger; they go back there if the save fails."""
+    thread: threading.Thread
+    began: float
+    step: int
+    wrong: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint that counts."""
+
+    name: str
+    step: int
+    seconds: float
+    """From `begin` to the commit."""
+
+
+class Saver:
+    """Saves checkpoints beside the training. The state is copied at once and written by a thread; it counts when every rank
+    has written its part, which the ranks find out together."""
+
+    def __init__(self, engine: Any, store: Store, ledger: Ledger) -> None:
+        self._engine, self._store, self._ledger = engine, store, ledger
+        self._write: _Write | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's part is on its way no more, so that `finish` would not wait for it."""
+        return self._write is not None and not self._write.thread.is_alive()
+
+    def begin(self, state: RunState) -> None:
+        """A checkpoint of this moment; every rank calls it, with none under way."""
+        assert self._write is None
+        rank, world = dist.get_rank(), dist.get_world_size()
+        name = from_first(lambda: new_name(state.next_step, world))
+        parts = _copied(_parts(self._engine))
+        if rank == 0:
+            kept = asdict(state) | {"lineage": [*state.lineage, name], "missed": []}
+            parts[STATE] = json.dumps(kept | {"world": world}).encode()
+        rows = self._ledger.take()
+        write = _Write(name, rows, threading.Thread(target=lambda: None), time.perf_counter(), state.next_step)
+
+        def work() -> None:
+            write.wrong = said(lambda: self._put(parts, name, rank, rows))
+
+        write.thread = threading.Thread(target=work, name=f"save {name}", daemon=True)
+        self._write = write
+        write.thread.start()
+
+    def finish(self, state: RunState) -> Saved | None:
+        """Waits for the save under way, if there is one, and makes it count; every rank calls it. None if there was none, or
+        if it failed, which leaves the earlier ones as they are.
+
+        Raises:
+            TrainingError: it is the third in a row that fails, on any rank.
+            ArtifactError: another run has taken over the folder.
+        """
+        if self._write is None:
+            return None
+        write, self._write = self._write, None
+        write.thread.join()
+        wrong, first = agreed(write.wrong), dist.get_rank() == 0
+        if not wrong and (taken := together(lambda: self._store.check_lease() if first else None)):
+            raise ArtifactError(taken)
+        wrong = wrong or together(lambda: self._store.commit(write.name, dist.get_world_size()) if first else None)
+        if not wrong:
+            state.missed = []
+            state.lineage.append(write.name)
+            return Saved(name=write.name, step=write.step, seconds=round(time.perf_counter() - write.began, 3))
+        self._ledger.give_back(write.rows)
+        together(lambda: self._drop(write.name) if first else None)
+        state.missed.append(wrong)
+        if len(state.missed) > MISSED:
+            raise TrainingError(
+                f"{len(state.missed)} checkpoints in a row could not be saved ({wrong}).",
+                self._store.uri,
+                "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
+            )
+        return None
+
+    def forget(self) -> None:
+        """The rows since the last checkpoint were not trained on after all: the run has gone back to it."""
+        assert self._write is None
+        self._ledger.take()
+
+    def _put(self, parts: dict[str, Any], name: str, rank: int, rows: list[pa.Table]) -> None:
+        self._store.check_room(sum(map(_bytes, _leaves(parts))))
+        with self._store.part(name, rank) as folder:
+            for path, content in parts.items():
+                target = os.path.join(folder, path)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                if isinstance(content, bytes):
+                    with open(target, "wb") as file:
+                        file.write(content)
+                else:
+                    torch.save(content, target)
+        self._ledger.write(name, rows)
+
+    def _drop(self, name: str) -> None:
+        self._store.drop(name)
+        self._ledger.drop(name)
+
+
+def _parts(engine: Any) -> dict[str, Any]:
+    """What DeepSpeed would write on this rank, by path: nothing is written yet.
+
+    Its `save_checkpoint` waits for the other ranks between its writes, so that a disk that is full on one of them would
+    leave the others waiting for good.
+    """
+    parts: dict[str, Any] = {}
+    writer, written = engine.checkpoint_engine, engine.checkpoint_engine.save
+    with tempfile.TemporaryDirectory(prefix="scion-") as folder:
+        writer.save = lambda state_dict, path: parts.update({os.path.relpath(path, folder): state_dict})
+        try:
+            engine.save_checkpoint(folder, tag=TAG, save_latest=False)
+        finally:
+            writer.save = written
+    return parts
+
+
+def _copied(content: Any, made: dict[Any, torch.Tensor] | None = None) -> Any:
+    """The same in memory of its own, on the CPU: training goes on while it is written. Tensors that share memory, as tied
+    weights do, share it in the copy; one that is a part of a large buffer is copied without the rest."""
+    made = {} if made is None else made
+    if isinstance(content, torch.Tensor):
+        key = (content.untyped_storage().data_ptr(), content.storage_offset(), content.shape, content.stride(), content.dtype)
+        if key not in made:
+            made[key] = content.detach().to("cpu", copy=True)
+        return made[key]
+    if isinstance(content, dict):
+        return type(content)((name, _copied(value, made)) for name, value in content.items())
+    if isinstance(content, list | tuple) and not hasattr(content, "_fields"):
+        return type(content)(_copied(value, made) for value in content)
+    return content
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else None
+    if values is None:
+        yield content
+    else:
+        for value in values:
+            yield from _leaves(value)
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.nbytes if isinstance(leaf, torch.Tensor) else len(leaf) if isinstance(leaf, bytes) else 0

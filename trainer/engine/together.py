@@ -1,0 +1,34 @@
+"""What ranks do together, so that what goes wrong on one is known to all and leaves none waiting."""
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from data_pipeline.errors import ScionError, reason
+
+
+def from_first(make: Callable[[], str]) -> str:
+    """What the first rank makes, on every rank."""
+    made = [make() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(made)
+    return made[0]
+
+
+def together(do: Callable[[], None]) -> str:
+    """Does something on every rank and answers, on every rank alike, what went wrong on the first on which it did; empty if
+    all went well. A full disk on one rank must not leave the others waiting."""
+    return agreed(said(do))
+
+
+def said(do: Callable[[], None]) -> str:
+    try:
+        do()
+    except (OSError, RuntimeError, ScionError) as error:  # torch.save wraps what the disk says in a RuntimeError
+        return f"rank {dist.get_rank()}: {error if isinstance(error, ScionError) else reason(error)}"
+    return ""
+
+
+def agreed(said: str) -> str:
+    found: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(found, said)
+    return next(filter(None, found), "")
