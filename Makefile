@@ -47,7 +47,7 @@ bench-transfer: $(ORACLE)/.ready ## transfer kernels beside wechsel, deepfocus a
 bench-matrix: $(STAMP) ## every method on a source of every family, tied and untied, each result verified
 	$(BIN)/python -m tests.benchmarks.transfer_matrix
 
-bench-resume: $(ORACLE)/.ready ## first batch after a resume beside Trainer's skipping and torchdata's StatefulDataLoader
+bench-resume: $(ORACLE)/.ready ## first batch after a resume beside Trainer's skipping and torchdata's StatefulDataLoader (about 25 minutes)
 	$(ORACLE)/bin/python -m tests.benchmarks.resume
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt

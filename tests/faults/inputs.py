@@ -14,7 +14,7 @@ STEPS = 96
 _CONFIG = """
 text: {folder}/text.parquet
 pairs: {folder}/pairs.parquet
-test_pairs: {folder}/pairs.parquet
+test_pairs: {folder}/test_pairs.parquet
 source_model: {folder}/source
 method: mean
 output: {folder}/run
@@ -32,7 +32,8 @@ def made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     pq.write_table(pq.read_table(SAMPLE / "test_text.parquet").slice(0, 120), folder / "text.parquet")
     table = pq.read_table(SAMPLE / "test_pairs.parquet").slice(0, 200)
-    pq.write_table(table, folder / "pairs.parquet")
+    pq.write_table(table.slice(0, 150), folder / "pairs.parquet")
+    pq.write_table(table.slice(150), folder / "test_pairs.parquet")
     tokenizer = wordpiece(table["anchor"].to_pylist())
     tiny_model(tokenizer).save_pretrained(folder / "source")
     tokenizer.save_pretrained(folder / "source")
