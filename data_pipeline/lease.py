@@ -5,6 +5,7 @@ whose process is gone from this machine, takes it over with a token of its own. 
 next asks `check`, which it does before all that counts: the token is a fence.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -88,9 +89,10 @@ def held(uri: str) -> Iterator[Lease]:
     finally:
         ended.set()
         thread.join()
-        found = _read(uri)
-        if found is not None and found.token == lease.token:
-            storage.remove(uri)
+        with contextlib.suppress(OSError):  # what ended the block is of more interest; the lease lapses by itself
+            found = _read(uri)
+            if found is not None and found.token == lease.token:
+                storage.remove(uri)
 
 
 def _renew(lease: Lease, ended: threading.Event) -> None:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import posixpath
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         fs.pipe_file(path, content)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    draft = f"{path}.{os.getpid()}.draft"
+    draft = f"{path}.{secrets.token_hex(6)}.draft"
     try:
         with open(draft, "wb") as file:
             file.write(content)

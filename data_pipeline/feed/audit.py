@@ -15,6 +15,7 @@ from data_pipeline.feed import ledger
 from data_pipeline.feed.planned import PlannedRows
 from data_pipeline.finding import Finding
 from data_pipeline.order.plan import OrderPlan, Slots, planned_step
+from data_pipeline.shards import manifest as manifests
 
 _COLUMNS = ("step", "slot", "stream", "epoch", "row")
 
@@ -46,7 +47,7 @@ def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
     """The ledger in folder `uri` against the plan, and against the shards if they are still there."""
     there = ledger.segments(uri)
     order, content, again = [], list[str](), list[str]()
-    present = storage.files(rows.folder)
+    present = bool(rows.manifest.streams) and storage.exists(storage.join(rows.folder, manifests.NAME))
     step, count = 0, 0
     for name in history.lineage:
         last = int(name[5:14])
@@ -74,7 +75,7 @@ def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
 
 def _complete(uri: str, name: str) -> list[str]:
     """Whether every rank's part is there: the name says how many ranks there were."""
-    parts, world = len(storage.files(storage.join(uri, name))), int(name[16:].partition("-")[0])
+    parts, world = len(ledger.parts(uri, name)), int(name[16:].partition("-")[0])
     return [] if parts == world else [f"{parts} parts of {world} ranks"]
 
 
@@ -95,10 +96,10 @@ def _expected(plan: OrderPlan, first: int, last: int, skipped: tuple[tuple[int, 
 
 
 def _planned(plan: OrderPlan, found: pa.Table) -> Slots:
-    """What the plan has at the steps and slots of `found`."""
-    steps, slots = found["step"].to_numpy(), found["slot"].to_numpy().astype(np.int64)
-    offsets = {int(step): plan.offset(int(step)) for step in np.unique(steps)}
-    return plan.lookup(np.array([offsets[int(step)] for step in steps], np.int64) + slots)
+    """What the plan has at the steps and slots of `found`, each once."""
+    places = np.unique(np.stack([found[name].to_numpy().astype(np.int64) for name in ("step", "slot")], axis=1), axis=0)
+    offsets = {int(step): plan.offset(int(step)) for step in np.unique(places[:, 0])}
+    return plan.lookup(np.array([offsets[int(step)] + int(slot) for step, slot in places], np.int64))
 
 
 def _against(expected: Slots, found: pa.Table) -> Iterator[str]:
@@ -129,8 +130,9 @@ def _content(rows: PlannedRows, found: pa.Table) -> list[str]:
         columns = {name: part[name].to_numpy().astype(np.int64) for name in _COLUMNS}
         try:
             own = ledger.crcs(reader.read(Slots(weight=np.ones(len(part), np.float32), **columns)))
-        except ScionError as error:
-            return [*wrong, str(error)]
+        except (ScionError, LookupError) as error:
+            unknown = f"rows {part['row'][0]} to {part['row'][-1]} cannot be found in the shards"
+            return [*wrong, str(error) if isinstance(error, ScionError) else unknown]
         for place in np.flatnonzero(own != part["crc"].to_numpy()):
             step, slot = columns["step"][place], columns["slot"][place]
             wrong.append(f"step {step} slot {slot} held something else than the shards now do")

@@ -69,20 +69,25 @@ def segments(uri: str) -> list[str]:
     return sorted({path.split("/")[0] for path in storage.files(uri) if path.endswith(".parquet")})
 
 
+def parts(uri: str, segment: str) -> list[str]:
+    """The files of a segment, one a rank; a kill may leave others."""
+    folder = storage.join(uri, segment)
+    return [storage.join(folder, path) for path in storage.files(folder) if path.endswith(".parquet")]
+
+
 def read(uri: str, segment: str) -> pa.Table:
     """The rows of all ranks of a segment, by step and slot.
 
     Raises:
         CorruptError: a part cannot be read.
     """
-    folder = storage.join(uri, segment)
-    parts = [SCHEMA.empty_table()]
-    for path in storage.files(folder):
+    found = [SCHEMA.empty_table()]
+    for path in parts(uri, segment):
         try:
-            parts.append(pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, path)))).cast(SCHEMA))
+            found.append(pq.read_table(io.BytesIO(storage.read_bytes(path))).cast(SCHEMA))
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise CorruptError(f"cannot be read ({reason(error)}).", storage.join(folder, path)) from error
-    return pa.concat_tables(parts).sort_by([("step", "ascending"), ("slot", "ascending")])
+            raise CorruptError(f"cannot be read ({reason(error)}).", path) from error
+    return pa.concat_tables(found).sort_by([("step", "ascending"), ("slot", "ascending")])
 
 
 def crcs(rows: pa.Table) -> NDArray[np.uint32]:

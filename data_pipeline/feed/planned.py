@@ -5,8 +5,10 @@ promises no order: each rank streams exactly its own slots, from the step at whi
 checks every row that it receives against the plan.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +24,8 @@ from data_pipeline.shards.manifest import Manifest
 
 _WINDOW_ROWS = 512
 """Rows that one read task fetches: whole steps, at least one."""
+_PART_WINDOWS = 64
+"""Windows of one execution of Ray Data."""
 _AHEAD = 8
 """Windows that may arrive before the one that is next."""
 
@@ -91,17 +95,33 @@ class RankFeed:
         """
         if first >= last:
             return
+        steps = max(1, _WINDOW_ROWS // len(self.expected(last - 1)))
+        yield from self.in_turn(self._blocks(first, last, steps), first, last, _AHEAD * steps)
+
+    def _blocks(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
+        """Blocks of `steps` steps, read by one execution of Ray Data after another, each begun while the one before is used:
+        what is begun at once does not grow with the run, and no start is waited for but the first."""
+        parts = [(start, min(start + _PART_WINDOWS * steps, last)) for start in range(first, last, _PART_WINDOWS * steps)]
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._begun, *parts[0], steps)
+            for part in [*parts[1:], None]:
+                blocks = coming.result()
+                if part is not None:
+                    coming = pool.submit(self._begun, *part, steps)
+                yield from blocks
+
+    def _begun(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
+        """An execution of Ray Data whose first block is there."""
         import ray
 
-        steps = max(1, _WINDOW_ROWS // len(self.expected(last - 1)))
         windows = [{"first": start, "last": min(start + steps, last)} for start in range(first, last, steps)]
         dataset = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
             _read_window, fn_kwargs={"feed": self}, batch_size=1, batch_format="pyarrow", num_cpus=0.25, concurrency=2
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        yield from self.in_turn(blocks, first, last, _AHEAD * steps)
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        return itertools.chain([next(blocks)], blocks)
 
     def in_turn(self, blocks: Iterator[pa.Table], first: int, last: int, ahead: int) -> Iterator[pa.Table]:
         """The rows of each step in [first, last) from blocks that come in about that order, each checked; at most `ahead`
@@ -170,6 +190,5 @@ class PlannedData(DataConfig):
 
 
 def _read_window(batch: pa.Table, feed: RankFeed) -> pa.Table:
-    reader = feed.rows.reader()
     first, last = batch["first"][0].as_py(), batch["last"][0].as_py()
-    return pa.concat_tables([reader.read(feed.expected(step)) for step in range(first, last)])
+    return feed.rows.reader().read(Slots.joined([feed.expected(step) for step in range(first, last)]))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline import storage
-from data_pipeline.errors import DataOrderError
+from data_pipeline.errors import CorruptError, DataOrderError
 from data_pipeline.order.plan import Slots
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
@@ -36,8 +36,10 @@ class RowReader:
             name = self._names[stream]
             first = self._starts[name][shard] + group * format.GROUP_ROWS
             path = storage.join(self._folder, self._manifest.streams[name][shard].path)
-            rows = format.read_groups(path, [group])
-            parts.append(rows.take(pa.array([int(slots.row[place]) - first for place in members])))
+            rows, wanted_rows = format.read_groups(path, [group]), [int(slots.row[place]) - first for place in members]
+            if max(wanted_rows) >= len(rows):
+                raise CorruptError("holds fewer rows than the manifest says.", path, "Build the shards again.")
+            parts.append(rows.take(pa.array(wanted_rows)))
             places.extend(members)
         table = pa.concat_tables(parts).take(pa.array(np.argsort(places))).combine_chunks()
         for tag in TAGS:

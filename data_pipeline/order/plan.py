@@ -52,6 +52,11 @@ class Slots:
     def __len__(self) -> int:
         return len(self.slot)
 
+    @classmethod
+    def joined(cls, parts: list["Slots"]) -> "Slots":
+        """One after the other."""
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__})
+
     def take(self, index: NDArray[np.int64]) -> "Slots":
         return Slots(**{name: getattr(self, name)[index] for name in self.__slots__})
 

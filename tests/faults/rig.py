@@ -29,6 +29,11 @@ _SOON = {
     "health_check_failure_threshold": 5,
 }
 """How soon the head takes a silent node for dead."""
+_OWN = (
+    "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::_StatsActor",
+    "ray::_UsageCollectionActor",
+)  # fmt: skip
+"""Processes that Ray keeps as long as the cluster lives: workers that wait for the next job, and its own services."""
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",
@@ -72,7 +77,8 @@ class Rig:
 
     def strangers(self) -> list[str]:
         """Processes of jobs, of which there should be none when no job runs."""
-        return [_title(process) for process in self._processes() if _title(process).startswith("ray::") and _busy(process)]
+        titles = [_title(process) for process in self._processes()]
+        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OWN)]
 
     def _processes(self) -> Iterator[psutil.Process]:
         for node in [self.cluster.head_node, *self.nodes]:
@@ -86,11 +92,6 @@ def _title(process: psutil.Process) -> str:
         return (process.cmdline() or [""])[0]
     except psutil.Error:
         return ""
-
-
-def _busy(process: psutil.Process) -> bool:
-    """Idle workers of Ray wait for the next job; the agents of a node have other names."""
-    return "IDLE" not in _title(process)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ FOLDER = "log"
 """Below a run's folder."""
 _PUT_SECONDS = 10.0
 _ENDED = ("driver", "stopped", "finished", "error", "preempted")
-"""Last entries of attempts that did not die of a step."""
+"""Entries of attempts that did not die of a step."""
 
 
 class RunLog:
@@ -90,12 +90,21 @@ def deaths(attempts: list[list[dict[str, Any]]]) -> dict[str, int]:
     """How many of the last attempts died in the same step, one after the other, as `count`, and in which, as `step`."""
     count, last = 0, None
     for entries in reversed(attempts):
-        if not entries or entries[-1]["kind"] in _ENDED:
-            break
-        reached = max((entry["step"] for entry in entries if entry["kind"] == "step"), default=None)
-        begun = next((entry["next_step"] for entry in entries if entry["kind"] == "start"), None)
-        died = begun if reached is None else reached + 1
+        died = _died(entries)
         if died is None or last not in (None, died):
             break
         count, last = count + 1, died
     return {"count": count, "step": last or 0}
+
+
+def _died(entries: list[dict[str, Any]]) -> int | None:
+    """The step that an attempt was at when it died; None if it did not die of a step."""
+    at = None
+    for entry in entries:
+        if entry["kind"] in _ENDED:
+            return None
+        if entry["kind"] in ("start", "back"):
+            at = entry["next_step"]
+        elif entry["kind"] == "step":
+            at = entry["step"] + 1
+    return at

@@ -1,0 +1,371 @@
+"""One run at a time writes to a folder, and the next one can, however the one before it ended."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import lease as leases
+from data_pipeline import storage
+from data_pipeline.errors import ArtifactError, CorruptError
+from data_pipeline.lease import TTL_SECONDS, Lease, held
+
+HERE = socket.gethostname()
+PATIENCE = 60.0
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "out.lease.json")
+    else:
+        storage.remove("memory://test-lease")
+        yield "memory://test-lease/out.lease.json"
+        storage.remove("memory://test-lease")
+
+
+@pytest.fixture(autouse=True)
+def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else is there in most tests: they need not wait for others to settle."""
+    if "unhurried" not in request.fixturenames:
+        monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def unhurried() -> None:
+    """Keeps the time that those who write at once have to settle."""
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that was there and is no more."""
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+def put(uri: str, *, token: str = "other", host: str = HERE, pid: int | None = None, age: float = 0.0) -> None:
+    """Writes the file as another process would: not with the draft that a thread of this one may be at."""
+    content = json.dumps({"token": token, "host": host, "pid": pid or os.getpid(), "renewed": time.time() - age})
+    if storage.is_local(uri):
+        Path(f"{uri}.by-hand").write_text(content)
+        os.replace(f"{uri}.by-hand", uri)
+    else:
+        storage.write_bytes(uri, content.encode())
+
+
+def there(uri: str) -> dict:
+    return json.loads(storage.read_bytes(uri))
+
+
+def until(said: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not said():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+def test_a_second_holder_is_refused_and_told_who_the_first_is(uri: str) -> None:
+    with held(uri) as lease:
+        before = storage.read_bytes(uri)
+        with pytest.raises(ArtifactError, match=f"another run is writing here \\({HERE}, process {os.getpid()}, seen 0 s ago"):
+            held(uri).__enter__()
+        assert storage.read_bytes(uri) == before
+        lease.check()
+
+
+def test_the_file_goes_when_the_block_ends(uri: str) -> None:
+    with held(uri) as lease:
+        assert there(uri)["token"] == lease.token
+    assert not storage.exists(uri)
+    with held(uri) as next_one:
+        assert next_one.token != lease.token
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_the_file_goes_when_the_block_fails(uri: str, error: type[BaseException]) -> None:
+    threads = threading.active_count()
+    with pytest.raises(error), held(uri):
+        raise error
+    assert not storage.exists(uri)
+    assert threading.active_count() == threads
+
+
+def test_the_lease_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "out.lease.json")
+    code = "import os, signal, sys\nfrom data_pipeline.lease import held\n"
+    code += "with held(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", code, uri])
+    assert killed.returncode == -9
+    assert time.time() - there(uri)["renewed"] < TTL_SECONDS
+    with held(uri) as lease:
+        assert there(uri)["pid"] == os.getpid()
+        lease.check()
+
+
+def test_a_process_that_is_gone_holds_nothing_on_this_machine(uri: str, gone: int) -> None:
+    put(uri, pid=gone)
+    with held(uri) as lease:
+        assert there(uri)["token"] == lease.token
+
+
+def test_of_a_process_on_another_machine_only_the_time_tells(uri: str, gone: int) -> None:
+    put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS - 10)
+    with pytest.raises(ArtifactError, match=rf"\(elsewhere, process {gone}, seen 5\d s ago\)"):
+        held(uri).__enter__()
+    assert there(uri)["token"] == "other"
+    put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS + 1)
+    with held(uri) as lease:
+        lease.check()
+
+
+def test_a_clock_that_is_ahead_does_not_make_a_lease_look_old(uri: str) -> None:
+    put(uri, host="elsewhere", age=-30)
+    with pytest.raises(ArtifactError, match="seen 0 s ago"):
+        held(uri).__enter__()
+
+
+def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: str) -> None:
+    with ExitStack() as former, ExitStack() as latter:
+        slow = former.enter_context(held(uri))
+        put(uri, token=slow.token, age=TTL_SECONDS + 1)
+        slow.check()
+        taker = latter.enter_context(held(uri))
+        with pytest.raises(ArtifactError, match=f"another run has taken over \\({HERE}, process {os.getpid()}\\)"):
+            slow.check()
+        former.close()
+        assert there(uri)["token"] == taker.token
+        taker.check()
+    assert not storage.exists(uri)
+
+
+def test_a_lease_is_renewed_while_the_block_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
+    with held(uri) as lease:
+        for _ in range(3):
+            put(uri, token=lease.token, age=TTL_SECONDS + 1)
+            until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
+        with pytest.raises(ArtifactError, match="another run is writing here"):
+            held(uri).__enter__()
+
+
+def test_a_lease_that_was_taken_is_not_renewed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
+    before = set(threading.enumerate())
+    with held(uri) as lease:
+        (renewer,) = set(threading.enumerate()) - before
+        put(uri, host="elsewhere", age=5)
+        taken = storage.read_bytes(uri)
+        renewer.join(PATIENCE)
+        assert not renewer.is_alive()
+        with pytest.raises(ArtifactError, match="elsewhere"):
+            lease.check()
+    assert storage.read_bytes(uri) == taken
+
+
+def test_storage_that_is_away_for_a_moment_does_not_end_the_renewing(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
+    real, failures = storage.write_bytes, list[str]()
+
+    def away(target: str, content: bytes) -> None:
+        if target == uri and len(failures) < 3:
+            failures.append(target)
+            raise OSError(5, "Input/output error")
+        real(target, content)
+
+    with held(uri) as lease:
+        monkeypatch.setattr(storage, "write_bytes", away)
+        until(lambda: len(failures) == 3)
+        put(uri, token=lease.token, age=TTL_SECONDS + 1)
+        until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
+
+
+GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"token": "a", "host": "b", "pid": 1, "ren', b"{}"]
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_garbage_is_not_a_lease(uri: str, content: bytes) -> None:
+    storage.write_bytes(uri, content)
+    with held(uri) as lease:
+        lease.check()
+        storage.write_bytes(uri, content)
+        with pytest.raises(ArtifactError, match=r"another run has taken over\."):
+            lease.check()
+    assert storage.read_bytes(uri) == content
+
+
+def test_a_lease_that_was_removed_is_not_held(uri: str) -> None:
+    with held(uri) as lease:
+        storage.remove(uri)
+        with pytest.raises(ArtifactError, match=r"another run has taken over\."):
+            lease.check()
+    with pytest.raises(ArtifactError):
+        lease.check()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_of_two_threads_at_the_same_moment_one_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have looked before either has written."""
+    uri = "memory://test-lease/out.lease.json"
+    storage.remove(uri)
+    looked, decided = threading.Barrier(2), threading.Barrier(2)
+    real, outcomes = leases._write, list[str]()
+
+    def together(lease: Lease) -> None:
+        looked.wait(PATIENCE)
+        real(lease)
+
+    def contend() -> None:
+        try:
+            with held(uri) as lease:
+                decided.wait(PATIENCE)
+                lease.check()
+                outcomes.append("held")
+        except ArtifactError as error:
+            decided.wait(PATIENCE)
+            outcomes.append(f"refused: {error.what.partition(' (')[0]}")
+
+    monkeypatch.setattr(leases, "_write", together)
+    threads = [threading.Thread(target=contend) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held", "refused: another run has taken over"]
+    assert not storage.exists(uri)
+
+
+CONTEND = """
+import sys
+from data_pipeline.errors import ArtifactError
+from data_pipeline.lease import held
+say = lambda word: print(word, flush=True)
+say("ready")
+sys.stdin.readline()
+try:
+    with held(sys.argv[1]) as lease:
+        say("held")
+        sys.stdin.readline()
+        lease.check()
+        say("kept")
+        sys.stdin.readline()
+except ArtifactError:
+    say("refused")
+"""
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_of_processes_at_the_same_moment_one_holds(tmp_path: Path) -> None:
+    """One that a loaded machine delays by more than others settle may also begin, but the one before it then has lost."""
+    uri, pipe = str(tmp_path / "out.lease.json"), subprocess.PIPE
+    command = [sys.executable, "-c", CONTEND, uri]
+    with ExitStack() as stack:
+        rivals = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) for _ in range(4)]
+
+        def ask(rival: subprocess.Popen) -> str:
+            assert rival.stdout is not None
+            return rival.stdout.readline().strip()
+
+        def go(them: list[subprocess.Popen]) -> None:
+            for rival in them:
+                assert rival.stdin is not None
+                rival.stdin.write("\n")
+                rival.stdin.flush()
+
+        assert [ask(rival) for rival in rivals] == ["ready"] * 4
+        go(rivals)
+        holding = [rival for rival in rivals if ask(rival) == "held"]
+        assert holding
+        go(holding)
+        kept = [rival for rival in holding if ask(rival) == "kept"]
+        assert len(kept) == 1
+        assert there(uri)["pid"] == kept[0].pid
+        go(kept)
+    assert [rival.returncode for rival in rivals] == [0] * 4
+    assert not storage.exists(uri)
+
+
+def test_one_that_looked_long_ago_and_writes_late_fences_off_the_other(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in their blocks for a while: the token tells the first that it has lost."""
+    real = leases._write
+    with ExitStack() as first, ExitStack() as second:
+        early = list[Lease]()
+
+        def late(lease: Lease) -> None:
+            monkeypatch.setattr(leases, "_write", real)
+            early.append(first.enter_context(held(uri)))
+            real(lease)
+
+        monkeypatch.setattr(leases, "_write", late)
+        lease = second.enter_context(held(uri))
+        with pytest.raises(ArtifactError, match="another run has taken over"):
+            early[0].check()
+        first.close()
+        lease.check()
+    assert not storage.exists(uri)
+
+
+def test_a_renewal_that_hangs_until_another_has_taken_over_leaves_one_holder(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
+    real, hung, taken, written = leases._write, threading.Event(), threading.Event(), threading.Event()
+
+    def slow(lease: Lease) -> None:
+        if threading.current_thread() is threading.main_thread() or hung.is_set():
+            real(lease)
+            return
+        hung.set()
+        assert taken.wait(PATIENCE)
+        real(lease)
+        written.set()
+
+    monkeypatch.setattr(leases, "_write", slow)
+    with ExitStack() as former, ExitStack() as latter:
+        one = former.enter_context(held(uri))
+        assert hung.wait(PATIENCE)
+        put(uri, token=one.token, age=TTL_SECONDS + 1)
+        monkeypatch.setattr(leases, "RENEW_SECONDS", PATIENCE)
+        other = latter.enter_context(held(uri))
+        taken.set()
+        assert written.wait(PATIENCE)
+        lost = 0
+        for lease in (one, other):
+            try:
+                lease.check()
+            except ArtifactError:
+                lost += 1
+        assert lost == 1
+    assert not storage.exists(uri)
+
+
+def test_why_a_run_ended_is_told_although_storage_is_away(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(uri: str) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    def ended() -> None:
+        with held(uri):
+            patch.setattr(storage, "read_bytes", away)
+            raise CorruptError("no checkpoint is intact.", uri)
+
+    with monkeypatch.context() as patch, pytest.raises(CorruptError, match="no checkpoint is intact"):
+        ended()
+
+
+def test_two_writers_with_one_process_number_do_not_share_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two containers on one volume have it: each numbers its processes from 1."""
+    uri, drafts, real = str(tmp_path / "out.lease.json"), list[str](), os.replace
+
+    def rival_writes_meanwhile(draft: str, target: str) -> None:
+        drafts.append(draft)
+        if len(drafts) == 1:
+            storage.write_bytes(uri, b"the rival's")
+        real(draft, target)
+
+    monkeypatch.setattr(os, "replace", rival_writes_meanwhile)
+    storage.write_bytes(uri, b"ours")
+    assert Path(uri).read_bytes() == b"ours"

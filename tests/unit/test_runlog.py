@@ -1,0 +1,202 @@
+"""The log tells of each step until the kill, and how often attempts died of the same one."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import storage
+from trainer.engine import runlog
+from trainer.engine.runlog import RunLog, deaths, read, steps
+
+MEMORY = "memory://test-runlog"
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "log")
+    storage.remove(MEMORY)
+    return MEMORY
+
+
+def attempt(uri: str, *entries: dict[str, Any]) -> None:
+    log = RunLog(uri)
+    for entry in entries:
+        log.write(**entry)
+    log.sync()
+
+
+def start(step: int) -> dict[str, Any]:
+    return {"kind": "start", "next_step": step}
+
+
+def trained(*numbers: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"kind": "step", "step": number, **more} for number in numbers]
+
+
+def test_a_line_is_there_after_each_write(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path / "log"))
+    assert not (tmp_path / "log").exists()
+    for count in range(1, 6):
+        log.write("step", step=count, loss=0.5, streams={"el": "λόγος\u2028"})
+        (path,) = (tmp_path / "log").iterdir()
+        lines = path.read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, count + 1))
+        assert path.read_bytes().endswith(b"}\n")
+    log.sync()
+    log.sync()
+    assert len(read(str(tmp_path / "log"))[0]) == 5
+    assert read(str(tmp_path / "log"))[0][0]["streams"] == {"el": "λόγος\u2028"}
+
+
+def test_attempts_come_in_their_order(uri: str) -> None:
+    assert read(uri) == []
+    for number in range(4):
+        attempt(uri, start(number), *trained(number))
+    assert [entries[0]["next_step"] for entries in read(uri)] == [0, 1, 2, 3]
+    assert all([entry["kind"] for entry in entries] == ["start", "step"] for entries in read(uri))
+
+
+def test_a_last_line_cut_anywhere_is_left_out(tmp_path: Path) -> None:
+    uri = str(tmp_path / "log")
+    attempt(uri, start(0), *trained(0, 1, loss=1.5, name="ή"))
+    (path,) = (tmp_path / "log").iterdir()
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for cut in range(last, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert [entry.get("step") for entry in read(uri)[0]] == [None, 0], cut
+    path.write_bytes(whole[:-1])
+    assert [entry["step"] for entry in steps(read(uri))] == [0, 1]
+    attempt(uri, start(1), *trained(1, 2))
+    path.write_bytes(whole[: last + 20])
+    assert [entry["step"] for entry in steps(read(uri))] == [0, 1, 2]
+
+
+def test_of_a_step_that_came_several_times_the_last_counts(uri: str) -> None:
+    attempt(uri, start(0), *trained(0, 1, 2, loss=1.0))
+    attempt(uri, start(1), *trained(1, 2, 3, loss=2.0))
+    attempt(uri, start(3), *trained(3, loss=3.0), {"kind": "back", "next_step": 2}, *trained(2, loss=4.0))
+    assert [(entry["step"], entry["loss"]) for entry in steps(read(uri))] == [(0, 1.0), (1, 2.0), (2, 4.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize("room", [0, 7])
+def test_a_line_for_which_there_was_no_room_comes_with_the_next(tmp_path: Path, room: int) -> None:
+    """The system writes what fits and then no more, as on a full disk."""
+    log, limits = RunLog(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write("step", step=0)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, limits[1]))
+    try:
+        log.write("step", step=1)
+        log.sync()
+        assert path.read_bytes() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write("step", step=2)
+    assert path.read_bytes().startswith(whole)
+    assert [entry["step"] for entry in read(str(tmp_path))[0]] == [0, 1, 2]
+
+
+def test_an_object_that_could_not_be_put_is_put_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(uri: str, content: bytes) -> None:
+        raise OSError(5, "Input/output error")
+
+    storage.remove(MEMORY)
+    log = RunLog(MEMORY)
+    log.write("step", step=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", away)
+        log.sync()
+    assert storage.files(MEMORY) == []
+    log.write("step", step=1)
+    log.sync()
+    assert [entry["step"] for entry in read(MEMORY)[0]] == [0, 1]
+    assert len(storage.files(MEMORY)) == 1
+
+
+def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.remove(MEMORY)
+    now = [100.0]
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
+    log = RunLog(MEMORY)
+    log.write("start", next_step=0)
+    assert storage.files(MEMORY) == []
+    for step in range(6):
+        now[0] += 4.0
+        log.write("step", step=step)
+    assert len(storage.files(MEMORY)) == 2
+    assert [entry["kind"] for entry in read(MEMORY)[0]] == ["start", *["step"] * 6]
+    log.write("step", step=6)
+    assert [entry["step"] for entry in steps(read(MEMORY))] == list(range(6))
+    log.sync()
+    log.sync()
+    assert [entry["step"] for entry in steps(read(MEMORY))] == list(range(7))
+    names = storage.files(MEMORY)
+    assert [name.partition("-")[2] for name in names] == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
+    assert len({name.partition("-")[0] for name in names}) == 1
+    assert len(read(MEMORY)) == 1
+
+
+def test_attempts_that_died_in_the_same_step_are_counted(uri: str) -> None:
+    attempt(uri, {"kind": "driver"})
+    for number in range(1, 4):
+        attempt(uri, start(4), *trained(4, 5, 6))
+        assert deaths(read(uri)) == {"count": number, "step": 7}
+
+
+def test_an_attempt_that_died_before_its_first_step_died_in_that(uri: str) -> None:
+    attempt(uri, {"kind": "driver"})
+    attempt(uri, start(0), *trained(0, 1))
+    attempt(uri, start(2))
+    attempt(uri, start(1), *trained(1), {"kind": "checkpoint", "next_step": 1})
+    assert deaths(read(uri)) == {"count": 3, "step": 2}
+
+
+@pytest.mark.parametrize("kind", ["driver", "stopped", "finished", "error", "preempted"])
+def test_an_attempt_that_did_not_die_is_where_counting_ends(uri: str, kind: str) -> None:
+    died = [start(4), *trained(4, 5)]
+    attempt(uri, *died)
+    attempt(uri, *died)
+    attempt(uri, *died, {"kind": kind, "next_step": 6})
+    assert deaths(read(uri)) == {"count": 0, "step": 0}
+    attempt(uri, *died)
+    attempt(uri, *died)
+    assert deaths(read(uri)) == {"count": 2, "step": 6}
+
+
+def test_deaths_in_other_steps_are_not_counted(uri: str) -> None:
+    attempt(uri, start(0), *trained(0, 1, 2))
+    attempt(uri, start(0), *trained(0, 1))
+    attempt(uri, start(0), *trained(0, 1, 2))
+    assert deaths(read(uri)) == {"count": 1, "step": 3}
+    attempt(uri, start(0), *trained(0, 1, 2))
+    assert deaths(read(uri)) == {"count": 2, "step": 3}
+
+
+def test_nothing_has_died_of_nothing(uri: str) -> None:
+    assert deaths(read(uri)) == {"count": 0, "step": 0}
+    attempt(uri, {"kind": "evaluation", "step": 3})
+    assert deaths(read(uri)) == {"count": 0, "step": 0}
+
+
+def test_a_preempted_attempt_did_not_die_of_a_step_although_it_saved_and_went_on(uri: str) -> None:
+    """As the loop writes it: the checkpoint comes after the word, and steps until the machine goes."""
+    for more in ([], trained(6)):
+        attempt(uri, {"kind": "driver"})
+        preempted = [start(4), *trained(4, 5), {"kind": "preempted", "next_step": 6}, {"kind": "checkpoint", "next_step": 6}]
+        attempt(uri, *preempted, *more)
+        assert deaths(read(uri))["count"] == 0
+
+
+def test_an_attempt_that_went_back_died_where_it_went_on(uri: str) -> None:
+    """Step 3 kills; the first attempt had been beyond it and had gone back for another reason."""
+    attempt(uri, {"kind": "driver"})
+    attempt(uri, start(0), *trained(0, 1, 2, 3, 4), {"kind": "back", "step": 4, "next_step": 2}, *trained(2))
+    attempt(uri, start(2), *trained(2))
+    attempt(uri, start(2), *trained(2))
+    assert deaths(read(uri)) == {"count": 3, "step": 3}
