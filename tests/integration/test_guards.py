@@ -94,7 +94,7 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(shards, source_folder: str,
     told = run(shards, source_folder, str(tmp_path), stage, 6, factors={2: value}, precision=precision)
     history = fit(told, workers=2, worker_cpus=1, gpu=False)["history"]
     assert [entry["applied"] for entry in history] == [True, True, False, True, True, True]
-    assert all(entry["loss"] < 8 for entry in history if entry["applied"])
+    assert all(entry["loss"] < 2 * history[0]["loss"] for entry in history if entry["applied"])
     assert clean(told)
 
 
@@ -106,7 +106,7 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
     assert "robust standard deviations" in back[0]["why"]
     history = result["history"]
     assert [entry["planned"] for entry in history] == [*range(40), *range(45, 55)]
-    assert max(entry["loss"] for entry in history) < 8
+    assert max(entry["loss"] for entry in history) < 2 * history[0]["loss"]
     assert clean(told)
     assert audit.finished(f"{tmp_path}/ledger").skipped == ((40, 45),)
 

@@ -1,0 +1,49 @@
+"""The operations that we count, beside those that torch counts while it computes."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_pipeline.feed.targets import TargetBatch
+from tests.conftest import tiny_decoder, tiny_model, wordpiece
+from trainer.models.packed_lm import PackedLM
+
+
+def whole_rows(rows: int, length: int, every: int, causal: bool) -> TargetBatch:
+    """Rows of one document each, with a target at every `every`-th place."""
+    places = torch.arange(0, rows * length, every)
+    seen = rows * length * (length + 1) // 2
+    return TargetBatch(
+        input_ids=torch.randint(5, 300, (rows, length)),
+        segments=torch.zeros(rows, length, dtype=torch.long),
+        positions=torch.arange(length).repeat(rows, 1),
+        places=places,
+        labels=torch.randint(5, 300, (len(places),)),
+        streams=torch.zeros_like(places),
+        tokens=rows * length,
+        pairs=seen if causal else 2 * seen - rows * length,
+    )
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_an_encoder_s_step_is_what_torch_counts(english, every: int) -> None:
+    module = PackedLM(tiny_model(wordpiece(english)), causal=False)
+    batch = whole_rows(3, 64, every, causal=False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        module(batch).sum().backward()
+    own = module.flops().step(batch.tokens, len(batch.labels), batch.pairs)
+    # Biases and normalisations are parameters that are not multiplied with.
+    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_s_step_without_attention_is_what_torch_counts(english, kind: str) -> None:
+    """Of the scores only the half that is seen is of use; torch counts them whole."""
+    module = PackedLM(tiny_decoder(wordpiece(english), kind), causal=True)
+    batch = whole_rows(2, 48, 1, causal=True)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        module(batch).sum().backward()
+    scores = 3 * module.flops().attention * 2 * 48 * 48
+    own = module.flops().step(batch.tokens, len(batch.labels), 0) + scores
+    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
