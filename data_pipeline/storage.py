@@ -10,6 +10,7 @@ import posixpath
 import secrets
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,27 @@ def write_bytes(uri: str, content: bytes) -> None:
         os.replace(draft, path)
     finally:
         Path(draft).unlink(missing_ok=True)
+
+
+def check_writable(uri: str, seconds: float = 30.0) -> None:
+    """Whether a file can be written below the folder `uri`.
+
+    Raises:
+        OSError: it cannot, or storage did not answer in `seconds`.
+        ValueError, ImportError: it is of a kind that is not known here, or whose package is missing.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        tried = pool.submit(_probe, join(uri, f".probe-{secrets.token_hex(6)}"))
+        try:
+            tried.result(timeout=seconds)
+        except TimeoutError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise TimeoutError(f"no answer in {seconds:.0f} s") from error
+
+
+def _probe(uri: str) -> None:
+    write_bytes(uri, b"")
+    remove(uri)
 
 
 def remove(uri: str) -> None:

@@ -109,6 +109,8 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     from ray_jobs import config as configs
 
     config = configs.absolute(configs.load(path, overrides))
+    if job != "serve":
+        _check_writable(config.output)
     module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
@@ -121,6 +123,17 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     ):
         signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own handler there, which exits with 15
         module.main(config, console)
+
+
+def _check_writable(output: str) -> None:
+    """Before anything is begun: a job should not find out after hours."""
+    from data_pipeline import storage
+    from data_pipeline.errors import ConfigError, reason
+
+    try:
+        storage.check_writable(output)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"nothing can be written there ({reason(error)}).", f"output={output}", "Name another.") from error
 
 
 def _print_methods(console: Console) -> None:

@@ -23,8 +23,8 @@ from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.targets import TargetBatch
 from trainer.engine import universal
 from trainer.engine.config import TrainConfig
-from trainer.engine.loop import _set_rates, _step
 from trainer.engine.setup import before_deepspeed, engine_for
+from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM
 
 WORLDS = (1, 2, 3)
@@ -45,7 +45,7 @@ class Run:
 
     def engine(self) -> Any:
         module = PackedLM(AutoModelForMaskedLM.from_pretrained(self.model), causal=False)
-        return engine_for(module, self.config, ROWS // dist.get_world_size())
+        return engine_for(module, self.config, 1, ROWS // dist.get_world_size())
 
     @property
     def config(self) -> TrainConfig:
@@ -59,8 +59,9 @@ class Run:
         rank, world = dist.get_rank(), dist.get_world_size()
         losses = []
         for step in range(first, end):
-            _set_rates(engine, self.config, step)
-            losses.append(_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], world)[0])
+            set_rates(engine, self.config, step)
+            batches = [batch(step, row) for row in range(rank, ROWS, world)]
+            losses.append(optimizer_step(engine, batches, 1, 0, False).loss)
         return losses
 
     def convert(self, name: str) -> None:
@@ -76,7 +77,7 @@ def batch(step: int, row: int) -> TargetBatch:
     places = torch.randperm(LENGTH, generator=draw)[: 2 + row]
     return TargetBatch(
         input_ids=ids, segments=torch.zeros_like(ids), positions=torch.arange(LENGTH)[None], places=places,
-        labels=ids[0, places],
+        labels=ids[0, places], streams=torch.zeros_like(places), tokens=LENGTH, pairs=LENGTH**2,
     )  # fmt: skip
 
 

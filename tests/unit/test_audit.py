@@ -347,6 +347,14 @@ def test_a_row_that_was_changed_on_its_way_is_found(run: Run) -> None:
     assert wrong["rows"] == tuple(f"step 4 slot {slot} held something else than the shards now do" for slot in (2, 3))
 
 
+def test_a_long_segment_is_compared_to_its_end(run: Run) -> None:
+    run.to(600, 1, change=lambda rows: altered(rows) if rows["step"][0].as_py() == 599 else [rows])
+    assert len(ledger.read(run.uri, run.lineage[-1])) > 4096
+    assert run.wrong() == {
+        "rows": tuple(f"step 599 slot {slot} held something else than the shards now do" for slot in range(7))
+    }
+
+
 def test_shards_that_are_gone_are_not_compared(run: Run) -> None:
     run.to(9, 2)
     run.to(12, 2, counts=False)

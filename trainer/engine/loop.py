@@ -25,7 +25,7 @@ from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.setup import engine_for, row_norms, weights_of
-from trainer.engine.step import Outcome, optimizer_step
+from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store, new_name
 from trainer.engine.tasks import Task
 from trainer.engine.together import from_first
@@ -136,8 +136,7 @@ class Training:
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
         micro, count = self._feed.shape(step)
         batches = [self._collate(rows.slice(i * micro, micro)) for i in range(count)]
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = self._run.config.rate(step, group["embedding"])
+        set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
         return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
 

@@ -5,7 +5,6 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from data_pipeline import storage
-from data_pipeline.errors import ConfigError
 
 FOLDER = "tensorboard"
 """Below a run's folder."""
@@ -54,8 +53,6 @@ class Sinks:
 
 
 def _writer(uri: str, next_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError("TensorBoard is not installed.", "train.tensorboard", "pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(storage.join(uri, FOLDER), purge_step=next_step, flush_secs=10)

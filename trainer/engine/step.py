@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.engine.config import TrainConfig
 from trainer.engine.tasks import Batch
 
 
@@ -38,6 +39,12 @@ class Outcome:
     """Ranks that said that theirs is written."""
     seconds: dict[str, float]
     """Where the time of this rank went."""
+
+
+def set_rates(engine: Any, config: TrainConfig, step: int) -> None:
+    """The learning rates of a step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = config.rate(step, group["embedding"])
 
 
 def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool) -> Outcome:

@@ -1,0 +1,66 @@
+"""A run that goes on with another number of workers does what it would have done, from its rows to its losses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from data_pipeline.errors import Stopped
+from data_pipeline.feed import audit, ledger
+from tests.integration.test_engine import planned, shards  # noqa: F401
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+STEPS, BATCH = 12, 7
+"""Rows that neither 2 nor 3 workers divide."""
+
+
+@ray.remote(num_cpus=0)
+class StopAt:
+    """In place of the driver's board: says stop from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def update(self, done: int, total: int, text: str) -> bool:
+        return done >= self._step
+
+
+def trained(found: Any, source_folder: str, folder: str, stage: int, workers: int, stop: int | None = None) -> TrainRun:
+    """To the end, or until it is told to stop."""
+    config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    run = TrainRun(
+        task=task, config=config, rows=planned(found, BATCH, 2), heldout=None, row_groups={}, uri=folder,
+        export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        progress=None if stop is None else StopAt.remote(stop),
+    )  # fmt: skip
+    fit(run, workers=workers, worker_cpus=1, gpu=False)
+    return run
+
+
+def consumed(run: TrainRun) -> list[dict[str, Any]]:
+    uri = f"{run.uri}/{ledger.FOLDER}"
+    return [row for name in audit.finished(uri).lineage for row in ledger.read(uri, name).to_pylist()]
+
+
+@pytest.mark.parametrize(("stage", "before", "after"), [(1, 2, 1), (2, 1, 3), (3, 3, 2)])
+def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)
+    with pytest.raises(Stopped, match="the same command goes on"):
+        trained(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
+    run = trained(shards, source_folder, str(tmp_path / "parted"), stage, after)
+    attempts = runlog.read(f"{run.uri}/log")
+    starts = [entry for entries in attempts for entry in entries if entry["kind"] == "start"]
+    assert [entry["world"] for entry in starts] == [before, after]
+    assert 4 <= starts[1]["next_step"] < STEPS
+    losses = [[step["loss"] for step in runlog.steps(runlog.read(f"{path.uri}/log"))] for path in (whole, run)]
+    assert np.abs(np.subtract(*losses)).max() < 1e-5
+    assert consumed(run) == consumed(whole)
+    assert all(finding.ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.finished(f"{run.uri}/ledger")))
