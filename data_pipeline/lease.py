@@ -2,7 +2,8 @@
 
 The lease is a file with a token and a time that its holder renews. Whoever finds one that was not renewed for a while, or
 whose process is gone from this machine, takes it over with a token of its own. A holder that was only slow finds out when it
-next asks `check`, which it does before all that counts: the token is a fence.
+next asks `check`, which it does before all that counts: the token is a fence. Two that both believe to hold it, because one
+wrote long after it had looked, are told apart there too.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError
@@ -33,11 +36,14 @@ class _Holder:
     pid: int
     renewed: float
     """Seconds since 1970."""
+    space: str | None = None
+    """What `pid` is a number in: containers may share a host's name, and each numbers its processes from 1."""
 
     def alive(self) -> bool:
         if time.time() - self.renewed > TTL_SECONDS:
             return False
-        return self.host != socket.gethostname() or os.path.exists(f"/proc/{self.pid}")
+        here = self.host == socket.gethostname() and self.space in (None, _space())
+        return not here or os.path.exists(f"/proc/{self.pid}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +113,14 @@ def _renew(lease: Lease, ended: threading.Event) -> None:
 
 
 def _write(lease: Lease) -> None:
-    holder = _Holder(token=lease.token, host=socket.gethostname(), pid=os.getpid(), renewed=time.time())
+    here: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}
+    holder = _Holder(token=lease.token, renewed=time.time(), **here)
     storage.write_bytes(lease.uri, json.dumps(asdict(holder)).encode())
+
+
+def _space() -> str:
+    """Tells the process numbers of a machine, or of a container, from those of another."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _read(uri: str) -> _Holder | None:

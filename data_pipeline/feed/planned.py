@@ -111,12 +111,13 @@ class RankFeed:
                 yield from blocks
 
     def _begun(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
-        """An execution of Ray Data whose first block is there."""
+        """An execution of Ray Data whose first block is there. Its tasks ask for no CPU, being few: where elastic workers have
+        taken all, they would otherwise wait for good."""
         import ray
 
         windows = [{"first": start, "last": min(start + steps, last)} for start in range(first, last, steps)]
         dataset = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
-            _read_window, fn_kwargs={"feed": self}, batch_size=1, batch_format="pyarrow", num_cpus=0.25, concurrency=2
+            _read_window, fn_kwargs={"feed": self}, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=2
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False

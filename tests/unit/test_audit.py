@@ -347,7 +347,8 @@ def test_a_row_that_was_changed_on_its_way_is_found(run: Run) -> None:
     assert wrong["rows"] == tuple(f"step 4 slot {slot} held something else than the shards now do" for slot in (2, 3))
 
 
-def test_a_long_segment_is_compared_to_its_end(run: Run) -> None:
+def test_a_long_segment_is_compared_to_its_end(rows: PlannedRows, tmp_path: Path) -> None:
+    run = Run(rows, str(tmp_path / "ledger"))
     run.to(600, 1, change=lambda rows: altered(rows) if rows["step"][0].as_py() == 599 else [rows])
     assert len(ledger.read(run.uri, run.lineage[-1])) > 4096
     assert run.wrong() == {

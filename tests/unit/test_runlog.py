@@ -200,3 +200,5 @@ def test_an_attempt_that_went_back_died_where_it_went_on(uri: str) -> None:
     attempt(uri, start(2), *trained(2))
     attempt(uri, start(2), *trained(2))
     assert deaths(read(uri)) == {"count": 3, "step": 3}
+    attempt(uri, start(2), *trained(2, 3, 4), {"kind": "back", "step": 4, "next_step": 3})
+    assert deaths(read(uri)) == {"count": 4, "step": 3}

@@ -91,8 +91,8 @@ class Saver:
         write, self._write = self._write, None
         write.thread.join()
         wrong, first = agreed(write.wrong), dist.get_rank() == 0
-        if not wrong and (taken := together(lambda: self._store.check_lease() if first else None)):
-            raise ArtifactError(taken)
+        if not wrong and (taken := from_first(self._taken_over)):
+            raise ArtifactError(taken, self._store.uri)
         wrong = wrong or together(lambda: self._store.commit(write.name, dist.get_world_size()) if first else None)
         if not wrong:
             state.missed = []
@@ -108,6 +108,16 @@ class Saver:
                 "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
             )
         return None
+
+    def _taken_over(self) -> str:
+        """What the lease says against a commit. Storage that does not answer will say so at the commit."""
+        try:
+            self._store.check_lease()
+        except ArtifactError as error:
+            return error.what
+        except OSError:
+            return ""
+        return ""
 
     def forget(self) -> None:
         """The rows since the last checkpoint were not trained on after all: the run has gone back to it."""
