@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -87,12 +89,17 @@ class _Board:
 @contextmanager
 def watched(reporter: Reporter, what: str) -> Iterator[Any]:
     """An actor for the workers to report to; while the block runs, a thread passes on what it holds, and the wish to stop."""
-    board = _Board.remote()  # type: ignore[attr-defined]
+    # On the driver's node: any other may go while the run lasts.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def poll() -> None:
         while not stop.wait(_POLL_SECONDS):
-            number, total, text = ray.get(board.latest.remote())
+            try:
+                number, total, text = ray.get(board.latest.remote())
+            except RayError:  # the run goes on without
+                return
             if total:
                 stopping.training(True)
                 reporter(f"{what}, {text}", number, total)

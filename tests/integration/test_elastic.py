@@ -15,6 +15,7 @@ from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
+from trainer.engine.wishes import Wish, Wishes
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 STEPS, BATCH = 12, 7
@@ -64,3 +65,23 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
     assert np.abs(np.subtract(*losses)).max() < 1e-5
     assert consumed(run) == consumed(whole)
     assert all(finding.ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.finished(f"{run.uri}/ledger")))
+
+
+def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
+    board = StopAt.remote(3)
+    wishes = Wishes(TrainConfig(), board)
+    wishes.told(4, 1.0)
+    assert heard(wishes) == Wish.STOP
+    wishes.told(1, 1.0)
+    assert heard(wishes) == 0
+    ray.kill(board)
+    wishes.told(4, 1.0)
+    assert heard(wishes) == 0
+    wishes.told(5, 1.0)
+    assert wishes.now() & Wish.STOP == 0
+
+
+def heard(wishes: Wishes) -> int:
+    """What the driver's answer is taken for, once it is there."""
+    ray.wait([wishes._answer], timeout=30)
+    return wishes.now() & Wish.STOP

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 
 from trainer.engine.config import TrainConfig
 
@@ -41,10 +42,17 @@ class Wishes:
             self._looked = now
             wish |= Wish.LOOK
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            if ray.get(self._answer):
-                wish |= Wish.STOP
-            self._answer = None
+            wish |= self._heard()
         return int(wish)
+
+    def _heard(self) -> Wish:
+        """What the driver said. Where nobody is there any more, the run goes on by itself."""
+        answer, self._answer = self._answer, None
+        try:
+            return Wish.STOP if ray.get(answer) else Wish(0)
+        except RayError:
+            self._progress = None
+            return Wish(0)
 
     def told(self, step: int, loss: float) -> None:
         """Tells the driver how far the run is; its answer, whether to stop, is heard at a later step."""
