@@ -36,7 +36,7 @@ test: $(STAMP) ## all tests
 
 faults: $(STAMP) ## training under seeded faults, broken copies that must be caught, each fault by itself: SEEDS=5 SEED_FROM=0
 	$(BIN)/python -m tests.faults --seeds $(SEEDS) --seed-from $(SEED_FROM) --mutants
-	$(BIN)/python -m pytest -q tests/faults
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/faults tests/integration/test_universal.py tests/integration/test_elastic.py tests/integration/test_guards.py
 
 oracle: $(ORACLE)/.ready ## our algorithms against other people's packages, in an environment of their own
 	$(ORACLE)/bin/python -m pytest -q tests/oracle

@@ -51,7 +51,10 @@ def consumed(run: TrainRun) -> list[dict[str, Any]]:
     return [row for name in audit.finished(uri).lineage for row in ledger.read(uri, name).to_pylist()]
 
 
-@pytest.mark.parametrize(("stage", "before", "after"), [(1, 2, 1), (2, 1, 3), (3, 3, 2)])
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [pytest.param(1, 2, 1, marks=pytest.mark.slow), (2, 1, 3), pytest.param(3, 3, 2, marks=pytest.mark.slow)],
+)
 def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)
     with pytest.raises(Stopped, match="the same command goes on"):

@@ -187,7 +187,10 @@ def largest(losses: list[float], known: list[float]) -> float:
     return max(abs(one - other) for one, other in zip(losses, known, strict=True))
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+STAGES = [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=STAGES)
 def trained(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The run of a ZeRO stage and its losses by number of ranks."""
     run = Run(source_folder, str(tmp_path_factory.mktemp("universal")), request.param)
@@ -238,7 +241,7 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
     refused("empty", CorruptError, "file is missing", lambda native: [path.unlink() for path in native.iterdir()] and None)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_low_precision_goes_on_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
     """Later losses are rounded sums over other ranks, so only near: as near as those of runs without a break."""
     run = Run(source_folder, str(tmp_path), stage, "bf16")
