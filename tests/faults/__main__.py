@@ -100,7 +100,6 @@ def tried(root: Path, source: Path, folder: Path, schedule: Schedule, reference:
             run = disturbed(made, source, folder, schedule)
         except AssertionError as error:
             return [str(error)]
-        time.sleep(3)  # actors of a driver that has ended go a moment later
         found = violations(run, reference, Left(Left.now().shared | before.shared, before.temporary),
                            [name for _, name in schedule.faults], schedule.elastic)  # fmt: skip
     return found + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Left.now().shared - before.shared)]

@@ -29,6 +29,7 @@ _SOON = {
     "health_check_failure_threshold": 5,
 }
 """How soon the head takes a silent node for dead."""
+_NOTICE_SECONDS = 40
 _OWN = (
     "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::_StatsActor",
     "ray::_UsageCollectionActor",
@@ -76,7 +77,13 @@ class Rig:
         return next(entry["NodeID"] for entry in table if entry["RayletSocketName"] == node.raylet_socket_name)
 
     def strangers(self) -> list[str]:
-        """Processes of jobs, of which there should be none when no job runs."""
+        """Processes of jobs, of which there should be none when no job runs; some need a moment to notice that theirs ended."""
+        end = time.monotonic() + _NOTICE_SECONDS
+        while (found := self._strangers()) and time.monotonic() < end:
+            time.sleep(1)
+        return found
+
+    def _strangers(self) -> list[str]:
         titles = [_title(process) for process in self._processes()]
         return [title for title in titles if title.startswith("ray::") and not title.startswith(_OWN)]
 
@@ -96,10 +103,11 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def rig(root: Path = ROOT) -> Iterator[Rig]:
-    """The raylets, which end with the block."""
+    """The raylets, which end with the block. With a dashboard, as a cluster has it: what cleans up after a driver that was
+    killed asks it."""
     before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH"]}
     os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root))
-    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": False}
+    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         made = Rig(cluster, root)
