@@ -70,7 +70,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         storage.remove(leftover)
     history = result["history"]
     draft.metrics = {"history": history}
-    return f"{len(history)} steps on {len(training):,} pairs, loss {history[0]['loss']:.3f} to {history[-1]['loss']:.3f}"
+    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {history[0]['loss']:.3f} to {history[-1]['loss']:.3f}"
 
 
 def _elastic(config: ScionConfig) -> bool:

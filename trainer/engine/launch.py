@@ -14,6 +14,8 @@ from trainer.engine.loop import TrainRun, train_worker
 
 RAYS = "ray"
 """Folder below the artefact for what Ray Train notes of its own while the run goes on."""
+_POINTS = 2000
+_KEPT = ("step", "planned", "loss", "norm", "rate", "applied", "seconds", "data_wait")
 
 
 def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gpu: bool) -> dict[str, Any]:
@@ -53,7 +55,14 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
         raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
     attempts.clear(run.uri)
     storage.remove(run.store.uri)
-    return ended | {"history": runlog.steps(runlog.read(storage.join(run.uri, runlog.FOLDER)))}
+    return ended | {"history": _history(runlog.steps(runlog.read(storage.join(run.uri, runlog.FOLDER))))}
+
+
+def _history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the artefact keeps of the log: enough for a curve, however long the run was."""
+    apart = -(-len(steps) // _POINTS)
+    kept = [entry for number, entry in enumerate(steps, 1) if (len(steps) - number) % apart == 0]
+    return [{name: entry[name] for name in _KEPT} for entry in kept]
 
 
 def _reason(error: BaseException) -> ScionError:
