@@ -70,7 +70,8 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         storage.remove(leftover)
     history = result["history"]
     draft.metrics = {"history": history}
-    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {history[0]['loss']:.3f} to {history[-1]['loss']:.3f}"
+    first, last = history[0]["loss"], history[-1]["loss"]
+    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
 
 
 def _elastic(config: ScionConfig) -> bool:
