@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from trainer.engine.config import TrainConfig
 
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 5.0
 """Between questions to Ray Train whether a node is about to go: each is a round trip of all ranks."""
 
 
