@@ -60,6 +60,8 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
     lease: Lease | None = None
     """Where one run at a time may write."""
+    working: list[str] = field(default_factory=list)
+    """Folders that are needed until the artefact is finished, and removed then."""
 
 
 def identity(config: object) -> dict[str, Any]:
@@ -162,7 +164,8 @@ def writing(plan: Plan, *, resumable: bool = False, precious: bool = False) -> I
         "versions": versions(),
     }
     storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
-    storage.remove(mark)
+    for uri in [*draft.working, mark]:
+        storage.remove(uri)
 
 
 def _load(uri: str) -> Artifact | None:

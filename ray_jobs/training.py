@@ -74,5 +74,6 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
+        draft.working.append(run.store.uri)
         workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers
         return fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=torch.cuda.is_available())

@@ -71,7 +71,7 @@ def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_fo
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).abs().max() < 1e-5, name
         assert (tensor - weights[2][name]).abs().max() < 1e-5, name
-    assert set(os.listdir(tmp_path / "1-2")) == {"model", "ledger", "log"}
+    assert set(os.listdir(tmp_path / "1-2")) == {"model", "ledger", "log", "checkpoints"}
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -97,3 +97,19 @@ def test_every_error_survives_the_trip_between_processes() -> None:
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind
         assert str(again) == str(error) == "where: what do this"
+
+
+def test_what_a_job_needs_until_it_is_finished_is_removed_only_then(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the last step of a training and its artefact must not cost the checkpoints."""
+    checkpoint, write = storage.join(uri, "checkpoints", "a"), storage.write_bytes
+
+    def watched(path: str, content: bytes) -> None:
+        if path.endswith(artifact.FINISHED):
+            assert storage.exists(checkpoint)
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write_bytes", watched)
+    with artifact.writing(plan(uri), resumable=True) as draft:
+        storage.write_bytes(checkpoint, b"weights")
+        draft.working.append(storage.join(uri, "checkpoints"))
+    assert storage.files(uri) == [artifact.FINISHED]

@@ -21,6 +21,8 @@ _KEPT = ("step", "planned", "loss", "norm", "rate", "applied", "seconds", "data_
 def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gpu: bool) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if an earlier attempt left one, and returns the run's history.
 
+    The checkpoints stay: what the run was for is not finished yet, and a kill now must not cost it.
+
     `workers` is a number, or the lowest and the highest: then the run goes on with as many as there is room for.
 
     Raises:
@@ -54,7 +56,6 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
     if "stopped" in ended:
         raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
     attempts.clear(run.uri)
-    storage.remove(run.store.uri)
     return ended | {"history": _history(runlog.steps(runlog.read(storage.join(run.uri, runlog.FOLDER))))}
 
 
