@@ -86,7 +86,7 @@ def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], d
     made = assemble(problem, known[start.method], start.method)
     transfer.write(config, problem, made, model)
     training = dataclasses.replace(own, uri=trained)
-    result = pretrain.continued(config, model, start.seed, training, draft, report)
+    result = pretrain.continued(config, model, made, start.seed, training, draft, report)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     report("retrieve", 0, 1)
     draft.metrics = {

@@ -18,6 +18,7 @@ from ray_jobs.training import planned_rows, train
 from trainer.engine.heldout import Heldout
 from trainer.engine.tasks import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
+from trainer.transfer.plan import TransferPlan
 
 KIND = "model"
 _EVALUATION_SEED = -1
@@ -43,14 +44,18 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
     need(shard.plan(config), "shard")
     model = need(transfer.plan(config, start), "transfer")
-    result = continued(config, model, start.seed, plan(config, start), draft, report)
+    made = transfer_plan.load(model)
+    result = continued(config, model, made, start.seed, plan(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 
 
-def continued(config: ScionConfig, model: str, seed: int, plan: Plan, draft: Draft, report: Reporter) -> dict[str, Any]:
-    """Trains `model` on the shards into the folder of `plan`; the run's history and its scores on held-out text."""
+def continued(
+    config: ScionConfig, model: str, made: TransferPlan, seed: int, plan: Plan, draft: Draft, report: Reporter
+) -> dict[str, Any]:
+    """Trains `model`, whose rows were `made` so, on the shards into the folder of `plan`; the run's history and its scores on
+    held-out text."""
     shards, settings = shard.plan(config).uri, config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)
@@ -73,7 +78,7 @@ def continued(config: ScionConfig, model: str, seed: int, plan: Plan, draft: Dra
             task=replace(task, seed=_EVALUATION_SEED),
             rows=settings.heldout_rows,
         ),
-        row_groups=transfer_plan.load(model).groups(),
+        row_groups=made.groups(),
     )
 
 
