@@ -30,7 +30,10 @@ def is_local(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """A local path made absolute, so that a worker with another working directory finds it; other URIs unchanged."""
-    return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri
+    try:
+        return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri
+    except (ValueError, ImportError):  # of a kind that is not known here: whoever reads or writes it will say so
+        return uri
 
 
 def join(uri: str, *parts: str) -> str:

@@ -7,6 +7,7 @@ checks every row that it receives against the plan.
 
 import itertools
 import json
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ray.train import DataConfig
 
 from data_pipeline import storage
-from data_pipeline.errors import ArtifactError, DataOrderError
+from data_pipeline.errors import ArtifactError, DataOrderError, ScionError
 from data_pipeline.feed.reader import RowReader, by_step, check_received
 from data_pipeline.order.plan import OrderPlan, Slots, Stage, Stream, planned_step
 from data_pipeline.shards import manifest as manifests
@@ -28,6 +29,7 @@ _PART_WINDOWS = 64
 """Windows of one execution of Ray Data."""
 _AHEAD = 8
 """Windows that may arrive before the one that is next."""
+_ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ class RankFeed:
                 blocks = coming.result()
                 if part is not None:
                     coming = pool.submit(self._begun, *part, steps)
-                yield from blocks
+                yield from map(_rows, blocks)
 
     def _begun(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
         """An execution of Ray Data whose first block is there. Its tasks ask for no CPU, being few: where elastic workers have
@@ -191,5 +193,16 @@ class PlannedData(DataConfig):
 
 
 def _read_window(batch: pa.Table, feed: RankFeed) -> pa.Table:
+    """The rows of a window, or, as the only column, what Scion has to say against them: an exception of ours would arrive
+    inside others, of Ray's."""
     first, last = batch["first"][0].as_py(), batch["last"][0].as_py()
-    return feed.rows.reader().read(Slots.joined([feed.expected(step) for step in range(first, last)]))
+    try:
+        return feed.rows.reader().read(Slots.joined([feed.expected(step) for step in range(first, last)]))
+    except ScionError as error:
+        return pa.table({_ERROR: [pickle.dumps(error)]})
+
+
+def _rows(block: pa.Table) -> pa.Table:
+    if block.column_names == [_ERROR]:
+        raise pickle.loads(block[_ERROR][0].as_py())
+    return block

@@ -1,13 +1,15 @@
 """Ray Train, Ray Data and DeepSpeed together."""
 
 import os
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import DataOrderError
+from data_pipeline.errors import CorruptError, DataOrderError
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.feed.reader import check_received
 from data_pipeline.order.mixture import temperature_weights
@@ -121,6 +123,18 @@ def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
         assert len(streamed) == len(local) == 37
         for a, b in zip(streamed, local, strict=True):
             assert a.select(b.column_names).equals(b)
+
+
+def test_a_byte_that_changed_in_a_shard_is_told_by_the_feed(shards, tmp_path) -> None:
+    """Not wrapped in what Ray says about a task that failed: the run would try again, three times."""
+    shutil.copytree(shards[0], tmp_path / "rows")
+    path = next((tmp_path / "rows").rglob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    feed = RankFeed(rows=planned((str(tmp_path / "rows"), shards[1]), 10, 3), rank=0, world=1)
+    with pytest.raises(CorruptError, match=re.escape(path.name)):
+        list(feed.stream(0, 60))
 
 
 def test_rows_that_were_not_planned_are_refused(shards) -> None:
