@@ -7,10 +7,11 @@ import glob
 import hashlib
 import os
 import posixpath
+import queue
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,22 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
         OSError: it cannot, or storage did not answer in `seconds`.
         ValueError, ImportError: it is of a kind that is not known here, or whose package is missing.
     """
-    with ThreadPoolExecutor(1) as pool:
-        tried = pool.submit(_probe, join(uri, f".probe-{secrets.token_hex(6)}"))
+    told: queue.Queue[Exception | None] = queue.Queue()
+
+    def tried() -> None:
         try:
-            tried.result(timeout=seconds)
-        except TimeoutError as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise TimeoutError(f"no answer in {seconds:.0f} s") from error
+            _probe(join(uri, f".probe-{secrets.token_hex(6)}"))
+            told.put(None)
+        except Exception as error:  # for whoever waits
+            told.put(error)
+
+    threading.Thread(target=tried, daemon=True).start()  # not of a pool, which would be waited for at the end
+    try:
+        wrong = told.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if wrong is not None:
+        raise wrong
 
 
 def _probe(uri: str) -> None:

@@ -1,6 +1,7 @@
 """A folder is an artefact when `artifact.json` is there, and never before."""
 
 import pickle
+import time
 
 import pytest
 
@@ -113,3 +114,11 @@ def test_what_a_job_needs_until_it_is_finished_is_removed_only_then(uri: str, mo
         storage.write_bytes(checkpoint, b"weights")
         draft.working.append(storage.join(uri, "checkpoints"))
     assert storage.files(uri) == [artifact.FINISHED]
+
+
+def test_storage_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_probe", lambda uri: time.sleep(20))
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="no answer in 0 s"):
+        storage.check_writable(str(tmp_path), seconds=0.2)
+    assert time.monotonic() - began < 10
