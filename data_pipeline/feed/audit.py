@@ -13,11 +13,13 @@ from data_pipeline import storage
 from data_pipeline.errors import ScionError
 from data_pipeline.feed import ledger
 from data_pipeline.feed.planned import PlannedRows
+from data_pipeline.feed.reader import TAGS
 from data_pipeline.finding import Finding
 from data_pipeline.order.plan import OrderPlan, Slots, planned_step
 from data_pipeline.shards import manifest as manifests
+from data_pipeline.step_name import step_of, world_of
 
-_COLUMNS = ("step", "slot", "stream", "epoch", "row")
+_COLUMNS = tuple(name for name in TAGS if name != "weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,11 @@ def history(told: dict[str, Any]) -> History:
 
 def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
     """The ledger in folder `uri` against the plan, and against the shards if they are still there."""
-    there = ledger.segments(uri)
     order, content, again = [], list[str](), list[str]()
     present = bool(rows.manifest.streams) and storage.exists(storage.join(rows.folder, manifests.NAME))
     step, count = 0, 0
     for name in history.lineage:
-        last = int(name[5:14])
+        last = step_of(name)
         order += [f"{name}: {said}" for said in _complete(uri, name)]
         found, said = _read(uri, name)
         order += said
@@ -60,22 +61,22 @@ def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
         step = last
     if step != history.steps:
         order.append(f"the segments end after step {step}, the run after step {history.steps}")
-    for name in sorted(set(there) - set(history.lineage)):
+    others = sorted(set(ledger.segments(uri)) - set(history.lineage))
+    for name in others:
         found, said = _read(uri, name)
         again += said + list(_against(_planned(rows.plan, found), found)) + (_content(rows, found) if present else [])
     read = "compared with the shards" if present else "the shards are gone: not compared"
     left = sum(last - first for first, last in history.skipped)
-    others = len(set(there) - set(history.lineage))
     return [
         Finding.listed("order", f"{count:,} rows of {step:,} steps, each planned slot once; {left} steps left out", order),
         Finding.listed("rows", read, content),
-        Finding.listed("replays", f"{others} segments that do not count, all as planned", again),
+        Finding.listed("replays", f"{len(others)} segments that do not count, all as planned", again),
     ]
 
 
 def _complete(uri: str, name: str) -> list[str]:
     """Whether every rank's part is there: the name says how many ranks there were."""
-    parts, world = len(ledger.parts(uri, name)), int(name[16:].partition("-")[0])
+    parts, world = len(ledger.parts(uri, name)), world_of(name)
     return [] if parts == world else [f"{parts} parts of {world} ranks"]
 
 

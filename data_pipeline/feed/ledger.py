@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, reason
+from data_pipeline.feed.reader import TAGS
 
 FOLDER = "ledger"
 """Below a run's folder."""
@@ -92,7 +93,7 @@ def read(uri: str, segment: str) -> pa.Table:
 
 def crcs(rows: pa.Table) -> NDArray[np.uint32]:
     """CRC-32 of each row's own columns, uint32 [rows]."""
-    own = [name for name in rows.column_names if name not in ("step", "slot", "stream", "epoch", "row", "weight")]
+    own = [name for name in rows.column_names if name not in TAGS]
     found = np.zeros(len(rows), np.uint32)
     for name in own:
         for place, content in enumerate(_bytes(rows[name])):

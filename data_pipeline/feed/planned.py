@@ -133,18 +133,15 @@ class RankFeed:
         Raises:
             DataOrderError: other rows arrived than were planned, or too much came before what is next.
         """
-        step, held = first, dict[int, list[pa.Table]]()
+        step, held, expected = first, dict[int, list[pa.Table]](), self.expected(first)
         for planned, part in by_step(blocks):
             held.setdefault(planned, []).append(part)
-            while step < last:
-                expected = self.expected(step)
-                parts = held.get(self.planned(step), [])
-                if sum(map(len, parts)) < len(expected):
-                    break
+            while step < last and sum(map(len, held.get(self.planned(step), []))) >= len(expected):
                 table = pa.concat_tables(held.pop(self.planned(step))).combine_chunks()
                 check_received(expected, table, self.rank)
                 yield table
                 step += 1
+                expected = self.expected(step)
             if len(held) > ahead:
                 raise DataOrderError(
                     f"rank {self.rank} received {len(held)} other steps before all of step {step}.",

@@ -5,7 +5,7 @@ two-level shuffle: blocks of rows are permuted, and rows are permuted inside a w
 Any slot is found in constant time and memory, without the slots before it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,15 +124,7 @@ class OrderPlan:
         index = np.arange(self.micro_steps(step, world, micro) * micro * world)
         mine = index[(index // micro) % world == rank]
         real = mine < len(whole)
-        slots = whole.take(np.where(real, mine, 0))
-        return Slots(
-            step=slots.step,
-            slot=mine.astype(np.int64),
-            stream=slots.stream,
-            epoch=slots.epoch,
-            row=slots.row,
-            weight=real.astype(np.float32),
-        )
+        return replace(whole.take(np.where(real, mine, 0)), slot=mine.astype(np.int64), weight=real.astype(np.float32))
 
     def micro_steps(self, step: int, world: int, micro: int) -> int:
         """Micro-steps that each rank makes in a step."""

@@ -21,12 +21,10 @@ class PairBatch:
         counts = [len(row) for row in negatives]
         self.document_weights = torch.cat([self.weights, self.weights.repeat_interleave(torch.tensor(counts))])
 
-        masks = (self.anchors[1], self.documents[1])
-        real = (self.weights, self.document_weights)
-        self.tokens = sum(int(mask[weight > 0].sum()) for mask, weight in zip(masks, real, strict=True))
-        lengths = [mask[weight > 0].sum(dim=1) for mask, weight in zip(masks, real, strict=True)]
-        self.pairs = int(sum((length**2).sum() for length in lengths))
-        self.size = sum(mask.numel() for mask in masks)
+        masks = ((self.anchors[1], self.weights), (self.documents[1], self.document_weights))
+        lengths = torch.cat([mask[weight > 0].sum(dim=1) for mask, weight in masks])
+        self.tokens, self.pairs = int(lengths.sum()), int((lengths**2).sum())
+        self.size = sum(mask.numel() for mask, _ in masks)
 
     def counts(self, streams: int) -> torch.Tensor:
         """Pairs of each stream, without those of weight 0, float64 [streams]."""

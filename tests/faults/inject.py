@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from data_pipeline import storage
 from tests.faults.rig import Run
 
@@ -72,15 +74,20 @@ def kill_driver(run: Run, draw: random.Random) -> None:
 
 def fill_disk(run: Run, draw: random.Random) -> None:
     """A worker cannot write more than a few bytes to any file, until a checkpoint has failed for it."""
-    first, missed = run.first_rank(), len(run.entries("missed"))
-    worker = next(worker for worker in run.rig.workers() if worker.pid != first)
-    _, hard = worker.rlimit(resource.RLIMIT_FSIZE)
-    worker.rlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    missed, worker = len(run.entries("missed")), no_room(run)
     try:
         run.wait(lambda: len(run.entries("missed")) > missed, "a checkpoint that fails")
     finally:
         if worker.is_running():
-            worker.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+            worker.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, worker.rlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def no_room(run: Run) -> psutil.Process:
+    """A worker that from now on cannot write more than a few bytes to any file: not the first, which writes the log."""
+    first = run.first_rank()
+    worker = next(worker for worker in run.rig.workers() if worker.pid != first)
+    worker.rlimit(resource.RLIMIT_FSIZE, (2000, worker.rlimit(resource.RLIMIT_FSIZE)[1]))
+    return worker
 
 
 def flip_checkpoint(run: Run, draw: random.Random) -> None:

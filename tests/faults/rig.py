@@ -1,6 +1,5 @@
 """Several raylets on this machine, and `scion pretrain` as a user starts it on them."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -212,7 +211,3 @@ def prepared(source: Path, folder: Path) -> Path:
     (folder / "tiny.yaml").unlink()
     (folder / "tiny.yaml").write_text(text)
     return folder
-
-
-def state(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.__main__ import Schedule, disturbed, references
 from tests.faults.check import Left, violations
-from tests.faults.inject import FAULTS
+from tests.faults.inject import FAULTS, no_room
 from tests.faults.inputs import made
 from tests.faults.rig import ROOT, Rig, Run, prepared, rig
 
@@ -70,13 +70,9 @@ def test_a_second_driver_is_refused_while_the_first_runs(run: Run) -> None:
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint_intact(run: Run) -> None:
-    import resource
-
     run.start()
     run.wait(lambda: run.step() >= 8, "step 8")
-    first = run.first_rank()
-    worker = next(worker for worker in run.rig.workers() if worker.pid != first)
-    worker.rlimit(resource.RLIMIT_FSIZE, (2000, worker.rlimit(resource.RLIMIT_FSIZE)[1]))
+    no_room(run)
     assert run.ended() == 1
     assert "3 checkpoints in a row could not be saved" in run.said
     assert "Make room there" in run.said

@@ -132,7 +132,8 @@ def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(sha
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    rows = next(planned(shards, BATCH, None).reader().read(planned(shards, BATCH, None).plan.step(0)) for _ in range(1))
+    told = planned(shards, BATCH, None)
+    rows = told.reader().read(told.plan.step(0))
     batch = task.collator()(rows)
     poisoned = Poisoned(task, {0: 2.0})
     assert isinstance(task.module(), PackedLM)

@@ -27,7 +27,7 @@ from data_pipeline.order.plan import OrderPlan, Stage
 from data_pipeline.shards import format, manifest
 from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.pack import Packed
-from trainer.engine.store import new_name
+from data_pipeline.step_name import new_name
 
 LENGTH, VOCABULARY = 4, 1000
 ROWS = {"el": (100, 41), "en": (70,)}

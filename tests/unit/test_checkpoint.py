@@ -119,5 +119,17 @@ def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_in
     assert engine.value == pytest.approx(0.7)
 
 
+def test_a_save_that_failed_is_told_once(store: Store, monkeypatch) -> None:
+    state, saver = saved(store, 2), Saver(Engine(), store, Ledger(store.uri + "-ledger", 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.torch, "save", full)
+        saver.begin(state)
+        told = saver.finish(state)
+    assert "No space left" in told.wrong
+    assert saver.finish(state) is None
+    saver.begin(state)
+    assert saver.finish(state).wrong == ""
+
+
 def full(*arguments: object) -> None:
     raise OSError(28, "No space left on device")

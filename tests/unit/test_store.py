@@ -8,8 +8,9 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError
+from data_pipeline.step_name import new_name, step_of
 from trainer.engine import store as stores
-from trainer.engine.store import BAD, COMMITTED, Store, new_name, step_of
+from trainer.engine.store import BAD, COMMITTED, Store
 
 
 @pytest.fixture(params=["local", "memory"])

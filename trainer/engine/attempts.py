@@ -7,6 +7,7 @@ whichever rank it was raised, so it is written down, and the next attempt ends a
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 
@@ -43,7 +44,7 @@ def told(uri: str) -> Iterator[ScionError | None]:
     """Gives the error that an earlier attempt ended with, the same on every rank; notes one that is raised in the block."""
     content = from_first(lambda: _read(uri))
     try:
-        yield _error(json.loads(content)) if content else None
+        yield _error(content) if content else None
     except ScionError as error:
         told = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
         storage.write_bytes(storage.join(uri, _FATAL), json.dumps(told).encode())
@@ -57,7 +58,7 @@ def check_progress(uri: str, feed: RankFeed, next_step: int) -> None:
         TrainingError: the last attempts all died in the same step; names it and its rows.
     """
     folder = storage.join(uri, runlog.FOLDER)
-    found = json.loads(from_first(lambda: json.dumps(runlog.deaths(runlog.read(folder)))))
+    found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS)))
     if found["count"] < guards.DEATHS:
         return
     step = max(found["step"], next_step)
@@ -76,11 +77,11 @@ def check_progress(uri: str, feed: RankFeed, next_step: int) -> None:
     )
 
 
-def _read(uri: str) -> str:
+def _read(uri: str) -> dict[str, Any]:
     path = storage.join(uri, _FATAL)
-    return storage.read_bytes(path).decode() if storage.exists(path) else ""
+    return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}
 
 
-def _error(told: dict[str, list[str] | str]) -> ScionError:
-    kind = getattr(errors, str(told["type"]), TrainingError)
+def _error(told: dict[str, Any]) -> ScionError:
+    kind = getattr(errors, told["type"], TrainingError)
     return kind(*told["args"]) if issubclass(kind, ScionError) else TrainingError(*told["args"])

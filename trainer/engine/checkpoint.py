@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
+from data_pipeline.step_name import step_of
 from trainer.engine import universal
-from trainer.engine.store import PART, Store, step_of
+from trainer.engine.store import PART, Store
 from trainer.engine.together import from_first, together
 
 TAG = "ds"

@@ -20,6 +20,7 @@ class Journal:
         self._uri, self._config, self._streams, self._flops = uri, config, streams, flops
         self._log = RunLog(storage.join(uri, runlog.FOLDER)) if dist.get_rank() == 0 else None
         self._sinks: Sinks | None = None
+        self._peak = peak()
 
     def write(self, kind: str, **entry: Any) -> None:
         """An entry that is on the disk when this returns."""
@@ -38,7 +39,7 @@ class Journal:
         """A step that was made in `seconds`, of which `waited` for its rows and `communication` in collectives."""
         if self._log is None or self._sinks is None:
             return
-        world, most = dist.get_world_size(), peak()
+        world = dist.get_world_size()
         tflops = self._flops.step(outcome.tokens, sum(outcome.targets), outcome.pairs) / seconds / world / 1e12
         streams = {
             name: {"loss": loss, "targets": targets}
@@ -62,7 +63,7 @@ class Journal:
             "data_wait_share": round(waited / seconds, 5),
             "tokens_per_second": round(outcome.tokens / seconds, 1),
             "tflops": round(tflops, 6),
-            "mfu": None if most is None else round(tflops * 1e12 / most, 5),
+            "mfu": None if self._peak is None else round(tflops * 1e12 / self._peak, 5),
             **outcome.seconds,
         }
         self._log.write("step", **entry)

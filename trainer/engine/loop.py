@@ -18,6 +18,7 @@ from data_pipeline.errors import TrainingError
 from data_pipeline.feed import ledger
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.step_name import new_name
 from trainer.engine import attempts, checkpoint, guards
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
@@ -26,7 +27,7 @@ from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.setup import engine_for, row_norms, weights_of
 from trainer.engine.step import Outcome, optimizer_step, set_rates
-from trainer.engine.store import Store, new_name
+from trainer.engine.store import Store
 from trainer.engine.tasks import Task
 from trainer.engine.together import from_first
 from trainer.engine.waiting import Waiting
@@ -106,7 +107,7 @@ class Training:
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._evaluate()
-        self._committed(self._saver.finish(self._state))
+        self._saved(self._saver.finish(self._state))
         return self._export()
 
     def _steps(self) -> bool:
@@ -161,7 +162,7 @@ class Training:
             TrainingError: the run has gone back too often.
         """
         planned, done = self._feed.planned(step), self._state.skips
-        self._committed(self._saver.finish(self._state))
+        self._saved(self._saver.finish(self._state))
         self._saver.forget()
         if len(done) >= guards.ROLLBACKS:
             raise TrainingError(
@@ -179,7 +180,7 @@ class Training:
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
         if outcome.written == dist.get_world_size():
-            self._committed(self._saver.finish(self._state))
+            self._saved(self._saver.finish(self._state))
         if outcome.wishes & Wish.LOOK and self._wishes.preempted():
             self._journal.write("preempted", next_step=self._state.next_step)
             self._save(wait=True)
@@ -188,17 +189,17 @@ class Training:
         return bool(outcome.wishes & Wish.STOP)
 
     def _save(self, wait: bool) -> None:
-        self._committed(self._saver.finish(self._state))
+        self._saved(self._saver.finish(self._state))
         self._saver.begin(self._state)
         self._wishes.saved()
         if wait:
-            self._committed(self._saver.finish(self._state))
+            self._saved(self._saver.finish(self._state))
 
-    def _committed(self, saved: Saved | None) -> None:
-        if saved is not None:
+    def _saved(self, saved: Saved | None) -> None:
+        if saved is not None and saved.wrong:
+            self._journal.write("missed", why=saved.wrong)
+        elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
-        elif self._state.missed:
-            self._journal.write("missed", why=self._state.missed[-1])
 
     def _evaluate(self) -> None:
         """Scores held-out text where the settings say so, unless a run before the kill has."""

@@ -67,11 +67,15 @@ class RunLog:
         return storage.join(self._uri, f"{self._stamp}-{self._parts:06d}.jsonl")
 
 
-def read(uri: str) -> list[list[dict[str, Any]]]:
-    """The entries of each attempt, the earliest first. A line that a kill cut short is left out."""
-    attempts: dict[str, list[dict[str, Any]]] = {}
-    for path in storage.files(uri):
-        entries = attempts.setdefault(path.partition("-")[0], [])
+def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
+    """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out."""
+    files = storage.files(uri)
+    stamps = sorted({path.partition("-")[0] for path in files})
+    attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
+    for path in files:
+        entries = attempts.get(path.partition("-")[0])
+        if entries is None:
+            continue
         for line in storage.read_bytes(storage.join(uri, path)).decode(errors="replace").splitlines():
             try:
                 entries.append(json.loads(line))

@@ -3,9 +3,9 @@
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from data_pipeline.errors import ArtifactError, TrainingError
 from data_pipeline.feed.ledger import Ledger
+from data_pipeline.step_name import new_name
 from trainer.engine.checkpoint import TAG, RunState
-from trainer.engine.store import STATE, Store, new_name
+from trainer.engine.store import STATE, Store
 from trainer.engine.together import agreed, from_first, said, together
 
 MISSED = 2
@@ -30,20 +31,22 @@ class _Write:
     name: str
     rows: list[pa.Table]
     """Of the ledger; they go back there if the save fails."""
-    thread: threading.Thread
+    said: Future[str]
+    """What went wrong on this rank; empty if nothing did."""
     began: float
     step: int
-    wrong: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A checkpoint that counts."""
+    """How a save ended."""
 
     name: str
     step: int
     seconds: float
     """From `begin` to the commit."""
+    wrong: str
+    """Why the checkpoint does not count; empty if it does."""
 
 
 class Saver:
@@ -53,11 +56,12 @@ class Saver:
     def __init__(self, engine: Any, store: Store, ledger: Ledger) -> None:
         self._engine, self._store, self._ledger = engine, store, ledger
         self._write: _Write | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="save")
 
     @property
     def written(self) -> bool:
         """Whether this rank's part is on its way no more, so that `finish` would not wait for it."""
-        return self._write is not None and not self._write.thread.is_alive()
+        return self._write is not None and self._write.said.done()
 
     def begin(self, state: RunState) -> None:
         """A checkpoint of this moment; every rank calls it, with none under way."""
@@ -69,18 +73,12 @@ class Saver:
             kept = asdict(state) | {"lineage": [*state.lineage, name], "missed": []}
             parts[STATE] = json.dumps(kept | {"world": world}).encode()
         rows = self._ledger.take()
-        write = _Write(name, rows, threading.Thread(target=lambda: None), time.perf_counter(), state.next_step)
-
-        def work() -> None:
-            write.wrong = said(lambda: self._put(parts, name, rank, rows))
-
-        write.thread = threading.Thread(target=work, name=f"save {name}", daemon=True)
-        self._write = write
-        write.thread.start()
+        under_way = self._writer.submit(said, lambda: self._put(parts, name, rank, rows))
+        self._write = _Write(name, rows, under_way, time.perf_counter(), state.next_step)
 
     def finish(self, state: RunState) -> Saved | None:
-        """Waits for the save under way, if there is one, and makes it count; every rank calls it. None if there was none, or
-        if it failed, which leaves the earlier ones as they are.
+        """Waits for the save under way, if there is one, and makes it count; every rank calls it. None if there was none. One
+        that fails leaves the earlier ones as they are.
 
         Raises:
             TrainingError: it is the third in a row that fails, on any rank.
@@ -89,15 +87,16 @@ class Saver:
         if self._write is None:
             return None
         write, self._write = self._write, None
-        write.thread.join()
-        wrong, first = agreed(write.wrong), dist.get_rank() == 0
+        wrong, first = agreed(write.said.result()), dist.get_rank() == 0
         if not wrong and (taken := from_first(self._taken_over)):
             raise ArtifactError(taken, self._store.uri)
         wrong = wrong or together(lambda: self._store.commit(write.name, dist.get_world_size()) if first else None)
+        seconds = round(time.perf_counter() - write.began, 3)
+        ended = Saved(name=write.name, step=write.step, seconds=seconds, wrong=wrong)
         if not wrong:
             state.missed = []
             state.lineage.append(write.name)
-            return Saved(name=write.name, step=write.step, seconds=round(time.perf_counter() - write.began, 3))
+            return ended
         self._ledger.give_back(write.rows)
         together(lambda: self._drop(write.name) if first else None)
         state.missed.append(wrong)
@@ -107,7 +106,7 @@ class Saver:
                 self._store.uri,
                 "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
             )
-        return None
+        return ended
 
     def _taken_over(self) -> str:
         """What the lease says against a commit. Storage that does not answer will say so at the commit."""

@@ -10,10 +10,8 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
+from data_pipeline.step_name import is_name, step_of
 
 COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
 WORKING = "checkpoints"
@@ -30,16 +29,6 @@ PART = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
 _ROOM = 1.2
 """Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
-_NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
-
-
-def new_name(step: int, world: int) -> str:
-    """A folder's name that no other attempt has."""
-    return f"step_{step:09d}-w{world}-{time.time_ns():x}"
-
-
-def step_of(name: str) -> int:
-    return int(name[5:14])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +44,7 @@ class Store:
         """Committed checkpoints that nothing is known against, the newest first."""
         there = storage.files(self.uri)
         marks = {mark: {path.split("/")[0] for path in there if path.endswith("/" + mark)} for mark in (COMMITTED, BAD)}
-        found = [name for name in marks[COMMITTED] - marks[BAD] if _NAME.fullmatch(name)]
+        found = [name for name in marks[COMMITTED] - marks[BAD] if is_name(name)]
         return sorted(found, key=lambda name: (step_of(name), name.rpartition("-")[2]), reverse=True)
 
     @contextmanager
@@ -89,7 +78,7 @@ class Store:
         self._write(name, COMMITTED, hashes)
         kept = set(self.usable()[: self.keep])
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
-            if other.startswith(PART) or (_NAME.fullmatch(other) and step_of(other) <= step_of(name)):
+            if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
     def check_lease(self) -> None:

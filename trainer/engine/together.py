@@ -1,15 +1,18 @@
 """What ranks do together, so that what goes wrong on one is known to all and leaves none waiting."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from data_pipeline.errors import ScionError, reason
 
+Made = TypeVar("Made")
 
-def from_first(make: Callable[[], str]) -> str:
+
+def from_first(make: Callable[[], Made]) -> Made:
     """What the first rank makes, on every rank."""
-    made = [make() if dist.get_rank() == 0 else ""]
+    made: list[Any] = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(made)
     return made[0]
 

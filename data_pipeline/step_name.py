@@ -1,0 +1,30 @@
+"""Names of what a run writes at a step, its checkpoints and the ledger's segments: one that no other attempt has, from which
+step and number of ranks can be read."""
+
+import re
+import time
+
+_NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
+
+
+def new_name(step: int, world: int) -> str:
+    return f"step_{step:09d}-w{world}-{time.time_ns():x}"
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def step_of(name: str) -> int:
+    return _parts(name)[0]
+
+
+def world_of(name: str) -> int:
+    return _parts(name)[1]
+
+
+def _parts(name: str) -> tuple[int, int]:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not the name of a step")
+    return int(found[1]), int(found[2])
