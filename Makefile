@@ -54,7 +54,7 @@ $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
 	$(ORACLE)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	DS_BUILD_OPS=0 $(ORACLE)/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	DS_BUILD_OPS=0 $(ORACLE)/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,sources]'
 	$(ORACLE)/bin/python -m pip install --quiet --no-deps -r tests/oracle/peers.txt
 	@touch $(ORACLE)/.ready
 

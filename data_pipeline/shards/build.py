@@ -10,18 +10,19 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import storage
 from data_pipeline.once import once
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
-from data_pipeline.shards.corpus import read_texts
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.pack import PACKINGS
 from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers.encode import encode
 
 Loader = Callable[[], PreTrainedTokenizerFast]
 
@@ -69,10 +70,11 @@ def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, 
     """The shards of one corpus file by language, as JSON."""
 
     def make() -> tuple[dict[str, Any], list[str]]:
-        by_language: dict[str, list[str]] = {}
-        for lang, text in read_texts([job["path"]]):
-            by_language.setdefault(lang, []).append(text)
-        shards = {lang: _pack_language(job, lang, texts, tokenizer) for lang, texts in sorted(by_language.items())}
+        table = format.read_groups(job["path"])
+        shards = {}
+        for lang in sorted(table["lang"].unique().to_pylist()):
+            texts = table.filter(pc.equal(table["lang"], lang))["text"].combine_chunks()
+            shards[lang] = _pack_language(job, lang, texts, tokenizer)
         return {lang: asdict(shard) for lang, shard in shards.items()}, [shard.path for shard in shards.values()]
 
     key = {"text": storage.sha256(job["path"]), "tokenizer": fingerprint(tokenizer)}
@@ -80,19 +82,18 @@ def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, 
     return once(job["folder"], f"{job['name']}.json", key, make)
 
 
-def _pack_language(job: dict[str, Any], lang: str, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> Shard:
+def _pack_language(job: dict[str, Any], lang: str, texts: pa.StringArray, tokenizer: PreTrainedTokenizerFast) -> Shard:
     frame = frame_of(tokenizer)
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    framed = [np.array([*frame.prefix, *text.ids, *frame.suffix], np.uint32) for text in encoded]
-    packed = PACKINGS[job["packing"]](framed, job["length"], frame.pad)
+    encoded = encode(tokenizer.backend_tokenizer, texts)
+    packed = PACKINGS[job["packing"]](encoded.framed(frame.prefix, frame.suffix), job["length"], frame.pad)
     path = f"{lang}/{job['name']}.parquet"
     sha256 = format.write(storage.join(job["folder"], path), format.text_rows(packed, len(tokenizer)))
     return Shard(
         path=path,
         rows=len(packed.ids),
         tokens=int(packed.n_tokens.sum()),
-        text_tokens=sum(len(text.ids) for text in encoded),
-        text_bytes=sum(len(text.encode()) for text in texts),
+        text_tokens=len(encoded.flat),
+        text_bytes=pc.sum(pc.binary_length(texts)).as_py(),
         padding=packed.padding,
         documents=len(texts),
         cut=packed.cut,

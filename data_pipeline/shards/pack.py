@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.ragged import Ragged
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
@@ -30,10 +32,10 @@ class Packed:
         return int(self.ids.size - self.n_tokens.sum())
 
 
-Packing = Callable[[list[NDArray[np.uint32]], int, int], Packed]
+Packing = Callable[[Ragged, int, int], Packed]
 
 
-def concat_split(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
+def concat_split(documents: Ragged, length: int, pad: int) -> Packed:
     """Joins all documents and cuts the stream every `length` tokens; nothing is lost, the last row is padded.
 
     Args:
@@ -41,14 +43,14 @@ def concat_split(documents: list[NDArray[np.uint32]], length: int, pad: int) -> 
         length: tokens in a row.
         pad: id that fills the last row.
     """
-    flat = np.concatenate(documents) if documents else np.empty(0, np.uint32)
+    flat = documents.flat
     rows = -(-len(flat) // length)
     ids = np.full(rows * length, pad, np.uint32)
     ids[: len(flat)] = flat
     n_tokens = np.full(rows, length, np.int32)
     if rows:
         n_tokens[-1] = len(flat) - (rows - 1) * length
-    bounds = np.cumsum([0, *map(len, documents)])
+    bounds = np.concatenate([[0], np.cumsum(documents.sizes)])
     starts = bounds[:-1]
     row_of = starts // length
     cuts = np.searchsorted(row_of, np.arange(1, rows)) if rows else np.empty(0, np.int64)
@@ -57,7 +59,7 @@ def concat_split(documents: list[NDArray[np.uint32]], length: int, pad: int) -> 
     return Packed(ids=ids.reshape(rows, length), n_tokens=n_tokens, doc_starts=places[:rows], cut=cut)
 
 
-def first_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
+def first_fit(documents: Ragged, length: int, pad: int) -> Packed:
     """Each document, in order, into the first row that has room for it; what is longer than a row is cut first.
 
     The first row with room is found in a tree of maxima: O(log rows) a document.
@@ -66,19 +68,19 @@ def first_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Pac
     leaves = 1 << max(0, len(pieces) - 1).bit_length()
     room = [length] * (2 * leaves)
     rows = np.empty(len(pieces), np.int64)
-    for number, piece in enumerate(pieces):
+    for number, size in enumerate(pieces.sizes.tolist()):
         node = 1
         while node < leaves:
-            node = 2 * node if room[2 * node] >= len(piece) else 2 * node + 1
+            node = 2 * node if room[2 * node] >= size else 2 * node + 1
         rows[number] = node - leaves
-        room[node] -= len(piece)
+        room[node] -= size
         while node > 1:
             node //= 2
             room[node] = max(room[2 * node], room[2 * node + 1])
     return _filled(pieces, rows, documents, length, pad)
 
 
-def best_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Packed:
+def best_fit(documents: Ragged, length: int, pad: int) -> Packed:
     """Each document, in order, into the fullest row that has room for it, the first of equally full ones.
 
     Rows are kept by their room, and the rooms that occur as the bits of one number.
@@ -87,48 +89,48 @@ def best_fit(documents: list[NDArray[np.uint32]], length: int, pad: int) -> Pack
     by_room: list[list[int]] = [[] for _ in range(length + 1)]
     occurring, opened = 0, 0
     rows = np.empty(len(pieces), np.int64)
-    for number, piece in enumerate(pieces):
-        fitting = occurring >> len(piece)
+    for number, size in enumerate(pieces.sizes.tolist()):
+        fitting = occurring >> size
         if fitting:
-            room = len(piece) + (fitting & -fitting).bit_length() - 1
+            room = size + (fitting & -fitting).bit_length() - 1
             row = heapq.heappop(by_room[room])
             occurring &= ~(1 << room) if not by_room[room] else -1
         else:
             row, room, opened = opened, length, opened + 1
         rows[number] = row
-        heapq.heappush(by_room[room - len(piece)], row)
-        occurring |= 1 << (room - len(piece))
+        heapq.heappush(by_room[room - size], row)
+        occurring |= 1 << (room - size)
     return _filled(pieces, rows, documents, length, pad)
 
 
 PACKINGS: dict[str, Packing] = {"concat": concat_split, "first_fit": first_fit, "best_fit": best_fit}
 
 
-def _pieces(documents: list[NDArray[np.uint32]], length: int) -> list[NDArray[np.uint32]]:
-    return [document[start : start + length] for document in documents for start in range(0, len(document), length)]
+def _pieces(documents: Ragged, length: int) -> Ragged:
+    """Documents that are longer than a row as several."""
+    counts = -(-documents.sizes // length)
+    sizes = np.full(int(counts.sum()), length, np.int64)
+    sizes[np.cumsum(counts)[counts > 0] - 1] = (documents.sizes - (counts - 1) * length)[counts > 0]
+    return Ragged(flat=documents.flat, sizes=sizes)
 
 
-def _filled(
-    pieces: list[NDArray[np.uint32]], row_of: NDArray[np.int64], documents: list[NDArray[np.uint32]], length: int, pad: int
-) -> Packed:
+def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length: int, pad: int) -> Packed:
     """Rows with their pieces behind each other, in the order in which they came."""
     rows = int(row_of.max(initial=-1)) + 1
     order = np.argsort(row_of, kind="stable")
-    sizes = np.array([len(pieces[number]) for number in order], np.int64)
-    ends = np.cumsum(sizes)
-    n_tokens = np.bincount(row_of, weights=[len(piece) for piece in pieces], minlength=rows).astype(np.int64)
+    placed = pieces.take(order)
+    begins = np.cumsum(placed.sizes) - placed.sizes
+    n_tokens = np.bincount(row_of, weights=pieces.sizes, minlength=rows).astype(np.int64)
     before = np.concatenate([[0], np.cumsum(n_tokens)])[row_of[order]]
-    place = ends - sizes - before
+    place = begins - before
     ids = np.full(rows * length, pad, np.uint32)
-    if pieces:
-        target = np.repeat(row_of[order] * length + place - (ends - sizes), sizes) + np.arange(int(sizes.sum()))
-        ids[target] = np.concatenate([pieces[number] for number in order])
+    ids[np.repeat(row_of[order] * length - before, placed.sizes) + np.arange(len(placed.flat))] = placed.flat
     cuts = np.searchsorted(row_of[order], np.arange(1, rows)) if rows else np.empty(0, np.int64)
     return Packed(
         ids=ids.reshape(rows, length),
         n_tokens=n_tokens.astype(np.int32),
         doc_starts=np.split(place.astype(np.int32), cuts)[:rows],
-        cut=sum(len(document) > length for document in documents),
+        cut=int((documents.sizes > length).sum()),
     )
 
 

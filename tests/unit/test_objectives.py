@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from data_pipeline.feed.targets import NextToken, TargetBatch
 from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model
@@ -78,7 +79,7 @@ def test_causal_lm_on_packed_rows_is_each_document_alone(kind: str, english) -> 
     tokenizer = FAMILIES["byte_level"](english)
     model = tiny_decoder(tokenizer, kind)
     documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
-    packed = concat_split([np.array(d, np.uint32) for d in documents], 64, 1)
+    packed = concat_split(Ragged.of(documents), 64, 1)
     row = (
         format.text_rows(packed, len(tokenizer)).append_column("weight", pa.array([1.0])).append_column("stream", pa.array([0]))
     )

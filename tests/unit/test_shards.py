@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import CorruptError
 from data_pipeline.feed.masking import Masker
+from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.pack import PACKINGS, best_fit, concat_split, first_fit, segments
@@ -20,7 +21,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 60_000), min_size=1, max_size=30), 
 
 @given(DOCUMENTS, st.integers(2, 16))
 def test_packing_loses_nothing(documents: list[list[int]], length: int) -> None:
-    packed = concat_split([np.array(d, np.uint32) for d in documents], length, pad=0)
+    packed = concat_split(Ragged.of(documents), length, pad=0)
     flat = [t for d in documents for t in d]
     kept = [int(t) for row, n in zip(packed.ids, packed.n_tokens, strict=True) for t in row[:n]]
     assert kept == flat
@@ -45,7 +46,7 @@ def by_hand(sizes: list[int], length: int, best: bool) -> list[list[int]]:
 
 @given(DOCUMENTS, st.integers(2, 16), st.sampled_from([first_fit, best_fit]))
 def test_fitting_follows_the_rule_and_cuts_only_what_is_longer_than_a_row(documents, length: int, fit) -> None:
-    packed = fit([np.array(d, np.uint32) for d in documents], length, 0)
+    packed = fit(Ragged.of(documents), length, 0)
     pieces = [d[start : start + length] for d in documents for start in range(0, len(d), length)]
     expected = by_hand([len(piece) for piece in pieces], length, fit is best_fit)
     for row, members in enumerate(expected):
@@ -61,11 +62,11 @@ def test_fitting_follows_the_rule_and_cuts_only_what_is_longer_than_a_row(docume
 def test_a_document_that_lies_in_two_rows_counts_as_cut(documents, length: int) -> None:
     ends = np.cumsum([0, *map(len, documents)])
     cut = sum(ends[i] // length != (ends[i + 1] - 1) // length for i in range(len(documents)))
-    assert concat_split([np.array(d, np.uint32) for d in documents], length, 0).cut == cut
+    assert concat_split(Ragged.of(documents), length, 0).cut == cut
 
 
 def test_packings_of_real_text_trade_padding_for_cuts(family, greek) -> None:
-    ids = [np.array(family(line).input_ids, np.uint32) for text in greek[:60] for line in text.split("\n")]
+    ids = Ragged.of([family(line).input_ids for text in greek[:60] for line in text.split("\n")])
     packed = {name: packing(ids, 128, 0) for name, packing in PACKINGS.items()}
     assert packed["concat"].padding < 128
     assert packed["concat"].cut > packed["best_fit"].cut == packed["first_fit"].cut
@@ -80,7 +81,7 @@ def test_segments_number_documents_and_restart_positions() -> None:
 
 @pytest.mark.parametrize("vocab_size", [1000, 250_002])
 def test_rows_on_disk_are_the_rows(tmp_path, vocab_size: int) -> None:
-    packed = concat_split([np.arange(1, 990, dtype=np.uint32) % vocab_size], 8, pad=0)
+    packed = concat_split(Ragged.of([[token % vocab_size for token in range(1, 990)]]), 8, pad=0)
     first = format.write(str(tmp_path / "a.parquet"), format.text_rows(packed, vocab_size))
     second = format.write(str(tmp_path / "b.parquet"), format.text_rows(packed, vocab_size))
     assert first == second
@@ -92,7 +93,7 @@ def test_rows_on_disk_are_the_rows(tmp_path, vocab_size: int) -> None:
 
 def test_a_torn_shard_is_named(tmp_path) -> None:
     path = tmp_path / "a.parquet"
-    packed = concat_split([np.arange(1, 990, dtype=np.uint32)], 8, pad=0)
+    packed = concat_split(Ragged.of([[*range(1, 990)]]), 8, pad=0)
     format.write(str(path), format.text_rows(packed, 1000))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptError, match=r"a\.parquet"):
@@ -102,7 +103,7 @@ def test_a_torn_shard_is_named(tmp_path) -> None:
 def test_any_flipped_bit_is_noticed_or_changes_nothing(tmp_path, greek, family) -> None:
     """On reading; `scion verify` compares whole files besides, see the integration tests."""
     path = tmp_path / "a.parquet"
-    documents = [np.array(family(text).input_ids, np.uint32) for text in greek[:20]]
+    documents = Ragged.of([family(text).input_ids for text in greek[:20]])
     format.write(str(path), format.text_rows(concat_split(documents, 32, 0), len(family)))
     content, whole, draw = path.read_bytes(), format.read_groups(str(path)), random.Random(0)
     noticed = 0
@@ -118,7 +119,7 @@ def test_any_flipped_bit_is_noticed_or_changes_nothing(tmp_path, greek, family) 
 
 
 def test_a_row_group_in_another_s_place_is_noticed() -> None:
-    rows = format.text_rows(concat_split([np.arange(1, 990, dtype=np.uint32)], 8, 0), 1000)
+    rows = format.text_rows(concat_split(Ragged.of([[*range(1, 990)]]), 8, 0), 1000)
     assert format.checksum(rows.slice(0, 64), 0) != format.checksum(rows.slice(0, 64), 1)
     assert format.checksum(rows.slice(0, 64), 0) == format.checksum(pa.concat_tables([rows.slice(0, 9), rows.slice(9, 55)]), 0)
 
@@ -131,7 +132,7 @@ def test_a_frame_is_what_the_tokenizer_puts_around_a_text(family) -> None:
 
 
 def rows(n: int, length: int = 64, weights: list[float] | None = None) -> pa.Table:
-    packed = concat_split([np.arange(5, 5 + n * length - 10, dtype=np.uint32)], length, pad=0)
+    packed = concat_split(Ragged.of([[*range(5, 5 + n * length - 10)]]), length, pad=0)
     tags = {"stream": [0] * n, "epoch": [0] * n, "row": list(range(n)), "weight": weights or [1.0] * n}
     return format.text_rows(packed, 70_000).append_column("stream", pa.array(tags["stream"])).append_column(
         "epoch", pa.array(tags["epoch"])).append_column("row", pa.array(tags["row"])).append_column(

@@ -1,0 +1,37 @@
+"""Words by themselves under SentencePiece's own normaliser, as XLM-R and T5 have it; its table comes from the peer."""
+
+import io
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from tokenizers import Tokenizer, normalizers
+
+from data_pipeline.tokenizers.encode import cuts, encode
+from tests.conftest import unigram, wordpiece
+from tests.unit.test_encode import TEXTS
+
+sentencepiece = pytest.importorskip("sentencepiece")
+model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+
+
+@pytest.fixture(scope="module", params=[unigram, wordpiece])
+def tokenizer(request, english) -> Tokenizer:
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(english), model_writer=made, vocab_size=300, normalization_rule_name="nmt_nfkc", minloglevel=2
+    )
+    table = model_pb2.ModelProto.FromString(made.getvalue()).normalizer_spec.precompiled_charsmap
+    backend = request.param(english).backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Precompiled(table)])
+    return backend
+
+
+@settings(max_examples=1000)
+@given(TEXTS)
+def test_ids_are_those_of_the_library(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert cuts(tokenizer) != "nowhere"
+    made = encode(tokenizer, pa.array(texts, pa.string()))
+    theirs = [one.ids for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert made.sizes.tolist() == [len(ids) for ids in theirs]
+    assert made.flat.tolist() == [token for ids in theirs for token in ids]
