@@ -95,13 +95,13 @@ def watched(run: Run) -> Iterator[list[str]]:
 def tried(root: Path, source: Path, folder: Path, schedule: Schedule, reference: Path) -> list[str]:
     """What is wrong after the schedule."""
     before = Left.now()
-    with rig(root) as made:
-        try:
+    try:
+        with rig(root) as made:
             run = disturbed(made, source, folder, schedule)
-        except AssertionError as error:
-            return [str(error)]
-        found = violations(run, reference, Left(Left.now().shared | before.shared, before.temporary),
-                           [name for _, name in schedule.faults], schedule.elastic)  # fmt: skip
+            found = violations(run, reference, Left(Left.now().shared | before.shared, frozenset()),
+                               [name for _, name in schedule.faults], schedule.elastic)  # fmt: skip
+    except AssertionError as error:
+        return [str(error)]
     return found + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Left.now().shared - before.shared)]
 
 

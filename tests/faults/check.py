@@ -1,7 +1,9 @@
 """What must hold of a run after whatever was done to it. Each check says what it found wrong; nothing is well."""
 
+import contextlib
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ _RELATIVE = 1e-4
 
 @dataclass(frozen=True)
 class Left:
-    """What lay about on the machine."""
+    """What lay about on the machine and no living process holds."""
 
     shared: frozenset[str]
     temporary: frozenset[str]
@@ -28,7 +30,16 @@ class Left:
     @classmethod
     def now(cls) -> "Left":
         own = glob.glob(os.path.join(tempfile.gettempdir(), "scion-*"))
-        return cls(frozenset(os.listdir("/dev/shm")), frozenset(own))
+        return cls(frozenset(os.listdir("/dev/shm")) - _held(), frozenset(own))
+
+
+def _held() -> set[str]:
+    """Names in /dev/shm that some process has mapped."""
+    found = set()
+    for path in glob.glob("/proc/[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended
+            found |= set(re.findall(r" /dev/shm/(\S+)", Path(path).read_text()))
+    return found
 
 
 def violations(run: Run, reference: Path, before: Left, faults: list[str], elastic: bool) -> list[str]:

@@ -1,9 +1,11 @@
 """Several raylets on this machine, and `scion pretrain` as a user starts it on them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,10 +79,7 @@ class Rig:
 
     def strangers(self) -> list[str]:
         """Processes of jobs, of which there should be none when no job runs; some need a moment to notice that theirs ended."""
-        end = time.monotonic() + _NOTICE_SECONDS
-        while (found := self._strangers()) and time.monotonic() < end:
-            time.sleep(1)
-        return found
+        return _patient(self._strangers)
 
     def _strangers(self) -> list[str]:
         titles = [_title(process) for process in self._processes()]
@@ -91,6 +90,24 @@ class Rig:
             raylet = node.all_processes["raylet"][0].process.pid
             if psutil.pid_exists(raylet):
                 yield from psutil.Process(raylet).children(recursive=True)
+
+
+def _patient(found: Callable[[], list[str]]) -> list[str]:
+    """What is there after all time that it needs to go."""
+    end = time.monotonic() + _NOTICE_SECONDS
+    while (there := found()) and time.monotonic() < end:
+        time.sleep(1)
+    return there
+
+
+def _with_folder(temporary: str) -> list[str]:
+    """Processes that were started with this folder for temporary files."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == temporary:
+                found.append(_title(process))
+    return found
 
 
 def _title(process: psutil.Process) -> str:
@@ -104,8 +121,10 @@ def _title(process: psutil.Process) -> str:
 def rig(root: Path = ROOT) -> Iterator[Rig]:
     """The raylets, which end with the block. With a dashboard, as a cluster has it: what cleans up after a driver that was
     killed asks it."""
-    before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH"]}
-    os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root))
+    before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH", "TMPDIR"]}
+    temporary = tempfile.mkdtemp(prefix="rig-")
+    os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root), TMPDIR=temporary)
+    tempfile.tempdir = None  # what a job leaves is told from what others on this machine do
     head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -117,6 +136,10 @@ def rig(root: Path = ROOT) -> Iterator[Rig]:
         cluster.shutdown()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        tempfile.tempdir = None
+        orphans = _patient(lambda: _with_folder(temporary))
+        shutil.rmtree(temporary)
+    assert not orphans, f"I6 nothing left behind: process {orphans}"
 
 
 @dataclass
