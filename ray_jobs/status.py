@@ -68,6 +68,7 @@ def _progress(attempts: Attempts, now: float) -> list[tuple[str, str]]:
         return [("state", "starting")]
     step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
     rows = [("state", state(attempts, now)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
+    rows += [("slow", said) for said in starts[-1].get("slow", [])]
     if recent := done[-_RECENT:]:
         left = (steps - step) * sum(entry["seconds"] for entry in recent) / len(recent)
         rows.append(("time left", f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"))

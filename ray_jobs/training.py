@@ -36,7 +36,7 @@ def planned_rows(
         streams=manifest.order_streams(weights),
         batch=settings.batch_size,
         seed=seed,
-        warmup=tuple((part.until, part.rows) for part in settings.batch_warmup),
+        warmup=settings.sizes.warmup,
         stages=tuple(
             Stage(until=until, weights=tuple(stream.weight for stream in manifest.order_streams(weights | part)))
             for until, part in stages

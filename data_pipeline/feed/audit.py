@@ -92,14 +92,14 @@ def _expected(plan: OrderPlan, first: int, last: int, skipped: tuple[tuple[int, 
     offsets = [np.zeros(0, np.int64)]
     for step in range(first, last):
         planned = planned_step(step, skipped)
-        offsets.append(plan.offset(planned) + np.arange(plan.size(planned)))
+        offsets.append(plan.sizes.offset(planned) + np.arange(plan.sizes.size(planned)))
     return plan.lookup(np.concatenate(offsets))
 
 
 def _planned(plan: OrderPlan, found: pa.Table) -> Slots:
     """What the plan has at the steps and slots of `found`, each once."""
     places = np.unique(np.stack([found[name].to_numpy().astype(np.int64) for name in ("step", "slot")], axis=1), axis=0)
-    offsets = {int(step): plan.offset(int(step)) for step in np.unique(places[:, 0])}
+    offsets = {int(step): plan.sizes.offset(int(step)) for step in np.unique(places[:, 0])}
     return plan.lookup(np.array([offsets[int(step)] + int(slot) for step, slot in places], np.int64))
 
 

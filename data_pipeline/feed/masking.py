@@ -5,9 +5,11 @@ about as many targets. Of those 80 % become the mask token, 10 % a random ordina
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.feed.targets import TargetBatch, packed_rows, target_batch
@@ -48,9 +50,14 @@ class Masker:
         row, column = places // self.length, places % self.length
         action = keyed_random.uniforms(keys[row], column + self.length)
         draw = keyed_random.uniforms(keys[row], column + 2 * self.length)
-        ordinary = np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
+        ordinary = _ordinary(self.vocab_size, self.special_ids)
         changed = ids.copy().ravel()
         changed[places[action < 0.8]] = self.mask_id
         swap = (action >= 0.8) & (action < 0.9)
         changed[places[swap]] = ordinary[(draw[swap] * len(ordinary)).astype(np.int64)]
         return changed.reshape(ids.shape)
+
+
+@cache
+def _ordinary(vocab_size: int, special_ids: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(vocab_size), special_ids)

@@ -44,7 +44,7 @@ class PlannedRows:
 
     def micro_of(self, planned: int, world: int) -> int:
         """Rows that a rank computes at once in a planned step."""
-        share = -(-self.plan.size(planned) // world)
+        share = -(-self.plan.sizes.size(planned) // world)
         return share if self.micro is None else min(self.micro, share)
 
     def save(self, uri: str) -> None:

@@ -1,11 +1,11 @@
 """Planned slots in, their rows out, in slot order: what Ray Data's readers and the local feed have in common."""
 
-import bisect
 import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, DataOrderError
@@ -21,30 +21,33 @@ class RowReader:
 
     def __init__(self, folder: str, manifest: Manifest, names: tuple[str, ...]) -> None:
         self._folder, self._manifest, self._names = folder, manifest, names
-        self._starts = {name: np.cumsum([0, *(shard.rows for shard in manifest.streams[name])]).tolist() for name in names}
+        self._starts = {name: np.cumsum([0, *(shard.rows for shard in manifest.streams[name])]) for name in names}
 
     def read(self, slots: Slots) -> pa.Table:
         """The rows of `slots` with the slots' own columns beside them, each row group read once."""
-        wanted: dict[tuple[int, int, int], list[int]] = {}
-        for place in range(len(slots)):
-            stream, row = int(slots.stream[place]), int(slots.row[place])
-            shard = bisect.bisect_right(self._starts[self._names[stream]], row) - 1
-            inside = row - self._starts[self._names[stream]][shard]
-            wanted.setdefault((stream, shard, inside // format.GROUP_ROWS), []).append(place)
-        parts, places = [], []
-        for (stream, shard, group), members in sorted(wanted.items()):
-            name = self._names[stream]
-            first = self._starts[name][shard] + group * format.GROUP_ROWS
-            path = storage.join(self._folder, self._manifest.streams[name][shard].path)
-            rows, wanted_rows = format.read_groups(path, [group]), [int(slots.row[place]) - first for place in members]
-            if max(wanted_rows) >= len(rows):
-                raise CorruptError("holds fewer rows than the manifest says.", path, "Build the shards again.")
-            parts.append(rows.take(pa.array(wanted_rows)))
-            places.extend(members)
-        table = pa.concat_tables(parts).take(pa.array(np.argsort(places))).combine_chunks()
+        shard, row = np.empty(len(slots), np.int64), np.asarray(slots.row, np.int64).copy()
+        for number, name in enumerate(self._names):
+            here = slots.stream == number
+            shard[here] = np.searchsorted(self._starts[name], row[here], side="right") - 1
+            row[here] -= self._starts[name][shard[here]]
+        order = np.lexsort((row, shard, slots.stream))
+        files = np.stack([slots.stream, shard])[:, order]
+        edges = np.flatnonzero((files[:, 1:] != files[:, :-1]).any(axis=0)) + 1
+        parts = [self._of_file(int(slots.stream[one[0]]), int(shard[one[0]]), row[one]) for one in np.split(order, edges)]
+        table = pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
         for tag in TAGS:
             table = table.append_column(tag, pa.array(getattr(slots, tag)))
         return table
+
+    def _of_file(self, stream: int, shard: int, rows: NDArray[np.int64]) -> pa.Table:
+        """Some rows of a shard, in ascending order: the file is opened once."""
+        path = storage.join(self._folder, self._manifest.streams[self._names[stream]][shard].path)
+        groups, which = np.unique(rows // format.GROUP_ROWS, return_inverse=True)
+        found = format.read_groups(path, groups.tolist())
+        places = which * format.GROUP_ROWS + rows % format.GROUP_ROWS  # only a file's last group may be shorter
+        if places.max() >= len(found):
+            raise CorruptError("holds fewer rows than the manifest says.", path, "Build the shards again.")
+        return found.take(pa.array(places))
 
 
 def by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:

@@ -1,6 +1,7 @@
 """Packed rows as tensors, with the places where a language model is asked."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ class TargetBatch:
     """int [M]: the ids to predict"""
     streams: torch.Tensor
     """int [M]: the stream that each target is of"""
+    packed: bool
+    """Whether some row is not one document from end to end."""
     tokens: int
     """Without padding, and without rows of weight 0."""
     pairs: int
@@ -41,9 +44,15 @@ class TargetBatch:
         return torch.bincount(self.streams, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "TargetBatch":
-        held = {name: getattr(self, name) for name in self.__slots__}
-        moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if isinstance(value, torch.Tensor)}
-        return TargetBatch(**held | moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "TargetBatch":
+        """In memory from which a GPU copies by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TargetBatch":
+        tensors = {name: one for name in self.__slots__ if isinstance(one := getattr(self, name), torch.Tensor)}
+        return replace(self, **{name: change(one) for name, one in tensors.items()})  # type: ignore[arg-type]
 
 
 def target_batch(
@@ -66,6 +75,7 @@ def target_batch(
         places=torch.from_numpy(places),
         labels=torch.from_numpy(labels),
         streams=torch.from_numpy(table["stream"].to_numpy().astype(np.int64)[places // ids.shape[1]]),
+        packed=bool((segment != 0).any()),
         tokens=tokens,
         pairs=seen if causal else 2 * seen - tokens,
     )
@@ -74,9 +84,9 @@ def target_batch(
 def packed_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Ids, segments and positions of the feed's rows, each int [B, L]."""
     ids = token_ids(table["input_ids"], length)
-    n_tokens, starts = table["n_tokens"].to_numpy(), table["doc_starts"].to_pylist()
-    laid = [segments(np.array(s, np.int32), int(n), length) for s, n in zip(starts, n_tokens, strict=True)]
-    return ids, np.stack([part[0] for part in laid]), np.stack([part[1] for part in laid])
+    starts = table["doc_starts"].combine_chunks()
+    row = np.repeat(np.arange(len(table)), starts.value_lengths().to_numpy())
+    return ids, *segments(row, starts.flatten().to_numpy(), table["n_tokens"].to_numpy(), length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

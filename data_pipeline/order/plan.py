@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.order.batch_sizes import BatchSizes
 from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised
 from data_pipeline.order.permutation import permute
 
@@ -65,7 +66,7 @@ class Slots:
 class OrderPlan:
     """The whole run's order.
 
-    A step has `batch` slots, fewer in a warm-up of the batch: slot j of step s is the global slot `offset(s) + j`. A
+    A step has `batch` slots, fewer in a warm-up of the batch: slot j of step s is the global slot `sizes.offset(s) + j`. A
     stream's rows are counted on through all stages, so that none comes twice before all of its stream came once.
     """
 
@@ -86,19 +87,13 @@ class OrderPlan:
             if sorted(set(ends)) != ends or (ends and ends[0] < 1):
                 raise ConfigError(f"the steps at which {name} end must rise from 1 on, got {ends}.")
 
-    def size(self, step: int) -> int:
-        """Slots of a step."""
-        return next((batch for until, batch in self.warmup if step < until), self.batch)
-
-    def offset(self, step: int) -> int:
-        """Slots of all steps before `step`."""
-        ends, sizes = self._sizes()
-        starts = [0, *ends]
-        return sum(size * max(0, min(step, end) - start) for start, end, size in zip(starts, [*ends, step], sizes, strict=True))
+    @property
+    def sizes(self) -> BatchSizes:
+        return BatchSizes(batch=self.batch, warmup=self.warmup)
 
     def step(self, step: int) -> Slots:
         """The slots of one step, in order."""
-        return self.lookup(self.offset(step) + np.arange(self.size(step)))
+        return self.lookup(self.sizes.offset(step) + np.arange(self.sizes.size(step)))
 
     def lookup(self, slots: NDArray[np.int64]) -> Slots:
         """The planned rows of any global slots, each below `LAST_SLOT`."""
@@ -128,17 +123,13 @@ class OrderPlan:
 
     def micro_steps(self, step: int, world: int, micro: int) -> int:
         """Micro-steps that each rank makes in a step."""
-        return -(-self.size(step) // (micro * world))
-
-    def _sizes(self) -> tuple[list[int], list[int]]:
-        """The steps at which the batch changes, and the sizes before, between and after them."""
-        return [until for until, _ in self.warmup], [*(batch for _, batch in self.warmup), self.batch]
+        return -(-self.sizes.size(step) // (micro * world))
 
     def _steps(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The step of each global slot, and the slot's number in it."""
-        ends, sizes = self._sizes()
+        ends, sizes = self.sizes.parts()
         starts = np.array([0, *ends])
-        offsets = np.array([self.offset(step) for step in starts])
+        offsets = np.array([self.sizes.offset(step) for step in starts])
         part = np.searchsorted(offsets, slots, side="right") - 1
         step, slot = np.divmod(slots - offsets[part], np.array(sizes)[part])
         return starts[part] + step, slot
@@ -147,7 +138,7 @@ class OrderPlan:
         """The stream of each slot and its position in the stream, epochs counted on: stage after stage."""
         weights = [quantised(np.array(part.weights)) for part in self.stages]
         weights.append(quantised(np.array([stream.weight for stream in self.streams])))
-        starts = [0, *(self.offset(stage.until) for stage in self.stages)]
+        starts = [0, *(self.sizes.offset(stage.until) for stage in self.stages)]
         stream, position = np.empty_like(slots), np.empty_like(slots)
         gone = np.zeros(len(self.streams), np.int64)
         for number, start in enumerate(starts):

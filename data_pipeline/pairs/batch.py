@@ -1,5 +1,8 @@
 """Rows of pairs as tensors."""
 
+from collections.abc import Callable
+from copy import copy
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -31,12 +34,20 @@ class PairBatch:
         return torch.bincount(self.streams, self.weights > 0, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "PairBatch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "PairBatch":
+        """In memory from which a GPU copies by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
+        changed = copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, int):
-                continue
-            moved = tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
-            setattr(self, name, moved)
-        return self
+            if isinstance(value, torch.Tensor):
+                setattr(changed, name, change(value))
+            elif isinstance(value, tuple):
+                setattr(changed, name, tuple(map(change, value)))
+        return changed
 
 
 def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -134,16 +134,23 @@ def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length
     )
 
 
-def segments(doc_starts: NDArray[np.int32], n_tokens: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For one row the number of the document at each place and the position inside it; padding is document -1.
+def segments(
+    row: NDArray[np.integer], start: NDArray[np.integer], n_tokens: NDArray[np.integer], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each place of each row the number of its document and the position inside it; padding is document -1.
 
     A document that was cut by the row's edge counts from 0 again, because what came before cannot be seen.
+
+    Args:
+        row, start: for each document its row and the place where it begins there, rows in order.
+        n_tokens: [B], how many places of a row are text.
     """
-    begins = np.zeros(length, np.int64)
-    begins[doc_starts] = 1
-    begins[0] = 1
-    segment = np.cumsum(begins) - 1
-    first = np.maximum.accumulate(np.where(begins == 1, np.arange(length), 0))
-    position = np.arange(length) - first
-    segment[n_tokens:], position[n_tokens:] = -1, 0
+    begins = np.zeros((len(n_tokens), length), np.int64)
+    begins[row, start] = 1
+    begins[:, 0] = 1
+    place = np.arange(length)
+    segment = begins.cumsum(axis=1) - 1
+    position = place - np.maximum.accumulate(np.where(begins == 1, place, 0), axis=1)
+    padding = place >= n_tokens[:, None]
+    segment[padding], position[padding] = -1, 0
     return segment, position

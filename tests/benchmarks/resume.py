@@ -39,13 +39,12 @@ import psutil
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.order.plan import OrderPlan, Stream
 from data_pipeline.shards import format, manifest
-from data_pipeline.shards.pack import Packed
+from tests.benchmarks import made_up
 
 BATCH, LENGTH, VOCABULARY, SEED = 64, 128, 50_000, 3
 LANGUAGES = {"el": 0.7, "en": 0.3}
 """Their shares of the rows."""
 TEMPERATURE = 0.5
-SHARD_ROWS = 16_384
 BUFFER = 10_000
 """Rows in the shuffle buffer of streaming peers, the size in their documentation."""
 POINTS = (0, 10, 50, 90)
@@ -69,24 +68,6 @@ class Place:
 
     def file(self, name: str) -> str:
         return os.path.join(self.folder, name)
-
-
-def write(place: Place) -> None:
-    """Shards of made-up rows, with their manifest. Small ids are more frequent, so that zstd has something to do."""
-    rng, streams = np.random.default_rng(SEED), dict[str, tuple[manifest.Shard, ...]]()
-    for name, share in LANGUAGES.items():
-        shards, total = list[manifest.Shard](), round(place.rows * share)
-        for start in range(0, total, SHARD_ROWS):
-            rows = min(SHARD_ROWS, total - start)
-            ids = (VOCABULARY * rng.random((rows, LENGTH), np.float32) ** 3).astype(np.uint32)
-            starts, full = list(np.zeros((rows, 1), np.int32)), np.full(rows, LENGTH, np.int32)
-            packed = Packed(ids=ids, n_tokens=full, doc_starts=starts, cut=0)
-            path, tokens = f"{name}/part-{len(shards):05d}.parquet", rows * LENGTH
-            sha256 = format.write(place.file(path), format.text_rows(packed, VOCABULARY))
-            size = {"rows": rows, "documents": rows, "tokens": tokens, "text_tokens": tokens, "text_bytes": 4 * tokens}
-            shards.append(manifest.Shard(path=path, sha256=sha256, padding=0, cut=0, **size))
-        streams[name] = tuple(shards)
-    manifest.Manifest(length=LENGTH, vocab_size=VOCABULARY, tokenizer="none", streams=streams).save(place.folder)
 
 
 # Ways to feed
@@ -337,7 +318,8 @@ def main(arguments: list[str]) -> None:
         if not options.only:
             figures["order_lookups"] = in_child(place, "lookups", 1 << 20, 7)
             figures["order_lookups_64_at_once"] = in_child(place, "lookups", 64, 2000)
-        write(place)
+        counts = {name: round(place.rows * share) for name, share in LANGUAGES.items()}
+        made_up.rows(place.folder, counts, LENGTH, VOCABULARY, SEED)
         names = [name for name in WAYS if options.only in (None, name.partition(":")[0])]
         found = compare(place, names, options.repeats, options.peer_repeats)
     ratios = {share: found.get("ours", {}).get(share) for share in SHARES.values()}

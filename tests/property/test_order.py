@@ -139,15 +139,15 @@ def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]]
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
         assert getattr(together, name)[slot] == getattr(alone, name)[0], name
     step, inside = int(alone.step[0]), int(alone.slot[0])
-    assert plan.offset(step) + inside == slot
-    assert inside < plan.size(step)
+    assert plan.sizes.offset(step) + inside == slot
+    assert inside < plan.sizes.size(step)
     assert plan.step(step).row[inside] == alone.row[0]
 
 
 def test_a_step_is_as_large_as_the_warm_up_says() -> None:
     plan = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
-    assert [plan.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
-    assert [plan.offset(step) for step in range(8)] == [0, 3, 6, 12, 18, 24, 34, 44]
+    assert [plan.sizes.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
+    assert [plan.sizes.offset(step) for step in range(8)] == [0, 3, 6, 12, 18, 24, 34, 44]
 
 
 @pytest.mark.parametrize("warmup", [((0, 4),), ((5, 4), (5, 8)), ((5, 4), (3, 8))])

@@ -150,7 +150,7 @@ def test_a_run_whose_number_of_ranks_changes_is_as_planned(rows: PlannedRows, ur
     found = run.audit()
     assert list(found) == ["order", "rows", "replays"]
     assert all(check.ok for check in found.values())
-    assert f"{rows.plan.offset(23)} rows of 23 steps" in found["order"].said
+    assert f"{rows.plan.sizes.offset(23)} rows of 23 steps" in found["order"].said
     assert found["rows"].said == "compared with the shards"
     assert "0 segments" in found["replays"].said
 
@@ -158,7 +158,7 @@ def test_a_run_whose_number_of_ranks_changes_is_as_planned(rows: PlannedRows, ur
 def test_each_planned_slot_is_in_the_ledger_once_whoever_had_it(run: Run) -> None:
     run.to(9, 3)
     had = pa.concat_tables([ledger.read(run.uri, name) for name in run.lineage])
-    wanted = run.rows.plan.lookup(np.arange(run.rows.plan.offset(9)))
+    wanted = run.rows.plan.lookup(np.arange(run.rows.plan.sizes.offset(9)))
     for name in ("step", "slot", "stream", "epoch", "row"):
         assert had[name].to_pylist() == getattr(wanted, name).tolist()
 
@@ -193,7 +193,7 @@ def test_a_batch_that_is_skipped_after_a_resume_is_found(run: Run) -> None:
     run.to(9, 2, fed=((4, 5),))
     wrong = run.wrong()
     assert set(wrong) == {"order"}
-    size = run.rows.plan.size(4)
+    size = run.rows.plan.sizes.size(4)
     assert [f"step 4 slot {slot} was never trained on" for slot in range(size)] == list(wrong["order"][:size])
     assert "step 9 slot 0 was not to be trained on" in wrong["order"]
 

@@ -21,6 +21,7 @@ def whole_rows(rows: int, length: int, every: int, causal: bool) -> TargetBatch:
         places=places,
         labels=torch.randint(5, 300, (len(places),)),
         streams=torch.zeros_like(places),
+        packed=False,
         tokens=rows * length,
         pairs=seen if causal else 2 * seen - rows * length,
     )

@@ -62,7 +62,7 @@ def test_masked_lm_on_packed_rows_is_each_document_alone(name: str, english) -> 
     places = torch.arange(sum(lengths))
     batch = TargetBatch(
         input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places],
-        streams=torch.zeros_like(places), tokens=len(places), pairs=0,
+        streams=torch.zeros_like(places), packed=True, tokens=len(places), pairs=0,
     )  # fmt: skip
     module = PackedLM(model, causal=False)
     alone = torch.cat([model(torch.tensor([d])).logits[0] for d in documents])

@@ -74,9 +74,9 @@ def test_packings_of_real_text_trade_padding_for_cuts(family, greek) -> None:
 
 
 def test_segments_number_documents_and_restart_positions() -> None:
-    segment, position = segments(np.array([3, 5], np.int32), 7, 8)
-    assert segment.tolist() == [0, 0, 0, 1, 1, 2, 2, -1]
-    assert position.tolist() == [0, 1, 2, 0, 1, 0, 1, 0]
+    segment, position = segments(np.array([0, 0, 2]), np.array([3, 5, 0]), np.array([7, 8, 2]), 8)
+    assert segment.tolist() == [[0, 0, 0, 1, 1, 2, 2, -1], [0] * 8, [0, 0] + [-1] * 6]
+    assert position.tolist() == [[0, 1, 2, 0, 1, 0, 1, 0], [*range(8)], [0, 1] + [0] * 6]
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 250_002])

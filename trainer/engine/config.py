@@ -1,9 +1,14 @@
 """Settings of a training run, shared by all objectives."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipeline.errors import ConfigError
+from data_pipeline.order.batch_sizes import BatchSizes
+
+_MANY = 8
+"""Micro-batches from which on their gradients are summed in fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,10 @@ class TrainConfig:
     micro_batch: int | None = None
     """Rows that a worker computes at once; the whole of its share when not given."""
     learning_rate: float = 3e-4
-    """The highest, reached after the warm-up; it then falls linearly to 0."""
+    """The highest, reached after the warm-up; it then falls linearly to 0. Both are measured in rows."""
+    rate_batch: int | None = None
+    """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
+    (Malladi et al. 2022, for Adam). `batch_size` when not given, so that only the warm-up of the batch is scaled."""
     warmup_steps: int = 5
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
@@ -37,7 +45,15 @@ class TrainConfig:
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
+    hpz: int = 1
+    """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""
+    offload: Literal["optimizer", "all"] | None = None
+    """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool | None = None
+    """Whether forward and backward become one compiled graph: on GPUs under ZeRO-1 and 2 when not given."""
+    activation_checkpointing: bool = False
+    """Whether activations within a layer are computed again in the backward pass instead of being kept."""
     evaluate_steps: int | None = None
     """Steps between evaluations on held-out text; only before and after training when not given."""
     spike: float = 10.0
@@ -64,19 +80,47 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
+        self._refuse()
+        if self.rate_batch is not None and self.rate_batch < 1:
+            raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
         if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
             raise ConfigError("learning_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
         if self.evaluate_steps is not None and self.evaluate_steps < 1:
             raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
+
+    def _refuse(self) -> None:
+        """What does not go together."""
+        whole = self.zero_stage == 3
+        refused = {
+            "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
+            'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
+                self.offload == "all" and not whole,
+            "ZeRO-3 gathers weights between layers, which breaks a graph of the whole model: compile=false, or zero_stage=2.":
+                bool(self.compile) and whole,
+        }  # fmt: skip
+        for said, holds in refused.items():
+            if holds:
+                raise ConfigError(said, "train")
+
+    def compiles(self, gpu: bool) -> bool:
+        return self.zero_stage < 3 and gpu if self.compile is None else self.compile
 
     def rate(self, step: int, embedding: bool) -> float:
         """The learning rate of a step for what has a row per token, or for the rest: a pure function, so that a resumed run
         has the same."""
         if step < self.embedding_steps and not embedding:
             return 0.0
+        sizes = self.sizes
+        size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup_steps)
+        highest = self.learning_rate * math.sqrt(size / (self.rate_batch or self.batch_size))
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup_steps)
+            return highest * (before + size) / warm
+        total = sizes.offset(self.steps)
+        return highest * (total - before) / max(size, total - warm)
+
+    @property
+    def sizes(self) -> BatchSizes:
+        return BatchSizes(batch=self.batch_size, warmup=tuple((part.until, part.rows) for part in self.batch_warmup))
 
     def evaluates(self, done: int) -> bool:
         """Whether held-out text is scored after `done` steps."""
@@ -88,12 +132,23 @@ class TrainConfig:
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
+        zero: dict[str, Any] = {"stage": self.zero_stage, "stage3_gather_16bit_weights_on_model_save": True}
+        if self.hpz > 1:
+            zero["zero_hpz_partition_size"] = self.hpz
+        if self.offload is not None:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if self.offload == "all":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        # Many small gradients that are summed in bf16 vanish beside their sum.
+        exact = self.precision == "bf16" and accumulation >= _MANY
         return {
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
-            "zero_optimization": {"stage": self.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
             # The scan for overflow launches six kernels a parameter; our own guard reads loss and norm instead.
             "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": False},
+            "data_types": {"grad_accum_dtype": "fp32" if exact else None},
             "gradient_clipping": self.clip,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 30,

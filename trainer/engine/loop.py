@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from data_pipeline import keyed_random, storage
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed import ledger
+from data_pipeline.feed.ahead import ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name
@@ -25,10 +27,10 @@ from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
-from trainer.engine.setup import engine_for, row_norms, weights_of
+from trainer.engine.setup import engine_for, row_norms, slow, weights_of
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
-from trainer.engine.tasks import Task
+from trainer.engine.tasks import Batch, Task
 from trainer.engine.together import from_first
 from trainer.engine.waiting import Waiting
 from trainer.engine.wishes import Wish, Wishes
@@ -73,7 +75,9 @@ class Training:
         self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
         module: Any = run.task.module()
         flops = module.flops()  # before ZeRO-3 takes the parameters apart
-        self._engine = engine_for(module, run.config, *feed.shape(0))
+        micro, accumulation = feed.shape(0)
+        self._engine = engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
+        self._slow = slow(module, run.config)
         self._waiting = Waiting()
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
@@ -92,7 +96,7 @@ class Training:
         attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
-            host=socket.gethostname(), pid=os.getpid(),
+            host=socket.gethostname(), pid=os.getpid(), slow=self._slow,
         )  # fmt: skip
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
@@ -113,9 +117,9 @@ class Training:
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
         began = time.perf_counter()
-        for step, rows in enumerate(self._feed.stream(self._state.next_step, self._run.config.steps), self._state.next_step):
+        for step, rows, batches in ahead(self._prepared(self._state.next_step)):
             waited = time.perf_counter() - began
-            outcome = self._step(step, rows)
+            outcome = self._step(step, batches)
             self._journal.step(
                 step, self._feed.planned(step), outcome, waited, time.perf_counter() - began, self._waiting.take()
             )
@@ -132,11 +136,16 @@ class Training:
             began = time.perf_counter()
         return False
 
-    def _step(self, step: int, rows: pa.Table) -> Outcome:
+    def _prepared(self, first: int) -> Iterator[tuple[int, pa.Table, list[Batch]]]:
+        """The steps from `first` on with their rows, and those as micro-batches where the device can fetch them."""
+        for step, rows in enumerate(self._feed.stream(first, self._run.config.steps), first):
+            micro, count = self._feed.shape(step)
+            batches = [self._collate(rows.slice(i * micro, micro)) for i in range(count)]
+            yield step, rows, [batch.pinned() for batch in batches] if torch.cuda.is_available() else batches
+
+    def _step(self, step: int, batches: list[Batch]) -> Outcome:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
-        micro, count = self._feed.shape(step)
-        batches = [self._collate(rows.slice(i * micro, micro)) for i in range(count)]
         set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
         return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)

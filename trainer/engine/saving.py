@@ -2,9 +2,8 @@
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +19,8 @@ from trainer.engine.checkpoint import TAG, RunState
 from trainer.engine.store import STATE, Store
 from trainer.engine.together import agreed, from_first, said, together
 
+_NOWHERE = "nowhere"
+"""The folder that DeepSpeed is told."""
 MISSED = 2
 """Saves in a row that may fail before the run gives up."""
 
@@ -145,16 +146,22 @@ def _parts(engine: Any) -> dict[str, Any]:
     """What DeepSpeed would write on this rank, by path: nothing is written yet.
 
     Its `save_checkpoint` waits for the other ranks between its writes, so that a disk that is full on one of them would
-    leave the others waiting for good.
+    leave the others waiting for good; and a worker that is killed while it waits would leave a folder behind.
     """
     parts: dict[str, Any] = {}
-    writer, written = engine.checkpoint_engine, engine.checkpoint_engine.save
-    with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        writer.save = lambda state_dict, path: parts.update({os.path.relpath(path, folder): state_dict})
-        try:
-            engine.save_checkpoint(folder, tag=TAG, save_latest=False)
-        finally:
-            writer.save = written
+    writer = engine.checkpoint_engine
+    stand_ins: dict[tuple[Any, str], Callable[..., None]] = {
+        (writer, "save"): lambda state_dict, path: parts.update({os.path.relpath(path, _NOWHERE): state_dict}),
+        (writer, "makedirs"): lambda path, exist_ok=False: None,
+        (engine, "_copy_recovery_script"): lambda path: None,
+    }
+    for (owner, name), stand_in in stand_ins.items():
+        setattr(owner, name, stand_in)
+    try:
+        engine.save_checkpoint(_NOWHERE, tag=TAG, save_latest=False)
+    finally:
+        for owner, name in stand_ins:
+            delattr(owner, name)
     return parts
 
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
 
+_ALIGNED = 16
+"""Bytes: where DeepSpeed's flat buffers put a tensor behind one of an odd size, cuBLAS falls back to other kernels."""
+
 
 def before_deepspeed() -> None:
     """What DeepSpeed reads at import: the device, and where compiled ops are kept: beside the packages that they were
@@ -24,11 +27,29 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
     before_deepspeed()
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=torch.cuda.is_available()
-    )
+    if config.activation_checkpointing:
+        model: Any = module.model
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compiles(torch.cuda.is_available()):
+        module.compile_graph()  # type: ignore[operator]
+    optimizer = torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     return engine
+
+
+def slow(module: Any, config: TrainConfig) -> list[str]:
+    """What in this set-up costs speed, in words (`specs/performance.md`). After the engine is made."""
+    odd = [name for name, weight in module.named_parameters() if weight.data_ptr() % _ALIGNED]
+    found = {
+        f"{len(odd)} weights, {', '.join(odd[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that products "
+        "take slow kernels: pad the vocabulary to a multiple of 128": bool(odd),
+        "fp32 on a GPU: train.precision=bf16 is several times as fast": torch.cuda.is_available()
+        and config.precision == "fp32",
+        "not one compiled graph": torch.cuda.is_available() and not config.compiles(True),
+        "the optimizer works in the host's memory": config.offload is not None,
+        "activations are computed twice": config.activation_checkpointing,
+    }
+    return [*module.slow(), *(said for said, holds in found.items() if holds)]
 
 
 def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -51,11 +51,23 @@ class Batch(Protocol):
 
     def to(self, device: torch.device | str) -> "Batch": ...
 
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies by itself."""
+        ...
+
 
 class Module(Protocol):
     """What is trained. Its forward is the loss of each of a batch's M targets."""
 
     def flops(self) -> Flops: ...
+
+    def slow(self) -> list[str]:
+        """What keeps this model from the fast path, in words."""
+        ...
+
+    def compile_graph(self) -> None:
+        """From now on one graph of fixed shapes, if it can be one."""
+        ...
 
 
 class Task(Protocol):
@@ -84,7 +96,9 @@ class LanguageModelTask:
 
     def module(self) -> PackedLM:
         with storage.local_copy(self.model_uri) as folder:
-            return PackedLM(loading.language_model(folder, self.seed), self._kind(folder) == "causal")
+            kind = self._kind(folder)
+            share = 1.0 if kind == "causal" else self.probability
+            return PackedLM(loading.language_model(folder, self.seed), kind == "causal", share)
 
     def collator(self) -> Masker | NextToken:
         with storage.local_copy(self.model_uri) as folder:

@@ -28,6 +28,12 @@ class DualEncoder(torch.nn.Module):
     def flops(self) -> Flops:
         return Flops.of(self.model, None)
 
+    def slow(self) -> list[str]:
+        return []
+
+    def compile_graph(self) -> None:
+        """Not one of fixed shapes: each batch is as long as its longest text."""
+
     def forward(self, batch: PairBatch) -> torch.Tensor:
         anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
         weights = batch.weights

@@ -1,6 +1,13 @@
-"""Language-model loss of a transformers model on packed rows, the vocabulary product at the targets' places only."""
+"""Language-model loss of a transformers model on packed rows, without the work that is of no use.
+
+Where a model's time goes when its vocabulary is large (`specs/performance.md`): the product with the vocabulary at places
+without a target, logits that are stored, masks that keep attention off the fast kernels, and, on a GPU, launching small
+kernels. So the head runs on targets only, some at a time; rows of one document have no mask; and the whole is one compiled
+graph of fixed shapes.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,46 +15,77 @@ from transformers import PreTrainedModel
 
 from data_pipeline.feed.targets import TargetBatch
 from trainer.models.flops import Flops
+from trainer.models.heads import head_of
 from trainer.models.loading import position_offset
+from trainer.models.packed_attention import PackedAttention
+from trainer.objectives.linear_cross_entropy import linear_cross_entropy
+
+_IGNORED = -100
 
 
 class PackedLM(torch.nn.Module):
     """`forward(batch)` is the negative log-likelihood of each of the batch's targets, fp32 [M].
 
-    Attention stays within a document, and looks back only if `causal`; positions count from each document's start. The
-    head runs on the M places that have a target, not on all B x L: for a large vocabulary that is most of the work. An
-    architecture whose head is not known runs its own forward, with the same result.
+    Attention stays within a document, and looks back only if `causal`; positions count from each document's start. An
+    architecture whose head is not known (`heads.FAMILIES`) runs its own forward, with the same result.
+
+    Args:
+        share: of a row's tokens, the most that are targets; compiled graphs have room for as many.
     """
 
-    def __init__(self, model: PreTrainedModel, causal: bool) -> None:
+    def __init__(self, model: PreTrainedModel, causal: bool, share: float = 1.0) -> None:
         super().__init__()
         self.model = model
-        self._causal = causal
+        self._causal, self._share = causal, share
         self._offset = position_offset(model.config)
-        found = [name for name in ("cls", "lm_head") if hasattr(model, name)]
-        self._head = found[0] if found else None
+        self._head = head_of(model)
+        self._attention = PackedAttention(model, causal)
+        self._compiled: Callable[..., torch.Tensor] | None = None
 
     def flops(self) -> Flops:
-        return Flops.of(self.model, self._head)
+        return Flops.of(self.model, None if self._head is None else self._head.name)
+
+    def slow(self) -> list[str]:
+        """What keeps this model from the fast path, in words."""
+        kind = self.model.config.model_type
+        heads = (
+            [f"{kind} is trained by its own forward: logits at every place, not only at targets"] if self._head is None else []
+        )
+        return heads + self._attention.slow()
+
+    def compile_graph(self) -> None:
+        """From now on one graph of fixed shapes; the first batch of each shape takes a minute or more."""
+        if self._head is not None:
+            self._compiled = torch.compile(self._losses, dynamic=False)
 
     def forward(self, batch: TargetBatch) -> torch.Tensor:
-        logits = self.logits(batch)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        if self._head is None:
+            return torch.nn.functional.cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
+        inputs = self._attention.inputs(batch, self._offset)
+        if self._compiled is None or not torch.is_grad_enabled():
+            return self._losses(inputs, batch.places, batch.labels)
+        rows, length = batch.input_ids.shape
+        room = rows * math.floor(length * self._share + 0.5) - len(batch.places)
+        places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
+                          for part, value in ((batch.places, 0), (batch.labels, _IGNORED)))  # fmt: skip
+        return self._compiled(inputs, places, labels)[: len(batch.places)]
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
-        seen = batch.segments[:, None, :, None] == batch.segments[:, None, None, :]
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": seen.tril() if self._causal else seen,
-            "position_ids": batch.positions + self._offset,
-        }
-        if self._causal:
-            inputs["use_cache"] = False
+        inputs = self._attention.inputs(batch, self._offset)
         if self._head is None:
             return self.model(**inputs).logits.flatten(0, 1)[batch.places]
-        hidden = self.model.base_model(**inputs)[0].flatten(0, 1)[batch.places]
-        return getattr(self.model, self._head)(hidden)
+        return self._head.output(self._head.transform(self._hidden(inputs, batch.places)))
+
+    def _hidden(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
+        return self.model.base_model(**inputs)[0].flatten(0, 1)[places]
+
+    def _losses(self, inputs: dict[str, Any], places: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert self._head is not None
+        output, hidden = self._head.output, self._head.transform(self._hidden(inputs, places))
+        if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before
+            return torch.nn.functional.cross_entropy(output(hidden).float(), labels, reduction="none", ignore_index=_IGNORED)
+        return linear_cross_entropy(hidden, output.weight, output.bias, labels)
 
 
 def bits_per_byte(nll: float, targets: int, text_tokens: int, text_bytes: int) -> float:

@@ -1,0 +1,101 @@
+"""What Ray costs a training: the same shards and steps under torchrun with rows read in the process.
+
+    python -m tests.benchmarks.ray_overhead [--steps 24] [--repeats 3] [--workers 2]
+
+Both sides use our engine and forward. With Ray: Ray Train's workers, Ray Data's tasks, the log and the ledger, as `scion
+pretrain` has them. Without: torchrun, a loop that reads, trains and writes nothing. Rows, weights and masks are the same, so
+the losses must be. A run counts by the median of its steps behind the first four; the sides take turns. The last line is one
+JSON object; `ray_vs_torchrun` is throughput with Ray over throughput without.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from tests.benchmarks import made_up, training
+from trainer.engine.config import TrainConfig
+
+LENGTH, VOCABULARY, FIRST = 128, 8_064, 4
+SIDES = ("ray", "torchrun")
+
+
+def child(side: str, folder: str, steps: int, rows: int, workers: int, cpus: int) -> dict[str, Any]:
+    config = TrainConfig(
+        steps=steps, batch_size=rows, learning_rate=training.RATE, warmup_steps=2, checkpoint_steps=None, spike=0.0
+    )
+    model, shards = f"{folder}/model", f"{folder}/rows"
+    if side == "torchrun":
+        return training.plain(model, shards, config)
+    with tempfile.TemporaryDirectory(prefix="scion-bench-") as output:
+        return training.ours(model, shards, output, config, workers=workers, cpus=cpus, gpu=False)
+
+
+def measured(side: str, folder: str, steps: int, rows: int, workers: int, cpus: int) -> dict[str, Any]:
+    """The answer of processes that do nothing else: what rank 0 says under torchrun, else the driver."""
+    training.threads(cpus)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    start = start if side == "torchrun" else [sys.executable]
+    numbers = map(str, (steps, rows, workers, cpus))
+    command = [*start, "-m", "tests.benchmarks.ray_overhead", "--child", side, folder, *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
+    if done.returncode:
+        sys.exit(f"{side} failed: {done.stderr[-2000:]}")
+    told: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    return told
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ray_overhead")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=32, help="of a step, over all workers")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.child:
+        side, folder, *numbers = given.child
+        told = json.dumps(child(side, folder, *map(int, numbers)))
+        if os.environ.get("RANK", "0") == "0":
+            print(told, flush=True)
+        return
+    cpus = max(1, (os.cpu_count() or 1) // given.workers)
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
+        from transformers import BertConfig
+
+        shape = BertConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+                           intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
+        made_up.model(f"{folder}/model", shape)
+        made_up.rows(f"{folder}/rows", {"xx": given.rows * given.steps}, LENGTH, VOCABULARY, seed=1)
+        for repeat in range(given.repeats):
+            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+                found[side].append(measured(side, folder, given.steps, given.rows, given.workers, cpus))
+    report(found, given.rows * LENGTH)
+
+
+def report(found: dict[str, list[dict[str, Any]]], tokens: int) -> None:
+    far = max(abs(a - b) for a, b in zip(*(found[side][0]["losses"] for side in SIDES), strict=True))
+    if far > 1e-4:
+        sys.exit(f"the sides do not train alike: losses differ by {far:.2g}")
+    speeds = {side: [tokens / statistics.median(run["seconds"][FIRST:]) for run in runs] for side, runs in found.items()}
+    print("tokens a second, median of the runs (lowest, highest); the first step, which waits for rows and buffers")
+    for side, values in speeds.items():
+        first = statistics.median(run["seconds"][0] for run in found[side])
+        print(f"  {side:<9} {statistics.median(values):>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   {first:.2f} s")
+    mid = {side: statistics.median(values) for side, values in speeds.items()}
+    waits = [wait for run in found["ray"] for wait in run["parts"]["data_wait"][FIRST:]]
+    print(json.dumps({
+        "benchmark": "ray_overhead",
+        "ratios": {"ray_vs_torchrun": round(mid["ray"] / mid["torchrun"], 4)},
+        "figures": {side: [round(value) for value in values] for side, values in speeds.items()},
+        "data_wait_seconds": statistics.median(waits), "losses_differ_by": far, "cores": os.cpu_count(),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,105 @@
+"""Continued pretraining on a CPU: tokens a second beside Hugging Face's Trainer, for a small and a large vocabulary.
+
+    python -m tests.benchmarks.train_cpu [--steps 12] [--repeats 3] [--rows 32]
+
+The shape is that of all-MiniLM-L6-v2 (6 layers of width 384), with 8,064 and with 250,112 tokens, rows of 128 tokens that are
+one document each, 15 % masked, fp32, AdamW, clipping at 1, dropout as in the model's configuration. Ours is what `scion
+pretrain` runs: Ray Train, Ray Data, DeepSpeed ZeRO-1, the log, the ledger and a checkpoint before the first step; the peer
+reads rows from memory and writes nothing. Each side has a process of its own and as many threads, and they take turns. A run
+counts by the median of its steps behind the first three. The last line is one JSON object: ratios are of tokens a second.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from typing import Any
+
+from tests.benchmarks import made_up, training
+from trainer.engine.config import TrainConfig
+
+LENGTH, FIRST = 128, 3
+VOCABULARIES = {"8k": 8_064, "250k": 250_112}
+SIDES = ("ours", "hf_trainer")
+
+
+def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str, Any]:
+    config = TrainConfig(
+        steps=steps, batch_size=rows, learning_rate=training.RATE, warmup_steps=2, checkpoint_steps=None, spike=0.0
+    )
+    model, shards = f"{folder}/model", f"{folder}/rows"
+    with tempfile.TemporaryDirectory(prefix="scion-bench-") as output:
+        if side == "ours":
+            return training.ours(model, shards, output, config, workers=1, cpus=cores, gpu=False)
+        return training.hf_trainer(model, shards, output, config, deepspeed=False)
+
+
+def measured(arguments: list[str], cores: int) -> dict[str, Any]:
+    """The answer of a process that does nothing else."""
+    training.threads(cores)
+    command = [sys.executable, "-m", "tests.benchmarks.train_cpu", "--child", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
+    if done.returncode:
+        sys.exit(f"{arguments[0]} failed: {done.stderr[-2000:]}")
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return told
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.train_cpu")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=32, help="of a step")
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.child:
+        side, folder, *numbers = given.child
+        print(json.dumps(child(side, folder, *map(int, numbers))))
+        return
+    cores = os.cpu_count() or 1
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {side: [] for side in SIDES} for name in VOCABULARIES}
+    with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
+        for name, size in VOCABULARIES.items():
+            from transformers import BertConfig
+
+            shape = BertConfig(vocab_size=size, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+                               intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
+            made_up.model(f"{folder}/{name}/model", shape)
+            made_up.rows(f"{folder}/{name}/rows", {"xx": given.rows * given.steps}, LENGTH, size, seed=1)
+        for repeat in range(given.repeats):
+            for name in VOCABULARIES:
+                for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+                    numbers = (given.steps, given.rows, cores)
+                    found[name][side].append(measured([side, f"{folder}/{name}", *map(str, numbers)], cores))
+    report(found, given.rows * LENGTH)
+
+
+def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> None:
+    speeds: dict[str, dict[str, list[float]]] = {
+        name: {side: [tokens / statistics.median(run["seconds"][FIRST:]) for run in runs] for side, runs in sides.items()}
+        for name, sides in found.items()
+    }
+    print("tokens a second, median of the runs (lowest, highest); loss of the first and the last step")
+    for name, sides in speeds.items():
+        for side, values in sides.items():
+            losses = found[name][side][0]["losses"]
+            print(f"  {name:<5} {side:<11} {statistics.median(values):>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   "
+                  f"{losses[0]:.3f} {losses[-1]:.3f}")  # fmt: skip
+    mid = {name: {side: statistics.median(values) for side, values in sides.items()} for name, sides in speeds.items()}
+    print(json.dumps({
+        "benchmark": "train_cpu",
+        "ratios": {f"{name}_vs_hf_trainer": round(sides["ours"] / sides["hf_trainer"], 3) for name, sides in mid.items()},
+        "figures": {name: {side: [round(value) for value in values] for side, values in sides.items()}
+                    for name, sides in speeds.items()},
+        "parts_of_ours": {name: {part: statistics.median(values[FIRST:]) for part, values in sides["ours"][0]["parts"].items()}
+                          for name, sides in found.items()},
+        "cores": os.cpu_count(), "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

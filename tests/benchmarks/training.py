@@ -1,0 +1,138 @@
+"""Ways to train the same model on the same rows, with the seconds of each step: ours, as a user starts it, and the peers."""
+
+import os
+import time
+from typing import Any
+
+from data_pipeline.feed.planned import PlannedRows
+from data_pipeline.order.plan import OrderPlan
+from data_pipeline.shards import manifest
+from trainer.engine.config import TrainConfig
+from trainer.engine.tasks import LanguageModelTask
+
+PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
+
+
+def planned(folder: str, config: TrainConfig) -> PlannedRows:
+    found = manifest.load(folder)
+    plan = OrderPlan(streams=found.order_streams(dict.fromkeys(found.streams, 1.0)), batch=config.batch_size, seed=SEED)
+    return PlannedRows(plan=plan, folder=folder, manifest=found, micro=config.micro_batch)
+
+
+def task(folder: str, length: int) -> LanguageModelTask:
+    return LanguageModelTask(model_uri=folder, length=length, probability=PROBABILITY, seed=SEED)
+
+
+def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, cpus: float, gpu: bool) -> dict[str, Any]:
+    """Ray Train, Ray Data and DeepSpeed, with the log, the ledger and the first checkpoint: all that `scion pretrain` does."""
+    from cluster.session import ray_session
+    from trainer.engine import runlog
+    from trainer.engine.launch import fit
+    from trainer.engine.loop import TrainRun
+    from trainer.engine.store import Store
+
+    found = planned(rows, config)
+    run = TrainRun(
+        task=task(model, found.manifest.length), config=config, rows=found, heldout=None, row_groups={}, uri=f"{output}/run",
+        export_uri=f"{output}/run/model", store=Store(f"{output}/run/checkpoints", 3), identity="benchmark",
+        threads=max(1, int(cpus)), progress=None,
+    )  # fmt: skip
+    with ray_session(workers=workers, worker_cpus=cpus, address=None):
+        fit(run, workers=workers, worker_cpus=cpus, gpu=gpu)
+    steps = runlog.steps(runlog.read(f"{run.uri}/log"))
+    names = ("data_wait", "agree", "forward", "backward", "update")
+    parts = {name: [step.get(name) for step in steps] for name in names}
+    return {"seconds": [step["seconds"] for step in steps], "losses": [step["loss"] for step in steps], "parts": parts}
+
+
+def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
+    """Our engine and forward by themselves under torchrun: no Ray, rows read in the process, nothing written."""
+    import torch
+    import torch.distributed as dist
+
+    from data_pipeline.feed.planned import RankFeed
+    from trainer.engine.setup import engine_for
+    from trainer.engine.step import optimizer_step, set_rates
+
+    gpu = torch.cuda.is_available()
+    dist.init_process_group("nccl" if gpu else "gloo")
+    feed = RankFeed(rows=planned(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
+    made = task(model, feed.rows.manifest.length)
+    collate, (micro, accumulation) = made.collator(), feed.shape(0)
+    engine = engine_for(made.module(), config, micro, accumulation)
+    engine.train()
+    seconds, losses, began = [], [], time.perf_counter()
+    for step, table in enumerate(feed.local(0, config.steps)):
+        batches: list[Any] = [collate(table.slice(i * micro, micro)) for i in range(accumulation)]
+        set_rates(engine, config, step)
+        losses.append(optimizer_step(engine, batches, 1, 0, False).loss)
+        seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    dist.destroy_process_group()
+    return {"seconds": seconds, "losses": losses}
+
+
+def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspeed: bool) -> dict[str, Any]:
+    """Hugging Face's Trainer on rows that are in memory, masked by its own collator or shifted by its own loss."""
+    import torch
+    import transformers
+    from datasets import Dataset
+
+    from data_pipeline.feed.planned import RankFeed
+    from data_pipeline.shards.format import token_ids
+    from trainer.models import loading
+
+    feed = RankFeed(rows=planned(rows, config), rank=0, world=1)
+    ids = [token_ids(table["input_ids"], feed.rows.manifest.length) for table in feed.local(0, config.steps)]
+    data = Dataset.from_dict({"input_ids": [row for step in ids for row in step]})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    gpu = torch.cuda.is_available()
+    settings = transformers.TrainingArguments(
+        output_dir=output, per_device_train_batch_size=config.micro_batch or config.batch_size, max_steps=config.steps,
+        gradient_accumulation_steps=config.batch_size // (config.micro_batch or config.batch_size),
+        learning_rate=RATE, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, max_grad_norm=config.clip,
+        lr_scheduler_type="linear", use_cpu=not gpu, bf16=config.precision == "bf16", save_strategy="no", report_to=[],
+        logging_strategy="steps", logging_steps=1, disable_tqdm=True, seed=SEED,
+        deepspeed=_zero1(config) if deepspeed else None,
+    )  # fmt: skip
+    clock = _clock(transformers.TrainerCallback, gpu)
+    causal = loading.kind_of(model) == "causal"
+    trainer = transformers.Trainer(
+        loading.language_model(model, SEED), settings, train_dataset=data, callbacks=[clock],
+        data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=not causal, mlm_probability=PROBABILITY),
+    )  # fmt: skip
+    trainer.train()
+    return {"seconds": clock.seconds, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+
+
+def _zero1(config: TrainConfig) -> dict[str, Any]:
+    """As the documentation of transformers has it."""
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": {"stage": 1}, "bf16": {"enabled": config.precision == "bf16"}} | dict.fromkeys(auto, "auto")
+
+
+def _clock(base: type, gpu: bool) -> Any:
+    """A callback that notes the seconds between the ends of steps."""
+    import torch
+
+    class Clock(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self._began = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self._began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if gpu:
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            self.seconds.append(now - self._began)
+            self._began = now
+
+    return Clock()
+
+
+def threads(count: int) -> None:
+    """As many for every side, before torch is imported."""
+    os.environ |= {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}

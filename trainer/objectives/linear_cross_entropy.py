@@ -1,0 +1,80 @@
+"""Cross-entropy of a linear layer without all of its logits: some targets at a time, gradients in the same pass.
+
+The idea of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2) in plain tensor operations, so that it runs on any
+device: logits of a chunk become its losses and, in place, the gradient of their sum; nothing of the size targets x vocabulary
+outlives the chunk, and nothing is computed twice.
+"""
+
+from typing import Any
+
+import torch
+
+_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 23}
+"""Logits of a chunk, by device: enough for a full device, few enough to stay in a CPU's cache or beside the model."""
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
+    """The negative log-likelihood of each target, fp32 [M]; 0 where the label is below 0.
+
+    Only for a loss that is their sum times a factor: the gradient of the weights is that of the sum, scaled in the backward
+    pass, which refuses other weights on a CPU.
+
+    Args:
+        hidden: [M, H]
+        weight: [V, H]
+        bias: [V]
+        labels: int [M]
+        chunk: targets at a time.
+    """
+    if chunk is None:
+        chunk = max(1, _ELEMENTS.get(hidden.device.type, 1 << 24) // len(weight))
+    losses: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, chunk)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int
+    ) -> torch.Tensor:
+        wanted = any(ctx.needs_input_grad)
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        by_hidden = torch.empty_like(hidden) if wanted else None
+        by_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wanted else None
+        by_bias = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if wanted and bias is not None else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
+            asked, real = labels[part].clamp_min(0)[:, None], (labels[part] >= 0)[:, None]
+            total = logits.logsumexp(dim=1, keepdim=True)
+            losses[part] = ((total - logits.gather(1, asked)) * real)[:, 0]
+            if by_hidden is None or by_weight is None:
+                continue
+            by_logits = logits.sub_(total).exp_()
+            by_logits.scatter_add_(1, asked, torch.full_like(total, -1.0)).mul_(real)
+            narrow = by_logits.to(weight.dtype)
+            by_hidden[part] = narrow @ weight
+            if narrow.dtype == torch.float32:
+                by_weight.addmm_(narrow.T, hidden[part])
+            else:
+                by_weight += narrow.T @ hidden[part]
+            if by_bias is not None:
+                by_bias += by_logits.sum(dim=0)
+        if wanted:
+            kept = [None if one is None else one.to(weight.dtype) for one in (by_hidden, by_weight, by_bias)]
+            ctx.save_for_backward(*kept)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,), kept = grads, ctx.saved_tensors
+        if len(grad):
+            # Looked at where it costs nothing: not where the answer had to be waited for, nor in a graph.
+            if not (grad.is_cuda or torch.compiler.is_compiling()):
+                assert bool((grad == grad[0]).all()), "targets must weigh the same"
+            for one in kept:
+                if one is not None:
+                    one.mul_(grad[0].to(one.dtype))  # in place: of the weights' size, and nobody else's
+        return (*kept, None, None)
