@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             narrow = by_logits.to(weight.dtype)
             by_hidden[part] = narrow @ weight
             if narrow.dtype == torch.float32:
-                by_weight.addmm_(narrow.T, hidden[part])
+                torch.addmm(by_weight, narrow.T, hidden[part], out=by_weight)
             else:
                 by_weight += narrow.T @ hidden[part]
             if by_bias is not None:
