@@ -29,7 +29,7 @@ def whole_rows(rows: int, length: int, every: int, causal: bool) -> TargetBatch:
 
 @pytest.mark.parametrize("every", [1, 7])
 def test_an_encoder_s_step_is_what_torch_counts(english, every: int) -> None:
-    module = PackedLM(tiny_model(wordpiece(english)), causal=False)
+    module = PackedLM(tiny_model(wordpiece(english)), causal=False, share=1 / every)
     batch = whole_rows(3, 64, every, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()

@@ -9,14 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from data_pipeline.feed.targets import NextToken, TargetBatch
 from data_pipeline.pairs.batch import PairBatch
-from data_pipeline.ragged import Ragged
-from data_pipeline.shards import format
-from data_pipeline.shards.pack import concat_split
-from tests.conftest import FAMILIES, tiny_decoder, tiny_model
+from tests.conftest import FAMILIES, tiny_model
 from trainer.models.dual_encoder import DualEncoder
-from trainer.models.packed_lm import PackedLM, bits_per_byte
+from trainer.models.packed_lm import bits_per_byte
 from trainer.objectives.infonce import info_nce
 
 
@@ -47,50 +43,6 @@ def test_info_nce_equals_sentence_transformers() -> None:
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (q, d)]
     ours = info_nce(*unit, torch.arange(6), torch.arange(6), torch.ones(6), 1 / 20)
     assert abs(float(ours.mean() - theirs)) < 1e-5
-
-
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_masked_lm_on_packed_rows_is_each_document_alone(name: str, english) -> None:
-    """Packing must not change what a document's tokens see: the same logits as from the document by itself."""
-    tokenizer = FAMILIES[name](english)
-    model = tiny_model(tokenizer)
-    documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
-    ids = torch.tensor([[t for d in documents for t in d] + [tokenizer.pad_token_id] * 3])
-    lengths = [len(d) for d in documents]
-    segment = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] + [-1] * 3])
-    position = torch.tensor([[p for n in lengths for p in range(n)] + [0] * 3])
-    places = torch.arange(sum(lengths))
-    batch = TargetBatch(
-        input_ids=ids, segments=segment, positions=position, places=places, labels=ids[0, places],
-        streams=torch.zeros_like(places), packed=True, tokens=len(places), pairs=0,
-    )  # fmt: skip
-    module = PackedLM(model, causal=False)
-    alone = torch.cat([model(torch.tensor([d])).logits[0] for d in documents])
-    assert (module.logits(batch) - alone).abs().max() < 1e-4
-    expected = torch.nn.functional.cross_entropy(alone, batch.labels, reduction="sum")
-    assert torch.isclose(module(batch).sum(), expected, rtol=1e-5)
-    module._head = None
-    assert torch.isclose(module(batch).sum(), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_causal_lm_on_packed_rows_is_each_document_alone(kind: str, english) -> None:
-    """The loss is transformers' own for each document by itself, summed."""
-    tokenizer = FAMILIES["byte_level"](english)
-    model = tiny_decoder(tokenizer, kind)
-    documents = [tokenizer(text).input_ids[:20] for text in english[:3]]
-    packed = concat_split(Ragged.of(documents), 64, 1)
-    row = (
-        format.text_rows(packed, len(tokenizer)).append_column("weight", pa.array([1.0])).append_column("stream", pa.array([0]))
-    )
-    batch = NextToken(length=64)(row)
-    expected = sum(model(input_ids=torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in documents)
-    module = PackedLM(model, causal=True)
-    assert len(batch.labels) == sum(len(d) - 1 for d in documents)
-    assert abs(module(batch).sum().item() - expected) < 1e-3
-    module._head = None
-    assert abs(module(batch).sum().item() - expected) < 1e-3
-    assert NextToken(length=64)(row.drop(["weight"]).append_column("weight", pa.array([0.0]))).counts(1).tolist() == [0]
 
 
 def test_bits_per_byte_of_a_uniform_guess() -> None:

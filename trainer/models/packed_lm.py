@@ -18,9 +18,7 @@ from trainer.models.flops import Flops
 from trainer.models.heads import head_of
 from trainer.models.loading import position_offset
 from trainer.models.packed_attention import PackedAttention
-from trainer.objectives.linear_cross_entropy import linear_cross_entropy
-
-_IGNORED = -100
+from trainer.objectives.linear_cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
 
 
 class PackedLM(torch.nn.Module):
@@ -30,7 +28,7 @@ class PackedLM(torch.nn.Module):
     architecture whose head is not known (`heads.FAMILIES`) runs its own forward, with the same result.
 
     Args:
-        share: of a row's tokens, the most that are targets; compiled graphs have room for as many.
+        share: of a row's tokens, the most that are targets; there is always room for as many.
     """
 
     def __init__(self, model: PreTrainedModel, causal: bool, share: float = 1.0) -> None:
@@ -62,13 +60,13 @@ class PackedLM(torch.nn.Module):
         if self._head is None:
             return torch.nn.functional.cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
         inputs = self._attention.inputs(batch, self._offset)
-        if self._compiled is None or not torch.is_grad_enabled():
-            return self._losses(inputs, batch.places, batch.labels)
         rows, length = batch.input_ids.shape
-        room = rows * math.floor(length * self._share + 0.5) - len(batch.places)
+        # As many on every rank and in every step, so that graphs fit and ranks gather ZeRO-3's weights as often.
+        room = max(0, rows * math.floor(length * self._share + 0.5) - len(batch.places))
         places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
-                          for part, value in ((batch.places, 0), (batch.labels, _IGNORED)))  # fmt: skip
-        return self._compiled(inputs, places, labels)[: len(batch.places)]
+                          for part, value in ((batch.places, 0), (batch.labels, IGNORED)))  # fmt: skip
+        losses = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self._losses
+        return losses(inputs, places, labels)[: len(batch.places)]
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
@@ -84,7 +82,7 @@ class PackedLM(torch.nn.Module):
         assert self._head is not None
         output, hidden = self._head.output, self._head.transform(self._hidden(inputs, places))
         if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before
-            return torch.nn.functional.cross_entropy(output(hidden).float(), labels, reduction="none", ignore_index=_IGNORED)
+            return chunked_cross_entropy(output, hidden, labels)
         return linear_cross_entropy(hidden, output.weight, output.bias, labels)
 
 

@@ -8,7 +8,10 @@ outlives the chunk, and nothing is computed twice.
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
+IGNORED = -100
+"""A label that counts for nothing, as in torch."""
 _ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 23}
 """Logits of a chunk, by device: enough for a full device, few enough to stay in a CPU's cache or beside the model."""
 
@@ -28,10 +31,27 @@ def linear_cross_entropy(
         labels: int [M]
         chunk: targets at a time.
     """
-    if chunk is None:
-        chunk = max(1, _ELEMENTS.get(hidden.device.type, 1 << 24) // len(weight))
+    chunk = _chunk(hidden, len(weight)) if chunk is None else chunk
     losses: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, chunk)  # type: ignore[no-untyped-call]
     return losses
+
+
+def chunked_cross_entropy(
+    output: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
+    """The same through the layer's own forward, each chunk of which is computed again in the backward pass: for weights that
+    are only there while the layer runs. Ranks need as many targets each."""
+    chunk = _chunk(hidden, output.out_features) if chunk is None else chunk
+
+    def losses(part: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output(part).float(), asked, reduction="none", ignore_index=IGNORED)
+
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
+
+
+def _chunk(hidden: torch.Tensor, vocabulary: int) -> int:
+    return max(1, _ELEMENTS.get(hidden.device.type, 1 << 24) // vocabulary)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,17 +84,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 by_bias += by_logits.sum(dim=0)
         if wanted:
             kept = [None if one is None else one.to(weight.dtype) for one in (by_hidden, by_weight, by_bias)]
-            ctx.save_for_backward(*kept)
+            ctx.save_for_backward(labels, *kept)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,), kept = grads, ctx.saved_tensors
+        (grad,), (labels, *kept) = grads, ctx.saved_tensors
         if len(grad):
+            real = labels >= 0
+            factor = grad[real.int().argmax()]
             # Looked at where it costs nothing: not where the answer had to be waited for, nor in a graph.
             if not (grad.is_cuda or torch.compiler.is_compiling()):
-                assert bool((grad == grad[0]).all()), "targets must weigh the same"
+                assert bool((grad[real] == factor).all()), "targets must weigh the same"
             for one in kept:
                 if one is not None:
-                    one.mul_(grad[0].to(one.dtype))  # in place: of the weights' size, and nobody else's
+                    one.mul_(factor.to(one.dtype))  # in place: of the weights' size, and nobody else's
         return (*kept, None, None)

@@ -1,0 +1,44 @@
+"""Making items before they are asked for changes nothing about them."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from data_pipeline.feed.ahead import ahead
+
+
+def test_all_items_come_in_order() -> None:
+    assert list(ahead(iter(range(50)))) == [*range(50)]
+    assert list(ahead(iter([]))) == []
+
+
+def test_the_next_ones_are_made_while_one_is_used_and_no_more() -> None:
+    made: list[int] = []
+    items = ahead((made.append(number) or number for number in range(50)), depth=3)
+    assert next(items) == 0
+    end = time.monotonic() + 10
+    while len(made) < 4 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert made == [0, 1, 2, 3]
+
+
+def test_an_error_comes_where_the_item_would_have_come() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(found)
+
+
+def test_an_end_before_the_last_item_leaves_no_thread() -> None:
+    before = threading.active_count()
+    items = ahead(iter(range(1000)))
+    next(items)
+    items.close()
+    assert threading.active_count() == before
