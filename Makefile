@@ -10,7 +10,7 @@ SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults oracle bench-transfer bench-matrix bench-resume lint format serve clean sample
+.PHONY: help setup demo test test-slow faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,9 +34,12 @@ demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedd
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q
 
+test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 20 minutes)
+	$(BIN)/python -m pytest -q -m slow
+
 faults: $(STAMP) ## training under seeded faults, broken copies that must be caught, each fault by itself: SEEDS=5 SEED_FROM=0
 	$(BIN)/python -m tests.faults --seeds $(SEEDS) --seed-from $(SEED_FROM) --mutants
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/faults tests/integration/test_universal.py tests/integration/test_elastic.py tests/integration/test_guards.py
+	$(BIN)/python -m pytest -q tests/faults
 
 oracle: $(ORACLE)/.ready ## our algorithms against other people's packages, in an environment of their own
 	$(ORACLE)/bin/python -m pytest -q tests/oracle
@@ -49,6 +52,14 @@ bench-matrix: $(STAMP) ## every method on a source of every family, tied and unt
 
 bench-resume: $(ORACLE)/.ready ## first batch after a resume beside Trainer's skipping and torchdata's StatefulDataLoader (about 25 minutes)
 	$(ORACLE)/bin/python -m tests.benchmarks.resume
+
+bench-shards: $(ORACLE)/.ready ## text to shards beside datatrove and datasets.map, in eight languages (10 minutes; fetches text with apt-get)
+	$(ORACLE)/bin/python -m tests.benchmarks.shard_build
+
+bench-train: $(ORACLE)/.ready ## training beside Hugging Face's Trainer, and what Ray costs (about 15 minutes on a CPU)
+	$(ORACLE)/bin/python -m trainer.engine.build_ops
+	$(ORACLE)/bin/python -m tests.benchmarks.train_cpu
+	$(ORACLE)/bin/python -m tests.benchmarks.ray_overhead
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)

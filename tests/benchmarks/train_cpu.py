@@ -95,7 +95,8 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> No
         "ratios": {f"{name}_vs_hf_trainer": round(sides["ours"] / sides["hf_trainer"], 3) for name, sides in mid.items()},
         "figures": {name: {side: [round(value) for value in values] for side, values in sides.items()}
                     for name, sides in speeds.items()},
-        "parts_of_ours": {name: {part: statistics.median(values[FIRST:]) for part, values in sides["ours"][0]["parts"].items()}
+        "parts_of_ours": {name: {part: statistics.median(values[FIRST:]) for part, values in sides["ours"][0]["parts"].items()
+                                 if values[-1] is not None}
                           for name, sides in found.items()},
         "cores": os.cpu_count(), "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
     }))  # fmt: skip

@@ -40,7 +40,7 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
     with ray_session(workers=workers, worker_cpus=cpus, address=None):
         fit(run, workers=workers, worker_cpus=cpus, gpu=gpu)
     steps = runlog.steps(runlog.read(f"{run.uri}/log"))
-    names = ("data_wait", "agree", "forward", "backward", "update")
+    names = ("data_wait", "agree", "forward", "backward", "update", "memory")
     parts = {name: [step.get(name) for step in steps] for name in names}
     return {"seconds": [step["seconds"] for step in steps], "losses": [step["loss"] for step in steps], "parts": parts}
 

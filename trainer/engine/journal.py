@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from data_pipeline import storage
@@ -64,6 +65,7 @@ class Journal:
             "tokens_per_second": round(outcome.tokens / seconds, 1),
             "tflops": round(tflops, 6),
             "mfu": None if self._peak is None else round(tflops * 1e12 / self._peak, 5),
+            "memory": round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else None,
             **outcome.seconds,
         }
         self._log.write("step", **entry)
