@@ -189,7 +189,7 @@ def figures(runs: list[dict[str, Any]], shape: Shape, side: str, operations: flo
         "tokens_per_second": round(mid * shape.length), "spread": [round(one * shape.length) for one in (min(rows), max(rows))],
         "useful_tflops": round(mid * operations / 1e12, 1), "share_of_peak": top and round(mid * operations / top, 3),
         "data_wait_share": statistics.median(waits) if waits else None,
-        "memory_gib": max((run["parts"]["memory"][-1] for run in runs if "parts" in run), default=None),
+        "memory_gib": max((run["parts"]["memory"][-1] or 0.0 for run in runs if "parts" in run), default=None),
         "loss": [runs[0]["losses"][0], runs[0]["losses"][-1]],
     }  # fmt: skip
 

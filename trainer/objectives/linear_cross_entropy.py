@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """A label that counts for nothing, as in torch."""
-_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 23}
-"""Logits of a chunk, by device: enough for a full device, few enough to stay in a CPU's cache or beside the model."""
+_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 27}
+"""Logits of a chunk, by device: enough to read the weights seldom, few enough to find room beside the model."""
 
 
 def linear_cross_entropy(
@@ -51,7 +51,7 @@ def chunked_cross_entropy(
 
 
 def _chunk(hidden: torch.Tensor, vocabulary: int) -> int:
-    return max(1, _ELEMENTS.get(hidden.device.type, 1 << 24) // vocabulary)
+    return max(1, _ELEMENTS.get(hidden.device.type, 1 << 27) // vocabulary)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
