@@ -92,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (grad,), (labels, *kept) = grads, ctx.saved_tensors
         if len(grad):
             real = labels >= 0
-            factor = grad[real.int().argmax()]
+            factor = grad.gather(0, real.int().argmax(dim=0, keepdim=True))
             # Looked at where it costs nothing: not where the answer had to be waited for, nor in a graph.
             if not (grad.is_cuda or torch.compiler.is_compiling()):
                 assert bool((grad[real] == factor).all()), "targets must weigh the same"
