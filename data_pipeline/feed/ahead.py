@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+DEPTH = 2
+"""Steps: one that is ready while one is computed and one is made."""
 
 
-def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int = DEPTH) -> Iterator[T]:
     """The items, in order, made by one thread up to `depth` before they are asked for; what it raises is raised here."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

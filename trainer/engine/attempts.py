@@ -51,8 +51,8 @@ def told(uri: str) -> Iterator[ScionError | None]:
         raise
 
 
-def check_progress(uri: str, feed: RankFeed, next_step: int) -> None:
-    """Whether going on makes sense; every rank calls it.
+def check_progress(uri: str, feed: RankFeed, next_step: int) -> int | None:
+    """Whether going on makes sense, and the step in which the last attempt died, if it did; every rank calls it.
 
     Raises:
         TrainingError: the last attempts all died in the same step; names it and its rows.
@@ -60,7 +60,7 @@ def check_progress(uri: str, feed: RankFeed, next_step: int) -> None:
     folder = storage.join(uri, runlog.FOLDER)
     found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS)))
     if found["count"] < guards.DEATHS:
-        return
+        return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)
     slots = feed.rows.plan.step(feed.planned(step))
     names = [stream.name for stream in feed.rows.plan.streams]

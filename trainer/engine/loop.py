@@ -1,5 +1,6 @@
 """The training loop of one worker: next rows, step, save. All that varies is in task and config."""
 
+import itertools
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline import keyed_random, storage
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed import ledger
-from data_pipeline.feed.ahead import ahead
+from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name
@@ -87,13 +88,16 @@ class Training:
         self._journal = Journal(run.uri, run.config, names, flops)
         self._wishes = Wishes(run.config, run.progress)
         self._state = RunState()
+        self._careful = 0
+        """Steps before this one are not prepared ahead."""
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until it is told to stop."""
         steps, began = self._run.config.steps, time.perf_counter()
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
         seconds = round(time.perf_counter() - began, 3)
-        attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
+        died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
+        self._careful = 0 if died is None else died + DEPTH + 1
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
             host=socket.gethostname(), pid=os.getpid(), slow=self._slow,
@@ -117,7 +121,7 @@ class Training:
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
         began = time.perf_counter()
-        for step, rows, batches in ahead(self._prepared(self._state.next_step)):
+        for step, rows, batches in self._coming(self._state.next_step):
             waited = time.perf_counter() - began
             outcome = self._step(step, batches)
             self._journal.step(
@@ -135,6 +139,13 @@ class Training:
                 return True
             began = time.perf_counter()
         return False
+
+    def _coming(self, first: int) -> Iterator[tuple[int, pa.Table, list[Batch]]]:
+        """The prepared steps from `first` on, made ahead; but where the attempt before died, each only when it is due, so that
+        what kills the workers is known by its step."""
+        steps = self._prepared(first)
+        yield from itertools.islice(steps, max(0, self._careful - first))
+        yield from ahead(steps, DEPTH)
 
     def _prepared(self, first: int) -> Iterator[tuple[int, pa.Table, list[Batch]]]:
         """The steps from `first` on with their rows, and those as micro-batches where the device can fetch them."""
