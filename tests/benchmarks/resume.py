@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +77,7 @@ class Place:
 class Way:
     """What was imported and started before the clock starts."""
 
-    batches: Callable[[int, Any], Iterator[Any]]
+    batches: Callable[[int, Any], Generator[Any, None, None]]
     """Those from a step on, given the state that was saved before it."""
     state: Callable[[], Any] = lambda: None
     """What a checkpoint would hold to go on after the last batch; None if the number of steps is all."""
@@ -101,7 +101,7 @@ def ours(place: Place, ray_data: bool) -> Way:
         stack.enter_context(ray_session(workers=1, worker_cpus=1.0, address=None))
         ray.get(ray.remote(platform.node).remote())  # `init` returns before the first worker process is there
 
-    def batches(step: int, _: Any) -> Iterator[Any]:
+    def batches(step: int, _: Any) -> Generator[Any, None, None]:
         found = manifest.load(place.folder)
         tokens = {name: sum(shard.tokens for shard in shards) for name, shards in found.streams.items()}
         plan = OrderPlan(streams=found.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
@@ -146,7 +146,7 @@ def trainer(place: Place, streaming: bool, workers: int) -> Way:
     settings = transformers.TrainingArguments(output_dir=place.file("trainer"), seed=SEED, **kept, **quiet)
     told = transformers.Trainer(torch.nn.Linear(1, 1), settings, data_collator=collate)
 
-    def batches(step: int, _: Any) -> Iterator[Any]:
+    def batches(step: int, _: Any) -> Generator[Any, None, None]:
         told.train_dataset = load()
         loader = told.get_train_dataloader()
         for batch in skip_first_batches(loader, step) if step else loader:
@@ -162,7 +162,7 @@ def torchdata(place: Place, streaming: bool, workers: int) -> Way:
 
     load, loaders = huggingface(place, streaming), list[Any]()
 
-    def batches(_: int, state: Any) -> Iterator[Any]:
+    def batches(_: int, state: Any) -> Generator[Any, None, None]:
         order = {} if streaming else {"shuffle": True, "generator": torch.Generator().manual_seed(SEED)}
         loaders.append(StatefulDataLoader(load(), batch_size=BATCH, num_workers=workers, collate_fn=collate, **order))
         if state is not None:
@@ -206,6 +206,7 @@ def prepare(place: Place, name: str) -> None:
         taken, read, at = taken + time.perf_counter() - start, read + step - at, step + 1
         Path(place.file(f"{name}-{point}.pickle")).write_bytes(pickle.dumps(way.state() if point else None))
         seen[str(point)] = digest(next(batches))
+    batches.close()
     leave(way, {"batches": seen, "rows_per_second": round(read * BATCH / taken)})
 
 
@@ -217,6 +218,7 @@ def first(place: Place, name: str, point: int) -> None:
     batches = way.batches(place.step(point), state)
     batch = next(batches)
     seconds = time.perf_counter() - start
+    batches.close()  # a feed that still asks Ray when Ray ends takes the process with it
     leave(way, {"seconds": seconds, "batch": digest(batch)})
 
 
