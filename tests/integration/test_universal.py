@@ -77,7 +77,7 @@ def batch(step: int, row: int) -> TargetBatch:
     places = torch.randperm(LENGTH, generator=draw)[: 2 + row]
     return TargetBatch(
         input_ids=ids, segments=torch.zeros_like(ids), positions=torch.arange(LENGTH)[None], places=places,
-        labels=ids[0, places], streams=torch.zeros_like(places), tokens=LENGTH, pairs=LENGTH**2,
+        labels=ids[0, places], streams=torch.zeros_like(places), packed=False, tokens=LENGTH, pairs=LENGTH**2,
     )  # fmt: skip
 
 
