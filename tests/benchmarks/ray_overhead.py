@@ -4,7 +4,7 @@
 
 Both sides use our engine and forward. With Ray: Ray Train's workers, Ray Data's tasks, the log and the ledger, as `scion
 pretrain` has them. Without: torchrun, a loop that reads, trains and writes nothing. Rows, weights and masks are the same, so
-the losses must be. A run counts by the median of its steps behind the first four; the sides take turns. The last line is one
+the losses must be; the model has no dropout, which a run keys on the step. A run counts by the median of its steps behind the first four; the sides take turns. The last line is one
 JSON object; `ray_vs_torchrun` is throughput with Ray over throughput without.
 """
 
@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
         from transformers import BertConfig
 
         shape = BertConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                           intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
+                           intermediate_size=1536, max_position_embeddings=512, hidden_dropout_prob=0.0,
+                           attention_probs_dropout_prob=0.0)  # fmt: skip
         made_up.model(f"{folder}/model", shape)
         made_up.rows(f"{folder}/rows", {"xx": given.rows * given.steps}, LENGTH, VOCABULARY, seed=1)
         for repeat in range(given.repeats):
