@@ -4,8 +4,9 @@
 
 Both sides use our engine and forward. With Ray: Ray Train's workers, Ray Data's tasks, the log and the ledger, as `scion
 pretrain` has them. Without: torchrun, a loop that reads, trains and writes nothing. Rows, weights and masks are the same, so
-the losses must be; the model has no dropout, which a run keys on the step. A run counts by the median of its steps behind the first four; the sides take turns. The last line is one
-JSON object; `ray_vs_torchrun` is throughput with Ray over throughput without.
+the losses must be; the model has no dropout, which a run keys on the step. A run counts by the median of its steps behind the
+first four; the sides take turns. The last line is one JSON object; `ray_vs_torchrun` is throughput with Ray over throughput
+without.
 """
 
 import argparse
