@@ -199,6 +199,8 @@ class ScionConfig:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
+        if self.pretrain.train.muon_rate is not None and self.min_workers not in (None, self.workers):
+            raise ConfigError("Muon's state cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
 
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""

@@ -30,10 +30,20 @@ def test_a_rate_that_was_found_for_another_batch_is_scaled_with_the_root() -> No
     assert config.rate(0, True) == pytest.approx(2e-3)
 
 
+def test_muon_has_a_rate_of_its_own_and_waits_for_the_embeddings_as_well() -> None:
+    config = TrainConfig(steps=10, warmup_steps=0, embedding_steps=2, learning_rate=1e-3, muon_rate=0.02, clip=0.0)
+    assert config.rate(0, False, muon=True) == 0.0
+    assert config.rate(2, False, muon=True) == pytest.approx(20 * config.rate(2, False)) == pytest.approx(0.02 * 0.8)
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"hpz": 2, "zero_stage": 2}, "zero_stage=3"),
     ({"offload": "all", "zero_stage": 1}, "zero_stage=3"),
     ({"compile": True, "zero_stage": 3}, "compile=false"),
+    ({"muon_rate": 0.02}, "clip=0"),
+    ({"muon_rate": 0.02, "clip": 0.0, "zero_stage": 3}, "zero_stage=1 or 2"),
+    ({"muon_rate": 0.02, "clip": 0.0, "offload": "optimizer"}, "offload=null"),
+    ({"muon_rate": 0.0, "clip": 0.0}, "muon_rate"),
     ({"rate_batch": 0}, "rate_batch"),
     ({"zero_stage": 4}, "zero_stage"),
     ({"micro_batch": 64, "batch_size": 32}, "micro_batch"),

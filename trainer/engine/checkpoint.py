@@ -91,6 +91,10 @@ def _load(engine: Any, store: Store, name: str, world: int, identity: str) -> Ru
 def _load_universal(engine: Any, store: Store, folder: str) -> None:
     """Loads what another number of ranks wrote: the first rank converts it, in a folder that no checkpoint shares, and all
     load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+    if any(group["use_muon"] for group in engine.optimizer.param_groups):
+        raise TrainingError(
+            "Muon's state cannot be divided among another number of workers.", folder, "Go on with as many workers as before."
+        )
     uri = storage.join(store.uri, from_first(lambda: f"{PART}universal-{time.time_ns():x}"))
 
     def convert() -> None:

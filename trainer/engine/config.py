@@ -37,6 +37,9 @@ class TrainConfig:
     rate_batch: int | None = None
     """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
     (Malladi et al. 2022, for Adam). `batch_size` when not given, so that only the warm-up of the batch is scaled."""
+    muon_rate: float | None = None
+    """The highest rate of Muon, which then learns the matrices of the body: the spectral norm of an update, 0.02 as a rule.
+    AdamW learns all when not given."""
     warmup_steps: int = 5
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
@@ -83,20 +86,26 @@ class TrainConfig:
         self._refuse()
         if self.rate_batch is not None and self.rate_batch < 1:
             raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
-        if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
-            raise ConfigError("learning_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
+        rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]
+        if min(rates) <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
+            raise ConfigError("learning_rate and muon_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
         if self.evaluate_steps is not None and self.evaluate_steps < 1:
             raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
 
     def _refuse(self) -> None:
         """What does not go together."""
-        whole = self.zero_stage == 3
+        whole, muon = self.zero_stage == 3, self.muon_rate is not None
         refused = {
             "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
             'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
                 self.offload == "all" and not whole,
             "ZeRO-3 gathers weights between layers, which breaks a graph of the whole model: compile=false, or zero_stage=2.":
                 bool(self.compile) and whole,
+            "DeepSpeed's Muon steps wrongly on ZeRO-3 where gradients are summed (DeepSpeed #8443): zero_stage=1 or 2.":
+                muon and whole,
+            "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "
+            "clip=0, which Muon does not need.": muon and self.clip > 0,
+            "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
         for said, holds in refused.items():
             if holds:
@@ -105,14 +114,15 @@ class TrainConfig:
     def compiles(self, gpu: bool) -> bool:
         return self.zero_stage < 3 and gpu if self.compile is None else self.compile
 
-    def rate(self, step: int, embedding: bool) -> float:
-        """The learning rate of a step for what has a row per token, or for the rest: a pure function, so that a resumed run
-        has the same."""
+    def rate(self, step: int, embedding: bool, muon: bool = False) -> float:
+        """The learning rate of a step for what has a row per token, what Muon learns, or the rest: a pure function, so that a
+        resumed run has the same."""
         if step < self.embedding_steps and not embedding:
             return 0.0
         sizes = self.sizes
         size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup_steps)
-        highest = self.learning_rate * math.sqrt(size / (self.rate_batch or self.batch_size))
+        found = self.muon_rate if muon and self.muon_rate is not None else self.learning_rate
+        highest = found * math.sqrt(size / (self.rate_batch or self.batch_size))
         if step < self.warmup_steps:
             return highest * (before + size) / warm
         total = sizes.offset(self.steps)

@@ -1,4 +1,4 @@
-"""From a task and its settings to a DeepSpeed engine inside a Ray Train worker. The only place that imports DeepSpeed."""
+"""From a task and its settings to a DeepSpeed engine inside a Ray Train worker."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
+from trainer.engine.optimizer import optimizer_for
 
 _ALIGNED = 16
 """Bytes: where DeepSpeed's flat buffers put a tensor behind one of an odd size, cuBLAS falls back to other kernels."""
@@ -32,7 +33,7 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compiles(torch.cuda.is_available()):
         module.compile_graph()  # type: ignore[operator]
-    optimizer = torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate, fused=True)
+    optimizer = optimizer_for(module, config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     return engine
 
@@ -50,22 +51,6 @@ def slow(module: Any, config: TrainConfig) -> list[str]:
         "activations are computed twice": config.activation_checkpointing,
     }
     return [*module.slow(), *(said for said, holds in found.items() if holds)]
-
-
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: matrices decay, vectors do not; what has one row per token is a group of its own, marked
-    `embedding`, so that it can learn alone at first (`TrainConfig.embedding_steps`)."""
-    model: Any = getattr(module, "model", module)
-    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
-    rows = {id(p) for part in parts if part is not None for p in part.parameters(recurse=False)}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, id(parameter) in rows), []).append(parameter)
-    return [
-        {"params": members, "weight_decay": weight_decay if matrix else 0.0, "embedding": embedding}
-        for (matrix, embedding), members in sorted(groups.items(), reverse=True)
-    ]
 
 
 def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int) -> dict[str, float]:

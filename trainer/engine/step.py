@@ -44,7 +44,7 @@ class Outcome:
 def set_rates(engine: Any, config: TrainConfig, step: int) -> None:
     """The learning rates of a step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = config.rate(step, group["embedding"])
+        group["lr"] = config.rate(step, group["embedding"], group["use_muon"])
 
 
 def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool) -> Outcome:
