@@ -46,8 +46,7 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         _check_reachable(address)
         settings["address"] = address
     else:
-        cpus = max(os.cpu_count() or 1, int(needed + 0.999))
-        settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        settings |= _own_cluster(max(os.cpu_count() or 1, int(needed + 0.999)), settings["runtime_env"]["env_vars"])
     try:
         with _native_lines_aside():
             ray.init(**settings)
@@ -62,6 +61,18 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         yield
     finally:
         ray.shutdown()
+
+
+def _own_cluster(cpus: int, worker_env: dict[str, str]) -> dict[str, Any]:
+    """Arguments of `ray.init`. Ray Train asks the dashboard whether its controller lives, and would look for one by itself: it
+    may find that of another cluster of this machine, which knows no such controller, whereupon the workers are taken away."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    worker_env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    return {
+        "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE,
+        "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
+    }  # fmt: skip
 
 
 @contextmanager
