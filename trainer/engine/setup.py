@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
 from trainer.engine.optimizer import optimizer_for
+from trainer.models.cpu_dropout import replace_dropout
 
 _ALIGNED = 16
 """Bytes: where DeepSpeed's flat buffers put a tensor behind one of an odd size, cuBLAS falls back to other kernels."""
@@ -33,6 +34,8 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compiles(torch.cuda.is_available()):
         module.compile_graph()  # type: ignore[operator]
+    elif not torch.cuda.is_available():
+        replace_dropout(module)
     optimizer = optimizer_for(module, config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     return engine

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_pipeline.feed.targets import TargetBatch
+from trainer.models import cpu_dropout
 
 _NAME = "scion_packed"
 _DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
@@ -20,7 +21,13 @@ _DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 def _attention(
     module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, blocks: Any = None, **options: Any
 ) -> Any:
-    """transformers' own FlexAttention for blocks, its SDPA for a whole mask or none."""
+    """transformers' own FlexAttention for blocks, its SDPA for a whole mask or none; ours where a CPU drops weights."""
+    if options.get("dropout") and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        sees = attention_mask
+        if sees is None and getattr(module, "is_causal", False):
+            sees = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        done = cpu_dropout.attention(query, key, value, sees, options["scaling"], options["dropout"])
+        return done.transpose(1, 2).contiguous(), None
     kind, mask = ("sdpa", attention_mask) if blocks is None else ("flex_attention", blocks)
     return ALL_ATTENTION_FUNCTIONS[kind](module, query, key, value, mask, **options)
 
