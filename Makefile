@@ -56,10 +56,11 @@ bench-resume: $(ORACLE)/.ready ## first batch after a resume beside Trainer's sk
 bench-shards: $(ORACLE)/.ready ## text to shards beside datatrove and datasets.map, in eight languages (10 minutes; fetches text with apt-get)
 	$(ORACLE)/bin/python -m tests.benchmarks.shard_build
 
-bench-train: $(ORACLE)/.ready ## training beside Hugging Face's Trainer, and what Ray costs (about 15 minutes on a CPU)
+bench-train: $(ORACLE)/.ready ## training beside Hugging Face's Trainer, what Ray costs, and where a step's time goes (about 40 minutes on a CPU)
 	$(ORACLE)/bin/python -m trainer.engine.build_ops
 	$(ORACLE)/bin/python -m tests.benchmarks.train_cpu
 	$(ORACLE)/bin/python -m tests.benchmarks.ray_overhead
+	$(ORACLE)/bin/python -m tests.benchmarks.step_profile
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)

@@ -27,6 +27,13 @@ VOCABULARIES = {"8k": 8_064, "250k": 250_112}
 SIDES = ("ours", "hf_trainer")
 
 
+def shape(vocabulary: int) -> Any:
+    from transformers import BertConfig
+
+    return BertConfig(vocab_size=vocabulary, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+                      intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
+
+
 def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str, Any]:
     config = TrainConfig(
         steps=steps, batch_size=rows, learning_rate=training.RATE, warmup_steps=2, checkpoint_steps=None, spike=0.0
@@ -64,11 +71,7 @@ def main(argv: list[str]) -> None:
     found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {side: [] for side in SIDES} for name in VOCABULARIES}
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         for name, size in VOCABULARIES.items():
-            from transformers import BertConfig
-
-            shape = BertConfig(vocab_size=size, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                               intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
-            made_up.model(f"{folder}/{name}/model", shape)
+            made_up.model(f"{folder}/{name}/model", shape(size))
             made_up.rows(f"{folder}/{name}/rows", {"xx": given.rows * given.steps}, LENGTH, size, seed=1)
         for repeat in range(given.repeats):
             for name in VOCABULARIES:
