@@ -43,7 +43,7 @@ def test_training_learns_and_ends_with_folders_that_others_load(finished: Chain)
     for start in ("", "random/"):
         losses = [entry["loss"] for entry in finished.artifact(f"{start}pretrain")["metrics"]["history"]]
         assert len(losses) == 6
-        assert losses[-1] < losses[0]
+        assert sum(losses[3:]) < sum(losses[:3])  # of other rows each
     model = AutoModelForMaskedLM.from_pretrained(finished.output / "pretrain")
     before = AutoModelForMaskedLM.from_pretrained(finished.output / "transfer")
     assert model.config.vocab_size == before.config.vocab_size == 1280

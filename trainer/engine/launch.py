@@ -1,7 +1,8 @@
-"""Starts the workers: Ray Train around `loop.train_worker`."""
+"""Starts the workers: Ray Train around `loop.train_worker`, by way of `entry`."""
 
 from typing import Any
 
+from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -10,7 +11,8 @@ from data_pipeline import storage
 from data_pipeline.errors import ScionError, Stopped, TrainingError
 from data_pipeline.feed.planned import PlannedData
 from trainer.engine import attempts, runlog
-from trainer.engine.loop import TrainRun, train_worker
+from trainer.engine.entry import enter
+from trainer.engine.loop import TrainRun
 
 RAYS = "ray"
 """Folder below the artefact for what Ray Train notes of its own while the run goes on."""
@@ -31,8 +33,8 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
     """
     attempts.begin(run.uri)
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"run": run},
+        enter,
+        train_loop_config={"run": cloudpickle.dumps(run)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": worker_cpus} | ({"GPU": 1} if gpu else {})

@@ -57,10 +57,9 @@ class TrainRun:
     """Handle of the driver's progress actor, or None."""
 
 
-def train_worker(settings: dict[str, TrainRun]) -> dict[str, Any]:
+def train_worker(run: TrainRun) -> dict[str, Any]:
     """Runs on every worker of Ray Train. Returns how it ended, the same on every rank: `{"stopped": step}`, `{"error": ...}`,
     or `{"world": ..., "evaluations": ...}`."""
-    run = settings["run"]
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
     with attempts.told(run.uri) as error:

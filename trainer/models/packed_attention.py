@@ -26,7 +26,8 @@ def _attention(
         sees = attention_mask
         if sees is None and getattr(module, "is_causal", False):
             sees = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        done = cpu_dropout.attention(query, key, value, sees, options["scaling"], options["dropout"])
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        done = cpu_dropout.attention(query, key, value, sees, scaling, options["dropout"])
         return done.transpose(1, 2).contiguous(), None
     kind, mask = ("sdpa", attention_mask) if blocks is None else ("flex_attention", blocks)
     return ALL_ATTENTION_FUNCTIONS[kind](module, query, key, value, mask, **options)
