@@ -76,7 +76,7 @@ def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_fo
     assert set(os.listdir(tmp_path / "1-2")) == {"model", "ledger", "log", "checkpoints"}
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, stage: int) -> None:
     before = loading.language_model(source_folder, 1).state_dict()
     train(shards, source_folder, str(tmp_path / "a"), stage, 2, embedding_steps=5)

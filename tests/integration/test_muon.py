@@ -114,7 +114,7 @@ def reference(run: Run) -> tuple[dict[str, torch.Tensor], set[str]]:
     return module.state_dict(), muon
 
 
-@pytest.mark.parametrize(("stage", "world"), [(1, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("stage", "world"), [pytest.param(1, 1, marks=pytest.mark.slow), (1, 2), (2, 3)])
 def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
     on_ranks(world, one_step, run)
@@ -127,7 +127,7 @@ def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: st
         assert (found[name] - weight).abs().max() < (2e-4 if name in muon else 1e-5), name
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_checkpoint_goes_on_as_if_nothing_had_been(stage: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
     straight = on_ranks(2, saved_and_straight, run)

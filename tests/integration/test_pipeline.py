@@ -88,6 +88,8 @@ def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
 @pytest.mark.timeout(1000)
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
+    for done in ("shards", "transfer", "random/transfer"):
+        shutil.copytree(finished.output / done, copy.output / done)
     command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]
     running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
