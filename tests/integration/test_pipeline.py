@@ -39,11 +39,10 @@ def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
     assert "<img" in (finished.output / "report.html").read_text()
 
 
-def test_training_learns_and_ends_with_folders_that_others_load(finished: Chain) -> None:
+def test_training_ends_with_folders_that_others_load(finished: Chain) -> None:
+    """That it learns is seen on held-out text, above: losses of six steps are of other rows each."""
     for start in ("", "random/"):
-        losses = [entry["loss"] for entry in finished.artifact(f"{start}pretrain")["metrics"]["history"]]
-        assert len(losses) == 6
-        assert sum(losses[3:]) < sum(losses[:3])  # of other rows each
+        assert len(finished.artifact(f"{start}pretrain")["metrics"]["history"]) == 6
     model = AutoModelForMaskedLM.from_pretrained(finished.output / "pretrain")
     before = AutoModelForMaskedLM.from_pretrained(finished.output / "transfer")
     assert model.config.vocab_size == before.config.vocab_size == 1280
