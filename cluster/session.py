@@ -46,7 +46,7 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         _check_reachable(address)
         settings["address"] = address
     else:
-        settings |= _own_cluster(max(os.cpu_count() or 1, int(needed + 0.999)), settings["runtime_env"]["env_vars"])
+        settings |= _own_cluster(max(os.cpu_count() or 1, int(needed + 0.999)))
     try:
         with _native_lines_aside():
             ray.init(**settings)
@@ -63,14 +63,14 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         ray.shutdown()
 
 
-def _own_cluster(cpus: int, worker_env: dict[str, str]) -> dict[str, Any]:
+def _own_cluster(cpus: int) -> dict[str, Any]:
     """Arguments of `ray.init`. Ray Train asks the dashboard whether its controller lives, and would look for one by itself: it
     may find that of another cluster of this machine, which knows no such controller, whereupon the workers are taken away."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    worker_env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     return {
         "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE,
+        "runtime_env": {"env_vars": _WORKER_ENV | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
         "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
     }  # fmt: skip
 

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -42,14 +41,9 @@ def child(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[s
 def measured(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[str, Any]:
     """The answer of processes that do nothing else: what rank 0 says under torchrun, else the driver."""
     training.threads(1)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    start = start if side == "torchrun" else [sys.executable]
-    command = [*start, "-m", "tests.benchmarks.ray_overhead", "--child", side, folder, *map(str, (steps, rows, workers))]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
-    if done.returncode:
-        sys.exit(f"{side} failed: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
-    return told
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if side == "torchrun" else []
+    child = ["-m", "tests.benchmarks.ray_overhead", "--child", side, folder, *map(str, (steps, rows, workers))]
+    return training.answer([*start, *child], DS_ACCELERATOR="cpu")
 
 
 def main(argv: list[str]) -> None:

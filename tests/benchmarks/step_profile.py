@@ -13,13 +13,8 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections import Counter
 from typing import Any
-
-os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-os.environ.setdefault("MASTER_PORT", "29533")
-os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 import torch
 import torch.distributed as dist
@@ -29,8 +24,9 @@ from trainer.engine.config import TrainConfig
 
 FIRST = 3
 KINDS = {
-    "matrix products": ("mm", "gemm", "nvjet", "cutlass", "cublas"),
+    "optimizer": ("adam",),
     "attention kernels": ("flash", "fmha", "flex"),
+    "matrix products": ("mm", "gemm", "nvjet", "cutlass", "cublas"),
     "softmax, GELU, norms, loss": (
         "softmax", "gelu", "norm", "exp", "sub", "max", "scatter", "gather", "triton", "tanh", "silu",
     ),
@@ -38,30 +34,13 @@ KINDS = {
     "copies, sums and fills": (
         "copy", "cat", "fill", "zero", "add", "mul", "div", "sum", "memcpy", "memset", "elementwise", "empty",
     ),
-    "optimizer": ("adam",),
     "rows of the embeddings": ("embedding", "index"),
 }  # fmt: skip
-"""By a part of a kernel's name; the first that holds, the optimizer before all."""
+"""By a part of a kernel's name; the first that holds."""
 
 
 def kind_of(name: str) -> str:
-    name = name.lower()
-    order = ["optimizer", "attention kernels", *KINDS]
-    return next((kind for kind in order if any(part in name for part in KINDS[kind])), "other")
-
-
-def peak(device: str) -> float:
-    """Operations a second of a product of two matrices, in the precision that is trained in."""
-    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    taken = []
-    for _ in range(12):
-        began = time.perf_counter()
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(taken[4:])
+    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "other")
 
 
 def shapes(gpu: bool) -> dict[str, tuple[Any, int, int, int]]:
@@ -74,49 +53,32 @@ def shapes(gpu: bool) -> dict[str, tuple[Any, int, int, int]]:
 
 def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -> dict[str, Any]:
     """Seconds of a step, and of its kernels by their kind."""
-    from data_pipeline.feed.planned import RankFeed
-    from trainer.engine.setup import engine_for
-    from trainer.engine.step import optimizer_step, set_rates
-
     gpu = torch.cuda.is_available()
     config = TrainConfig(steps=FIRST + 2 * steps, batch_size=rows, precision="bf16" if gpu else "fp32", warmup_steps=2)
     made_up.rows(f"{folder}/rows", {"xx": rows * config.steps}, length, vocabulary, seed=1)
-    feed = RankFeed(rows=training.planned(f"{folder}/rows", config), rank=0, world=1)
     task = training.task(f"{folder}/model", length)
-    collate, module = task.collator(), task.module()
-    flops = module.flops()
-    engine = engine_for(module, config, rows, 1)
-    engine.train()
-    batches = [collate(table) for table in feed.local(0, config.steps)]
-
-    def step(number: int) -> float:
-        began = time.perf_counter()
-        set_rates(engine, config, number)
-        optimizer_step(engine, [batches[number]], 1, 0, False)
-        return time.perf_counter() - began
-
-    seconds = [step(number) for number in range(FIRST + steps)][FIRST:]
+    outcomes = training.steps(task, f"{folder}/rows", config)
+    timed = [next(outcomes) for _ in range(FIRST + steps)][FIRST:]
     kinds: Counter[str] = Counter()
     with torch.profiler.profile() as profile:
-        for number in range(FIRST + steps, config.steps):
-            step(number)
+        for _ in range(steps):
+            next(outcomes)
     for event in profile.key_averages():
         taken = event.self_device_time_total if gpu else event.self_cpu_time_total
         if taken and (gpu or event.key.startswith("aten::")):
             kinds[kind_of(event.key.removeprefix("aten::"))] += taken / 1e6 / steps
-    targets, pairs = (
-        sum(count) / len(batches) for count in zip(*((len(one.labels), one.pairs) for one in batches), strict=True)
-    )
-    return {"seconds": statistics.median(seconds), "kinds": dict(kinds.most_common()),
-            "operations": flops.step(rows * length, round(targets), round(pairs))}  # fmt: skip
+    flops, told = task.module().flops(), timed[-1]
+    return {"seconds": statistics.median(sum(one.seconds.values()) for one in timed), "kinds": dict(kinds.most_common()),
+            "operations": flops.step(told.tokens, sum(told.targets), told.pairs)}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.step_profile")
     parser.add_argument("--steps", type=int, default=6)
     given, gpu = parser.parse_args(), torch.cuda.is_available()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("nccl" if gpu else "gloo")
-    top, found = peak("cuda" if gpu else "cpu"), {}
+    top, found = training.peak(), {}
     for name, (config, vocabulary, rows, length) in shapes(gpu).items():
         with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
             made_up.model(f"{folder}/model", config)

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -48,12 +47,7 @@ def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str
 def measured(arguments: list[str], cores: int) -> dict[str, Any]:
     """The answer of a process that does nothing else."""
     training.threads(cores)
-    command = [sys.executable, "-m", "tests.benchmarks.train_cpu", "--child", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
-    if done.returncode:
-        sys.exit(f"{arguments[0]} failed: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return told
+    return training.answer(["-m", "tests.benchmarks.train_cpu", "--child", *arguments], DS_ACCELERATOR="cpu")
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -117,31 +116,6 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     return {"seconds": seconds, "losses": losses}
 
 
-def peak() -> float | None:
-    """Operations a second of a product of two matrices, bf16."""
-    if not torch.cuda.is_available():
-        return None
-    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    taken = []
-    for _ in range(30):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        left @ right
-        torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return 2 * 8192**3 / statistics.median(taken[10:])
-
-
-def measured(side: str, name: str, folder: str, steps: int) -> dict[str, Any]:
-    """The answer of a process that does nothing else."""
-    command = [sys.executable, "-m", "tests.benchmarks.train_gpu", "--child", side, name, folder, str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side} failed: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
-    return told
-
-
 def useful(name: str, side: str, folder: str, shape: Shape) -> float:
     """Operations of a step of one row."""
     module: Any = training.task(f"{folder}/{name}-{side}", shape.length).module()
@@ -163,7 +137,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(child(*names, int(steps))), flush=True)
         return
     gpu, found = torch.cuda.is_available(), dict[str, Any]()
-    top = peak()
+    top = training.peak() if gpu else None
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         for name, shape in shapes(gpu).items():
             if given.only not in (None, name):
@@ -175,7 +149,9 @@ def main(argv: list[str]) -> None:
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
             for repeat in range(given.repeats):
                 for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-                    runs[side].append(measured(side, name, folder, given.steps))
+                    runs[side].append(
+                        training.answer(["-m", "tests.benchmarks.train_gpu", "--child", side, name, folder, str(given.steps)])
+                    )
             found[name] = {side: figures(runs[side], shape, side, useful(name, side, folder, shape), top) for side in SIDES}
     report(found, gpu, top)
 

@@ -1,13 +1,23 @@
 """Ways to train the same model on the same rows, with the seconds of each step: ours, as a user starts it, and the peers."""
 
+import itertools
+import json
 import os
+import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from data_pipeline.feed.planned import PlannedRows
+import pyarrow as pa
+
+from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.order.plan import OrderPlan
 from data_pipeline.shards import manifest
 from trainer.engine.config import TrainConfig
+from trainer.engine.setup import engine_for
+from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.tasks import LanguageModelTask
 
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
@@ -50,26 +60,32 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from data_pipeline.feed.planned import RankFeed
-    from trainer.engine.setup import engine_for
-    from trainer.engine.step import optimizer_step, set_rates
-
-    gpu = torch.cuda.is_available()
-    dist.init_process_group("nccl" if gpu else "gloo")
-    feed = RankFeed(rows=planned(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
-    made = task(model, feed.rows.manifest.length)
-    collate, (micro, accumulation) = made.collator(), feed.shape(0)
-    engine = engine_for(made.module(), config, micro, accumulation)
-    engine.train()
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    outcomes = steps(task(model, planned(rows, config).manifest.length), rows, config)
     seconds, losses, began = [], [], time.perf_counter()
-    for step, table in enumerate(feed.local(0, config.steps)):
-        batches: list[Any] = [collate(table.slice(i * micro, micro)) for i in range(accumulation)]
-        set_rates(engine, config, step)
-        losses.append(optimizer_step(engine, batches, 1, 0, False).loss)
+    for outcome in outcomes:
+        losses.append(outcome.loss)
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
     dist.destroy_process_group()
     return {"seconds": seconds, "losses": losses}
+
+
+def steps(made: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[Outcome]:
+    """An engine in the process group that is there, which trains a step each time that it is asked for one."""
+    import torch.distributed as dist
+
+    feed = RankFeed(rows=planned(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
+    collate, (micro, accumulation) = made.collator(), feed.shape(0)
+    engine = engine_for(made.module(), config, micro, accumulation)
+    engine.train()
+
+    def step(number: int, table: pa.Table) -> Outcome:
+        batches: list[Any] = [collate(table.slice(i * micro, micro)) for i in range(accumulation)]
+        set_rates(engine, config, number)
+        return optimizer_step(engine, batches, 1, 0, False)
+
+    return itertools.starmap(step, enumerate(feed.local(0, config.steps)))
 
 
 def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspeed: bool) -> dict[str, Any]:
@@ -78,7 +94,6 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
     import transformers
     from datasets import Dataset
 
-    from data_pipeline.feed.planned import RankFeed
     from data_pipeline.shards.format import token_ids
     from trainer.models import loading
 
@@ -131,6 +146,32 @@ def _clock(base: type, gpu: bool) -> Any:
             self._began = now
 
     return Clock()
+
+
+def peak() -> float:
+    """Operations a second of a product of two large matrices on this device, in the precision that is trained in."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    size, device, dtype = (8192, "cuda", torch.bfloat16) if gpu else (2048, "cpu", torch.float32)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    taken = []
+    for _ in range(30):
+        began = time.perf_counter()
+        left @ right
+        if gpu:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(taken[10:])
+
+
+def answer(command: list[str], **environment: str) -> dict[str, Any]:
+    """The last JSON line of a Python process that does nothing else; ends this one with its reason where it fails."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    told: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    return told
 
 
 def threads(count: int) -> None:

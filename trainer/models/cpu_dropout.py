@@ -55,10 +55,11 @@ def attention(
         p: share of the weights that are dropped.
     """
     groups = query.shape[1] // key.shape[1]
-    flat = [one.repeat_interleave(n, dim=1).flatten(0, 1) for one, n in ((query, 1), (key, groups), (value, groups))]
-    scores = torch.baddbmm(query.new_empty(()), flat[0], flat[1].transpose(1, 2), beta=0, alpha=scaling)
+    wide = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    queries, keys, values = (one.flatten(0, 1) for one in (query, *wide))
+    scores = torch.baddbmm(query.new_empty(()), queries, keys.transpose(1, 2), beta=0, alpha=scaling)
     scores = scores.unflatten(0, query.shape[:2])
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
     drop, scale = dropped(weights.shape, p)
     kept = torch.where(drop, 0.0, weights).flatten(0, 1)
-    return torch.bmm(kept, flat[2] * scale).unflatten(0, query.shape[:2])
+    return torch.bmm(kept, values * scale).unflatten(0, query.shape[:2])
