@@ -31,8 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedder; prints a table and the report's path
 	$(BIN)/scion pipeline $(CONF)
 
+# What needs no Ray runs in a process a core; the rest shares one Ray cluster, and starts processes of its own.
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical tests/unit tests/property
+	$(BIN)/python -m pytest -q tests/integration tests/serve
 
 test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 20 minutes)
 	$(BIN)/python -m pytest -q -m slow

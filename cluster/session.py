@@ -18,6 +18,8 @@ _WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }
+_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Of an own cluster, whose only node cannot be drained: a process fewer in each training."""
 _OBJECT_STORE = 512 << 20
 _CONNECT_SECONDS = 10
 
@@ -70,7 +72,7 @@ def _own_cluster(cpus: int) -> dict[str, Any]:
         port = probe.getsockname()[1]
     return {
         "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE,
-        "runtime_env": {"env_vars": _WORKER_ENV | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
+        "runtime_env": {"env_vars": _WORKER_ENV | _ONE_MACHINE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
         "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
     }  # fmt: skip
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ray_jobs.cli import main
-from tests.integration.conftest import Chain, scion, write_rows
+from tests.integration.conftest import Chain, scion, scion_process, write_rows
 
 PAIR = {"id": "x", "anchor": "Click the button.", "positive": "Πατήστε το κουμπί."}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Runs in this process, on the session's Ray; the message."""
-    assert main(list(arguments)) == 2
-    said = capsys.readouterr().err
+def refused(*arguments: str) -> str:
+    """The message."""
+    done = scion(*arguments)
+    assert done.returncode == 2
+    said = done.stderr
     assert "Traceback" not in said
     assert said.startswith("error:")
     return said
@@ -27,66 +27,66 @@ def nothing_left(chain: Chain) -> bool:
 
 @pytest.mark.usefixtures("ray_session")
 class TestText:
-    def test_empty_corpus(self, copy: Chain, capsys) -> None:
+    def test_empty_corpus(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "empty.parquet", [{"text": "  "}, {"text": "\u200b\n"}])
-        said = refused(capsys, "pipeline", copy.config, f"text={path}")
+        said = refused("pipeline", copy.config, f"text={path}")
         assert "no document is left to train on" in said
         assert "2 empty" in said
         assert nothing_left(copy)
 
-    def test_missing_column(self, copy: Chain, capsys) -> None:
+    def test_missing_column(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"body": "text"}])
-        said = refused(capsys, "shard", copy.config, f"text={path}")
+        said = refused("shard", copy.config, f"text={path}")
         assert "column text is missing; the file has body" in said
         assert nothing_left(copy)
 
-    def test_missing_pair_column(self, copy: Chain, capsys) -> None:
+    def test_missing_pair_column(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"anchor": "a", "negative": "b"}])
-        assert "column positive is missing" in refused(capsys, "shard", copy.config, f"pairs={path}")
+        assert "column positive is missing" in refused("shard", copy.config, f"pairs={path}")
 
-    def test_a_broken_line_is_named(self, copy: Chain, capsys) -> None:
+    def test_a_broken_line_is_named(self, copy: Chain) -> None:
         path = copy.folder / "bad.jsonl"
         path.write_text('{"text": "one"}\n{"text": "two"\n')
-        said = refused(capsys, "shard", copy.config, f"text={path}")
+        said = refused("shard", copy.config, f"text={path}")
         assert "byte 16" in said
         assert "bad.jsonl" in said
 
-    def test_no_such_file_or_dataset(self, copy: Chain, capsys) -> None:
-        assert "no such file" in refused(capsys, "shard", copy.config, f"text={copy.folder}/none-*.parquet")
-        assert "neither a file nor a dataset" in refused(capsys, "shard", copy.config, "text=no/such")
+    def test_no_such_file_or_dataset(self, copy: Chain) -> None:
+        assert "no such file" in refused("shard", copy.config, f"text={copy.folder}/none-*.parquet")
+        assert "neither a file nor a dataset" in refused("shard", copy.config, "text=no/such")
 
-    def test_pairs_that_are_in_the_test_set(self, copy: Chain, capsys) -> None:
-        said = refused(capsys, "pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
+    def test_pairs_that_are_in_the_test_set(self, copy: Chain) -> None:
+        said = refused("pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
         assert "240 of 240 ids are also in pairs=" in said
         same = [row | {"id": f"new{i}"} for i, row in enumerate(pq.read_table(copy.folder / "pairs.parquet").to_pylist())]
         path = write_rows(copy.folder / "renamed.parquet", same)
-        assert "240 pairs also stand in pairs=" in refused(capsys, "pipeline", copy.config, f"test_pairs={path}")
+        assert "240 pairs also stand in pairs=" in refused("pipeline", copy.config, f"test_pairs={path}")
         assert nothing_left(copy)
 
-    def test_an_id_twice(self, copy: Chain, capsys) -> None:
+    def test_an_id_twice(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "twice.parquet", [PAIR, PAIR])
-        assert "'x' occurs more than once" in refused(capsys, "shard", copy.config, f"pairs={path}")
+        assert "'x' occurs more than once" in refused("shard", copy.config, f"pairs={path}")
 
-    def test_a_model_folder_without_a_tokenizer(self, copy: Chain, capsys, source_folder: str) -> None:
+    def test_a_model_folder_without_a_tokenizer(self, copy: Chain, source_folder: str) -> None:
         folder = copy.folder / "model"
         shutil.copytree(source_folder, folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
-        said = refused(capsys, "pipeline", copy.config, f"source_model={folder}")
+        said = refused("pipeline", copy.config, f"source_model={folder}")
         assert "the folder has no tokenizer" in said
         assert nothing_left(copy)
 
-    def test_a_job_before_its_input(self, copy: Chain, capsys) -> None:
-        assert "scion shard" in refused(capsys, "pretrain", copy.config)
+    def test_a_job_before_its_input(self, copy: Chain) -> None:
+        assert "scion shard" in refused("pretrain", copy.config)
 
 
 class TestConfiguration:
-    def test_an_unknown_key_names_the_nearest(self, copy: Chain, capsys) -> None:
-        assert "'method'" in refused(capsys, "pipeline", copy.config, "metod=focus")
-        assert "'vocab_size'" in refused(capsys, "pipeline", copy.config, "shard.tokenizer.vocab_siz=5")
+    def test_an_unknown_key_names_the_nearest(self, copy: Chain) -> None:
+        assert "'method'" in refused("pipeline", copy.config, "metod=focus")
+        assert "'vocab_size'" in refused("pipeline", copy.config, "shard.tokenizer.vocab_siz=5")
 
-    def test_an_unknown_method_names_them_all(self, copy: Chain, capsys) -> None:
-        said = refused(capsys, "pipeline", copy.config, "method=foucs")
+    def test_an_unknown_method_names_them_all(self, copy: Chain) -> None:
+        said = refused("pipeline", copy.config, "method=foucs")
         assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in said
 
     @pytest.mark.parametrize(("override", "told"), [
@@ -99,22 +99,22 @@ class TestConfiguration:
         ("transfer.max_memory=0", "above 0 GiB"),
         ("transfer.plan=/nowhere", "no plan there"),
     ])  # fmt: skip
-    def test_a_bad_value(self, copy: Chain, capsys, override: str, told: str, ray_session: None) -> None:
-        assert told in refused(capsys, "pipeline", copy.config, override)
+    def test_a_bad_value(self, copy: Chain, override: str, told: str, ray_session: None) -> None:
+        assert told in refused("pipeline", copy.config, override)
 
-    def test_no_such_file_job_or_model(self, copy: Chain, capsys) -> None:
-        assert "no such file" in refused(capsys, "pipeline", "nowhere.yaml")
-        assert "Did you mean 'transfer'" in refused(capsys, "tansfer", copy.config)
-        assert "no such folder" in refused(capsys, "pipeline", copy.config, "source_model=/nowhere")
-        assert "configuration file is missing" in refused(capsys, "pipeline")
+    def test_no_such_file_job_or_model(self, copy: Chain) -> None:
+        assert "no such file" in refused("pipeline", "nowhere.yaml")
+        assert "Did you mean 'transfer'" in refused("tansfer", copy.config)
+        assert "no such folder" in refused("pipeline", copy.config, "source_model=/nowhere")
+        assert "configuration file is missing" in refused("pipeline")
 
-    def test_a_key_that_must_be_given(self, tmp_path: Path, capsys) -> None:
+    def test_a_key_that_must_be_given(self, tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text("text: a.parquet\n")
-        assert "pairs, test_pairs, source_model, output must be given" in refused(capsys, "pipeline", str(tmp_path / "c.yaml"))
+        assert "pairs, test_pairs, source_model, output must be given" in refused("pipeline", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_a_method_cannot_use(copy: Chain, capsys) -> None:
+def test_what_a_method_cannot_use(copy: Chain) -> None:
     """One chain for all: the shards are made by the first and kept for the rest; no model is left by any."""
     for name, words in (("s.vec", ("file 1 0 0", "open 0 1 0")), ("t.vec", ("αρχείο 1 0", "άνοιγμα 0 1"))):
         (copy.folder / name).write_text("\n".join(words) + "\n")
@@ -137,24 +137,24 @@ def test_what_a_method_cannot_use(copy: Chain, capsys) -> None:
         (["method=fvt", "transfer.factorise.rank=32", "transfer.factorise.keep=true"], "no smaller than the matrix"),
     ]
     for arguments, told in cases:
-        assert told in refused(capsys, "transfer", copy.config, *arguments), arguments
+        assert told in refused("transfer", copy.config, *arguments), arguments
     assert {path.name for path in copy.output.iterdir()} == {"shards"}
 
 
-def test_an_output_folder_of_another_config(finished: Chain, capsys) -> None:
-    said = refused(capsys, "pipeline", finished.config, "shard.length=64")
+def test_an_output_folder_of_another_config(finished: Chain) -> None:
+    said = refused("pipeline", finished.config, "shard.length=64")
     assert "another run; it differs in shard.length (32 -> 64)" in said
     assert "Choose another output=" in said
 
 
-def test_a_folder_that_is_not_ours(copy: Chain, capsys) -> None:
+def test_a_folder_that_is_not_ours(copy: Chain) -> None:
     (copy.output / "shards").mkdir(parents=True)
     (copy.output / "shards" / "thesis.tex").write_text("years of work")
-    assert "not Scion's" in refused(capsys, "pipeline", copy.config)
+    assert "not Scion's" in refused("pipeline", copy.config)
     assert (copy.output / "shards" / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_cluster_that_is_not_there(copy: Chain) -> None:
-    done = scion("shard", copy.config, address="127.0.0.1:1")
+    done = scion_process("shard", copy.config, address="127.0.0.1:1")
     assert done.returncode == 2, done.stderr
     assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr

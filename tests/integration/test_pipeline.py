@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from tests.integration.conftest import ROOT, Chain, environment, scion
+from tests.integration.conftest import ROOT, Chain, environment, scion, scion_process
 from trainer.embedder import Embedder
 from trainer.engine import runlog
 
@@ -85,9 +85,9 @@ def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
 
 
 @pytest.mark.timeout(1000)
-def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain) -> None:
+def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain, address: str) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
-    for done in ("shards", "transfer", "random/transfer"):
+    for done in ("shards", "transfer", "random"):
         shutil.copytree(finished.output / done, copy.output / done)
     command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]
     running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -97,14 +97,14 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: 
     finally:
         running.kill()
         running.wait()
-    psutil.wait_procs(children, timeout=120)  # Ray's agents look for their raylet once in a while
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not (copy.output / "pretrain" / "artifact.json").exists()
-    again = scion("pipeline", copy.config)
+    again = scion_process("pipeline", copy.config, address=address)
     assert again.returncode == 0, again.stderr
     own, expected = copy.summary(), finished.summary()
     for key in ("retrieval", "bits_per_byte", "fertility", "provenance", "loss"):
         assert own[key] == expected[key], key
+    psutil.wait_procs(children, timeout=60)  # Ray's agents look for their raylet once in a while
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: float = 200) -> None:
@@ -115,19 +115,19 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
         time.sleep(0.05)
 
 
-def test_shards_that_sigterm_interrupted_are_gone_on_with(finished: Chain, copy: Chain, address: str) -> None:
+def test_shards_that_sigterm_interrupted_are_gone_on_with(finished: Chain, copy: Chain) -> None:
     """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
     running = started("shard", copy)
     _wait_for(copy.output, "shards/unfinished.json", running)
     time.sleep(2)
     assert terminated(running) == 130
     assert not (copy.output / "shards" / "artifact.json").exists()
-    assert scion("shard", copy.config, address=address).returncode == 0
+    assert scion("shard", copy.config).returncode == 0
     for name in ("rows/manifest.json", "heldout/manifest.json", "tokenizer/tokenizer.json"):
         assert (copy.output / "shards" / name).read_bytes() == (finished.output / "shards" / name).read_bytes()
 
 
-def test_training_that_sigterm_interrupted_has_saved_and_goes_on(finished: Chain, copy: Chain, address: str) -> None:
+def test_training_that_sigterm_interrupted_has_saved_and_goes_on(finished: Chain, copy: Chain) -> None:
     for done in ("shards", "transfer"):
         shutil.copytree(finished.output / done, copy.output / done)
     run, longer = str(copy.output / "pretrain"), ("pretrain.train.steps=300", "pretrain.train.checkpoint_steps=null")
@@ -144,11 +144,11 @@ def test_training_that_sigterm_interrupted_has_saved_and_goes_on(finished: Chain
     told = scion("status", run).stdout
     assert "stopped" in told
     assert f"{reached['next_step']} of 300" in told
-    other = scion("pretrain", copy.config, *longer, "pretrain.train.learning_rate=1e-5", address=address)
+    other = scion("pretrain", copy.config, *longer, "pretrain.train.learning_rate=1e-5")
     assert other.returncode == 2
     assert "pretrain.train.learning_rate (0.0003 -> 1e-05)" in other.stderr
     assert scion("verify", run).returncode == 0
-    assert scion("pretrain", copy.config, *longer, address=address).returncode == 0
+    assert scion("pretrain", copy.config, *longer).returncode == 0
     starts = [entry["next_step"] for entries in runlog.read(f"{run}/log") for entry in entries if entry["kind"] == "start"]
     assert starts == [0, reached["next_step"]]
     checked = scion("verify", run)
@@ -171,11 +171,11 @@ def terminated(running: subprocess.Popen) -> int:
 
 
 @pytest.mark.parametrize("method", ["random", "mean", "fvt", "wechsel", "focus"])
-def test_every_method_makes_a_model(finished: Chain, copy: Chain, address: str, method: str) -> None:
+def test_every_method_makes_a_model(finished: Chain, copy: Chain, method: str) -> None:
     os.symlink(finished.output / "shards", copy.folder / "shards")
     copy.output.mkdir()
     (copy.folder / "shards").rename(copy.output / "shards")
-    done = scion("transfer", copy.config, f"method={method}", address=address)
+    done = scion("transfer", copy.config, f"method={method}")
     assert done.returncode == 0, done.stderr
     assert sum(copy.artifact("transfer")["metrics"]["provenance"].values()) == 1280
     assert AutoModelForMaskedLM.from_pretrained(copy.output / "transfer").config.vocab_size == 1280

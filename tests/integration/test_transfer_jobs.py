@@ -10,10 +10,12 @@ from transformers import AutoModelForMaskedLM
 
 from tests.integration.conftest import Chain, scion
 
+pytestmark = pytest.mark.usefixtures("ray_session")
 
-def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain, address: str) -> None:
+
+def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     settings = ["compare.methods=[random,fvt]", "compare.seeds=[0]", "pretrain.train.steps=4"]
-    done = scion("compare", copy.config, *settings, address=address)
+    done = scion("compare", copy.config, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((copy.output / "compare.json").read_text())
     assert {row["method"] for row in found["rows"]} == {"random", "fvt"}
@@ -23,13 +25,13 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain, address: 
     assert "speed-up" in (copy.output / "compare.html").read_text()
     assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
     assert not (copy.output / "config.yaml").exists()  # a pipeline's, in the same folder, has evaluations of its own
-    again = scion("compare", copy.config, *settings, address=address)
+    again = scion("compare", copy.config, *settings)
     assert again.stdout.count("kept") == 3
     assert json.loads((copy.output / "compare.json").read_text()) == found
 
 
-def test_compare_refuses_an_unknown_method(copy: Chain, address: str) -> None:
-    done = scion("compare", copy.config, "compare.methods=[fvt,wexel]", address=address)
+def test_compare_refuses_an_unknown_method(copy: Chain) -> None:
+    done = scion("compare", copy.config, "compare.methods=[fvt,wexel]")
     assert done.returncode == 2
     assert "wexel is not a method" in done.stderr
     assert not copy.output.exists()
@@ -52,7 +54,7 @@ def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(fini
     assert "Traceback" not in done.stderr
 
 
-def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: Chain, address: str) -> None:
+def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: Chain) -> None:
     shards = copy.output / "shards"
     shutil.copytree(finished.output / "shards", shards)
     done = scion("verify", str(shards))
@@ -65,7 +67,7 @@ def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: C
     assert wrong.name in done.stdout
     assert "run `scion shard` again" in done.stderr
     wrong.unlink()
-    assert scion("shard", copy.config, address=address).returncode == 0
+    assert scion("shard", copy.config).returncode == 0
     assert wrong.read_bytes() == good
     assert other.stat().st_mtime_ns == before
     assert scion("verify", str(shards)).returncode == 0
@@ -88,26 +90,22 @@ def test_diff_counts_the_rows_that_two_methods_make_differently(finished: Chain)
     assert "exact_copy" not in done.stdout
 
 
-def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(
-    finished: Chain, copy: Chain, address: str
-) -> None:
+def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(finished: Chain, copy: Chain) -> None:
     """Another checkpoint of the same model: no method runs, the rows are those of its own matrix."""
     given = f"transfer.plan={finished.output / 'transfer'}"
-    done = scion("transfer", copy.config, given, address=address)
+    done = scion("transfer", copy.config, given)
     assert done.returncode == 0, done.stdout + done.stderr
     one, other = (AutoModelForMaskedLM.from_pretrained(c.output / "transfer").state_dict() for c in (finished, copy))
     assert all((one[name] == other[name]).all() for name in one)
-    done = scion(
-        "transfer", copy.config, given, "shard.tokenizer.vocab_size=1300", f"output={copy.folder}/other", address=address
-    )
+    done = scion("transfer", copy.config, given, "shard.tokenizer.vocab_size=1300", f"output={copy.folder}/other")
     assert done.returncode == 2
     assert "another new tokenizer" in done.stderr
 
 
 @pytest.mark.parametrize("keep", ["true", "false"])
-def test_factorised_embeddings_are_saved_both_ways_and_verified(copy: Chain, address: str, keep: str) -> None:
+def test_factorised_embeddings_are_saved_both_ways_and_verified(copy: Chain, keep: str) -> None:
     settings = ["transfer.factorise.rank=12", f"transfer.factorise.keep={keep}"]
-    done = scion("transfer", copy.config, *settings, address=address)
+    done = scion("transfer", copy.config, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     model = AutoModelForMaskedLM.from_pretrained(copy.output / "transfer", trust_remote_code=keep == "true")
     rows = model.get_input_embeddings().weight

@@ -13,7 +13,7 @@ from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
 
 _ALIGNED = 16
-"""Bytes: where DeepSpeed's flat buffers put a tensor behind one of an odd size, cuBLAS falls back to other kernels."""
+"""Bytes: for a matrix that lies elsewhere cuBLAS falls back to other kernels."""
 
 
 def before_deepspeed() -> None:
@@ -43,10 +43,10 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
 
 def slow(module: Any, config: TrainConfig) -> list[str]:
     """What in this set-up costs speed, in words (`specs/performance.md`). After the engine is made."""
-    odd = [name for name, weight in module.named_parameters() if weight.data_ptr() % _ALIGNED]
+    astray = misaligned(module)
     found = {
-        f"{len(odd)} weights, {', '.join(odd[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that products "
-        "take slow kernels: pad the vocabulary to a multiple of 128": bool(odd),
+        f"{len(astray)} matrices, {', '.join(astray[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that products "
+        "take slow kernels: one before them has an odd number of entries": bool(astray),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": torch.cuda.is_available()
         and config.precision == "fp32",
         "not one compiled graph": torch.cuda.is_available() and not config.compiles(True),
@@ -54,6 +54,12 @@ def slow(module: Any, config: TrainConfig) -> list[str]:
         "activations are computed twice": config.activation_checkpointing,
     }
     return [*module.slow(), *(said for said, holds in found.items() if holds)]
+
+
+def misaligned(module: torch.nn.Module) -> list[str]:
+    """Matrices that DeepSpeed's flat buffers put where products of them are slow: behind a weight of an odd size. Groups of
+    their own keep vectors, such as the bias of an odd vocabulary, away from them (`optimizer.parameter_groups`)."""
+    return [name for name, weight in module.named_parameters() if weight.ndim > 1 and weight.data_ptr() % _ALIGNED]
 
 
 def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int) -> dict[str, float]:

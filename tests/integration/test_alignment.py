@@ -1,0 +1,50 @@
+"""Where DeepSpeed's flat buffers put the weights: matrices at multiples of 16 bytes, whatever the vocabulary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+
+from tests.integration.test_universal import on_ranks
+from trainer.engine import setup
+from trainer.engine.config import TrainConfig
+from trainer.models.packed_lm import PackedLM
+
+
+@dataclass(frozen=True)
+class Run:
+    """Of a model whose output bias has an odd number of entries and comes before all matrices."""
+
+    folder: str
+    stage: int
+    apart: bool = True
+    """Whether vectors have groups of their own."""
+
+
+def told(run: Run) -> list[str]:
+    """What the run says is slow."""
+    model = XLMRobertaForMaskedLM(
+        XLMRobertaConfig(vocab_size=301, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    )
+    module = PackedLM(model, causal=False)
+    if not run.apart:
+        weights = sorted(module.parameters(), key=lambda weight: weight.ndim)
+        setup.optimizer_for = lambda module, config: torch.optim.AdamW(weights)
+    config = TrainConfig(steps=2, batch_size=2, precision="bf16", zero_stage=run.stage)
+    engine = setup.engine_for(module, config, 1, 2 // dist.get_world_size())
+    assert any(weight.data_ptr() % 16 for weight in module.parameters()) != run.apart
+    return setup.slow(engine.module, config)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int) -> None:
+    assert on_ranks(2, told, Run(str(tmp_path), stage)) == []  # type: ignore[arg-type]
+
+
+def test_matrices_that_are_not_are_told(tmp_path: Path) -> None:
+    """One group for all, as most trainers have it."""
+    (said,) = on_ranks(2, told, Run(str(tmp_path), 1, apart=False))  # type: ignore[arg-type]
+    assert "do not lie at multiples of 16 bytes" in said
