@@ -16,6 +16,8 @@ SETUPS: list[dict[str, Any]] = [
     {"zero_stage": 3, "hpz": 2},
     {"zero_stage": 3, "offload": "all"},
     {"zero_stage": 3, "activation_checkpointing": True},
+    {"zero_stage": 3, "compile": True},
+    {"zero_stage": 3, "compile": True, "offload": "all", "activation_checkpointing": True},
 ]
 PLAIN: dict[str, Any] = {"zero_stage": 1}
 pytestmark = pytest.mark.slow
@@ -43,6 +45,8 @@ def test_the_losses_are_those_of_zero_1(plain: list[float], settings: dict[str, 
 
 
 def worker(settings: dict[str, Any]) -> list[float]:
+    import torch
+    import torch._dynamo
     import torch.distributed as dist
 
     from tests.unit.test_packed_lm import batch_of, made
@@ -61,6 +65,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     for step in range(config.steps):
         set_rates(engine, config, step)
         found.append(optimizer_step(engine, [batch, batch], 1, 0, False).loss)
+    assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == bool(config.compile)
     first = dist.get_rank() == 0
     dist.destroy_process_group()
     return found if first else []

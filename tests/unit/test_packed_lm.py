@@ -107,7 +107,7 @@ def test_the_compiled_graph_is_one_and_says_the_same(name: str, packed: bool) ->
     module = PackedLM(model, name in CAUSAL, 1.0 if name in CAUSAL else 0.2)
     losses = module(batch)
     expected = gradients(model, losses)
-    module._compiled = torch.compile(module._losses, dynamic=False, fullgraph=True)
+    module._graph = torch.compile(module._losses, dynamic=False, fullgraph=True)
     again = module(batch)
     assert (again - losses).abs().max() < 1e-5
     for weight, gradient in gradients(model, again).items():

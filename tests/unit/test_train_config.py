@@ -39,7 +39,6 @@ def test_muon_has_a_rate_of_its_own_and_waits_for_the_embeddings_as_well() -> No
 @pytest.mark.parametrize(("settings", "said"), [
     ({"hpz": 2, "zero_stage": 2}, "zero_stage=3"),
     ({"offload": "all", "zero_stage": 1}, "zero_stage=3"),
-    ({"compile": True, "zero_stage": 3}, "compile=false"),
     ({"muon_rate": 0.02}, "clip=0"),
     ({"muon_rate": 0.02, "clip": 0.0, "zero_stage": 3}, "zero_stage=1 or 2"),
     ({"muon_rate": 0.02, "clip": 0.0, "offload": "optimizer"}, "offload=null"),

@@ -54,7 +54,8 @@ class TrainConfig:
     """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool | None = None
-    """Whether forward and backward become one compiled graph: on GPUs under ZeRO-1 and 2 when not given."""
+    """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
+    not given."""
     activation_checkpointing: bool = False
     """Whether activations within a layer are computed again in the backward pass instead of being kept."""
     evaluate_steps: int | None = None
@@ -99,8 +100,6 @@ class TrainConfig:
             "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
             'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
                 self.offload == "all" and not whole,
-            "ZeRO-3 gathers weights between layers, which breaks a graph of the whole model: compile=false, or zero_stage=2.":
-                bool(self.compile) and whole,
             "DeepSpeed's Muon steps wrongly on ZeRO-3 where gradients are summed (DeepSpeed #8443): zero_stage=1 or 2.":
                 muon and whole,
             "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "

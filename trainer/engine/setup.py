@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trainer.engine.config import TrainConfig
 from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
+from trainer.models.graphs import compiled
 
 _ALIGNED = 16
 """Bytes: for a matrix that lies elsewhere cuBLAS falls back to other kernels."""
@@ -33,12 +34,25 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         model: Any = module.model
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compiles(torch.cuda.is_available()):
-        module.compile_graph()  # type: ignore[operator]
+        _compile(module, config.zero_stage)
     elif not torch.cuda.is_available():
         replace_dropout(module)
     optimizer = optimizer_for(module, config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     return engine
+
+
+def _compile(module: Any, zero_stage: int) -> None:
+    """ZeRO-3 gathers weights before it calls what they belong to, in which no graph may be. So a layer is a leaf to it, whose
+    weights come together, and its forward a graph."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    if zero_stage < 3:
+        module.compile_graph()
+    elif layers := module.layers():
+        set_z3_leaf_modules(module, list({type(layer) for layer in layers}))
+        for layer in layers:
+            layer.forward = compiled(layer.forward)
 
 
 def slow(module: Any, config: TrainConfig) -> list[str]:
@@ -49,7 +63,7 @@ def slow(module: Any, config: TrainConfig) -> list[str]:
         "take slow kernels: one before them has an odd number of entries": bool(astray),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": torch.cuda.is_available()
         and config.precision == "fp32",
-        "not one compiled graph": torch.cuda.is_available() and not config.compiles(True),
+        "not compiled: train.compile=true": torch.cuda.is_available() and not config.compiles(True),
         "the optimizer works in the host's memory": config.offload is not None,
         "activations are computed twice": config.activation_checkpointing,
     }

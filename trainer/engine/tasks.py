@@ -69,6 +69,10 @@ class Module(Protocol):
         """From now on one graph of fixed shapes, if it can be one."""
         ...
 
+    def layers(self) -> list[torch.nn.Module]:
+        """Those of which each can be a graph of fixed shapes."""
+        ...
+
 
 class Task(Protocol):
     """An objective on a model."""

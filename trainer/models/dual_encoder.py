@@ -34,6 +34,9 @@ class DualEncoder(torch.nn.Module):
     def compile_graph(self) -> None:
         """Not one of fixed shapes: each batch is as long as its longest text."""
 
+    def layers(self) -> list[torch.nn.Module]:
+        return []
+
     def forward(self, batch: PairBatch) -> torch.Tensor:
         anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
         weights = batch.weights

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipeline.feed.targets import TargetBatch
 from trainer.models.flops import Flops
+from trainer.models.graphs import compiled
 from trainer.models.heads import head_of
 from trainer.models.loading import position_offset
 from trainer.models.packed_attention import PackedAttention
@@ -38,7 +40,7 @@ class PackedLM(torch.nn.Module):
         self._offset = position_offset(model.config)
         self._head = head_of(model)
         self._attention = PackedAttention(model, causal)
-        self._compiled: Callable[..., torch.Tensor] | None = None
+        self._graph: Callable[..., torch.Tensor] = self._losses
 
     def flops(self) -> Flops:
         return Flops.of(self.model, None if self._head is None else self._head.name)
@@ -54,7 +56,11 @@ class PackedLM(torch.nn.Module):
     def compile_graph(self) -> None:
         """From now on one graph of fixed shapes; the first batch of each shape takes a minute or more."""
         if self._head is not None:
-            self._compiled = torch.compile(self._losses, dynamic=False)
+            self._graph = compiled(self._losses)
+
+    def layers(self) -> list[torch.nn.Module]:
+        """Those of which each can be a graph of fixed shapes."""
+        return [] if self._head is None else [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
 
     def forward(self, batch: TargetBatch) -> torch.Tensor:
         if self._head is None:
@@ -65,8 +71,7 @@ class PackedLM(torch.nn.Module):
         room = max(0, rows * math.floor(length * self._share + 0.5) - len(batch.places))
         places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
                           for part, value in ((batch.places, 0), (batch.labels, IGNORED)))  # fmt: skip
-        losses = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self._losses
-        return losses(inputs, places, labels)[: len(batch.places)]
+        return self._graph(inputs, places, labels)[: len(batch.places)]
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
