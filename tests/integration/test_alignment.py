@@ -16,12 +16,12 @@ from trainer.models.packed_lm import PackedLM
 
 @dataclass(frozen=True)
 class Run:
-    """Of a model whose output bias has an odd number of entries and comes before all matrices."""
+    """Of a model whose output bias has an odd number of entries."""
 
     folder: str
     stage: int
     apart: bool = True
-    """Whether vectors have groups of their own."""
+    """Whether vectors have groups of their own, as in every run, or come before the matrices in the only one."""
 
 
 def told(run: Run) -> list[str]:

@@ -89,8 +89,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: 
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
     for done in ("shards", "transfer", "random"):
         shutil.copytree(finished.output / done, copy.output / done)
-    command = [sys.executable, "-m", "ray_jobs.cli", "pipeline", copy.config]
-    running = subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    running = started("pipeline", copy)
     try:
         _wait_for(copy.output / "pretrain" / "checkpoints", "step_*/COMMITTED", running)
         children = psutil.Process(running.pid).children(recursive=True)

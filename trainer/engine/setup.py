@@ -14,7 +14,8 @@ from trainer.models.cpu_dropout import replace_dropout
 from trainer.models.graphs import compiled
 
 _ALIGNED = 16
-"""Bytes: for a matrix that lies elsewhere cuBLAS falls back to other kernels."""
+"""Bytes: for a matrix that lies elsewhere, behind a weight of an odd size, cuBLAS falls back to other kernels. Groups of their
+own keep vectors, such as the bias of an odd vocabulary, out of the matrices' buffers (`optimizer.parameter_groups`)."""
 
 
 def before_deepspeed() -> None:
@@ -45,11 +46,11 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
 def _compile(module: Any, zero_stage: int) -> None:
     """ZeRO-3 gathers weights before it calls what they belong to, in which no graph may be. So a layer is a leaf to it, whose
     weights come together, and its forward a graph."""
-    from deepspeed.utils import set_z3_leaf_modules
-
     if zero_stage < 3:
         module.compile_graph()
     elif layers := module.layers():
+        from deepspeed.utils import set_z3_leaf_modules
+
         set_z3_leaf_modules(module, list({type(layer) for layer in layers}))
         for layer in layers:
             layer.forward = compiled(layer.forward)
@@ -57,23 +58,17 @@ def _compile(module: Any, zero_stage: int) -> None:
 
 def slow(module: Any, config: TrainConfig) -> list[str]:
     """What in this set-up costs speed, in words (`specs/performance.md`). After the engine is made."""
-    astray = misaligned(module)
+    astray = [name for name, weight in module.named_parameters() if weight.ndim > 1 and weight.data_ptr() % _ALIGNED]
     found = {
         f"{len(astray)} matrices, {', '.join(astray[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that products "
         "take slow kernels: one before them has an odd number of entries": bool(astray),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": torch.cuda.is_available()
         and config.precision == "fp32",
-        "not compiled: train.compile=true": torch.cuda.is_available() and not config.compiles(True),
+        "not compiled: train.compile=true": torch.cuda.is_available() and not config.compiles(True) and bool(module.layers()),
         "the optimizer works in the host's memory": config.offload is not None,
         "activations are computed twice": config.activation_checkpointing,
     }
     return [*module.slow(), *(said for said, holds in found.items() if holds)]
-
-
-def misaligned(module: torch.nn.Module) -> list[str]:
-    """Matrices that DeepSpeed's flat buffers put where products of them are slow: behind a weight of an odd size. Groups of
-    their own keep vectors, such as the bias of an odd vocabulary, away from them (`optimizer.parameter_groups`)."""
-    return [name for name, weight in module.named_parameters() if weight.ndim > 1 and weight.data_ptr() % _ALIGNED]
 
 
 def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int) -> dict[str, float]:
