@@ -70,7 +70,7 @@ def old_rows(problem: Problem, dtype: torch.dtype = torch.float32) -> torch.Tens
 def test_mixtures_sum_to_one_and_fates_to_all(made: plan.TransferPlan) -> None:
     sums = made.dense().sum(dim=1)
     code = torch.from_numpy(made.provenance)
-    mixed = ~torch.isin(code, torch.tensor([Provenance.RANDOM, Provenance.SCRIPT, Provenance.MEAN, Provenance.ZERO]))
+    mixed = ~torch.isin(code, torch.tensor([Provenance.RANDOM, Provenance.SCRIPT, Provenance.MEAN, Provenance.FILLING]))
     if made.method != "omp":  # whose coefficients rebuild a vector, and need not be shares
         assert torch.allclose(sums[mixed], torch.ones(int(mixed.sum())), atol=1e-5)
     assert (sums[~mixed] == 0).all()

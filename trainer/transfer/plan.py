@@ -35,8 +35,8 @@ class Provenance(IntEnum):
     """Drawn from the moments of the old rows."""
     MEAN = 6
     """The mean of all old rows."""
-    ZERO = 7
-    """No token: fills the matrix up, or a gap in the ids."""
+    FILLING = 7
+    """No token: a gap in the ids, or what fills the matrix up. Never predicted, see `apply.embeddings`."""
     BYTE_COPY = 8
     """The old token of the same bytes, where one of the two stands for raw bytes and the other for text."""
     CASE_COPY = 9
@@ -104,20 +104,24 @@ class TransferPlan:
         copies = np.isin(self.provenance, COPIES)
         return {
             "inherited": np.flatnonzero(copies),
-            "new": np.flatnonzero(~copies & (self.provenance != Provenance.ZERO)),
+            "new": np.flatnonzero(~copies & (self.provenance != Provenance.FILLING)),
         }
+
+    def filling(self) -> NDArray[np.int64]:
+        """The rows that stand for no token."""
+        return np.flatnonzero(self.provenance == Provenance.FILLING)
 
     def copies(self) -> NDArray[np.int64]:
         """The rows that are one old row to the last bit."""
         return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))
 
     def padded(self, rows: int) -> "TransferPlan":
-        """The same plan with ZERO rows up to `rows`."""
+        """The same plan with FILLING rows up to `rows`."""
         more = rows - len(self)
         return replace(
             self,
             indptr=np.concatenate([self.indptr, np.full(more, self.indptr[-1])]),
-            provenance=np.concatenate([self.provenance, np.full(more, Provenance.ZERO, np.uint8)]),
+            provenance=np.concatenate([self.provenance, np.full(more, Provenance.FILLING, np.uint8)]),
             keys=np.concatenate([self.keys, np.zeros(more, np.uint64)]),
             group=np.concatenate([self.group, np.zeros(more, np.uint16)]),
         )

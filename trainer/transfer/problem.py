@@ -89,7 +89,7 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
     """One plan from copies, special tokens, the method's rows and random rows for all that is left."""
     size = len(problem.tokens)
     provenance = np.full(size, Provenance.RANDOM, np.uint8)
-    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.ZERO
+    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.FILLING
     entries: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None] = [None] * size
     own = set(problem.new.tolist())
     for number in np.flatnonzero(problem.shared >= 0):
