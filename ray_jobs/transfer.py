@@ -130,7 +130,7 @@ def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -
         The number of parameters, and the rank of the embeddings where they were factorised.
     """
     with model_folder(config.source_model) as folder:
-        model = loading.language_model(folder, problem.seed)
+        model = loading.language_model(folder, problem.seed, "auto")
     if METHODS[made.method].fresh:
         model = loading.drawn_anew(model, problem.seed)
     rank = _rank(config.transfer.factorise, model, len(made))

@@ -115,9 +115,10 @@ def _source(folder: str) -> str:
 
 
 def _side(spec: str, seed: int) -> Side:
-    """The model as the transfer saw it: a head that the folder lacks is drawn from the plan's seed."""
+    """The model as the transfer saw it: in the format that it is saved in, and a head that the folder lacks drawn from the
+    plan's seed."""
     with model_folder(spec) as folder:
-        return Side(model=loading.language_model(folder, seed), tokenizer=train.load(folder))
+        return Side(model=loading.language_model(folder, seed, "auto"), tokenizer=train.load(folder))
 
 
 def _print(finding: Finding, console: Console) -> None:
