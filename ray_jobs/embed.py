@@ -69,7 +69,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
-    draft.metrics = {"history": history}
+    draft.metrics = {"history": history, "weights": settings.train.exported}
     first, last = history[0]["loss"], history[-1]["loss"]
     return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
 
