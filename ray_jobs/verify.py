@@ -20,9 +20,8 @@ from data_pipeline.tokenizers import train
 from ray_jobs import shard
 from trainer.engine.store import WORKING, Store
 from trainer.models import loading
-from trainer.transfer import plan
+from trainer.transfer import chain, plan
 from trainer.transfer.factorise import multiplied_out, with_factors
-from trainer.transfer.methods import METHODS
 from trainer.transfer.verify import Side, verify
 
 USAGE = "scion verify FOLDER [source_model=FOLDER] [shards=FOLDER]"
@@ -80,7 +79,7 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
     """A transferred model against the one that it was made from."""
     found = plan.load(folder)
     source = _side(named.get("source_model") or _source(folder), found.seed)
-    if METHODS[found.method].fresh:
+    if chain.fresh(found.method):
         source = replace(source, model=loading.drawn_anew(source.model, found.seed))
     factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
     if factors:

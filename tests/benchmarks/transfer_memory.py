@@ -44,7 +44,7 @@ def plan() -> TransferPlan:
             np.uint8
         ),
         keys=np.array([keyed_random.key(number) for number in range(ROWS)], np.uint64),
-        group=np.zeros(ROWS, np.uint16), source_group=np.zeros(ROWS, np.uint16),
+        group=np.zeros(ROWS, np.uint16), source_group=np.zeros(ROWS, np.uint16), by=np.ones(ROWS, np.uint8),
         source_rows=ROWS, seed=0, method="aligned",
     )  # fmt: skip
 

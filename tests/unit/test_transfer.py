@@ -136,7 +136,7 @@ def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
         indptr=np.zeros(3, np.int64), indices=np.empty(0, np.int32), weights=np.empty(0, np.float32),
         provenance=np.full(2, Provenance.RANDOM, np.uint8),
         keys=np.array([9, keyed_random.key(token.key())], np.uint64),
-        group=np.zeros(2, np.uint16), source_group=np.zeros(problem.source_rows, np.uint16),
+        group=np.zeros(2, np.uint16), by=np.zeros(2, np.uint8), source_group=np.zeros(problem.source_rows, np.uint16),
         source_rows=problem.source_rows, seed=problem.seed, method="random",
     )  # fmt: skip
     assert torch.equal(apply.embeddings(shuffled, old)[1], new[5])
