@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.tokenizers.train import TokenizerConfig
 from trainer.engine.config import TrainConfig
+from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 from trainer.transfer.overlap import LEVELS
@@ -131,12 +132,16 @@ class EmbedConfig:
     symmetric: bool = True
     """Whether positives also have to find their anchors."""
     pooling: str = "mean"
+    """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
+    model: str | None = None
+    """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
     actors: int = field(default=2, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_length < 4:
             raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
+        pooling_name(self.pooling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +258,8 @@ def _with_chains(given: Any) -> Any:
 def absolute(config: ScionConfig) -> ScionConfig:
     """The same with absolute local paths: workers run in other directories."""
     paths = {name: getattr(config, name) for name in ("text", "test_text", "pairs", "test_pairs", "source_model")}
+    if config.embed.model is not None and _on_disk(config.embed.model):
+        config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }

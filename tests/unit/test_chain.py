@@ -67,10 +67,10 @@ def test_a_plan_without_its_methods_is_refused(problem: Problem, tmp_path, monke
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("foucs", "'foucs' is not a method"),
+        ("foucs", "foucs is not a method"),
         ("aligned+aligned", "stands twice"),
         ("aligned+scratch", "cannot be part of a chain"),
-        ("aligned+", "'' is not a method"),
+        ("aligned+", r"aligned\+ is not a method"),
     ],
 )
 def test_a_chain_that_cannot_run_is_refused(name: str, said: str) -> None:
@@ -86,5 +86,5 @@ def test_a_chain_is_written_as_a_list_or_with_plus_signs(tmp_path) -> None:
     assert configs.load(path, ["method=aligned+mean"]).method == "aligned+mean"
     given = configs.load(path, ["compare.methods=[random,[aligned,fvt],focus+mean]"])
     assert given.compare.methods == ("random", "aligned+fvt", "focus+mean")
-    with pytest.raises(ConfigError, match=r"compare\.methods.*'nothing' is not a method"):
+    with pytest.raises(ConfigError, match=r"compare\.methods.*nothing is not a method"):
         configs.load(path, ["compare.methods=[[aligned,nothing]]"])

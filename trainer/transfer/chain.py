@@ -31,7 +31,7 @@ def check(name: str, key: str) -> None:
     methods = parts(name)
     for method in methods:
         if method not in METHODS:
-            raise ConfigError(f"{method!r} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
+            raise ConfigError(f"{method or name} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
         if methods.count(method) > 1:
             raise ConfigError(f"{method} stands twice in {name}.", key, "What it left once it leaves again: name it once.")
         if len(methods) > 1 and method in _ALONE:
