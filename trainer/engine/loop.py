@@ -22,13 +22,12 @@ from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name
-from trainer.engine import attempts, checkpoint, guards
+from trainer.engine import attempts, checkpoint, guards, setup
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
-from trainer.engine.setup import engine_for, row_norms, slow, weights_of
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
 from trainer.engine.tasks import Batch, Task
@@ -74,10 +73,12 @@ class Training:
     def __init__(self, run: TrainRun, feed: RankFeed) -> None:
         self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
         module: Any = run.task.module()
+        forward = setup.checked(module, run.config, run.task.length)
         flops = module.flops()  # before ZeRO-3 takes the parameters apart
         micro, accumulation = feed.shape(0)
-        self._engine = engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
-        self._slow = slow(module, run.config)
+        self._engine = setup.engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
+        self._slow = setup.slow(module, run.config)
+        self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
@@ -99,7 +100,7 @@ class Training:
         self._careful = 0 if died is None else died + DEPTH + 1
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
-            host=socket.gethostname(), pid=os.getpid(), slow=self._slow,
+            host=socket.gethostname(), pid=os.getpid(), slow=self._slow, forward=self._forward,
         )  # fmt: skip
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
@@ -227,14 +228,14 @@ class Training:
         if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
             scores = evaluate(self._engine, run.heldout, dist.get_rank(), dist.get_world_size())
             state.evaluations[done] = scores.bits_per_byte
-            norms = row_norms(self._engine, run.row_groups, run.config.zero_stage)
+            norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
             self._journal.write("evaluation", step=state.next_step, row_norms=norms, **asdict(scores))
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
         name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
-        weights = weights_of(self._engine, self._run.config.zero_stage)
+        weights = setup.weights_of(self._engine, self._run.config.zero_stage)
         if self._first:
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}

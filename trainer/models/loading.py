@@ -23,7 +23,9 @@ from transformers.utils import logging as transformers_logging
 from data_pipeline.errors import ModelError, reason
 from trainer.models import factored_embeddings
 
-_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
+_POSITIONS_AFTER_PAD = {
+    "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "xmod", "data2vec-text", "ibert",
+}  # fmt: skip
 
 
 HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
