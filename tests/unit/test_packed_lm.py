@@ -123,8 +123,10 @@ def test_rows_of_one_document_have_no_mask_but_for_windows(name: str, monkeypatc
         assert all(mask is not None for mask in masks[len(masks) // 2 :])
 
 
-@pytest.mark.parametrize("name", ["mistral", *(pytest.param(name, marks=pytest.mark.slow)
-                                              for name in ("bert", "modernbert", "llama", "gemma2", "gemma3_text"))])  # fmt: skip
+FLEX = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "modernbert", "llama", "gemma2", "gemma3_text")]
+
+
+@pytest.mark.parametrize("name", ["mistral", *FLEX])
 def test_blocks_of_flex_attention_give_what_a_whole_mask_gives(name: str) -> None:
     """A CPU has FlexAttention's forward only; `make test-gpu` has its backward."""
     module, batch = module_of(name).eval(), batch_of(name, packed=True)

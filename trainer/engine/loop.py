@@ -23,6 +23,7 @@ from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name
 from trainer.engine import attempts, checkpoint, guards, setup
+from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout, evaluate
@@ -61,17 +62,18 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     or `{"world": ..., "evaluations": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
-    with attempts.told(run.uri) as error:
-        if error is not None:
-            return {"error": error}
-        return Training(run, ray.train.get_dataset_shard("train")).run()
+    with attempts.attempt(run.uri) as attempt:
+        if attempt.error is not None:
+            return {"error": attempt.error}
+        return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
 
 
 class Training:
     """One worker's part of a run."""
 
-    def __init__(self, run: TrainRun, feed: RankFeed) -> None:
+    def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
         self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
+        self._attempt = attempt
         module: Any = run.task.module()
         forward = setup.checked(module, run.config, run.task.length)
         flops = module.flops()  # before ZeRO-3 takes the parameters apart
@@ -98,6 +100,7 @@ class Training:
         seconds = round(time.perf_counter() - began, 3)
         died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
         self._careful = 0 if died is None else died + DEPTH + 1
+        self._attempt.started(self._state.next_step)
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
             host=socket.gethostname(), pid=os.getpid(), slow=self._slow, forward=self._forward,
@@ -133,6 +136,7 @@ class Training:
                 self._go_back(step, wrong)
                 return False
             self._state.next_step = step + 1
+            self._attempt.stepped = True
             self._ledger.note(rows)
             self._evaluate()
             if self._heed(outcome):
