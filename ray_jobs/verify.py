@@ -22,9 +22,8 @@ from ray_jobs import shard
 from trainer.engine.store import WORKING, Store
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
-from trainer.transfer import plan
+from trainer.transfer import chain, plan
 from trainer.transfer.factorise import multiplied_out, with_factors
-from trainer.transfer.methods import METHODS
 from trainer.transfer.verify import Side, verify
 
 _FORWARD = 512
@@ -86,7 +85,7 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
     """A transferred model against the one that it was made from."""
     found = plan.load(folder)
     source = _side(named.get("source_model") or _source(folder), found.seed)
-    if METHODS[found.method].fresh:
+    if chain.fresh(found.method):
         source = replace(source, model=loading.drawn_anew(source.model, found.seed))
     factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
     if factors:
@@ -143,9 +142,10 @@ def _source(folder: str) -> str:
 
 
 def _side(spec: str, seed: int) -> Side:
-    """The model as the transfer saw it: a head that the folder lacks is drawn from the plan's seed."""
+    """The model as the transfer saw it: in the format that it is saved in, and a head that the folder lacks drawn from the
+    plan's seed."""
     with model_folder(spec) as folder:
-        return Side(model=loading.language_model(folder, seed), tokenizer=train.load(folder))
+        return Side(model=loading.language_model(folder, seed, "auto"), tokenizer=train.load(folder))
 
 
 def _print(finding: Finding, console: Console) -> None:

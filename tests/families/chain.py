@@ -182,7 +182,7 @@ def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None
         outcomes.append(optimizer_step(engine, [batch_of(step)], 1, 0, False))
     for outcome in outcomes:
         assert outcome.applied and np.isfinite(outcome.loss), f"a loss of {outcome.loss}"  # noqa: PT018
-    task.export(setup.weights_of(engine, config.zero_stage), made)
+    task.export(setup.weights_of(engine, config), made)
     engine.destroy()
     return outcomes
 

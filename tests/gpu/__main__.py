@@ -8,9 +8,9 @@
 - stages: a short run under each ZeRO stage, as `scion pretrain` starts it;
 - speed: the tables of `tests.benchmarks.train_gpu`, a few steps of each side.
 
-All of them if none is named. Needs torch, transformers, Ray and DeepSpeed, no pytest. Exit code 1 if something is wrong; without
-a GPU it says so and ends with 0, but `trial` as the first word runs it on the CPU, to know that the program works. The last line
-of stdout is one JSON object.
+All of them if none is named. Needs torch, transformers, Ray and DeepSpeed, no pytest. Exit code 1 if something is wrong.
+Without a GPU it says so and ends with 0; `trial` as the first word runs it on the CPU, to know that the program works. The
+last line of stdout is one JSON object.
 """
 
 import json

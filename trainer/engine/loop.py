@@ -239,7 +239,7 @@ class Training:
         """The trained model, and what the rows since the last checkpoint were."""
         name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
-        weights = setup.weights_of(self._engine, self._run.config.zero_stage)
+        weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}

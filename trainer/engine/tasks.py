@@ -15,7 +15,7 @@ from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.flops import Flops
@@ -161,6 +161,7 @@ class LanguageModelTask:
     def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
         module = self.module()
         load_weights(module.model, weights)
+        module.to(dtype_of(weights))
         with storage.local_output(uri) as folder:
             module.model.save_pretrained(folder)
             load_tokenizer(self.model_uri).save_pretrained(folder)
@@ -185,12 +186,18 @@ class ContrastiveTask:
         return DualEncoder(model, self.spec.pooling, self.temperature, self.symmetric)
 
     def collator(self) -> Callable[[pa.Table], Batch]:
-        return partial(PairBatch, pad=int(load_tokenizer(self.model_uri).pad_token_id))
+        return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
 
     def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
         module = self.module()
         load_weights(module.model, weights)
+        module.to(dtype_of(weights))
         Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
+
+
+def dtype_of(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The format in which the trained weights are to be saved."""
+    return next(value.dtype for value in weights.values() if value.is_floating_point())
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
