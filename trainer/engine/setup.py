@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
 from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
+from trainer.models.forward_check import Checked
 from trainer.models.graphs import compiled
 
 _ALIGNED = 16
@@ -24,6 +26,26 @@ def before_deepspeed() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+
+
+def checked(module: Any, config: TrainConfig, length: int) -> Checked:
+    """Takes the leanest forward of `module` that is right on every rank, on their devices and in the precision of the run.
+
+    Raises:
+        ModelError: on some rank no forward is right.
+    """
+    # As DeepSpeed does a moment later: weights take the run's precision, buffers, such as rotary frequencies, stay fp32.
+    if torch.cuda.is_available() and config.offload != "all":
+        module.to("cuda")
+    if config.precision == "bf16":
+        for weight in module.parameters():
+            weight.data = weight.data.bfloat16()
+    own = module.check(length)
+    found: list[Any] = [own] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    most = max(found, key=lambda one: one.way.order)
+    module.settle(most)
+    return most
 
 
 def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
@@ -97,7 +119,6 @@ def weights_of(engine: Any, config: TrainConfig) -> dict[str, torch.Tensor]:
 def _masters(engine: Any) -> dict[str, torch.Tensor]:
     """The fp32 masters on rank 0, gathered one by one, and the buffers; what is not trained as it is."""
     import deepspeed
-    import torch.distributed as dist
     from deepspeed.utils import safe_get_full_fp32_param
 
     first, found = dist.get_rank() == 0, dict[str, torch.Tensor]()

@@ -19,6 +19,7 @@ from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.flops import Flops
+from trainer.models.forward_check import Checked
 from trainer.models.packed_lm import PackedLM
 
 
@@ -61,6 +62,19 @@ class Module(Protocol):
 
     def flops(self) -> Flops: ...
 
+    def check(self, length: int) -> Checked:
+        """Whether a document in a batch is what it is alone, on this device, in this precision; takes the leanest way for which
+        that holds.
+
+        Raises:
+            ModelError: there is none.
+        """
+        ...
+
+    def settle(self, found: Checked) -> None:
+        """Takes the way that the check of another rank found."""
+        ...
+
     def slow(self) -> list[str]:
         """What keeps this model from the fast path, in words."""
         ...
@@ -76,6 +90,11 @@ class Module(Protocol):
 
 class Task(Protocol):
     """An objective on a model."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row."""
+        ...
 
     def module(self) -> "Module": ...
 
@@ -156,6 +175,10 @@ class ContrastiveTask:
     spec: EmbedderSpec
     temperature: float
     symmetric: bool
+
+    @property
+    def length(self) -> int:
+        return self.spec.max_length
 
     def module(self) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:

@@ -29,7 +29,9 @@ from data_pipeline import storage
 from data_pipeline.errors import ModelError, reason
 from trainer.models import encoder_decoders, factored_embeddings, multimodal
 
-_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
+_POSITIONS_AFTER_PAD = {
+    "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "xmod", "data2vec-text", "ibert",
+}  # fmt: skip
 
 
 HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
