@@ -184,7 +184,7 @@ def scores(case: Case, model: Any, plan: TransferPlan) -> dict[str, Any]:
     embedder = Embedder(model.base_model, case.problem.target, EmbedderSpec(max_length=LENGTH))
     anchors, positives = (list(side) for side in zip(*case.text.test, strict=True))
     names = [str(number) for number in range(len(anchors))]
-    found = retrieval.evaluate(embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names)))
+    found, _ = retrieval.evaluate(embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names)))
     return {
         "bits_per_byte": round(bits_per_byte(float(nll.sum()), len(nll), tokens, size), 4),
         "accuracy": round(statistics.fmean(found[way]["accuracy_at_1"] for way in found), 4),
