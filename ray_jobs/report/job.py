@@ -88,9 +88,7 @@ def show(config: ScionConfig, console: Console) -> None:
         columns, rows = by_language
         table = Table(title="by language", title_justify="left", box=SIMPLE_HEAD)
         for column in columns:
-            table.add_column(
-                column.replace(", ", ",\n").replace(" ", "\n", 1), justify="left" if column == "language" else "right"
-            )
+            table.add_column(column.replace(" ", "\n"), justify="left" if column == "language" else "right")
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -1,11 +1,13 @@
 """Retrieval metrics and merging against brute force."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from data_pipeline.errors import ModelError
-from data_pipeline.pairs.rows import Pairs
+from data_pipeline.pairs.rows import Pairs, load
 from trainer.evaluation import retrieval
 from trainer.evaluation.fertility import fertility
 from trainer.merging.uniform import average
@@ -67,3 +69,10 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
     assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}
     alone = Pairs(ids=["1"], anchors=["a"], positives=["el a"], negatives=[[]], langs=["el"])
     assert retrieval.evaluate(Known(vectors), alone)[1] == {}
+
+
+def test_pairs_may_name_their_language(tmp_path) -> None:
+    rows = [{"anchor": "a b", "positive": "c", "lang": "el"}, {"anchor": "d", "positive": "e", "lang": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    found = load(str(tmp_path / "pairs.parquet"), str(tmp_path / "cache"), key="pairs")
+    assert (found.langs, found.anchors) == (["el", "und"], ["a b", "d"])
