@@ -95,9 +95,7 @@ def _occurrences(part: Vectors, names: list[str]) -> NDArray[np.float64]:
         if not part.has_subwords:
             counts[word] += count
             continue
-        pieces = {
-            word[start:end] for start in range(len(word)) for end in range(start + 1, min(len(word), start + longest) + 1)
-        }
-        for piece in pieces & wanted:
+        ends = range(1, len(word) + 1)
+        for piece in {word[max(0, end - size) : end] for end in ends for size in range(1, min(end, longest) + 1)} & wanted:
             counts[piece] += count
     return np.array([counts[name] for name in names], np.float64)
