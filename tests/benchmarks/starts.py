@@ -36,7 +36,7 @@ from data_pipeline.shards.pack import concat_split
 from data_pipeline.sources import libreoffice_help as source
 from data_pipeline.tokenizers import train as tokenizers
 from data_pipeline.tokenizers.encode import encode
-from ray_jobs.config import ScionConfig, _package
+from ray_jobs.config import _package
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine.config import TrainConfig
 from trainer.evaluation import retrieval
@@ -148,7 +148,7 @@ def measured(case: Case, plan: TransferPlan, seed: int, steps: int, batch: int) 
     """A start, trained: what it says before and after."""
     model: Any = loading.language_model(case.folder, seed)
     graft(model, replace(plan, seed=seed), case.problem.target)
-    answer = {"before": scores(case, model, plan)} | {"lengths": lengths(model, plan)}
+    answer = {"before": scores(case, model, plan), "lengths": lengths(model, plan), "near_copies": near_copies(model, plan)}
     train(case, model, seed, steps, batch)
     return answer | {"after": scores(case, model, plan)}
 
@@ -199,6 +199,14 @@ def lengths(model: Any, plan: TransferPlan) -> dict[str, float]:
             for code in np.unique(plan.provenance)}  # fmt: skip
 
 
+def near_copies(model: Any, plan: TransferPlan) -> float:
+    """The median, over rows that a method placed, of the highest cosine with a copied row: a row close to 1 is a second row of
+    an old token, which the head cannot tell from it."""
+    rows = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach()[: len(plan)], dim=1)
+    placed, copies = np.flatnonzero(plan.by > 0), plan.copies()
+    return round(float((rows[placed] @ rows[copies].T).amax(dim=1).median()), 3) if len(placed) else 0.0
+
+
 def sharpness(plan: TransferPlan) -> float:
     """How many old rows a mixture has in effect: the median of 1 / sum of squared shares."""
     many = np.flatnonzero((plan.by > 0) & (np.diff(plan.indptr) > 0))
@@ -209,15 +217,17 @@ def sharpness(plan: TransferPlan) -> float:
 def main(argv: list[str]) -> None:
     given = parse(argv)
     torch.set_num_threads(given.threads)
-    defaults, found = ScionConfig(text="", pairs="", test_pairs="", source_model="", output=""), list[dict[str, Any]]()
+    aligned = METHODS["aligned"].config(**({} if given.aligned_top is None else {"top": given.aligned_top}))
+    settings = {name: aligned if name == "aligned" else entry.config() for name, entry in METHODS.items()}
+    found: list[dict[str, Any]] = []
     for language in given.languages:
         case = prepared(language, given.pairs)
         for name in given.starts:
             began = time.perf_counter()
-            made = chain.rows(case.problem, name, lambda method: getattr(defaults.transfer.methods, method))
+            made = chain.rows(case.problem, name, settings.__getitem__)
             plan = assemble(case.problem, made, name)
             facts = {"language": language, "start": name, "placed": plan.placed(), "fates": plan.fates(),
-                     "sharpness": sharpness(plan), "pairs": len(case.text.train)}  # fmt: skip
+                     "sharpness": sharpness(plan), "pairs": len(case.text.train), "aligned_top": aligned.top}  # fmt: skip
             for seed in given.seeds:
                 found.append(facts | {"seed": seed} | measured(case, plan, seed, given.steps, given.rows))
                 said = {side: {name: found[-1][side][name] for name in ("bits_per_byte", "accuracy")}
@@ -238,6 +248,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="of a step")
     parser.add_argument("--pairs", type=int, default=8000, help="that are learned from, at most")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--aligned-top", type=int, help="old tokens that aligned mixes")
     parser.add_argument("--partial", help="a file to which each finished start is added")
     return parser.parse_args(argv)
 
