@@ -61,8 +61,20 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
     elif not torch.cuda.is_available():
         replace_dropout(module)
     optimizer = optimizer_for(module, config)
+    before = {name: parameter.data for name, parameter in module.named_parameters()}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
+    if config.precision == "bf16":
+        _restore_masters(engine, before)
     return engine
+
+
+def _restore_masters(engine: Any, before: dict[str, torch.Tensor]) -> None:
+    """The optimizer's fp32 weights as the model had them: DeepSpeed makes them of weights that it has rounded to bf16."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, before.pop(name).to(engine.device))
 
 
 def _compile(module: Any, zero_stage: int) -> None:
