@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -86,11 +87,12 @@ def show(config: ScionConfig, console: Console) -> None:
     console.print(retrieval_table(summary), bits_table(summary), sep="\n")
     if (by_language := page.language_table(summary)) is not None:
         columns, rows = by_language
-        table = Table(title="by language", title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title="by language", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
         for column in columns:
-            table.add_column(column.replace(" ", "\n"), justify="left" if column == "language" else "right")
+            justify: Any = "left" if column == "language" else "right"
+            table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(cell.replace(" to ", "→").replace(" / ", "/") for cell in row))  # as wide as a terminal of 80
         console.print(table)
     console.print(Text(f"report: {config.at(PAGE)}"))
 
