@@ -94,11 +94,11 @@ FAMILIES: dict[str, Family] = {
     "ernie": _encoder(),
     "esm": _encoder(way=("sdpa", "gathered"), position_embedding_type="rotary"),
     "deberta-v2": _encoder("unigram", way=_SINGLE, **_DEBERTA),
-    "mpnet": _encoder(way=_SINGLE),
+    "mpnet": _encoder("byte_level", way=_SINGLE),
     "megatron-bert": _encoder(way=_SINGLE),
     "roformer": _encoder(way=_SINGLE, embedding_size=32),
     "convbert": _encoder(refused=_PADDING, embedding_size=32),
-    "mobilebert": _encoder(refused=_PADDING, embedding_size=32, true_hidden_size=32, intra_bottleneck_size=32),
+    "mobilebert": _encoder(refused="weights per token", embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32),
     "funnel": _other("wordpiece", False, refused=_PADDING, d_model=32, n_head=2, d_head=16, d_inner=64, block_sizes=[1, 1]),
     # decoders
     "gpt2": _other("byte_level", True, **_GPT2),
