@@ -82,6 +82,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         "padding_share": padding,
         "cut_share": cut,
         "dataset": rows.id,
+        "source_model": config.source_model,
     }
     return (
         f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents, "

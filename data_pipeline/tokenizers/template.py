@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from data_pipeline.errors import ModelError
 
 
@@ -38,6 +40,14 @@ def inserted(processor: dict[str, Any] | None) -> Iterator[tuple[str, int]]:
     for entry in processor.get("special_tokens", {}).values():
         yield from zip(entry["tokens"], entry["ids"], strict=True)
     yield from ((processor[name][0], processor[name][1]) for name in ("sep", "cls") if name in processor)
+
+
+def inserted_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer itself puts before and behind a text."""
+    encoded = tokenizer.backend_tokenizer.encode("a")
+    inside = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+    first, last = (inside[0], inside[-1]) if inside else (len(encoded), len(encoded))
+    return tuple(encoded.ids[:first]), tuple(encoded.ids[last + 1 :])
 
 
 def _id(token: str, ids: Mapping[str, int]) -> int:
