@@ -15,6 +15,9 @@ from data_pipeline.errors import ModelError, reason
 _STALE = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "spiece.model", "tokenizer.model")
 """Files of the old vocabulary, which some classes would read."""
 _OF_THIS_MACHINE = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "vocab_file")
+_NOT_SENTENCEPIECE = ("tiktoken.model",)
+_PIECES = 100
+"""Words on which a converted SentencePiece model is compared with what it was made from."""
 
 
 def load(folder: str) -> PreTrainedTokenizerFast:
@@ -34,10 +37,33 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("the tokenizer has no tokenizer.json.", where, "Convert it to a fast tokenizer first.")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    if "tokenizer.json" not in names:
+        _check_conversion(tokenizer, folder, names)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     return tokenizer
+
+
+def _check_conversion(tokenizer: PreTrainedTokenizerFast, folder: str, names: list[str]) -> None:
+    """Compares what transformers has made of a SentencePiece model with that model, on words that are pieces of it."""
+    found = [name for name in names if name.endswith(".model") and name not in _NOT_SENTENCEPIECE]
+    if len(found) != 1:
+        return
+    import sentencepiece  # only sources without a tokenizer.json need it
+
+    theirs = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, found[0]))
+    pieces = (theirs.id_to_piece(number) for number in range(theirs.get_piece_size()))
+    text = " ".join([piece[1:] for piece in pieces if piece[0] == "\u2581" and piece[1:].isalpha()][:_PIECES])
+    got, wanted = tokenizer.tokenize(text), theirs.encode(text, out_type=str)
+    if got != wanted:
+        at = next((place for place, (one, other) in enumerate(zip(got, wanted, strict=False)) if one != other), 0)
+        raise ModelError(
+            f"transformers reads {found[0]} otherwise than SentencePiece does ({got[at : at + 3]} instead of "
+            f"{wanted[at : at + 3]}).",
+            f"model {folder}",
+            "Add the model's tokenizer_config.json, or its tokenizer.json.",
+        )
 
 
 def rebuilt(
