@@ -6,11 +6,12 @@ STAMP := $(VENV)/.ready
 ORACLE := .venv-oracle
 CONF := ray_jobs/conf/demo.yaml
 SEEDS ?= 5
+GPU_PYTHON ?= $(BIN)/python
 SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train lint format serve clean sample
+.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +39,14 @@ test: $(STAMP) ## all tests
 
 test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 20 minutes)
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m tests.families
+
+families: $(STAMP) ## every model family through transfer, verify, pretrain, embed and loading; the table of the docs (10 minutes)
+	$(BIN)/python -m tests.families --write docs/families.md
+
+# On a GPU machine that has no package registry: make test-gpu GPU_PYTHON=python3
+test-gpu: ## what only a GPU can show: FlexAttention, compiled graphs, each ZeRO stage, speed (10 minutes on one GPU; else it says so)
+	$(GPU_PYTHON) -m tests.gpu
 
 faults: $(STAMP) ## training under seeded faults, broken copies that must be caught, each fault by itself: SEEDS=5 SEED_FROM=0
 	$(BIN)/python -m tests.faults --seeds $(SEEDS) --seed-from $(SEED_FROM) --mutants

@@ -112,6 +112,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     if job != "serve":
         _check_writable(config.output)
     module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
+    importlib.import_module("ray_jobs.preflight").check(config, job)
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return

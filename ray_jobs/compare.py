@@ -26,7 +26,7 @@ from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
 from trainer.models import loading
-from trainer.transfer.methods import METHODS
+from trainer.transfer import chain
 from trainer.transfer.problem import Rows, assemble
 
 CELL = "comparison cell"
@@ -93,6 +93,7 @@ def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], d
         "bits_per_byte": result["evaluations"],
         "loss": [entry["loss"] for entry in result["history"]],
         "provenance": made.fates(),
+        "placed": made.placed(),
         "retrieval": _retrieval(config, testing, {"before": model, "after": trained}),
     }
     for folder in (model, trained, cache):
@@ -124,7 +125,7 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
     """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
     the pipeline's, whose evaluations are its own."""
-    papers = {row.method: METHODS[row.method].paper for row in made.rows}
+    papers = {row.method: chain.paper(row.method) for row in made.rows}
     facts = {"config": dataclasses.asdict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
     storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())

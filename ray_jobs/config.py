@@ -14,6 +14,8 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.tokenizers.train import TokenizerConfig
 from trainer.engine.config import TrainConfig
+from trainer.models.pooling import pooling_name
+from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 from trainer.transfer.overlap import LEVELS
 
@@ -130,12 +132,16 @@ class EmbedConfig:
     symmetric: bool = True
     """Whether positives also have to find their anchors."""
     pooling: str = "mean"
+    """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
+    model: str | None = None
+    """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
     actors: int = field(default=2, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_length < 4:
             raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
+        pooling_name(self.pooling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +157,13 @@ class CompareConfig:
     """Methods side by side; how long they are trained is `pretrain.train`."""
 
     methods: tuple[str, ...] = tuple(name for name in METHODS if name not in ("omp", "clp", "clp_plus"))
-    """All that need no donor when not given."""
+    """All that need no donor when not given; any may be a chain, `[aligned, focus]` or `aligned+focus`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of random rows, the order of the rows, masks and dropout."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown:
-            raise ConfigError(f"{unknown[0]} is not a method.", "compare.methods", f"Choose from: {', '.join(METHODS)}.")
+        for name in self.methods:
+            chain.check(name, "compare.methods")
         if not self.methods or not self.seeds:
             raise ConfigError("compare needs at least one method and one seed.", "compare")
 
@@ -177,6 +182,7 @@ class ScionConfig:
     source_model: str = MISSING
     """A model folder or hub name."""
     method: str = "aligned"
+    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
     seed: int = 0
     workers: int = 2
@@ -193,8 +199,7 @@ class ScionConfig:
     compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"{self.method} is not a method.", "method", f"Choose one of: {', '.join(METHODS)}.")
+        chain.check(self.method, "method")
         if self.workers < 1 or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
@@ -222,7 +227,8 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        given = OmegaConf.merge(OmegaConf.structured(ScionConfig), OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        parts = [_with_chains(part) for part in (OmegaConf.load(path), OmegaConf.from_dotlist(overrides))]
+        given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         if missing:
             raise ConfigError(f"{', '.join(missing)} must be given.", path, f"Add `{missing[0]}:` or {missing[0]}=...")
@@ -237,9 +243,23 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     return config
 
 
+def _with_chains(given: Any) -> Any:
+    """Chains of methods by their names: `[aligned, focus]` becomes `aligned+focus`."""
+    if not OmegaConf.is_dict(given):
+        return given
+    if OmegaConf.is_list(given.get("method")):
+        given.method = "+".join(map(str, given.method))
+    compared = given.get("compare")
+    if OmegaConf.is_dict(compared) and OmegaConf.is_list(compared.get("methods")):
+        compared.methods = ["+".join(map(str, one)) if OmegaConf.is_list(one) else one for one in compared.methods]
+    return given
+
+
 def absolute(config: ScionConfig) -> ScionConfig:
     """The same with absolute local paths: workers run in other directories."""
     paths = {name: getattr(config, name) for name in ("text", "test_text", "pairs", "test_pairs", "source_model")}
+    if config.embed.model is not None and _on_disk(config.embed.model):
+        config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }

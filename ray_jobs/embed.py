@@ -10,10 +10,12 @@ from data_pipeline.sources import documents
 from ray_jobs import pretrain
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
+from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import planned_rows, train
 from trainer.embedder import EmbedderSpec
 from trainer.engine.tasks import ContrastiveTask
+from trainer.models.pooling import pooling_name
 
 KIND = "embedder"
 
@@ -22,8 +24,9 @@ def plan(config: ScionConfig, start: Start) -> Plan:
     settings = {"embed": artifact.identity(config.embed), "seed": start.seed}
     if not _elastic(config):
         settings["workers"] = config.workers
+    given = config.embed.model
     inputs = {
-        "model": pretrain.plan(config, start).id,
+        "model": pretrain.plan(config, start).id if given is None else model_fingerprint(given),
         "pairs": documents.fingerprint(config.pairs, key="pairs"),
         "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
     }
@@ -42,11 +45,8 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
-    model, settings, cache = (
-        need(pretrain.plan(config, start), "pretrain"),
-        config.embed,
-        storage.join(draft.uri, "source"),
-    )
+    settings, cache = config.embed, storage.join(draft.uri, "source")
+    model = need(pretrain.plan(config, start), "pretrain") if settings.model is None else settings.model
     training = pairs.load(config.pairs, cache, key="pairs")
     pairs.check_disjoint(training, pairs.load(config.test_pairs, cache, key="test_pairs"))
     folder = storage.join(draft.uri, "pairs")
@@ -60,7 +60,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     )
     task = ContrastiveTask(
         model_uri=model,
-        spec=EmbedderSpec(pooling=settings.pooling, max_length=settings.max_length),
+        spec=EmbedderSpec(pooling=pooling_name(settings.pooling), max_length=settings.max_length),
         temperature=settings.temperature,
         symmetric=settings.symmetric,
     )
@@ -69,7 +69,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
-    draft.metrics = {"history": history}
+    draft.metrics = {"history": history, "weights": settings.train.exported}
     first, last = history[0]["loss"], history[-1]["loss"]
     return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
 

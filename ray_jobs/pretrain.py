@@ -47,6 +47,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     made = transfer_plan.load(model)
     result = continued(config, model, made, start.seed, plan(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
+    draft.metrics["weights"] = config.pretrain.train.exported
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 

@@ -24,9 +24,9 @@ from ray_jobs.inputs import given_files, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from trainer.models import loading
 from trainer.static.texts import Texts
+from trainer.transfer import chain
 from trainer.transfer.factorise import multiplied_out, rank_for_energy, rank_for_parameters, with_factors
 from trainer.transfer.graft import graft
-from trainer.transfer.methods import METHODS
 from trainer.transfer.plan import TransferPlan
 from trainer.transfer.plan import load as load_plan
 from trainer.transfer.problem import Problem, Rows, assemble
@@ -35,20 +35,20 @@ KIND = "model"
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    own = getattr(config.transfer.methods, start.method)
+    own = {name: getattr(config.transfer.methods, name) for name in chain.parts(start.method)}
     settings = {
         "method": start.method,
         "copy_shared": config.transfer.copy_shared,
         "match": list(config.transfer.match),
         "factorise": artifact.identity(config.transfer.factorise),
-        "settings": artifact.identity(own),
+        "settings": {name: artifact.identity(settings) for name, settings in own.items()},
         "seed": start.seed,
     }
     inputs = {
         "shards": shard.plan(config).id,
         "source_model": model_fingerprint(config.source_model),
         "pairs": documents.fingerprint(config.pairs, key="pairs"),
-        **dict(given_files(own)),
+        **{f"{name}.{key}": value for name, settings in own.items() for key, value in given_files(settings)},
     }
     if config.transfer.plan is not None and start.name == "transferred":
         path = storage.join(config.transfer.plan, "plan.safetensors")
@@ -81,12 +81,16 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     fates = made.fates()
     draft.metrics = {
         "provenance": fates,
-        "paper": METHODS[made.method].paper,
+        "placed": made.placed(),
+        "paper": chain.paper(made.method),
         "parameters": parameters,
         "source_model": config.source_model,
         "factors": None if rank is None else artifact.identity(config.transfer.factorise) | {"rank": rank},
     }
-    return " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())
+    fates_line = " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())
+    methods = made.placed()
+    placed = ", ".join(f"{count:,} by {name}" for name, count in methods.items())
+    return f"{fates_line} (placed {placed})" if len(methods) > 1 else fates_line
 
 
 def problem_of(
@@ -119,8 +123,8 @@ def problem_of(
 
 
 def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:
-    """The method's rows, with the settings that the configuration has for it."""
-    return METHODS[method].rows(problem, getattr(config.transfer.methods, method))
+    """The rows of a method or chain, with the settings that the configuration has for it."""
+    return chain.rows(problem, method, lambda name: getattr(config.transfer.methods, name))
 
 
 def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> tuple[int, int | None]:
@@ -130,8 +134,8 @@ def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -
         The number of parameters, and the rank of the embeddings where they were factorised.
     """
     with model_folder(config.source_model) as folder:
-        model = loading.language_model(folder, problem.seed)
-    if METHODS[made.method].fresh:
+        model = loading.language_model(folder, problem.seed, "auto")
+    if chain.fresh(made.method):
         model = loading.drawn_anew(model, problem.seed)
     rank = _rank(config.transfer.factorise, model, len(made))
     if rank is not None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline import storage
 from data_pipeline.artifact import FINISHED
-from data_pipeline.errors import ArtifactError, ConfigError, ScionError, VerifyError
+from data_pipeline.errors import ArtifactError, ConfigError, ModelError, ScionError, VerifyError
 from data_pipeline.feed import audit, ledger, planned
 from data_pipeline.feed.audit import History
 from data_pipeline.finding import Finding
@@ -21,11 +21,13 @@ from data_pipeline.tokenizers import train
 from ray_jobs import shard
 from trainer.engine.store import WORKING, Store
 from trainer.models import loading
-from trainer.transfer import plan
+from trainer.models.packed_lm import PackedLM
+from trainer.transfer import chain, plan
 from trainer.transfer.factorise import multiplied_out, with_factors
-from trainer.transfer.methods import METHODS
 from trainer.transfer.verify import Side, verify
 
+_FORWARD = 512
+"""Tokens of the rows that a model is checked with, if it has so many positions."""
 USAGE = "scion verify FOLDER [source_model=FOLDER] [shards=FOLDER]"
 
 
@@ -56,6 +58,8 @@ def _kind(folder: str) -> tuple[Callable[[str, dict[str, str]], list[Finding]], 
         return _run, "Do not use the model; report it with the folder `ledger`."
     if _artifact(folder).get("kind") == shard.KIND:
         return _shards, "Remove the files named and run `scion shard` again: what is intact is kept."
+    if storage.exists(storage.join(folder, "config.json")) and not storage.exists(storage.join(folder, "plan.safetensors")):
+        return _any_model, "Take another model, or report its architecture."
     return _model, "Transfer again."
 
 
@@ -81,14 +85,36 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
     """A transferred model against the one that it was made from."""
     found = plan.load(folder)
     source = _side(named.get("source_model") or _source(folder), found.seed)
-    if METHODS[found.method].fresh:
+    if chain.fresh(found.method):
         source = replace(source, model=loading.drawn_anew(source.model, found.seed))
     factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
     if factors:
         model = with_factors(source.model, factors["rank"], factors["split"])
         source = replace(source, model=model if factors["keep"] else multiplied_out(model))
     product = bool(factors) and not factors["keep"]
-    return verify(source, _side(folder, found.seed), found, product)
+    made = _side(folder, found.seed)
+    return [*verify(source, made, found, product), forward(folder, made.model)]
+
+
+def _any_model(folder: str, named: dict[str, str]) -> list[Finding]:
+    """A model that Scion did not make."""
+    return [forward(folder, _side(folder, seed=0).model)]
+
+
+def forward(folder: str, model: PreTrainedModel) -> Finding:
+    """How a language model is trained on packed rows, or why it is not: the check that every training begins with, on a CPU."""
+    with model_folder(folder) as local:
+        kind = loading.kind_of(local)
+    if kind not in ("masked", "causal"):
+        return Finding(check="forward", said=f"a {kind} model is not trained on packed rows")
+    try:
+        found = PackedLM(model, kind == "causal").check(min(_FORWARD, loading.max_length(model.config)))
+    except ModelError as error:
+        return Finding(check="forward", said="", failures=(str(error),))
+    rows = "rows of one document" if found.way.kernel is None else f"packed rows, {found.way.kernel} attention"
+    left_out = f"; {'; '.join(found.reasons)}" if found.reasons else ""
+    said = f"{rows}, {found.way.head} head: within {found.difference:.1g} of its own, {found.bound:.1g} allowed{left_out}"
+    return Finding(check="forward", said=said)
 
 
 def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
@@ -136,9 +162,10 @@ def _source(folder: str) -> str:
 
 
 def _side(spec: str, seed: int) -> Side:
-    """The model as the transfer saw it: a head that the folder lacks is drawn from the plan's seed."""
+    """The model as the transfer saw it: in the format that it is saved in, and a head that the folder lacks drawn from the
+    plan's seed."""
     with model_folder(spec) as folder:
-        return Side(model=loading.language_model(folder, seed), tokenizer=train.load(folder))
+        return Side(model=loading.language_model(folder, seed, "auto"), tokenizer=train.load(folder))
 
 
 def _print(finding: Finding, console: Console) -> None:

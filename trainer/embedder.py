@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,11 @@ class Embedder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, spec: EmbedderSpec) -> None:
         self.model = model.eval()
-        self.tokenizer = tokenizer
+        self.tokenizer = with_padding(tokenizer)
         self.spec = spec
         self._pool = POOLINGS[spec.pooling]
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
 
     @classmethod
     def load(cls, uri: str) -> "Embedder":
@@ -64,8 +67,14 @@ class Embedder:
     @property
     def dimensions(self) -> tuple[int, ...]:
         """The widths that may be asked for, the full width first."""
-        full = int(self.model.config.hidden_size)
-        return tuple(sorted({full, *self.spec.dimensions}, reverse=True))
+        return tuple(sorted({self.width, *self.spec.dimensions}, reverse=True))
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers of a token's vector as the model puts it out: OPT-350m's are fewer than its `hidden_size`."""
+        with torch.inference_mode():
+            ids = torch.tensor([[self.tokenizer.pad_token_id]], device=self.model.device)
+            return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[-1])
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with special tokens, cut at `max_length` so that the closing special token stays."""
@@ -96,13 +105,12 @@ class Embedder:
 
     def save(self, uri: str) -> None:
         """Writes a sentence-transformers folder (its layout of all versions since 2) with `embed.json`."""
-        width = int(self.model.config.hidden_size)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
         listed = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(modules)
         ]
-        pooling = {"word_embedding_dimension": width} | {
+        pooling = {"word_embedding_dimension": self.width} | {
             f"pooling_mode_{mode}": mode.startswith(self.spec.pooling)
             for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
         }
@@ -126,13 +134,29 @@ class Embedder:
         return ids[: length - 1] + ids[-1:] if ends_special else ids[:length]
 
     def _forward(self, rows: list[Sequence[int]], width: int) -> torch.Tensor:
-        pad = self.tokenizer.pad_token_id or 0
+        pad = self.tokenizer.pad_token_id
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.model.device)
         tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = self._pool(tokens, mask)[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
+
+
+def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same tokenizer, padding on the right, with its end token where it has none to pad with, as shards do.
+
+    Raises:
+        ModelError: it has neither.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer has no token to pad with.", tokenizer.name_or_path, "Give it a pad_token or an eos_token."
+        )
+    return tokenizer
 
 
 def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:

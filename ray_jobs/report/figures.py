@@ -13,7 +13,7 @@ ORIGINS = {
     "aligned": "a mixture of the old tokens that it is aligned with in parallel text",
     "random": "drawn from the mean and spread of the old rows",
     "mean": "the mean of all old rows",
-    "zero": "no token: fills the matrix up",
+    "filling": "no token: fills the matrix up, and is never predicted",
     "byte_copy": "the old token of the same byte",
     "case_copy": "the old token that differs in case only",
     "start_copy": "the old token that differs in whether it begins a word",

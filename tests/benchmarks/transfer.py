@@ -59,6 +59,7 @@ def mixed(columns: NDArray[np.int64], weights: NDArray[np.float32], old: torch.T
         provenance=np.full(size, Provenance.NEIGHBOURS, np.uint8),
         keys=np.zeros(size, np.uint64),
         group=np.zeros(size, np.uint16),
+        by=np.ones(size, np.uint8),
         source_group=np.zeros(len(old), np.uint16),
         source_rows=len(old),
         seed=0,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_pipeline.errors import CorruptError, DataOrderError
 from data_pipeline.feed.planned import PlannedRows, RankFeed
@@ -85,6 +86,27 @@ def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, s
         "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.bias",
         "cls.predictions.decoder.bias",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
+    """Findings 12: the export was rounded to bf16, which lost most of what small steps had changed."""
+    folders = {}
+    for export in ("fp32", "bf16"):
+        settings = {"precision": "bf16", "export": export, "learning_rate": 2e-5}
+        train(shards, source_folder, str(tmp_path / export), stage, 2, **settings)
+        folders[export] = load_file(tmp_path / export / "model" / "model.safetensors")
+    whole, rounded = folders["fp32"], folders["bf16"]
+    assert {weight.dtype for weight in whole.values()} == {torch.float32}
+    assert {weight.dtype for weight in rounded.values()} == {torch.bfloat16}
+    before = loading.language_model(source_folder, 1).state_dict()
+    kept = {True: 0, False: 0}
+    for name, weight in whole.items():
+        assert torch.equal(weight.bfloat16(), rounded[name]), name
+        start = before[name].bfloat16().float()
+        for exact, after in ((True, weight), (False, rounded[name].float())):
+            kept[exact] += int((after != start).sum())
+    assert kept[True] > 5 * kept[False]
 
 
 @pytest.mark.slow

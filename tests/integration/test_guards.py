@@ -1,7 +1,7 @@
 """What a run does about losses that are not finite, that leap, and about a step that kills its workers, with real workers."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,16 +26,27 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Poisoned:
-    """The task, but for some planned steps, in which every forward is multiplied or the process ends."""
+    """The task, but for some planned steps, in which every forward is multiplied or fails, or the process ends."""
 
     task: LanguageModelTask
     factors: dict[int, float]
     deadly: tuple[int, ...] = ()
+    failing: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.task.length
 
     def module(self) -> Any:
         module = self.task.module()
-        forward, factors = module.forward, self.factors
-        module.forward = lambda batch: forward(batch.batch) * factors.get(batch.planned, 1.0)
+        forward, factors, failing = module.forward, self.factors, self.failing
+
+        def poisoned(batch: Any) -> Any:
+            if batch.planned in failing:
+                raise RuntimeError(f"The size of tensor a (8) must match b (64) in {batch.planned}")
+            return forward(batch.batch) * factors.get(batch.planned, 1.0)
+
+        module.forward = poisoned
         return module
 
     def collator(self) -> Any:
@@ -48,6 +59,26 @@ class Poisoned:
             return Marked(collate(rows), step)
 
         return marked
+
+    def export(self, weights: Any, uri: str) -> None:
+        self.task.export(weights, uri)
+
+
+@dataclass(frozen=True)
+class Dying:
+    """A task whose model takes more memory than there is."""
+
+    task: Any
+
+    @property
+    def length(self) -> int:
+        return 32
+
+    def module(self) -> Any:
+        os._exit(9)
+
+    def collator(self) -> Any:
+        return self.task.collator()
 
     def export(self, weights: Any, uri: str) -> None:
         self.task.export(weights, uri)
@@ -128,6 +159,32 @@ def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(sha
     rows = entries(str(tmp_path), "error")[0]["rows"]
     assert rows == [f"el {row}" for row in told.rows.plan.step(3).row]
     assert told.store.usable()
+
+
+def test_an_exception_before_the_first_step_is_done_ends_the_run_at_once(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, failing=(0,))
+    with pytest.raises(
+        TrainingError, match=r"before its first step was done: RuntimeError: The size of tensor a \(8\) must"
+    ) as it:
+        fit(failing, workers=2, worker_cpus=1, gpu=False)
+    assert "test_guards.py" in str(it.value)
+    assert "rows" not in str(it.value)
+    assert len(entries(str(tmp_path), "start")) == 1
+
+
+def test_an_exception_in_a_later_step_stands_before_its_rows(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, failing=(3,))
+    said = (
+        r"step 3 .* 3 attempts in a row died in this step, of RuntimeError: The size of tensor .* \(rank 0, .*Its rows are el"
+    )
+    with pytest.raises(TrainingError, match=said):
+        fit(failing, workers=1, worker_cpus=1, gpu=False)
+
+
+def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={})
+    with pytest.raises(TrainingError, match="3 attempts in a row died before they could train, without an exception: killed"):
+        fit(replace(failing, task=Dying(failing.task)), workers=1, worker_cpus=1, gpu=False)
 
 
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

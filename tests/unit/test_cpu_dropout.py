@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from tests.families.configs import FAMILIES
 from tests.unit.test_packed_lm import CAUSAL, LEAN, batch_of, gradients, made
 from trainer.models.cpu_dropout import Dropout, attention, dropped, replace_dropout
+from trainer.models.forward_check import Way
 from trainer.models.packed_lm import PackedLM
 
 
@@ -76,6 +78,8 @@ def test_a_model_that_drops_next_to_nothing_is_the_model_without(name: str, pack
                 part.attention_dropout = p
         replace_dropout(model)
         module = PackedLM(model, name in CAUSAL)
+        kernel, head = FAMILIES[name].way
+        module.take(Way(kernel=kernel, head=head))  # type: ignore[arg-type]
         losses = module(batch)
         found.append((losses.detach(), gradients(model, losses)))
     assert (found[0][0] - found[1][0]).abs().max() < 1e-5

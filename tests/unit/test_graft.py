@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -121,11 +122,11 @@ def test_a_plan_fits_a_sibling_of_the_model(problem, made, tmp_path) -> None:
     rows = sibling.get_input_embeddings().weight
     copies = made.copies()
     assert torch.equal(rows[copies], old[made.indices[made.indptr[copies]]])
-    assert (rows[len(made) :] == 0).all()
+    assert torch.allclose(rows[len(made) :], rows[: len(made)].mean(dim=0), atol=1e-6)
 
 
 def test_id_gaps_and_padded_matrices(english, greek) -> None:
-    """Ids that no token has get zero rows; a matrix with more rows than the tokenizer has ids is no error."""
+    """Ids that no token has get the mean row; a matrix with more rows than the tokenizer has ids is no error."""
     source = FAMILIES["wordpiece"](english)
     spec = json.loads(source.backend_tokenizer.to_str())
     spec["model"]["vocab"]["late"] = len(source) + 3
@@ -133,11 +134,11 @@ def test_id_gaps_and_padded_matrices(english, greek) -> None:
     texts = Texts(corpus=lambda: iter(greek), anchors=english[:50], positives=greek[:50])
     problem = Problem(source, gapped, texts, seed=3)
     made = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
-    assert made.provenance[-4:].tolist() == [Provenance.ZERO] * 3 + [Provenance.RANDOM]
+    assert made.provenance[-4:].tolist() == [Provenance.FILLING] * 3 + [Provenance.RANDOM]
     new = apply.embeddings(made.padded(len(made) + 9), torch.randn(problem.source_rows + 57, 8))
-    assert (new[len(source) : len(source) + 3] == 0).all()
-    assert (new[len(made) :] == 0).all()
-    assert (new[len(made) - 1] != 0).all()
+    real = [*range(len(source)), len(made) - 1]
+    assert torch.allclose(new[[*range(len(source), len(source) + 3), *range(len(made), len(new))]], new[real].mean(dim=0))
+    assert (new[len(made) - 1] != new[real].mean(dim=0)).all()
 
 
 def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
@@ -149,3 +150,68 @@ def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
     target.pad_token = "</s>"
     with pytest.raises(ModelError, match="counts positions"):
         graft(model, assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned"), target)
+
+
+# Rows that stand for no token
+
+
+def far_below_zero(tokenizer) -> GPT2LMHeadModel:  # type: ignore[no-untyped-def]
+    """A GPT-2 whose logits lie near -40, as those of the real one do: a constant direction in hidden states and rows."""
+    model = tiny_decoder(tokenizer, "gpt2")
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = 20.0
+        model.transformer.ln_f.weight[0] = 0.0
+        model.get_input_embeddings().weight[:, 0] = -2.0
+    return model
+
+
+FILLED = MODELS | {("gpt2 near -40", True): (far_below_zero, AutoModelForCausalLM)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "tied"), sorted(FILLED))
+def test_a_row_without_a_token_is_never_predicted(problem, made, kind: str, tied: bool, dtype: torch.dtype) -> None:
+    """Its logit is the mean of the others', or its bias rules it out: never the highest, and at most a mean share."""
+    model = FILLED[kind, tied][0](problem.source).to(dtype)
+    graft(model, made, problem.target)
+    ids = torch.randint(0, len(made), (4, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        logits = model(input_ids=ids, **both).logits.float()
+    filling, real = logits[..., len(made) :], logits[..., : len(made)]
+    assert filling.shape[-1] > 0
+    assert (filling.amax(dim=-1) < real.amax(dim=-1)).all()
+    share = logits.softmax(dim=-1)[..., len(made) :]
+    assert share.max() <= 1 / len(made)
+    if kind == "gpt2 near -40":
+        assert -60 < real.mean() < -30
+    if model.can_generate():
+        assert model.generation_config.suppress_tokens == list(range(len(made), logits.shape[-1]))
+
+
+def test_generation_never_emits_an_id_without_a_token(problem, made, tmp_path) -> None:
+    """Plain transformers, from the saved folder, sampling from nearly even shares."""
+    model = far_below_zero(problem.source)
+    model.generation_config.suppress_tokens = [int(made.indices[made.indptr[row]]) for row in made.copies()[20:22]]
+    graft(model, made, problem.target)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert set(made.copies()[20:22].tolist()) < set(again.generation_config.suppress_tokens)
+    torch.manual_seed(0)
+    ids = again.generate(torch.tensor([[5]] * 8), max_new_tokens=100, do_sample=True, temperature=50.0, pad_token_id=0)
+    assert ids.max() < len(made)
+    with torch.no_grad():  # without that list, greedy decoding is as safe by the rows themselves
+        assert again(ids).logits.argmax(dim=-1).max() < len(made)
+
+
+def test_untied_random_rows_are_independent_draws(problem) -> None:
+    """Findings 33: the same draw in both matrices made their rows one another's copy."""
+    plan = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    model = tiny_decoder(problem.source, "llama", tied=False)
+    graft(model, plan, problem.target)
+    rows = problem.new
+    inputs, outputs = (part.weight.detach()[rows].double().numpy() for part in
+                       (model.get_input_embeddings(), model.get_output_embeddings()))  # fmt: skip
+    centred = [(part - part.mean(axis=0)) / part.std(axis=0) for part in (inputs, outputs)]
+    correlation = float((centred[0] * centred[1]).mean())
+    assert abs(correlation) < 4 / np.sqrt(inputs.size)

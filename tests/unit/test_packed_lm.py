@@ -4,55 +4,38 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    BertConfig,
-    DistilBertConfig,
-    GPT2Config,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    XLMRobertaConfig,
-)  # fmt: skip
+from transformers import PreTrainedModel
 
 from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken, TargetBatch
 from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split
+from tests.families.configs import COMMON, FAMILIES, VOCABULARY, tiny
+from trainer.models.forward_check import Way
 from trainer.models.packed_lm import PackedLM
 from trainer.objectives.linear_cross_entropy import chunked_cross_entropy, linear_cross_entropy
 
-VOCABULARY, LENGTH = 300, 64
-_SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "intermediate_size": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-          "max_position_embeddings": 80}  # fmt: skip
-CONFIGS: dict[str, PretrainedConfig] = {
-    "bert": BertConfig(**_SMALL),
-    "roberta": RobertaConfig(**_SMALL, pad_token_id=1),
-    "xlm-roberta": XLMRobertaConfig(**_SMALL, pad_token_id=1),
-    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=80, attn_pdrop=0.0, embd_pdrop=0.0,
-                       resid_pdrop=0.0, bos_token_id=1, eos_token_id=1),
-    "llama": LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, intermediate_size=64, max_position_embeddings=80),
-    "distilbert": DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64, dropout=0.0,
-                                   attention_dropout=0.0, max_position_embeddings=80),
-}  # fmt: skip
-LEAN = [name for name in CONFIGS if name != "distilbert"]
-CAUSAL = {"gpt2", "llama"}
+LENGTH = 64
+CAUSAL = {name for name, family in FAMILIES.items() if family.causal}
+RIGHT = [name for name, family in FAMILIES.items() if not family.refused]
+SLOW = [name for name in RIGHT if name not in COMMON]
+LEAN = ["bert", "roberta", "modernbert", "distilbert", "gpt2", "llama", "mistral", "gemma2", "gemma3_text", "qwen3"]
+"""Of each kind of window, head and position one, and what is used most."""
+# Their routers choose experts by scores that are nearly equal, and rounding decides otherwise in a longer row.
+CLOSE = {"mixtral": 1e-4, "qwen3_next": 1e-4}
 
 
 def made(name: str) -> PreTrainedModel:
-    """With weights that are not so small that everything is alike."""
-    kind = AutoModelForCausalLM if name in CAUSAL else AutoModelForMaskedLM
-    model: PreTrainedModel = kind.from_config(CONFIGS[name])
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=0.2) if weight.ndim > 1 else weight.add_(0.1 * torch.randn_like(weight))
-    return model.train()
+    return tiny(name)
+
+
+def module_of(name: str, share: float = 1.0) -> PackedLM:
+    """With the way that the check takes on a CPU."""
+    module = PackedLM(made(name), name in CAUSAL, share)
+    kernel, head = FAMILIES[name].way
+    module.take(Way(kernel=kernel, head=head))  # type: ignore[arg-type]
+    return module
 
 
 def batch_of(name: str, packed: bool, weight: float = 1.0) -> TargetBatch:
@@ -84,18 +67,28 @@ def gradients(model: PreTrainedModel, losses: torch.Tensor) -> dict[str, torch.T
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_losses_and_gradients_are_those_of_each_document_alone(name: str, packed: bool) -> None:
-    model, batch = made(name), batch_of(name, packed)
-    model.set_attn_implementation("eager")
-    theirs = alone(model, batch)
-    expected = gradients(model, theirs)
-    module = PackedLM(model, name in CAUSAL)
+@pytest.mark.parametrize("name", [*COMMON, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_losses_and_gradients_of_packed_rows_are_those_of_each_document_alone(name: str) -> None:
+    compare(name, packed=True)
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_losses_and_gradients_of_rows_of_one_document_are_the_model_s(name: str) -> None:
+    compare(name, packed=False)
+
+
+def compare(name: str, packed: bool) -> None:
+    module, batch = module_of(name), batch_of(name, packed)
+    way = module.way
+    module.take(Way(kernel=None, head="whole"))
+    theirs = alone(module.model, batch)
+    expected = gradients(module.model, theirs)
+    module.take(way)
     losses = module(batch)
-    assert (losses - theirs).abs().max() < 1e-5
-    for weight, gradient in gradients(model, losses).items():
-        assert (gradient - expected[weight]).abs().max() < 1e-5, weight
+    close = CLOSE.get(name, 1e-5)
+    assert (losses - theirs).abs().max() < close
+    for weight, gradient in gradients(module.model, losses).items():
+        assert (gradient - expected[weight]).abs().max() < close, weight
 
 
 @pytest.mark.slow
@@ -103,20 +96,19 @@ def test_losses_and_gradients_are_those_of_each_document_alone(name: str, packed
 @pytest.mark.parametrize("name", LEAN)
 def test_the_compiled_graph_is_one_and_says_the_same(name: str, packed: bool) -> None:
     torch._dynamo.reset()  # graphs of other models count against a limit
-    model, batch = made(name), batch_of(name, packed)
-    module = PackedLM(model, name in CAUSAL, 1.0 if name in CAUSAL else 0.2)
+    module, batch = module_of(name, 1.0 if name in CAUSAL else 0.2), batch_of(name, packed)
     losses = module(batch)
-    expected = gradients(model, losses)
+    expected = gradients(module.model, losses)
     module._graph = torch.compile(module._losses, dynamic=False, fullgraph=True)
     again = module(batch)
     assert (again - losses).abs().max() < 1e-5
-    for weight, gradient in gradients(model, again).items():
+    for weight, gradient in gradients(module.model, again).items():
         assert (gradient - expected[weight]).abs().max() < 1e-5, weight
 
 
-@pytest.mark.parametrize("name", LEAN)
-def test_rows_of_one_document_have_no_mask_and_packed_ones_may_have_blocks(name: str, monkeypatch) -> None:
-    module, masks = PackedLM(made(name), name in CAUSAL).eval(), []
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "qwen3", "mistral", "modernbert", "gemma3_text"])
+def test_rows_of_one_document_have_no_mask_but_for_windows(name: str, monkeypatch) -> None:
+    module, masks = module_of(name).eval(), []
     real = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention",
@@ -124,14 +116,29 @@ def test_rows_of_one_document_have_no_mask_and_packed_ones_may_have_blocks(name:
     )  # fmt: skip
     with torch.no_grad():
         module(batch_of(name, packed=False))
-        assert masks
-        assert all(mask is None for mask in masks)
-        masked = module(batch_of(name, packed=True))
-        assert masks[-1] is not None
-        count = len(masks)
-        module._attention.blocks = True  # as on a GPU; a CPU has FlexAttention's forward only
-        assert (module(batch_of(name, packed=True)) - masked).abs().max() < 1e-5
-        assert all(mask is None or mask.shape[1] > 1 for mask in masks[count:])
+        windowed = sum(mask is not None for mask in masks)
+        # Every layer of Mistral has a window, one of ModernBERT's three, both of Gemma's.
+        assert windowed == {"mistral": 2, "modernbert": 1, "gemma3_text": 2}.get(name, 0)
+        module(batch_of(name, packed=True))
+        assert all(mask is not None for mask in masks[len(masks) // 2 :])
+
+
+FLEX = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "modernbert", "llama", "gemma2", "gemma3_text")]
+
+
+@pytest.mark.parametrize("name", ["mistral", *FLEX])
+def test_blocks_of_flex_attention_give_what_a_whole_mask_gives(name: str) -> None:
+    """A CPU has FlexAttention's forward only; `make test-gpu` has its backward."""
+    module, batch = module_of(name).eval(), batch_of(name, packed=True)
+    with torch.no_grad():
+        masked = module(batch)
+        module.take(Way(kernel="flex", head=module.way.head))
+        assert (module(batch) - masked).abs().max() < 1e-5
+        flat = batch_of(name, packed=False)
+        module.take(Way(kernel="blocks", head=module.way.head))
+        by_blocks = module(flat)
+        module.take(Way(kernel=None, head="whole"))
+        assert (by_blocks - module(flat)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -142,9 +149,15 @@ def test_every_place_that_may_be_asked_is_and_rows_of_weight_0_are_not(name: str
     assert batch_of(name, True, 0.0).counts(1).tolist() == [0]
 
 
-def test_an_architecture_that_is_not_known_says_so() -> None:
-    assert "distilbert is trained by its own forward" in PackedLM(made("distilbert"), False).slow()[0]
-    assert all(PackedLM(made(name), name in CAUSAL).slow() == [] for name in LEAN)
+def test_what_keeps_an_architecture_from_the_fast_path_is_said() -> None:
+    said = {name: PackedLM(made(name), name in CAUSAL) for name in ("bert", "mpnet", "gemma2", "granite")}
+    for module in said.values():
+        module.check(LENGTH)
+    assert said["bert"].slow() == []
+    assert "mpnet is trained on rows of one document each" in said["mpnet"].slow()[0]
+    assert "packed rows with sdpa attention differ by" in said["mpnet"].slow()[0]
+    assert "the head of granite is no plain linear layer" in said["granite"].slow()[0]
+    assert "the head of gemma2 is no plain linear layer" in said["gemma2"].slow()[0]
 
 
 @pytest.mark.parametrize("bias", [False, True])

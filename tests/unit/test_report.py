@@ -52,7 +52,7 @@ def scores(forward: float, backward: float) -> dict[str, dict[str, float]]:
 def chain(start: str) -> dict[str, dict[str, Any]]:
     """The metrics of a start's stages."""
     own = start == "transferred"
-    shared = {"special_role": 5, "exact_copy": 1713, "zero": 2}
+    shared = {"special_role": 5, "exact_copy": 1713, "filling": 2}
     fates = shared | ({"aligned": 9021, "composition": 1288, "random": 3} if own else {"random": 10312})
     return {
         "transfer": {"provenance": fates, "paper": "after Remy et al., COLM 2024", "parameters": 15_273_600},

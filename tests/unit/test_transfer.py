@@ -70,7 +70,7 @@ def old_rows(problem: Problem, dtype: torch.dtype = torch.float32) -> torch.Tens
 def test_mixtures_sum_to_one_and_fates_to_all(made: plan.TransferPlan) -> None:
     sums = made.dense().sum(dim=1)
     code = torch.from_numpy(made.provenance)
-    mixed = ~torch.isin(code, torch.tensor([Provenance.RANDOM, Provenance.SCRIPT, Provenance.MEAN, Provenance.ZERO]))
+    mixed = ~torch.isin(code, torch.tensor([Provenance.RANDOM, Provenance.SCRIPT, Provenance.MEAN, Provenance.FILLING]))
     if made.method != "omp":  # whose coefficients rebuild a vector, and need not be shares
         assert torch.allclose(sums[mixed], torch.ones(int(mixed.sum())), atol=1e-5)
     assert (sums[~mixed] == 0).all()
@@ -136,7 +136,7 @@ def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
         indptr=np.zeros(3, np.int64), indices=np.empty(0, np.int32), weights=np.empty(0, np.float32),
         provenance=np.full(2, Provenance.RANDOM, np.uint8),
         keys=np.array([9, keyed_random.key(token.key())], np.uint64),
-        group=np.zeros(2, np.uint16), source_group=np.zeros(problem.source_rows, np.uint16),
+        group=np.zeros(2, np.uint16), by=np.zeros(2, np.uint8), source_group=np.zeros(problem.source_rows, np.uint16),
         source_rows=problem.source_rows, seed=problem.seed, method="random",
     )  # fmt: skip
     assert torch.equal(apply.embeddings(shuffled, old)[1], new[5])

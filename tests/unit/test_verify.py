@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_decoder, tiny_model
-from tests.unit.test_graft import seq2seq, untied
+from tests.unit.test_graft import far_below_zero, seq2seq, untied
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
 from trainer.transfer.plan import Provenance, TransferPlan
@@ -18,6 +18,7 @@ MODELS = {
     "encoder": tiny_model,
     "encoder, untied": lambda tokenizer: untied(tiny_model(tokenizer)),
     "decoder": lambda tokenizer: tiny_decoder(tokenizer, "llama", tied=False),
+    "decoder near -40": far_below_zero,
     "encoder-decoder": lambda tokenizer: seq2seq(tokenizer, "t5", True),
 }
 
@@ -96,3 +97,42 @@ def test_ids_tokenizers_and_bodies_of_other_models_are_found(problem, english) -
     with torch.no_grad():
         made.model.base_model.encoder.layer[0].attention.self.value.weight *= 1.5
     assert list(failed(source, made, plan)) == ["logits"]
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_rows_that_could_be_predicted_without_a_token_are_found(problem, kind: str) -> None:
+    """Findings 31: rows of zeros, as the filling was, and a bias of 0."""
+    source, made, plan = sides(problem, kind)
+    inputs, head = made.model.get_input_embeddings(), made.model.get_output_embeddings()
+    with torch.no_grad():
+        for part in {inputs.weight, head.weight, getattr(head, "bias", None)} - {None}:
+            part[len(plan) :] = 0
+    found = failed(source, made, plan)
+    assert "filling of the input embeddings" in found
+    assert f"row {len(plan)} '(filling)'" in found["filling of the input embeddings"][0]
+    assert ("filling of the output embeddings" in found) == (head.weight is not inputs.weight)
+    assert ("filling of the bias of the head" in found) == (getattr(head, "bias", None) is not None)
+
+
+def test_a_filling_row_that_is_the_likeliest_is_found(problem) -> None:
+    source, made, plan = sides(problem, "decoder near -40")
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight[len(plan) :] = 0
+    assert set(failed(source, made, plan)) == {"filling of the input embeddings", "zero rows", "logits without a token"}
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("method", ["fvt", "random"])
+def test_a_model_in_bf16_passes_and_one_step_of_it_does_not(problem, kind: str, method: str) -> None:
+    """The plan is applied in the model's own format; a copied row stays so to the last bit."""
+    plan = assemble(problem, METHODS[method].rows(problem, METHODS[method].config()), method)
+    source, made = (MODELS[kind](problem.source).bfloat16() for _ in range(2))
+    graft(made, plan, problem.target)
+    assert made.dtype == torch.bfloat16
+    both = Side(model=source, tokenizer=problem.source), Side(model=made, tokenizer=problem.target)
+    assert failed(*both, plan) == {}
+    row = int(plan.copies()[40])
+    with torch.no_grad():
+        weight = made.get_input_embeddings().weight
+        weight[row, 0] = torch.nextafter(weight[row, 0], torch.tensor(100.0, dtype=torch.bfloat16))
+    assert "copied rows of the input embeddings" in failed(*both, plan)

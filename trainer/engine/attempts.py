@@ -1,26 +1,52 @@
-"""What one attempt of a run tells the next, and the driver: that it need not try again.
+"""What one attempt of a run leaves for the next, and for the driver: an error that would come again.
 
 Ray Train starts the workers anew after any exception. An error that Scion explains will be the same at the second attempt, on
-whichever rank it was raised, so it is written down, and the next attempt ends at once with it.
+whichever rank it was raised, so it is written down, and the next attempt ends at once with it. So is any exception of our own
+process before the run's first step is done. Whatever else was raised is kept for the error that ends the run later.
 """
 
 import json
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 
 from data_pipeline import errors, storage
-from data_pipeline.errors import ScionError, TrainingError
+from data_pipeline.errors import ScionError, TrainingError, reason
 from data_pipeline.feed.planned import RankFeed
 from trainer.engine import guards, runlog
 from trainer.engine.runlog import RunLog
 from trainer.engine.together import from_first
 
-_FATAL = "fatal.json"
+_FATAL, _STARTING, _FAILED = "fatal.json", "starting.json", "failed"
 _NAMED = 12
 """Rows that an error names."""
+_OUTSIDE = (OSError, RayError, dist.DistError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
+"""Of storage, network, other processes and broken devices: they may be gone at the next attempt."""
+_KILLED = "without an exception: killed from outside, as for want of memory"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that is under way."""
+
+    uri: str
+    error: ScionError | None
+    """That an earlier attempt ended with, the same on every rank."""
+    stepped: bool = False
+    """Whether the run has finished a step."""
+
+    def started(self, next_step: int) -> None:
+        """The worker is about to train from `next_step` on."""
+        self.stepped = next_step > 0
+        if dist.get_rank() == 0:
+            storage.remove(storage.join(self.uri, _STARTING))
 
 
 def begin(uri: str) -> None:
@@ -36,19 +62,77 @@ def begin(uri: str) -> None:
 
 
 def clear(uri: str) -> None:
-    storage.remove(storage.join(uri, _FATAL))
+    for name in (_FATAL, _STARTING, _FAILED):
+        storage.remove(storage.join(uri, name))
 
 
 @contextmanager
-def told(uri: str) -> Iterator[ScionError | None]:
-    """Gives the error that an earlier attempt ended with, the same on every rank; notes one that is raised in the block."""
-    content = from_first(lambda: _read(uri))
+def attempt(uri: str) -> Iterator[Attempt]:
+    """Around all that a worker does in one attempt; notes what is raised in the block.
+
+    Raises:
+        TrainingError: the last attempts all died before they could train.
+    """
+    content = from_first(lambda: _read(storage.join(uri, _FATAL)))
+    current = Attempt(uri, _error(content) if content else None)
     try:
-        yield _error(content) if content else None
+        if current.error is None:
+            _check_starts(uri)
+        yield current
     except ScionError as error:
-        told = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
-        storage.write_bytes(storage.join(uri, _FATAL), json.dumps(told).encode())
+        _end(uri, error)
         raise
+    except Exception as error:
+        failure = _failure(error)
+        storage.write_bytes(storage.join(uri, _FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
+        if not current.stepped and not failure["outside"]:
+            _end(uri, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
+        raise
+
+
+def _end(uri: str, error: ScionError) -> None:
+    """No later attempt tries again."""
+    content = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
+    storage.write_bytes(storage.join(uri, _FATAL), json.dumps(content).encode())
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """What is kept of an exception."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return {
+        "what": f"{type(error).__name__}: {reason(error)} (rank {dist.get_rank()}, {last.filename}, line {last.lineno})",
+        # Gloo raises plain RuntimeErrors where another rank is gone.
+        "outside": isinstance(error, _OUTSIDE) or "gloo" in str(error).lower(),
+        "time": time.time(),
+    }
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "Lower train.micro_batch, raise train.zero_stage, or set train.offload or train.activation_checkpointing."
+    return "This would come again, so nothing was retried; report it with the log of Ray Train if it is not yours."
+
+
+def _last_failure(uri: str) -> str:
+    """The exception that attempts died of; those that only followed from another rank's come last."""
+    folder = storage.join(uri, _FAILED)
+    found = [_read(storage.join(folder, name)) for name in storage.files(folder)]
+    latest = sorted(found, key=lambda one: (one["outside"], -one["time"]))
+    return f"of {latest[0]['what']}" if latest else _KILLED
+
+
+def _check_starts(uri: str) -> None:
+    """Counts the attempts that died before they could train."""
+    path = storage.join(uri, _STARTING)
+    count = from_first(lambda: int(_read(path).get("count", 0)))
+    if count >= guards.DEATHS:
+        raise TrainingError(
+            f"{count} attempts in a row died before they could train, {from_first(lambda: _last_failure(uri))}.",
+            "training, while the model was loaded and the checkpoint restored",
+            "Look at the log of Ray Train; the same command tries again.",
+        )
+    if dist.get_rank() == 0:
+        storage.write_bytes(path, json.dumps({"count": count + 1}).encode())
 
 
 def check_progress(uri: str, feed: RankFeed, next_step: int) -> int | None:
@@ -69,19 +153,19 @@ def check_progress(uri: str, feed: RankFeed, next_step: int) -> int | None:
         log = RunLog(folder)
         log.write("error", step=step, rows=rows)
         log.sync()
+    failure = from_first(lambda: _last_failure(uri))
     more = f" and {len(rows) - _NAMED} more, all in the run's log" if len(rows) > _NAMED else ""
     raise TrainingError(
-        f"{found['count']} attempts in a row died in this step. Its rows are {', '.join(rows[:_NAMED])}{more}.",
+        f"{found['count']} attempts in a row died in this step, {failure}. Its rows are {', '.join(rows[:_NAMED])}{more}.",
         f"step {step} (planned step {feed.planned(step)}, {len(rows)} slots)",
         "Look at those rows and at the log of Ray Train; the last checkpoint is intact, and the same command tries again.",
     )
 
 
-def _read(uri: str) -> dict[str, Any]:
-    path = storage.join(uri, _FATAL)
+def _read(path: str) -> dict[str, Any]:
     return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}
 
 
-def _error(told: dict[str, Any]) -> ScionError:
-    kind = getattr(errors, told["type"], TrainingError)
-    return kind(*told["args"]) if issubclass(kind, ScionError) else TrainingError(*told["args"])
+def _error(content: dict[str, Any]) -> ScionError:
+    kind = getattr(errors, content["type"], TrainingError)
+    return kind(*content["args"]) if issubclass(kind, ScionError) else TrainingError(*content["args"])

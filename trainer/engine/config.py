@@ -53,6 +53,8 @@ class TrainConfig:
     offload: Literal["optimizer", "all"] | None = None
     """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    export: Literal["fp32", "bf16"] = "fp32"
+    """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
     compile: bool | None = None
     """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
     not given."""
@@ -126,6 +128,12 @@ class TrainConfig:
             return highest * (before + size) / warm
         total = sizes.offset(self.steps)
         return highest * (total - before) / max(size, total - warm)
+
+    @property
+    def exported(self) -> dict[str, str]:
+        """From which numbers the trained model is made; `artifact.json` says so."""
+        return {"trained_in": self.precision, "saved_in": self.export, "made_from": "the optimizer's fp32 weights"
+                if self.export == "fp32" else f"{self.precision} weights"}  # fmt: skip
 
     @property
     def sizes(self) -> BatchSizes:

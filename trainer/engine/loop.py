@@ -22,13 +22,13 @@ from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name
-from trainer.engine import attempts, checkpoint, guards
+from trainer.engine import attempts, checkpoint, guards, setup
+from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
-from trainer.engine.setup import engine_for, row_norms, slow, weights_of
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
 from trainer.engine.tasks import Batch, Task
@@ -62,22 +62,25 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     or `{"world": ..., "evaluations": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
-    with attempts.told(run.uri) as error:
-        if error is not None:
-            return {"error": error}
-        return Training(run, ray.train.get_dataset_shard("train")).run()
+    with attempts.attempt(run.uri) as attempt:
+        if attempt.error is not None:
+            return {"error": attempt.error}
+        return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
 
 
 class Training:
     """One worker's part of a run."""
 
-    def __init__(self, run: TrainRun, feed: RankFeed) -> None:
+    def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
         self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
+        self._attempt = attempt
         module: Any = run.task.module()
+        forward = setup.checked(module, run.config, run.task.length)
         flops = module.flops()  # before ZeRO-3 takes the parameters apart
         micro, accumulation = feed.shape(0)
-        self._engine = engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
-        self._slow = slow(module, run.config)
+        self._engine = setup.engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
+        self._slow = setup.slow(module, run.config)
+        self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
@@ -97,9 +100,10 @@ class Training:
         seconds = round(time.perf_counter() - began, 3)
         died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
         self._careful = 0 if died is None else died + DEPTH + 1
+        self._attempt.started(self._state.next_step)
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
-            host=socket.gethostname(), pid=os.getpid(), slow=self._slow,
+            host=socket.gethostname(), pid=os.getpid(), slow=self._slow, forward=self._forward,
         )  # fmt: skip
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
@@ -132,6 +136,7 @@ class Training:
                 self._go_back(step, wrong)
                 return False
             self._state.next_step = step + 1
+            self._attempt.stepped = True
             self._ledger.note(rows)
             self._evaluate()
             if self._heed(outcome):
@@ -227,14 +232,14 @@ class Training:
         if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
             scores = evaluate(self._engine, run.heldout, dist.get_rank(), dist.get_world_size())
             state.evaluations[done] = scores.bits_per_byte
-            norms = row_norms(self._engine, run.row_groups, run.config.zero_stage)
+            norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
             self._journal.write("evaluation", step=state.next_step, row_norms=norms, **asdict(scores))
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
         name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
-        weights = weights_of(self._engine, self._run.config.zero_stage)
+        weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}

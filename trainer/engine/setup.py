@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
 from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
+from trainer.models.forward_check import Checked
 from trainer.models.graphs import compiled
 
 _ALIGNED = 16
@@ -24,6 +26,26 @@ def before_deepspeed() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+
+
+def checked(module: Any, config: TrainConfig, length: int) -> Checked:
+    """Takes the leanest forward of `module` that is right on every rank, on their devices and in the precision of the run.
+
+    Raises:
+        ModelError: on some rank no forward is right.
+    """
+    # As DeepSpeed does a moment later: weights take the run's precision, buffers, such as rotary frequencies, stay fp32.
+    if torch.cuda.is_available() and config.offload != "all":
+        module.to("cuda")
+    if config.precision == "bf16":
+        for weight in module.parameters():
+            weight.data = weight.data.bfloat16()
+    own = module.check(length)
+    found: list[Any] = [own] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    most = max(found, key=lambda one: one.way.order)
+    module.settle(most)
+    return most
 
 
 def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
@@ -82,8 +104,33 @@ def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int
     return {name: round(float(lengths[rows].mean()), 5) for name, rows in groups.items() if len(rows)}
 
 
-def weights_of(engine: Any, zero_stage: int) -> dict[str, torch.Tensor]:
-    """The module's whole state dict on rank 0; every rank calls it."""
-    if zero_stage == 3:
-        return engine._zero3_consolidated_16bit_state_dict() or {}
-    return dict(engine.module.state_dict())
+def weights_of(engine: Any, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The module's whole state dict on rank 0, in the format of `config.export`; every rank calls it.
+
+    A bf16 run exported in fp32 gives the optimizer's fp32 masters: small updates live in the digits that bf16 lacks.
+    """
+    if config.precision == "bf16" and config.export == "fp32":
+        return _masters(engine)
+    state = engine._zero3_consolidated_16bit_state_dict() if config.zero_stage == 3 else engine.module.state_dict()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.export]
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in (state or {}).items()}
+
+
+def _masters(engine: Any) -> dict[str, torch.Tensor]:
+    """The fp32 masters on rank 0, gathered one by one, and the buffers; what is not trained as it is."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    first, found = dist.get_rank() == 0, dict[str, torch.Tensor]()
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+        else:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                whole = parameter.detach().float().clone()
+        if first:
+            found[name] = whole.detach().cpu()
+    if first:
+        parameters = dict(engine.module.named_parameters(remove_duplicate=False))
+        found |= {name: value for name, value in engine.module.state_dict().items() if name not in parameters}
+    return found

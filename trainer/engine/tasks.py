@@ -15,10 +15,11 @@ from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.flops import Flops
+from trainer.models.forward_check import Checked
 from trainer.models.packed_lm import PackedLM
 
 
@@ -61,6 +62,19 @@ class Module(Protocol):
 
     def flops(self) -> Flops: ...
 
+    def check(self, length: int) -> Checked:
+        """Whether a document in a batch is what it is alone, on this device, in this precision; takes the leanest way for which
+        that holds.
+
+        Raises:
+            ModelError: there is none.
+        """
+        ...
+
+    def settle(self, found: Checked) -> None:
+        """Takes the way that the check of another rank found."""
+        ...
+
     def slow(self) -> list[str]:
         """What keeps this model from the fast path, in words."""
         ...
@@ -76,6 +90,11 @@ class Module(Protocol):
 
 class Task(Protocol):
     """An objective on a model."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row."""
+        ...
 
     def module(self) -> "Module": ...
 
@@ -142,6 +161,7 @@ class LanguageModelTask:
     def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
         module = self.module()
         load_weights(module.model, weights)
+        module.to(dtype_of(weights))
         with storage.local_output(uri) as folder:
             module.model.save_pretrained(folder)
             load_tokenizer(self.model_uri).save_pretrained(folder)
@@ -156,18 +176,28 @@ class ContrastiveTask:
     temperature: float
     symmetric: bool
 
+    @property
+    def length(self) -> int:
+        return self.spec.max_length
+
     def module(self) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
             model = loading.encoder(folder)
         return DualEncoder(model, self.spec.pooling, self.temperature, self.symmetric)
 
     def collator(self) -> Callable[[pa.Table], Batch]:
-        return partial(PairBatch, pad=int(load_tokenizer(self.model_uri).pad_token_id))
+        return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
 
     def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
         module = self.module()
         load_weights(module.model, weights)
+        module.to(dtype_of(weights))
         Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
+
+
+def dtype_of(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The format in which the trained weights are to be saved."""
+    return next(value.dtype for value in weights.values() if value.is_floating_point())
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:

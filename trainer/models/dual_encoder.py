@@ -6,7 +6,9 @@ from torch.distributed.nn.functional import all_gather
 from transformers import PreTrainedModel
 
 from data_pipeline.pairs.batch import PairBatch
+from trainer.models import forward_check
 from trainer.models.flops import Flops
+from trainer.models.forward_check import Checked
 from trainer.models.pooling import POOLINGS
 from trainer.objectives.infonce import info_nce
 
@@ -26,7 +28,18 @@ class DualEncoder(torch.nn.Module):
         self._temperature, self._symmetric = temperature, symmetric
 
     def flops(self) -> Flops:
-        return Flops.of(self.model, None)
+        return Flops.of(self.model, head=False)
+
+    def check(self, length: int) -> Checked:
+        """Whether a text has the same vector in a padded batch as alone, by the model's own forward.
+
+        Raises:
+            ModelError: it has another.
+        """
+        return forward_check.check_padding(self, length)
+
+    def settle(self, found: Checked) -> None:
+        """There is one way only."""
 
     def slow(self) -> list[str]:
         return []

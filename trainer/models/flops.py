@@ -26,10 +26,15 @@ class Flops:
     """Operations of the scores, and of the mixture, per pair of tokens that see each other."""
 
     @classmethod
-    def of(cls, model: Any, head: str | None) -> "Flops":
-        """`head` names the part that works on targets; all of the model works on tokens if there is none."""
+    def of(cls, model: Any, head: bool) -> "Flops":
+        """`head` says whether what lies outside of the base model, and the output layer, work on targets; else all of the
+        model works on tokens."""
         rows = {id(p) for part in model.modules() if isinstance(part, torch.nn.Embedding) for p in part.parameters()}
-        on_targets = {id(p): p.numel() for p in getattr(model, head).parameters()} if head else {}
+        inner = {id(p) for p in model.base_model.parameters()}
+        outer = [p for p in model.parameters() if id(p) not in inner]
+        output = model.get_output_embeddings() if head else None
+        last = [] if output is None else list(output.parameters())
+        on_targets = {id(p): p.numel() for p in [*outer, *last]} if head else {}
         body = sum(p.numel() for p in model.parameters() if id(p) not in rows and id(p) not in on_targets)
         config = model.config
         layers, width = int(getattr(config, "num_hidden_layers", 0)), int(getattr(config, "hidden_size", 0))

@@ -1,9 +1,14 @@
-"""Model folders in, models out, with errors that name the folder."""
+"""Model folders in, models out, with errors that name the folder.
+
+A weight that the folder lacks is drawn at random by transformers, with a warning. Here that is an error, save for a
+language-model head or a pooler.
+"""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -20,10 +25,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from data_pipeline import storage
 from data_pipeline.errors import ModelError, reason
-from trainer.models import factored_embeddings
+from trainer.models import encoder_decoders, factored_embeddings, multimodal
 
-_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"}
+_POSITIONS_AFTER_PAD = {
+    "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "xmod", "data2vec-text", "ibert",
+}  # fmt: skip
 
 
 HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
@@ -41,6 +49,9 @@ def kind_of(folder: str) -> str:
         ModelError: no model there, or one that is no language model.
     """
     settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+    if multimodal.is_multimodal(settings):
+        multimodal.check(settings, folder)
+        return "causal"
     names = tuple(settings.architectures or ())
     for kind, (_, _, endings) in HEADS.items():
         if any(name.endswith(endings) for name in names):
@@ -53,40 +64,78 @@ def kind_of(folder: str) -> str:
     )
 
 
-def language_model(folder: str, seed: int) -> PreTrainedModel:
-    """The model with its language-model head, in fp32. A head that the folder lacks is drawn from `seed`.
+def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
+    """The model with its language-model head. A head that the folder lacks is drawn from `seed`. Of a multimodal checkpoint
+    the text tower, as a model of its own.
+
+    Args:
+        dtype: `auto` for the format that the weights are saved in.
 
     Raises:
-        ModelError: no model there, or one that is no language model.
+        ModelError: no model there, one that is no language model, or one that lacks weights other than the head's.
     """
     auto = HEADS[kind_of(folder)][0]
     with _seeded(seed), _quiet():
-        return _loaded(lambda: _class(auto, folder).from_pretrained(folder, dtype=torch.float32), folder)
+        if multimodal.is_multimodal(AutoConfig.from_pretrained(folder)):
+            return multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder))
+        return _loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder)
 
 
 def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A model of the same architecture and sizes, its weights drawn from `seed`."""
+    """A model of the same architecture, sizes and format, its weights drawn from `seed`."""
     with _seeded(seed):
-        fresh: PreTrainedModel = type(model)(model.config)
-    return fresh.eval()
+        fresh: Any = type(model)(model.config)
+    return fresh.to(model.dtype).eval()  # type: ignore[no-any-return]
 
 
 def encoder(folder: str) -> PreTrainedModel:
-    """The model without a head, in fp32 and in evaluation mode.
+    """The model without a head, in fp32 and in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint
+    the text tower. `AutoModel` and sentence-transformers run what `save_pretrained` writes of it in the same way.
 
     Raises:
-        ModelError: no model there.
+        ModelError: no model there, one that lacks weights, or an encoder-decoder whose encoder is no model of its own.
     """
 
-    def load() -> Any:
+    def load(auto: Any) -> Any:
         try:
-            return _class(AutoModel, folder).from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+            return _whole(auto, folder, torch.float32, add_pooling_layer=False)
         except TypeError:  # an architecture that never had a pooler
-            return _class(AutoModel, folder).from_pretrained(folder, dtype=torch.float32)
+            return _whole(auto, folder, torch.float32)
 
+    settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
     with _seeded(0), _quiet():
-        model: PreTrainedModel = _loaded(load, folder)
+        if multimodal.is_multimodal(settings):
+            multimodal.check(settings, folder)
+            model: PreTrainedModel = multimodal.encoder(_loaded(lambda: load(multimodal.AUTO), folder))
+        else:
+            auto = encoder_decoders.auto_of(settings, folder)
+            model = _loaded(lambda: load(auto or _class(AutoModel, folder)), folder)
+            model = encoder_decoders.encoder(model)
     return model.eval()
+
+
+def settings_of(spec: str) -> PretrainedConfig:
+    """The configuration of a model folder, URI or hub name, without its weights.
+
+    Raises:
+        ModelError: there is none.
+    """
+    with _quiet():
+        if "://" not in spec:
+            return _loaded(lambda: AutoConfig.from_pretrained(spec), spec, hub=not os.path.isdir(spec))
+        with tempfile.TemporaryDirectory() as folder:
+            path = storage.join(spec, "config.json")
+            if storage.exists(path):
+                with open(os.path.join(folder, "config.json"), "wb") as file:
+                    file.write(storage.read_bytes(path))
+            return _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+
+
+def is_causal(settings: PretrainedConfig) -> bool:
+    """Whether a token of the model sees only what stands before it: an architecture that has a causal head and no other."""
+    kinds = [kind for kind, (_, mapping, _) in HEADS.items() if type(settings.get_text_config()) in mapping]
+    named = any(name.endswith(HEADS["masked"][2]) for name in settings.architectures or ())
+    return kinds == ["causal"] or (bool(getattr(settings, "is_decoder", False)) and not named and "causal" in kinds)
 
 
 def position_offset(settings: PretrainedConfig) -> int:
@@ -96,6 +145,7 @@ def position_offset(settings: PretrainedConfig) -> int:
 
 def max_length(settings: PretrainedConfig) -> int:
     """The longest row that the model's position embeddings reach."""
+    settings = settings.get_text_config()
     positions = getattr(settings, "max_position_embeddings", None)
     return 1 << 20 if positions is None else int(positions) - position_offset(settings)
 
@@ -112,13 +162,48 @@ def _class(auto: Any, folder: str) -> Any:
     return getattr(factored_embeddings, settings.auto_map[auto.__name__].rpartition(".")[2])
 
 
-def _loaded(load: Callable[[], Any], folder: str) -> Any:
+def _whole(auto: Any, folder: str, dtype: torch.dtype | Literal["auto"], **options: Any) -> Any:
+    """The model, once none of its weights is missing but those of a head or a pooler."""
+    model, found = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    missing = sorted(name for name in found["missing_keys"] if not _may_be_new(model, name))
+    if missing:
+        ends = {_end(name) for name in missing}
+        others = sorted(found["unexpected_keys"], key=lambda name: (_end(name) not in ends, name))
+        renamed = f" It holds {_listed(others)}, for which the model has no place." if others else ""
+        raise ModelError(
+            f"weights of {type(model).__name__} are missing: {_listed(missing)}.{renamed}",
+            f"model {folder}",
+            "Save the model again with save_pretrained; only a language-model head or a pooler may be missing.",
+        )
+    return model
+
+
+def _may_be_new(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight belongs to a pooler, or to what stands behind the body of a model with a head."""
+    if "pooler" in name.split("."):
+        return True
+    if model.base_model is not model:
+        return not name.startswith(f"{model.base_model_prefix}.")
+    head = model.get_output_embeddings()  # T5's head stands beside its parts
+    return any(name.startswith(f"{path}.") for path, module in model.named_modules() if module is head and path)
+
+
+def _end(name: str) -> str:
+    """What renaming leaves of a weight's name as a rule: `output.dense.weight`."""
+    return ".".join(name.split(".")[-3:])
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _loaded(load: Callable[[], Any], folder: str, hub: bool = False) -> Any:
     where = f"model {folder}"
-    if not os.path.exists(os.path.join(folder, "config.json")):
+    if not hub and not os.path.exists(os.path.join(folder, "config.json")):
         raise ModelError("the folder has no config.json.", where, "Name a folder that save_pretrained wrote.")
     try:
         return load()
-    except TypeError:
+    except (TypeError, ModelError):
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' and the hub's own errors
         raise ModelError(f"cannot be loaded ({reason(error)})", where, "Name a model folder.") from error

@@ -1,77 +1,123 @@
-"""What a transformers model is told so that packed documents do not see each other.
+"""Keeps packed documents apart with transformers' own masks.
 
-A row of one document needs no mask: attention then runs in its fastest kernels. Else a GPU gets the blocks of the mask that are
-not empty (FlexAttention, Dong et al. 2024, arXiv:2412.05496) and skips the others; a CPU gets the whole mask.
+transformers asks a mask function for every kind of mask that a model needs: causal or not, windowed, chunked. Ours adds one
+condition to each: a token sees its own document only. So windows and whatever else a model wants of its masks stay as they are.
+
+Four kernels, from fast to general. FlexAttention (Dong et al. 2024, arXiv:2412.05496) skips the empty blocks of a mask; it
+knows soft caps and sinks, but no dropout. SDPA reads the whole mask; it knows neither soft caps nor sinks. The model's own
+eager attention knows all that the model knows. A row of one document needs no mask where the model wants none.
 """
 
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import and_masks, eager_mask, flex_attention_mask, sdpa_mask
 
-from data_pipeline.feed.targets import TargetBatch
 from trainer.models import cpu_dropout
 
-_NAME = "scion_packed"
-_DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
+Kernel = Literal["flex", "blocks", "sdpa", "eager"]
+"""`flex` leaves rows that need no mask to SDPA, `blocks` gives FlexAttention those too."""
+_NAMES: dict[Kernel, str] = {"flex": "flex", "blocks": "blocks", "sdpa": "mask", "eager": "scores"}
+_BEYOND_SDPA = ("softcap", "s_aux", "position_bias")
+"""Options of an attention that change its scores."""
 
 
-def _attention(
-    module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, blocks: Any = None, **options: Any
-) -> Any:
-    """transformers' own FlexAttention for blocks, its SDPA for a whole mask or none; ours where a CPU drops weights."""
-    if options.get("dropout") and query.device.type == "cpu" and not torch.compiler.is_compiling():
-        sees = attention_mask
-        if sees is None and getattr(module, "is_causal", False):
-            sees = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+@dataclass(slots=True)
+class _Rows:
+    """The rows that a forward is about to read. An object, because a compiled graph reads its attributes anew in every call."""
+
+    segments: torch.Tensor | None = None
+    """int [B, L]: the document of each token; None for rows of one document."""
+
+
+_ROWS = _Rows()
+
+
+@contextmanager
+def documents(segments: torch.Tensor | None) -> Iterator[None]:
+    """Within the block, masks keep the documents of `segments` [B, L] apart."""
+    _ROWS.segments = segments
+    try:
+        yield
+    finally:
+        _ROWS.segments = None
+
+
+def implementation(kernel: Kernel) -> str:
+    """The name under which transformers knows a kernel with documents kept apart. A name with `sdpa` or `flash` in it would be
+    refused for models that do not support these."""
+    return f"scion_{_NAMES[kernel]}"
+
+
+def _same_document(segments: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def sees(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return segments[row, query] == segments[row, key]
+
+    return sees
+
+
+def _apart(options: dict[str, Any]) -> dict[str, Any]:
+    """A mask's options with the condition added that keeps documents apart."""
+    if _ROWS.segments is None:
+        return options
+    both = and_masks(options["mask_function"], _same_document(_ROWS.segments))
+    skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return options | skips | {"mask_function": both}
+
+
+def _sdpa_mask(**options: Any) -> torch.Tensor | None:
+    return sdpa_mask(**_apart(options))
+
+
+def _eager_mask(**options: Any) -> torch.Tensor | None:
+    return eager_mask(**_apart(options))
+
+
+def _flex_mask(**options: Any) -> torch.Tensor | BlockMask | None:
+    """Blocks, but where SDPA needs no mask at all, which is faster still."""
+    narrow = options.get("local_size") is not None and options["kv_length"] >= options["local_size"]
+    if _ROWS.segments is None and not narrow:
+        return sdpa_mask(**options)
+    return _block_mask(**options)
+
+
+def _block_mask(**options: Any) -> BlockMask:
+    return flex_attention_mask(**_apart(options))
+
+
+def _sdpa(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    """transformers' SDPA; ours where a CPU drops weights."""
+    plain = all(options.get(name) is None for name in _BEYOND_SDPA)
+    if options.get("dropout") and plain and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        if mask is None and getattr(module, "is_causal", False):
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
-        done = cpu_dropout.attention(query, key, value, sees, scaling, options["dropout"])
-        return done.transpose(1, 2).contiguous(), None
-    kind, mask = ("sdpa", attention_mask) if blocks is None else ("flex_attention", blocks)
-    return ALL_ATTENTION_FUNCTIONS[kind](module, query, key, value, mask, **options)
+        return cpu_dropout.attention(query, key, value, mask, scaling, options["dropout"]).transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 
-AttentionInterface.register(_NAME, _attention)
+def _flex(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    forward = flex_attention_forward if isinstance(mask, BlockMask) else _sdpa
+    return forward(module, query, key, value, mask, **options)
 
 
-class PackedAttention:
-    """Makes the arguments of `model`'s forward from batches."""
+def _eager(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    """The function that the model's own file has for it."""
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    return own(module, query, key, value, mask, **options)
 
-    def __init__(self, model: PreTrainedModel, causal: bool) -> None:
-        self._causal = causal
-        model.set_attn_implementation(_NAME)
-        dropout = max(float(getattr(model.config, name, None) or 0.0) for name in _DROPOUTS)
-        self.blocks = torch.cuda.is_available() and not dropout
 
-    def slow(self) -> list[str]:
-        """Why a GPU does not skip what documents do not see of each other."""
-        if self.blocks or not torch.cuda.is_available():
-            return []
-        return ["packed rows have a whole mask: FlexAttention knows no dropout, set that of attention to 0 in config.json"]
-
-    def inputs(self, batch: TargetBatch, offset: int) -> dict[str, Any]:
-        """Keyword arguments; `offset` is the position id of a document's first token."""
-        told: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.positions + offset}
-        if self._causal:
-            told["use_cache"] = False
-        if batch.packed and self.blocks:
-            told["blocks"] = self._blocks(batch.segments)  # models hand on what they do not know; some look into masks
-        elif batch.packed:
-            told["attention_mask"] = self._mask(batch.segments)
-        return told
-
-    def _mask(self, segments: torch.Tensor) -> torch.Tensor:
-        """bool [B, 1, L, L]"""
-        seen = segments[:, None, :, None] == segments[:, None, None, :]
-        return seen.tril() if self._causal else seen
-
-    def _blocks(self, segments: torch.Tensor) -> BlockMask:
-        causal, (rows, length) = self._causal, segments.shape
-
-        def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-            same = segments[row, query] == segments[row, key]
-            return same & (query >= key) if causal else same
-
-        return create_block_mask(sees, rows, None, length, length, device=segments.device)
+_KERNELS: dict[Kernel, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "flex": (_flex, _flex_mask), "blocks": (_flex, _block_mask), "sdpa": (_sdpa, _sdpa_mask), "eager": (_eager, _eager_mask)
+}  # fmt: skip
+for _kernel, (_attention, _mask) in _KERNELS.items():
+    AttentionInterface.register(implementation(_kernel), _attention)
+    AttentionMaskInterface.register(implementation(_kernel), _mask)

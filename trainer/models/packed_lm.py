@@ -1,9 +1,9 @@
-"""Language-model loss of a transformers model on packed rows, without the work that is of no use.
+"""Language-model loss of a transformers model on packed rows, computing only what the loss needs.
 
 Where a model's time goes when its vocabulary is large (`specs/performance.md`): the product with the vocabulary at places
 without a target, logits that are stored, masks that keep attention off the fast kernels, and, on a GPU, launching small
 kernels. So the head runs on targets only, some at a time; rows of one document have no mask; and the whole is one compiled
-graph of fixed shapes.
+graph of fixed shapes. `check` finds out how much of this an architecture bears, by comparing it with the model's own forward.
 """
 
 import math
@@ -15,19 +15,23 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipeline.feed.targets import TargetBatch
+from trainer.models import forward_check
 from trainer.models.flops import Flops
+from trainer.models.forward_check import Checked, Way
 from trainer.models.graphs import compiled
-from trainer.models.heads import head_of
+from trainer.models.heads import HeadTap
 from trainer.models.loading import position_offset
-from trainer.models.packed_attention import PackedAttention
+from trainer.models.packed_attention import documents, implementation
+from trainer.models.single_rows import single_rows
 from trainer.objectives.linear_cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
+
+_DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 
 
 class PackedLM(torch.nn.Module):
     """`forward(batch)` is the negative log-likelihood of each of the batch's targets, fp32 [M].
 
-    Attention stays within a document, and looks back only if `causal`; positions count from each document's start. An
-    architecture whose head is not known (`heads.FAMILIES`) runs its own forward, with the same result.
+    Attention stays within a document, and looks back only if `causal`; positions count from each document's start.
 
     Args:
         share: of a row's tokens, the most that are targets; there is always room for as many.
@@ -36,59 +40,103 @@ class PackedLM(torch.nn.Module):
     def __init__(self, model: PreTrainedModel, causal: bool, share: float = 1.0) -> None:
         super().__init__()
         self.model = model
-        self._causal, self._share = causal, share
+        self.causal, self._share = causal, share
+        self.own_attention = str(model.config._attn_implementation)
+        self.tap = HeadTap(model)
         self._offset = position_offset(model.config)
-        self._head = head_of(model)
-        self._attention = PackedAttention(model, causal)
         self._graph: Callable[..., torch.Tensor] = self._losses
+        self._reasons: tuple[str, ...] = ()
+        dropout = max(float(getattr(model.config, name, None) or 0.0) for name in _DROPOUTS)
+        self.kernels = forward_check.kernels(torch.cuda.is_available(), dropout)
+        self.take(Way(kernel=self.kernels[0], head="tapped"))
+
+    def take(self, way: Way) -> None:
+        """From now on computes in this way."""
+        self.way = way
+        self.model.set_attn_implementation(self.own_attention if way.kernel is None else implementation(way.kernel))
+
+    def check(self, length: int) -> Checked:
+        """Takes the leanest way whose logits are the model's own on each document alone, on this device, in this precision.
+
+        Raises:
+            ModelError: there is none.
+        """
+        found = forward_check.check(self, length)
+        self.settle(found)
+        return found
+
+    def settle(self, found: Checked) -> None:
+        """Takes the way that a check found, perhaps that of another rank."""
+        self.take(found.way)
+        self._reasons = found.reasons
 
     def flops(self) -> Flops:
-        return Flops.of(self.model, None if self._head is None else self._head.name)
+        return Flops.of(self.model, head=True)
 
     def slow(self) -> list[str]:
         """What keeps this model from the fast path, in words."""
-        kind = self.model.config.model_type
-        heads = (
-            [f"{kind} is trained by its own forward: logits at every place, not only at targets"] if self._head is None else []
-        )
-        return heads + self._attention.slow()
+        kind, flex = self.model.config.model_type, torch.cuda.is_available() and "flex" not in self.kernels
+        found = {
+            f"{kind} is trained on rows of one document each, padded: packed rows would differ from its own forward "
+            f"({'; '.join(self._reasons)})": self.way.kernel is None,
+            f"the head of {kind} is no plain linear layer at its end: all logits of the targets are kept": (
+                self.way.head == "gathered"
+            ),
+            f"the head of {kind} computes logits at every place, not only at targets": self.way.head == "whole",
+            "packed rows have a whole mask: FlexAttention knows no dropout, set that of attention to 0 in config.json": flex,
+        }
+        return [reason for reason, holds in found.items() if holds]
 
     def compile_graph(self) -> None:
         """From now on one graph of fixed shapes; the first batch of each shape takes a minute or more."""
-        if self._head is not None:
+        if self.way.kernel is not None and self.way.head != "whole":
             self._graph = compiled(self._losses)
 
     def layers(self) -> list[torch.nn.Module]:
         """Those of which each can be a graph of fixed shapes."""
-        return [] if self._head is None else [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
+        return [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
 
     def forward(self, batch: TargetBatch) -> torch.Tensor:
-        if self._head is None:
-            return torch.nn.functional.cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
-        inputs = self._attention.inputs(batch, self._offset)
-        rows, length = batch.input_ids.shape
+        inputs, places, segments = self._inputs(batch)
         # As many on every rank and in every step, so that graphs fit and ranks gather ZeRO-3's weights as often.
-        room = max(0, rows * math.floor(length * self._share + 0.5) - len(batch.places))
+        rows, length = batch.input_ids.shape
+        room = max(0, rows * math.floor(length * self._share + 0.5) - len(places))
         places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
-                          for part, value in ((batch.places, 0), (batch.labels, IGNORED)))  # fmt: skip
-        return self._graph(inputs, places, labels)[: len(batch.places)]
+                          for part, value in ((places, 0), (batch.labels, IGNORED)))  # fmt: skip
+        with documents(segments), self.tap.gathering(places, self.way.head):
+            return self._graph(inputs, places, labels)[: len(batch.places)]
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
-        inputs = self._attention.inputs(batch, self._offset)
-        if self._head is None:
-            return self.model(**inputs).logits.flatten(0, 1)[batch.places]
-        return self._head.output(self._head.transform(self._hidden(inputs, batch.places)))
+        inputs, places, segments = self._inputs(batch)
+        with documents(segments), self.tap.gathering(places, self.way.head):
+            found = self._run(inputs, places)
+        return self.tap.output(found) if self.way.head == "tapped" else found
 
-    def _hidden(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
-        return self.model.base_model(**inputs)[0].flatten(0, 1)[places]
+    def _inputs(self, batch: TargetBatch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
+        """The model's keyword arguments, the targets' places in their rows, and the documents that masks keep apart."""
+        cache = {"use_cache": False} if self.causal else {}
+        if self.way.kernel is None:
+            ids, mask, places = single_rows(batch)
+            return {"input_ids": ids, "attention_mask": mask} | cache, places, None
+        if not batch.packed:  # the model's own positions, and no mask where it wants none
+            return {"input_ids": batch.input_ids} | cache, batch.places, None
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions + self._offset}
+        return inputs | cache, batch.places, batch.segments
+
+    def _run(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
+        """What comes out of the model at `places`: logits [M, V], or what its output layer would be given, [M, H]."""
+        out = self.model(**inputs).logits
+        return out.flatten(0, 1)[places] if self.way.head == "whole" else out[0]
 
     def _losses(self, inputs: dict[str, Any], places: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        assert self._head is not None
-        output, hidden = self._head.output, self._head.transform(self._hidden(inputs, places))
+        found, output = self._run(inputs, places), self.tap.output
+        if self.way.head != "tapped":
+            return torch.nn.functional.cross_entropy(found.float(), labels, reduction="none", ignore_index=IGNORED)
         if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before
-            return chunked_cross_entropy(output, hidden, labels)
-        return linear_cross_entropy(hidden, output.weight, output.bias, labels)
+            with self.tap.closed():
+                return chunked_cross_entropy(output, found, labels)
+        return linear_cross_entropy(found, output.weight, output.bias, labels)
 
 
 def bits_per_byte(nll: float, targets: int, text_tokens: int, text_bytes: int) -> float:

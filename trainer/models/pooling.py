@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from data_pipeline.errors import ConfigError
+
 Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -25,3 +27,32 @@ def last(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 POOLINGS: dict[str, Pooling] = {"mean": mean, "cls": first, "lasttoken": last}
 """By sentence-transformers' names of the modes."""
+ALIASES = {"last": "lasttoken", "first": "cls"}
+"""What people also write."""
+
+
+def pooling_name(written: str) -> str:
+    """The key of `POOLINGS` that somebody means.
+
+    Raises:
+        ConfigError: there is no such pooling.
+    """
+    name = ALIASES.get(written, written)
+    if name not in POOLINGS:
+        known = ", ".join([*POOLINGS, *ALIASES])
+        raise ConfigError(f"pooling {written!r} is not known.", "embed.pooling", f"Choose one of: {known}.")
+    return name
+
+
+def check_pooling(written: str, causal: bool, model: str) -> None:
+    """Refuses a pooling that says nothing about the text.
+
+    Raises:
+        ConfigError: the first token of a causal model, which has seen no other.
+    """
+    if causal and pooling_name(written) == "cls":
+        raise ConfigError(
+            f"{model} is causal: its first token sees no other, so that every text has the same vector there.",
+            f"embed.pooling={written}",
+            "Choose lasttoken or mean.",
+        )

@@ -1,50 +1,95 @@
 """W @ E: from a plan to rows, for anything that has one row or one number per token."""
 
+from collections.abc import Iterator
+from typing import Literal
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.errors import ModelError
 from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
 
+Matrix = Literal["inputs", "outputs"]
+"""Which matrix is made: the random rows of the two are independent draws."""
+FILLING_BIAS = -1e4
+"""The bias of a row without a token: finite in every format, and its exponential is 0 beside any real logit."""
+_STREAMS = {"inputs": "row", "outputs": "output row"}
 _BLOCK = 4096
 
 
-def embeddings(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
+def embeddings(plan: TransferPlan, old: torch.Tensor, matrix: Matrix = "inputs") -> torch.Tensor:
     """The new matrix [V, D] in the type of the old one [S, D].
 
     Copied rows are the old rows to the last bit; mixtures are summed in fp32 (fp64 for fp64); random rows are normal with
     the mean and standard deviation of each old column, keyed on the token, so that a token has the same random row in any
-    vocabulary; zero rows are zero.
+    vocabulary. Rows without a token are the mean of the new rows that have one: a logit is linear in its row, so theirs is
+    the mean of all others, never the highest, and each gets at most the mean probability of a token (Jensen). Works block by
+    block: beside both matrices it takes a block of 4,096 rows in fp64.
 
     Raises:
         ModelError: the plan was made for a larger vocabulary than `old` has rows.
     """
     _check(plan, len(old))
     wide = torch.promote_types(old.dtype, torch.float32)
-    known = old[: plan.source_rows].to(wide)
-    new = torch.zeros(len(plan), old.shape[1], dtype=old.dtype)
+    known = old[: plan.source_rows]
+    new = torch.empty(len(plan), old.shape[1], dtype=old.dtype)
     for start in range(0, len(plan), _BLOCK):
         part = slice(start, min(start + _BLOCK, len(plan)))
-        new[part] = _mixtures(plan, old, part, wide)
-    new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = known.mean(dim=0).to(old.dtype)
+        new[part] = _mixtures(plan, old, part, wide).to(old.dtype)
+    new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = moments(known)[0].to(old.dtype)
     drawn = np.isin(plan.provenance, DRAWN)
     for group in np.unique(plan.group[drawn]):
         rows = np.flatnonzero(drawn & (plan.group == group))
-        of_group = known if group == 0 else known[torch.from_numpy(plan.source_group == group)]
-        new[torch.from_numpy(rows)] = _random(plan, rows, of_group).to(old.dtype)
+        mean, deviation = moments(known, None if group == 0 else np.flatnonzero(plan.source_group == group))
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            noise = _noise(plan, block, old.shape[1], _STREAMS[matrix])
+            new[torch.from_numpy(block)] = (mean + noise * deviation).to(old.dtype)
     copies = plan.copies()
-    new[torch.from_numpy(copies)] = old[torch.from_numpy(plan.indices[plan.indptr[copies]]).long()]
+    for start in range(0, len(copies), _BLOCK):
+        block = copies[start : start + _BLOCK]
+        new[torch.from_numpy(block)] = old[torch.from_numpy(plan.indices[plan.indptr[block]]).long()]
+    filling = plan.filling()
+    if len(filling):
+        new[torch.from_numpy(filling)] = moments(new, np.setdiff1d(np.arange(len(plan)), filling))[0].to(old.dtype)
     return new
 
 
 def bias(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
-    """The new bias [V] from the old one [S]: mixtures like the rows, the old mean where the row is not a mixture."""
+    """The new bias [V] from the old one [S]: mixtures like the rows, the old mean where the row is not a mixture, and
+    `FILLING_BIAS` where there is no token."""
     _check(plan, len(old))
     known = old[: plan.source_rows, None].double()
     new = _mixtures(plan, known, slice(0, len(plan)), torch.float64)[:, 0]
     new[np.isin(plan.provenance, (*DRAWN, Provenance.MEAN))] = known.mean()
+    new[torch.from_numpy(plan.filling())] = FILLING_BIAS
     return new.to(old.dtype)
+
+
+def moments(rows: torch.Tensor, chosen: NDArray[np.int64] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each column, float64 [D], of all rows [n, D] or of those that are `chosen`."""
+    mean: torch.Tensor = _sum(block for block in _blocks(rows, chosen)) / _count(rows, chosen)
+    squares = _sum((block - mean) ** 2 for block in _blocks(rows, chosen))
+    return mean, (squares / _count(rows, chosen)).sqrt()
+
+
+def _blocks(rows: torch.Tensor, chosen: NDArray[np.int64] | None) -> Iterator[torch.Tensor]:
+    for start in range(0, _count(rows, chosen), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        yield (rows[part] if chosen is None else rows[torch.from_numpy(chosen[part])]).double()
+
+
+def _sum(blocks: Iterator[torch.Tensor]) -> torch.Tensor:
+    total = next(blocks).sum(dim=0)
+    for block in blocks:
+        total += block.sum(dim=0)
+    return total
+
+
+def _count(rows: torch.Tensor, chosen: NDArray[np.int64] | None) -> int:
+    return len(rows) if chosen is None else len(chosen)
 
 
 def _check(plan: TransferPlan, rows: int) -> None:
@@ -71,7 +116,7 @@ def _mixtures(plan: TransferPlan, old: torch.Tensor, part: slice, dtype: torch.d
     )
 
 
-def _random(plan: TransferPlan, rows: np.ndarray, known: torch.Tensor) -> torch.Tensor:
-    base = np.array([keyed_random.key("row", plan.seed, int(number)) for number in plan.keys[rows]], np.uint64)
-    noise = torch.from_numpy(keyed_random.normals(base[:, None], np.arange(known.shape[1])[None]))
-    return known.mean(dim=0) + noise.to(known.dtype) * known.std(dim=0, correction=0)
+def _noise(plan: TransferPlan, rows: NDArray[np.int64], width: int, stream: str) -> torch.Tensor:
+    """Standard normal numbers, float64 [rows, width], keyed on the token and the matrix."""
+    base = np.array([keyed_random.key(stream, plan.seed, int(number)) for number in plan.keys[rows]], np.uint64)
+    return torch.from_numpy(keyed_random.normals(base[:, None], np.arange(width)[None]))

@@ -21,7 +21,8 @@ class Difference:
     """Of each, sum of |weight in one - weight in the other|: 2 for mixtures that share no old row, 0 for rows that differ
     in how they are drawn only."""
     moves: dict[tuple[str, str], int]
-    """How many of the rows went from one provenance to another (or stayed), the most frequent first."""
+    """How many of the rows went from one provenance to another (or stayed), the most frequent first; of a chain with the method
+    that placed them."""
 
 
 def diff(one: TransferPlan, other: TransferPlan) -> Difference:
@@ -39,7 +40,7 @@ def diff(one: TransferPlan, other: TransferPlan) -> Difference:
     otherwise = (one.provenance != other.provenance) | (drawn & ((one.seed != other.seed) | (one.group != other.group)))
     rows = np.flatnonzero((distance > 0) | otherwise)
     rows = rows[np.argsort(-distance[rows], kind="stable")]
-    names = [(_name(one.provenance[row]), _name(other.provenance[row])) for row in rows]
+    names = [(_name(one, row), _name(other, row)) for row in rows.tolist()]
     return Difference(rows=rows, distance=distance[rows], moves=dict(Counter(names).most_common()))
 
 
@@ -48,5 +49,7 @@ def _sparse(plan: TransferPlan) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((plan.weights.astype(np.float64), plan.indices, plan.indptr), shape=shape)
 
 
-def _name(code: int) -> str:
-    return Provenance(code).name.lower()
+def _name(plan: TransferPlan, row: int) -> str:
+    """The row's provenance, and in a chain the method that placed it."""
+    name, methods = Provenance(plan.provenance[row]).name.lower(), plan.method.split("+")
+    return f"{name} by {methods[plan.by[row] - 1]}" if plan.by[row] and len(methods) > 1 else name

@@ -17,7 +17,8 @@ MULTIPLE = 128
 
 def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedTokenizerFast) -> None:
     """Replaces the vocabulary of `model` in place: input embeddings, output embeddings if they are not the same
-    matrix, the bias of the head, and the ids of special tokens in its configuration.
+    matrix, the bias of the head, and the ids of special tokens in its configuration. Takes the size of the new matrices
+    twice in memory beside the model.
 
     Raises:
         ModelError: the plan is for a larger vocabulary than the model's, or the padding id would move positions.
@@ -28,10 +29,10 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     inputs: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight.data_ptr() == inputs.weight.data_ptr()
-    new_inputs = apply.embeddings(wanted, inputs.weight.detach().clone())
-    new_outputs = None if head is None or tied else apply.embeddings(wanted, head.weight.detach().clone())
+    new_inputs = apply.embeddings(wanted, inputs.weight.detach())
+    new_outputs = None if head is None or tied else apply.embeddings(wanted, head.weight.detach(), "outputs")
     old_bias = getattr(head, "bias", None)
-    new_bias = None if old_bias is None else apply.bias(wanted, old_bias.detach().clone())
+    new_bias = None if old_bias is None else apply.bias(wanted, old_bias.detach())
     twins = [] if old_bias is None else _twins(model, head, len(old_bias))
     final_bias: Any = getattr(model, "final_logits_bias", None)  # BART's family keeps the head's bias as a buffer [1, S]
     new_final_bias = None if final_bias is None else apply.bias(wanted, final_bias[0])
@@ -52,6 +53,7 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
         for module in twins:
             module.bias = torch.nn.Parameter(head.bias.detach().clone())
     _set_ids(model, plan, tokenizer)
+    _suppress(model, wanted)
 
 
 def _twins(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[torch.nn.Module]:
@@ -83,6 +85,18 @@ def _set_ids(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedTo
     embedding: Any = model.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = roles.get("pad")
+
+
+def _suppress(model: PreTrainedModel, plan: TransferPlan) -> None:
+    """Generation leaves out ids without a token, whatever its temperature; what the old model left out has new ids."""
+    settings: Any = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    copies = plan.copies()
+    moved = dict(zip(plan.indices[plan.indptr[copies]].tolist(), copies.tolist(), strict=True))
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        old = [moved[number] for number in getattr(settings, name, None) or () if number in moved]
+        setattr(settings, name, (old + (plan.filling().tolist() if name == "suppress_tokens" else [])) or None)
 
 
 def _check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

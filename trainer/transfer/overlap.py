@@ -65,7 +65,7 @@ def match(
         tokens: the canonical form of the target's ids.
 
     Returns:
-        int [V] with -1 where there is none, and uint8 [V] of `Provenance` (ZERO for gaps; no meaning where -1).
+        int [V] with -1 where there is none, and uint8 [V] of `Provenance` (FILLING for gaps; no meaning where -1).
     """
     old = canonical_tokens(source)
     found = np.full(len(tokens), -1, np.int64)
@@ -73,7 +73,7 @@ def match(
     roles = matching_roles(target, source)
     for number, token in enumerate(tokens):
         if token is None:
-            how[number] = Provenance.ZERO
+            how[number] = Provenance.FILLING
         elif token.role is not None:
             found[number], how[number] = roles.get(number, -1), Provenance.SPECIAL_ROLE
         elif number < len(old) and old[number] == token and "exact" in levels:

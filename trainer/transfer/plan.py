@@ -35,8 +35,8 @@ class Provenance(IntEnum):
     """Drawn from the moments of the old rows."""
     MEAN = 6
     """The mean of all old rows."""
-    ZERO = 7
-    """No token: fills the matrix up, or a gap in the ids."""
+    FILLING = 7
+    """No token: a gap in the ids, or what fills the matrix up. Never predicted, see `apply.embeddings`."""
     BYTE_COPY = 8
     """The old token of the same bytes, where one of the two stands for raw bytes and the other for text."""
     CASE_COPY = 9
@@ -84,9 +84,12 @@ class TransferPlan:
     """[V], the group of old rows from whose moments a row is drawn; 0 means all of them."""
     source_group: NDArray[np.uint16]
     """[S], the group of each old row."""
+    by: NDArray[np.uint8]
+    """[V], the place, from 1, of the method that placed a row; 0 for copies, random rows and filling."""
     source_rows: int
     seed: int
     method: str
+    """A method's name, or those of a chain with + between."""
     source_tokenizer: str = ""
     """`vocabulary_hash` of the old tokenizer: the plan fits every model that uses it."""
     target_tokenizer: str = ""
@@ -99,27 +102,36 @@ class TransferPlan:
         counts = np.bincount(self.provenance, minlength=len(Provenance))
         return {code.name.lower(): int(counts[code]) for code in Provenance if counts[code]}
 
+    def placed(self) -> dict[str, int]:
+        """How many rows each method of the chain placed, in their order."""
+        return {name: int((self.by == place).sum()) for place, name in enumerate(self.method.split("+"), 1)}
+
     def groups(self) -> dict[str, NDArray[np.int64]]:
         """The rows that are one old row, and those that are not but stand for a token."""
         copies = np.isin(self.provenance, COPIES)
         return {
             "inherited": np.flatnonzero(copies),
-            "new": np.flatnonzero(~copies & (self.provenance != Provenance.ZERO)),
+            "new": np.flatnonzero(~copies & (self.provenance != Provenance.FILLING)),
         }
+
+    def filling(self) -> NDArray[np.int64]:
+        """The rows that stand for no token."""
+        return np.flatnonzero(self.provenance == Provenance.FILLING)
 
     def copies(self) -> NDArray[np.int64]:
         """The rows that are one old row to the last bit."""
         return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))
 
     def padded(self, rows: int) -> "TransferPlan":
-        """The same plan with ZERO rows up to `rows`."""
+        """The same plan with FILLING rows up to `rows`."""
         more = rows - len(self)
         return replace(
             self,
             indptr=np.concatenate([self.indptr, np.full(more, self.indptr[-1])]),
-            provenance=np.concatenate([self.provenance, np.full(more, Provenance.ZERO, np.uint8)]),
+            provenance=np.concatenate([self.provenance, np.full(more, Provenance.FILLING, np.uint8)]),
             keys=np.concatenate([self.keys, np.zeros(more, np.uint64)]),
             group=np.concatenate([self.group, np.zeros(more, np.uint16)]),
+            by=np.concatenate([self.by, np.zeros(more, np.uint8)]),
         )
 
     def dense(self) -> torch.Tensor:
@@ -135,11 +147,11 @@ class TransferPlan:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with storage.local_output(uri) as folder:
             save_file(arrays, f"{folder}/plan.safetensors")
-        facts = {name: getattr(self, name) for name in _FACTS} | {"fates": self.fates()}
+        facts = {name: getattr(self, name) for name in _FACTS} | {"fates": self.fates(), "placed": self.placed()}
         storage.write_bytes(storage.join(uri, "plan.json"), (json.dumps(facts, indent=2) + "\n").encode())
 
 
-_ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group")
+_ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group", "by")
 _FACTS = ("source_rows", "seed", "method", "source_tokenizer", "target_tokenizer")
 
 
@@ -154,6 +166,8 @@ def load(uri: str) -> TransferPlan:
     facts = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
     with storage.local_copy(uri) as folder:
         arrays = load_file(f"{folder}/plan.safetensors")
+    if set(arrays) != set(_ARRAYS):
+        raise ArtifactError("a plan of another version of Scion.", uri, "Make it again with `scion transfer`.")
     plan = TransferPlan(**{name: facts[name] for name in _FACTS}, **arrays)
     if len(plan.indptr) != len(plan) + 1 or plan.indptr[-1] != len(plan.indices) or plan.fates() != facts["fates"]:
         raise ArtifactError("plan.safetensors and plan.json do not belong together.", uri, "Make the plan again.")

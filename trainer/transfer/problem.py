@@ -3,6 +3,7 @@
 Letters: V = new vocabulary, S = old vocabulary, N = new tokens that no old token equals, A = width of static vectors.
 """
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ class Problem:
     shared: NDArray[np.int64] = field(init=False)
     """[V]: the old id of the same token, -1 where there is none."""
     how: NDArray[np.uint8] = field(init=False)
+    placed: NDArray[np.int64] = field(init=False, default_factory=lambda: np.empty(0, np.int64))
+    """Target ids that methods before have placed."""
 
     def __post_init__(self) -> None:
         tokens = canonical_tokens(self.target)
@@ -50,8 +53,16 @@ class Problem:
     @property
     def new(self) -> NDArray[np.int64]:
         """[N]: the target ids that a method shall place."""
-        special = np.array([token is None or token.role is not None for token in self.tokens])
-        return np.flatnonzero(~special & ((self.shared < 0) | (not self.copy_shared)))
+        wanted = np.array([token is not None and token.role is None for token in self.tokens])
+        wanted &= (self.shared < 0) | (not self.copy_shared)
+        wanted[self.placed] = False
+        return np.flatnonzero(wanted)
+
+    def without(self, ids: NDArray[np.int64]) -> "Problem":
+        """The same problem for the next method of a chain, once `ids` are placed."""
+        rest = copy.copy(self)
+        object.__setattr__(rest, "placed", np.union1d(self.placed, ids))
+        return rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +80,8 @@ class Rows:
     """One for all rows, or one a row [n]."""
     groups: tuple[NDArray[np.uint16], NDArray[np.uint16]] | None = None
     """For rows that are drawn from a part of the old rows: the group of each row [n], and of each old row [S]."""
+    by: NDArray[np.uint8] | None = None
+    """The place [n], from 1, of the method of a chain that placed the row; one method did where not given."""
 
     @staticmethod
     def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> "Rows":
@@ -89,8 +102,10 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
     """One plan from copies, special tokens, the method's rows and random rows for all that is left."""
     size = len(problem.tokens)
     provenance = np.full(size, Provenance.RANDOM, np.uint8)
-    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.ZERO
+    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.FILLING
     entries: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None] = [None] * size
+    by = np.zeros(size, np.uint8)
+    by[rows.ids] = 1 if rows.by is None else rows.by
     own = set(problem.new.tolist())
     for number in np.flatnonzero(problem.shared >= 0):
         if int(number) not in own:
@@ -113,6 +128,7 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
         keys=np.array([0 if token is None else keyed_random.key(token.key()) for token in problem.tokens], np.uint64),
         group=group,
         source_group=np.zeros(problem.source_rows, np.uint16) if rows.groups is None else rows.groups[1],
+        by=by,
         source_rows=problem.source_rows,
         seed=problem.seed,
         method=method,

@@ -1,5 +1,6 @@
 """Whether a transferred model is what its plan says: the linear algebra, the tokens, and the model as a whole."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ _TEXTS, _LENGTH = 4, 32
 _LOGITS = 1e-4
 """Largest difference of a logit: the same numbers, added in another order where the matrices have other sizes."""
 _ROW = 1e-5
-"""Largest difference of a number from what the plan makes: sums of another machine."""
+"""Largest difference of a number from what the plan makes: sums of another machine. A format coarser than fp32 adds two steps
+of its own."""
 _LISTED = 10
 
 
@@ -34,7 +36,7 @@ class Side:
 
 
 def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) -> list[Finding]:
-    """All checks, in the order in which a reader should mend what they find.
+    """All checks, in the order in which a reader should fix what they find.
 
     Args:
         product: the embeddings are factors multiplied out, so that copies are equal but for rounding, and rows that are
@@ -45,7 +47,7 @@ def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) 
         _roles(made),
         *tokenizers.verify(made.tokenizer, source.tokenizer),
         *_matrices(source, made, plan, product),
-        _logits(source, made, plan),
+        *_logits(source, made, plan),
     ]
 
 
@@ -96,22 +98,43 @@ def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> It
         yield _finding(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~same], names, "is not the old row")
         finite = new.isfinite().all(dim=1).numpy()
         yield _finding(f"finite {name}", f"{len(new):,} rows", np.flatnonzero(~finite), names, "is not finite")
-        planned = apply.bias(plan, old[:, 0])[:, None] if old.shape[1] == 1 else apply.embeddings(plan, old)
-        apart = ((new[: len(plan)] - planned).abs() > _ROW).any(dim=1).numpy()
+        apart = _apart(new[: len(plan)], _planned(plan, name, old))
         yield _finding(
             f"planned {name}", f"{len(plan):,} rows", np.flatnonzero(apart & fixed), names, "is not what the plan makes"
         )
+        yield _filling(name, new, plan, names)
     yield _zeros(*pairs[0][1:], plan, names)
     yield _twins(*pairs[0][1:], plan, names)
 
 
+def _planned(plan: TransferPlan, name: str, old: torch.Tensor) -> torch.Tensor:
+    if old.shape[1] == 1:
+        return apply.bias(plan, old[:, 0])[:, None]
+    return apply.embeddings(plan, old, "inputs" if name.startswith("input") else "outputs")
+
+
+def _apart(new: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
+    """[rows]: whether a number of the row is not the expected one, rounding aside."""
+    allowed = _ROW + 2 * torch.finfo(new.dtype).eps * expected.float().abs()
+    apart: NDArray[np.bool_] = ((new.float() - expected.float()).abs() > allowed).any(dim=1).numpy()
+    return apart
+
+
+def _filling(name: str, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+    """A row without a token is the mean of all others, its bias so low that nothing makes up for it."""
+    rows = np.concatenate([plan.filling(), np.arange(len(plan), len(new))])
+    real = np.setdiff1d(np.arange(len(new)), rows)
+    expected = torch.tensor([[apply.FILLING_BIAS]]) if new.shape[1] == 1 else apply.moments(new, real)[0][None].to(new.dtype)
+    wrong = rows[_apart(new[torch.from_numpy(rows)], expected.expand(len(rows), -1))]
+    return _finding(f"filling of the {name}", f"{len(rows):,} rows without a token", wrong, names, "could be predicted")
+
+
 def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
-    """Zero rows are gaps and filling, or copies of old zero rows (a padding row often is one)."""
+    """Zero rows are copies of old zero rows (a padding row often is one)."""
     zero = np.flatnonzero((new == 0).all(dim=1).numpy())
-    expected = set(np.flatnonzero(plan.provenance == Provenance.ZERO)) | set(range(len(plan), len(new)))
-    expected |= {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
+    expected = {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
     wrong = np.array([row for row in zero if row not in expected], np.int64)
-    return _finding("zero rows", f"{len(zero):,} where nothing stands", wrong, names, "is zero")
+    return _finding("zero rows", f"{len(zero):,}, copies of zero rows", wrong, names, "is zero")
 
 
 def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
@@ -129,39 +152,48 @@ def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list
 
 def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
     part = slice(plan.indptr[row], plan.indptr[row + 1])
-    if plan.provenance[row] in (Provenance.MEAN, Provenance.ZERO):
-        return "mean" if plan.provenance[row] == Provenance.MEAN else "zero"
+    if plan.provenance[row] in (Provenance.MEAN, Provenance.FILLING):
+        return int(plan.provenance[row])
     if plan.provenance[row] in DRAWN:
         return "drawn", int(plan.keys[row]), int(plan.group[row])
     if part.stop - part.start == 1 and plan.weights[part.start] == 1.0:
-        return old[plan.indices[part.start]].numpy().tobytes()
+        return old[plan.indices[part.start]].view(torch.uint8).numpy().tobytes()
     # A sum does not depend on the order in which two of its terms are written.
     order = np.argsort(plan.indices[part], kind="stable")
     return plan.indices[part][order].tobytes(), plan.weights[part][order].tobytes()
 
 
-def _logits(source: Side, made: Side, plan: TransferPlan) -> Finding:
-    """On text of copied tokens only, both models say the same of them: nothing but the vocabulary has changed."""
+def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:
+    """On text of copied tokens only, both models say the same of them: nothing but the vocabulary has changed. A token is
+    likelier than any row without one."""
     copies = plan.copies()
     copies = copies[plan.provenance[copies] != Provenance.SPECIAL_ROLE]
     copies = copies[plan.provenance[copies] != Provenance.SAME_ID]
     if not len(copies):
-        return Finding(check="logits", said="no copied tokens to compare on")
+        yield Finding(check="logits", said="no copied tokens to compare on")
+        return
     old = plan.indices[plan.indptr[copies]].astype(np.int64)
     chosen = np.random.default_rng(0).integers(0, len(copies), (_TEXTS, _LENGTH))
     before = _answers(source.model, old[chosen])[..., torch.from_numpy(old)]
-    after = _answers(made.model, copies[chosen])[..., torch.from_numpy(copies)]
-    largest = float((before - after).abs().max())
+    answers = _answers(made.model, copies[chosen])
+    largest = float((before - answers[..., torch.from_numpy(copies)]).abs().max())
     said = f"largest difference {largest:.1e} on {_TEXTS} texts of {_LENGTH} copied tokens"
-    return Finding(check="logits", said=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
+    yield Finding(check="logits", said=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
+    filling = np.concatenate([plan.filling(), np.arange(len(plan), answers.shape[-1])])
+    real = np.setdiff1d(np.arange(len(plan)), filling)
+    if len(filling):
+        gap = float((answers[..., filling].amax(dim=-1) - answers[..., real].amax(dim=-1)).max())
+        said = f"at most {gap:.2f} beside the likeliest token"
+        yield Finding(check="logits without a token", said=said, failures=() if gap < 0 else ("one is the likeliest",))
 
 
 def _answers(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
     inputs = {"input_ids": torch.from_numpy(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
+    wide: Any = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     with torch.no_grad():
-        logits: torch.Tensor = model.eval()(**inputs).logits
+        logits: torch.Tensor = wide.eval()(**inputs).logits
     return logits
 
 

@@ -1,0 +1,84 @@
+"""What a job would find out after minutes or hours, found out before Ray starts: settings against the source model, and
+files that methods need."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from data_pipeline import storage
+from data_pipeline.errors import ConfigError
+from ray_jobs.config import ScionConfig
+from trainer.models import loading
+from trainer.models.pooling import check_pooling
+from trainer.transfer import chain
+
+_PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
+"""Jobs whose rows are `shard.length` long."""
+_EMBEDS = ("embed", "pipeline")
+_CHAINED = ("pipeline", "evaluate", "merge", "report")
+"""Jobs that follow the chain of models from the source on."""
+_FILES = ("vectors", "source_vectors", "target_vectors", "dictionary")
+_MODELS = ("donor", "embedder")
+
+
+def check(config: ScionConfig, job: str) -> None:
+    """Refuses settings with which `job` would fail.
+
+    Raises:
+        ConfigError: so they are; the message names the setting.
+        ModelError: there is no model where one is named.
+    """
+    if config.embed.model is not None and job in _CHAINED:
+        raise ConfigError(
+            f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
+        )
+    methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
+    for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
+        _check_method(method, getattr(config.transfer.methods, method))
+    if job in _PACKED:
+        _check_length("shard.length", config.shard.length, loading.settings_of(config.source_model), config.source_model)
+    if job in _EMBEDS:
+        given = config.embed.model or config.source_model
+        if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
+            raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
+        settings = loading.settings_of(given)
+        _check_length("embed.max_length", config.embed.max_length, settings, given)
+        check_pooling(config.embed.pooling, loading.is_causal(settings), given)
+
+
+def _check_length(key: str, length: int, settings: PretrainedConfig, model: str) -> None:
+    longest = loading.max_length(settings)
+    if length > longest:
+        raise ConfigError(
+            f"rows of {length:,} tokens do not fit {model}, whose positions reach {longest:,}.", key, f"At most {longest}."
+        )
+
+
+def _check_method(method: str, settings: Any) -> None:
+    """A method has the donor and the files that its settings name."""
+    for key, value in _named(settings, f"transfer.methods.{method}"):
+        name = key.rpartition(".")[2]
+        if name == "donor" and not value:
+            raise ConfigError(
+                f"{method} needs a donor, a model that was trained on the new language.",
+                key,
+                "Set it to a folder or a hub name.",
+            )
+        if value and name in _FILES and not storage.exists(value):
+            raise ConfigError("no such file.", f"{key}={value}", "Name a file that is there.")
+        looks_local = bool(value) and (value.startswith((".", "/", "~")) or value.count("/") > 1) and "://" not in value
+        if looks_local and name in _MODELS and not os.path.isdir(value):
+            raise ConfigError("no such folder.", f"{key}={value}", "Name a model folder or a hub name.")
+
+
+def _named(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Settings that name a file or a model, those of inner sections too."""
+    for entry in dataclasses.fields(settings):
+        value, key = getattr(settings, entry.name), f"{prefix}.{entry.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _named(value, key)
+        elif entry.name in (*_FILES, *_MODELS):
+            yield key, value

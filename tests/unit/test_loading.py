@@ -1,0 +1,210 @@
+"""What models are loaded as: nothing drawn anew in silence, the format they are saved in, one tower of several."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MBartConfig,
+    MBartModel,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
+
+from data_pipeline.errors import ModelError
+from trainer.models import loading
+
+SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+GPT2 = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=2, n_positions=40)
+T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+BART = {
+    "vocab_size": 100, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 40,
+}  # fmt: skip
+VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
+TEXT = SMALL | {"num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 40}
+
+
+def saved(model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> str:
+    """A folder whose weights somebody has changed."""
+    model.save_pretrained(folder)
+    path = os.path.join(folder, "model.safetensors")
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_renamed_weights_are_an_error_that_names_both_sides(tmp_path) -> None:
+    """Findings 32: such a BERT was drawn anew without a word."""
+    model = BertForMaskedLM(BertConfig(**SMALL))
+    folder = saved(model, tmp_path, lambda state: {name.replace("bert.", "net."): w for name, w in state.items()})
+    for load in (lambda: loading.language_model(folder, 0), lambda: loading.encoder(folder)):
+        with pytest.raises(ModelError, match=r"missing: .*embeddings\.LayerNorm\.bias.* and \d+ more.*It holds .*net\.embed"):
+            load()
+
+
+@pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "bert.embeddings.position_embeddings.weight"])
+def test_one_weight_that_is_missing_is_named(tmp_path, name: str) -> None:
+    def without(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {one: weight for one, weight in state.items() if one != name}
+
+    folder = saved(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, without)
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        loading.language_model(folder, 0)
+    with pytest.raises(ModelError, match=name.removeprefix("bert.").replace(".", r"\.")):
+        loading.encoder(folder)
+
+
+@pytest.mark.parametrize("body", [BertModel(BertConfig(**SMALL)), GPT2Model(GPT2)], ids=["bert", "gpt2"])
+def test_a_head_and_a_pooler_may_be_new(tmp_path, body) -> None:
+    body.save_pretrained(tmp_path)
+    first, again, other = (loading.language_model(str(tmp_path), seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = {name for name in first if not torch.equal(first[name], other[name])}
+    assert all(name.startswith("cls.") for name in changed)
+    assert loading.encoder(str(tmp_path)) is not None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [GPT2LMHeadModel(GPT2), T5ForConditionalGeneration(T5Config(**T5)), BertForMaskedLM(BertConfig(**SMALL))],
+    ids=["gpt2", "t5", "bert"],
+)
+def test_tied_weights_are_not_missing(tmp_path, model) -> None:
+    model.save_pretrained(tmp_path)
+    assert loading.language_model(str(tmp_path), 0) is not None
+
+
+def test_the_format_is_kept_when_asked_for(tmp_path) -> None:
+    BertForMaskedLM(BertConfig(**SMALL)).bfloat16().save_pretrained(tmp_path)
+    model = loading.language_model(str(tmp_path), 0, "auto")
+    assert model.dtype == torch.bfloat16
+    assert loading.drawn_anew(model, 1).dtype == torch.bfloat16
+    assert loading.language_model(str(tmp_path), 0).dtype == torch.float32
+
+
+# Encoders of encoder-decoders
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        T5ForConditionalGeneration(T5Config(**T5)),
+        MT5ForConditionalGeneration(MT5Config(**T5)),
+        UMT5ForConditionalGeneration(UMT5Config(**T5)),
+        BartModel(BartConfig(**BART, init_std=0.3)),
+        BartModel(BartConfig(**BART, init_std=0.3, scale_embedding=True)),
+        MBartModel(MBartConfig(**BART, init_std=0.3, scale_embedding=True)),
+    ],
+    ids=["t5", "mt5", "umt5", "bart", "bart, scaled", "mbart"],
+)
+def test_an_encoder_says_what_it_said_within_its_model(tmp_path, model) -> None:
+    """Also padded, after saving, and by plain `AutoModel` where that has a class for it."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    model.eval().save_pretrained(tmp_path / "whole")
+    made = loading.encoder(str(tmp_path / "whole"))
+    ids = torch.randint(3, 100, (3, 17), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    ids[1, 9:] = model.config.pad_token_id
+    made.save_pretrained(tmp_path / "encoder")
+    again = loading.encoder(str(tmp_path / "encoder"))
+    with torch.no_grad():
+        expected = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+        for encoder in (made, again):
+            found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+            assert (found - expected).abs().max() < 1e-5
+        if "t5" not in made.config.model_type:
+            plain = AutoModel.from_pretrained(tmp_path / "encoder").eval()
+            found = plain(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+            assert (found - expected).abs().max() < 1e-5
+
+
+def test_an_encoder_that_nothing_runs_alone_is_refused(tmp_path) -> None:
+    PegasusForConditionalGeneration(PegasusConfig(**BART)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="encoder of pegasus cannot be an embedder"):
+        loading.encoder(str(tmp_path))
+
+
+# Towers
+
+
+def gemma3() -> PreTrainedModel:
+    text = TEXT | {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    special = {"image_token_index": 99, "boi_token_index": 98, "eoi_token_index": 97, "mm_tokens_per_image": 4}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=VISION, **special))
+
+
+def llava() -> PreTrainedModel:
+    vision = VISION | {"model_type": "clip_vision_model", "projection_dim": 32}
+    return LlavaForConditionalGeneration(
+        LlavaConfig(text_config=LlamaConfig(**TEXT), vision_config=vision, image_token_index=99, tie_word_embeddings=False)
+    )
+
+
+@pytest.mark.parametrize("make", [gemma3, llava])
+def test_a_text_tower_answers_as_within_its_model(tmp_path, make) -> None:
+    whole = make().eval()
+    whole.save_pretrained(tmp_path / "whole")
+    folder = str(tmp_path / "whole")
+    assert loading.kind_of(folder) == "causal"
+    tower, encoder = loading.language_model(folder, 0), loading.encoder(folder)
+    ids = torch.randint(1, 90, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = whole(input_ids=ids)
+        hidden = encoder(input_ids=ids).last_hidden_state
+        assert torch.equal(tower(input_ids=ids).logits, expected.logits)
+        assert torch.equal(tower.lm_head(hidden), expected.logits)
+    for name, part in (("tower", tower), ("encoder", encoder)):
+        part.save_pretrained(tmp_path / name)
+    assert loading.kind_of(str(tmp_path / "tower")) == "causal"
+    again = loading.language_model(str(tmp_path / "tower"), 0)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, expected.logits)
+        assert torch.equal(AutoModel.from_pretrained(tmp_path / "encoder").eval()(input_ids=ids).last_hidden_state, hidden)
+
+
+@pytest.mark.parametrize("make", [gemma3, llava])
+def test_a_tower_without_a_weight_is_refused(tmp_path, make) -> None:
+    def without(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name or "vision" in name}
+
+    folder = saved(make(), tmp_path, without)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
+        loading.language_model(folder, 0)
+
+
+def test_which_way_a_model_looks() -> None:
+    assert loading.is_causal(GPT2)
+    assert loading.is_causal(LlamaConfig(**TEXT))
+    assert loading.is_causal(gemma3().config)
+    assert not loading.is_causal(BertConfig(**SMALL))
+    assert not loading.is_causal(T5Config(**T5))
+    assert not loading.is_causal(BartConfig(**BART))

@@ -1,0 +1,73 @@
+"""Mistakes that used to be found after hours, refused before Ray starts."""
+
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from data_pipeline.errors import ConfigError
+from ray_jobs import config as configs
+from ray_jobs import preflight
+from ray_jobs.cli import main
+
+
+@pytest.fixture
+def path(tmp_path: Any, source_folder: str) -> str:
+    text = f"text: t\npairs: p\ntest_pairs: q\nsource_model: {source_folder}\noutput: {tmp_path}/run\n"
+    (tmp_path / "a.yaml").write_text(text)
+    return str(tmp_path / "a.yaml")
+
+
+@pytest.fixture
+def decoder(tmp_path: Any) -> str:
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=100)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    return str(tmp_path / "gpt2")
+
+
+REFUSED = {
+    "rows longer than the positions": ("pipeline", ["shard.length=131"], r"shard\.length.*131 tokens.*reach 130"),
+    "of any job that packs": ("transfer", ["shard.length=200"], r"200 tokens"),
+    "texts longer than the positions": ("embed", ["embed.max_length=131"], r"embed\.max_length.*reach 130"),
+    "omp without a donor": ("pipeline", ["method=omp"], r"methods\.omp\.donor: omp needs a donor"),
+    "in a chain": ("transfer", ["method=[aligned,clp_plus]"], r"methods\.clp_plus\.donor"),
+    "in a comparison": ("compare", ["compare.methods=[fvt,[aligned,clp]]"], r"methods\.clp\.donor"),
+    "a donor that is not there": ("transfer", ["method=omp", "transfer.methods.omp.donor=/no/where"], "no such folder"),
+    "vectors that are not there": (
+        "pipeline", ["method=focus", "transfer.methods.focus.vectors=/no/cc.el.300.bin"], r"focus\.vectors=/no.*no such file",
+    ),
+    "a dictionary that is not there": (
+        "transfer", ["method=wechsel", "transfer.methods.wechsel.space.dictionary=/no/el.tsv"], r"space\.dictionary=/no",
+    ),
+    "a model for embed that the pipeline would pass over": ("pipeline", ["embed.model=/some"], r"embed\.model.*pretrained"),
+    "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_mistake_is_refused_before_ray_starts(path: str, name: str, monkeypatch, capsys) -> None:
+    job, overrides, said = REFUSED[name]
+    with pytest.raises(ConfigError, match=said):
+        preflight.check(configs.load(path, overrides), job)
+    monkeypatch.setattr("cluster.session.ray_session", lambda **settings: pytest.fail("Ray was started"))
+    assert main([job, path, *overrides]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_poolings_are_checked_against_the_model(path: str, decoder: str) -> None:
+    with pytest.raises(ConfigError, match="pooling 'max' is not known"):
+        configs.load(path, ["embed.pooling=max"])
+    given = [f"source_model={decoder}", "embed.max_length=64"]
+    with pytest.raises(ConfigError, match="first token sees no other"):
+        preflight.check(configs.load(path, [*given, "embed.pooling=cls"]), "embed")
+    preflight.check(configs.load(path, [*given, "embed.pooling=last"]), "embed")
+    preflight.check(configs.load(path, ["embed.pooling=cls"]), "embed")
+
+
+def test_what_a_job_does_not_use_is_not_checked(path: str, tmp_path: Any) -> None:
+    preflight.check(configs.load(path, ["method=omp", "embed.max_length=500"]), "shard")
+    T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "t5"
+    )
+    preflight.check(configs.load(path, [f"source_model={tmp_path}/t5", "shard.length=4096"]), "shard")

@@ -1,0 +1,233 @@
+"""Whether packed rows give what the model's own forward gives for each document alone, and the leanest way that does.
+
+Two rows of random tokens, one document in the first, several and padding in the second, go through the packed forward. Each
+document also goes through the model alone, as transformers runs it. A way whose logits differ is not used: its mask may lack
+the model's window, or the model may ignore the mask; positions may start elsewhere; a kernel may leave a soft cap out. After
+packed rows come rows of one document each, padded. Where those differ too, the architecture is refused.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, get_args
+
+import torch
+
+from data_pipeline.errors import ModelError, reason
+from data_pipeline.feed.targets import TargetBatch
+from trainer.models.heads import Head, HeadTap
+from trainer.models.packed_attention import Kernel
+
+_PLACES = 16
+"""Places of a document whose logits are compared."""
+_SHARES = (0.45, 0.3, 0.15)
+"""Parts of the second row that its documents take; the rest is padding."""
+_SEED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a language model computes a batch."""
+
+    kernel: Kernel | None
+    """Of the attention on packed rows; None for rows of one document each, with the model's own attention."""
+    head: Head
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """From lean to general."""
+        return (*get_args(Kernel), None).index(self.kernel), get_args(Head).index(self.head)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The way that a check found."""
+
+    way: Way
+    difference: float
+    """Of its logits and the model's own, at the worst place, as a part of their root mean square."""
+    bound: float
+    """What the precision allows."""
+    reasons: tuple[str, ...] = ()
+    """Why leaner ways were left out."""
+
+
+class Encoder(Protocol):
+    """What the check needs of `DualEncoder`."""
+
+    model: Any
+    training: bool
+
+    def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor: ...
+
+    def eval(self) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class Checkable(Protocol):
+    """What the check needs of `PackedLM`."""
+
+    model: Any
+    causal: bool
+    own_attention: str
+    kernels: tuple[Kernel, ...]
+    tap: HeadTap
+
+    def take(self, way: Way) -> None: ...
+
+    def logits(self, batch: TargetBatch) -> torch.Tensor: ...
+
+    def eval(self) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+def kernels(gpu: bool, dropout: float) -> tuple[Kernel, ...]:
+    """Those that may be tried, the fastest first."""
+    return ("flex", "blocks", "sdpa", "eager") if gpu and not dropout else ("sdpa", "eager")
+
+
+def bound(dtype: torch.dtype) -> float:
+    """The largest difference that is still rounding: half of the digits have to agree, 3e-4 in fp32, 0.09 in bf16."""
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
+def check(module: Checkable, length: int) -> Checked:
+    """The leanest way of `module` whose logits are the model's own.
+
+    Args:
+        length: tokens in a row of the run; a window that is wider makes no difference there.
+
+    Raises:
+        ModelError: no way gives them.
+    """
+    weight = next(module.model.parameters())
+    batch, close = rows_of_documents(module, length).to(weight.device), bound(weight.dtype)
+    with _evaluating(module):
+        module.take(Way(kernel=None, head="whole"))
+        expected = torch.cat(list(logits_alone(module, batch)))
+        head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
+        tried: list[str] = []
+        for kernel in (*module.kernels, None):
+            way = Way(kernel=kernel, head=head)
+            said = "rows of one document" if kernel is None else f"packed rows with {kernel} attention"
+            try:
+                difference = _difference(module, way, batch, expected)
+            except Exception as error:  # whatever an architecture raises on arguments that it does not know
+                tried.append(f"{said} fail ({reason(error)})")
+                continue
+            if difference <= close:
+                return Checked(way=way, difference=difference, bound=close, reasons=tuple(tried))
+            tried.append(f"{said} differ by {difference:.2g}")
+    raise ModelError(
+        f"{type(module.model).__name__} does not give the same logits for a document in a batch as alone: {'; '.join(tried)}; "
+        f"{close:.2g} is allowed.",
+        f"model {module.model.name_or_path or module.model.config.model_type}",
+        "Its forward is not one that Scion can train: report the architecture, or take another model.",
+    )
+
+
+def check_padding(encoder: Encoder, length: int) -> Checked:
+    """Whether texts have the same vectors in a padded batch as alone.
+
+    Args:
+        length: tokens of the longest text.
+
+    Raises:
+        ModelError: they have not.
+    """
+    weight = next(encoder.model.parameters())
+    sizes = [max(2, int(length * share)) for share in (1.0, *_SHARES)]
+    ids, pad = _tokens(encoder.model, (len(sizes), length)), int(encoder.model.config.pad_token_id or 0)
+    mask = (torch.arange(length)[None] < torch.tensor(sizes)[:, None]).long()
+    ids, mask = ids.where(mask > 0, pad).to(weight.device), mask.to(weight.device)
+    training, close = encoder.training, bound(weight.dtype)
+    encoder.eval()
+    with torch.no_grad():
+        together = encoder.encode(ids, mask)
+        alone = torch.cat([encoder.encode(row[None, :size], mask[:1, :size]) for row, size in zip(ids, sizes, strict=True)])
+    encoder.train(training)
+    difference = float(torch.nan_to_num((together - alone).norm(dim=1).max(), nan=float("inf")))
+    if difference > close:
+        raise ModelError(
+            f"{type(encoder.model).__name__} gives a text another vector in a padded batch than alone: they differ by "
+            f"{difference:.2g}, {close:.2g} is allowed.",
+            f"model {encoder.model.name_or_path or encoder.model.config.model_type}",
+            "Its forward does not keep padding out: report the architecture, or take another model.",
+        )
+    return Checked(way=Way(kernel=None, head="whole"), difference=difference, bound=close)
+
+
+def _difference(module: Checkable, way: Way, batch: TargetBatch, expected: torch.Tensor) -> float:
+    """Between the way's logits and those expected, at the worst place, as a part of their root mean square. A constant that is
+    added to all logits of a place makes no difference. The row of one document comes a second time by itself: it has other
+    masks then."""
+    module.take(way)
+    count = int((batch.places < batch.input_ids.shape[1]).sum())
+    rows = {name: getattr(batch, name)[:1] for name in ("input_ids", "segments", "positions")}
+    asked = {name: getattr(batch, name)[:count] for name in ("places", "labels", "streams")}
+    found = torch.cat([module.logits(batch), module.logits(replace(batch, packed=False, **rows, **asked))]).float()
+    found, expected = (part - part.mean(dim=1, keepdim=True) for part in (found, torch.cat([expected, expected[:count]])))
+    worst = (found - expected).norm(dim=1).max() / expected.norm(dim=1).square().mean().sqrt().clamp_min(1e-30)
+    return float(torch.nan_to_num(worst, nan=float("inf")))
+
+
+def logits_alone(module: Checkable, batch: TargetBatch) -> Iterator[torch.Tensor]:
+    """The logits [n, V] at the batch's places in each document, by the model's own forward of that document alone."""
+    length = batch.input_ids.shape[1]
+    row, column = batch.places // length, batch.places % length
+    few = "logits_to_keep" in inspect.signature(module.model.forward).parameters
+    for number, document in sorted({(int(r), int(batch.segments[r, c])) for r, c in zip(row, column, strict=True)}):
+        tokens = torch.nonzero(batch.segments[number] == document)[:, 0]
+        asked = column[(row == number) & (batch.segments[row, column] == document)] - tokens[0]
+        out = module.model(input_ids=batch.input_ids[number, tokens][None], **({"logits_to_keep": asked} if few else {}))
+        yield (out.logits[0] if few else out.logits[0, asked]).float()
+
+
+def rows_of_documents(module: Checkable, length: int) -> TargetBatch:
+    """One document in the first row; several and padding in the second. Places are in order of rows and documents."""
+    sizes = [length], [max(2, int(length * share)) for share in _SHARES]
+    segments = torch.full((2, length), -1)
+    positions, places = torch.zeros(2, length, dtype=torch.long), []
+    for row, documents in enumerate(sizes):
+        start = 0
+        for number, size in enumerate(documents):
+            segments[row, start : start + size] = number
+            positions[row, start : start + size] = torch.arange(size)
+            places.append(row * length + start + torch.linspace(0, size - 1, min(size, _PLACES)).long())
+            start += size
+    asked = torch.cat(places)
+    return TargetBatch(
+        input_ids=_tokens(module.model, (2, length)),
+        segments=segments,
+        positions=positions,
+        places=asked,
+        labels=torch.zeros_like(asked),
+        streams=torch.zeros_like(asked),
+        packed=True,
+        tokens=int((segments >= 0).sum()),
+        pairs=0,
+    )
+
+
+def _tokens(model: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """Random ids, none of them special: a model may look at its padding id by itself."""
+    settings = model.config.get_text_config()
+    special = {value for name, value in vars(settings).items() if name.endswith("_token_id") and isinstance(value, int)}
+    ordinary = torch.tensor([number for number in range(settings.vocab_size) if number not in special])
+    return ordinary[torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(_SEED))]
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Without dropout, without gradients, and with the way of before if the check fails."""
+    before, training = module.way, module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.take(before)
+        module.train(training)

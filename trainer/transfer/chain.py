@@ -1,0 +1,78 @@
+"""A chain of methods: each places what those before it left.
+
+`aligned+focus+fvt` is the name of a chain, as it stands in plans, tables and folders; a single method is a chain of one. What
+the last leaves is drawn at random, as ever.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import ConfigError
+from trainer.transfer.methods import METHODS
+from trainer.transfer.problem import Problem, Rows
+
+_ALONE = ("scratch", "resize", "random")
+"""Baselines that are about the whole model or all ids, or that place nothing."""
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """The methods of a chain, in order."""
+    return tuple(name.split("+"))
+
+
+def check(name: str, key: str) -> None:
+    """Refuses a chain that cannot run.
+
+    Raises:
+        ConfigError: a name that is no method, one that stands there twice, or a baseline among others.
+    """
+    methods = parts(name)
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"{method or name} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
+        if methods.count(method) > 1:
+            raise ConfigError(f"{method} stands twice in {name}.", key, "What it left once it leaves again: name it once.")
+        if len(methods) > 1 and method in _ALONE:
+            raise ConfigError(
+                f"{method} cannot be part of a chain.", key, "What a chain leaves is drawn at random by itself."
+            )  # fmt: skip
+
+
+def fresh(name: str) -> bool:
+    """Whether the rest of the model is drawn anew as well."""
+    return any(METHODS[method].fresh for method in parts(name))
+
+
+def paper(name: str) -> str:
+    """Where its methods were published."""
+    return "; ".join(METHODS[method].paper for method in parts(name))
+
+
+def rows(problem: Problem, name: str, settings: Callable[[str], Any]) -> Rows:
+    """What all methods of the chain place; `Rows.by` says which one did.
+
+    Args:
+        settings: a method's configuration, by its name.
+    """
+    found: list[Rows] = []
+    for method in parts(name):
+        found.append(METHODS[method].rows(problem, settings(method)))
+        problem = problem.without(found[-1].ids)
+    return found[0] if len(found) == 1 else _joined(found, problem.source_rows)
+
+
+def _joined(found: list[Rows], source_rows: int) -> Rows:
+    groups = [np.zeros(len(one.ids), np.uint16) if one.groups is None else one.groups[0] for one in found]
+    of_source = next((one.groups[1] for one in found if one.groups is not None), np.zeros(source_rows, np.uint16))
+    sizes = [len(one.ids) for one in found]
+    return Rows(
+        ids=np.concatenate([one.ids for one in found]),
+        counts=np.concatenate([one.counts for one in found]),
+        indices=np.concatenate([one.indices for one in found]),
+        weights=np.concatenate([one.weights for one in found]),
+        provenance=np.concatenate([np.broadcast_to(np.asarray(one.provenance, np.uint8), len(one.ids)) for one in found]),
+        groups=(np.concatenate(groups), of_source),
+        by=np.repeat(np.arange(1, len(found) + 1, dtype=np.uint8), sizes),
+    )
