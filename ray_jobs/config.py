@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from cluster.serve.config import ServeConfig
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
+from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
+from ray_jobs import yaml_text
 from trainer.engine.config import TrainConfig
 from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
@@ -37,6 +39,8 @@ class ShardConfig:
     """Tokenizing actors; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
+        if not is_tag(self.lang):
+            raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
         if self.length < 8 or self.actors < 1:
             raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
 
@@ -227,7 +231,7 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        parts = [_with_chains(part) for part in (OmegaConf.load(path), OmegaConf.from_dotlist(overrides))]
+        parts = [_with_chains(part) for part in (_from_file(path), _from_overrides(overrides))]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         if missing:
@@ -241,6 +245,18 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Mend the YAML.") from error
     assert isinstance(config, ScionConfig)
     return config
+
+
+def _from_file(path: str) -> Any:
+    return OmegaConf.create(yaml_text.parse(Path(path).read_text(encoding="utf-8")) or {})
+
+
+def _from_overrides(overrides: list[str]) -> Any:
+    given = OmegaConf.create()
+    for item in overrides:
+        key, _, value = item.partition("=")
+        OmegaConf.update(given, key, yaml_text.parse_value(value))
+    return given
 
 
 def _with_chains(given: Any) -> Any:

@@ -17,6 +17,7 @@ from data_pipeline.ray_map import ray_map
 from data_pipeline.shards import format
 from data_pipeline.sources import documents
 from data_pipeline.sources.documents import Unit
+from data_pipeline.text import language
 from data_pipeline.text.clean import clean, digest
 
 Progress = Callable[[int, int], None]
@@ -113,7 +114,9 @@ def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         text = clean(row["text"] or "")
         if not heldout:
             text = "\n".join(line for line in text.split("\n") if digest(line) not in job["forbidden"])
-        found.append((name, row.get("lang") or job["lang"], text, heldout))
+        tag = row.get("lang")
+        lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
+        found.append((name, lang, text, heldout))
     return found
 
 
