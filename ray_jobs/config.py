@@ -101,7 +101,7 @@ class MixtureStage:
 
     until: int
     """The step at which it ends."""
-    alpha: float = 1.0
+    alpha: float = 0.3
     weights: dict[str, float] = field(default_factory=dict)
     """In place of alpha."""
 
@@ -113,8 +113,8 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     probability: float = 0.15
     """Share of the tokens that is masked."""
-    alpha: float = 1.0
-    """Languages are drawn in proportion to tokens ** alpha."""
+    alpha: float = 0.3
+    """Several languages are drawn in proportion to tokens ** alpha: 1 is as found, 0 is equally often."""
     weights: dict[str, float] = field(default_factory=dict)
     """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
     stages: tuple[MixtureStage, ...] = ()
@@ -185,6 +185,8 @@ class ScionConfig:
     test_pairs: str = MISSING
     source_model: str = MISSING
     """A model folder or hub name."""
+    tokenizer: str | None = None
+    """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
     method: str = "aligned"
     """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
@@ -216,6 +218,7 @@ class ScionConfig:
         return storage.join(self.output, stage)
 
 
+_PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
 _REQUIRED = ("text", "pairs", "test_pairs", "source_model", "output")
 
 
@@ -273,7 +276,7 @@ def _with_chains(given: Any) -> Any:
 
 def absolute(config: ScionConfig) -> ScionConfig:
     """The same with absolute local paths: workers run in other directories."""
-    paths = {name: getattr(config, name) for name in ("text", "test_text", "pairs", "test_pairs", "source_model")}
+    paths = {name: getattr(config, name) for name in _PATHS}
     if config.embed.model is not None and _on_disk(config.embed.model):
         config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     found: dict[str, Any] = {
