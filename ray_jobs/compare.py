@@ -45,6 +45,8 @@ def main(config: ScionConfig, console: Console) -> None:
     made = comparison.compare(metrics)
     write(config, made, cells[0])
     console.print(table(made))
+    if flat := comparison.flat(made):
+        console.print(Text(flat))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
@@ -110,7 +112,7 @@ def _retrieval(
         if loading.kind_of(folder) != "masked":
             return None
     found = {name: evaluate.score.remote(uri, testing) for name, uri in models.items()}
-    return {name: ray.get(score) for name, score in found.items()}
+    return {name: ray.get(score)[0] for name, score in found.items()}
 
 
 def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
@@ -138,5 +140,5 @@ def table(made: Comparison) -> Table:
         # Two short lines, so that the table fits a terminal of 80 columns.
         shown.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right", no_wrap=True)
     for row in made.rows:
-        shown.add_row(*comparison.cells(row))
+        shown.add_row(*comparison.cells(made, row))
     return shown

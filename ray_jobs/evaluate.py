@@ -53,19 +53,23 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     compared = models(config)
     uris = {name: m if isinstance(m, str) else need(m, "pipeline") for name, m in compared.items()}
     running = {score.remote(uri, testing): name for name, uri in uris.items()}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, tuple[retrieval.Ways, dict[str, retrieval.Ways]]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
         done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
         found[running[done[0]]] = ray.get(done[0])
-    draft.metrics = {"retrieval": found, "pairs": len(testing)}
-    best = found["transferred_trained"]
+    draft.metrics = {
+        "retrieval": {name: whole for name, (whole, _) in found.items()},
+        "retrieval_by_language": {name: languages for name, (_, languages) in found.items() if languages},
+        "pairs": len(testing),
+    }
+    best, _ = found["transferred_trained"]
     return ", ".join(f"{way} accuracy@1 {best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
 
 
 @ray.remote(num_cpus=1)
-def score(uri: str, testing: pairs.Pairs) -> dict[str, dict[str, float]]:
-    """Retrieval both ways with the embedder, or any encoder, in the folder."""
+def score(uri: str, testing: pairs.Pairs) -> tuple[retrieval.Ways, dict[str, retrieval.Ways]]:
+    """Retrieval both ways with the embedder, or any encoder, in the folder; also by language where there are several."""
     return retrieval.evaluate(Embedder.load(uri), testing)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from data_pipeline import storage
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from ray_jobs.config import ScionConfig
 from trainer.models import loading
 from trainer.models.pooling import check_pooling
@@ -17,6 +17,7 @@ from trainer.transfer import chain
 
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
 """Jobs whose rows are `shard.length` long."""
+_PRETRAINS = ("pretrain", "compare", "pipeline")
 _EMBEDS = ("embed", "pipeline")
 _CHAINED = ("pipeline", "evaluate", "merge", "report")
 """Jobs that follow the chain of models from the source on."""
@@ -29,7 +30,7 @@ def check(config: ScionConfig, job: str) -> None:
 
     Raises:
         ConfigError: so they are; the message names the setting.
-        ModelError: there is no model where one is named.
+        ModelError: there is no model where one is named, or one that is not pretrained here.
     """
     if config.embed.model is not None and job in _CHAINED:
         raise ConfigError(
@@ -39,7 +40,14 @@ def check(config: ScionConfig, job: str) -> None:
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
     if job in _PACKED:
-        _check_length("shard.length", config.shard.length, loading.settings_of(config.source_model), config.source_model)
+        source = loading.settings_of(config.source_model)
+        if job in _PRETRAINS and source.is_encoder_decoder:
+            raise ModelError(
+                "an encoder-decoder can be transferred and embedded, but not pretrained here.",
+                f"source_model={config.source_model}",
+                "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
+            )
+        _check_length("shard.length", config.shard.length, source, config.source_model)
     if job in _EMBEDS:
         given = config.embed.model or config.source_model
         if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):

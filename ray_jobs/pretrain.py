@@ -15,6 +15,7 @@ from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import planned_rows, train
+from trainer.engine import runlog
 from trainer.engine.heldout import Heldout
 from trainer.engine.tasks import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
@@ -47,9 +48,17 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     made = transfer_plan.load(model)
     result = continued(config, model, made, start.seed, plan(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
+    draft.metrics["bits_per_byte_by_language"] = by_language(draft.uri)
     draft.metrics["weights"] = config.pretrain.train.exported
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
+
+
+def by_language(uri: str) -> dict[str, dict[str, float]]:
+    """Bits per byte of each language by step, from the log of the run; empty where there is one language."""
+    entries = (entry for attempt in runlog.read(storage.join(uri, runlog.FOLDER)) for entry in attempt)
+    scored = {str(entry["step"]): dict(entry["by_language"]) for entry in entries if entry["kind"] == "evaluation"}
+    return scored if any(len(scores) > 1 for scores in scored.values()) else {}
 
 
 def continued(

@@ -11,7 +11,7 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.shards import corpus
+from data_pipeline.shards import corpus, manifest
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
@@ -114,12 +114,29 @@ def problem_of(
         corpus=lambda: (text for _, text in corpus.read_texts(parts)),
         anchors=training.anchors,
         positives=training.positives,
+        languages=_by_language(parts, training, set(manifest.load(storage.join(shards, "rows")).streams)),
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
     spread = RaySpread(int(settings.max_memory * 2**30), said, progress)
     target = load_tokenizer(storage.join(shards, "tokenizer"))
     return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
+
+
+def _by_language(parts: list[str], training: pairs.Pairs, langs: set[str]) -> dict[str, Texts]:
+    """The texts of each of several languages; nothing where one of them has no pairs to map it by."""
+    if len(langs) < 2 or not langs <= set(training.langs):
+        return {}
+
+    def of(lang: str) -> Texts:
+        own = [place for place, name in enumerate(training.langs) if name == lang]
+        return Texts(
+            corpus=lambda: (text for name, text in corpus.read_texts(parts) if name == lang),
+            anchors=[training.anchors[place] for place in own],
+            positives=[training.positives[place] for place in own],
+        )
+
+    return {lang: of(lang) for lang in sorted(langs)}
 
 
 def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:

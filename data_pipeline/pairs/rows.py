@@ -1,6 +1,6 @@
-"""Pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives` and `id`."""
+"""Pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives`, `lang` and `id`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -17,6 +17,8 @@ class Pairs:
     anchors: list[str]
     positives: list[str]
     negatives: list[list[str]]
+    langs: list[str] = field(default_factory=list)
+    """Of each pair's new side; `und` where a row names none."""
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -30,13 +32,14 @@ def load(spec: str, cache: str, *, key: str) -> Pairs:
     """
     rows = Pairs(ids=[], anchors=[], positives=[], negatives=[])
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
-        table = documents.read(unit, ("anchor", "positive"), ("negatives", "id"), key=key)
+        table = documents.read(unit, ("anchor", "positive"), ("negatives", "id", "lang"), key=key)
         _check_types(table, f"{key}={unit.path}")
         for number, row in enumerate(table.to_pylist()):
             anchor, positive = clean(row["anchor"] or ""), clean(row["positive"] or "")
             if not anchor or not positive:
                 continue
             given = row.get("id")
+            rows.langs.append(str(row.get("lang") or "und"))
             rows.ids.append(documents.row_id(unit, number) if given is None else str(given))
             rows.anchors.append(anchor)
             rows.positives.append(positive)

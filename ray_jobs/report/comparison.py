@@ -36,8 +36,10 @@ class Row:
     final: Figure
     """Bits per byte after it."""
     steps_to_random: Figure | None
-    """Steps after which the method is as good as the random start at its end, by linear interpolation; None when it is
-    never, with some seed, or when there is no random start."""
+    """Steps after which the method is as good as the random start at its end, by `steps_to`; None when it is never, with some
+    seed, or when there is no random start."""
+    flat_from: int | None
+    """The step from which on the mean curve no longer falls, where that is in the first three quarters of the run."""
     before: Figure | None
     """Accuracy@1, the mean of both directions, before training; None for decoders."""
     after: Figure | None
@@ -69,9 +71,11 @@ def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:
     rows = []
     for rank, method in zip(ranks, ordered, strict=True):
         reached = [
-            steps_to(curves[method, seed], curves[CONTROL, seed][steps]) if CONTROL in methods else None for seed in seeds
+            steps_to(curves[method, seed], falling(curves[CONTROL, seed])[steps]) if CONTROL in methods else None
+            for seed in seeds
         ]
         own = [cells[method, seed]["retrieval"] for seed in seeds]
+        curve = {step: figure([curves[method, seed][step] for seed in seeds]) for step in sorted(curves[method, seeds[0]])}
         rows.append(
             Row(
                 rank=rank,
@@ -81,9 +85,8 @@ def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:
                 steps_to_random=figure([step for step in reached if step is not None]) if None not in reached else None,
                 before=None if None in own else figure([_accuracy(scores["before"]) for scores in own]),
                 after=None if None in own else figure([_accuracy(scores["after"]) for scores in own]),
-                curve={
-                    step: figure([curves[method, seed][step] for seed in seeds]) for step in sorted(curves[method, seeds[0]])
-                },
+                flat_from=_flat_from({step: value.mean for step, value in curve.items()}),
+                curve=curve,
             )
         )
     return Comparison(steps=steps, seeds=len(seeds), rows=rows)
@@ -93,15 +96,40 @@ def figure(values: list[float]) -> Figure:
     return Figure(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
+def falling(curve: Mapping[int, float]) -> dict[int, float]:
+    """The curve that never rises and is nearest to this one by least squares (pooled adjacent violators, Ayer et al. 1955): a
+    score that wavers does not cross a line by luck."""
+    pools: list[tuple[float, int]] = []
+    for _, value in sorted(curve.items()):
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-1][0] >= pools[-2][0]:
+            (right, more), (left, size) = pools.pop(), pools.pop()
+            pools.append(((left * size + right * more) / (size + more), size + more))
+    values = [value for value, size in pools for _ in range(size)]
+    return dict(zip(sorted(curve), values, strict=True))
+
+
 def steps_to(curve: Mapping[int, float], goal: float) -> float | None:
-    """The first step at which the curve is down at `goal`, between its points by a straight line."""
-    points = sorted(curve.items())
+    """The first step at which the `falling` curve is down at `goal`, between its points by a straight line."""
+    points = sorted(falling(curve).items())
     if points[0][1] <= goal:
         return 0.0
     for (left, above), (right, below) in pairwise(points):
         if below <= goal:
             return left + (right - left) * (above - goal) / (above - below)
     return None
+
+
+def _flat_from(curve: Mapping[int, float]) -> int | None:
+    last = falling(curve)[max(curve)]
+    first = min(step for step, value in falling(curve).items() if value == last)
+    return first if first <= 0.75 * max(curve) else None
+
+
+def flat(made: Comparison) -> str:
+    """Which curves had stopped to fall, since steps say little about them; nothing where none had."""
+    named = [f"{row.method} from step {row.flat_from}" for row in made.rows if row.flat_from is not None]
+    return f"flat at their end, so that steps say little: {', '.join(named)}" if named else ""
 
 
 def _ranks(finals: list[Figure]) -> list[int]:
@@ -119,25 +147,27 @@ def _accuracy(scores: Mapping[str, Mapping[str, float]]) -> float:
     return (scores["forward"]["accuracy_at_1"] + scores["backward"]["accuracy_at_1"]) / 2
 
 
-def cells(row: Row) -> list[str]:
+def cells(made: Comparison, row: Row) -> list[str]:
     """A row as text, in the order of `COLUMNS`."""
     return [
         str(row.rank),
         row.method,
         str(row.first),
         str(row.final),
-        _speed_up(row),
+        _speed_up(made, row),
         "" if row.before is None else f"{row.before.mean:.3f}",
         "" if row.after is None else f"{row.after.mean:.3f}",
     ]
 
 
-def _speed_up(row: Row) -> str:
-    """How many times fewer steps than the random start; it is at its own end after all of its steps."""
-    if row.steps_to_random is None:
+def _speed_up(made: Comparison, row: Row) -> str:
+    """How many times fewer steps than the random start, whose own steps are found by the same rule: its speed-up is 1."""
+    control = next((other.steps_to_random for other in made.rows if other.method == CONTROL), None)
+    if row.steps_to_random is None or control is None:
         return "never"
-    steps = max(row.curve)
-    return "at once" if row.steps_to_random.mean < 0.5 else f"{steps / row.steps_to_random.mean:.1f} x"
+    if row.steps_to_random.mean < 0.5:
+        return "1.0 x" if row.method == CONTROL else "at once"
+    return f"{control.mean / row.steps_to_random.mean:.1f} x"
 
 
 def render(made: Comparison, papers: Mapping[str, str], source_model: str, config_yaml: str) -> str:
@@ -149,7 +179,8 @@ def render(made: Comparison, papers: Mapping[str, str], source_model: str, confi
         made=made,
         title=TITLE.format(made=made),
         columns=COLUMNS,
-        rows=[(cells(row), papers[row.method]) for row in made.rows],
+        rows=[(cells(made, row), papers[row.method]) for row in made.rows],
+        flat=flat(made),
         curves=plots.comparison(curves),
         alt="; ".join(f"{row.method} {row.first.mean:.3f} to {row.final.mean:.3f}" for row in made.rows),
         best=best,

@@ -1,5 +1,6 @@
 """What each figure says: its title with the numbers of the run, how to read it, and its text for who cannot see it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_jobs.report import plots
@@ -134,9 +135,15 @@ def _provenance(summary: Summary) -> Figure:
         title=f"{count / total:.0%} of the {total:,} rows of the {last} start are “{most.replace('_', ' ')}”",
         image=plots.provenance(summary),
         alt=f"Bar charts of where the rows of the new embeddings come from. {listed}.",
-        reading="Every row of the new embedding matrix is counted once, under what its first values were made of.",
+        reading="Every row of the new embedding matrix is counted once, under what its first values were made of."
+        + _placed(summary["placed"]),
         terms=tuple((code.replace("_", " "), ORIGINS.get(code, "")) for code in codes),
     )
+
+
+def _placed(placed: Mapping[str, int]) -> str:
+    """Which method of a chain placed how many."""
+    return f" Placed by {', '.join(f'{name} {n:,}' for name, n in placed.items())}." if len(placed) > 1 else ""
 
 
 def _seconds(summary: Summary) -> Figure:

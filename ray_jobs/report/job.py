@@ -84,6 +84,14 @@ def show(config: ScionConfig, console: Console) -> None:
     there = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
     summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if there else write(config)
     console.print(retrieval_table(summary), bits_table(summary), sep="\n")
+    if (by_language := page.language_table(summary)) is not None:
+        columns, rows = by_language
+        table = Table(title="by language", title_justify="left", box=SIMPLE_HEAD)
+        for column in columns:
+            table.add_column(column.replace(" ", "\n"), justify="left" if column == "language" else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from data_pipeline import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
-from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts
+from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts, languages
 
 _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
 
@@ -30,6 +30,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         headlines=headlines(summary),
         figures=figures(summary),
         rows=retrieval_rows(summary),
+        languages=language_table(summary),
         facts=facts(summary),
         best=plots.model_label(f"{distinct_starts(summary)[-1]}_trained"),
         same_start=distinct_starts(summary) == ("random",),
@@ -88,6 +89,24 @@ def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
         }
         for model, values in table.items()
     ]
+
+
+def language_table(summary: Summary) -> tuple[list[str], list[list[str]]] | None:
+    """Columns and rows of the table by language; None where there is one language."""
+    rows = languages(summary)
+    if len(rows) < 2:
+        return None
+    columns = ["language", *(f"bits per byte, {start}" for start in rows[0]["bits"])]
+    columns += [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
+    shown = [
+        [
+            row["lang"],
+            *(" to ".join("none" if value is None else f"{value:.3f}" for value in ends) for ends in row["bits"].values()),
+            *("none" if both is None else f"{both[0]:.3f} / {both[1]:.3f}" for both in row["accuracy"].values()),
+        ]
+        for row in rows
+    ]
+    return columns, shown
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:

@@ -34,13 +34,18 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "method": config["method"],
         "paper": chains["transferred"]["transfer"].metrics["paper"],
         "retrieval": {model: evaluated["retrieval"][model] for model in MODELS},
+        "retrieval_by_language": evaluated["retrieval_by_language"],
         "pairs": evaluated["pairs"],
         "bits_per_byte": {start: chain["pretrain"].metrics["bits_per_byte"] for start, chain in chains.items()},
+        "bits_per_byte_by_language": {
+            start: chain["pretrain"].metrics["bits_per_byte_by_language"] for start, chain in chains.items()
+        },
         "loss": {
             job: {start: [step["loss"] for step in chain[job].metrics["history"]] for start, chain in chains.items()}
             for job in ("pretrain", "embed")
         },
         "provenance": {start: chain["transfer"].metrics["provenance"] for start, chain in chains.items()},
+        "placed": chains["transferred"]["transfer"].metrics["placed"],
         "parameters": chains["transferred"]["transfer"].metrics["parameters"],
         "fertility": shard["fertility"],
         "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset")},
@@ -72,6 +77,31 @@ def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], t
     """The first and the last (step, bits per byte) of a start."""
     steps = sorted((int(step), value) for step, value in summary["bits_per_byte"][start].items())
     return steps[0], steps[-1]
+
+
+def languages(summary: Summary) -> list[dict[str, Any]]:
+    """A row a language where there are several: its bits per byte of each start before and after, and its accuracy@1, both
+    ways, of the source and of the trained models; None where there is no text, or no pair, in it."""
+    starts = distinct_starts(summary)
+    bits = {start: summary["bits_per_byte_by_language"][start] for start in starts}
+    ends = [str(step) for step, _ in before_and_after(summary, starts[0])]
+    models = ["source_model", *(f"{start}_trained" for start in starts)]
+    retrieved = {model: summary["retrieval_by_language"].get(model, {}) for model in models}
+    scored = [scores for steps in bits.values() for scores in steps.values()]
+    names = sorted({lang for scores in [*scored, *retrieved.values()] for lang in scores})
+
+    def accuracy(model: str, lang: str) -> tuple[float, float] | None:
+        ways = retrieved[model].get(lang)
+        return None if ways is None else (ways["forward"]["accuracy_at_1"], ways["backward"]["accuracy_at_1"])
+
+    return [
+        {
+            "lang": lang,
+            "bits": {start: [bits[start].get(step, {}).get(lang) for step in ends] for start in starts},
+            "accuracy": {model: accuracy(model, lang) for model in models},
+        }
+        for lang in names
+    ]
 
 
 def _chain(found: Mapping[str, Artifact], folder: str) -> dict[str, Artifact]:

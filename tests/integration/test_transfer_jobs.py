@@ -14,16 +14,16 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
-    settings = ["compare.methods=[random,fvt]", "compare.seeds=[0]", "pretrain.train.steps=4"]
+    settings = ["compare.methods=[random,[aligned,fvt]]", "compare.seeds=[0]", "pretrain.train.steps=4"]
     done = scion("compare", copy.config, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((copy.output / "compare.json").read_text())
-    assert {row["method"] for row in found["rows"]} == {"random", "fvt"}
+    assert {row["method"] for row in found["rows"]} == {"random", "aligned+fvt"}
     assert [row["final"]["mean"] for row in found["rows"]] == sorted(row["final"]["mean"] for row in found["rows"])
     assert list(found["rows"][0]["curve"]) == ["0", "1", "2", "3", "4"]
     assert all(0 <= row["after"]["mean"] <= 1 for row in found["rows"])
     assert "speed-up" in (copy.output / "compare.html").read_text()
-    assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
+    assert {path.name for path in (copy.output / "compare" / "aligned+fvt-0").iterdir()} == {"artifact.json"}
     assert not (copy.output / "config.yaml").exists()  # a pipeline's, in the same folder, has evaluations of its own
     again = scion("compare", copy.config, *settings)
     assert again.stdout.count("kept") == 3

@@ -1,9 +1,10 @@
 """The ranking of `scion compare`: what it claims follows from the cells, and no more."""
 
+import numpy as np
 import pytest
 
 from ray_jobs.report import comparison
-from ray_jobs.report.comparison import Figure, compare, steps_to
+from ray_jobs.report.comparison import Figure, compare, falling, flat, steps_to
 
 
 def cell(*bits: float, retrieval: float | None = None) -> dict:
@@ -26,12 +27,12 @@ def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_
     # fvt is at 2.0 after 10 steps, and at 2.1 after 9: 9.5 of 20 steps on average.
     assert found.rows[0].steps_to_random == Figure(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
     assert found.rows[2].steps_to_random.mean == pytest.approx(20)
-    assert comparison.cells(found.rows[0])[4] == "2.1 x"
+    assert comparison.cells(found, found.rows[0])[4] == "2.1 x"
 
 
 def test_a_start_that_never_gets_there_and_one_that_is_there_at_once() -> None:
     found = compare({("random", 0): cell(4.0, 2.0), ("a", 0): cell(1.9, 1.0), ("b", 0): cell(4.0, 3.0)})
-    assert [comparison.cells(row)[4] for row in found.rows] == ["at once", "1.0 x", "never"]
+    assert [comparison.cells(found, row)[4] for row in found.rows] == ["at once", "1.0 x", "never"]
     assert found.rows[2].steps_to_random is None
     without = compare({("a", 0): cell(1.9, 1.0)})
     assert without.rows[0].steps_to_random is None
@@ -41,6 +42,32 @@ def test_a_crossing_lies_on_the_line_between_two_points() -> None:
     assert steps_to({0: 4.0, 10: 3.0, 20: 1.0}, 2.0) == pytest.approx(15.0)
     assert steps_to({0: 4.0, 10: 3.0}, 2.0) is None
     assert steps_to({0: 1.0, 10: 3.0}, 2.0) == 0.0
+
+
+def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
+    """Findings 53: its curve first reaches its own last value at step 18 of 40, and it said 2.2 x of itself."""
+    control = {0: 3.0, 10: 1.5, 18: 1.0, 26: 0.98, 32: 1.02, 40: 1.0}
+    faster = {0: 2.0, 10: 0.99, 18: 1.0, 26: 0.9, 32: 0.85, 40: 0.8}
+    cells = {("random", 0): cell(), ("fvt", 0): cell()}
+    for name, curve in (("random", control), ("fvt", faster)):
+        cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
+    found = compare(cells)
+    assert {row.method: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
+    assert found.rows[1].flat_from == 18
+    assert found.rows[0].flat_from is None
+    assert flat(found) == "flat at their end, so that steps say little: random from step 18"
+    assert "random from step 18" in comparison.render(found, {"random": "", "fvt": ""}, "m", "")
+
+
+def test_the_falling_curve_is_the_nearest_one() -> None:
+    """Against scipy's own isotonic regression."""
+    from scipy.optimize import isotonic_regression
+
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        values = np.linspace(3, 1, 12) + random.normal(0, 0.5, 12)
+        curve = dict(enumerate(values.tolist()))
+        assert np.allclose(list(falling(curve).values()), isotonic_regression(values, increasing=False).x)
 
 
 def test_the_page_shows_every_method_and_asks_for_nothing_from_outside() -> None:

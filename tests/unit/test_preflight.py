@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from ray_jobs import config as configs
 from ray_jobs import preflight
 from ray_jobs.cli import main
@@ -71,3 +71,14 @@ def test_what_a_job_does_not_use_is_not_checked(path: str, tmp_path: Any) -> Non
         tmp_path / "t5"
     )
     preflight.check(configs.load(path, [f"source_model={tmp_path}/t5", "shard.length=4096"]), "shard")
+
+
+def test_an_encoder_decoder_is_refused_before_its_transfer_where_it_would_be_pretrained(path: str, tmp_path: Any) -> None:
+    model = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    model.save_pretrained(tmp_path / "t5")
+    given = configs.load(path, [f"source_model={tmp_path}/t5"])
+    for job in ("pipeline", "pretrain", "compare"):
+        with pytest.raises(ModelError, match="not pretrained here"):
+            preflight.check(given, job)
+    preflight.check(given, "transfer")
+    preflight.check(configs.load(path, [f"embed.model={tmp_path}/t5"]), "embed")

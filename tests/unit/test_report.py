@@ -55,10 +55,16 @@ def chain(start: str) -> dict[str, dict[str, Any]]:
     shared = {"special_role": 5, "exact_copy": 1713, "filling": 2}
     fates = shared | ({"aligned": 9021, "composition": 1288, "random": 3} if own else {"random": 10312})
     return {
-        "transfer": {"provenance": fates, "paper": "after Remy et al., COLM 2024", "parameters": 15_273_600},
+        "transfer": {
+            "provenance": fates,
+            "paper": "after Remy et al., COLM 2024",
+            "parameters": 15_273_600,
+            "placed": {"aligned": 9021, "fvt": 1288} if own else {"random": 0},
+        },
         "pretrain": {
             "history": history(40, 9.3, 5.0 if own else 6.1),
             "bits_per_byte": {"0": 4.117 if own else 4.122, "40": 2.271 if own else 2.853},
+            "bits_per_byte_by_language": {},
         },
         "embed": {"history": history(30, 3.1, 0.32 if own else 0.71)},
     }
@@ -81,7 +87,11 @@ def metrics(method: str) -> dict[str, dict[str, Any]]:
             "dataset": "0f3c" * 8,
         },
         "merge": {"models": 2},
-        "evaluate": {"retrieval": {m: scores(v, 0.93 * v) for m, v in zip(MODELS, values, strict=True)}, "pairs": 500},
+        "evaluate": {
+            "retrieval": {m: scores(v, 0.93 * v) for m, v in zip(MODELS, values, strict=True)},
+            "retrieval_by_language": {},
+            "pairs": 500,
+        },
         "serve": {"requests": 64, "max_abs_diff": 2.1e-7},
     }
     found |= chain("random" if method == "random" else "transferred")
@@ -160,6 +170,34 @@ def test_the_summary_has_every_key_that_users_were_promised() -> None:
     assert summary["serve"] == {"requests": 64, "max_abs_diff": 2.1e-7}
     assert summary["seconds"] == dict(zip(STAGES, SECONDS, strict=True))
     assert (summary["versions"], summary["method"], summary["config"]) == (VERSIONS, "aligned", config())
+
+
+def of_languages(*langs: str) -> dict[str, Any]:
+    """A summary of text in several languages; the last one has no pairs."""
+    summary = summary_of()
+    for start in STARTS:
+        summary["bits_per_byte_by_language"][start] = {
+            step: {lang: value + place / 10 for place, lang in enumerate(langs)}
+            for step, value in summary["bits_per_byte"][start].items()
+        }
+    summary["retrieval_by_language"] = {
+        model: {lang: scores(0.5 + place / 10, 0.25) for place, lang in enumerate(langs[:-1])} for model in MODELS
+    }
+    return summary
+
+
+def test_languages_have_a_table_where_there_are_several() -> None:
+    columns, rows = page.language_table(of_languages("el", "ja", "tr"))
+    assert columns[:3] == ["language", "bits per byte, random", "bits per byte, transferred"]
+    assert rows[1] == ["ja", "4.222 to 2.953", "4.217 to 2.371", *["0.600 / 0.250"] * 3]
+    assert rows[2][-1] == "none"
+    assert "4.217 to 2.371" in page.render(of_languages("el", "ja", "tr"), "seed: 0\n")
+    assert page.language_table(summary_of()) is None
+    assert "By language" not in page.render(summary_of(), "seed: 0\n")
+
+
+def test_a_chain_s_methods_are_counted() -> None:
+    assert "Placed by aligned 9,021, fvt 1,288." in page.render(summary_of(), "seed: 0\n")
 
 
 def test_summary_json_is_sorted_indented_and_ends_its_last_line() -> None:

@@ -1,10 +1,13 @@
 """Retrieval metrics and merging against brute force."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from data_pipeline.errors import ModelError
+from data_pipeline.pairs.rows import Pairs, load
 from trainer.evaluation import retrieval
 from trainer.evaluation.fertility import fertility
 from trainer.merging.uniform import average
@@ -44,3 +47,32 @@ def test_the_average_is_the_mean_and_refuses_other_shapes() -> None:
         average([models[0], models[1] | {"w": torch.zeros(3, 5)}], ["a", "b"])
     with pytest.raises(ModelError, match="extra"):
         average([models[0], models[1] | {"extra": torch.zeros(1)}], ["a", "b"])
+
+
+class Known:
+    """An embedder whose vectors are given."""
+
+    def __init__(self, vectors: dict[str, list[float]]) -> None:
+        self._vectors = vectors
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return np.array([self._vectors[text] for text in texts], np.float32)
+
+
+def test_a_language_is_searched_among_its_own_pairs() -> None:
+    """The same sentence in two languages: each finds the other's translation first among all, its own in its language."""
+    vectors = {"a": [1, 0], "b": [0, 1], "el a": [0.8, 0.6], "el b": [0.6, 0.8], "tr a": [1, 0], "tr b": [0, 1]}
+    pairs = Pairs(ids=list("1234"), anchors=["a", "b", "a", "b"], positives=["el a", "el b", "tr a", "tr b"],
+                  negatives=[[]] * 4, langs=["el", "el", "tr", "tr"])  # fmt: skip
+    whole, by_language = retrieval.evaluate(Known(vectors), pairs)
+    assert whole["forward"]["accuracy_at_1"] == 0.5
+    assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}
+    alone = Pairs(ids=["1"], anchors=["a"], positives=["el a"], negatives=[[]], langs=["el"])
+    assert retrieval.evaluate(Known(vectors), alone)[1] == {}
+
+
+def test_pairs_may_name_their_language(tmp_path) -> None:
+    rows = [{"anchor": "a b", "positive": "c", "lang": "el"}, {"anchor": "d", "positive": "e", "lang": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    found = load(str(tmp_path / "pairs.parquet"), str(tmp_path / "cache"), key="pairs")
+    assert (found.langs, found.anchors) == (["el", "und"], ["a b", "d"])

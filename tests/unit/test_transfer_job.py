@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline.pairs.rows import Pairs
 from ray_jobs import transfer
 from ray_jobs.config import FactoriseConfig, ScionConfig, TransferConfig
 from ray_jobs.verify import _model
@@ -34,3 +35,15 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
         findings = _model(made, {"source_model": source})
         assert [finding for finding in findings if not finding.ok] == []
         assert np.isfinite(load_file(f"{made}/model.safetensors")["lm_head.weight"].float().numpy()).all()
+
+
+def test_texts_come_by_language_where_each_has_pairs(monkeypatch) -> None:
+    lines = [("el", "α"), ("tr", "b"), ("el", "γ")]
+    monkeypatch.setattr("data_pipeline.shards.corpus.read_texts", lambda parts: iter(lines))
+    training = Pairs(ids=["1", "2"], anchors=["one", "two"], positives=["ένα", "iki"], negatives=[[], []], langs=["el", "tr"])
+    found = transfer._by_language([], training, {"el", "tr"})
+    assert {lang: (list(part.corpus()), part.anchors, part.positives) for lang, part in found.items()} == {
+        "el": (["α", "γ"], ["one"], ["ένα"]), "tr": (["b"], ["two"], ["iki"]),
+    }  # fmt: skip
+    assert transfer._by_language([], training, {"el", "ja"}) == {}
+    assert transfer._by_language([], training, {"el"}) == {}

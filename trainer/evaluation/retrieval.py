@@ -20,13 +20,24 @@ class Retrieval:
     mrr_at_10: float
 
 
-def evaluate(embedder: Embedder, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """`forward` finds the positive of each anchor, `backward` the anchor of each positive."""
+Ways = dict[str, dict[str, float]]
+"""The metrics of both directions: `forward` finds the positive of each anchor, `backward` the anchor of each positive."""
+
+
+def evaluate(embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+    """Among all pairs, and among the pairs of each language, where they are of several."""
     anchors, positives = embedder.encode(pairs.anchors), embedder.encode(pairs.positives)
-    return {
-        "forward": asdict(metrics(ranks(anchors, positives, pairs.positives))),
-        "backward": asdict(metrics(ranks(positives, anchors, pairs.anchors))),
-    }
+
+    def among(chosen: NDArray[np.int64]) -> Ways:
+        left, right = ([texts[place] for place in chosen] for texts in (pairs.anchors, pairs.positives))
+        return {
+            "forward": asdict(metrics(ranks(anchors[chosen], positives[chosen], right))),
+            "backward": asdict(metrics(ranks(positives[chosen], anchors[chosen], left))),
+        }
+
+    langs = sorted(set(pairs.langs))
+    by_language = {lang: among(np.flatnonzero(np.array(pairs.langs) == lang)) for lang in langs} if len(langs) > 1 else {}
+    return among(np.arange(len(pairs))), by_language
 
 
 def ranks(queries: NDArray[np.float32], documents: NDArray[np.float32], texts: list[str]) -> NDArray[np.int64]:

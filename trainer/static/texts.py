@@ -1,7 +1,7 @@
 """The text that vectors, dictionaries and alignments are learned from."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,3 +14,5 @@ class Texts:
     """The source language's side of the pairs."""
     positives: list[str]
     """The new language's side, parallel to `anchors`."""
+    languages: "Mapping[str, Texts]" = field(default_factory=dict)
+    """The same by language, where the text is in several and there are pairs in each; else empty."""

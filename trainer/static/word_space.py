@@ -18,7 +18,7 @@ from trainer.static.fasttext import FastTextConfig
 from trainer.static.ppmi import PpmiConfig
 from trainer.static.procrustes import procrustes
 from trainer.static.texts import Texts
-from trainer.static.vectors import Rotated, Vectors
+from trainer.static.vectors import Joined, Rotated, Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,14 @@ class SpaceConfig:
 def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors, Vectors]:
     """Vectors of the source language, turned into the space of the new language's, and those.
 
+    Where the text is in several languages, each has vectors of its own and a map of its own, into the space of the source: one
+    rotation for all would have to turn them all alike. Vectors or a dictionary that are given are taken for all languages.
+
     Raises:
         DataError: too little text, vectors of different widths, or no pair of the dictionary has both words.
     """
+    if texts.languages and config.target_vectors is None and config.dictionary is None:
+        return _of_languages(texts, config, spread)
     source = _side(config.source_vectors, texts.anchors, config, "anchors", spread)
     target = _side(config.target_vectors, [*texts.corpus(), *texts.positives], config, "text", spread)
     if config.dictionary is not None:
@@ -49,6 +54,21 @@ def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors,
     else:
         pairs = dictionary.mine(texts.anchors, texts.positives)
     return Rotated(source, rotation(pairs, source, target, config.dictionary or "mined from pairs")), target
+
+
+def _of_languages(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors, Vectors]:
+    """A language with too little text for vectors or a dictionary is left out; the error of the last one if all are."""
+    source = _side(config.source_vectors, texts.anchors, config, "anchors", spread)
+    parts: list[Vectors] = []
+    for number, (lang, part) in enumerate(texts.languages.items(), 1):
+        try:
+            own = _side(None, [*part.corpus(), *part.positives], config, f"text in {lang}", spread)
+            pairs = dictionary.mine(part.anchors, part.positives)
+            parts.append(Rotated(own, rotation(pairs, source, own, f"mined from pairs in {lang}").T))
+        except DataError:
+            if number == len(texts.languages) and not parts:
+                raise
+    return source, Joined(parts)
 
 
 def rotation(pairs: list[tuple[str, str]], source: Vectors, target: Vectors, name: str) -> torch.Tensor:
