@@ -18,7 +18,7 @@ from trainer.objectives.linear_cross_entropy import chunked_cross_entropy, linea
 
 LENGTH = 64
 CAUSAL = {name for name, family in FAMILIES.items() if family.causal}
-RIGHT = [name for name, family in FAMILIES.items() if not family.refused]
+RIGHT = [name for name, family in FAMILIES.items() if family.packs and not family.refused]
 SLOW = [name for name in RIGHT if name not in COMMON]
 LEAN = ["bert", "roberta", "modernbert", "distilbert", "gpt2", "llama", "mistral", "gemma2", "gemma3_text", "qwen3"]
 """Of each kind of window, head and position one, and what is used most."""
