@@ -76,7 +76,8 @@ def walk(row: Row, source: str, home: str, text: Text) -> Row:
             setattr(row, name, step())
         except ModelError as error:
             setattr(row, name, f"refused: {error.what}")
-            row.forward = row.forward if name in ("embed", "loads") else "refused"
+            if "logits" in error.what or name == "transfer":
+                row.forward = "refused"
             if name == "transfer":
                 break
         except Exception as error:  # a crash is a cell of the table too
