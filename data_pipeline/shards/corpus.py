@@ -51,7 +51,7 @@ class Corpus:
 
 def build(
     text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
-    forbidden: Iterable[str], actors: int, progress: Progress,
+    forbidden: Iterable[str], actors: int, progress: Progress, layout: bool = False,
 ) -> Corpus:  # fmt: skip
     """Writes `folder/train/*.parquet` and `folder/heldout/*.parquet`.
 
@@ -62,6 +62,7 @@ def build(
         forbidden: texts of the test pairs; lines in which one of them stands (see `Reserved`) are cut from the training
             documents.
         lang: language of documents that name none.
+        layout: whether indentation and empty lines stay, see `clean`.
 
     Raises:
         DataError: nothing is left to train on or to hold out.
@@ -70,7 +71,7 @@ def build(
         raise ConfigError(f"shard.heldout must lie between 0 and 1, got {fraction}.")
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
-    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed}
+    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed, "layout": layout}
     settings["forbidden"] = Reserved.of(forbidden)
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = ray_map(_scan, jobs, actors=actors, progress=lambda done, n: progress(done, 2 * n))
@@ -119,9 +120,9 @@ def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         heldout = job["key"] == "test_text"
         if job["fraction"] is not None:
             heldout = _chance(job["seed"], name) < job["fraction"] or number in job.get("held", ())
-        text = clean(row["text"] or "")
+        text = clean(row["text"] or "", job["layout"])
         if not heldout:
-            text = "\n".join(line for line in text.split("\n") if not job["forbidden"].stands_in(line))
+            text = "\n".join(line for line in text.split("\n") if not job["forbidden"].stands_in(line)).strip("\n")
         tag = row.get("lang")
         lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
         found.append((name, lang, text, heldout))

@@ -55,6 +55,7 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             "lang": "und",
             "seed": 0,
             "forbidden": Reserved.of(()),
+            "layout": False,
         }
         with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
             _documents(job)
