@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
+from data_pipeline.tokenizers.verify import verify
 from ray_jobs import shard
 from ray_jobs.config import load
 from tests.conftest import FAMILIES, byte_level, unigram, wordpiece
@@ -23,6 +24,7 @@ def test_any_tokenizer_can_be_given_for_any_decoder(name, english, greek, tmp_pa
     found = adopted(train.load(str(tmp_path)), llama3(english), greek[:20])
     assert found.get_vocab() == given.get_vocab()
     assert found(greek[0]).input_ids == given(greek[0]).input_ids
+    assert [finding for finding in verify(found, llama3(english), {"el": greek[:20]}, given=True) if not finding.ok] == []
 
 
 def test_what_transformers_would_build_otherwise_is_refused(english, greek, tmp_path) -> None:
