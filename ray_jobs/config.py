@@ -33,6 +33,8 @@ class ShardConfig:
     """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
     lang: str = "und"
     """Language of documents that name none."""
+    layout: bool | None = None
+    """Whether indentation and empty lines of the text stay; where not given they do for decoders, which write text."""
     heldout: float = 0.05
     """Share of the documents that is held out when test_text= names none."""
     actors: int = field(default=2, metadata={"identity": False})

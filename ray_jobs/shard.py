@@ -27,6 +27,7 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import by_language, fertility
+from trainer.models import loading
 
 KIND = "shards"
 _COMPARED = 200
@@ -169,10 +170,16 @@ def _cleaned(
         None if config.test_text is None else documents.resolve(config.test_text, cache, key="test_text"),
         storage.join(uri, "text"),
         fraction=settings.heldout, lang=settings.lang, seed=config.seed, actors=settings.actors,
-        forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"),
+        forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"), layout=_layout(config),
     )  # fmt: skip
     answer = made.relative_to(uri)
     return answer, [*answer["train"], *answer["heldout"]]
+
+
+def _layout(config: ScionConfig) -> bool:
+    """Whether the text keeps its layout."""
+    given = config.shard.layout
+    return loading.is_causal(loading.settings_of(config.source_model)) if given is None else given
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -93,7 +93,8 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
         source = replace(source, model=model if factors["keep"] else multiplied_out(model))
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
-    return [*verify(source, made, found, product), forward(folder, made.model)]
+    given = bool(_artifact(folder).get("metrics", {}).get("tokenizer"))
+    return [*verify(source, made, found, product, given), forward(folder, made.model)]
 
 
 def _any_model(folder: str, named: dict[str, str]) -> list[Finding]:
@@ -127,9 +128,10 @@ def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
         for part, inner in parts.items()
         for finding in shards.verify(inner, manifest.load(inner), tokenizer)
     ]
+    given = "tokenizer" in _artifact(folder).get("inputs", {})
     # Only shards whose bytes are right are worth reading further.
     return packed if not all(finding.ok for finding in packed) else [
-        *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named))
+        *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.documents import Unit
 from data_pipeline.text import language
 from data_pipeline.text.clean import clean, digest
+from data_pipeline.text.reserved import Reserved
 
 Progress = Callable[[int, int], None]
 SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("text", pa.string())])
@@ -50,7 +51,7 @@ class Corpus:
 
 def build(
     text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
-    forbidden: Iterable[str], actors: int, progress: Progress,
+    forbidden: Iterable[str], actors: int, progress: Progress, layout: bool = False,
 ) -> Corpus:  # fmt: skip
     """Writes `folder/train/*.parquet` and `folder/heldout/*.parquet`.
 
@@ -58,8 +59,10 @@ def build(
         text: files to train on.
         heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id, and at
             least one document of each language that has two.
-        forbidden: texts of the test pairs; lines equal to one of them are cut from the training documents.
+        forbidden: texts of the test pairs; lines in which one of them stands (see `Reserved`) are cut from the training
+            documents.
         lang: language of documents that name none.
+        layout: whether indentation and empty lines stay, see `clean`.
 
     Raises:
         DataError: nothing is left to train on or to hold out.
@@ -68,8 +71,8 @@ def build(
         raise ConfigError(f"shard.heldout must lie between 0 and 1, got {fraction}.")
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
-    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed}
-    settings["forbidden"] = frozenset(digest(line) for line in forbidden)
+    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed, "layout": layout}
+    settings["forbidden"] = Reserved.of(forbidden)
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = ray_map(_scan, jobs, actors=actors, progress=lambda done, n: progress(done, 2 * n))
     if heldout_text is None:
@@ -117,9 +120,9 @@ def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         heldout = job["key"] == "test_text"
         if job["fraction"] is not None:
             heldout = _chance(job["seed"], name) < job["fraction"] or number in job.get("held", ())
-        text = clean(row["text"] or "")
+        text = clean(row["text"] or "", job["layout"])
         if not heldout:
-            text = "\n".join(line for line in text.split("\n") if digest(line) not in job["forbidden"])
+            text = "\n".join(line for line in text.split("\n") if not job["forbidden"].stands_in(line)).strip("\n")
         tag = row.get("lang")
         lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
         found.append((name, lang, text, heldout))

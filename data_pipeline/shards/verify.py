@@ -30,18 +30,19 @@ def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]
     ]
 
 
-def verify_tokenizer(uri: str, heldout: list[str], old: PreTrainedTokenizerFast | None) -> list[Finding]:
+def verify_tokenizer(uri: str, heldout: list[str], old: PreTrainedTokenizerFast | None, given: bool) -> list[Finding]:
     """The checks of `tokenizers.verify`, with words of the held-out text.
 
     Args:
         heldout: files of held-out documents.
         old: the source's tokenizer, where it is known.
+        given: the user gave the tokenizer as it is.
     """
     texts: defaultdict[str, list[str]] = defaultdict(list)
     for lang, text in corpus.read_texts(heldout):
         if len(texts[lang]) < _DOCUMENTS:
             texts[lang].append(text)
-    return tokenizers.verify(load_tokenizer(uri), old, texts)
+    return tokenizers.verify(load_tokenizer(uri), old, texts, given)
 
 
 def _shard(folder: str, shard: Shard) -> str:

@@ -46,6 +46,7 @@ def verify(
     tokenizer: PreTrainedTokenizerFast,
     old: PreTrainedTokenizerFast | None = None,
     texts: Mapping[str, Iterable[str]] | None = None,
+    given: bool = False,
 ) -> list[Finding]:
     """All checks of a tokenizer: `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script` and
     `round trip by language`.
@@ -53,15 +54,18 @@ def verify(
     Args:
         old: the tokenizer that it replaces or extends.
         texts: texts by language.
+        given: the user gave the tokenizer as it is: its template and its accents are not to be those of another.
     """
-    kept = old is not None and is_extension(old, tokenizer)
+    old = None if given else old
+    extended = old is not None and is_extension(old, tokenizer)
+    marks = not (given or extended or tokenizer.init_kwargs.get("strip_accents"))
     return [
         _ids(tokenizer),
-        *([_old_ids(old, tokenizer)] if old is not None and kept else []),
+        *([_old_ids(old, tokenizer)] if old is not None and extended else []),
         _template(tokenizer, old),
-        _marks(tokenizer, kept),
+        _marks(tokenizer, marks),
         _scripts(tokenizer),
-        *([] if texts is None else [_languages(tokenizer, texts, kept)]),
+        *([] if texts is None else [_languages(tokenizer, texts, marks)]),
     ]
 
 
@@ -151,9 +155,9 @@ def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast |
     return Finding.listed("template", f"around a text: {said}", wrong)
 
 
-def _marks(tokenizer: PreTrainedTokenizerFast, extended: bool) -> Finding:
-    """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in, unless it was asked to
-    (`strip_accents`) or the vocabulary is an extended one, whose rules are the old ones."""
+def _marks(tokenizer: PreTrainedTokenizerFast, needed: bool) -> Finding:
+    """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in. It may where it was asked
+    to (`strip_accents`), and in a vocabulary that is given or extended, whose rules are not ours."""
     counts = Counter(script(token) for token in canonical_tokens(tokenizer) if token is not None and token.word_start)
     own = tokenizer.backend_tokenizer.normalizer
     dropped = [
@@ -161,7 +165,7 @@ def _marks(tokenizer: PreTrainedTokenizerFast, extended: bool) -> Finding:
         for name, word in _MARKED.items()
         if counts[name] >= _WORDS // 10 and own is not None and _marks_of(own.normalize_str(word)) < _marks_of(word)
     ]
-    if dropped and (extended or tokenizer.init_kwargs.get("strip_accents")):
+    if dropped and not needed:
         return Finding(check="accents and vowel signs", said=f"dropped as before or as asked: {'; '.join(dropped)}")
     return Finding.listed("accents and vowel signs", "of the scripts in the vocabulary", dropped)
 
@@ -188,9 +192,8 @@ def _scripts(tokenizer: PreTrainedTokenizerFast) -> Finding:
     return Finding.listed("round trip by script", said, wrong)
 
 
-def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], extended: bool) -> Finding:
+def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], marks: bool) -> Finding:
     """Letters, marks and digits of real words come back, but for case and compatibility forms; unknown words are counted."""
-    marks = not extended and not tokenizer.init_kwargs.get("strip_accents")
     wrong, shares = [], []
     for lang, lines in sorted(texts.items()):
         counts = Counter(word for line in lines for word in words(line))

@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
+from data_pipeline.text.reserved import Reserved
 from ray_jobs.config import load, to_yaml
 from tests.integration.conftest import write_rows
 
@@ -53,7 +54,8 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             "fraction": 0.5,
             "lang": "und",
             "seed": 0,
-            "forbidden": frozenset(),
+            "forbidden": Reserved.of(()),
+            "layout": False,
         }
         with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
             _documents(job)

@@ -35,17 +35,18 @@ class Side:
     tokenizer: PreTrainedTokenizerFast
 
 
-def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) -> list[Finding]:
+def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[Finding]:
     """All checks, in the order in which a reader should fix what they find.
 
     Args:
         product: the embeddings are factors multiplied out, so that copies are equal but for rounding, and rows that are
             drawn were drawn in the factors.
+        given: the new tokenizer was given, not made from the old one.
     """
     return [
         _fits(source, made, plan),
         _roles(made),
-        *tokenizers.verify(made.tokenizer, source.tokenizer),
+        *tokenizers.verify(made.tokenizer, source.tokenizer, given=given),
         *_matrices(source, made, plan, product),
         *_logits(source, made, plan),
     ]
