@@ -40,7 +40,7 @@ def check(config: ScionConfig, job: str) -> None:
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
     if job in _PACKED:
-        source = loading.settings_of(config.source_model)
+        source = _settings("source_model", config.source_model)
         if job in _PRETRAINS and source.is_encoder_decoder:
             raise ModelError(
                 "an encoder-decoder can be transferred and embedded, but not pretrained here.",
@@ -52,9 +52,21 @@ def check(config: ScionConfig, job: str) -> None:
         given = config.embed.model or config.source_model
         if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
             raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
-        settings = loading.settings_of(given)
+        settings = _settings("source_model", given)
         _check_length("embed.max_length", config.embed.max_length, settings, given)
         check_pooling(config.embed.pooling, loading.is_causal(settings), given)
+
+
+def _settings(key: str, spec: str) -> PretrainedConfig:
+    _check_there(key, spec)
+    return loading.settings_of(spec)
+
+
+def _check_there(key: str, spec: str) -> None:
+    """A model that is written like a path is a folder."""
+    local = "://" not in spec and (spec.startswith((".", "/", "~")) or spec.count("/") > 1)
+    if local and not os.path.isdir(spec):
+        raise ConfigError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
 
 
 def _check_length(key: str, length: int, settings: PretrainedConfig, model: str) -> None:
@@ -77,9 +89,8 @@ def _check_method(method: str, settings: Any) -> None:
             )
         if value and name in _FILES and not storage.exists(value):
             raise ConfigError("no such file.", f"{key}={value}", "Name a file that is there.")
-        looks_local = bool(value) and (value.startswith((".", "/", "~")) or value.count("/") > 1) and "://" not in value
-        if looks_local and name in _MODELS and not os.path.isdir(value):
-            raise ConfigError("no such folder.", f"{key}={value}", "Name a model folder or a hub name.")
+        if value and name in _MODELS:
+            _check_there(key, value)
 
 
 def _named(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -225,9 +225,10 @@ def main(argv: list[str]) -> None:
         for name in given.starts:
             began = time.perf_counter()
             made = chain.rows(case.problem, name, settings.__getitem__)
-            plan = assemble(case.problem, made, name)
+            plan = assemble(case.problem, replace(made, weights=made.weights * np.float32(given.scale)), name)
             facts = {"language": language, "start": name, "placed": plan.placed(), "fates": plan.fates(),
-                     "sharpness": sharpness(plan), "pairs": len(case.text.train), "aligned_top": aligned.top}  # fmt: skip
+                     "sharpness": sharpness(plan), "pairs": len(case.text.train), "aligned_top": aligned.top,
+                     "scale": given.scale}  # fmt: skip
             for seed in given.seeds:
                 found.append(facts | {"seed": seed} | measured(case, plan, seed, given.steps, given.rows))
                 said = {side: {name: found[-1][side][name] for name in ("bits_per_byte", "accuracy")}
@@ -249,6 +250,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8000, help="that are learned from, at most")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--aligned-top", type=int, help="old tokens that aligned mixes")
+    parser.add_argument("--scale", type=float, default=1.0, help="what the rows that methods place are multiplied by")
     parser.add_argument("--partial", help="a file to which each finished start is added")
     return parser.parse_args(argv)
 

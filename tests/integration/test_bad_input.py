@@ -127,7 +127,7 @@ def test_what_a_method_cannot_use(copy: Chain) -> None:
     given = [f"{space}.{item}" for item in vectors]
     cases: list[tuple[list[str], str]] = [
         (["method=omp"], "omp needs a donor"),
-        (["method=clp", "transfer.methods.clp.donor=/nowhere"], "neither a folder nor a model"),
+        (["method=clp", "transfer.methods.clp.donor=/nowhere"], "no such folder"),
         (["method=wechsel", f"{space}.dictionary={copy.folder}/useless.tsv"], "none of its 1 pairs"),
         (["method=wechsel", f"{space}.dictionary=/nowhere.tsv"], "no such file"),
         (["method=wechsel", *given, f"{space}.dictionary={copy.folder}/good.tsv"], "cannot align (1, 3) with (1, 2)"),

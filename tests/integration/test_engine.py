@@ -109,6 +109,16 @@ def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_pat
     assert kept[True] > 5 * kept[False]
 
 
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_a_bf16_run_starts_from_the_model_s_own_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
+    """DeepSpeed rounds them first: a run that learns nothing came back with other weights."""
+    train(shards, source_folder, str(tmp_path), stage, 2, precision="bf16", learning_rate=1e-12, weight_decay=0.0)
+    before, after = loading.language_model(source_folder, 1), load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in before.state_dict().items():
+        if name in after:
+            assert (after[name] - weight).abs().max() < 1e-9, name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_body_learns_after_the_embeddings(shards, source_folder: str, tmp_path, stage: int) -> None:

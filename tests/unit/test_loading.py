@@ -156,8 +156,13 @@ def test_an_encoder_that_nothing_runs_alone_is_refused(tmp_path) -> None:
 # Towers
 
 
-def gemma3() -> PreTrainedModel:
-    text = TEXT | {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+def gemma3(vocabulary: int = 100) -> PreTrainedModel:
+    text = TEXT | {
+        "vocab_size": vocabulary,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
     special = {"image_token_index": 99, "boi_token_index": 98, "eoi_token_index": 97, "mm_tokens_per_image": 4}
     return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=VISION, **special))
 

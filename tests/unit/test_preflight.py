@@ -41,6 +41,7 @@ REFUSED = {
         "transfer", ["method=wechsel", "transfer.methods.wechsel.space.dictionary=/no/el.tsv"], r"space\.dictionary=/no",
     ),
     "a model for embed that the pipeline would pass over": ("pipeline", ["embed.model=/some"], r"embed\.model.*pretrained"),
+    "a source that is not there": ("pipeline", ["source_model=/no/where"], r"source_model=/no/where.*no such folder"),
     "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
 }  # fmt: skip
 

@@ -5,20 +5,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.conftest import tiny_decoder, tiny_model
 from tests.unit.test_graft import far_below_zero, seq2seq, untied
+from tests.unit.test_loading import gemma3
+from trainer.models import multimodal
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, Rows, assemble
 from trainer.transfer.verify import Side, verify
 
+
+def seeded(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return gemma3(len(tokenizer))
+
+
 MODELS = {
     "encoder": tiny_model,
     "encoder, untied": lambda tokenizer: untied(tiny_model(tokenizer)),
     "decoder": lambda tokenizer: tiny_decoder(tokenizer, "llama", tied=False),
     "decoder near -40": far_below_zero,
+    "text tower": lambda tokenizer: multimodal.language_model(seeded(tokenizer)).eval(),
     "encoder-decoder": lambda tokenizer: seq2seq(tokenizer, "t5", True),
 }
 

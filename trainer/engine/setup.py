@@ -37,15 +37,23 @@ def checked(module: Any, config: TrainConfig, length: int) -> Checked:
     # As DeepSpeed does a moment later: weights take the run's precision, buffers, such as rotary frequencies, stay fp32.
     if torch.cuda.is_available() and config.offload != "all":
         module.to("cuda")
-    if config.precision == "bf16":
-        for weight in module.parameters():
-            weight.data = weight.data.bfloat16()
+    whole = _rounded(module) if config.precision == "bf16" else []
     own = module.check(length)
+    for weight, data in whole:
+        weight.data = data
     found: list[Any] = [own] * dist.get_world_size()
     dist.all_gather_object(found, own)
     most = max(found, key=lambda one: one.way.order)
     module.settle(most)
     return most
+
+
+def _rounded(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Rounds the weights to bf16; what they were, in the host's memory, since the optimizer starts from that."""
+    whole = [(weight, weight.data.cpu()) for weight in module.parameters()]
+    for weight, _ in whole:
+        weight.data = weight.data.bfloat16()
+    return whole
 
 
 def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
@@ -61,8 +69,29 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
     elif not torch.cuda.is_available():
         replace_dropout(module)
     optimizer = optimizer_for(module, config)
+    exact = config.precision == "bf16"
+    before = {name: parameter.data.cpu() for name, parameter in module.named_parameters()} if exact else {}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
+    if exact:
+        _restore_masters(engine, before)
     return engine
+
+
+def _restore_masters(engine: Any, before: dict[str, torch.Tensor]) -> None:
+    """The optimizer's fp32 weights as the model had them: DeepSpeed makes them of weights that it has rounded to bf16."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        weight = before.pop(name).to(engine.device)
+        if not hasattr(parameter, "ds_id"):
+            safe_set_full_fp32_param(parameter, weight)
+            continue
+        # ZeRO-3's parts are equally long. Where that does not divide a weight, DeepSpeed's setter of whole weights fails.
+        size, rank = parameter.partition_numel(), dist.get_rank()
+        filled = torch.nn.functional.pad(weight.flatten(), (0, size * dist.get_world_size() - weight.numel()))
+        safe_set_local_fp32_param(parameter, filled[rank * size : (rank + 1) * size])
 
 
 def _compile(module: Any, zero_stage: int) -> None:
