@@ -34,15 +34,15 @@ demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedd
 
 # What needs no Ray runs in a process a core; the rest shares one Ray cluster, and starts processes of its own.
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q -n logical tests/unit tests/property
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical tests/unit tests/property
 	$(BIN)/python -m pytest -q tests/integration tests/serve
 
 test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 20 minutes)
 	$(BIN)/python -m pytest -q -m slow
-	$(BIN)/python -m tests.families
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families
 
 families: $(STAMP) ## every model family through transfer, verify, pretrain, embed and loading; the table of the docs (10 minutes)
-	$(BIN)/python -m tests.families --write docs/families.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families --write docs/families.md
 
 # On a GPU machine that has no package registry: make test-gpu GPU_PYTHON=python3
 test-gpu: ## what only a GPU can show: FlexAttention, compiled graphs, each ZeRO stage, speed (10 minutes on one GPU; else it says so)

@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from cluster.serve.config import ServeConfig
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
+from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
+from ray_jobs import yaml_text
 from trainer.engine.config import TrainConfig
 from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
@@ -31,12 +33,16 @@ class ShardConfig:
     """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
     lang: str = "und"
     """Language of documents that name none."""
+    layout: bool | None = None
+    """Whether indentation and empty lines of the text stay; where not given they do for decoders, which write text."""
     heldout: float = 0.05
     """Share of the documents that is held out when test_text= names none."""
     actors: int = field(default=2, metadata={"identity": False})
     """Tokenizing actors; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
+        if not is_tag(self.lang):
+            raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
         if self.length < 8 or self.actors < 1:
             raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
 
@@ -97,7 +103,7 @@ class MixtureStage:
 
     until: int
     """The step at which it ends."""
-    alpha: float = 1.0
+    alpha: float = 0.3
     weights: dict[str, float] = field(default_factory=dict)
     """In place of alpha."""
 
@@ -109,8 +115,8 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     probability: float = 0.15
     """Share of the tokens that is masked."""
-    alpha: float = 1.0
-    """Languages are drawn in proportion to tokens ** alpha."""
+    alpha: float = 0.3
+    """Several languages are drawn in proportion to tokens ** alpha: 1 is as found, 0 is equally often."""
     weights: dict[str, float] = field(default_factory=dict)
     """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
     stages: tuple[MixtureStage, ...] = ()
@@ -181,6 +187,8 @@ class ScionConfig:
     test_pairs: str = MISSING
     source_model: str = MISSING
     """A model folder or hub name."""
+    tokenizer: str | None = None
+    """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
     method: str = "aligned"
     """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
@@ -212,6 +220,7 @@ class ScionConfig:
         return storage.join(self.output, stage)
 
 
+_PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
 _REQUIRED = ("text", "pairs", "test_pairs", "source_model", "output")
 
 
@@ -227,7 +236,7 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        parts = [_with_chains(part) for part in (OmegaConf.load(path), OmegaConf.from_dotlist(overrides))]
+        parts = [_with_chains(part) for part in (_from_file(path), _from_overrides(overrides))]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         if missing:
@@ -241,6 +250,18 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Mend the YAML.") from error
     assert isinstance(config, ScionConfig)
     return config
+
+
+def _from_file(path: str) -> Any:
+    return OmegaConf.create(yaml_text.parse(Path(path).read_text(encoding="utf-8")) or {})
+
+
+def _from_overrides(overrides: list[str]) -> Any:
+    given = OmegaConf.create()
+    for item in overrides:
+        key, _, value = item.partition("=")
+        OmegaConf.update(given, key, yaml_text.parse_value(value))
+    return given
 
 
 def _with_chains(given: Any) -> Any:
@@ -257,7 +278,7 @@ def _with_chains(given: Any) -> Any:
 
 def absolute(config: ScionConfig) -> ScionConfig:
     """The same with absolute local paths: workers run in other directories."""
-    paths = {name: getattr(config, name) for name in ("text", "test_text", "pairs", "test_pairs", "source_model")}
+    paths = {name: getattr(config, name) for name in _PATHS}
     if config.embed.model is not None and _on_disk(config.embed.model):
         config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     found: dict[str, Any] = {

@@ -73,6 +73,7 @@ class _Board:
 
     def __init__(self) -> None:
         self._latest, self._stop = (0, 0, ""), False
+        self._notes: list[str] = []
 
     def update(self, done: int, total: int, text: str) -> bool:
         """Told by rank 0 step by step; whether it is to stop."""
@@ -82,8 +83,14 @@ class _Board:
     def stop(self) -> None:
         self._stop = True
 
-    def latest(self) -> tuple[int, int, str]:
-        return self._latest
+    def note(self, text: str) -> None:
+        """A line for the user that stays."""
+        self._notes.append(text)
+
+    def latest(self) -> tuple[int, int, str, list[str]]:
+        """How far the run is, and the notes that came since the last call."""
+        notes, self._notes = self._notes, []
+        return (*self._latest, notes)
 
 
 @contextmanager
@@ -97,9 +104,11 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
     def poll() -> None:
         while not stop.wait(_POLL_SECONDS):
             try:
-                number, total, text = ray.get(board.latest.remote())
+                number, total, text, notes = ray.get(board.latest.remote())
             except RayError:  # the run goes on without
                 return
+            for note in notes:
+                reporter.note(note)
             if total:
                 stopping.training(True)
                 reporter(f"{what}, {text}", number, total)

@@ -23,7 +23,9 @@ def model_fingerprint(spec: str, *, tokenizer_only: bool = False) -> str:
         return f"hub:{spec}"
     names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]
     if tokenizer_only:
-        names = [name for name in names if name.startswith(("tokenizer", "vocab", "special", "merges", "spiece"))]
+        # The configuration says which class of tokenizer transformers takes, and whether the model is a decoder.
+        parts = ("config.json", "tokenizer", "vocab", "special", "merges")
+        names = [name for name in names if name.startswith(parts) or name.endswith(".model")]
     return " ".join(f"{name}:{storage.fingerprint(storage.join(spec, name))[:16]}" for name in names)
 
 

@@ -1,10 +1,12 @@
 """`scion shard`: text and pairs to a new tokenizer and packed, held-out-safe shards."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
@@ -13,17 +15,23 @@ from data_pipeline.once import once
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.corpus import Corpus
+from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.sample import balanced
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers.given import adopted
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage
-from trainer.evaluation.fertility import fertility
+from trainer.evaluation.fertility import by_language, fertility
+from trainer.models import loading
 
 KIND = "shards"
+_COMPARED = 200
+"""Texts on which a given tokenizer is compared with what transformers loads beside the source model's configuration."""
 PARTS = ("rows", "heldout")
 """Folders of packed rows, each with a manifest."""
 
@@ -37,6 +45,8 @@ def plan(config: ScionConfig) -> Plan:
     }
     if config.test_text is not None:
         inputs["test_text"] = documents.fingerprint(config.test_text, key="test_text")
+    if config.tokenizer is not None:
+        inputs["tokenizer"] = model_fingerprint(config.tokenizer, tokenizer_only=True)
     settings = {"shard": artifact.identity(config.shard), "seed": config.seed}
     return Plan(uri=config.at("shards"), kind=KIND, config=settings, inputs=inputs)
 
@@ -82,6 +92,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         "padding_share": padding,
         "cut_share": cut,
         "dataset": rows.id,
+        "source_model": config.source_model,
     }
     return (
         f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents, "
@@ -91,25 +102,18 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
 
 def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> tuple[dict[str, Manifest], Corpus]:
     settings, home = config.shard, storage.join(draft.uri, "tokenizer")
-    with model_folder(config.source_model) as folder:
-        source = train.load(folder)
     training = pairs.load(config.pairs, cache, key="pairs")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     pairs.check_disjoint(training, testing)
     key = {"plan": plan(config).id}
-    text = Corpus.below(
-        draft.uri, once(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
-    )
-    report("train tokenizer", 0, 1)
-
-    def tokenizer() -> tuple[dict[str, Any], list[str]]:
-        texts = (line for _, line in corpus.read_texts(text.train))
-        made = train.train(source, chain(texts, training.anchors, training.positives), settings.tokenizer)
-        with storage.local_output(home) as folder:
-            made.save_pretrained(folder)
-        return {}, [storage.join("tokenizer", name) for name in storage.files(home)]
-
-    once(draft.uri, "tokenizer.json", key, tokenizer)
+    with model_folder(config.source_model) as folder:
+        source = train.load(folder)
+        text = Corpus.below(
+            draft.uri, once(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
+        )
+        report("train tokenizer", 0, 1)
+        make = partial(_given if config.tokenizer else _trained, config, source, text, training, report)
+        draft.metrics["tokenizer"] = once(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
     manifests = {
         name: build.build(
             parts, home, storage.join(draft.uri, name),
@@ -117,10 +121,43 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
         )
         for name, parts in zip(PARTS, (text.train, text.heldout), strict=True)
     }  # fmt: skip
-    heldout = [line for _, line in corpus.read_texts(text.heldout)]
+    heldout = list(corpus.read_texts(text.heldout))
     of_both = {"source": source, "target": build.load_tokenizer(home)}
-    draft.metrics["fertility"] = {side: fertility(tokenizer, heldout) for side, tokenizer in of_both.items()}
+    draft.metrics["fertility"] = {side: fertility(one, (line for _, line in heldout)) for side, one in of_both.items()}
+    draft.metrics["fertility_by_language"] = by_language(of_both, heldout)
     return manifests, text
+
+
+Made = tuple[PreTrainedTokenizerFast, dict[str, Any]]
+"""A tokenizer, and what is to be said of how it was made."""
+
+
+def _tokenizer(make: Callable[[], Made], home: str) -> tuple[dict[str, Any], list[str]]:
+    """Saves what `make` makes in the folder `home`."""
+    made, facts = make()
+    with storage.local_output(home) as folder:
+        made.save_pretrained(folder)
+    return facts, [storage.join("tokenizer", name) for name in storage.files(home)]
+
+
+def _trained(
+    config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter
+) -> Made:
+    settings = config.shard.tokenizer
+    sample = balanced(
+        text.train, chain(training.anchors, training.positives), alpha=settings.alpha, limit=settings.sample_bytes,
+        seed=config.seed,
+    )  # fmt: skip
+    made = train.train(source, sample.texts, settings, report.note)
+    return made, {"sample_bytes": sample.bytes, "corpus_bytes": sample.corpus_bytes, "texts": len(sample.texts)}
+
+
+def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter) -> Made:
+    assert config.tokenizer is not None
+    with model_folder(config.tokenizer) as folder:
+        made = adopted(train.load(folder), source, training.positives[:_COMPARED])
+    frame_of(made)
+    return made, {"given": config.tokenizer}
 
 
 def _cleaned(
@@ -133,10 +170,16 @@ def _cleaned(
         None if config.test_text is None else documents.resolve(config.test_text, cache, key="test_text"),
         storage.join(uri, "text"),
         fraction=settings.heldout, lang=settings.lang, seed=config.seed, actors=settings.actors,
-        forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"),
+        forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"), layout=_layout(config),
     )  # fmt: skip
     answer = made.relative_to(uri)
     return answer, [*answer["train"], *answer["heldout"]]
+
+
+def _layout(config: ScionConfig) -> bool:
+    """Whether the text keeps its layout."""
+    given = config.shard.layout
+    return loading.is_causal(loading.settings_of(config.source_model)) if given is None else given
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -85,6 +85,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         "paper": chain.paper(made.method),
         "parameters": parameters,
         "source_model": config.source_model,
+        "tokenizer": config.tokenizer,
         "factors": None if rank is None else artifact.identity(config.transfer.factorise) | {"rank": rank},
     }
     fates_line = " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())

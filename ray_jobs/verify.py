@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline import storage
 from data_pipeline.artifact import FINISHED
-from data_pipeline.errors import ArtifactError, ConfigError, ModelError, VerifyError
+from data_pipeline.errors import ArtifactError, ConfigError, ModelError, ScionError, VerifyError
 from data_pipeline.feed import audit, ledger, planned
 from data_pipeline.feed.audit import History
 from data_pipeline.finding import Finding
@@ -93,7 +93,8 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
         source = replace(source, model=model if factors["keep"] else multiplied_out(model))
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
-    return [*verify(source, made, found, product), forward(folder, made.model)]
+    given = bool(_artifact(folder).get("metrics", {}).get("tokenizer"))
+    return [*verify(source, made, found, product, given), forward(folder, made.model)]
 
 
 def _any_model(folder: str, named: dict[str, str]) -> list[Finding]:
@@ -118,13 +119,34 @@ def forward(folder: str, model: PreTrainedModel) -> Finding:
 
 
 def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
-    """Packed rows, those to train on and those that are held out, against their manifests."""
+    """Packed rows, those to train on and those that are held out, against their manifests; and their tokenizer."""
     tokenizer, parts = storage.join(folder, "tokenizer"), {part: storage.join(folder, part) for part in shard.PARTS}
-    return [
+    heldout = storage.join(folder, "text", "heldout")
+    documents = [storage.join(heldout, name) for name in storage.files(heldout)]
+    packed = [
         replace(finding, check=f"{part}: {finding.check}")
         for part, inner in parts.items()
         for finding in shards.verify(inner, manifest.load(inner), tokenizer)
     ]
+    given = "tokenizer" in _artifact(folder).get("inputs", {})
+    # Only shards whose bytes are right are worth reading further.
+    return packed if not all(finding.ok for finding in packed) else [
+        *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)
+    ]  # fmt: skip
+
+
+def _old_tokenizer(folder: str, named: dict[str, str]) -> PreTrainedTokenizerFast | None:
+    """That of the source model, where it is still to be had."""
+    spec = named.get("source_model") or _artifact(folder).get("metrics", {}).get("source_model")
+    if not spec:
+        return None
+    try:
+        with model_folder(str(spec)) as source:
+            return train.load(source)
+    except ScionError:
+        if "source_model" in named:
+            raise
+        return None
 
 
 def _artifact(folder: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources import documents
-from data_pipeline.text.clean import clean, digest
+from data_pipeline.text.clean import clean
+from data_pipeline.text.reserved import Reserved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
     """Refuses a test set that training would see.
 
     Raises:
-        DataError: an id, or a whole pair, is on both sides.
+        DataError: an id is on both sides, or a test sentence stands in a training pair, on either side of it (see
+            `Reserved`).
     """
     shared = sorted(set(train.ids) & set(test.ids))
     if shared:
@@ -65,10 +67,15 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
             "test_pairs",
             "Take them out of one side: a model must not be tested on what it was trained on.",
         )
-    seen = {(digest(a), digest(p)) for a, p in zip(train.anchors, train.positives, strict=True)}
-    same = [name for name, a, p in zip(test.ids, test.anchors, test.positives, strict=True) if (digest(a), digest(p)) in seen]
+    reserved = Reserved.of([*test.anchors, *test.positives])
+    sides = zip(train.ids, train.anchors, train.positives, train.negatives, strict=True)
+    same = [name for name, *texts, negatives in sides if any(map(reserved.stands_in, [*texts, *negatives]))]
     if same:
-        raise DataError(f"{len(same)} pairs also stand in pairs= (the first is {same[0]!r}).", "test_pairs", "Remove them.")
+        raise DataError(
+            f"a sentence of test_pairs= stands in {len(same):,} of {len(train):,} pairs (the first has the id {same[0]!r}).",
+            "pairs",
+            "Remove those pairs, or the sentences from test_pairs=: a model must not be tested on what it was trained on.",
+        )
 
 
 def _check_types(table: pa.Table, where: str) -> None:

@@ -17,7 +17,9 @@ from data_pipeline.ray_map import ray_map
 from data_pipeline.shards import format
 from data_pipeline.sources import documents
 from data_pipeline.sources.documents import Unit
+from data_pipeline.text import language
 from data_pipeline.text.clean import clean, digest
+from data_pipeline.text.reserved import Reserved
 
 Progress = Callable[[int, int], None]
 SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("text", pa.string())])
@@ -49,15 +51,18 @@ class Corpus:
 
 def build(
     text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
-    forbidden: Iterable[str], actors: int, progress: Progress,
+    forbidden: Iterable[str], actors: int, progress: Progress, layout: bool = False,
 ) -> Corpus:  # fmt: skip
     """Writes `folder/train/*.parquet` and `folder/heldout/*.parquet`.
 
     Args:
         text: files to train on.
-        heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id.
-        forbidden: texts of the test pairs; lines equal to one of them are cut from the training documents.
+        heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id, and at
+            least one document of each language that has two.
+        forbidden: texts of the test pairs; lines in which one of them stands (see `Reserved`) are cut from the training
+            documents.
         lang: language of documents that name none.
+        layout: whether indentation and empty lines stay, see `clean`.
 
     Raises:
         DataError: nothing is left to train on or to hold out.
@@ -66,10 +71,16 @@ def build(
         raise ConfigError(f"shard.heldout must lie between 0 and 1, got {fraction}.")
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
-    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed}
-    settings["forbidden"] = frozenset(digest(line) for line in forbidden)
+    settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed, "layout": layout}
+    settings["forbidden"] = Reserved.of(forbidden)
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = ray_map(_scan, jobs, actors=actors, progress=lambda done, n: progress(done, 2 * n))
+    if heldout_text is None:
+        moved = _of_each_language(scans)
+        jobs = [{**job, "held": moved.get(place, frozenset())} for place, job in enumerate(jobs)]
+        again = ray_map(_scan, [jobs[place] for place in moved], actors=actors)
+        for place, scan in zip(moved, again, strict=True):
+            scans[place] = scan
     keeps, fates = _decide(scans)
     if not fates["train"]:
         raise DataError(f"no document is left to train on ({_told(fates)}).", "text", "Give text that is not empty.")
@@ -108,19 +119,58 @@ def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
         name = documents.row_id(unit, number) if row.get("id") is None else str(row["id"])
         heldout = job["key"] == "test_text"
         if job["fraction"] is not None:
-            chance = keyed_random.uniforms(keyed_random.key("heldout", job["seed"], name), np.zeros(1, np.int64))
-            heldout = bool(chance[0] < job["fraction"])
-        text = clean(row["text"] or "")
+            heldout = _chance(job["seed"], name) < job["fraction"] or number in job.get("held", ())
+        text = clean(row["text"] or "", job["layout"])
         if not heldout:
-            text = "\n".join(line for line in text.split("\n") if digest(line) not in job["forbidden"])
-        found.append((name, row.get("lang") or job["lang"], text, heldout))
+            text = "\n".join(line for line in text.split("\n") if not job["forbidden"].stands_in(line)).strip("\n")
+        tag = row.get("lang")
+        lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
+        found.append((name, lang, text, heldout))
     return found
+
+
+def _chance(seed: int, name: str) -> float:
+    """A document's number in [0, 1): it is held out if that lies below the share."""
+    return float(keyed_random.uniforms(keyed_random.key("heldout", seed, name), np.zeros(1, np.int64))[0])
 
 
 def _scan(job: dict[str, Any]) -> dict[str, Any]:
     found = _documents(job)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in found)
-    return {"hashes": hashes, "heldout": np.array([heldout for *_, heldout in found], bool)}
+    langs = pa.array([lang for _, lang, _, _ in found], pa.string()).dictionary_encode()
+    chances = np.array([_chance(job["seed"], name) for name, *_ in found])
+    return {
+        "hashes": hashes,
+        "heldout": np.array([heldout for *_, heldout in found], bool),
+        "langs": (langs.dictionary.to_pylist(), langs.indices.to_numpy(zero_copy_only=False)),
+        "chances": chances,
+    }
+
+
+def _of_each_language(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
+    """Rows by unit to hold out besides, so that each language of two documents or more has one held out: the row that chance
+    came nearest to."""
+    held: set[str] = set()
+    seen: dict[str, set[bytes]] = {}
+    nearest: dict[str, tuple[float, int, int]] = {}
+    for place, scan in enumerate(scans):
+        names, codes = scan["langs"]
+        for row, code in enumerate(codes.tolist()):
+            lang, name = names[code], scan["hashes"][row * _DIGEST : (row + 1) * _DIGEST]
+            if name == bytes(_DIGEST) or lang in held:
+                continue
+            if scan["heldout"][row]:
+                held.add(lang)
+                seen.pop(lang, None)
+                continue
+            if len(texts := seen.setdefault(lang, set())) < 2:
+                texts.add(name)
+            nearest[lang] = min(nearest.get(lang, (2.0, 0, 0)), (float(scan["chances"][row]), place, row))
+    moved: dict[int, set[int]] = {}
+    for lang, (_, place, row) in nearest.items():
+        if lang not in held and len(seen[lang]) > 1:
+            moved.setdefault(place, set()).add(row)
+    return {place: frozenset(rows) for place, rows in sorted(moved.items())}
 
 
 def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:

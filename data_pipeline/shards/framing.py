@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers.canonical import special_roles
+from data_pipeline.tokenizers.template import inserted_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +22,18 @@ def frame_of(tokenizer: PreTrainedTokenizerFast) -> Frame:
     """What the tokenizer itself puts around a text; where it puts nothing, its end token separates documents.
 
     Raises:
-        ModelError: it has no token at all to separate documents or to fill a row.
+        ModelError: it has no token at all to separate documents or to fill a row, or puts one around a text that is not
+            special: its template has the ids of another vocabulary.
     """
-    inside = tokenizer("a", add_special_tokens=False).input_ids
-    whole = tokenizer("a").input_ids
-    at = next(i for i in range(len(whole) - len(inside) + 1) if whole[i : i + len(inside)] == inside)
-    prefix, suffix = tuple(whole[:at]), tuple(whole[at + len(inside) :])
+    prefix, suffix = inserted_ids(tokenizer)
+    ordinary = sorted({*prefix, *suffix} - set(special_roles(tokenizer)))
+    if ordinary:
+        raise ModelError(
+            f"its template puts {tokenizer.convert_ids_to_tokens(ordinary[0])!r} (id {ordinary[0]}) around a text, which is no "
+            "special token.",
+            tokenizer.name_or_path,
+            "Correct the ids in the post_processor of its tokenizer.json.",
+        )
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if not suffix and end is not None:
         suffix = (end,)

@@ -1,11 +1,19 @@
 """Whether packed shards are what their manifest says, to the last byte."""
 
+from collections import defaultdict
+
+from transformers import PreTrainedTokenizerFast
+
 from data_pipeline import storage
 from data_pipeline.errors import ScionError
 from data_pipeline.finding import Finding
-from data_pipeline.shards import format
+from data_pipeline.shards import corpus, format
 from data_pipeline.shards.build import fingerprint, load_tokenizer
 from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.tokenizers import verify as tokenizers
+
+_DOCUMENTS = 50
+"""Held-out documents of a language from which the words of its round trip come."""
 
 
 def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]:
@@ -20,6 +28,21 @@ def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]
         Finding.listed("no other shards", "what lies there is in the manifest", sorted(there - known)),
         _tokenizer(manifest, tokenizer_uri),
     ]
+
+
+def verify_tokenizer(uri: str, heldout: list[str], old: PreTrainedTokenizerFast | None, given: bool) -> list[Finding]:
+    """The checks of `tokenizers.verify`, with words of the held-out text.
+
+    Args:
+        heldout: files of held-out documents.
+        old: the source's tokenizer, where it is known.
+        given: the user gave the tokenizer as it is.
+    """
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    for lang, text in corpus.read_texts(heldout):
+        if len(texts[lang]) < _DOCUMENTS:
+            texts[lang].append(text)
+    return tokenizers.verify(load_tokenizer(uri), old, texts, given)
 
 
 def _shard(folder: str, shard: Shard) -> str:

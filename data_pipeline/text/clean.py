@@ -1,4 +1,4 @@
-"""Text as the tokenizers shall see it: NFC, no control characters, single spaces, no empty lines."""
+"""Text as the tokenizers shall see it: NFC and no control characters; its layout only where that matters."""
 
 import hashlib
 import re
@@ -7,15 +7,25 @@ import unicodedata
 # Cc without the line break, Cf without the joiners that Indic and Persian spelling needs, surrogates, private use.
 _KEPT_FORMAT = {"\u200c", "\u200d"}
 _BLANKS = re.compile(r"[^\S\n]+")
+_EMPTY_LINES = re.compile(r"\n{4,}")
 
 
-def clean(text: str) -> str:
-    """NFC text without control characters, runs of blanks made one, lines stripped and empty lines dropped."""
+def clean(text: str, layout: bool = False) -> str:
+    """NFC text without control characters, and with single blanks and no empty lines unless its layout matters.
+
+    Args:
+        layout: keeps indentation, blanks within lines and one or two empty lines in a row, which are part of code, tables and
+            paragraphs as decoders are to write them; blanks at the ends of lines go in any case.
+    """
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     if not text.isprintable():
-        text = "".join(char if _kept(char) else " " if char in "\t\v\f\x85" else "" for char in text)
-    lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
+        tab = "\t" if layout else " "
+        text = "".join(char if _kept(char) else tab if char == "\t" else " " if char in "\v\f\x85" else "" for char in text)
+    if layout:
+        lines = "\n".join(line.rstrip() for line in text.split("\n"))
+        return _EMPTY_LINES.sub("\n\n\n", lines).strip("\n")
+    found = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
+    return "\n".join(line for line in found if line)
 
 
 def digest(text: str) -> bytes:

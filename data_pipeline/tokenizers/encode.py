@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_pipeline.ragged import Ragged
+from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, parts
 
 Cuts = Literal["nowhere", "before blanks", "behind words"]
 _LOCAL_NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled"}
 """What they do to a character does not depend on what stands beside it, but for marks and for what `_JOINS_A_BLANK` says."""
 _AT_BLANKS = {"WhitespaceSplit", "Metaspace", "Digits", "Punctuation"}
 _BEHIND_WORDS = {"BertPreTokenizer", "Whitespace", "ByteLevel", "Split"}
-_LOCAL_PATTERNS = {
-    # GPT-4's, as Llama 3 and Qwen 2 have it: only the beginning of an alternative takes a blank
+_AS_PUBLISHED = (
+    # GPT-4's, as Llama 3 and Qwen 2 have it
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
+    GPT2,
+)
+_LOCAL_PATTERNS = {*_AS_PUBLISHED, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _AS_PUBLISHED)}
+"""In these only the beginning of an alternative takes a blank."""
 _JOINS_A_BLANK = r"[\p{C}\p{Z}\x{2581}\x{FFFD}\x{D4E}\x{11000}-\x{11FFF}] "
 """A text in which a blank follows on a character that a normaliser may make a blank or join with what follows: it is encoded
 whole. Control characters and spaces of other kinds, and the letters that Unicode prepends to the next (UAX 29)."""
@@ -55,11 +59,11 @@ def encode(tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
 def cuts(tokenizer: Tokenizer) -> Cuts:
     """Where every text may be cut so that its ids are those of the pieces behind one another."""
     spec = json.loads(tokenizer.to_str())
-    split = _parts(spec["pre_tokenizer"], "pretokenizers")
+    split = list(parts(spec["pre_tokenizer"], "pretokenizers"))
     independent = (
         not any(char.isspace() for token in spec["added_tokens"] for char in token["content"])
         and not spec["model"].get("dropout")
-        and all(part["type"] in _LOCAL_NORMALIZERS for part in _parts(spec["normalizer"], "normalizers"))
+        and all(part["type"] in _LOCAL_NORMALIZERS for part in parts(spec["normalizer"], "normalizers"))
         and all(_is_local(part) for part in split)
     )
     # ByteLevel without its pattern cuts nothing; where it adds a blank, it would add one to each piece.
@@ -72,12 +76,6 @@ def cuts(tokenizer: Tokenizer) -> Cuts:
         and not any(token["normalized"] and spec["normalizer"] for token in spec["added_tokens"])
     )
     return "behind words" if fine else "before blanks"
-
-
-def _parts(spec: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    if spec is None:
-        return []
-    return [part for one in spec[inner] for part in _parts(one, inner)] if spec["type"] == "Sequence" else [spec]
 
 
 def _is_local(part: dict[str, Any]) -> bool:

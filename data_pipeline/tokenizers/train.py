@@ -1,23 +1,30 @@
 """A new tokenizer of a source model's own family and special-token layout, the same bytes on every run.
 
 The `tokenizers` trainers iterate hash maps, so plain training gives other ids (WordPiece) or another order (Unigram) each
-time. Two repairs: continuing characters are announced before training, in sorted order, and dropped from the added
-tokens afterwards (so are byte-fallback tokens, which training would lose); Unigram pieces are sorted by score and text
-after rounding away the noise of summation order.
+time. Two repairs: continuing characters are announced before training, in sorted order; Unigram pieces are sorted by score
+and text after rounding away the noise of summation order.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError, DataError, ModelError, reason
+from data_pipeline.tokenizers import alphabet, rules
+from data_pipeline.tokenizers.canonical import role_ids
 from data_pipeline.tokenizers.extend import extended
+from data_pipeline.tokenizers.folder import load, rebuilt
+from data_pipeline.tokenizers.template import inserted, renumbered
+
+__all__ = ["TokenizerConfig", "load", "train"]
+_COMPARED = 200
+"""Lines on which a tokenizer that was saved and loaded is compared with what was saved."""
+_CUT = 1e-3
+"""Share of cut words from which on a pattern that cuts words is replaced, or warned of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,146 +32,255 @@ class TokenizerConfig:
     """What the new vocabulary shall be."""
 
     vocab_size: int = 12032
-    """Pieces, special tokens included. A multiple of 128 leaves no padding rows in the model."""
+    """Pieces, special tokens included, and never more. A multiple of 128 leaves no padding rows in the model. With `extend`
+    the size of the vocabulary from which the old one takes what it lacks."""
 
     extend: bool = False
     """Whether the old vocabulary stays and what it lacks is added, instead of being replaced."""
 
     strip_accents: bool = False
-    """Whether a WordPiece tokenizer drops accents and vowel signs. BERT's uncased models do, which is harmless in
-    English and destroys Japanese, Hindi or Turkish; the new tokenizer keeps them unless told otherwise."""
+    """Whether a tokenizer drops accents and vowel signs where the source's does. Uncased models of BERT and ALBERT do, which
+    is harmless in English and destroys Japanese, Hindi or Greek."""
+
+    character_coverage: float = 0.9995
+    """Share of the text's characters that have pieces of their own, the most frequent ones first, as in SentencePiece. The
+    others are unknown, or spelt in bytes where the family can. Byte-level tokenizers have all 256 bytes instead."""
+
+    alpha: float = 0.3
+    """Languages are drawn in proportion to bytes ** alpha for the training of the tokenizer: 1 is as they come, 0 is
+    equally much of each."""
+
+    sample_bytes: int = 200_000_000
+    """UTF-8 bytes of text that the tokenizer is trained on at most, pairs included; its training takes four times that in
+    memory."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise ConfigError(f"tokenizer.vocab_size must be at least 300, got {self.vocab_size}.")
+        if not 0.0 < self.character_coverage <= 1.0:
+            raise ConfigError(f"tokenizer.character_coverage must lie between 0 and 1, got {self.character_coverage}.")
+        if not 0.0 <= self.alpha <= 1.0 or self.sample_bytes < 1:
+            raise ConfigError("tokenizer needs an alpha between 0 and 1 and sample_bytes above 0.")
 
 
-def load(folder: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a local model folder, with truncation and padding switched off.
-
-    Raises:
-        ModelError: the folder has no tokenizer, or one without a `tokenizer.json`.
-    """
-    where = f"model {folder}"
-    if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in os.listdir(folder)):
-        raise ModelError("the folder has no tokenizer.", where, "Save it there with tokenizer.save_pretrained(folder).")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError and its own, all for a bad folder
-        raise ModelError(f"no tokenizer can be loaded ({reason(error)})", where, "Name a model folder.") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError("the tokenizer has no tokenizer.json.", where, "Convert it to a fast tokenizer first.")
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return tokenizer
-
-
-def train(source: PreTrainedTokenizerFast, texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+def train(
+    source: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    config: TokenizerConfig,
+    warn: Callable[[str], None] = lambda line: None,
+) -> PreTrainedTokenizerFast:
     """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`; or adds what
     that yields to `source` (`config.extend`).
 
+    Args:
+        warn: is told what the source's rules cost in this text, where they cannot be changed.
+
     Raises:
+        ConfigError: the vocabulary cannot hold the characters of the text.
         DataError: the text is too little for the vocabulary.
+        ModelError: transformers cannot load such a tokenizer.
     """
-    corpus = [line for text in texts for line in text.split("\n")]
-    # An extended vocabulary goes on splitting old text as before, so that nothing about the old normaliser changes.
-    before = source if config.extend else _with_accents(source, config.strip_accents)
-    kind = type(before.backend_tokenizer.model).__name__
-    announced = _continuing_characters(before, corpus) if kind == "WordPiece" else _byte_tokens(before)
-    trained = _split_at_blanks(before).train_new_from_iterator(
-        (corpus[start : start + 1000] for start in range(0, len(corpus), 1000)),
-        config.vocab_size,
-        new_special_tokens=[AddedToken(piece, special=True, normalized=False) for piece in announced],
-        show_progress=False,
+    corpus = [line for text in texts for line in text.split("\n") if line]
+    old = json.loads(source.backend_tokenizer.to_str())
+    # An extended vocabulary goes on splitting old text as before, so that nothing about the old rules changes.
+    base = old if config.extend else _rules(source, old, corpus, config)
+    trained = _trained(source, base, corpus, config)
+    if config.extend:
+        result = rebuilt(source, extended(old, trained, _ids(source)), corpus[:_COMPARED])
+    else:
+        result = rebuilt(source, trained, corpus[:_COMPARED], **_settings(old, config))
+    if (found := rules.cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > _CUT:
+        warn(_cost(source, result, found, corpus, config))
+    return result
+
+
+def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[str], config: TokenizerConfig) -> dict[str, Any]:
+    """The source's rules, but for those that drop accents, and those that cut the text's words at their vowel signs if
+    transformers loads the tokenizer without them."""
+    spec = old if config.strip_accents else old | {"normalizer": rules.with_accents(old["normalizer"])}
+    if rules.cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= _CUT:
+        return spec
+    changed = spec | {"pre_tokenizer": rules.with_marks(spec["pre_tokenizer"])}
+    marked = sorted(corpus, key=lambda line: -len(rules.MARK.findall(line)))
+    try:
+        rebuilt(source, _at_their_ids(changed, source), marked[:_COMPARED], **_settings(old, config))
+    except ModelError:
+        return spec
+    return changed
+
+
+def _settings(old: dict[str, Any], config: TokenizerConfig) -> dict[str, Any]:
+    """Keys of `tokenizer_config.json` that repeat what the normaliser does, for the classes that build it from them."""
+    bert = any(part["type"] == "BertNormalizer" for part in rules.parts(old["normalizer"], "normalizers"))
+    return {"strip_accents": config.strip_accents} if bert or config.strip_accents else {}
+
+
+def _cost(
+    source: PreTrainedTokenizerFast,
+    made: PreTrainedTokenizerFast,
+    found: rules.Cuts,
+    corpus: list[str],
+    config: TokenizerConfig,
+) -> str:
+    """What cutting words at their marks costs, beside a tokenizer of the same size that does not."""
+    old = json.loads(source.backend_tokenizer.to_str())
+    better = _trained(source, old | {"pre_tokenizer": rules.with_marks(old["pre_tokenizer"])}, corpus, config)
+    now, then = (rules.fertility(one, corpus) for one in (made.backend_tokenizer, Tokenizer.from_str(json.dumps(better))))
+    reason = "an extended vocabulary keeps the old rules" if config.extend else "transformers fixes the rules of this class"
+    return (
+        f"the tokenizer cuts {found.share:.0%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
+        f"({found.example}): {now:.2f} pieces a word, {then:.2f} without these cuts; {reason}"
     )
-    result = json.loads(trained.backend_tokenizer.to_str())
-    spec = json.loads(before.backend_tokenizer.to_str()) | {
-        name: result[name] for name in ("model", "added_tokens", "post_processor")
+
+
+def _trained(
+    source: PreTrainedTokenizerFast, base: dict[str, Any], corpus: list[str], config: TokenizerConfig
+) -> dict[str, Any]:
+    """The `tokenizer.json` content of a new vocabulary under the rules of `base`."""
+    backend = Tokenizer.from_str(json.dumps(_emptied(base)))
+    lines = _normalised(base, corpus)
+    reserved = _reserved(source, base)
+    byte_level = any(part["type"] == "ByteLevel" for part in rules.parts(base["pre_tokenizer"], "pretokenizers"))
+    kept: set[str] = set()
+    if not byte_level:
+        counts = alphabet.counted(lines)
+        kept = alphabet.covering(counts, config.character_coverage)
+        lines = list(alphabet.without(lines, set(counts) - kept))
+    kind = base["model"]["type"]
+    continuing = _continuing_characters(backend, lines) if kind == "WordPiece" else []
+    characters = 256 if byte_level else len(kept) + len(continuing) + (kind != "WordPiece")
+    _check_size(len(reserved) + characters, characters, config)
+    special = [AddedToken(text, special=True, normalized=False) for text in [*reserved, *continuing]]
+    try:
+        backend.train_from_iterator(_batches(lines), _trainer(base["model"], special, config.vocab_size, byte_level))
+    except Exception as error:  # `tokenizers` raises a bare Exception
+        raise DataError(f"no vocabulary can be trained ({reason(error)}).", "shard.tokenizer", "Give more text.") from error
+    model = base["model"] | {
+        name: value for name, value in json.loads(backend.to_str())["model"].items() if name in ("vocab", "merges")
     }
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in set(announced)]
     if kind == "Unigram":
-        _sort_pieces(spec)
-    if trained.vocab_size < 0.5 * config.vocab_size:
+        model["vocab"] = _sorted(model["vocab"], set(reserved))
+        unknown = base["model"]["vocab"][base["model"]["unk_id"]][0] if base["model"]["unk_id"] is not None else None
+        model["unk_id"] = next((place for place, (text, _) in enumerate(model["vocab"]) if text == unknown), None)
+        ids = {text: place for place, (text, _) in enumerate(model["vocab"])}
+    else:
+        ids = model["vocab"]
+    if len(ids) < 0.5 * config.vocab_size:
         raise DataError(
-            f"the text yields {trained.vocab_size:,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
+            f"the text yields {len(ids):,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
             "shard.tokenizer",
             "Give more text or a smaller shard.tokenizer.vocab_size.",
         )
-    replaced = _rebuilt(before, spec)
-    return _rebuilt(source, extended(source, replaced)) if config.extend else replaced
+    added = sorted(({**token, "id": ids[token["content"]]} for token in base["added_tokens"]), key=lambda token: token["id"])
+    return base | {"model": model, "added_tokens": added, "post_processor": renumbered(base["post_processor"], ids)}
 
 
-def _with_accents(source: PreTrainedTokenizerFast, strip: bool) -> PreTrainedTokenizerFast:
-    """`source` with the accent rule of the new tokenizer; only BERT's normaliser has one that drops information."""
-    spec = json.loads(source.backend_tokenizer.to_str())
-    normalizer = spec.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer":
-        return source
-    normalizer["strip_accents"] = strip
-    return _rebuilt(source, spec, strip_accents=strip)
+def _check_size(needed: int, characters: int, config: TokenizerConfig) -> None:
+    if needed > config.vocab_size:
+        raise ConfigError(
+            f"vocab_size={config.vocab_size:,} cannot hold the {needed - characters:,} special tokens and "
+            f"{characters:,} pieces of one character that the text needs.",
+            "shard.tokenizer",
+            f"Set vocab_size above {needed:,}, or a smaller character_coverage than {config.character_coverage}.",
+        )
 
 
-def _byte_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The tokens for single bytes of a SentencePiece tokenizer that falls back on them; training would drop them."""
-    if not getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False):
-        return []
-    return [f"<0x{byte:02X}>" for byte in range(256)]
+def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Every token and its id."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return tokenizer.get_vocab() | {token.content: number for number, token in added.items()}
 
 
-def _split_at_blanks(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Llama-2's kind of tokenizer has no pre-tokenizer: its training would merge across words and take for ever. It is
-    trained on words and applied to lines, which gives the same pieces."""
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] != "BPE" or spec["pre_tokenizer"] is not None:
-        return tokenizer
-    spec["normalizer"] = None
-    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
-    return _rebuilt(tokenizer, spec)
+def _at_their_ids(spec: dict[str, Any], source: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """`spec` with the added tokens of the source in the model's vocabulary."""
+    return extended(spec, {"model": spec["model"], "added_tokens": []}, _ids(source))
 
 
-def _continuing_characters(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> list[str]:
-    """The pieces of one character that continue a word somewhere in the corpus, sorted."""
-    backend = tokenizer.backend_tokenizer
+def _emptied(base: dict[str, Any]) -> dict[str, Any]:
+    """The rules without a vocabulary, for training on text that is normalised already.
+
+    SentencePiece's BPE as Llama 2 and Gemma have it does not cut a text before its merges: its training would merge across
+    words and take for ever. It is trained on words and applied to lines, which gives the same pieces.
+    """
+    model = dict(base["model"])
+    if model["type"] == "Unigram":
+        unknown = None if model["unk_id"] is None else model["vocab"][model["unk_id"]][0]
+        model |= {"vocab": [] if unknown is None else [[unknown, 0.0]], "unk_id": None if unknown is None else 0}
+    else:
+        model |= {"vocab": {}} | ({"merges": []} if model["type"] == "BPE" else {})
+    spec = base | {"model": model, "added_tokens": [], "normalizer": None, "post_processor": None}
+    if (scheme := _uncut(base)) is not None:
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": True}
+    return spec
+
+
+def _uncut(base: dict[str, Any]) -> str | None:
+    """How a text begins where words are never cut apart before BPE's merges: `always` or `never` with a blank; None where
+    they are cut."""
+    if base["model"]["type"] != "BPE":
+        return None
+    backend = Tokenizer.from_str(json.dumps(base))
+    text = backend.normalizer.normalize_str("a b") if backend.normalizer else "a b"
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, (0, len(text)))]
+    return None if len(pieces) > 1 else "always" if pieces[0][0].startswith("\u2581") else "never"
+
+
+def _normalised(base: dict[str, Any], corpus: list[str]) -> list[str]:
+    """The lines as the normaliser of `base` leaves them, blanks kept where it would write them as SentencePiece does."""
+    normalizer = Tokenizer.from_str(json.dumps(base | {"added_tokens": [], "post_processor": None})).normalizer
+    if normalizer is None:
+        return corpus
+    found = [normalizer.normalize_str(line) for line in corpus]
+    return [line.replace("\u2581", " ") for line in found] if _uncut(base) is not None else found
+
+
+def _reserved(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> list[str]:
+    """Tokens that the new vocabulary has in any case and that come first in it, in the order of their old ids: added ones,
+    those with a role or in the template, the unknown one, and single bytes where the family falls back on them."""
+    ids, model = _ids(source), base["model"]
+    found = {token["content"] for token in base["added_tokens"]} | {token for token, _ in inserted(base["post_processor"])}
+    found |= {str(source.convert_ids_to_tokens(number)) for number in role_ids(source).values()}
+    unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
+    if unknown is not None:
+        found.add(unknown)
+    if model.get("byte_fallback"):
+        found |= {f"<0x{byte:02X}>" for byte in range(256)}
+    return sorted(found, key=lambda text: (ids.get(text, len(ids)), text))
+
+
+def _trainer(model: dict[str, Any], special: Sequence[AddedToken], size: int, byte_level: bool) -> Any:
+    shared: dict[str, Any] = {"vocab_size": size, "special_tokens": list(special), "show_progress": False}
+    if model["type"] == "Unigram":
+        unknown = {} if model["unk_id"] is None else {"unk_token": model["vocab"][model["unk_id"]][0]}
+        return trainers.UnigramTrainer(**shared, **unknown)
+    affixes = {name: model[name] for name in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(name)}
+    if model["type"] == "WordPiece":
+        return trainers.WordPieceTrainer(**shared, **affixes)
+    letters: dict[str, Any] = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()} if byte_level else {}
+    return trainers.BpeTrainer(**shared, **affixes, **letters)
+
+
+def _batches(lines: list[str]) -> Iterable[list[str]]:
+    return (lines[start : start + 1000] for start in range(0, len(lines), 1000))
+
+
+def _continuing_characters(backend: Tokenizer, lines: list[str]) -> list[str]:
+    """The pieces of one character that continue a word somewhere in the lines, sorted."""
     seen: set[str] = set()
-    for line in corpus:
-        normal = backend.normalizer.normalize_str(line) if backend.normalizer else line
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
+    for chunk in {chunk for line in lines for chunk in line.split()}:
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(chunk):
             seen.update(word[1:])
     return [backend.model.continuing_subword_prefix + char for char in sorted(seen)]
 
 
-def _sort_pieces(spec: dict[str, Any]) -> None:
-    added = {token["content"] for token in spec["added_tokens"]}
-    scores = {piece: round(score, 6) for piece, score in spec["model"]["vocab"]}
+def _sorted(vocab: list[list[Any]], reserved: set[str]) -> list[list[Any]]:
+    """Unigram's pieces in an order that does not depend on hash maps: reserved ones first, then by score."""
+    scores = {piece: round(score, 6) for piece, score in vocab}
     # Characters that training dropped come back below all pieces, each a little lower than the one before, in the order
     # of a hash map: the same scores are dealt out again in the order of the characters.
-    floor = min((score for piece, score in scores.items() if len(piece) > 1 and piece not in added), default=0.0)
+    floor = min((score for piece, score in scores.items() if len(piece) > 1 and piece not in reserved), default=0.0)
     rare = sorted(piece for piece, score in scores.items() if len(piece) == 1 and score <= floor)
     scores |= dict(zip(rare, sorted((scores[piece] for piece in rare), reverse=True), strict=True))
-    head = [[piece, score] for piece, score in scores.items() if piece in added]
-    rest = [[piece, score] for piece, score in scores.items() if piece not in added]
-    spec["model"]["vocab"] = head + sorted(rest, key=lambda piece: (-piece[1], piece[0]))
-
-
-def _rebuilt(like: PreTrainedTokenizerFast, spec: dict[str, Any], **settings: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer of the class and settings of `like` around the backend that `spec` describes.
-
-    Through a folder, because that is the only way that every tokenizer class of transformers supports.
-    """
-    with tempfile.TemporaryDirectory(prefix="scion-tokenizer-") as folder:
-        like.save_pretrained(folder)
-        Tokenizer.from_str(json.dumps(spec)).save(os.path.join(folder, "tokenizer.json"))
-        for stale in ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"):
-            if os.path.exists(os.path.join(folder, stale)):
-                os.remove(os.path.join(folder, stale))
-        path = os.path.join(folder, "tokenizer_config.json")
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        for machine_specific in ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy"):
-            content.pop(machine_specific, None)
-        content.update(settings)
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
-        return load(folder)
+    head = [[piece, score] for piece, score in scores.items() if piece in reserved]
+    rest = [[piece, score] for piece, score in scores.items() if piece not in reserved]
+    return head + sorted(rest, key=lambda piece: (-piece[1], piece[0]))

@@ -8,6 +8,7 @@ Exit code 1 if a cell is wrong. The last line of stdout is one JSON object.
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -60,8 +61,9 @@ def one(name: str, text: Text) -> Row:
         tiny(name, len(tokenizer), **ids).save_pretrained(source)
         tokenizer.save_pretrained(source)
         row = chain.walk(Row(family=name, tokenizer=family.tokenizer), source, home, text)
-    if not row.wrong and bool(family.refused) != row.pretrain.startswith("refused"):
-        row.wrong = f"pretrain: {row.pretrain}"
+    refusal = next((cell for cell in (row.transfer, row.pretrain) if cell.startswith("refused")), "")
+    if not row.wrong and (bool(family.refused) != bool(refusal) or not re.search(family.refused, refusal)):
+        row.wrong = f"{refusal or row.pretrain}, expected: {family.refused or 'no refusal'}"
     return row
 
 

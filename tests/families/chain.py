@@ -76,8 +76,10 @@ def walk(row: Row, source: str, home: str, text: Text) -> Row:
             setattr(row, name, step())
         except ModelError as error:
             setattr(row, name, f"refused: {error.what}")
-            if name == "pretrain" and row.forward == "–":
+            if "logits" in error.what or name == "transfer":
                 row.forward = "refused"
+            if name == "transfer":
+                break
         except Exception as error:  # a crash is a cell of the table too
             setattr(row, name, "wrong")
             row.wrong = f"{name}: {type(error).__name__}: {error}"

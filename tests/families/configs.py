@@ -4,10 +4,17 @@ Windows, soft caps, sinks and relative positions are set so that a row of 64 tok
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 
 VOCABULARY, WINDOW = 300, 16
 _ENCODER = {
@@ -26,7 +33,7 @@ _MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 class Family:
     """An architecture with tiny settings."""
 
-    causal: bool = False
+    kind: Literal["masked", "causal", "seq2seq", "multimodal"] = "masked"
     tokenizer: str = "wordpiece"
     """In whose style: a key of `tests.conftest.FAMILIES`."""
     way: tuple[str | None, str] = ("sdpa", "tapped")
@@ -35,17 +42,26 @@ class Family:
     """A part of the reason for which it is refused; empty where it is not."""
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def causal(self) -> bool:
+        return self.kind == "causal"
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is a language model that packed rows can be tried on."""
+        return self.kind in ("masked", "causal")
+
 
 def _encoder(tokenizer: str = "wordpiece", way: Any = ("sdpa", "tapped"), refused: str = "", **settings: Any) -> Family:
     return Family(tokenizer=tokenizer, way=way, refused=refused, settings=_ENCODER | settings)
 
 
 def _decoder(tokenizer: str = "byte_level", way: Any = ("sdpa", "tapped"), refused: str = "", **settings: Any) -> Family:
-    return Family(causal=True, tokenizer=tokenizer, way=way, refused=refused, settings=_DECODER | settings)
+    return Family(kind="causal", tokenizer=tokenizer, way=way, refused=refused, settings=_DECODER | settings)
 
 
 def _other(tokenizer: str, causal: bool, way: Any = ("sdpa", "tapped"), refused: str = "", **settings: Any) -> Family:
-    return Family(causal=causal, tokenizer=tokenizer, way=way, refused=refused, settings=settings)
+    return Family(kind="causal" if causal else "masked", tokenizer=tokenizer, way=way, refused=refused, settings=settings)
 
 
 _DEBERTA = {
@@ -73,6 +89,21 @@ _GPTNEO = {
     "hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW,
     "max_position_embeddings": 140, "embed_dropout": 0.0, "resid_dropout": 0.0, "attention_dropout": 0.0,
 }  # fmt: skip
+_T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+_BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 140, "dropout": 0.0,
+}  # fmt: skip
+_VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+def _seq2seq(tokenizer: str, settings: dict[str, Any]) -> Family:
+    return Family(kind="seq2seq", tokenizer=tokenizer, refused="can be transferred, but not pretrained", settings=settings)
+
+
 _SINGLE = (None, "tapped")
 _PADDING = "another vector in a padded batch|not give the same logits"
 
@@ -94,11 +125,11 @@ FAMILIES: dict[str, Family] = {
     "ernie": _encoder(),
     "esm": _encoder(way=("sdpa", "gathered"), position_embedding_type="rotary"),
     "deberta-v2": _encoder("unigram", way=_SINGLE, **_DEBERTA),
-    "mpnet": _encoder(way=_SINGLE),
+    "mpnet": _encoder("byte_level", way=_SINGLE),
     "megatron-bert": _encoder(way=_SINGLE),
     "roformer": _encoder(way=_SINGLE, embedding_size=32),
     "convbert": _encoder(refused=_PADDING, embedding_size=32),
-    "mobilebert": _encoder(refused=_PADDING, embedding_size=32, true_hidden_size=32, intra_bottleneck_size=32),
+    "mobilebert": _encoder(refused="weights per token", embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32),
     "funnel": _other("wordpiece", False, refused=_PADDING, d_model=32, n_head=2, d_head=16, d_inner=64, block_sizes=[1, 1]),
     # decoders
     "gpt2": _other("byte_level", True, **_GPT2),
@@ -134,6 +165,17 @@ FAMILIES: dict[str, Family] = {
     "bloom": _other("byte_level", True, way=_SINGLE, hidden_size=32, n_layer=2, n_head=2),
     "mpt": _other("byte_level", True, way=_SINGLE, d_model=32, n_layers=2, n_heads=2, max_seq_len=140),
     "mamba": _other("byte_level", True, way=_SINGLE, hidden_size=32, num_hidden_layers=2, state_size=8),
+    # encoder-decoders, whose encoders become embedders
+    "t5": _seq2seq("unigram", _T5),
+    "mt5": _seq2seq("unigram", _T5),
+    "umt5": _seq2seq("unigram", _T5),
+    "bart": _seq2seq("byte_level", _BART),
+    "mbart": _seq2seq("unigram", _BART),
+    # the text tower of a multimodal checkpoint
+    "gemma3": Family(kind="multimodal", tokenizer="byte_fallback", settings={
+        "text_config": _DECODER | {"head_dim": 16, "sliding_window": WINDOW}, "vision_config": _VISION,
+        "mm_tokens_per_image": 1,
+    }),
 }  # fmt: skip
 """By `model_type`. Refused: a convolution or a pooling reads padding, so that a text is another in a padded batch."""
 
@@ -145,12 +187,22 @@ COMMON = (
 """What most people use, and one of each kind: `make test` has these."""
 
 
+_AUTO: dict[str, Any] = {
+    "masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
+    "multimodal": AutoModelForImageTextToText,
+}  # fmt: skip
+
+
 def tiny(name: str, vocabulary: int = VOCABULARY, **ids: int | None) -> PreTrainedModel:
     """A model of the family, in training mode; `ids` are those of special tokens."""
     family = FAMILIES[name]
     base = {"pad_token_id": 1} | ({"bos_token_id": 2, "eos_token_id": 3} if family.causal else {})
-    settings = AutoConfig.for_model(name, **(family.settings | {"vocab_size": vocabulary} | base | ids))
-    kind: Any = AutoModelForCausalLM if family.causal else AutoModelForMaskedLM
+    own = {"vocab_size": vocabulary} | base | ids
+    given = family.settings | own
+    if family.kind == "multimodal":
+        given = family.settings | ids | {"text_config": family.settings["text_config"] | own}
+    settings = AutoConfig.for_model(name, **given)
+    kind = _AUTO[family.kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model: PreTrainedModel = kind.from_config(settings)

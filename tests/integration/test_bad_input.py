@@ -60,7 +60,7 @@ class TestText:
         assert "240 of 240 ids are also in pairs=" in said
         same = [row | {"id": f"new{i}"} for i, row in enumerate(pq.read_table(copy.folder / "pairs.parquet").to_pylist())]
         path = write_rows(copy.folder / "renamed.parquet", same)
-        assert "240 pairs also stand in pairs=" in refused("pipeline", copy.config, f"test_pairs={path}")
+        assert "a sentence of test_pairs= stands in 240 of 240 pairs" in refused("pipeline", copy.config, f"test_pairs={path}")
         assert nothing_left(copy)
 
     def test_an_id_twice(self, copy: Chain) -> None:

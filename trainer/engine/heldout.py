@@ -14,6 +14,9 @@ from data_pipeline.shards.manifest import Manifest
 from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import bits_per_byte
 
+_EACH = 4
+"""Rows of a language that are scored at least, if it has so many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heldout:
@@ -24,31 +27,34 @@ class Heldout:
     task: LanguageModelTask
     """Its seed keys the masks."""
     rows: int
-    """Rows that are scored, spread evenly over the held-out text; all of them when it has fewer."""
+    """Rows that are scored, spread evenly over the held-out text; all of them when it has fewer. Each of several languages has
+    at least `_EACH`, if need be beyond this number."""
     batch: int = 8
 
     def slots(self) -> Slots:
         """The chosen rows over all streams, in order."""
-        counts = [sum(shard.rows for shard in shards) for shards in self.manifest.streams.values()]
-        total = sum(counts)
-        if total == 0:
+        counts = np.array([sum(shard.rows for shard in shards) for shards in self.manifest.streams.values()], np.int64)
+        if counts.sum() == 0:
             raise DataError("there is no held-out text.", self.folder, "Give test_text= or a larger shard.heldout.")
-        chosen = np.unique(np.linspace(0, total - 1, min(self.rows, total)).astype(np.int64))
-        stream = np.searchsorted(np.cumsum(counts), chosen, side="right")
+        shares = np.minimum(counts, np.maximum(_EACH, np.round(self.rows * counts / counts.sum()).astype(np.int64)))
+        if len(counts) == 1:
+            shares = np.minimum(counts, self.rows)
+        rows = [np.linspace(0, count - 1, share).astype(np.int64) for count, share in zip(counts, shares, strict=True)]
+        chosen, stream = np.concatenate(rows), np.repeat(np.arange(len(counts)), shares)
         zeros = np.zeros(len(chosen), np.int64)
         return Slots(
             step=zeros,
             slot=np.arange(len(chosen)),
             stream=stream,
             epoch=zeros,
-            row=chosen - np.concatenate([[0], np.cumsum(counts)])[stream],
+            row=chosen,
             weight=np.ones(len(chosen), np.float32),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Bits per byte: of all rows that were scored, and of those of each language."""
+    """Bits per byte: of the held-out text, languages weighted by their bytes, and of each language."""
 
     bits_per_byte: float
     by_language: dict[str, float]
@@ -78,17 +84,16 @@ def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> Scores:
     engine.train()
     dist.all_reduce(totals)
     nll, targets = totals.tolist()
-    return Scores(
-        bits_per_byte=_score(heldout.manifest, names, sum(nll), sum(targets)),
-        by_language={
-            name: _score(heldout.manifest, [name], nll[number], targets[number])
-            for number, name in enumerate(names)
-            if targets[number]
-        },
-    )
+    found = {name: _score(heldout.manifest, name, nll[at], targets[at]) for at, name in enumerate(names) if targets[at]}
+    # Small languages have more than their share of the rows: each counts by its bytes.
+    sizes = {name: _total(heldout.manifest, name, "text_bytes") for name in found}
+    whole = sum(found[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
+    return Scores(bits_per_byte=whole, by_language=found)
 
 
-def _score(manifest: Manifest, streams: list[str], nll: float, targets: float) -> float:
-    shards = [shard for name in streams for shard in manifest.streams[name]]
-    tokens, size = (sum(getattr(shard, field) for shard in shards) for field in ("text_tokens", "text_bytes"))
-    return bits_per_byte(nll, int(targets), tokens, size)
+def _score(manifest: Manifest, name: str, nll: float, targets: float) -> float:
+    return bits_per_byte(nll, int(targets), _total(manifest, name, "text_tokens"), _total(manifest, name, "text_bytes"))
+
+
+def _total(manifest: Manifest, name: str, field: str) -> int:
+    return sum(getattr(shard, field) for shard in manifest.streams[name])

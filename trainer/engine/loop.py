@@ -80,6 +80,9 @@ class Training:
         micro, accumulation = feed.shape(0)
         self._engine = setup.engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
         self._slow = setup.slow(module, run.config)
+        if self._first and run.progress is not None:
+            for reason in module.slow():
+                run.progress.note.remote(reason)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()

@@ -1,6 +1,8 @@
 """How many pieces a tokenizer needs."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -21,4 +23,15 @@ def fertility(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[
         "pieces_per_word": pieces / max(1, words),
         "pieces_per_character": pieces / max(1, characters),
         "unknown": unknown / max(1, pieces),
+    }
+
+
+def by_language(tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Fertility of each tokenizer, by its name, in each language of (language, text) pairs."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for lang, text in texts:
+        found[lang].append(text)
+    return {
+        lang: {name: fertility(tokenizer, lines) for name, tokenizer in tokenizers.items()}
+        for lang, lines in sorted(found.items())
     }

@@ -24,6 +24,8 @@ _PLACES = 16
 _SHARES = (0.45, 0.3, 0.15)
 """Parts of the second row that its documents take; the rest is padding."""
 _SEED = 20
+_IMPOSSIBLE = -60.0
+"""A log-probability below which a token counts as one that cannot be predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Checked:
 
     way: Way
     difference: float
-    """Of its logits and the model's own, at the worst place, as a part of their root mean square."""
+    """Of its log-probabilities and the model's own, at the worst place, as a part of their spread."""
     bound: float
     """What the precision allows."""
     reasons: tuple[str, ...] = ()
@@ -161,17 +163,19 @@ def check_padding(encoder: Encoder, length: int) -> Checked:
 
 
 def _difference(module: Checkable, way: Way, batch: TargetBatch, expected: torch.Tensor) -> float:
-    """Between the way's logits and those expected, at the worst place, as a part of their root mean square. A constant that is
-    added to all logits of a place makes no difference. The row of one document comes a second time by itself: it has other
-    masks then."""
+    """Between the way's log-probabilities and those of the logits expected, at the worst place, as a part of their spread.
+    Tokens that cannot be predicted are left out: rows without a token have logits near minus infinity, which would hide all
+    others. The row of one document comes a second time by itself: it has other masks then."""
     module.take(way)
     count = int((batch.places < batch.input_ids.shape[1]).sum())
     rows = {name: getattr(batch, name)[:1] for name in ("input_ids", "segments", "positions")}
     asked = {name: getattr(batch, name)[:count] for name in ("places", "labels", "streams")}
     found = torch.cat([module.logits(batch), module.logits(replace(batch, packed=False, **rows, **asked))]).float()
-    found, expected = (part - part.mean(dim=1, keepdim=True) for part in (found, torch.cat([expected, expected[:count]])))
-    worst = (found - expected).norm(dim=1).max() / expected.norm(dim=1).square().mean().sqrt().clamp_min(1e-30)
-    return float(torch.nan_to_num(worst, nan=float("inf")))
+    found, expected = (part.log_softmax(dim=1) for part in (found, torch.cat([expected, expected[:count]])))
+    possible = expected > _IMPOSSIBLE
+    apart = ((found - expected).square() * possible).sum(dim=1) / possible.sum(dim=1)
+    spread = torch.stack([row[kept].var(correction=0) for row, kept in zip(expected, possible, strict=True)]).mean()
+    return float(torch.nan_to_num((apart.max() / spread).sqrt(), nan=float("inf")))
 
 
 def logits_alone(module: Checkable, batch: TargetBatch) -> Iterator[torch.Tensor]:

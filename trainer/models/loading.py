@@ -146,7 +146,7 @@ def position_offset(settings: PretrainedConfig) -> int:
 def max_length(settings: PretrainedConfig) -> int:
     """The longest row that the model's position embeddings reach."""
     settings = settings.get_text_config()
-    positions = getattr(settings, "max_position_embeddings", None)
+    positions = getattr(settings, "max_position_embeddings", getattr(settings, "max_seq_len", None))  # MPT has the latter
     return 1 << 20 if positions is None else int(positions) - position_offset(settings)
 
 

@@ -1,22 +1,21 @@
 """Bilingual dictionaries: a TSV that the user gives, or mined from aligned pairs."""
 
-import re
 from collections import Counter
 
 import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
+from data_pipeline.text import words as running
 from trainer.static.cooccurrence import dice, occurrences
 
-WORD = re.compile(r"[^\W\d_]+")
 _MIN_COUNT = 3
 _MIN_DICE = 0.3
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters."""
-    return WORD.findall(text.lower())
+    """The words of a text in lower case, see `data_pipeline.text.words`."""
+    return running.words(text.lower())
 
 
 def read(uri: str) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
         ModelError: the plan is for a larger vocabulary than the model's, or the padding id would move positions.
     """
     _check_padding(model, tokenizer)
+    _check_known(model)
     wanted = plan.padded(-(-len(plan) // MULTIPLE) * MULTIPLE)
     # transformers types both as plain modules; what counts is that they have a weight, and perhaps a bias.
     inputs: Any = model.get_input_embeddings()
@@ -34,6 +35,9 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     old_bias = getattr(head, "bias", None)
     new_bias = None if old_bias is None else apply.bias(wanted, old_bias.detach())
     twins = [] if old_bias is None else _twins(model, head, len(old_bias))
+    apart = {} if head is None or old_bias is not None else {
+        name: apply.bias(wanted, bias.detach()) for name, bias in _biases_apart(model, len(head.weight))
+    }  # fmt: skip
     final_bias: Any = getattr(model, "final_logits_bias", None)  # BART's family keeps the head's bias as a buffer [1, S]
     new_final_bias = None if final_bias is None else apply.bias(wanted, final_bias[0])
     model.resize_token_embeddings(len(wanted), mean_resizing=False)
@@ -52,6 +56,9 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
         # A copy, not the same parameter: transformers saves a shared one once, and ties it again only in tied models.
         for module in twins:
             module.bias = torch.nn.Parameter(head.bias.detach().clone())
+    for name, bias in apart.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(bias))
     _set_ids(model, plan, tokenizer)
     _suppress(model, wanted)
 
@@ -65,6 +72,32 @@ def _twins(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[tor
         if module is not head and isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter)
         and bias.shape == (rows,) and getattr(module, "decoder", None) is head
     ]  # fmt: skip
+
+
+def _biases_apart(model: PreTrainedModel, rows: int) -> list[tuple[str, torch.nn.Parameter]]:
+    """A head's biases that it adds behind a layer without one, as ESM's does; resizing does not know them."""
+    return [(name, part) for name, part in _outside(model) if part.shape == (rows,)]
+
+
+def _outside(model: PreTrainedModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """The weights that the model has beside its body: those of the head."""
+    inner = {id(part) for part in model.base_model.parameters()}
+    return [(name, part) for name, part in model.named_parameters() if id(part) not in inner]
+
+
+def _check_known(model: PreTrainedModel) -> None:
+    """A head with more than one matrix of a row per token, such as MobileBERT's, would keep the old tokens in the others."""
+    head: Any = model.get_output_embeddings()
+    weight = None if head is None else getattr(head, "weight", None)
+    if weight is None:
+        return
+    others = [name for name, part in _outside(model) if part is not weight and part.ndim > 1 and len(weight) in part.shape]
+    if others:
+        raise ModelError(
+            f"{type(model).__name__} has weights per token that Scion does not know: {', '.join(others)}.",
+            "transfer",
+            "Take a model whose head is one linear layer onto the vocabulary.",
+        )
 
 
 def _set_ids(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.finding import Finding
-from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, script, vocabulary_hash
+from data_pipeline.tokenizers import verify as tokenizers
+from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, vocabulary_hash
 from trainer.transfer import apply
 from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
 
@@ -23,8 +24,6 @@ _LOGITS = 1e-4
 _ROW = 1e-5
 """Largest difference of a number from what the plan makes: sums of another machine. A format coarser than fp32 adds two steps
 of its own."""
-_WORDS = 200
-"""Words of a script that make the text of its round trip."""
 _LISTED = 10
 
 
@@ -36,18 +35,19 @@ class Side:
     tokenizer: PreTrainedTokenizerFast
 
 
-def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False) -> list[Finding]:
+def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[Finding]:
     """All checks, in the order in which a reader should fix what they find.
 
     Args:
         product: the embeddings are factors multiplied out, so that copies are equal but for rounding, and rows that are
             drawn were drawn in the factors.
+        given: the new tokenizer was given, not made from the old one.
     """
     return [
         _fits(source, made, plan),
         _roles(made),
+        *tokenizers.verify(made.tokenizer, source.tokenizer, given=given),
         *_matrices(source, made, plan, product),
-        _round_trip(made),
         *_logits(source, made, plan),
     ]
 
@@ -162,31 +162,6 @@ def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
     # A sum does not depend on the order in which two of its terms are written.
     order = np.argsort(plan.indices[part], kind="stable")
     return plan.indices[part][order].tobytes(), plan.weights[part][order].tobytes()
-
-
-def _round_trip(made: Side) -> Finding:
-    """Words of every script come back from encoding and decoding, blanks and the tokenizer's own normalisation aside."""
-    words: dict[str, list[str]] = defaultdict(list)
-    for token in canonical_tokens(made.tokenizer):
-        name = script(token)
-        if token is not None and token.word_start and name and len(words[name]) < _WORDS:
-            words[name].append(token.payload.decode())
-    normal: Callable[[str], str] = _normaliser(made.tokenizer)
-    wrong = []
-    for name, members in sorted(words.items()):
-        for word in members:
-            ids = made.tokenizer(word, add_special_tokens=False).input_ids
-            back = str(made.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-            if "".join(back.split()) != "".join(normal(word).split()):
-                wrong.append(f"{name}: {word!r} comes back as {back!r}")
-    said = ", ".join(f"{name.lower()} {len(members)}" for name, members in sorted(words.items()))
-    return Finding(check="round trip by script", said=said, failures=tuple(wrong[:_LISTED]))
-
-
-def _normaliser(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], str]:
-    """What the tokenizer does to text; SentencePiece's visible blank is a blank again."""
-    own = tokenizer.backend_tokenizer.normalizer
-    return lambda text: (own.normalize_str(text) if own is not None else text).replace("\u2581", " ")
 
 
 def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:

@@ -5,7 +5,9 @@ trained on text in the new tokenizer's tokens:
 
     w_t = sparsemax_s( cos(a_t, a_s) )         E_new[t] = sum_s w_ts E_old[s]
 
-Ours differs: tokens are written in characters whatever the tokenizer's family, so that fastText's subwords are
+The text is the new language's corpus alone, as in the paper: no pairs, and nothing of the source language.
+
+Differences from the paper: tokens are written in characters whatever the tokenizer's family, so that fastText's subwords are
 characters too; the sparsemax is computed exactly from the highest scores alone (see `kernels.top_sparsemax`).
 """
 
@@ -90,6 +92,6 @@ def _name(token: Token | None, number: int) -> str:
 
 
 def _token_lines(problem: Problem, names: list[str]) -> list[str]:
-    texts = [*problem.texts.corpus(), *problem.texts.anchors, *problem.texts.positives]
+    texts = list(problem.texts.corpus())
     encoded = problem.target.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [" ".join(names[number] for number in text.ids) for text in encoded]

@@ -1,0 +1,31 @@
+"""A tokenizer that the user gives as the target, in place of one that is trained."""
+
+import json
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers.canonical import role_ids
+from data_pipeline.tokenizers.folder import rebuilt
+from data_pipeline.tokenizers.verify import verify
+
+_NEEDED = ("token ids", "template")
+"""Checks without which ids mean nothing; what else a tokenizer does to text is its giver's choice."""
+
+
+def adopted(given: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast, texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """`given`, as transformers will load it beside the source model's configuration.
+
+    Raises:
+        ModelError: its ids or its template are broken, it lacks a mask token that the source has, or transformers would build
+            another tokenizer for models of the source's type.
+    """
+    where = f"tokenizer={given.name_or_path}"
+    wrong = [finding for finding in verify(given) if finding.check in _NEEDED and not finding.ok]
+    if wrong:
+        raise ModelError(f"its {wrong[0].check} are not right: {wrong[0].failures[0]}.", where, "Correct its tokenizer.json.")
+    if "mask" in role_ids(source) and "mask" not in role_ids(given):
+        raise ModelError("it has no mask token, and the source model has.", where, "Add one to it, or take another.")
+    given.name_or_path = source.name_or_path
+    return rebuilt(given, json.loads(given.backend_tokenizer.to_str()), texts)

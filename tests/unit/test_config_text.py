@@ -1,0 +1,63 @@
+"""What a configuration says of Norwegian, globs and language tags."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.shards.corpus import _documents
+from data_pipeline.sources import documents
+from data_pipeline.text.reserved import Reserved
+from ray_jobs.config import load, to_yaml
+from tests.integration.conftest import write_rows
+
+BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "c.yaml").write_text(BASE)
+    return str(tmp_path / "c.yaml")
+
+
+def test_no_is_norwegian_everywhere(path: str, tmp_path: Path) -> None:
+    config = load(path, ["shard.lang=no", "pretrain.weights={no: .5, sv: 0.5}"])
+    assert config.shard.lang == "no"
+    assert config.pretrain.weights == {"no": 0.5, "sv": 0.5}
+    (tmp_path / "d.yaml").write_text(BASE + "shard: {lang: no}\npretrain: {weights: {no: 1, on: 2}}\n")
+    assert load(str(tmp_path / "d.yaml"), []).pretrain.weights == {"no": 1.0, "on": 2.0}
+    (tmp_path / "e.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "e.yaml"), []) == config
+
+
+def test_a_glob_is_text_and_true_is_still_true(path: str) -> None:
+    config = load(path, ["text=*.parquet", "transfer.copy_shared=false", "pretrain.train.learning_rate=3e-4"])
+    assert config.text == "*.parquet"
+    assert config.transfer.copy_shared is False
+    assert config.pretrain.train.learning_rate == 3e-4
+    assert load(path, ["transfer.match=[exact,bytes]", "test_text=null"]).transfer.match == ("exact", "bytes")
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(BASE + "text: b.parquet\n")
+    with pytest.raises(ConfigError, match="the key text occurs twice"):
+        load(str(tmp_path / "c.yaml"), [])
+
+
+@pytest.mark.parametrize("lang", ["../../escape", "a/b", "", "el ", ".", "a" * 65, "..", "el\n"])
+def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> None:
+    if lang:
+        rows = write_rows(tmp_path / "text.parquet", [{"text": "one", "lang": lang}])
+        job = {
+            "key": "text",
+            "unit": documents.units([rows])[0],
+            "fraction": 0.5,
+            "lang": "und",
+            "seed": 0,
+            "forbidden": Reserved.of(()),
+            "layout": False,
+        }
+        with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
+            _documents(job)
+    with pytest.raises(ConfigError, match="is no language tag"):
+        load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])

@@ -1,0 +1,57 @@
+"""`tokenizer=FOLDER`: an existing tokenizer as the target."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers.given import adopted
+from data_pipeline.tokenizers.verify import verify
+from ray_jobs import shard
+from ray_jobs.config import load
+from tests.conftest import FAMILIES, byte_level, unigram, wordpiece
+from tests.integration.conftest import CONFIG, write_rows
+from tests.tokenizer_styles import STYLES, llama3, qwen3
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES | STYLES))
+def test_any_tokenizer_can_be_given_for_any_decoder(name, english, greek, tmp_path) -> None:
+    given = (FAMILIES | STYLES)[name](greek[:100])
+    given.save_pretrained(tmp_path)
+    found = adopted(train.load(str(tmp_path)), llama3(english), greek[:20])
+    assert found.get_vocab() == given.get_vocab()
+    assert found(greek[0]).input_ids == given(greek[0]).input_ids
+    assert [finding for finding in verify(found, llama3(english), {"el": greek[:20]}, given=True) if not finding.ok] == []
+
+
+def test_what_transformers_would_build_otherwise_is_refused(english, greek, tmp_path) -> None:
+    """In the folder of a Qwen 2 model AutoTokenizer takes Qwen2Tokenizer whatever the tokenizer is."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    qwen3(english).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="by rules of its own"):
+        adopted(unigram(greek[:100]), train.load(str(tmp_path)), greek[:20])
+
+
+def test_a_broken_one_and_one_without_a_mask_are_refused(english, greek, tmp_path) -> None:
+    with pytest.raises(ModelError, match="no mask token"):
+        adopted(qwen3(greek[:50]), wordpiece(english), greek[:20])
+    byte_level(greek[:50]).save_pretrained(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["post_processor"]["special_tokens"]["<s>"]["ids"] = [77]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ModelError, match=r"template are not right.*inserts the id 77 for '<s>', whose id is 0"):
+        adopted(train.load(str(tmp_path)), llama3(english), greek[:20])
+
+
+def test_the_given_tokenizer_is_part_of_the_shards_identity(english, greek, tmp_path: Path) -> None:
+    for name in ("text", "pairs", "test_pairs"):
+        write_rows(tmp_path / f"{name}.parquet", [{"text": "a"}])
+    for name, texts in (("source", english), ("one", greek[:40]), ("two", greek[:60])):
+        byte_level(texts).save_pretrained(tmp_path / name)
+    (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
+    config = load(str(tmp_path / "c.yaml"), [])
+    ids = [shard.plan(replace(config, tokenizer=name and str(tmp_path / name))).id for name in (None, "one", "two")]
+    assert len(set(ids)) == 3

@@ -1,0 +1,75 @@
+"""A test sentence stands on neither side of training pairs, nor in the text, alone or as part of a line."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.pairs.rows import Pairs, check_disjoint
+from data_pipeline.shards import corpus
+from data_pipeline.text.reserved import Reserved
+from data_pipeline.text.words import words
+from tests.unit.test_many_languages import in_this_process
+
+SENTENCE = "Press the green button to open the file."
+GREEK = "Πατήστε το πράσινο κουμπί για να ανοίξετε το αρχείο."
+
+
+def pairs(*rows: tuple[str, str], first: int = 0) -> Pairs:
+    return Pairs(
+        ids=[str(first + at) for at in range(len(rows))], anchors=[a for a, _ in rows], positives=[p for _, p in rows],
+        negatives=[[] for _ in rows],
+    )  # fmt: skip
+
+
+TEST = pairs((SENTENCE, GREEK), ("OK", "Εντάξει"), first=100)
+
+
+@pytest.mark.parametrize("row", [
+    ("Another anchor", GREEK),
+    (SENTENCE.upper(), "Κάτι άλλο"),
+    ("Another anchor", f"Σημείωση: {GREEK} Τέλος."),
+    ("Before you go, press the green button to open the file!", "x"),
+    ("ok", "Ναι"),
+])  # fmt: skip
+def test_a_test_sentence_on_either_side_of_training_is_refused(row: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"a sentence of test_pairs= stands in 1 of 2 pairs \(the first has the id '1'\)"):
+        check_disjoint(pairs(("fine", "καλά"), row), TEST)
+
+
+def test_what_is_only_alike_passes() -> None:
+    check_disjoint(pairs(("Press the red button to open the file.", "OK then"), ("Look: OK", "Είναι εντάξει;")), TEST)
+
+
+def test_negatives_count_too() -> None:
+    with pytest.raises(DataError, match="stands in 1 of 1"):
+        check_disjoint(Pairs(ids=["1"], anchors=["a"], positives=["b"], negatives=[["c", GREEK]]), TEST)
+
+
+def test_lines_that_hold_a_test_sentence_leave_the_text(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "ray_map", in_this_process)
+    path = tmp_path / "text.jsonl"
+    text = f"Πρώτη γραμμή.\nΣημείωση: {GREEK}\n{SENTENCE}\nΤελευταία γραμμή."
+    rows = [{"text": text}] + [{"text": f"Άλλο κείμενο με αριθμό {number}"} for number in range(20)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    made = corpus.build(
+        [str(path)], None, str(tmp_path / "out"), fraction=0.1, lang="el", seed=3, forbidden=[SENTENCE, GREEK], actors=1,
+        progress=lambda *_: None,
+    )  # fmt: skip
+    assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [found for _, found in corpus.read_texts(made.train)]
+
+
+LETTERS = st.lists(st.sampled_from(["alpha", "beta", "漢字", "gamma", "x", "δ"]), max_size=14).map(" ".join)
+
+
+@given(st.lists(LETTERS, max_size=5), LETTERS)
+def test_it_is_what_looking_for_each_sentence_finds(sentences: list[str], line: str) -> None:
+    def inside(sentence: str) -> bool:
+        small, large = words(sentence), words(line)
+        if len(small) < 5 or sum(map(len, small)) < 12:
+            return " ".join(sentence.split()) == " ".join(line.split())
+        return any(large[at : at + len(small)] == small for at in range(len(large)))
+
+    assert Reserved.of(sentences).stands_in(line) == any(map(inside, sentences))

@@ -1,0 +1,125 @@
+"""A hundred made-up languages of Zipf's sizes: each is in the tokenizer's text, held out, and scored."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.order.mixture import temperature_weights
+from data_pipeline.shards import corpus
+from data_pipeline.shards.corpus import Corpus
+from data_pipeline.shards.manifest import Manifest, Shard
+from data_pipeline.shards.sample import balanced
+from data_pipeline.tokenizers import train
+from ray_jobs.config import MixtureStage, PretrainConfig
+from tests.conftest import byte_level
+from trainer.engine.heldout import Heldout
+from trainer.evaluation.fertility import by_language
+
+LANGS = [f"x{number:02d}" for number in range(100)]
+SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}
+
+
+def in_this_process(function: Callable[..., Any], jobs: list[Any], **_: Any) -> list[Any]:
+    return [function(job) for job in jobs]
+
+
+def documents_of(lang: str, count: int) -> list[str]:
+    """Texts of 60 words of a language's own, from letters of its own."""
+    draw = random.Random(lang)
+    letters = [chr(0x4E00 + LANGS.index(lang) * 40 + place) for place in range(12)]
+    known = ["".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(60)]
+    return [" ".join(draw.choices(known, k=20)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def zipf(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("zipf") / "text.jsonl"
+    rows = [{"text": text, "lang": lang} for lang, size in SIZES.items() for text in documents_of(lang, size)]
+    random.Random(0).shuffle(rows)
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def built(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Corpus:
+    monkeypatch.setattr(corpus, "ray_map", in_this_process)
+    monkeypatch.setattr(corpus.documents, "UNIT_BYTES", 200_000)
+    return corpus.build(
+        [path], None, str(folder), fraction=0.05, lang="und", seed=seed, forbidden=(), actors=1, progress=lambda *_: None
+    )
+
+
+def test_every_language_has_held_out_text_and_keeps_text_to_train_on(zipf, tmp_path, monkeypatch) -> None:
+    made = built(zipf, tmp_path, monkeypatch)
+    train_part, heldout = (Counter(lang for lang, _ in corpus.read_texts(paths)) for paths in (made.train, made.heldout))
+    assert set(heldout) == set(train_part) == set(LANGS)
+    assert made.fates["train"] + made.fates["heldout"] + made.fates["duplicate"] == sum(SIZES.values())
+    assert heldout["x00"] < 0.1 * SIZES["x00"]
+    assert heldout["x99"] == 1
+    texts = [{text for _, text in corpus.read_texts(paths)} for paths in (made.train, made.heldout)]
+    assert not texts[0] & texts[1]
+
+
+def test_a_language_of_one_document_is_trained_on(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "text.jsonl"
+    rows = [{"text": f"word {number}", "lang": "big"} for number in range(99)] + [{"text": "alone", "lang": "one"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    made = built(str(path), tmp_path / "out", monkeypatch)
+    assert ("one", "alone") in list(corpus.read_texts(made.train))
+
+
+def manifest(rows: dict[str, int]) -> Manifest:
+    def shard(lang: str, count: int) -> Shard:
+        return Shard(path=f"{lang}/0", rows=count, tokens=count, text_tokens=count, text_bytes=4 * count, padding=0,
+                     documents=1, cut=0, sha256="")  # fmt: skip
+
+    return Manifest(length=32, vocab_size=9, tokenizer="", streams={lang: (shard(lang, n),) for lang, n in rows.items()})
+
+
+def test_every_language_is_scored_and_one_alone_as_ever() -> None:
+    rows = {lang: max(1, 300 // (place + 1)) for place, lang in enumerate(LANGS)}
+    slots = Heldout(folder="", manifest=manifest(rows), task=None, rows=96).slots()  # type: ignore[arg-type]
+    scored = Counter(slots.stream.tolist())
+    assert set(scored) == set(range(100))
+    assert all(scored[place] == min(4, size) for place, size in enumerate(rows.values()) if size < 30)
+    assert all(row < rows[LANGS[stream]] for stream, row in zip(slots.stream.tolist(), slots.row.tolist(), strict=True))
+    assert len({*zip(slots.stream.tolist(), slots.row.tolist(), strict=True)}) == len(slots)
+    alone = Heldout(folder="", manifest=manifest({"el": 1000}), task=None, rows=96).slots()  # type: ignore[arg-type]
+    assert alone.row.tolist() == np.unique(np.linspace(0, 999, 96).astype(np.int64)).tolist()
+
+
+def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monkeypatch) -> None:
+    made = built(zipf, tmp_path, monkeypatch)
+    sample = balanced(made.train, ["more"], alpha=0.3, limit=10**9, seed=1)
+    wanted = temperature_weights(sample.corpus_bytes, 0.3)
+    total = sum(sample.corpus_bytes.values())
+    for lang in LANGS:
+        rate = min(8.0, wanted[lang] * total / sample.corpus_bytes[lang])
+        assert abs(sample.bytes[lang] / sample.corpus_bytes[lang] - rate) < 0.5
+    assert sample.texts == balanced(made.train, ["more"], alpha=0.3, limit=10**9, seed=1).texts
+    small = balanced(made.train, [], alpha=0.3, limit=total // 10, seed=1)
+    assert sum(small.bytes.values()) < 1.3 * total / 10
+    assert sum(count > 0 for count in small.bytes.values()) > 60
+    assert balanced(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
+
+
+def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, english) -> None:
+    made = built(zipf, tmp_path, monkeypatch)
+    source, found = byte_level(english), {}
+    for alpha in (1.0, 0.3):
+        texts = balanced(made.train, [], alpha=alpha, limit=10**9, seed=0).texts
+        found[alpha] = train.train(source, texts, train.TokenizerConfig(vocab_size=4096, alpha=alpha))
+    scores = by_language({"plain": found[1.0], "balanced": found[0.3]}, corpus.read_texts(made.heldout))
+    assert set(scores) == set(LANGS)
+    rare = [scores[lang] for lang in LANGS[50:]]
+    pieces = {name: np.mean([one[name]["pieces_per_word"] for one in rare]) for name in ("plain", "balanced")}
+    assert pieces["balanced"] < 0.9 * pieces["plain"]
+
+
+def test_languages_are_mixed_with_a_temperature_by_default() -> None:
+    assert PretrainConfig().alpha == MixtureStage(until=1).alpha == train.TokenizerConfig().alpha == 0.3
