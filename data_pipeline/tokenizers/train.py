@@ -73,7 +73,7 @@ def train(
     that yields to `source` (`config.extend`).
 
     Args:
-        warn: is told what the source's rules cost in this text, where they cannot be changed.
+        warn: receives a line on what the source's rules cost in this text, where they cannot be changed.
 
     Raises:
         ConfigError: the vocabulary cannot hold the characters of the text.

@@ -40,7 +40,7 @@ def test_documents_keep_their_layout_where_asked(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("model", "kept"), [(GPT2Config(), True), (LlamaConfig(), True), (BertConfig(), False), (T5Config(), False)]
 )
-def test_decoders_keep_layout_unless_told_otherwise(model, kept: bool, tmp_path: Path) -> None:
+def test_decoders_keep_layout_unless_set_otherwise(model, kept: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "source")
     (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
     assert shard._layout(load(str(tmp_path / "c.yaml"), [])) is kept
