@@ -7,7 +7,7 @@ In one process and without Ray: the library's transfer, its packed masked langua
 plain torch. Texts are LibreOffice's help (paragraphs) and, for Welsh, its interface (short strings), from Debian's packages.
 For each start: what placed the rows, how sharp and how long they are, bits per byte of held-out text before and after
 training, by what the target's row was made of, and accuracy@1 of held-out pairs, the mean of both directions, by mean pooling.
-The last line is one JSON object; `--partial` keeps a line a start, so that a run that is stopped has told what it found.
+The last line is one JSON object; `--partial` keeps a line a start, so that a run that is stopped leaves what it found.
 """
 
 import argparse

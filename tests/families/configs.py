@@ -123,7 +123,7 @@ FAMILIES: dict[str, Family] = {
     "eurobert": _encoder("byte_level", num_key_value_heads=2),
     "nomic_bert": _encoder(),
     "ernie": _encoder(),
-    "esm": _encoder(way=("sdpa", "gathered"), position_embedding_type="rotary"),
+    "esm": _encoder(way=(None, "gathered"), position_embedding_type="rotary", token_dropout=True, mask_token_id=4),
     "deberta-v2": _encoder("unigram", way=_SINGLE, **_DEBERTA),
     "mpnet": _encoder("byte_level", way=_SINGLE),
     "megatron-bert": _encoder(way=_SINGLE),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, RobertaForCausalLM
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -154,3 +154,19 @@ def assert_refused_rows(found: Checked) -> None:
     assert found.way.kernel is None
     assert all(("packed rows" in reason and "differ by" in reason) or "fail" in reason for reason in found.reasons)
     assert found.reasons
+
+
+def test_a_decoder_that_sees_what_it_is_to_predict_is_refused() -> None:
+    """RoBERTa's causal class looks both ways unless its settings say is_decoder; so does XLNet's."""
+    settings = tiny("roberta").config
+    model: Any = RobertaForCausalLM(settings)
+    with pytest.raises(ModelError, match="RobertaForCausalLM predicts a token from those behind it"):
+        PackedLM(model, True).check(LENGTH)
+    settings.is_decoder = True
+    assert PackedLM(RobertaForCausalLM(settings), True).check(LENGTH).way.kernel == "sdpa"
+
+
+def test_a_model_that_counts_mask_tokens_in_a_row_is_not_packed() -> None:
+    found = checked("esm")
+    assert found.way.kernel is None
+    assert "differ by" in found.reasons[0]

@@ -9,7 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from trainer.engine import guards, runlog
 from trainer.engine.runlog import RunLog
 from trainer.engine.together import from_first
 
-_FATAL, _STARTING, _FAILED = "fatal.json", "starting.json", "failed"
+_FATAL, _STARTING, _FAILED, _STEPPED = "fatal.json", "starting.json", "failed", "stepped.json"
 _NAMED = 12
 """Rows that an error names."""
 _OUTSIDE = (OSError, RayError, dist.DistError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
@@ -39,14 +39,22 @@ class Attempt:
     uri: str
     error: ScionError | None
     """That an earlier attempt ended with, the same on every rank."""
-    stepped: bool = False
-    """Whether the run has finished a step."""
+    run_stepped: bool
+    """Whether the run has finished a step, in this attempt or an earlier one."""
+    _stepped: bool = False
 
-    def started(self, next_step: int) -> None:
-        """The worker is about to train from `next_step` on."""
-        self.stepped = next_step > 0
+    def started(self) -> None:
+        """The worker is about to train."""
         if dist.get_rank() == 0:
             storage.remove(storage.join(self.uri, _STARTING))
+
+    def stepped(self) -> None:
+        """The worker has finished a step. What earlier attempts died of is overcome."""
+        if not self._stepped and dist.get_rank() == 0:
+            storage.remove(storage.join(self.uri, _FAILED))
+            if not self.run_stepped:
+                storage.write_bytes(storage.join(self.uri, _STEPPED), b"{}")
+        self._stepped = self.run_stepped = True
 
 
 def begin(uri: str) -> None:
@@ -55,14 +63,16 @@ def begin(uri: str) -> None:
     Raises:
         OSError: nothing can be written there.
     """
-    clear(uri)
+    for name in (_FATAL, _STARTING, _FAILED):
+        storage.remove(storage.join(uri, name))
     log = RunLog(storage.join(uri, runlog.FOLDER))
     log.write("driver")
     log.sync()
 
 
 def clear(uri: str) -> None:
-    for name in (_FATAL, _STARTING, _FAILED):
+    """The run has ended well."""
+    for name in (_FATAL, _STARTING, _FAILED, _STEPPED):
         storage.remove(storage.join(uri, name))
 
 
@@ -74,20 +84,28 @@ def attempt(uri: str) -> Iterator[Attempt]:
         TrainingError: the last attempts all died before they could train.
     """
     content = from_first(lambda: _read(storage.join(uri, _FATAL)))
-    current = Attempt(uri, _error(content) if content else None)
+    stepped = from_first(lambda: storage.exists(storage.join(uri, _STEPPED)))
+    current = Attempt(uri, _error(content) if content else None, stepped)
     try:
         if current.error is None:
             _check_starts(uri)
         yield current
     except ScionError as error:
-        _end(uri, error)
+        with suppress(Exception):  # storage that fails now must not hide what is being raised
+            _end(uri, error)
         raise
     except Exception as error:
-        failure = _failure(error)
-        storage.write_bytes(storage.join(uri, _FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
-        if not current.stepped and not failure["outside"]:
-            _end(uri, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
+        with suppress(Exception):
+            _keep(current, error)
         raise
+
+
+def _keep(current: Attempt, error: Exception) -> None:
+    """Writes an exception down; ends the run where it would come again."""
+    failure = _failure(error)
+    storage.write_bytes(storage.join(current.uri, _FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
+    if not current.run_stepped and not failure["outside"]:
+        _end(current.uri, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
 
 
 def _end(uri: str, error: ScionError) -> None:
@@ -102,7 +120,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {
         "what": f"{type(error).__name__}: {reason(error)} (rank {dist.get_rank()}, {last.filename}, line {last.lineno})",
         # Gloo raises plain RuntimeErrors where another rank is gone.
-        "outside": isinstance(error, _OUTSIDE) or "gloo" in str(error).lower(),
+        "outside": isinstance(error, _OUTSIDE) or "/gloo/transport/" in str(error),
         "time": time.time(),
     }
 

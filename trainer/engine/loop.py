@@ -103,7 +103,7 @@ class Training:
         seconds = round(time.perf_counter() - began, 3)
         died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
         self._careful = 0 if died is None else died + DEPTH + 1
-        self._attempt.started(self._state.next_step)
+        self._attempt.started()
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
             host=socket.gethostname(), pid=os.getpid(), slow=self._slow, forward=self._forward,
@@ -139,7 +139,7 @@ class Training:
                 self._go_back(step, wrong)
                 return False
             self._state.next_step = step + 1
-            self._attempt.stepped = True
+            self._attempt.stepped()
             self._ledger.note(rows)
             self._evaluate()
             if self._heed(outcome):

@@ -121,6 +121,7 @@ def check(module: Checkable, length: int) -> Checked:
                 tried.append(f"{said} fail ({reason(error)})")
                 continue
             if difference <= close:
+                _check_causality(module, batch, close)
                 return Checked(way=way, difference=difference, bound=close, reasons=tuple(tried))
             tried.append(f"{said} differ by {difference:.2g}")
     raise ModelError(
@@ -129,6 +130,29 @@ def check(module: Checkable, length: int) -> Checked:
         f"model {module.model.name_or_path or module.model.config.model_type}",
         "Its forward is not one that Scion can train: report the architecture, or take another model.",
     )
+
+
+def _check_causality(module: Checkable, batch: TargetBatch, close: float) -> None:
+    """Whether a decoder's logits leave out the tokens that they are to predict.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if not module.causal:
+        return
+    row = batch.input_ids[:1]
+    half, other = row.shape[1] // 2, row.clone()
+    other[0, half:] = row[0, half:].flip(0)
+    module.take(Way(kernel=None, head="whole"))
+    before, after = (module.model(input_ids=one).logits[0, :half].float().log_softmax(dim=1) for one in (row, other))
+    possible = before > _IMPOSSIBLE
+    if float(((before - after).abs() * possible).max()) > close * float(before[possible].std()):
+        raise ModelError(
+            f"{type(module.model).__name__} predicts a token from those behind it: it is no causal language model as it is "
+            "configured here.",
+            f"model {module.model.name_or_path or module.model.config.model_type}",
+            "Set is_decoder in its config.json if it was trained so, or take its masked language model.",
+        )
 
 
 def check_padding(encoder: Encoder, length: int) -> Checked:
@@ -204,7 +228,7 @@ def rows_of_documents(module: Checkable, length: int) -> TargetBatch:
             start += size
     asked = torch.cat(places)
     return TargetBatch(
-        input_ids=_tokens(module.model, (2, length)),
+        input_ids=_masked(module, _tokens(module.model, (2, length))),
         segments=segments,
         positions=positions,
         places=asked,
@@ -214,6 +238,15 @@ def rows_of_documents(module: Checkable, length: int) -> TargetBatch:
         tokens=int((segments >= 0).sum()),
         pairs=0,
     )
+
+
+def _masked(module: Checkable, ids: torch.Tensor) -> torch.Tensor:
+    """Mask tokens on some places, unevenly, where the model's settings name one: ESM scales by their share of a row."""
+    mask = getattr(module.model.config, "mask_token_id", None)
+    if mask is not None and int(mask) < module.model.config.vocab_size and not module.causal:
+        ids[:, 1::3] = int(mask)
+        ids[1, : ids.shape[1] // 3] = ids[0, 0]
+    return ids
 
 
 def _tokens(model: Any, shape: tuple[int, ...]) -> torch.Tensor:
