@@ -43,7 +43,7 @@ def command(arguments: list[str], console: Console) -> None:
     named = dict(item.split("=", 1) for item in rest if "=" in item)
     if not folder or len(named) != len(rest) or set(named) - {"source_model", "shards"}:
         raise ConfigError("the arguments are not right.", "scion verify", f"Usage: {USAGE}")
-    check, fix = _kind(folder)
+    check, fix = _kind(folder, named)
     findings = check(folder, named)
     for finding in findings:
         _print(finding, console)
@@ -52,13 +52,13 @@ def command(arguments: list[str], console: Console) -> None:
         raise VerifyError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}.", folder, fix)
 
 
-def _kind(folder: str) -> tuple[Callable[[str, dict[str, str]], list[Finding]], str]:
+def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, str]], list[Finding]], str]:
     """How the folder is checked, and what to do where it fails."""
     if storage.exists(storage.join(folder, ledger.FOLDER, ledger.PLAN)):
         return _run, "Do not use the model; report it with the folder `ledger`."
     if _artifact(folder).get("kind") == shard.KIND:
         return _shards, "Remove the files named and run `scion shard` again: what is intact is kept."
-    if storage.exists(storage.join(folder, "config.json")) and not storage.exists(storage.join(folder, "plan.safetensors")):
+    if "source_model" not in named and not storage.exists(storage.join(folder, "plan.safetensors")):
         return _any_model, "Take another model, or report its architecture."
     return _model, "Transfer again."
 

@@ -82,12 +82,16 @@ def test_storage_that_fails_does_not_hide_the_exception(tmp_path, monkeypatch) -
     def full(uri: str, content: bytes) -> None:
         raise OSError("No space left on device")
 
+    def fail(error: Exception) -> None:
+        with attempts.attempt(str(tmp_path)):
+            monkeypatch.setattr(storage, "write_bytes", full)
+            raise error
+
     for error in (ValueError("the reason"), ConfigError("the reason")):
         monkeypatch.undo()
         attempts.begin(str(tmp_path))
-        with pytest.raises(type(error), match="the reason"), attempts.attempt(str(tmp_path)):
-            monkeypatch.setattr(storage, "write_bytes", full)
-            raise error
+        with pytest.raises(type(error), match="the reason"):
+            fail(error)
 
 
 def test_three_attempts_that_die_before_they_train_are_enough(tmp_path) -> None:
