@@ -18,6 +18,7 @@ from data_pipeline.shards import manifest
 from data_pipeline.shards import verify as shards
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers import verify as tokenizers
 from ray_jobs import shard
 from trainer.engine.store import WORKING, Store
 from trainer.models import loading
@@ -98,8 +99,23 @@ def _model(folder: str, named: dict[str, str]) -> list[Finding]:
 
 
 def _any_model(folder: str, named: dict[str, str]) -> list[Finding]:
-    """A model that Scion did not make."""
-    return [forward(folder, _side(folder, seed=0).model)]
+    """A model that Scion did not make, with its tokenizer."""
+    side = _side(folder, seed=0)
+    return [_fits(folder, side), *tokenizers.verify(side.tokenizer, given=True), forward(folder, side.model)]
+
+
+def _fits(folder: str, side: Side) -> Finding:
+    """Whether the model has a row for every token, and a masked language model a mask token."""
+    embedding: Any = side.model.get_input_embeddings()
+    rows, highest = len(embedding.weight), max(side.tokenizer.get_vocab().values())
+    with model_folder(folder) as local:
+        masked = loading.kind_of(local) == "masked"
+    wrong = {
+        f"the tokenizer has ids up to {highest:,}, the model {rows:,} rows": highest >= rows,
+        "the tokenizer of a masked language model has no mask token": masked and side.tokenizer.mask_token_id is None,
+    }
+    failures = tuple(said for said, holds in wrong.items() if holds)
+    return Finding(check="tokenizer fits", said=f"ids up to {highest:,}, {rows:,} rows", failures=failures)
 
 
 def forward(folder: str, model: PreTrainedModel) -> Finding:
