@@ -16,7 +16,7 @@ from trainer.merging.uniform import average
 def test_ranks_are_counted() -> None:
     generator = np.random.default_rng(0)
     q, d = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in generator.normal(size=(2, 50, 5)).astype(np.float32))
-    found = retrieval.ranks(q, d, [f"text {i}" for i in range(50)])
+    found = retrieval.ranks(q, d, [f"query {i}" for i in range(50)], [f"text {i}" for i in range(50)])
     for i in range(50):
         order = sorted(range(50), key=lambda j: -float(q[i] @ d[j]))
         assert found[i] == order.index(i) + 1
@@ -27,8 +27,15 @@ def test_ranks_are_counted() -> None:
 
 def test_a_tie_counts_against_us_and_equal_texts_are_no_rivals() -> None:
     same = np.ones((3, 2), np.float32) / np.sqrt(2)
-    assert retrieval.ranks(same, same, ["a", "b", "c"]).tolist() == [3, 3, 3]
-    assert retrieval.ranks(same, same, ["a", "A ", "c"]).tolist() == [2, 2, 3]
+    asked = ["x", "y", "z"]
+    assert retrieval.ranks(same, same, asked, ["a", "b", "c"]).tolist() == [3, 3, 3]
+    assert retrieval.ranks(same, same, asked, ["a", "A ", "c"]).tolist() == [2, 2, 3]
+
+
+def test_every_translation_of_a_sentence_is_right() -> None:
+    """An English sentence in two languages: neither translation is a rival to the other."""
+    same = np.ones((3, 2), np.float32) / np.sqrt(2)
+    assert retrieval.ranks(same, same, ["Open", "Open", "Close"], ["Άνοιγμα", "Aç", "Kapat"]).tolist() == [2, 2, 3]
 
 
 def test_fertility_counts(family, english) -> None:

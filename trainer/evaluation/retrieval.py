@@ -31,8 +31,8 @@ def evaluate(embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
     def among(chosen: NDArray[np.int64]) -> Ways:
         left, right = ([texts[place] for place in chosen] for texts in (pairs.anchors, pairs.positives))
         return {
-            "forward": asdict(metrics(ranks(anchors[chosen], positives[chosen], right))),
-            "backward": asdict(metrics(ranks(positives[chosen], anchors[chosen], left))),
+            "forward": asdict(metrics(ranks(anchors[chosen], positives[chosen], left, right))),
+            "backward": asdict(metrics(ranks(positives[chosen], anchors[chosen], right, left))),
         }
 
     langs = sorted(set(pairs.langs))
@@ -40,25 +40,34 @@ def evaluate(embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
     return among(np.arange(len(pairs))), by_language
 
 
-def ranks(queries: NDArray[np.float32], documents: NDArray[np.float32], texts: list[str]) -> NDArray[np.int64]:
+def ranks(
+    queries: NDArray[np.float32], documents: NDArray[np.float32], asked: list[str], texts: list[str]
+) -> NDArray[np.int64]:
     """The rank (1 is best) of document i for query i by cosine, int [n].
 
-    A tie counts against us. Documents of the same text as document i are not rivals to it.
+    A tie counts against us. Documents of the same text as document i are not rivals to it, nor are those of the same query:
+    where a sentence has a translation in each of several languages, all of them are right.
 
     Args:
         queries, documents: unit rows [n, d].
-        texts: the documents' texts.
+        asked, texts: the texts of queries and documents.
     """
-    groups = {name: number for number, name in enumerate(dict.fromkeys(map(digest, texts)))}
-    same = np.array([groups[digest(text)] for text in texts])
+    queried, same = _groups(asked), _groups(texts)
     found = []
     for start in range(0, len(queries), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(queries)))
         scores = queries[block] @ documents.T
         own = scores[np.arange(len(block)), block]
-        rivals = same[None, :] != same[block][:, None]
+        rivals = (same[None, :] != same[block][:, None]) & (queried[None, :] != queried[block][:, None])
         found.append(1 + ((scores >= own[:, None]) & rivals).sum(axis=1))
     return np.concatenate(found)
+
+
+def _groups(texts: list[str]) -> NDArray[np.int64]:
+    """A number for each text, the same for equal texts."""
+    names = [digest(text) for text in texts]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
 
 
 def metrics(rank: NDArray[np.int64]) -> Retrieval:
