@@ -1,9 +1,9 @@
 """Sentences of the test set, found again in training text: alone, or as part of a line.
 
 What is found: a text that equals a test sentence but for case and blanks, whatever its length; and a test sentence of at least
-five words and twelve letters whose words stand in a row within a line, whatever the case and punctuation between them. Shorter
-ones (*Open the file*) stand within other sentences by chance. A sentence that runs over a line break is not found, nor one that
-is worded otherwise.
+five words and twelve letters whose words stand in a row within a line, whatever the case and punctuation between them. A
+number is a word: sentences with other numbers are other sentences. Shorter ones (*Open the file*) stand within other sentences
+by chance. A sentence that runs over a line break is not found, nor one that is worded otherwise.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_pipeline.text.clean import digest
-from data_pipeline.text.words import words
+from data_pipeline.text.words import words_and_numbers
 
 _WORDS, _LETTERS = 5, 12
 Window = tuple[str, ...]
@@ -30,7 +30,7 @@ class Reserved:
         digests, sentences = set(), defaultdict(set)
         for text in texts:
             digests.add(digest(text))
-            units = words(text.casefold())
+            units = words_and_numbers(text.casefold())
             if len(units) >= _WORDS and sum(map(len, units)) >= _LETTERS:
                 sentences[tuple(units[:_WORDS])].add(" ".join(units))
         return cls(frozenset(digests), {first: tuple(sorted(found)) for first, found in sentences.items()})
@@ -41,7 +41,7 @@ class Reserved:
             return True
         if not self.sentences:
             return False
-        units = words(line.casefold())
+        units = words_and_numbers(line.casefold())
         windows = zip(*(units[start:] for start in range(_WORDS)), strict=False)
         near = [window for window in windows if window in self.sentences]
         if not near:

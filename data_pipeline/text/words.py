@@ -12,6 +12,14 @@ import regex
 _WORD = regex.compile(r"\b\p{L}.*?\b", regex.WORD | regex.V1 | regex.DOTALL)
 
 
+_UNIT = regex.compile(r"\b[\p{L}\p{N}].*?\b", regex.WORD | regex.V1 | regex.DOTALL)
+
+
+def words_and_numbers(text: str) -> list[str]:
+    """The words and the numbers of a text as they are written, in order."""
+    return _UNIT.findall(text)
+
+
 def words(text: str) -> list[str]:
     """The words of a text as they are written, in order."""
     return _WORD.findall(text)

@@ -5,6 +5,7 @@ or Turkish ones. The patterns of GPT-2, Llama 3 and Qwen take a run of letters (
 (`\\p{M}`) and no letter, so that every Hindi, Tamil or Bengali word is cut there, and no vocabulary can join the parts.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import regex
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from data_pipeline.text.words import words
@@ -82,6 +84,20 @@ def cuts(pre_tokenizer: PreTokenizer | None, texts: Iterable[str]) -> Cuts:
             cut, pieces = cut + count, pieces + count * len(found)
             example = max(example, word, key=lambda one: (counts[one] if one else 0, one))
     return Cuts(share=cut / total, pieces=pieces / max(1, cut), example=example)
+
+
+def dropped(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float, str]:
+    """The share of the words whose accents or vowel signs a normaliser drops, and the most frequent of them."""
+    if normalizer is None:
+        return 0.0, ""
+    counts = Counter(chain.from_iterable(map(words, texts)))
+    lost = [word for word in counts if _marks(word) > _marks(normalizer.normalize_str(word))]
+    share = sum(counts[word] for word in lost) / max(1, counts.total())
+    return share, max(lost, key=lambda word: (counts[word], word), default="")
+
+
+def _marks(text: str) -> int:
+    return len(regex.findall(r"\p{M}", unicodedata.normalize("NFD", text)))
 
 
 def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> float:

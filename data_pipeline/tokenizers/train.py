@@ -91,6 +91,13 @@ def train(
         result = rebuilt(source, trained, corpus[:_COMPARED], **_settings(old, config))
     if (found := rules.cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > _CUT:
         warn(_cost(source, result, found, corpus, config))
+    if config.extend and (lost := rules.dropped(source.backend_tokenizer.normalizer, corpus))[0] > _CUT:
+        share, word = lost
+        becomes = source.backend_tokenizer.normalizer.normalize_str(word)
+        warn(
+            f"the tokenizer drops accents or vowel signs of {share:.0%} of the words ({word} becomes {becomes}); an extended "
+            "vocabulary keeps the old rules, a new one (extend=false) does not"
+        )
     return result
 
 
@@ -149,7 +156,8 @@ def _trained(
     kind = base["model"]["type"]
     continuing = _continuing_characters(backend, lines) if kind == "WordPiece" else []
     characters = 256 if byte_level else len(kept) + len(continuing) + (kind != "WordPiece")
-    _check_size(len(reserved) + characters, characters, config)
+    # Unigram with room for no piece beyond the characters keeps all that it started from.
+    _check_size(len(reserved) + characters + (kind == "Unigram"), characters, config)
     special = [AddedToken(text, special=True, normalized=False) for text in [*reserved, *continuing]]
     try:
         backend.train_from_iterator(_batches(lines), _trainer(base["model"], special, config.vocab_size, byte_level))
@@ -165,6 +173,7 @@ def _trained(
         ids = {text: place for place, (text, _) in enumerate(model["vocab"])}
     else:
         ids = model["vocab"]
+    assert len(ids) <= config.vocab_size, f"{len(ids)} tokens, {config.vocab_size} asked for"
     if len(ids) < 0.5 * config.vocab_size:
         raise DataError(
             f"the text yields {len(ids):,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
@@ -181,7 +190,7 @@ def _check_size(needed: int, characters: int, config: TokenizerConfig) -> None:
             f"vocab_size={config.vocab_size:,} cannot hold the {needed - characters:,} special tokens and "
             f"{characters:,} pieces of one character that the text needs.",
             "shard.tokenizer",
-            f"Set vocab_size above {needed:,}, or a smaller character_coverage than {config.character_coverage}.",
+            f"Set vocab_size to {needed:,} or more, or a smaller character_coverage than {config.character_coverage}.",
         )
 
 

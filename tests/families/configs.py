@@ -124,6 +124,7 @@ FAMILIES: dict[str, Family] = {
     "nomic_bert": _encoder(),
     "ernie": _encoder(),
     "esm": _encoder(way=(None, "gathered"), position_embedding_type="rotary", token_dropout=True, mask_token_id=4),
+    "longformer": _encoder("byte_level", way=(None, "tapped"), attention_window=[WINDOW, WINDOW]),
     "deberta-v2": _encoder("unigram", way=_SINGLE, **_DEBERTA),
     "mpnet": _encoder("byte_level", way=_SINGLE),
     "megatron-bert": _encoder(way=_SINGLE),

@@ -170,3 +170,15 @@ def test_a_model_that_counts_mask_tokens_in_a_row_is_not_packed() -> None:
     found = checked("esm")
     assert found.way.kernel is None
     assert "differ by" in found.reasons[0]
+
+
+def test_a_bias_behind_the_layer_is_found_while_it_is_zero() -> None:
+    """ESM adds its bias behind the output layer, and begins with zeros."""
+    model: Any = tiny("esm")
+    torch.nn.init.zeros_(model.lm_head.bias)
+    assert PackedLM(model, False).check(LENGTH).way.head == "gathered"
+
+
+def test_rows_that_the_model_s_own_forward_cannot_read_are_refused() -> None:
+    with pytest.raises(ModelError, match="BertForMaskedLM fails on 200 random tokens"):
+        PackedLM(tiny("bert"), False).check(200)

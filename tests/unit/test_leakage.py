@@ -73,3 +73,9 @@ def test_it_is_what_looking_for_each_sentence_finds(sentences: list[str], line: 
         return any(large[at : at + len(small)] == small for at in range(len(large)))
 
     assert Reserved.of(sentences).stands_in(line) == any(map(inside, sentences))
+
+
+def test_a_sentence_with_another_number_is_another_sentence() -> None:
+    found = Reserved.of(["Figure 12 shows the results of the test."])
+    assert not found.stands_in("Figure 13 shows the results of the test.")
+    assert found.stands_in("As said, figure 12 shows the results of the test, and more.")

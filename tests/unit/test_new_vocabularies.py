@@ -161,3 +161,28 @@ def test_a_class_that_fixes_its_pattern_is_warned_of(english, tmp_path) -> None:
     made.save_pretrained(tmp_path)
     again = train.load(str(tmp_path))
     assert len(again(" हिन्दी", add_special_tokens=False).input_ids) == 1
+
+
+def test_an_extended_uncased_vocabulary_says_which_marks_it_drops(english, greek) -> None:
+    said: list[str] = []
+    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900, extend=True), said.append)
+    assert "drops accents or vowel signs of" in said[0]
+    said.clear()
+    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900), said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_unigram_vocabulary_of_the_least_size_has_no_more_pieces(english, greek, more: int) -> None:
+    """`tokenizers` keeps all the pieces that training starts from where there is room for none."""
+    with pytest.raises(ConfigError) as refusal:
+        train.train(unigram(english), many(greek), train.TokenizerConfig(vocab_size=300, character_coverage=1.0))
+    least = int(refusal.value.fix.split()[3].replace(",", ""))
+    size = least + more
+    made = train.train(unigram(english), many(greek), train.TokenizerConfig(vocab_size=size, character_coverage=1.0))
+    assert len(made) <= size
+
+
+def many(greek: list[str]) -> list[str]:
+    """Text with an alphabet of some 400 characters."""
+    return [*greek, *(" ".join(chr(0x4E00 + number + place) for place in range(8)) for number in range(0, 320, 8))]

@@ -109,7 +109,14 @@ def check(module: Checkable, length: int) -> Checked:
     batch, close = rows_of_documents(module, length).to(weight.device), bound(weight.dtype)
     with _evaluating(module):
         module.take(Way(kernel=None, head="whole"))
-        expected = torch.cat(list(logits_alone(module, batch)))
+        try:
+            expected = torch.cat(list(logits_alone(module, batch)))
+        except Exception as error:
+            raise ModelError(
+                f"the forward of {type(module.model).__name__} fails on {length} random tokens ({reason(error)}).",
+                _named(module.model),
+                "Take shorter rows (shard.length), or another model.",
+            ) from error
         head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
         tried: list[str] = []
         for kernel in (*module.kernels, None):
@@ -127,9 +134,13 @@ def check(module: Checkable, length: int) -> Checked:
     raise ModelError(
         f"{type(module.model).__name__} does not give the same logits for a document in a batch as alone: {'; '.join(tried)}; "
         f"{close:.2g} is allowed.",
-        f"model {module.model.name_or_path or module.model.config.model_type}",
+        _named(module.model),
         "Its forward is not one that Scion can train: report the architecture, or take another model.",
     )
+
+
+def _named(model: Any) -> str:
+    return f"model {model.name_or_path or model.config.model_type}"
 
 
 def _check_causality(module: Checkable, batch: TargetBatch, close: float) -> None:
@@ -150,7 +161,7 @@ def _check_causality(module: Checkable, batch: TargetBatch, close: float) -> Non
         raise ModelError(
             f"{type(module.model).__name__} predicts a token from those behind it: it is no causal language model as it is "
             "configured here.",
-            f"model {module.model.name_or_path or module.model.config.model_type}",
+            _named(module.model),
             "Set is_decoder in its config.json if it was trained so, or take its masked language model.",
         )
 
@@ -180,7 +191,7 @@ def check_padding(encoder: Encoder, length: int) -> Checked:
         raise ModelError(
             f"{type(encoder.model).__name__} gives a text another vector in a padded batch than alone: they differ by "
             f"{difference:.2g}, {close:.2g} is allowed.",
-            f"model {encoder.model.name_or_path or encoder.model.config.model_type}",
+            _named(encoder.model),
             "Its forward does not keep padding out: report the architecture, or take another model.",
         )
     return Checked(way=Way(kernel=None, head="whole"), difference=difference, bound=close)

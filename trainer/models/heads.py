@@ -66,6 +66,8 @@ class HeadTap:
                     return "whole"
                 if type(self.output) is not torch.nn.Linear:
                     return "gathered"
+                if not self._taps(model, ids, places):
+                    return "gathered"
                 # Large logits in place of the layer's: they come out as they are only where nothing stands behind it.
                 self._answer = torch.linspace(-_LARGE, _LARGE, own.numel(), device=own.device).view_as(gathered).to(own.dtype)
                 try:
@@ -73,6 +75,16 @@ class HeadTap:
                 finally:
                     self._answer = None
         return "tapped" if untouched else "gathered"
+
+    def _taps(self, model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor) -> bool:
+        """Whether the layer's input comes out of the model as it is. A bias that is added behind the layer does not fit it,
+        also where it is still zero."""
+        try:
+            with self.gathering(places, "tapped"):
+                found = model(input_ids=ids).logits
+        except RuntimeError:  # tensors of sizes that do not go together
+            return False
+        return bool(found.shape == (1, len(places), self.output.in_features))
 
     def _gather(self, body: torch.nn.Module, arguments: Any, output: Any) -> Any:
         if self._places is None:

@@ -31,6 +31,7 @@ from trainer.models import encoder_decoders, factored_embeddings, multimodal
 
 _POSITIONS_AFTER_PAD = {
     "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "xmod", "data2vec-text", "ibert",
+    "longformer", "luke", "lilt", "markuplm", "layoutlmv3",
 }  # fmt: skip
 
 
@@ -140,7 +141,8 @@ def is_causal(settings: PretrainedConfig) -> bool:
 
 def position_offset(settings: PretrainedConfig) -> int:
     """The position id of a row's first token: RoBERTa's family counts from behind the padding id."""
-    return int(settings.pad_token_id) + 1 if settings.model_type in _POSITIONS_AFTER_PAD else 0
+    absolute = settings.model_type == "esm" and getattr(settings, "position_embedding_type", "absolute") == "absolute"
+    return int(settings.pad_token_id) + 1 if absolute or settings.model_type in _POSITIONS_AFTER_PAD else 0
 
 
 def max_length(settings: PretrainedConfig) -> int:
