@@ -54,7 +54,7 @@ class RaySpread:
             )
         if operations:
             seconds = operations / (_operations_a_second() * self.tasks)
-            self._said(f"{len(parts)} parts, about {seconds:.0f} s and {needed / 2**30:.1f} GiB")
+            self._said(f"search for neighbours: {len(parts)} tasks, about {seconds:.0f} s and {needed / 2**30:.1f} GiB")
         handles = [ray.put(_packed(value)) for value in shared]
         body = ray.put(function)
         running: deque[Any] = deque()

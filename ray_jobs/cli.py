@@ -141,7 +141,7 @@ def _print_methods(console: Console) -> None:
     from trainer.transfer.methods import METHODS
 
     for name, entry in METHODS.items():
-        console.print(f"{name:<10} {entry.paper}")
+        console.print(f"{name:<16} {entry.paper}")
 
 
 def _terminate(signum: int, frame: object) -> None:

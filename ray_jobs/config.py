@@ -208,6 +208,12 @@ class ScionConfig:
 
     def __post_init__(self) -> None:
         chain.check(self.method, "method")
+        if self.tokenizer is not None and self.shard.tokenizer.extend:
+            raise ConfigError(
+                "an existing tokenizer is taken as it is, so there is nothing to extend.",
+                "shard.tokenizer.extend",
+                "Leave extend or tokenizer out.",
+            )
         if self.workers < 1 or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:

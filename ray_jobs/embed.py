@@ -26,7 +26,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         settings["workers"] = config.workers
     given = config.embed.model
     inputs = {
-        "model": pretrain.plan(config, start).id if given is None else model_fingerprint(given),
+        "model": pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model"),
         "pairs": documents.fingerprint(config.pairs, key="pairs"),
         "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
     }

@@ -11,15 +11,18 @@ from data_pipeline.errors import ModelError
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
-def model_fingerprint(spec: str, *, tokenizer_only: bool = False) -> str:
+def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: bool = False) -> str:
     """Changes when a file of the model folder changes; a hub name stands for itself.
+
+    Args:
+        key: the setting that names the folder, for the error.
 
     Raises:
         ModelError: the path looks like a folder and is not there.
     """
     if "://" not in spec and not os.path.isdir(spec):
         if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise ModelError("no such folder.", f"source_model={spec}", "Name a model folder or a hub name.")
+            raise ModelError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
         return f"hub:{spec}"
     names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]
     if tokenizer_only:

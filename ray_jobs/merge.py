@@ -25,7 +25,7 @@ def parents(config: ScionConfig) -> list[Plan]:
 
 
 def plan(config: ScionConfig) -> Plan:
-    named = {f"model {i}": model_fingerprint(uri) for i, uri in enumerate(config.merge.models)}
+    named = {f"model {i}": model_fingerprint(uri, key="merge.models") for i, uri in enumerate(config.merge.models)}
     inputs = named or {f"model {i}": parent.id for i, parent in enumerate(parents(config))}
     return Plan(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge)}, inputs=inputs)
 

@@ -46,7 +46,7 @@ def plan(config: ScionConfig) -> Plan:
     if config.test_text is not None:
         inputs["test_text"] = documents.fingerprint(config.test_text, key="test_text")
     if config.tokenizer is not None:
-        inputs["tokenizer"] = model_fingerprint(config.tokenizer, tokenizer_only=True)
+        inputs["tokenizer"] = model_fingerprint(config.tokenizer, key="tokenizer", tokenizer_only=True)
     settings = {"shard": artifact.identity(config.shard), "seed": config.seed}
     return Plan(uri=config.at("shards"), kind=KIND, config=settings, inputs=inputs)
 
@@ -96,7 +96,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     }
     return (
         f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents, "
-        f"{padding:.1%} padding, {cut:.1%} of them cut"
+        f"{padding:.1%} of the tokens are padding, {cut:.1%} of the documents go on in the next row"
     )
 
 

@@ -135,6 +135,7 @@ class Embedder:
 
     def _forward(self, rows: list[Sequence[int]], width: int) -> torch.Tensor:
         pad = self.tokenizer.pad_token_id
+        rows = [row or [pad] for row in rows]  # an empty text has no token where the tokenizer inserts none
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.model.device)

@@ -9,19 +9,19 @@ from typing import Any
 from ray_jobs.report import page, plots
 
 COLUMNS = ("rank", "method", "step 0", "final", "speed-up", "accuracy@1 before", "accuracy@1 after")
-TITLE = "bits per byte of held-out text, {made.steps:,} steps, mean ± sd of {made.seeds} seeds (less is better)"
+TITLE = "bits per byte of held-out text, {made.steps:,} steps, {made.spread} (less is better)"
 CONTROL = "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """Mean and standard deviation over the seeds; 0 for a single seed."""
+    """Mean and standard deviation over the seeds; 0 for a single seed, which has none."""
 
     mean: float
     sd: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.sd:.3f}"
+        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.sd else f"{self.mean:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,11 @@ class Comparison:
     steps: int
     seeds: int
     rows: list[Row]
+
+    @property
+    def spread(self) -> str:
+        """What the figures are, for the title."""
+        return f"mean ± sd of {self.seeds} seeds" if self.seeds > 1 else "one seed, so that ranks mean little"
 
 
 def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:

@@ -151,7 +151,7 @@ def _apart(name: str, compiled: bool) -> float:
 
 
 def _alone(module: PackedLM, batch: TargetBatch) -> torch.Tensor:
-    logits = torch.cat(list(forward_check.logits_alone(module, batch)))
+    logits = torch.cat(list(forward_check.logits_alone(module, batch, "whole")))
     return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
 
 

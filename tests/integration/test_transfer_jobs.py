@@ -75,7 +75,11 @@ def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: C
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((), "Usage: scion verify FOLDER"), (("/no/such/folder",), "no plan.json"), (("a", "b"), "Usage: scion verify FOLDER")],
+    [
+        ((), "Usage: scion verify FOLDER"),
+        (("/no/such/folder",), "neither a folder nor a model"),
+        (("a", "b"), "Usage: scion verify FOLDER"),
+    ],
 )
 def test_verify_says_what_it_needs(arguments: tuple[str, ...], said: str) -> None:
     done = scion("verify", *arguments)

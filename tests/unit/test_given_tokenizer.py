@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import ModelError
+from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
 from data_pipeline.tokenizers.verify import verify
@@ -55,3 +55,10 @@ def test_the_given_tokenizer_is_part_of_the_shards_identity(english, greek, tmp_
     config = load(str(tmp_path / "c.yaml"), [])
     ids = [shard.plan(replace(config, tokenizer=name and str(tmp_path / name))).id for name in (None, "one", "two")]
     assert len(set(ids)) == 3
+
+
+def test_a_given_tokenizer_is_not_extended(tmp_path) -> None:
+    path = tmp_path / "conf.yaml"
+    path.write_text("{text: a, pairs: b, test_pairs: c, source_model: d, output: e, tokenizer: f}")
+    with pytest.raises(ConfigError, match="nothing to extend"):
+        load(str(path), ["shard.tokenizer.extend=true"])

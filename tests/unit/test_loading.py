@@ -33,6 +33,8 @@ from transformers import (
     T5ForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from data_pipeline.errors import ModelError
@@ -213,3 +215,9 @@ def test_which_way_a_model_looks() -> None:
     assert not loading.is_causal(BertConfig(**SMALL))
     assert not loading.is_causal(T5Config(**T5))
     assert not loading.is_causal(BartConfig(**BART))
+
+
+def test_a_masked_language_model_with_the_name_of_a_causal_one_is_masked(tmp_path) -> None:
+
+    XLMWithLMHeadModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=1, n_heads=2)).save_pretrained(tmp_path)
+    assert loading.kind_of(str(tmp_path)) == "masked"

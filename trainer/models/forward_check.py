@@ -6,7 +6,6 @@ the model's window, or the model may ignore the mask; positions may start elsewh
 packed rows come rows of one document each, padded. Where those differ too, the architecture is refused.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -110,14 +109,14 @@ def check(module: Checkable, length: int) -> Checked:
     with _evaluating(module):
         module.take(Way(kernel=None, head="whole"))
         try:
-            expected = torch.cat(list(logits_alone(module, batch)))
+            head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
+            expected = torch.cat(list(logits_alone(module, batch, head)))
         except Exception as error:
             raise ModelError(
                 f"the forward of {type(module.model).__name__} fails on {length} random tokens ({reason(error)}).",
                 _named(module.model),
                 "Take shorter rows (shard.length), or another model.",
             ) from error
-        head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
         tried: list[str] = []
         for kernel in (*module.kernels, None):
             way = Way(kernel=kernel, head=head)
@@ -213,16 +212,21 @@ def _difference(module: Checkable, way: Way, batch: TargetBatch, expected: torch
     return float(torch.nan_to_num((apart.max() / spread).sqrt(), nan=float("inf")))
 
 
-def logits_alone(module: Checkable, batch: TargetBatch) -> Iterator[torch.Tensor]:
-    """The logits [n, V] at the batch's places in each document, by the model's own forward of that document alone."""
+def logits_alone(module: Checkable, batch: TargetBatch, head: Head) -> Iterator[torch.Tensor]:
+    """The logits [n, V] at the batch's places in each document, by the model's own forward of that document alone.
+
+    Args:
+        head: if not `whole`, logits of other places are never made: of a long row and a large vocabulary they take gigabytes.
+    """
     length = batch.input_ids.shape[1]
     row, column = batch.places // length, batch.places % length
-    few = "logits_to_keep" in inspect.signature(module.model.forward).parameters
+    cache = {"use_cache": False} if module.causal else {}
     for number, document in sorted({(int(r), int(batch.segments[r, c])) for r, c in zip(row, column, strict=True)}):
         tokens = torch.nonzero(batch.segments[number] == document)[:, 0]
         asked = column[(row == number) & (batch.segments[row, column] == document)] - tokens[0]
-        out = module.model(input_ids=batch.input_ids[number, tokens][None], **({"logits_to_keep": asked} if few else {}))
-        yield (out.logits[0] if few else out.logits[0, asked]).float()
+        with module.tap.gathering(asked, "whole" if head == "whole" else "gathered"):
+            logits = module.model(input_ids=batch.input_ids[number, tokens][None], **cache).logits[0]
+        yield (logits[asked] if head == "whole" else logits).float()
 
 
 def rows_of_documents(module: Checkable, length: int) -> TargetBatch:

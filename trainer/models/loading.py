@@ -54,6 +54,9 @@ def kind_of(folder: str) -> str:
         multimodal.check(settings, folder)
         return "causal"
     names = tuple(settings.architectures or ())
+    for kind, (_, mapping, _) in HEADS.items():  # XLM's masked language model has the name of a causal one
+        if type(settings) in mapping and mapping[type(settings)].__name__ in names:
+            return kind
     for kind, (_, _, endings) in HEADS.items():
         if any(name.endswith(endings) for name in names):
             return kind
@@ -76,7 +79,7 @@ def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] 
         ModelError: no model there, one that is no language model, or one that lacks weights other than the head's.
     """
     auto = HEADS[kind_of(folder)][0]
-    with _seeded(seed), _quiet():
+    with _seeded(seed), quiet():
         if multimodal.is_multimodal(AutoConfig.from_pretrained(folder)):
             return multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder))
         return _loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder)
@@ -104,7 +107,7 @@ def encoder(folder: str) -> PreTrainedModel:
             return _whole(auto, folder, torch.float32)
 
     settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
-    with _seeded(0), _quiet():
+    with _seeded(0), quiet():
         if multimodal.is_multimodal(settings):
             multimodal.check(settings, folder)
             model: PreTrainedModel = multimodal.encoder(_loaded(lambda: load(multimodal.AUTO), folder))
@@ -121,7 +124,7 @@ def settings_of(spec: str) -> PretrainedConfig:
     Raises:
         ModelError: there is none.
     """
-    with _quiet():
+    with quiet():
         if "://" not in spec:
             return _loaded(lambda: AutoConfig.from_pretrained(spec), spec, hub=not os.path.isdir(spec))
         with tempfile.TemporaryDirectory() as folder:
@@ -219,8 +222,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the report of missing heads: what is missing is meant to be, and said in our own words."""
+def quiet() -> Iterator[None]:
+    """Without transformers' reports of missing heads and the like: what there is to say is said in our own words."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -20,7 +20,7 @@ from trainer.models.flops import Flops
 from trainer.models.forward_check import Checked, Way
 from trainer.models.graphs import compiled
 from trainer.models.heads import HeadTap
-from trainer.models.loading import position_offset
+from trainer.models.loading import position_offset, quiet
 from trainer.models.packed_attention import documents, implementation
 from trainer.models.single_rows import single_rows
 from trainer.objectives.linear_cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
@@ -53,7 +53,8 @@ class PackedLM(torch.nn.Module):
     def take(self, way: Way) -> None:
         """From now on computes in this way."""
         self.way = way
-        self.model.set_attn_implementation(self.own_attention if way.kernel is None else implementation(way.kernel))
+        with quiet():  # a model that cannot change its attention warns each time; the check finds it out
+            self.model.set_attn_implementation(self.own_attention if way.kernel is None else implementation(way.kernel))
 
     def check(self, length: int) -> Checked:
         """Takes the leanest way whose logits are the model's own on each document alone, on this device, in this precision.
