@@ -16,7 +16,7 @@ JOBS = {
     "pipeline": "the whole chain, one stage after the other",
     "shard": "text and pairs to a tokenizer and packed shards",
     "transfer": "the source model with the new vocabulary",
-    "pretrain": "masked-LM continued pretraining",
+    "pretrain": "continued pretraining: masked tokens, or the next one",
     "embed": "contrastive training to an embedder",
     "merge": "the average of embedders",
     "evaluate": "retrieval on held-out pairs",

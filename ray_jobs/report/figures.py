@@ -45,7 +45,7 @@ def figures(summary: Summary) -> list[Figure]:
     return [
         _retrieval(summary),
         _bits_per_byte(summary),
-        _loss(summary, "pretrain", "Masked-LM", "loss (nats per masked token)"),
+        _loss(summary, "pretrain", "Language-model", "loss (nats per predicted token)"),
         _loss(summary, "embed", "Contrastive", "loss (nats per query)"),
         _fertility(summary),
         _provenance(summary),
@@ -80,8 +80,8 @@ def _bits_per_byte(summary: Summary) -> Figure:
         name="bits-per-byte",
         title=f"Held-out bits per byte: {', '.join(parts)}",
         image=plots.bits_per_byte(summary),
-        alt=f"Bits per byte of held-out text before and after masked-LM training: {'; '.join(parts)}.",
-        reading="The hollow mark is the model before masked-LM training, the full mark after it; further left is better"
+        alt=f"Bits per byte of held-out text before and after pretraining: {'; '.join(parts)}.",
+        reading="The hollow mark is the model before pretraining, the full mark after it; further left is better"
         + ("." if _alone(summary) else ", and the two full marks are what to compare."),
     )
 

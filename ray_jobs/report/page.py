@@ -118,7 +118,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
                         f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)"),
         ("Held-out rows", f"{data['rows']['heldout']:,}"),
         ("Held-out pairs", f"{summary['pairs']:,}"),
-        ("Parameters", f"{summary['parameters']:,} after the transfer, masked-LM head included"),
+        ("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"),
         ("Merged model", f"the average of {summary['merged_models']} embedders"),
         ("Served", f"{serve['requests']:,} requests answered; largest difference of a number from "
                    f"Embedder.encode: {serve['max_abs_diff']:.1e}"),
