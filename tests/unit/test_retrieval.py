@@ -67,9 +67,18 @@ class Known:
 
 
 def test_a_language_is_searched_among_its_own_pairs() -> None:
-    """The same sentence in two languages: each finds the other's translation first among all, its own in its language."""
-    vectors = {"a": [1, 0], "b": [0, 1], "el a": [0.8, 0.6], "el b": [0.6, 0.8], "tr a": [1, 0], "tr b": [0, 1]}
-    pairs = Pairs(ids=list("1234"), anchors=["a", "b", "a", "b"], positives=["el a", "el b", "tr a", "tr b"],
+    """Like sentences in two languages: each finds the other's translation first among all, its own in its language."""
+    vectors = {
+        "a": [1, 0],
+        "b": [0, 1],
+        "like a": [1, 0],
+        "like b": [0, 1],
+        "el a": [0.8, 0.6],
+        "el b": [0.6, 0.8],
+        "tr a": [1, 0],
+        "tr b": [0, 1],
+    }
+    pairs = Pairs(ids=list("1234"), anchors=["a", "b", "like a", "like b"], positives=["el a", "el b", "tr a", "tr b"],
                   negatives=[[]] * 4, langs=["el", "el", "tr", "tr"])  # fmt: skip
     whole, by_language = retrieval.evaluate(Known(vectors), pairs)
     assert whole["forward"]["accuracy_at_1"] == 0.5

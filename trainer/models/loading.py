@@ -54,12 +54,11 @@ def kind_of(folder: str) -> str:
         multimodal.check(settings, folder)
         return "causal"
     names = tuple(settings.architectures or ())
-    for kind, (_, mapping, _) in HEADS.items():  # XLM's masked language model has the name of a causal one
-        if type(settings) in mapping and mapping[type(settings)].__name__ in names:
-            return kind
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(settings), None)
     for kind, (_, _, endings) in HEADS.items():
         if any(name.endswith(endings) for name in names):
-            return kind
+            # XLM's masked language model has the name of a causal one.
+            return "masked" if kind == "causal" and masked is not None and masked.__name__ in names else kind
     for kind, (_, mapping, _) in HEADS.items():
         if type(settings) in mapping:
             return kind
