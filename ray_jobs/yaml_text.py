@@ -1,21 +1,33 @@
-"""YAML as people write it today: `true` and `false` are the only booleans.
+"""YAML as people write it today: the scalars of YAML 1.2 (sections 10.2 and 10.3), numbers without leading zeros.
 
-PyYAML follows YAML 1.1, in which `no`, the tag of Norwegian, is false, and so are `off` and `n`.
+PyYAML follows YAML 1.1, in which `no`, the tag of Norwegian, is false, `010` is eight, `12:30` is 750 and `2026-11-27` a date.
+Here they are text, which a setting that is a number still reads as one.
 """
 
+import re
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import yaml
 
+_SCALARS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+)
+"""Tags, what they look like, and the characters that they begin with."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans, and no key twice."""
+    """The scalars of `_SCALARS`, and no key twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, pattern) for tag, pattern in found if not (tag.endswith(":bool") and first in "yYnNoO")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value]
@@ -23,6 +35,10 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice} occurs twice", node.start_mark)
         return dict(super().construct_mapping(node, deep))
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def parse(text: str) -> Any:

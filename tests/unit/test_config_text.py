@@ -9,6 +9,7 @@ from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import Reserved
 from ray_jobs.config import load, to_yaml
+from ray_jobs.yaml_text import parse
 from tests.integration.conftest import write_rows
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
@@ -61,3 +62,22 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             _documents(job)
     with pytest.raises(ConfigError, match="is no language tag"):
         load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    {
+        "12:30": "12:30", "010": "010", "2026-11-27": "2026-11-27", "0x1F": "0x1F", "off": "off", "1_000": "1_000",
+        "1e-4": 1e-4, ".5": 0.5, "3.": 3.0, "-1": -1, "0": 0, "true": True, "~": None, "": None, "1.5.2": "1.5.2",
+    }.items(),
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(written: str, read: object) -> None:
+    assert parse(f"key: {written}")["key"] == read
+
+
+def test_text_that_looks_like_a_number_of_yaml_1_1_survives_the_file_beside_the_run(path: str, tmp_path: Path) -> None:
+    config = load(path, ["output=010", "shard.lang=010", "seed=7", "text=12:30"])
+    assert (config.output, config.shard.lang, config.text) == ("010", "010", "12:30")
+    (tmp_path / "e.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "e.yaml"), []) == config
+    assert load(path, ["pretrain.train.steps=010"]).pretrain.train.steps == 10
