@@ -41,6 +41,7 @@ def check(config: ScionConfig, job: str) -> None:
         _check_method(method, getattr(config.transfer.methods, method))
     if job in _PACKED:
         source = _settings("source_model", config.source_model)
+        loading.kind(source, config.source_model)
         if job in _PRETRAINS and source.is_encoder_decoder:
             raise ModelError(
                 "an encoder-decoder can be transferred and embedded, but not pretrained here.",
@@ -53,6 +54,8 @@ def check(config: ScionConfig, job: str) -> None:
         if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
             raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
         settings = _settings("source_model", given)
+        if getattr(settings.get_text_config(), "vocab_size", None) is None:
+            raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
         _check_length("embed.max_length", config.embed.max_length, settings, given)
         check_pooling(config.embed.pooling, loading.is_causal(settings), given)
 
@@ -73,7 +76,9 @@ def _check_length(key: str, length: int, settings: PretrainedConfig, model: str)
     longest = loading.max_length(settings)
     if length > longest:
         raise ConfigError(
-            f"rows of {length:,} tokens do not fit {model}, whose positions reach {longest:,}.", key, f"At most {longest}."
+            f"rows of {length:,} tokens do not fit {model}, whose positions reach {longest:,} without a change of scale.",
+            key,
+            f"At most {longest}.",
         )
 
 

@@ -156,6 +156,7 @@ def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, t
     assert config.tokenizer is not None
     with model_folder(config.tokenizer) as folder:
         made = adopted(train.load(folder), source, training.positives[:_COMPARED])
+    loading.check_pad_id(loading.settings_of(config.source_model), made.pad_token_id)
     frame_of(made)
     return made, {"given": config.tokenizer}
 

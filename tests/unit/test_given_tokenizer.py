@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import RobertaConfig
 
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs.rows import Pairs
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
 from data_pipeline.tokenizers.verify import verify
@@ -62,3 +65,17 @@ def test_a_given_tokenizer_is_not_extended(tmp_path) -> None:
     path.write_text("{text: a, pairs: b, test_pairs: c, source_model: d, output: e, tokenizer: f}")
     with pytest.raises(ConfigError, match="nothing to extend"):
         load(str(path), ["shard.tokenizer.extend=true"])
+
+
+def test_another_padding_id_is_refused_where_it_would_move_positions(english, greek, tmp_path: Path) -> None:
+    """By `scion shard`, before anything is packed by it."""
+    for name in ("text", "pairs", "test_pairs"):
+        write_rows(tmp_path / f"{name}.parquet", [{"text": "a"}])
+    byte_level(english).save_pretrained(tmp_path / "source")
+    RobertaConfig(pad_token_id=1).save_pretrained(tmp_path / "source")
+    wordpiece(greek[:40]).save_pretrained(tmp_path / "given")
+    (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
+    config, source = load(str(tmp_path / "c.yaml"), [f"tokenizer={tmp_path}/given"]), train.load(str(tmp_path / "source"))
+    pairs = Pairs(ids=["1"], anchors=english[:1], positives=greek[:1], negatives=[[]])
+    with pytest.raises(ModelError, match="roberta counts positions from its padding id 1, the new tokenizer pads with 0"):
+        shard._given(config, source, Any, pairs, Any)

@@ -13,6 +13,7 @@ from transformers import (
     BartModel,
     BertConfig,
     BertForMaskedLM,
+    BertGenerationConfig,
     BertModel,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -28,13 +29,17 @@ from transformers import (
     MT5ForConditionalGeneration,
     PegasusConfig,
     PegasusForConditionalGeneration,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
+    RobertaConfig,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
     XLMConfig,
     XLMWithLMHeadModel,
+    XLNetConfig,
 )
 
 from data_pipeline.errors import ModelError
@@ -221,3 +226,38 @@ def test_a_masked_language_model_with_the_name_of_a_causal_one_is_masked(tmp_pat
 
     XLMWithLMHeadModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=1, n_heads=2)).save_pretrained(tmp_path)
     assert loading.kind_of(str(tmp_path)) == "masked"
+
+
+def test_an_encoder_of_a_causal_architecture_looks_both_ways() -> None:
+    assert not loading.is_causal(BertGenerationConfig(architectures=["BertGenerationEncoder"]))
+    assert loading.is_causal(BertGenerationConfig(architectures=["BertGenerationDecoder"], is_decoder=True))
+
+
+def longrope() -> Phi3Config:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    given = TEXT | {"num_key_value_heads": 2, "max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    return Phi3Config(**given, rope_parameters=rope)
+
+
+def test_the_longest_row_is_one_in_which_a_text_is_read_as_by_itself() -> None:
+    assert loading.max_length(XLNetConfig()) == 1 << 20
+    assert loading.max_length(BertConfig(max_position_embeddings=128)) == 128
+    assert loading.max_length(RobertaConfig(max_position_embeddings=130, pad_token_id=1)) == 128
+    assert loading.max_length(longrope()) == 16
+    model: Any = Phi3ForCausalLM(longrope()).eval()
+    ids = torch.arange(1, 25)[None]
+    with torch.no_grad():
+        alone = model(input_ids=ids[:, :8]).logits
+        beside_short = model(input_ids=ids[:, :16]).logits[:, :8]
+        beside_long = model(input_ids=ids[:, :17]).logits[:, :8]
+    torch.testing.assert_close(beside_short, alone)
+    assert not torch.allclose(beside_long, alone, atol=1e-4)
+
+
+def test_a_family_that_counts_from_its_padding_id_needs_one() -> None:
+    with pytest.raises(ModelError, match="roberta counts positions from its padding id, and there is none"):
+        loading.max_length(RobertaConfig(pad_token_id=None))
+    loading.check_pad_id(BertConfig(), None)
+    loading.check_pad_id(RobertaConfig(pad_token_id=1), 1)
+    with pytest.raises(ModelError, match="its padding id 1, the new tokenizer pads with 0"):
+        loading.check_pad_id(RobertaConfig(pad_token_id=1), 0)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, ViTConfig
 
 from data_pipeline.errors import ConfigError, ModelError
 from ray_jobs import config as configs
@@ -83,3 +83,13 @@ def test_an_encoder_decoder_is_refused_before_its_transfer_where_it_would_be_pre
             preflight.check(given, job)
     preflight.check(given, "transfer")
     preflight.check(configs.load(path, [f"embed.model={tmp_path}/t5"]), "embed")
+
+
+@pytest.mark.parametrize(
+    ("job", "key", "said"),
+    [("pipeline", "source_model", "vit is no language model"), ("embed", "embed.model", "vit has no vocabulary")],
+)
+def test_a_model_that_reads_no_text_is_refused(path: str, tmp_path: Any, job: str, key: str, said: str) -> None:
+    ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ModelError, match=said):
+        preflight.check(configs.load(path, [f"{key}={tmp_path}/vit"]), job)

@@ -44,24 +44,32 @@ HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 
 
 def kind_of(folder: str) -> str:
-    """A key of `HEADS`: what the saved class is, else the first kind that the architecture has.
+    """A key of `HEADS`, of the model in `folder`.
 
     Raises:
         ModelError: no model there, or one that is no language model.
     """
-    settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+    return kind(_loaded(lambda: AutoConfig.from_pretrained(folder), folder), folder)
+
+
+def kind(settings: PretrainedConfig, folder: str) -> str:
+    """A key of `HEADS`: what the saved class is, else the first kind that the architecture has.
+
+    Raises:
+        ModelError: it is no language model.
+    """
     if multimodal.is_multimodal(settings):
         multimodal.check(settings, folder)
         return "causal"
     names = tuple(settings.architectures or ())
     masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(settings), None)
-    for kind, (_, _, endings) in HEADS.items():
+    for found, (_, _, endings) in HEADS.items():
         if any(name.endswith(endings) for name in names):
             # XLM's masked language model has the name of a causal one.
-            return "masked" if kind == "causal" and masked is not None and masked.__name__ in names else kind
-    for kind, (_, mapping, _) in HEADS.items():
+            return "masked" if found == "causal" and masked is not None and masked.__name__ in names else found
+    for found, (_, mapping, _) in HEADS.items():
         if type(settings) in mapping:
-            return kind
+            return found
     raise ModelError(
         f"{settings.model_type} is no language model.", f"model {folder}", f"Scion knows {', '.join(HEADS)} language models."
     )
@@ -135,23 +143,63 @@ def settings_of(spec: str) -> PretrainedConfig:
 
 
 def is_causal(settings: PretrainedConfig) -> bool:
-    """Whether a token of the model sees only what stands before it: an architecture that has a causal head and no other."""
+    """Whether a token of the model sees only what stands before it: an architecture that has a causal head and no other, and
+    that is not saved as an encoder, as BertGeneration's is."""
+    names = tuple(settings.architectures or ())
+    if any(name.endswith(("Encoder", "EncoderModel")) for name in names):
+        return False
     kinds = [kind for kind, (_, mapping, _) in HEADS.items() if type(settings.get_text_config()) in mapping]
-    named = any(name.endswith(HEADS["masked"][2]) for name in settings.architectures or ())
+    named = any(name.endswith(HEADS["masked"][2]) for name in names)
     return kinds == ["causal"] or (bool(getattr(settings, "is_decoder", False)) and not named and "causal" in kinds)
 
 
 def position_offset(settings: PretrainedConfig) -> int:
-    """The position id of a row's first token: RoBERTa's family counts from behind the padding id."""
+    """The position id of a row's first token: RoBERTa's family counts from behind the padding id.
+
+    Raises:
+        ModelError: its configuration names no padding id.
+    """
     absolute = settings.model_type == "esm" and getattr(settings, "position_embedding_type", "absolute") == "absolute"
-    return int(settings.pad_token_id) + 1 if absolute or settings.model_type in _POSITIONS_AFTER_PAD else 0
+    if not absolute and settings.model_type not in _POSITIONS_AFTER_PAD:
+        return 0
+    if settings.pad_token_id is None:
+        raise ModelError(
+            f"{settings.model_type} counts positions from its padding id, and there is none.",
+            f"model {settings.name_or_path}".strip(),
+            "Set pad_token_id in its config.json to the id of its padding token.",
+        )
+    return int(settings.pad_token_id) + 1
+
+
+def check_pad_id(settings: PretrainedConfig, pad_id: int | None) -> None:
+    """Refuses a tokenizer whose padding id would shift the position of every token.
+
+    Raises:
+        ModelError: so it is.
+    """
+    if position_offset(settings) and pad_id != settings.pad_token_id:
+        raise ModelError(
+            f"{settings.model_type} counts positions from its padding id {settings.pad_token_id}, the new tokenizer pads with "
+            f"{pad_id}.",
+            "the new tokenizer",
+            f"Give its padding token the id {settings.pad_token_id}.",
+        )
 
 
 def max_length(settings: PretrainedConfig) -> int:
-    """The longest row that the model's position embeddings reach."""
+    """The longest row that the model's positions reach, and in which a text is read as it is by itself: LongRoPE turns all
+    texts of a batch by other angles once one of them is longer than the original length (Ding et al. 2024, arXiv:2402.13753).
+    """
     settings = settings.get_text_config()
     positions = getattr(settings, "max_position_embeddings", getattr(settings, "max_seq_len", None))  # MPT has the latter
-    return 1 << 20 if positions is None else int(positions) - position_offset(settings)
+    lengths = [int(positions) - position_offset(settings)] if positions is not None and positions > 0 else []  # XLNet's is -1
+    return min([*lengths, *_longrope_lengths(settings)], default=1 << 20)
+
+
+def _longrope_lengths(settings: PretrainedConfig) -> list[int]:
+    rope: dict[str, Any] = getattr(settings, "rope_parameters", None) or {}
+    by_layer = [one for one in rope.values() if isinstance(one, dict)] or [rope]
+    return [one["original_max_position_embeddings"] for one in by_layer if one.get("rope_type") == "longrope"]
 
 
 def parameters(model: torch.nn.Module) -> int:

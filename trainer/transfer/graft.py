@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers.canonical import role_ids
-from trainer.models.loading import position_offset
+from trainer.models.loading import check_pad_id
 from trainer.transfer import apply
 from trainer.transfer.plan import Provenance, TransferPlan
 
@@ -23,7 +23,7 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     Raises:
         ModelError: the plan is for a larger vocabulary than the model's, or the padding id would move positions.
     """
-    _check_padding(model, tokenizer)
+    check_pad_id(model.config, tokenizer.pad_token_id)
     _check_known(model)
     wanted = plan.padded(-(-len(plan) // MULTIPLE) * MULTIPLE)
     # transformers types both as plain modules; what counts is that they have a weight, and perhaps a bias.
@@ -130,14 +130,3 @@ def _suppress(model: PreTrainedModel, plan: TransferPlan) -> None:
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         old = [moved[number] for number in getattr(settings, name, None) or () if number in moved]
         setattr(settings, name, (old + (plan.filling().tolist() if name == "suppress_tokens" else [])) or None)
-
-
-def _check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """RoBERTa's family counts positions from behind the padding id, so another id would shift every position."""
-    if position_offset(model.config) and tokenizer.pad_token_id != model.config.pad_token_id:
-        raise ModelError(
-            f"{model.config.model_type} counts positions from its padding id {model.config.pad_token_id}, the new "
-            f"tokenizer pads with {tokenizer.pad_token_id}.",
-            "transfer",
-            "Give the new tokenizer the padding id of the old one.",
-        )
