@@ -136,7 +136,7 @@ def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
 def table(made: Comparison) -> Table:
     """The ranking in the terminal."""
     shown = Table(title=comparison.TITLE.format(made=made), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for name in comparison.COLUMNS:
+    for name in made.columns:
         # Two short lines, so that the table fits a terminal of 80 columns.
         shown.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right", no_wrap=True)
     for row in made.rows:

@@ -1,5 +1,6 @@
 """`scion evaluate`: retrieval on the held-out pairs for every model of the chain and of its random control."""
 
+from collections import Counter
 from functools import partial
 
 import ray
@@ -62,9 +63,11 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         "retrieval": {name: whole for name, (whole, _) in found.items()},
         "retrieval_by_language": {name: languages for name, (_, languages) in found.items() if languages},
         "pairs": len(testing),
+        "pairs_by_language": dict(sorted(Counter(testing.langs).items())),
     }
     best, _ = found["transferred_trained"]
-    return ", ".join(f"{way} accuracy@1 {best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+    forward, backward = (f"{best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+    return f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor"
 
 
 @ray.remote(num_cpus=1)

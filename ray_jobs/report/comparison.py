@@ -8,7 +8,8 @@ from typing import Any
 
 from ray_jobs.report import page, plots
 
-COLUMNS = ("rank", "method", "step 0", "final", "speed-up", "accuracy@1 before", "accuracy@1 after")
+COLUMNS = ("rank", "method", "step 0", "final", "speed-up")
+RETRIEVAL = ("accuracy@1 before", "accuracy@1 after")
 TITLE = "bits per byte of held-out text, {made.steps:,} steps, {made.spread} (less is better)"
 CONTROL = "random"
 
@@ -53,6 +54,11 @@ class Comparison:
     steps: int
     seeds: int
     rows: list[Row]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its table: decoders are not asked for retrieval."""
+        return COLUMNS if all(row.before is None for row in self.rows) else COLUMNS + RETRIEVAL
 
     @property
     def spread(self) -> str:
@@ -153,15 +159,14 @@ def _accuracy(scores: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def cells(made: Comparison, row: Row) -> list[str]:
-    """A row as text, in the order of `COLUMNS`."""
+    """A row as text, in the order of the comparison's columns."""
     return [
         str(row.rank),
         row.method,
         str(row.first),
         str(row.final),
         _speed_up(made, row),
-        "" if row.before is None else f"{row.before.mean:.3f}",
-        "" if row.after is None else f"{row.after.mean:.3f}",
+        *(f"{value.mean:.3f}" for value in (row.before, row.after) if value is not None),
     ]
 
 
@@ -183,7 +188,7 @@ def render(made: Comparison, papers: Mapping[str, str], source_model: str, confi
         "compare.html.j2",
         made=made,
         title=TITLE.format(made=made),
-        columns=COLUMNS,
+        columns=made.columns,
         rows=[(cells(made, row), papers[row.method]) for row in made.rows],
         flat=flat(made),
         curves=plots.comparison(curves),

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from functools import partial
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -85,14 +84,7 @@ def show(config: ScionConfig, console: Console) -> None:
     there = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
     summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if there else write(config)
     console.print(retrieval_table(summary), bits_table(summary), sep="\n")
-    if (by_language := page.language_table(summary)) is not None:
-        columns, rows = by_language
-        table = Table(title="by language", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-        for column in columns:
-            justify: Any = "left" if column == "language" else "right"
-            table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)
-        for row in rows:
-            table.add_row(*(cell.replace(" to ", "→").replace(" / ", "/") for cell in row))  # as wide as a terminal of 80
+    for table in language_tables(summary):
         console.print(table)
     console.print(Text(f"report: {config.at(PAGE)}"))
 
@@ -106,6 +98,35 @@ def retrieval_table(summary: Summary) -> Table:
             table.add_column(way.replace("→ ", "→\n") + f"\n{metric}", justify="right", no_wrap=True)
     for row in page.retrieval_rows(summary):
         table.add_row(row["model"], *(Text(text, style="bold" if best else "") for text, best in row["cells"]))
+    return table
+
+
+def language_tables(summary: Summary) -> list[Table]:
+    """The page's table by language as two, of text and of pairs, so that each fits a terminal of 80 columns; none where there
+    is one language."""
+    found = page.language_table(summary)
+    if found is None:
+        return []
+    columns, rows = found
+    pairs = columns.index("pairs")
+    return [
+        _by_language(
+            "text by language, before → after",
+            columns[1:pairs],
+            [(row[0], row[1:pairs]) for row in rows],
+        ),
+        _by_language(
+            f"pairs by language: {plots.FORWARD} / {plots.BACKWARD}", columns[pairs:], [(row[0], row[pairs:]) for row in rows]
+        ),
+    ]
+
+
+def _by_language(title: str, columns: list[str], rows: list[tuple[str, list[str]]]) -> Table:
+    table = Table("language", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
+    for lang, cells in rows:
+        table.add_row(lang, *(cell.replace(" to ", " → ") for cell in cells))
     return table
 
 

@@ -1,7 +1,7 @@
 """The report as one HTML file that asks for nothing from outside: styles and images are inside."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -96,17 +96,24 @@ def language_table(summary: Summary) -> tuple[list[str], list[list[str]]] | None
     rows = languages(summary)
     if len(rows) < 2:
         return None
-    columns = ["language", *(f"bits per byte, {start}" for start in rows[0]["bits"])]
+    columns = ["language", "pieces per word", *(f"bits per byte, {start}" for start in rows[0]["bits"]), "pairs"]
     columns += [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
     shown = [
         [
             row["lang"],
-            *(" to ".join("none" if value is None else f"{value:.3f}" for value in ends) for ends in row["bits"].values()),
-            *("none" if both is None else f"{both[0]:.3f} / {both[1]:.3f}" for both in row["accuracy"].values()),
+            _joined(row["pieces"] or (None, None), " to ", "{:.2f}"),
+            *(_joined(ends, " to ", "{:.3f}") for ends in row["bits"].values()),
+            _joined([row["pairs"]], "", "{:,}"),
+            *(_joined(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
         ]
         for row in rows
     ]
     return columns, shown
+
+
+def _joined(values: Sequence[float | None], mark: str, form: str) -> str:
+    """Numbers in a cell of the table by language; "none" where there is no text or no pair to take them from."""
+    return "none" if None in values else mark.join(form.format(value) for value in values)
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:

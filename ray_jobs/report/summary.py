@@ -36,6 +36,7 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "retrieval": {model: evaluated["retrieval"][model] for model in MODELS},
         "retrieval_by_language": evaluated["retrieval_by_language"],
         "pairs": evaluated["pairs"],
+        "pairs_by_language": evaluated["pairs_by_language"],
         "bits_per_byte": {start: chain["pretrain"].metrics["bits_per_byte"] for start, chain in chains.items()},
         "bits_per_byte_by_language": {
             start: chain["pretrain"].metrics["bits_per_byte_by_language"] for start, chain in chains.items()
@@ -48,6 +49,7 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "placed": chains["transferred"]["transfer"].metrics["placed"],
         "parameters": chains["transferred"]["transfer"].metrics["parameters"],
         "fertility": shard["fertility"],
+        "fertility_by_language": shard["fertility_by_language"],
         "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset")},
         "merged_models": found["merge"].metrics["models"],
         "serve": {name: found["serve"].metrics[name] for name in ("requests", "max_abs_diff")},
@@ -80,15 +82,16 @@ def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], t
 
 
 def languages(summary: Summary) -> list[dict[str, Any]]:
-    """A row a language where there are several: its bits per byte of each start before and after, and its accuracy@1, both
-    ways, of the source and of the trained models; None where there is no text, or no pair, in it."""
+    """A row a language: pieces a word of the old and the new tokenizer, bits per byte of each start before and after, pairs,
+    and accuracy@1, both ways, of the source and of the trained models; None where there is no text, or no pair, in it."""
     starts = distinct_starts(summary)
     bits = {start: summary["bits_per_byte_by_language"][start] for start in starts}
     ends = [str(step) for step, _ in before_and_after(summary, starts[0])]
     models = ["source_model", *(f"{start}_trained" for start in starts)]
     retrieved = {model: summary["retrieval_by_language"].get(model, {}) for model in models}
     scored = [scores for steps in bits.values() for scores in steps.values()]
-    names = sorted({lang for scores in [*scored, *retrieved.values()] for lang in scores})
+    pieces: dict[str, Any] = summary["fertility_by_language"]
+    names = sorted({lang for scores in [*scored, *retrieved.values(), pieces] for lang in scores})
 
     def accuracy(model: str, lang: str) -> tuple[float, float] | None:
         ways = retrieved[model].get(lang)
@@ -97,6 +100,8 @@ def languages(summary: Summary) -> list[dict[str, Any]]:
     return [
         {
             "lang": lang,
+            "pieces": [pieces[lang][name]["pieces_per_word"] for name in ("source", "target")] if lang in pieces else None,
+            "pairs": summary["pairs_by_language"].get(lang),
             "bits": {start: [bits[start].get(step, {}).get(lang) for step in ends] for start in starts},
             "accuracy": {model: accuracy(model, lang) for model in models},
         }

@@ -78,3 +78,11 @@ def test_the_page_shows_every_method_and_asks_for_nothing_from_outside() -> None
         assert expected in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert 'src="http' not in page
+
+
+def test_retrieval_has_columns_where_it_was_compared() -> None:
+    encoder = compare({("random", 0): cell(2.0, 1.0, retrieval=0.25)})
+    assert (encoder.columns[-1], comparison.cells(encoder, encoder.rows[0])[-1]) == ("accuracy@1 after", "0.250")
+    decoder = compare({("random", 0): cell(2.0, 1.0)})
+    assert (decoder.columns[-1], comparison.cells(decoder, decoder.rows[0])[-1]) == ("speed-up", "1.0 x")
+    assert "so retrieval is not compared" in comparison.render(decoder, {"random": ""}, "m", "")

@@ -74,13 +74,15 @@ def metrics(method: str) -> dict[str, dict[str, Any]]:
     """The metrics of every stage, as the jobs write them."""
     values = (0.034, 0.012, 0.021, 0.312, 0.148, 0.231, 0.688, 0.672)
     old = {"pieces_per_word": 6.412, "pieces_per_character": 1.021, "unknown": 0.0134}
+    new = {"pieces_per_word": 1.873, "pieces_per_character": 0.298, "unknown": 0.0}
     found: dict[str, dict[str, Any]] = {
         "shard": {
             "documents": {"train": 4210, "heldout": 221, "empty": 3, "duplicate": 97, "in_heldout": 12},
             "fertility": {
                 "source": old,
-                "target": {"pieces_per_word": 1.873, "pieces_per_character": 0.298, "unknown": 0.0},
+                "target": new,
             },
+            "fertility_by_language": {"el": {"source": old, "target": new}},
             "rows": {"rows": 2801, "heldout": 148},
             "tokens": 351_902,
             "padding_share": 0.0185,
@@ -91,6 +93,7 @@ def metrics(method: str) -> dict[str, dict[str, Any]]:
             "retrieval": {m: scores(v, 0.93 * v) for m, v in zip(MODELS, values, strict=True)},
             "retrieval_by_language": {},
             "pairs": 500,
+            "pairs_by_language": {"el": 500},
         },
         "serve": {"requests": 64, "max_abs_diff": 2.1e-7},
     }
@@ -180,6 +183,9 @@ def of_languages(*langs: str) -> dict[str, Any]:
             step: {lang: value + place / 10 for place, lang in enumerate(langs)}
             for step, value in summary["bits_per_byte"][start].items()
         }
+    pieces = summary["fertility_by_language"]["el"]
+    summary["fertility_by_language"] = dict.fromkeys(langs, pieces)
+    summary["pairs_by_language"] = dict.fromkeys(langs[:-1], 1250)
     summary["retrieval_by_language"] = {
         model: {lang: scores(0.5 + place / 10, 0.25) for place, lang in enumerate(langs[:-1])} for model in MODELS
     }
@@ -188,9 +194,9 @@ def of_languages(*langs: str) -> dict[str, Any]:
 
 def test_languages_have_a_table_where_there_are_several() -> None:
     columns, rows = page.language_table(of_languages("el", "ja", "tr"))
-    assert columns[:3] == ["language", "bits per byte, random", "bits per byte, transferred"]
-    assert rows[1] == ["ja", "4.222 to 2.953", "4.217 to 2.371", *["0.600 / 0.250"] * 3]
-    assert rows[2][-1] == "none"
+    assert columns[:5] == ["language", "pieces per word", "bits per byte, random", "bits per byte, transferred", "pairs"]
+    assert rows[1] == ["ja", "6.41 to 1.87", "4.222 to 2.953", "4.217 to 2.371", "1,250", *["0.600 / 0.250"] * 3]
+    assert rows[2][4:] == ["none"] * 4
     assert "4.217 to 2.371" in page.render(of_languages("el", "ja", "tr"), "seed: 0\n")
     assert page.language_table(summary_of()) is None
     assert "By language" not in page.render(summary_of(), "seed: 0\n")
@@ -380,3 +386,13 @@ def test_a_missing_stage_is_named_with_the_job_that_makes_it(settings: configs.S
     ):
         job.main(settings, Console(file=io.StringIO()))
     assert not (Path(settings.output) / "report.html").exists()
+
+
+def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(*job.language_tables(of_languages("el", "zh-Hant-TW", "tr")), sep="\n")
+    said = console.file.getvalue()
+    for cell in ("zh-Hant-TW", "6.41 → 1.87", "1,250", "4.217 → 2.371", "0.600 / 0.250", "none"):
+        assert cell in said
+    assert "…" not in said
+    assert job.language_tables(summary_of()) == []
