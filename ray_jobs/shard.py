@@ -31,7 +31,7 @@ from trainer.models import loading
 
 KIND = "shards"
 _COMPARED = 200
-"""Texts on which a given tokenizer is compared with what transformers loads beside the source model's configuration."""
+"""Texts on which a given tokenizer is tried: what its rules do, and what transformers loads in the source model's folder."""
 PARTS = ("rows", "heldout")
 """Folders of packed rows, each with a manifest."""
 
@@ -155,7 +155,7 @@ def _trained(
 def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter) -> Made:
     assert config.tokenizer is not None
     with model_folder(config.tokenizer) as folder:
-        made = adopted(train.load(folder), source, training.positives[:_COMPARED])
+        made = adopted(train.load(folder), source, training.positives[:_COMPARED], report.note)
     loading.check_pad_id(loading.settings_of(config.source_model), made.pad_token_id)
     frame_of(made)
     return made, {"given": config.tokenizer}

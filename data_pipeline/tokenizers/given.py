@@ -1,11 +1,12 @@
 """A tokenizer that the user gives as the target, in place of one that is trained."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError
+from data_pipeline.tokenizers import rules
 from data_pipeline.tokenizers.canonical import role_ids
 from data_pipeline.tokenizers.folder import rebuilt
 from data_pipeline.tokenizers.verify import verify
@@ -14,8 +15,16 @@ _NEEDED = ("token ids", "template")
 """Checks without which ids mean nothing; what else a tokenizer does to text is its giver's choice."""
 
 
-def adopted(given: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast, texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def adopted(
+    given: PreTrainedTokenizerFast,
+    source: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    warn: Callable[[str], None] = lambda line: None,
+) -> PreTrainedTokenizerFast:
     """`given`, as transformers will load it beside the source model's configuration.
+
+    Args:
+        warn: receives a line on what its rules do to the words of `texts`.
 
     Raises:
         ModelError: its ids or its template are broken, it lacks a mask token that the source has, or transformers would build
@@ -27,5 +36,12 @@ def adopted(given: PreTrainedTokenizerFast, source: PreTrainedTokenizerFast, tex
         raise ModelError(f"its {wrong[0].check} are not right: {wrong[0].failures[0]}.", where, "Correct its tokenizer.json.")
     if "mask" in role_ids(source) and "mask" not in role_ids(given):
         raise ModelError("it has no mask token, and the source model has.", where, "Add one to it, or take another.")
+    if lost := rules.dropped_note(given.backend_tokenizer.normalizer, texts):
+        warn(f"{lost}; without tokenizer= one is trained that does not")
+    if (found := rules.cuts(given.backend_tokenizer.pre_tokenizer, texts)).share > rules.CUT:
+        warn(
+            f"the tokenizer cuts {found.share:.0%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
+            f"({found.example}); without tokenizer= one is trained that does not where the model's class allows it"
+        )
     given.name_or_path = source.name_or_path
     return rebuilt(given, json.loads(given.backend_tokenizer.to_str()), texts)

@@ -24,6 +24,8 @@ WITH_MARKS = r"\p{L}[\p{L}\p{M}]*(?:[\x{200C}\x{200D}][\p{L}\p{M}]+)*"
 """A letter, then letters and marks; the joiners that Indic and Persian spelling needs between them."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern inside `ByteLevel`."""
+CUT = 1e-3
+"""Share of words, cut at marks or without their accents, from which on a rule is replaced, or warned of."""
 _COMPOSED = {"NFKD": "NFKC", "NFD": "NFC"}
 MARK = regex.compile(r"\p{L}[\p{M}\u200c\u200d]")
 
@@ -94,6 +96,15 @@ def dropped(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float,
     lost = [word for word in counts if _marks(word) > _marks(normalizer.normalize_str(word))]
     share = sum(counts[word] for word in lost) / max(1, counts.total())
     return share, max(lost, key=lambda word: (counts[word], word), default="")
+
+
+def dropped_note(normalizer: Normalizer | None, texts: Iterable[str]) -> str | None:
+    """What is to be said where a normaliser drops accents of more than one word in a thousand."""
+    share, word = dropped(normalizer, texts)
+    if normalizer is None or share <= CUT:
+        return None
+    becomes = normalizer.normalize_str(word)
+    return f"the tokenizer drops accents or vowel signs of {share:.0%} of the words ({word} becomes {becomes})"
 
 
 def _marks(text: str) -> int:

@@ -23,8 +23,6 @@ from data_pipeline.tokenizers.template import inserted, renumbered
 __all__ = ["TokenizerConfig", "load", "train"]
 _COMPARED = 200
 """Lines on which a tokenizer that was saved and loaded is compared with what was saved."""
-_CUT = 1e-3
-"""Share of cut words from which on a pattern that cuts words is replaced, or warned of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +87,10 @@ def train(
         result = rebuilt(source, extended(old, trained, _ids(source)), corpus[:_COMPARED])
     else:
         result = rebuilt(source, trained, corpus[:_COMPARED], **_settings(old, config))
-    if (found := rules.cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > _CUT:
+    if (found := rules.cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > rules.CUT:
         warn(_cost(source, result, found, corpus, config))
-    if config.extend and (lost := rules.dropped(source.backend_tokenizer.normalizer, corpus))[0] > _CUT:
-        share, word = lost
-        becomes = source.backend_tokenizer.normalizer.normalize_str(word)
-        warn(
-            f"the tokenizer drops accents or vowel signs of {share:.0%} of the words ({word} becomes {becomes}); an extended "
-            "vocabulary keeps the old rules, a new one (extend=false) does not"
-        )
+    if config.extend and (lost := rules.dropped_note(source.backend_tokenizer.normalizer, corpus)):
+        warn(f"{lost}; an extended vocabulary keeps the old rules, a new one (extend=false) does not")
     return result
 
 
@@ -105,7 +98,7 @@ def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[st
     """The source's rules, but for those that drop accents, and those that cut the text's words at their vowel signs if
     transformers loads the tokenizer without them."""
     spec = old if config.strip_accents else old | {"normalizer": rules.with_accents(old["normalizer"])}
-    if rules.cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= _CUT:
+    if rules.cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= rules.CUT:
         return spec
     changed = spec | {"pre_tokenizer": rules.with_marks(spec["pre_tokenizer"])}
     marked = sorted(corpus, key=lambda line: -len(rules.MARK.findall(line)))

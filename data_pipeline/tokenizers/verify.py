@@ -58,14 +58,14 @@ def verify(
     """
     old = None if given else old
     extended = old is not None and is_extension(old, tokenizer)
-    marks = not (given or extended or tokenizer.init_kwargs.get("strip_accents"))
+    dropper = _dropper(tokenizer, given, extended)
     return [
         _ids(tokenizer),
         *([_old_ids(old, tokenizer)] if old is not None and extended else []),
         _template(tokenizer, old),
-        _marks(tokenizer, marks),
+        _marks(tokenizer, dropper),
         _scripts(tokenizer),
-        *([] if texts is None else [_languages(tokenizer, texts, marks)]),
+        *([] if texts is None else [_languages(tokenizer, texts, marks=dropper is None)]),
     ]
 
 
@@ -155,9 +155,17 @@ def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast |
     return Finding.listed("template", f"around a text: {said}", wrong)
 
 
-def _marks(tokenizer: PreTrainedTokenizerFast, needed: bool) -> Finding:
-    """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in. It may where it was asked
-    to (`strip_accents`), and in a vocabulary that is given or extended, whose rules are not ours."""
+def _dropper(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) -> str | None:
+    """What has the tokenizer drop accents, where it is not us; None where it has to keep them."""
+    if given:
+        return "the tokenizer's own rules"
+    if extended:
+        return "the old rules, which an extended vocabulary keeps"
+    return "strip_accents" if tokenizer.init_kwargs.get("strip_accents") else None
+
+
+def _marks(tokenizer: PreTrainedTokenizerFast, dropper: str | None) -> Finding:
+    """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in, unless `dropper` does."""
     counts = Counter(script(token) for token in canonical_tokens(tokenizer) if token is not None and token.word_start)
     own = tokenizer.backend_tokenizer.normalizer
     dropped = [
@@ -165,8 +173,8 @@ def _marks(tokenizer: PreTrainedTokenizerFast, needed: bool) -> Finding:
         for name, word in _MARKED.items()
         if counts[name] >= _WORDS // 10 and own is not None and _marks_of(own.normalize_str(word)) < _marks_of(word)
     ]
-    if dropped and not needed:
-        return Finding(check="accents and vowel signs", said=f"dropped as before or as asked: {'; '.join(dropped)}")
+    if dropped and dropper is not None:
+        return Finding(check="accents and vowel signs", said=f"dropped by {dropper}: {'; '.join(dropped)}")
     return Finding.listed("accents and vowel signs", "of the scripts in the vocabulary", dropped)
 
 

@@ -1,8 +1,10 @@
 """`tokenizer=FOLDER`: an existing tokenizer as the target."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,4 +80,19 @@ def test_another_padding_id_is_refused_where_it_would_move_positions(english, gr
     config, source = load(str(tmp_path / "c.yaml"), [f"tokenizer={tmp_path}/given"]), train.load(str(tmp_path / "source"))
     pairs = Pairs(ids=["1"], anchors=english[:1], positives=greek[:1], negatives=[[]])
     with pytest.raises(ModelError, match="roberta counts positions from its padding id 1, the new tokenizer pads with 0"):
-        shard._given(config, source, Any, pairs, Any)
+        shard._given(config, source, Any, pairs, SimpleNamespace(note=print))
+
+
+def test_what_the_rules_of_a_given_tokenizer_do_to_words_is_said(english, greek) -> None:
+    said: list[str] = []
+    adopted(wordpiece(greek[:100]), wordpiece(english), greek[:40], said.append)
+    assert len(said) == 1
+    assert re.match(
+        r"the tokenizer drops accents or vowel signs of \d+% of the words \(.+ becomes .+\); without tokeni", said[0]
+    )
+    said.clear()
+    adopted(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, said.append)
+    assert len(said) == 1
+    assert "cuts 100% of the words at vowel signs" in said[0]
+    adopted(unigram(greek[:100]), llama3(english), greek[:40], said.append)
+    assert len(said) == 1

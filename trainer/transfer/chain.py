@@ -33,7 +33,9 @@ def check(name: str, key: str) -> None:
         if method not in METHODS:
             raise ConfigError(f"{method or name} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
         if methods.count(method) > 1:
-            raise ConfigError(f"{method} stands twice in {name}.", key, "What it left once it leaves again: name it once.")
+            raise ConfigError(
+                f"{method} stands twice in {name}.", key, "Name it once: a second time it would find nothing new."
+            )
         if len(methods) > 1 and method in _ALONE:
             raise ConfigError(
                 f"{method} cannot be part of a chain.", key, "What a chain leaves is drawn at random by itself."
