@@ -22,7 +22,7 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
-from ray_jobs.config import ScionConfig
+from ray_jobs.config import ScionConfig, ShardConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage
@@ -84,6 +84,8 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     finally:
         storage.remove(cache)
     rows = manifests["rows"]
+    if unused := _unused(config.shard.lang, tuple(rows.streams)):
+        report.note(unused)
     padding, cut = rows.share("padding"), rows.total("cut") / max(1, rows.total("documents"))
     draft.metrics |= {
         "documents": text.fates,
@@ -98,6 +100,13 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         f"{rows.total('rows'):,} rows of {rows.length} tokens from {text.fates['train']:,} documents, "
         f"{padding:.1%} of the tokens are padding, {cut:.1%} of the documents go on in the next row"
     )
+
+
+def _unused(lang: str, found: tuple[str, ...]) -> str:
+    """What is to be said where the user names a language that no document has."""
+    if lang in (ShardConfig().lang, *found):
+        return ""
+    return f"shard.lang={lang} is for documents that name no language; column lang of the text names {', '.join(found)}"
 
 
 def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> tuple[dict[str, Manifest], Corpus]:

@@ -8,6 +8,7 @@ from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import Reserved
+from ray_jobs import shard
 from ray_jobs.config import load, to_yaml
 from ray_jobs.yaml_text import parse
 from tests.integration.conftest import write_rows
@@ -81,3 +82,9 @@ def test_text_that_looks_like_a_number_of_yaml_1_1_survives_the_file_beside_the_
     (tmp_path / "e.yaml").write_text(to_yaml(config))
     assert load(str(tmp_path / "e.yaml"), []) == config
     assert load(path, ["pretrain.train.steps=010"]).pretrain.train.steps == 10
+
+
+def test_a_language_that_no_document_has_is_said(path: str) -> None:
+    assert shard._unused("el", ("el", "tr")) == ""
+    assert shard._unused(load(path, []).shard.lang, ("el",)) == ""
+    assert shard._unused("gr", ("el", "tr")).endswith("column lang of the text names el, tr")
