@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from trainer.models.loading import with_soft_cap
+
 VOCABULARY, WINDOW = 300, 16
 _ENCODER = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -206,7 +208,7 @@ def tiny(name: str, vocabulary: int = VOCABULARY, **ids: int | None) -> PreTrain
     kind = _AUTO[family.kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model: PreTrainedModel = kind.from_config(settings)
+        model = with_soft_cap(kind.from_config(settings))
         with torch.no_grad():
             for weight in model.parameters():
                 weight.normal_(std=0.2) if weight.ndim > 1 else weight.add_(0.1 * torch.randn_like(weight))

@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BartConfig,
     BartModel,
     BertConfig,
     BertForMaskedLM,
     BertGenerationConfig,
     BertModel,
+    Gemma2Config,
+    Gemma2PreTrainedModel,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GPT2Config,
@@ -261,3 +264,21 @@ def test_a_family_that_counts_from_its_padding_id_needs_one() -> None:
     loading.check_pad_id(RobertaConfig(pad_token_id=1), 1)
     with pytest.raises(ModelError, match="its padding id 1, the new tokenizer pads with 0"):
         loading.check_pad_id(RobertaConfig(pad_token_id=1), 0)
+
+
+@pytest.mark.parametrize("load", [lambda folder: loading.language_model(folder, 0).model, loading.encoder])
+def test_no_soft_cap_is_left_out_where_transformers_would(tmp_path, monkeypatch, load) -> None:
+    """As transformers 5.17 does with Gemma 2, which the GPU machine has."""
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    settings = Gemma2Config(**TEXT, head_dim=16, attn_logit_softcapping=0.5)
+    model: Any = AutoModelForCausalLM.from_config(settings).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(1, 21)[None]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        capped = model.model(input_ids=ids).last_hidden_state
+        found = load(str(tmp_path))(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(found, capped)

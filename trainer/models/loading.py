@@ -88,8 +88,8 @@ def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] 
     auto = HEADS[kind_of(folder)][0]
     with _seeded(seed), quiet():
         if multimodal.is_multimodal(AutoConfig.from_pretrained(folder)):
-            return multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder))
-        return _loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder)
+            return with_soft_cap(multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder)))
+        return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder))
 
 
 def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -122,7 +122,15 @@ def encoder(folder: str) -> PreTrainedModel:
             auto = encoder_decoders.auto_of(settings, folder)
             model = _loaded(lambda: load(auto or _class(AutoModel, folder)), folder)
             model = encoder_decoders.encoder(model)
-    return model.eval()
+    return with_soft_cap(model).eval()
+
+
+def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its own eager attention where SDPA would leave out the cap on its scores: transformers 5.17 runs Gemma 2
+    with SDPA and without the cap, 5.23 does not."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    return model
 
 
 def settings_of(spec: str) -> PretrainedConfig:

@@ -26,8 +26,8 @@ from trainer.models import cpu_dropout
 Kernel = Literal["flex", "blocks", "sdpa", "eager"]
 """`flex` leaves rows that need no mask to SDPA, `blocks` gives FlexAttention those too."""
 _NAMES: dict[Kernel, str] = {"flex": "flex", "blocks": "blocks", "sdpa": "mask", "eager": "scores"}
-_BEYOND_SDPA = ("softcap", "s_aux", "position_bias")
-"""Options of an attention that change its scores."""
+_UNKNOWN_TO_SDPA = ("softcap", "s_aux")
+"""Options of an attention that change its scores, and that SDPA cannot be given."""
 
 
 @dataclass(slots=True)
@@ -94,9 +94,15 @@ def _block_mask(**options: Any) -> BlockMask:
 
 
 def _sdpa(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """transformers' SDPA; ours where a CPU drops weights."""
-    plain = all(options.get(name) is None for name in _BEYOND_SDPA)
-    if options.get("dropout") and plain and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    """transformers' SDPA; ours where a CPU drops weights.
+
+    Raises:
+        NotImplementedError: the model's scores have a soft cap or a sink, which transformers 5.17 leaves out without a word.
+    """
+    if (left_out := next((name for name in _UNKNOWN_TO_SDPA if options.get(name) is not None), None)) is not None:
+        raise NotImplementedError(f"SDPA knows no {left_out}")
+    biased = options.get("position_bias") is not None
+    if options.get("dropout") and not biased and query.device.type == "cpu" and not torch.compiler.is_compiling():
         if mask is None and getattr(module, "is_causal", False):
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
