@@ -280,5 +280,9 @@ def test_no_soft_cap_is_left_out_where_transformers_would(tmp_path, monkeypatch,
     with torch.no_grad():
         model.set_attn_implementation("eager")
         capped = model.model(input_ids=ids).last_hidden_state
-        found = load(str(tmp_path))(input_ids=ids).last_hidden_state
+        loaded = load(str(tmp_path))
+        found = loaded(input_ids=ids).last_hidden_state
+        loaded.save_pretrained(tmp_path / "again")
+        again = AutoModel.from_pretrained(tmp_path / "again").eval()(input_ids=ids).last_hidden_state
     torch.testing.assert_close(found, capped)
+    torch.testing.assert_close(again, capped)

@@ -127,9 +127,10 @@ def encoder(folder: str) -> PreTrainedModel:
 
 def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its own eager attention where SDPA would leave out the cap on its scores: transformers 5.17 runs Gemma 2
-    with SDPA and without the cap, 5.23 does not."""
+    with SDPA and without the cap, 5.23 does not. Its config.json says so, for whoever loads what is saved."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
+        model.config.attn_implementation = "eager"
     return model
 
 
