@@ -1,4 +1,4 @@
-"""Kernels on Ray: parts of the work as tasks of one CPU each, within a bound on memory."""
+"""Kernels on Ray: parts of the work as tasks, as many at once as each machine's CPUs and the bound on its memory allow."""
 
 import time
 import warnings
@@ -15,15 +15,15 @@ from data_pipeline.errors import ConfigError
 T = TypeVar("T")
 _PROCESS = 450 << 20
 """Resident memory of a process that has imported torch and holds no data."""
-_BLOCK = 256 << 20
-"""Scratch memory of a part where the bound leaves room; larger parts are not faster."""
+_BLOCK, _LEAST_BLOCK = 256 << 20, 32 << 20
+"""Scratch memory of a part: larger ones are not faster; smaller ones only where not even one task has room for this."""
 
 
 class RaySpread:
     """See `trainer.spread.Spread`.
 
     Args:
-        max_memory: bytes that the driver and all tasks on this machine may take together.
+        max_memory: bytes that the driver and all tasks may take together on a machine.
         said: is told what is about to start: its size, and estimates of its time and memory.
         progress: is told how many parts are done of how many.
     """
@@ -34,46 +34,58 @@ class RaySpread:
         said: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._max_memory, self._said, self._progress = max_memory, said, progress
-        spare = max_memory - (1 + self.tasks) * _PROCESS
-        self.block_bytes = max(1 << 20, min(_BLOCK, spare // 3 // self.tasks))
+        self._cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]] or [1]
+        most = max(1, *self._cpus)
+        of_all, of_one = ((max_memory - (1 + tasks) * _PROCESS) // 3 // tasks for tasks in (most, 1))
+        self.block_bytes = max(1 << 20, min(_BLOCK, max(of_all, min(_LEAST_BLOCK, of_one))))
+        self.tasks = self._at_once(self._cpus_of_a_task(0))
 
     def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
         """Runs `function(part, *shared)` for every part, in order.
 
         Raises:
-            ConfigError: the parts and what they share would not fit into the bound.
+            ConfigError: one task, the parts and what they share would not fit into the bound.
         """
-        needed = self._needed(parts, shared)
+        # The driver's rows and the store's copy of what is shared.
+        held = 2 * sum(map(_size, shared)) + 2 * sum(map(_size, parts))
+        needed = held + 2 * _PROCESS + self.block_bytes
         if needed > self._max_memory:
             raise ConfigError(
                 f"{needed / 2**30:.1f} GiB are needed, {self._max_memory / 2**30:.1f} are allowed.",
                 "transfer.max_memory",
-                "Allow more, or take a smaller vocabulary, narrower vectors or fewer CPUs.",
+                "Allow more, or take a smaller vocabulary or narrower vectors.",
             )
+        cpus = self._cpus_of_a_task(held)
+        at_once = self._at_once(cpus)
         if operations:
-            seconds = operations / (_operations_a_second() * self.tasks)
-            self._said(f"search for neighbours: {len(parts)} tasks, about {seconds:.0f} s and {needed / 2**30:.1f} GiB")
+            here = min(len(parts), max(self._cpus) // cpus)
+            taken = needed + (here - 1) * (_PROCESS + self.block_bytes)
+            seconds = operations / (_operations_a_second() * min(len(parts), at_once))
+            self._said(f"search for neighbours: {len(parts)} tasks, about {seconds:.0f} s and {taken / 2**30:.1f} GiB")
+        task = _run.options(num_cpus=cpus)
         handles = [ray.put(_packed(value)) for value in shared]
         body = ray.put(function)
         running: deque[Any] = deque()
         for number, part in enumerate(parts):
-            running.append(_run.remote(body, _packed(part), *handles))
-            if len(running) >= 2 * self.tasks:
+            running.append(task.remote(body, _packed(part), *handles))
+            if len(running) >= 2 * at_once:
                 yield ray.get(running.popleft())
                 self._progress(number + 1 - len(running), len(parts))
         while running:
             yield ray.get(running.popleft())
             self._progress(len(parts) - len(running), len(parts))
 
-    def _needed(self, parts: Sequence[Any], shared: tuple[Any, ...]) -> int:
-        """The driver's rows and the store's copy of what is shared; a process and its scratch for each task."""
-        rows = sum(_size(part) for part in parts)
-        return 2 * sum(map(_size, shared)) + 2 * rows + (1 + self.tasks) * _PROCESS + self.tasks * self.block_bytes
+    def _cpus_of_a_task(self, held: int) -> int:
+        """What a task asks for, so that no machine runs more of them than fit beside the driver and its `held` bytes."""
+        fit = max(1, (self._max_memory - held - _PROCESS) // (_PROCESS + self.block_bytes))
+        return max(1, -(-max(self._cpus) // fit))
+
+    def _at_once(self, cpus: int) -> int:
+        return max(1, sum(own // cpus for own in self._cpus))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _run(function: Callable[..., T], part: Any, *shared: Any) -> T:
     return function(_unpacked(part), *map(_unpacked, shared))
 
