@@ -58,7 +58,7 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         fix = "Unset RAY_ADDRESS to run on this machine." if address else "Run it again when the machine is less busy."
         raise ClusterError(f"no cluster ({reason}).", where, fix) from error
     try:
-        _check_size((least or workers) * worker_cpus + 1)
+        _check_size(least or workers, worker_cpus)
         _quieten()
         yield
     finally:
@@ -103,8 +103,21 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _check_size(needed: float) -> None:
-    have = ray.cluster_resources().get("CPU", 0.0)
+def has_gpus() -> bool:
+    """Whether workers train on GPUs: the cluster has some, be it on another node than the driver's."""
+    return ray.cluster_resources().get("GPU", 0.0) >= 1
+
+
+def _check_size(workers: int, worker_cpus: float) -> None:
+    """Refuses a cluster in which the workers would wait for ever."""
+    there, needed = ray.cluster_resources(), workers * worker_cpus + 1
+    have, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if 1 <= gpus < workers:
+        raise ClusterError(
+            f"the cluster has {gpus:g} GPUs, the job asks for {workers} workers with one each.",
+            "ray",
+            f"Set workers={int(gpus)}, add nodes, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPUs.",
+        )
     if have < needed:
         raise ClusterError(
             f"the cluster has {have:g} CPUs, the job needs {needed:g} (workers x worker_cpus, and one to read data).",

@@ -4,9 +4,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cluster.session import has_gpus
 from data_pipeline import storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ConfigError
@@ -76,4 +76,4 @@ def train(
         )
         draft.working.append(run.store.uri)
         workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers
-        return fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=torch.cuda.is_available())
+        return fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())

@@ -6,6 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from cluster import session
+from data_pipeline.errors import ClusterError
+
 ASKS = """
 import ray
 from cluster.session import ray_session
@@ -33,3 +38,21 @@ def test_workers_ask_their_own_cluster_and_not_one_that_was_here_before() -> Non
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
         done = subprocess.run([sys.executable, "-c", ASKS], env=environment, capture_output=True, text=True, timeout=300)
         assert done.stdout.splitlines() == ["alive: True"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("gpus", "workers", "said"), [(0, 2, ""), (2, 2, ""), (8, 2, ""), (1, 2, "1 GPUs"), (4, 8, "4 GPUs")])
+def test_workers_that_would_wait_for_a_gpu_for_ever_are_refused(monkeypatch, gpus: int, workers: int, said: str) -> None:
+    """The GPUs are the cluster's: a driver on a head node without one sees none of its own."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0, "GPU": float(gpus)} if gpus else {"CPU": 64.0})
+    assert session.has_gpus() is (gpus > 0)
+    if not said:
+        session._check_size(workers, 1.0)
+        return
+    with pytest.raises(ClusterError, match=rf"has {said}, the job asks for {workers} workers.*Set workers={gpus}"):
+        session._check_size(workers, 1.0)
+
+
+def test_too_few_cpus_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(ClusterError, match="has 4 CPUs, the job needs 9"):
+        session._check_size(4, 2.0)
