@@ -189,7 +189,7 @@ class ScionConfig:
     """A model folder or hub name."""
     tokenizer: str | None = None
     """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
-    method: str = "aligned"
+    method: str = "ramen"
     """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
     seed: int = 0
