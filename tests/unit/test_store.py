@@ -31,6 +31,7 @@ def write(store: Store, step: int, ranks: int = 2, commit: bool = True) -> str:
                 Path(folder, "state.json").write_text(f'{{"next_step": {step}}}')
     if commit:
         store.commit(name, ranks)
+        store.prune(name)
     return name
 
 

@@ -227,6 +227,8 @@ class Training:
             self._journal.write("missed", why=saved.wrong)
         elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
+            if saved.left:
+                self._journal.write("not pruned", why=saved.left)
 
     def _evaluate(self) -> None:
         """Scores held-out text where the settings say so, unless a run before the kill has."""
