@@ -21,7 +21,7 @@ from data_pipeline.feed import ledger
 from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
-from data_pipeline.step_name import new_name
+from data_pipeline.step_name import new_name, step_of
 from trainer.engine import attempts, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
@@ -62,7 +62,7 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     or `{"world": ..., "evaluations": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
-    with attempts.attempt(run.uri) as attempt:
+    with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
             return {"error": attempt.error}
         return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
@@ -101,7 +101,8 @@ class Training:
         steps, began = self._run.config.steps, time.perf_counter()
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
         seconds = round(time.perf_counter() - began, 3)
-        died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
+        feed = self._feed.without(self._state.skipped)
+        died = attempts.check_progress(self._attempt, feed, self._state.next_step, steps)
         self._careful = 0 if died is None else died + DEPTH + 1
         self._attempt.started()
         self._journal.write(
@@ -121,7 +122,7 @@ class Training:
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._evaluate()
-        self._saved(self._saver.finish(self._state))
+        self._save_end()
         return self._export()
 
     def _steps(self) -> bool:
@@ -222,6 +223,12 @@ class Training:
         if wait:
             self._saved(self._saver.finish(self._state))
 
+    def _save_end(self) -> None:
+        """A checkpoint after the last step, unless there is one: an export that fails is repeated without training again."""
+        self._saved(self._saver.finish(self._state))
+        if not self._state.lineage or step_of(self._state.lineage[-1]) < self._state.next_step:
+            self._save(wait=True)
+
     def _saved(self, saved: Saved | None) -> None:
         if saved is not None and saved.wrong:
             self._journal.write("missed", why=saved.wrong)
@@ -246,6 +253,7 @@ class Training:
         self._ledger.write(name, self._ledger.take())
         weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
+            self._run.store.check_lease()
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
