@@ -153,13 +153,13 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
     told = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
     result = fit(told, workers=2, worker_cpus=1, gpu=False)
     back = entries(str(tmp_path), "back")
-    assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 40, 40, 45)]
+    assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 0, 0, 45)]
     assert "robust standard deviations" in back[0]["why"]
     history = result["history"]
-    assert [entry["planned"] for entry in history] == [*range(40), *range(45, 55)]
+    assert [entry["planned"] for entry in history] == [*range(45, 95)]
     assert max(entry["loss"] for entry in history) < 2 * history[0]["loss"]
     assert clean(told)
-    assert audit.finished(f"{tmp_path}/ledger").skipped == ((40, 45),)
+    assert audit.finished(f"{tmp_path}/ledger").skipped == ((0, 45),)
 
 
 def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

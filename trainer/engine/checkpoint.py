@@ -54,15 +54,16 @@ class RunState:
         return tuple((skip.first, skip.last) for skip in self.skips)
 
 
-def restore(engine: Any, store: Store, identity: str) -> RunState:
-    """Loads the newest checkpoint whose files are what was written, and marks those that are not; every rank calls it.
+def restore(engine: Any, store: Store, identity: str, at_most: int | None = None) -> RunState:
+    """Loads the newest checkpoint whose files are what was written, and marks those that are not; every rank calls it. With
+    `at_most` the newest that is not after that step, or else the earliest.
 
     Raises:
         CorruptError: there were checkpoints and none is intact, or the newest is of another run.
         OSError: the storage fails, which says nothing against a checkpoint.
     """
     passed: dict[str, str] = {}
-    while name := from_first(lambda: next((one for one in store.usable() if one not in passed), "")):
+    while name := from_first(lambda: next((one for one in _in_turn(store, at_most) if one not in passed), "")):
         wrong = _check(store, name)
         if not wrong:
             return _load(engine, store, name, identity)
@@ -76,6 +77,13 @@ def restore(engine: Any, store: Store, identity: str) -> RunState:
             "Remove the folder to start from the beginning.",
         )
     return RunState(identity=identity)
+
+
+def _in_turn(store: Store, at_most: int | None) -> list[str]:
+    """The checkpoints in the order in which they are tried."""
+    usable = store.usable()
+    later = [] if at_most is None else [name for name in usable if step_of(name) > at_most]
+    return usable[len(later) :] + later[::-1]
 
 
 def _check(store: Store, name: str) -> str:

@@ -32,7 +32,7 @@ from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
 from trainer.engine.tasks import Batch, Task
-from trainer.engine.together import from_first
+from trainer.engine.together import from_first, together
 from trainer.engine.waiting import Waiting
 from trainer.engine.wishes import Wish, Wishes
 
@@ -184,26 +184,30 @@ class Training:
         return ""
 
     def _go_back(self, step: int, why: str) -> None:
-        """Restores the newest checkpoint and leaves the rows out that led here.
+        """Restores a checkpoint from before what led here and leaves those rows out.
 
         Raises:
             TrainingError: the run has gone back too often.
+            OSError: the storage fails.
         """
-        planned, done = self._feed.planned(step), self._state.skips
+        planned, done, store = self._feed.planned(step), self._state.skips, self._run.store
         self._saved(self._saver.finish(self._state))
         self._saver.forget()
-        if len(done) >= guards.ROLLBACKS:
+        before = guards.lately(self._state.skipped, planned)
+        if before >= guards.ROLLBACKS:
             raise TrainingError(
-                f"{why}; the run has gone back {len(done)} times before.",
+                f"{why}; the run has gone back {before} times before, within {guards.PEACE} steps.",
                 f"step {step}",
                 "Lower learning_rate, or look at the rows of the steps that the log names.",
             )
-        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
+        self._state = checkpoint.restore(self._engine, store, self._run.identity, guards.back_to(step, before))
         first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
-        self._state.skips = [*done, Skip(first, last, why)]
+        self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
         self._state.refused = 0
         self._journal.write("back", step=step, next_step=self._state.next_step, first=first, last=last, why=why)
         self._save(wait=True)
+        if wrong := together(lambda: store.abandon(self._state.next_step) if self._first else None):
+            raise OSError(f"checkpoints that the run went back before could not be marked ({wrong}).")
 
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""

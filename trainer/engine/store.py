@@ -22,12 +22,15 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.step_name import is_name, step_of
+from trainer.engine.guards import WINDOW
 
 COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
 WORKING = "checkpoints"
 """Below a run's folder, while it runs."""
 PART = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
+_WINDOWS = 3
+"""Before that of the newest checkpoint, from each of which one is kept to go back to."""
 _CHANGED = "missing or changed since it was written."
 _ROOM = 1.2
 """Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
@@ -85,12 +88,13 @@ class Store:
         self._write(name, COMMITTED, hashes)
 
     def prune(self, name: str) -> None:
-        """Removes checkpoints older than `name` beyond `keep`, and what was never committed.
+        """Removes checkpoints older than `name`, and what was never committed, but for `keep` and a few to go back to.
 
         Raises:
             OSError: something could not be removed; the next call tries again.
         """
-        kept = set(self.usable()[: self.keep])
+        usable = self.usable()
+        kept = {name, *usable[: self.keep], *_earliest(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
@@ -126,6 +130,16 @@ class Store:
             OSError: the storage fails.
         """
         storage.retry(lambda: self._write(name, BAD, {"why": why}))
+
+    def abandon(self, step: int) -> None:
+        """Keeps the checkpoints after `step` from being taken again: the run has gone back before them.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        for name in self.usable():
+            if step_of(name) > step:
+                self.mark_bad(name, f"the run went back to step {step}")
 
     def checked(self, name: str, share: int = 0, of: int = 1) -> None:
         """Compares files with their hashes: all of them, or every `of`-th from `share` on.
@@ -183,6 +197,17 @@ class Store:
             return {str(path): str(known) for path, known in json.loads(content).items()}
         except (FileNotFoundError, ValueError, AttributeError) as error:
             raise CorruptError(_CHANGED, uri) from error
+
+
+def _earliest(usable: list[str]) -> list[str]:
+    """The earliest checkpoint in each of the last windows of steps, from names, the newest first: a run that goes back once or
+    twice finds one that is a window older than that which it came from (`guards.back_to`)."""
+    earliest: dict[int, str] = {}
+    for name in usable:
+        window = step_of(name) // WINDOW
+        if step_of(name) < step_of(earliest.setdefault(window, name)):
+            earliest[window] = name
+    return [name for window, name in earliest.items() if max(earliest) - window <= _WINDOWS]
 
 
 def _manifest(rank: int) -> str:
