@@ -1,6 +1,7 @@
 """Files and folders at any URI that fsspec knows (a local path, s3://, gs://, memory://).
 
-A write is atomic: on a local disk by rename, on an object store because one PUT is.
+A write is atomic: on a local disk by rename, on an object store because one PUT is. Whatever the storage raises is an OSError,
+and storage that does not answer is never taken for storage where nothing is.
 """
 
 import glob
@@ -11,12 +12,53 @@ import queue
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+
+from data_pipeline.errors import reason
+
+Answer = TypeVar("Answer")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between the attempts of `retry`."""
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Raises what a file system raises as an OSError.
+
+    gcsfs, adlfs, botocore and aiohttp have classes of their own, and adlfs raises plain RuntimeErrors. Other exceptions of
+    Python itself are mistakes in a program.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
+            raise
+        raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+
+
+def retry(ask: Callable[[], Answer]) -> Answer:
+    """Asks again, after `WAITS`, where the storage fails for a moment.
+
+    Raises:
+        OSError: it failed each time, or in a way that lasts.
+    """
+    for wait in WAITS:
+        try:
+            return ask()
+        except _LASTING:
+            raise
+        except OSError:
+            time.sleep(wait)
+    return ask()
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -42,17 +84,46 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    """Whether a file or a folder is there.
+
+    Raises:
+        OSError: the storage did not say; `exists` of fsspec answers no to that.
+    """
+    return _kind(*filesystem(uri)) is not None
+
+
+@as_os_error()
+def _kind(fs: Any, path: str) -> str | None:
+    """`file` or `directory`; None where nothing is."""
+    try:
+        return str(fs.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def files(uri: str) -> list[str]:
-    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder."""
+    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder.
+
+    Raises:
+        OSError: it could not be listed.
+    """
     fs, path = filesystem(uri)
-    if not fs.isdir(path):
+    if _kind(fs, path) != "directory":
         return []
     root = path.rstrip("/") + "/"
-    return sorted(found[len(root) :] for found in fs.find(path))
+    with as_os_error():
+        return sorted(found[len(root) :] for found in (_walk(path) if is_local(uri) else fs.find(path)))
+
+
+def _walk(path: str) -> Iterator[str]:
+    """Every file below a local folder. fsspec's `find` leaves out folders that it fails to list."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | PermissionError):  # gone in between, or none of ours
+            raise error
+
+    for folder, _, names in os.walk(path, onerror=failed, followlinks=True):
+        yield from (os.path.join(folder, name) for name in names)
 
 
 def expand(pattern: str) -> list[str]:
@@ -66,11 +137,13 @@ def expand(pattern: str) -> list[str]:
     return sorted(fs.unstrip_protocol(name) for name in names if fs.isfile(name))
 
 
+@as_os_error()
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
+@as_os_error()
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes the whole file or nothing."""
     fs, path = filesystem(uri)
@@ -119,13 +192,15 @@ def _probe(uri: str) -> None:
     remove(uri)
 
 
+@as_os_error()
 def remove(uri: str) -> None:
     """Removes a file or a folder with all that is in it, if it is there."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    if _kind(fs, path) is not None:
         fs.rm(path, recursive=True)
 
 
+@as_os_error()
 def fingerprint(uri: str) -> str:
     """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere."""
     fs, path = filesystem(uri)
@@ -135,6 +210,7 @@ def fingerprint(uri: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@as_os_error()
 def sha256(uri: str) -> str:
     """SHA-256 of a file's content, wherever it is."""
     fs, path = filesystem(uri)
@@ -161,7 +237,8 @@ def local_copy(uri: str) -> Iterator[str]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        with as_os_error():
+            fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
         yield folder
 
 
@@ -174,7 +251,8 @@ def local_file(uri: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         copy = os.path.join(folder, os.path.basename(path))
-        fs.get_file(path, copy)
+        with as_os_error():
+            fs.get_file(path, copy)
         yield copy
 
 
@@ -188,4 +266,5 @@ def local_output(uri: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         yield folder
-        fs.put(folder + "/", path.rstrip("/") + "/", recursive=True)
+        with as_os_error():
+            fs.put(folder + "/", path.rstrip("/") + "/", recursive=True)

@@ -84,6 +84,20 @@ class Dying:
         self.task.export(weights, uri)
 
 
+@dataclass(frozen=True)
+class Unwritable(Poisoned):
+    """Its export fails a few times, as on a full disk."""
+
+    fails: int = 0
+
+    def export(self, weights: Any, uri: str) -> None:
+        for number in range(self.fails):
+            if not storage.exists(f"{uri}-failed-{number}"):
+                storage.write_bytes(f"{uri}-failed-{number}", b"")
+                raise OSError(28, "No space left on device")
+        self.task.export(weights, uri)
+
+
 class Marked:
     """A batch that knows its planned step."""
 
@@ -139,13 +153,13 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
     told = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
     result = fit(told, workers=2, worker_cpus=1, gpu=False)
     back = entries(str(tmp_path), "back")
-    assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 40, 40, 45)]
+    assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 0, 0, 45)]
     assert "robust standard deviations" in back[0]["why"]
     history = result["history"]
-    assert [entry["planned"] for entry in history] == [*range(40), *range(45, 55)]
+    assert [entry["planned"] for entry in history] == [*range(45, 95)]
     assert max(entry["loss"] for entry in history) < 2 * history[0]["loss"]
     assert clean(told)
-    assert audit.finished(f"{tmp_path}/ledger").skipped == ((40, 45),)
+    assert audit.finished(f"{tmp_path}/ledger").skipped == ((0, 45),)
 
 
 def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
@@ -185,6 +199,21 @@ def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: s
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={})
     with pytest.raises(TrainingError, match="3 attempts in a row died before they could train, without an exception: killed"):
         fit(replace(failing, task=Dying(failing.task)), workers=1, worker_cpus=1, gpu=False)
+
+
+@pytest.mark.parametrize("fails", [1, 3])
+def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, source_folder: str, tmp_path, fails) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    told = run(shards, source_folder, str(tmp_path), 1, 6, factors={})
+    told = replace(told, task=Unwritable(told.task.task, {}, fails=fails))
+    if fails < 3:
+        fit(told, workers=1, worker_cpus=1, gpu=False)
+    else:
+        with pytest.raises(TrainingError, match=r"3 attempts in a row died while the trained model .* No space left") as it:
+            fit(told, workers=1, worker_cpus=1, gpu=False)
+        assert "rows" not in str(it.value)
+        fit(told, workers=1, worker_cpus=1, gpu=False)
+    assert [entry["step"] for entry in entries(str(tmp_path), "step")] == list(range(6))
+    assert clean(told)
 
 
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

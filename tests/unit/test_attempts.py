@@ -8,8 +8,11 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline import storage
-from data_pipeline.errors import ConfigError, TrainingError
-from trainer.engine import attempts
+from data_pipeline.errors import ArtifactError, ConfigError, TrainingError
+from data_pipeline.lease import Lease, held
+from trainer.engine import attempts, runlog
+from trainer.engine.attempts import Attempt
+from trainer.engine.runlog import RunLog
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +22,9 @@ def _alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def attempt(uri: str, error: Exception | None = None, steps: int = 0) -> object:
+def attempt(uri: str, error: Exception | None = None, steps: int = 0, lease: Lease | None = None) -> object:
     """An attempt that finishes some steps and then fails; the error that it found."""
-    with attempts.attempt(uri) as current:
+    with attempts.attempt(uri, lease) as current:
         if current.error is not None:
             return current.error
         if steps:
@@ -71,9 +74,9 @@ def test_an_exception_that_was_overcome_is_not_named_later(tmp_path) -> None:
     attempts.begin(str(tmp_path))
     with pytest.raises(ValueError, match="a bad row"):
         attempt(str(tmp_path), ValueError("a bad row"), steps=5)
-    assert "ValueError: a bad row" in attempts._last_failure(str(tmp_path))
+    assert "ValueError: a bad row" in attempts._last_failure(Attempt(str(tmp_path), None))
     attempt(str(tmp_path), steps=3)
-    assert "killed from outside" in attempts._last_failure(str(tmp_path))
+    assert "killed from outside" in attempts._last_failure(Attempt(str(tmp_path), None))
 
 
 def test_storage_that_fails_does_not_hide_the_exception(tmp_path, monkeypatch) -> None:
@@ -105,3 +108,52 @@ def test_three_attempts_that_die_before_they_train_are_enough(tmp_path) -> None:
     assert os.listdir(tmp_path)
     attempts.clear(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == ["log"]
+
+
+def overtaken(uri: str, mine: Lease, old: Lease, error: Exception) -> None:
+    with attempts.attempt(uri, mine) as current:
+        current.lease = old
+        raise error
+
+
+def test_a_superseded_run_leaves_nothing_to_its_successor(tmp_path) -> None:
+    """Its driver is alive but was taken for dead: it finds out at a commit, or at the start of another attempt."""
+    uri = str(tmp_path)
+    with held(f"{uri}/lease") as mine:
+        old = Lease(mine.uri, "old")
+        attempts.begin(uri)
+        before = sorted(tmp_path.rglob("*"))
+        for error in (ArtifactError("another run has taken over."), ValueError("bad"), OSError("timed out")):
+            with pytest.raises(type(error)):
+                overtaken(uri, mine, old, error)
+            storage.remove(f"{uri}/attempts/{mine.token}")
+        assert "taken over" in str(attempt(uri, steps=3, lease=old))
+        assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "attempts"] == before
+        assert attempt(uri, steps=3, lease=mine) is None
+
+
+def test_what_a_superseded_run_writes_late_is_not_read(tmp_path, monkeypatch) -> None:
+    uri = str(tmp_path)
+    with held(f"{uri}/lease") as mine:
+        monkeypatch.setattr(Attempt, "superseded", lambda self: None)  # it looked just before it was taken over
+        for _ in range(4):
+            with pytest.raises((ArtifactError, TrainingError)):
+                raise attempt(uri, ArtifactError("another run has taken over."), lease=Lease(mine.uri, "old"))  # type: ignore[misc]
+        monkeypatch.undo()
+        assert attempt(uri, steps=3, lease=mine) is None
+        with pytest.raises(ConfigError):
+            attempt(uri, ConfigError("mine"), lease=mine)
+        assert isinstance(attempt(uri, lease=mine), ConfigError)
+
+
+def test_attempts_that_die_at_the_end_blame_no_rows(tmp_path) -> None:
+    for _ in range(3):
+        log = RunLog(str(tmp_path / runlog.FOLDER))
+        log.write("start", next_step=8)
+        log.sync()
+    with pytest.raises(OSError, match="No space"):
+        attempt(str(tmp_path), OSError("No space left on device"))
+    with pytest.raises(TrainingError, match=r"3 attempts .* the trained model .* written, of OSError: No space") as it:
+        attempts.check_progress(Attempt(str(tmp_path), None), None, 8, 8)  # type: ignore[arg-type]
+    assert "rows" not in str(it.value)
+    assert "after all 8 steps" in str(it.value)

@@ -10,8 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.ledger import Ledger
+from data_pipeline.step_name import step_of
+from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
 from trainer.engine import checkpoint, saving
 from trainer.engine.checkpoint import RunState
 from trainer.engine.saving import Saver
@@ -71,6 +74,20 @@ def test_a_run_goes_on_from_the_newest(store: Store) -> None:
     assert engine.value == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(("at_most", "step"), [(100, 90), (90, 90), (89, 20), (20, 20), (19, 20), (-40, 20)])
+def test_a_run_goes_back_to_the_newest_not_after_a_step_or_else_the_earliest(store: Store, at_most: int, step: int) -> None:
+    saved(store, 20, 90, 110)
+    assert checkpoint.restore(Engine(), store, "a", at_most).next_step == step
+
+
+def test_going_back_passes_over_what_is_torn_to_the_one_before_and_then_after(store: Store) -> None:
+    saved(store, 20, 90, 110)
+    for step in (90, 20):
+        name = next(name for name in store.usable() if step_of(name) == step)
+        os.remove(Path(store.uri, name, "ds", "states.pt"))
+    assert checkpoint.restore(Engine(), store, "a", 100).next_step == 110
+
+
 @pytest.mark.parametrize("path", ["ds/states.pt", "state.json", "manifest-00000.json", "COMMITTED"])
 def test_of_a_checkpoint_that_changed_the_one_before_is_taken(store: Store, path: str) -> None:
     saved(store, 2, 4, 6)
@@ -89,6 +106,60 @@ def test_with_no_checkpoint_intact_the_run_does_not_silently_begin_again(store: 
         os.remove(Path(store.uri, name, "ds", "states.pt"))
     with pytest.raises(CorruptError, match="no checkpoint is intact"):
         checkpoint.restore(Engine(), store, "a")
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no answer"), HttpError("503")])
+@pytest.mark.parametrize("path", ["states.pt", "state.json", "manifest-", "COMMITTED", "/checkpoints"])
+def test_a_read_that_fails_for_a_moment_is_tried_again(flaky, path: str, error: Exception) -> None:  # noqa: F811
+    store = Store("flaky://run/checkpoints", keep=3)
+    saved(store, 2, 4)
+    Flaky.fault = failing("read|info|list", path, error, times=3)
+    engine = Engine()
+    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert engine.value == pytest.approx(0.4)
+    assert len(store.usable()) == 2
+
+
+@pytest.mark.parametrize("path", ["states.pt", "state.json", "manifest-", "COMMITTED", "/checkpoints"])
+def test_storage_that_stays_away_condemns_no_checkpoint(flaky, path: str) -> None:  # noqa: F811
+    store = Store("flaky://run/checkpoints", keep=3)
+    saved(store, 2, 4)
+    before = store.usable()
+    Flaky.fault = failing("read|info|list", path, TimeoutError("no answer"))
+    with pytest.raises(OSError, match="no answer"):
+        checkpoint.restore(Engine(), store, "a")
+    Flaky.fault = None
+    assert store.usable() == before
+    assert checkpoint.restore(Engine(), store, "a").next_step == 4
+
+
+def test_a_bad_checkpoint_that_cannot_be_marked_is_passed_over_once(flaky) -> None:  # noqa: F811
+    store = Store("flaky://run/checkpoints", keep=3)
+    saved(store, 2, 4)
+    storage.write_bytes(storage.join(store.uri, store.usable()[0], "ds", "states.pt"), b"torn")
+    Flaky.fault = failing("write", BAD, HttpError("503"))
+    assert checkpoint.restore(Engine(), store, "a").next_step == 2
+    storage.write_bytes(storage.join(store.uri, store.usable()[1], "ds", "states.pt"), b"torn")
+    with pytest.raises(CorruptError, match="no checkpoint is intact"):
+        checkpoint.restore(Engine(), store, "a")
+
+
+def test_a_clean_up_that_fails_costs_no_save(flaky) -> None:  # noqa: F811
+    store = Store("flaky://run/checkpoints", keep=3)
+    state = saved(store, 0, 2, 4, 6)
+    Flaky.fault = failing("remove", "step_", HttpError("503"))
+    saver = Saver(Engine(), store, Ledger("flaky://run/ledger", 0))
+    for step in (8, 10, 12, 14):
+        state.next_step = step
+        saver.begin(state)
+        told = saver.finish(state)
+        assert (told.wrong, state.missed) == ("", [])
+        assert "503" in told.left
+    Flaky.fault = None
+    assert step_of(store.usable()[0]) == 14
+    assert len(store.usable()) == 8
+    save(Engine(), state, store)
+    assert len(store.usable()) == 4
 
 
 def test_another_run_s_checkpoint_is_refused(store: Store) -> None:

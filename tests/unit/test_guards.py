@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation
 
-from trainer.engine.guards import WINDOW, left_out, spike
+from trainer.engine.guards import PEACE, ROLLBACKS, WINDOW, back_to, lately, left_out, spike
 
 LOSSES = st.floats(0.01, 50.0)
 
@@ -96,3 +96,17 @@ def test_two_times_that_went_wrong_leave_nothing_out_twice() -> None:
     assert one == (100, 121)
     assert two == (121, 151)
     assert left_out(0, 500, ()) == (501 - WINDOW, 501)
+
+
+def test_what_a_replay_leaves_out_may_lie_before_what_was_left_out_already() -> None:
+    assert left_out(0, 30, ((40, 105),)) == (0, 31)
+    assert left_out(0, 110, ((40, 105), (200, 240))) == (105, 111)
+
+
+def test_a_run_goes_back_farther_each_time_and_starts_afresh_after_peace() -> None:
+    assert [back_to(500, before) for before in range(ROLLBACKS)] == [500 - WINDOW, 500 - 2 * WINDOW, 500 - 3 * WINDOW]
+    skipped = ((100, 164), (200, 230), (900, 910))
+    assert lately(skipped, 240) == 2
+    assert lately(skipped, 230 + PEACE) == 2
+    assert lately(skipped, 910 + PEACE) == 1
+    assert lately(skipped, 911 + PEACE) == 0

@@ -1,15 +1,19 @@
 """A checkpoint is there as a whole or not at all, whatever happens while it is written and afterwards."""
 
+import itertools
 import os
 import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.step_name import new_name, step_of
 from trainer.engine import store as stores
+from trainer.engine.guards import WINDOW, back_to
 from trainer.engine.store import BAD, COMMITTED, Store
 
 
@@ -31,19 +35,49 @@ def write(store: Store, step: int, ranks: int = 2, commit: bool = True) -> str:
                 Path(folder, "state.json").write_text(f'{{"next_step": {step}}}')
     if commit:
         store.commit(name, ranks)
+        store.prune(name)
     return name
 
 
 def test_the_newest_committed_is_taken_and_older_ones_go(store: Store) -> None:
     names = [write(store, step) for step in (2, 4, 6, 8)]
     write(store, 10, commit=False)
-    assert store.usable() == names[:0:-1]
+    assert store.usable() == [*names[:0:-1], names[0]]  # the first of these steps, to go back to
     assert step_of(store.usable()[0]) == 8
     store.checked(names[-1])
     with store.local(names[-1]) as folder:
         assert Path(folder, "ds", "optimizer-1.pt").read_bytes() == bytes([8, 1]) * 50
     last = write(store, 12)
-    assert {path.split("/")[0] for path in storage.files(store.uri)} == {*names[2:], last}
+    assert {path.split("/")[0] for path in storage.files(store.uri)} == {names[0], *names[2:], last}
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(3, 5))
+def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(gaps: list[int], keep: int) -> None:
+    """Names only: pruned after each commit, as `Store.prune` does."""
+    usable, all_of_them = list[str](), list[str]()
+    for step in itertools.accumulate([0, *gaps]):
+        all_of_them.insert(0, name := new_name(step, 1))
+        usable = [name, *usable]
+        kept = {*usable[:keep], *stores._earliest(usable)}
+        usable = [one for one in usable if one in kept]
+        assert len(usable) <= keep + 4
+        assert usable[:keep] == all_of_them[:keep]
+        # As long as there is one in each window of 64 steps.
+        if all(gap <= WINDOW for gap in gaps):
+            for before in (0, 1):
+                limit = back_to(step, before)
+                assert limit < 0 or any(limit - 2 * WINDOW <= step_of(one) <= limit for one in usable), (limit, usable)
+
+
+def test_checkpoints_that_a_run_went_back_before_are_not_taken_again_and_go(store: Store) -> None:
+    first, *later = [write(store, step) for step in (2, 70, 140)]
+    store.abandon(2)
+    assert store.usable() == [first]
+    again = write(store, 2)
+    assert store.usable() == [again, first]
+    last = write(store, 150)
+    assert store.usable()[0] == last
+    assert not {path.split("/")[0] for path in storage.files(store.uri)} & set(later)
 
 
 def test_a_part_that_is_missing_is_not_committed(store: Store) -> None:

@@ -3,6 +3,9 @@
 Ray Train starts the workers anew after any exception. An error that Scion explains will be the same at the second attempt, on
 whichever rank it was raised, so it is written down, and the next attempt ends at once with it. So is any exception of our own
 process before the run's first step is done. Whatever else was raised is kept for the error that ends the run later.
+
+These notes lie in a folder named after the driver's lease. A run that another has superseded may go on for a while: its notes
+are its own, and it writes none once it knows.
 """
 
 import json
@@ -18,13 +21,17 @@ import torch.distributed as dist
 from ray.exceptions import RayError
 
 from data_pipeline import errors, storage
-from data_pipeline.errors import ScionError, TrainingError, reason
+from data_pipeline.errors import ArtifactError, ScionError, TrainingError, reason
 from data_pipeline.feed.planned import RankFeed
+from data_pipeline.lease import Lease
 from trainer.engine import guards, runlog
 from trainer.engine.runlog import RunLog
 from trainer.engine.together import from_first
 
-_FATAL, _STARTING, _FAILED, _STEPPED = "fatal.json", "starting.json", "failed", "stepped.json"
+_NOTES, _STEPPED = "attempts", "stepped.json"
+"""In a run's folder."""
+_FATAL, _STARTING, _FAILED = "fatal.json", "starting.json", "failed"
+"""In the notes."""
 _NAMED = 12
 """Rows that an error names."""
 _OUTSIDE = (OSError, RayError, dist.DistError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
@@ -37,21 +44,37 @@ class Attempt:
     """An attempt that is under way."""
 
     uri: str
-    error: ScionError | None
-    """That an earlier attempt ended with, the same on every rank."""
-    run_stepped: bool
+    lease: Lease | None
+    error: ScionError | None = None
+    """Why the run ends at once, the same on every rank."""
+    run_stepped: bool = False
     """Whether the run has finished a step, in this attempt or an earlier one."""
     _stepped: bool = False
+
+    def note(self, *path: str) -> str:
+        """Where this driver's attempts leave a note."""
+        return storage.join(self.uri, _NOTES, "no-lease" if self.lease is None else self.lease.token, *path)
+
+    def superseded(self) -> ArtifactError | None:
+        """The error that says that another run has taken over; None if the storage does not say so."""
+        try:
+            if self.lease is not None:
+                self.lease.check()
+        except ArtifactError as error:
+            return error
+        except OSError:
+            pass
+        return None
 
     def started(self) -> None:
         """The worker is about to train."""
         if dist.get_rank() == 0:
-            storage.remove(storage.join(self.uri, _STARTING))
+            storage.remove(self.note(_STARTING))
 
     def stepped(self) -> None:
         """The worker has finished a step. What earlier attempts died of is overcome."""
         if not self._stepped and dist.get_rank() == 0:
-            storage.remove(storage.join(self.uri, _FAILED))
+            storage.remove(self.note(_FAILED))
             if not self.run_stepped:
                 storage.write_bytes(storage.join(self.uri, _STEPPED), b"{}")
         self._stepped = self.run_stepped = True
@@ -63,8 +86,7 @@ def begin(uri: str) -> None:
     Raises:
         OSError: nothing can be written there.
     """
-    for name in (_FATAL, _STARTING, _FAILED):
-        storage.remove(storage.join(uri, name))
+    storage.remove(storage.join(uri, _NOTES))
     log = RunLog(storage.join(uri, runlog.FOLDER))
     log.write("driver")
     log.sync()
@@ -72,27 +94,27 @@ def begin(uri: str) -> None:
 
 def clear(uri: str) -> None:
     """The run has ended well."""
-    for name in (_FATAL, _STARTING, _FAILED, _STEPPED):
+    for name in (_NOTES, _STEPPED):
         storage.remove(storage.join(uri, name))
 
 
 @contextmanager
-def attempt(uri: str) -> Iterator[Attempt]:
+def attempt(uri: str, lease: Lease | None = None) -> Iterator[Attempt]:
     """Around all that a worker does in one attempt; notes what is raised in the block.
 
     Raises:
         TrainingError: the last attempts all died before they could train.
     """
-    content = from_first(lambda: _read(storage.join(uri, _FATAL)))
-    stepped = from_first(lambda: storage.exists(storage.join(uri, _STEPPED)))
-    current = Attempt(uri, _error(content) if content else None, stepped)
+    current = Attempt(uri, lease)
+    current.error = from_first(lambda: current.superseded() or _fatal(current))
+    current.run_stepped = from_first(lambda: storage.exists(storage.join(uri, _STEPPED)))
     try:
         if current.error is None:
-            _check_starts(uri)
+            _check_starts(current)
         yield current
     except ScionError as error:
         with suppress(Exception):  # storage that fails now must not hide what is being raised
-            _end(uri, error)
+            _end(current, error)
         raise
     except Exception as error:
         with suppress(Exception):
@@ -103,15 +125,17 @@ def attempt(uri: str) -> Iterator[Attempt]:
 def _keep(current: Attempt, error: Exception) -> None:
     """Writes an exception down; ends the run where it would come again."""
     failure = _failure(error)
-    storage.write_bytes(storage.join(current.uri, _FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
+    if current.superseded() is None:
+        storage.write_bytes(current.note(_FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
     if not current.run_stepped and not failure["outside"]:
-        _end(current.uri, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
+        _end(current, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
 
 
-def _end(uri: str, error: ScionError) -> None:
-    """No later attempt tries again."""
+def _end(current: Attempt, error: ScionError) -> None:
+    """No later attempt of this driver tries again. Those of one that was superseded find that out by themselves."""
     content = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
-    storage.write_bytes(storage.join(uri, _FATAL), json.dumps(content).encode())
+    if current.superseded() is None:
+        storage.write_bytes(current.note(_FATAL), json.dumps(content).encode())
 
 
 def _failure(error: Exception) -> dict[str, Any]:
@@ -131,21 +155,21 @@ def _advice(error: Exception) -> str:
     return "This would come again, so nothing was retried; report it with the log of Ray Train if it is not yours."
 
 
-def _last_failure(uri: str) -> str:
+def _last_failure(current: Attempt) -> str:
     """The exception that attempts died of; those that only followed from another rank's come last."""
-    folder = storage.join(uri, _FAILED)
+    folder = current.note(_FAILED)
     found = [_read(storage.join(folder, name)) for name in storage.files(folder)]
     latest = sorted(found, key=lambda one: (one["outside"], -one["time"]))
     return f"of {latest[0]['what']}" if latest else _KILLED
 
 
-def _check_starts(uri: str) -> None:
+def _check_starts(current: Attempt) -> None:
     """Counts the attempts that died before they could train."""
-    path = storage.join(uri, _STARTING)
+    path = current.note(_STARTING)
     count = from_first(lambda: int(_read(path).get("count", 0)))
     if count >= guards.DEATHS:
         raise TrainingError(
-            f"{count} attempts in a row died before they could train, {from_first(lambda: _last_failure(uri))}.",
+            f"{count} attempts in a row died before they could train, {from_first(lambda: _last_failure(current))}.",
             "training, while the model was loaded and the checkpoint restored",
             "Look at the log of Ray Train; the same command tries again.",
         )
@@ -153,31 +177,49 @@ def _check_starts(uri: str) -> None:
         storage.write_bytes(path, json.dumps({"count": count + 1}).encode())
 
 
-def check_progress(uri: str, feed: RankFeed, next_step: int) -> int | None:
+def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int) -> int | None:
     """Whether going on makes sense, and the step in which the last attempt died, if it did; every rank calls it.
 
     Raises:
-        TrainingError: the last attempts all died in the same step; names it and its rows.
+        TrainingError: the last attempts all died in the same step; names it and its rows. Or after the last of `steps`.
     """
-    folder = storage.join(uri, runlog.FOLDER)
+    folder = storage.join(current.uri, runlog.FOLDER)
     found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS)))
     if found["count"] < guards.DEATHS:
         return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)
+    died = f"{found['count']} attempts in a row died"
+    failure = from_first(lambda: _last_failure(current))
+    if step >= steps:
+        _log_error(folder, step=step)
+        raise TrainingError(
+            f"{died} while the trained model was evaluated or written, {failure}.",
+            f"the end of the run, after all {steps} steps",
+            "The last checkpoint holds all that was trained; the same command writes the model again.",
+        )
     slots = feed.rows.plan.step(feed.planned(step))
     names = [stream.name for stream in feed.rows.plan.streams]
     rows = [f"{names[stream]} {row}" for stream, row in zip(slots.stream, slots.row, strict=True)]
-    if dist.get_rank() == 0:
-        log = RunLog(folder)
-        log.write("error", step=step, rows=rows)
-        log.sync()
-    failure = from_first(lambda: _last_failure(uri))
+    _log_error(folder, step=step, rows=rows)
     more = f" and {len(rows) - _NAMED} more, all in the run's log" if len(rows) > _NAMED else ""
     raise TrainingError(
-        f"{found['count']} attempts in a row died in this step, {failure}. Its rows are {', '.join(rows[:_NAMED])}{more}.",
+        f"{died} in this step, {failure}. Its rows are {', '.join(rows[:_NAMED])}{more}.",
         f"step {step} (planned step {feed.planned(step)}, {len(rows)} slots)",
         "Look at those rows and at the log of Ray Train; the last checkpoint is intact, and the same command tries again.",
     )
+
+
+def _log_error(folder: str, **entry: Any) -> None:
+    if dist.get_rank() == 0:
+        log = RunLog(folder)
+        log.write("error", **entry)
+        log.sync()
+
+
+def _fatal(current: Attempt) -> ScionError | None:
+    """What an earlier attempt of this driver ended the run with."""
+    content = _read(current.note(_FATAL))
+    return _error(content) if content else None
 
 
 def _read(path: str) -> dict[str, Any]:

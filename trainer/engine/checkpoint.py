@@ -11,11 +11,11 @@ from typing import Any
 import torch.distributed as dist
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptError, TrainingError
+from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
 from trainer.engine.store import PART, Store
-from trainer.engine.together import from_first, together
+from trainer.engine.together import agreed, from_first, together
 
 TAG = "ds"
 
@@ -54,33 +54,66 @@ class RunState:
         return tuple((skip.first, skip.last) for skip in self.skips)
 
 
-def restore(engine: Any, store: Store, identity: str) -> RunState:
-    """Loads the newest checkpoint whose files are what was written, and marks those that are not; every rank calls it.
+def restore(engine: Any, store: Store, identity: str, at_most: int | None = None) -> RunState:
+    """Loads the newest checkpoint whose files are what was written, and marks those that are not; every rank calls it. With
+    `at_most` the newest that is not after that step, or else the earliest.
 
     Raises:
         CorruptError: there were checkpoints and none is intact, or the newest is of another run.
+        OSError: the storage fails, which says nothing against a checkpoint.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    passed: list[str] = []
-    while name := from_first(lambda: next(iter(store.usable()), "")):
-        wrong = together(lambda name=name: store.checked(name, rank, world))  # type: ignore[misc]
+    passed: dict[str, str] = {}
+    while name := from_first(lambda: next((one for one in _in_turn(store, at_most) if one not in passed), "")):
+        wrong = _check(store, name)
         if not wrong:
-            return _load(engine, store, name, world, identity)
-        passed.append(wrong)
-        together(lambda name=name, wrong=wrong: store.mark_bad(name, wrong) if rank == 0 else None)  # type: ignore[misc]
+            return _load(engine, store, name, identity)
+        passed[name] = wrong
+        # Where the mark cannot be written, this attempt passes over the checkpoint all the same, and the next checks it again.
+        together(lambda name=name, wrong=wrong: store.mark_bad(name, wrong) if dist.get_rank() == 0 else None)  # type: ignore[misc]
     if passed:
         raise CorruptError(
-            f"no checkpoint is intact ({passed[0]}).", store.uri, "Remove the folder to start from the beginning."
+            f"no checkpoint is intact ({next(iter(passed.values()))}).",
+            store.uri,
+            "Remove the folder to start from the beginning.",
         )
     return RunState(identity=identity)
 
 
-def _load(engine: Any, store: Store, name: str, world: int, identity: str) -> RunState:
+def _in_turn(store: Store, at_most: int | None) -> list[str]:
+    """The checkpoints in the order in which they are tried."""
+    usable = store.usable()
+    later = [] if at_most is None else [name for name in usable if step_of(name) > at_most]
+    return usable[len(later) :] + later[::-1]
+
+
+def _check(store: Store, name: str) -> str:
+    """Why a checkpoint is bad, on every rank alike; empty if it is intact.
+
+    Raises:
+        OSError: a file could not be read, on any rank.
+    """
+    rank, wrong, unread = dist.get_rank(), "", ""
+    try:
+        store.checked(name, rank, dist.get_world_size())
+    except CorruptError as error:
+        wrong = f"rank {rank}: {error}"
+    except OSError as error:
+        unread = f"rank {rank}: {reason(error)}"
+    wrong, unread = agreed(wrong), agreed(unread)
+    if unread and not wrong:
+        raise OSError(
+            f"the checkpoint {storage.join(store.uri, name)} could not be read ({unread}). It was left as it is; remove it "
+            "to go on from the one before."
+        )
+    return wrong
+
+
+def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
     with store.local(name) as folder:
         content = store.state(name)
         if content["identity"] != identity:
             raise CorruptError("the checkpoint of another run.", folder, "Remove the folder or choose another output=.")
-        if content.pop("world") == world:
+        if content.pop("world") == dist.get_world_size():
             engine.load_checkpoint(folder, tag=TAG)
         else:
             _load_universal(engine, store, folder)

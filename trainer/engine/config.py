@@ -63,13 +63,14 @@ class TrainConfig:
     evaluate_steps: int | None = None
     """Steps between evaluations on held-out text; only before and after training when not given."""
     spike: float = 10.0
-    """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back to its newest
-    checkpoint and leaves the rows out that led there; 0 switches this off."""
+    """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
+    least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
     checkpoint_steps: int | None = field(default=20, metadata={"identity": False})
     """Steps between checkpoints; not counted when not given."""
     checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
+    """The newest ones; up to four more from the last 256 steps are kept to go back to (`spike`)."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
     max_failures: int = field(default=20, metadata={"identity": False})

@@ -1,13 +1,16 @@
 """What to make of a step's loss: pure functions."""
 
 import statistics
+from collections.abc import Iterable
 
 WINDOW = 64
 """Steps whose losses a spike is told from, and at most left out with it."""
 REFUSED = 3
 """Steps in a row that may be without an update before the run goes back."""
 ROLLBACKS = 3
-"""Times that a run goes back before it gives up."""
+"""Times that a run goes back within `PEACE` before it gives up."""
+PEACE = 10 * WINDOW
+"""Planned steps after which a time that the run went back counts no more."""
 DEATHS = 3
 """Attempts that may die in the same step before the run gives up."""
 _FLOOR = 0.01
@@ -26,7 +29,21 @@ def spike(loss: float, recent: list[float]) -> float:
     return (loss - middle) / max(deviation, _FLOOR * abs(middle), 1e-12)
 
 
+def lately(skipped: Iterable[tuple[int, int]], planned: int) -> int:
+    """How often a run has gone back within `PEACE` of planned step `planned`."""
+    return sum(abs(planned - last) <= PEACE for _, last in skipped)
+
+
+def back_to(step: int, before: int) -> int:
+    """The step at or before which a run goes on that went wrong in `step` and has gone back `before` times lately.
+
+    The update that did the harm may be older than the newest checkpoint, so that going back there would undo nothing: a window
+    back, and one more for each time before.
+    """
+    return step - WINDOW * (before + 1)
+
+
 def left_out(first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """The planned steps [a, b) to leave out after the planned step `last` went wrong in a run that goes back to `first`: the
     window up to it (Chowdhery et al. 2022, section 5.1, left out 200 to 500), not before what was left out already."""
-    return max(first, last + 1 - WINDOW, skipped[-1][1] if skipped else 0), last + 1
+    return max(first, last + 1 - WINDOW, *(end for _, end in skipped if end <= last)), last + 1

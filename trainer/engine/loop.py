@@ -21,7 +21,7 @@ from data_pipeline.feed import ledger
 from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
-from data_pipeline.step_name import new_name
+from data_pipeline.step_name import new_name, step_of
 from trainer.engine import attempts, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
@@ -32,7 +32,7 @@ from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
 from trainer.engine.tasks import Batch, Task
-from trainer.engine.together import from_first
+from trainer.engine.together import from_first, together
 from trainer.engine.waiting import Waiting
 from trainer.engine.wishes import Wish, Wishes
 
@@ -62,7 +62,7 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     or `{"world": ..., "evaluations": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
-    with attempts.attempt(run.uri) as attempt:
+    with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
             return {"error": attempt.error}
         return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
@@ -101,7 +101,8 @@ class Training:
         steps, began = self._run.config.steps, time.perf_counter()
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
         seconds = round(time.perf_counter() - began, 3)
-        died = attempts.check_progress(self._run.uri, self._feed.without(self._state.skipped), self._state.next_step)
+        feed = self._feed.without(self._state.skipped)
+        died = attempts.check_progress(self._attempt, feed, self._state.next_step, steps)
         self._careful = 0 if died is None else died + DEPTH + 1
         self._attempt.started()
         self._journal.write(
@@ -121,7 +122,7 @@ class Training:
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._evaluate()
-        self._saved(self._saver.finish(self._state))
+        self._save_end()
         return self._export()
 
     def _steps(self) -> bool:
@@ -183,26 +184,30 @@ class Training:
         return ""
 
     def _go_back(self, step: int, why: str) -> None:
-        """Restores the newest checkpoint and leaves the rows out that led here.
+        """Restores a checkpoint from before what led here and leaves those rows out.
 
         Raises:
             TrainingError: the run has gone back too often.
+            OSError: the storage fails.
         """
-        planned, done = self._feed.planned(step), self._state.skips
+        planned, done, store = self._feed.planned(step), self._state.skips, self._run.store
         self._saved(self._saver.finish(self._state))
         self._saver.forget()
-        if len(done) >= guards.ROLLBACKS:
+        before = guards.lately(self._state.skipped, planned)
+        if before >= guards.ROLLBACKS:
             raise TrainingError(
-                f"{why}; the run has gone back {len(done)} times before.",
+                f"{why}; the run has gone back {before} times before, within {guards.PEACE} steps.",
                 f"step {step}",
                 "Lower learning_rate, or look at the rows of the steps that the log names.",
             )
-        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
+        self._state = checkpoint.restore(self._engine, store, self._run.identity, guards.back_to(step, before))
         first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
-        self._state.skips = [*done, Skip(first, last, why)]
+        self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
         self._state.refused = 0
         self._journal.write("back", step=step, next_step=self._state.next_step, first=first, last=last, why=why)
         self._save(wait=True)
+        if wrong := together(lambda: store.abandon(self._state.next_step) if self._first else None):
+            raise OSError(f"checkpoints that the run went back before could not be marked ({wrong}).")
 
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
@@ -222,11 +227,19 @@ class Training:
         if wait:
             self._saved(self._saver.finish(self._state))
 
+    def _save_end(self) -> None:
+        """A checkpoint after the last step, unless there is one: an export that fails is repeated without training again."""
+        self._saved(self._saver.finish(self._state))
+        if not self._state.lineage or step_of(self._state.lineage[-1]) < self._state.next_step:
+            self._save(wait=True)
+
     def _saved(self, saved: Saved | None) -> None:
         if saved is not None and saved.wrong:
             self._journal.write("missed", why=saved.wrong)
         elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
+            if saved.left:
+                self._journal.write("not pruned", why=saved.left)
 
     def _evaluate(self) -> None:
         """Scores held-out text where the settings say so, unless a run before the kill has."""
@@ -244,6 +257,7 @@ class Training:
         self._ledger.write(name, self._ledger.take())
         weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
+            self._run.store.check_lease()
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)

@@ -48,6 +48,8 @@ class Saved:
     """From `begin` to the commit."""
     wrong: str
     """Why the checkpoint does not count; empty if it does."""
+    left: str = ""
+    """Why older checkpoints could not be removed, which the next save tries again; empty if all is well."""
 
 
 class Saver:
@@ -93,11 +95,11 @@ class Saver:
             raise ArtifactError(taken, self._store.uri)
         wrong = wrong or together(lambda: self._store.commit(write.name, dist.get_world_size()) if first else None)
         seconds = round(time.perf_counter() - write.began, 3)
-        ended = Saved(name=write.name, step=write.step, seconds=seconds, wrong=wrong)
         if not wrong:
             state.missed = []
             state.lineage.append(write.name)
-            return ended
+            left = together(lambda: self._store.prune(write.name) if first else None)
+            return Saved(name=write.name, step=write.step, seconds=seconds, wrong="", left=left)
         self._ledger.give_back(write.rows)
         together(lambda: self._drop(write.name) if first else None)
         state.missed.append(wrong)
@@ -107,7 +109,7 @@ class Saver:
                 self._store.uri,
                 "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
             )
-        return ended
+        return Saved(name=write.name, step=write.step, seconds=seconds, wrong=wrong)
 
     def _taken_over(self) -> str:
         """What the lease says against a commit. Storage that does not answer will say so at the commit."""

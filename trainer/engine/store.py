@@ -3,7 +3,8 @@
 A checkpoint is a folder that nobody writes to twice: its name holds the step, the number of workers and a stamp of the
 attempt, so that files of two attempts never mix. Every rank puts its files there and a manifest of their hashes; `COMMITTED`
 comes last and holds the hashes of the manifests. A folder without it does not count. One that fails its hashes is marked
-`BAD` and the one before is taken; older ones are removed only after a newer one is committed.
+`BAD` and the one before is taken; older ones are removed only after a newer one is committed. A file that could not be read is
+not one that fails its hash.
 """
 
 import errno
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,16 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.step_name import is_name, step_of
+from trainer.engine.guards import WINDOW
 
 COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
 WORKING = "checkpoints"
 """Below a run's folder, while it runs."""
 PART = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
+_WINDOWS = 3
+"""Before that of the newest checkpoint, from each of which one is kept to go back to."""
+_CHANGED = "missing or changed since it was written."
 _ROOM = 1.2
 """Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
 
@@ -41,8 +46,12 @@ class Store:
     """Of the run; what is committed without it is not the run's."""
 
     def usable(self) -> list[str]:
-        """Committed checkpoints that nothing is known against, the newest first."""
-        there = storage.files(self.uri)
+        """Committed checkpoints that nothing is known against, the newest first.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        there = storage.retry(lambda: storage.files(self.uri))
         marks = {mark: {path.split("/")[0] for path in there if path.endswith("/" + mark)} for mark in (COMMITTED, BAD)}
         found = [name for name in marks[COMMITTED] - marks[BAD] if is_name(name)]
         return sorted(found, key=lambda name: (step_of(name), name.rpartition("-")[2]), reverse=True)
@@ -64,10 +73,11 @@ class Store:
             self._write(name, _manifest(rank), hashes)
 
     def commit(self, name: str, world: int) -> None:
-        """Makes the checkpoint count, then removes older ones beyond `keep`, and what was never committed.
+        """Makes the checkpoint count.
 
         Raises:
             CorruptError: the part of a rank is missing.
+            OSError: the storage fails.
         """
         hashes = {}
         for rank in range(world):
@@ -76,7 +86,15 @@ class Store:
                 raise CorruptError(f"the part of rank {rank} is missing.", storage.join(self.uri, name))
             hashes[_manifest(rank)] = storage.sha256(uri)
         self._write(name, COMMITTED, hashes)
-        kept = set(self.usable()[: self.keep])
+
+    def prune(self, name: str) -> None:
+        """Removes checkpoints older than `name`, and what was never committed, but for `keep` and a few to go back to.
+
+        Raises:
+            OSError: something could not be removed; the next call tries again.
+        """
+        usable = self.usable()
+        kept = {name, *usable[: self.keep], *_earliest(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
@@ -106,14 +124,29 @@ class Store:
         storage.remove(storage.join(self.uri, name))
 
     def mark_bad(self, name: str, why: str) -> None:
-        """Keeps the checkpoint from being taken again."""
-        self._write(name, BAD, {"why": why})
+        """Keeps the checkpoint from being taken again.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        storage.retry(lambda: self._write(name, BAD, {"why": why}))
+
+    def abandon(self, step: int) -> None:
+        """Keeps the checkpoints after `step` from being taken again: the run has gone back before them.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        for name in self.usable():
+            if step_of(name) > step:
+                self.mark_bad(name, f"the run went back to step {step}")
 
     def checked(self, name: str, share: int = 0, of: int = 1) -> None:
         """Compares files with their hashes: all of them, or every `of`-th from `share` on.
 
         Raises:
-            CorruptError: names the file that is missing or changed.
+            CorruptError: names the file that is missing, or whose bytes were read and differ.
+            OSError: a file could not be read, which says nothing against it.
         """
         hashes = dict(self._read(name, COMMITTED))
         files = dict(hashes)
@@ -125,18 +158,26 @@ class Store:
 
     def state(self, name: str) -> dict[str, Any]:
         """The run's state in a checkpoint, as it was written."""
-        return dict(json.loads(storage.read_bytes(storage.join(self.uri, name, STATE))))
+        return dict(json.loads(storage.retry(lambda: storage.read_bytes(storage.join(self.uri, name, STATE)))))
 
     @contextmanager
     def local(self, name: str) -> Iterator[str]:
-        """A local folder with the checkpoint."""
-        with storage.local_copy(storage.join(self.uri, name)) as folder:
-            yield folder
+        """A local folder with the checkpoint.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        with ExitStack() as stack:
+            yield storage.retry(lambda: stack.enter_context(storage.local_copy(storage.join(self.uri, name))))
 
     def _compare(self, name: str, path: str, known: str) -> None:
         uri = storage.join(self.uri, name, path)
-        if not storage.exists(uri) or storage.sha256(uri) != known:
-            raise CorruptError("missing or changed since it was written.", uri)
+        try:
+            found = storage.retry(lambda: storage.sha256(uri))
+        except FileNotFoundError as error:
+            raise CorruptError(_CHANGED, uri) from error
+        if found != known:
+            raise CorruptError(_CHANGED, uri)
 
     def _move(self, local: str, path: str) -> None:
         fs, target = storage.filesystem(storage.join(self.uri, path))
@@ -152,9 +193,21 @@ class Store:
     def _read(self, name: str, path: str) -> dict[str, str]:
         uri = storage.join(self.uri, name, path)
         try:
-            return {str(path): str(known) for path, known in json.loads(storage.read_bytes(uri)).items()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise CorruptError("missing or changed since it was written.", uri) from error
+            content = storage.retry(lambda: storage.read_bytes(uri))
+            return {str(path): str(known) for path, known in json.loads(content).items()}
+        except (FileNotFoundError, ValueError, AttributeError) as error:
+            raise CorruptError(_CHANGED, uri) from error
+
+
+def _earliest(usable: list[str]) -> list[str]:
+    """The earliest checkpoint in each of the last windows of steps, from names, the newest first: a run that goes back once or
+    twice finds one that is a window older than that which it came from (`guards.back_to`)."""
+    earliest: dict[int, str] = {}
+    for name in usable:
+        window = step_of(name) // WINDOW
+        if step_of(name) < step_of(earliest.setdefault(window, name)):
+            earliest[window] = name
+    return [name for window, name in earliest.items() if max(earliest) - window <= _WINDOWS]
 
 
 def _manifest(rank: int) -> str:

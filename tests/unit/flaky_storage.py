@@ -1,0 +1,81 @@
+"""An object store in memory that fails on purpose: `flaky://`, registered with fsspec while the fixture `flaky` is in use."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from data_pipeline import storage
+
+Fault = Callable[[str, str], None]
+
+
+class HttpError(Exception):
+    """As gcsfs.retry.HttpError and azure.core.exceptions.AzureError: no OSError."""
+
+
+class Flaky(MemoryFileSystem):
+    """Calls `fault(operation, path)` before each operation; what that raises is the storage's answer."""
+
+    protocol = "flaky"
+    cachable = False
+    fault: Fault | None = None
+    calls = 0
+
+    def _ask(self, operation: str, path: str) -> None:
+        Flaky.calls += 1
+        if Flaky.fault is not None:
+            Flaky.fault(operation, path)
+
+    def info(self, path: str, **options: Any) -> Any:
+        self._ask("info", path)
+        return super().info(path, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self._ask("list", path)
+        return super().ls(path, detail=detail, **options)
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self._ask("read" if "r" in mode else "write", path)
+        return super().open(path, mode, **options)
+
+    def cat_file(self, path: str, *arguments: Any, **options: Any) -> Any:
+        self._ask("read", path)
+        return super().cat_file(path, *arguments, **options)
+
+    def pipe_file(self, path: str, value: bytes, *arguments: Any, **options: Any) -> Any:
+        self._ask("write", path)
+        return super().pipe_file(path, value, *arguments, **options)
+
+    def put_file(self, lpath: str, rpath: str, *arguments: Any, **options: Any) -> Any:
+        self._ask("write", rpath)
+        return super().put_file(lpath, rpath, *arguments, **options)
+
+    def rm(self, path: str, *arguments: Any, **options: Any) -> Any:
+        self._ask("remove", path)
+        return super().rm(path, *arguments, **options)
+
+
+def failing(operation: str, part: str, error: Exception, times: int = 10**9) -> Fault:
+    """The first `times` of an operation on paths that contain `part` fail."""
+    left = [times]
+
+    def fault(asked: str, path: str) -> None:
+        if asked in operation.split("|") and part in path and left[0] > 0:
+            left[0] -= 1
+            raise error
+
+    return fault
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Flaky]]:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(storage, "WAITS", (0.0,) * len(storage.WAITS))
+    monkeypatch.setattr(Flaky, "fault", None)
+    storage.remove("flaky://run")
+    yield Flaky
+    Flaky.fault = None
+    storage.remove("flaky://run")

@@ -1,0 +1,100 @@
+"""Where a run goes on after a loss that leaped: before the update that did it. The loop alone, without Ray and DeepSpeed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from data_pipeline.errors import TrainingError
+from data_pipeline.feed.ledger import Ledger
+from data_pipeline.feed.planned import RankFeed
+from data_pipeline.step_name import step_of
+from tests.unit.test_checkpoint import Engine
+from trainer.engine import checkpoint
+from trainer.engine.checkpoint import RunState
+from trainer.engine.guards import PEACE, WINDOW
+from trainer.engine.loop import Training
+from trainer.engine.saving import Saver
+from trainer.engine.store import Store
+
+EVERY = 20
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+class Loop(Training):
+    """A run whose one weight is 0 until the update of planned step `harm`, from which on it is 1. The loss leaps `late` steps
+    later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._first, self._engine = True, Engine()
+        self._feed = RankFeed(rows=None, rank=0, world=1)  # type: ignore[arg-type]
+        store = Store(str(folder / "checkpoints"), keep=3)
+        self._run = SimpleNamespace(store=store, identity="a")  # type: ignore[assignment]
+        self._saver = Saver(self._engine, store, Ledger(str(folder / "ledger"), 0))
+        self._wishes = SimpleNamespace(saved=lambda: None)  # type: ignore[assignment]
+        self.back: list[dict[str, Any]] = []
+        self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
+        self._state = RunState(identity="a")
+        self._save(wait=True)
+
+    def note(self, kind: str, **entry: Any) -> None:
+        if kind == "back":
+            self.back.append(entry)
+
+    def train(self, until: int, harm: int, late: int) -> None:
+        while (step := self._state.next_step) < until:
+            self._feed = self._feed.without(self._state.skipped)
+            planned = self._feed.planned(step)
+            self._engine.value = 1.0 if planned == harm else self._engine.value
+            if self._engine.value and planned >= harm + late:
+                return self._go_back(step, "the loss rose")
+            self._state.next_step = step + 1
+            if self._state.next_step % EVERY == 0:
+                self._save(wait=True)
+        return None
+
+
+@pytest.mark.parametrize("late", [0, 1, 19, 45, 60])
+def test_an_update_that_is_older_than_the_newest_checkpoint_is_undone(tmp_path: Path, late: int) -> None:
+    loop, harm = Loop(tmp_path), 210
+    loop.train(400, harm, late)
+    assert loop._engine.value == 0.0
+    gone = loop.back[0]
+    assert gone["step"] - 3 * WINDOW <= gone["next_step"] <= gone["step"] - WINDOW
+    assert gone["first"] <= harm < gone["last"]
+    usable = loop._run.store.usable()
+    assert step_of(usable[0]) == gone["next_step"]
+    again = checkpoint.restore(Engine(1.0), loop._run.store, "a")  # as after a kill: with what is left out known
+    assert again.skipped == ((gone["first"], gone["last"]),)
+    loop.train(400, harm, late)
+    assert loop._state.next_step == 400
+    assert len(loop.back) == 1
+
+
+def test_a_run_goes_farther_back_each_time_and_gives_up_at_the_fourth(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    for planned in (500, 505, 510):
+        loop.train(1000, planned, 0)
+    behind = [entry["step"] - entry["next_step"] for entry in loop.back]
+    assert behind[0] >= WINDOW
+    assert behind[1] >= 2 * WINDOW
+    assert all(entry["last"] == planned + 1 for entry, planned in zip(loop.back, (500, 505, 510), strict=True))
+    with pytest.raises(TrainingError, match="has gone back 3 times before, within 640 steps"):
+        loop.train(1000, 515, 0)
+
+
+def test_leaps_that_lie_far_apart_never_end_a_run(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    for number in range(1, 6):
+        loop.train(10_000, number * (PEACE + WINDOW), 0)
+    assert len(loop.back) == 5
+    assert len(loop._state.skips) == 5

@@ -1,0 +1,97 @@
+"""Storage that does not answer is not storage where nothing is, and all its errors are OSErrors."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.lease import Lease
+from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("flaky")
+ERRORS = [TimeoutError("no answer"), HttpError("503"), RuntimeError("Failed to fetch"), ConnectionResetError("peer")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_file_that_cannot_be_asked_for_is_not_missing(error: Exception) -> None:
+    storage.write_bytes("flaky://run/a", b"a")
+    assert storage.exists("flaky://run/a")
+    assert not storage.exists("flaky://run/b")
+    assert storage.files("flaky://run/a") == storage.files("flaky://nowhere") == []
+    Flaky.fault = failing("info", "run", error)
+    for ask in (storage.exists, storage.files, storage.remove):
+        with pytest.raises(OSError, match=str(error)):
+            ask("flaky://run/a")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_of_the_storage_is_an_os_error(error: Exception) -> None:
+    storage.write_bytes("flaky://run/a", b"a")
+    Flaky.fault = failing("read|write|remove", "run", error)
+
+    def copied() -> None:
+        with storage.local_copy("flaky://run"):
+            pass
+
+    def put() -> None:
+        with storage.local_output("flaky://run") as folder:
+            Path(folder, "c").write_bytes(b"c")
+
+    for ask in (
+        lambda: storage.read_bytes("flaky://run/a"),
+        lambda: storage.sha256("flaky://run/a"),
+        lambda: storage.write_bytes("flaky://run/b", b""),
+        lambda: storage.remove("flaky://run/a"),
+        copied,
+        put,
+    ):
+        with pytest.raises(OSError, match=str(error)):
+            ask()
+
+
+def test_what_the_block_raises_stays_what_it_is() -> None:
+    storage.write_bytes("flaky://run/a", b"a")
+    with pytest.raises(HttpError), storage.local_copy("flaky://run"):
+        raise HttpError("of the block")
+    with pytest.raises(HttpError), storage.local_output("flaky://run"):
+        raise HttpError("of the block")
+
+
+def test_a_lease_is_not_lost_to_a_time_out() -> None:
+    storage.write_bytes("flaky://run/lease", b"{}")
+    Flaky.fault = failing("info|read", "lease", TimeoutError("no answer"))
+    with pytest.raises(OSError, match="no answer"):
+        Lease("flaky://run/lease", "mine").check()
+
+
+def test_a_local_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    os.symlink(tmp_path / "a", tmp_path / "link")
+    assert storage.files(str(tmp_path)) == ["a/b/file", "link/b/file"]
+    assert storage.files(str(tmp_path / "a" / "b" / "file")) == storage.files(str(tmp_path / "none")) == []
+
+    def stale(path: str) -> None:
+        raise OSError(116, "Stale file handle", path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(OSError, match="Stale"):
+        storage.files(str(tmp_path))
+
+
+def test_a_retry_ends_and_does_not_wait_for_what_is_not_there() -> None:
+    calls: list[int] = []
+
+    def ask(fails: int, error: Exception) -> int:
+        calls.append(1)
+        if len(calls) <= fails:
+            raise error
+        return len(calls)
+
+    assert storage.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
+    for error, tries in ((TimeoutError("no answer"), 1 + len(storage.WAITS)), (FileNotFoundError("gone"), 1)):
+        calls.clear()
+        with pytest.raises(type(error)):
+            storage.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
+        assert len(calls) == tries
