@@ -105,7 +105,6 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     warnings.filterwarnings("ignore")
     for name, value in _BEFORE_RAY.items():
         os.environ.setdefault(name, value)
-    from cluster.session import ray_session
     from ray_jobs import config as configs
 
     config = configs.absolute(configs.load(path, overrides))
@@ -116,6 +115,8 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return
+    from cluster.session import ray_session
+
     with ray_session(
         workers=config.workers,
         worker_cpus=config.worker_cpus,

@@ -1,15 +1,19 @@
 """fastText vectors (Bojanowski et al., TACL 2017), trained on one thread so that the same text gives the same vectors."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from data_pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,8 @@ class FastTextVectors:
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
         """Float [n, A]; a zero row for a word that has neither a vector nor a known subword."""
+        import torch
+
         found = [self._model.get_word_vector(word) for word in words]
         return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
 
