@@ -2,7 +2,8 @@
 
 import glob
 import importlib.metadata
-from dataclasses import dataclass, field, make_dataclass, replace
+import typing
+from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
-from ray_jobs import yaml_text
+from ray_jobs import config_keys, yaml_text
 from trainer.engine.config import TrainConfig
 from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
@@ -234,7 +235,7 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     """Reads a YAML file and applies `key=value` overrides.
 
     Raises:
-        ConfigError: no such file, a key that does not exist (names the nearest), a missing or bad value.
+        ConfigError: no such file, a key that does not exist (names the nearest), a value of another type, a missing one.
     """
     if not Path(path).is_file():
         raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
@@ -242,7 +243,10 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        parts = [_with_chains(part) for part in (_from_file(path), _from_overrides(overrides))]
+        parts = [
+            _checked(_with_chains(part), where)
+            for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
+        ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         if missing:
@@ -279,6 +283,36 @@ def _with_chains(given: Any) -> Any:
     compared = given.get("compare")
     if OmegaConf.is_dict(compared) and OmegaConf.is_list(compared.get("methods")):
         compared.methods = ["+".join(map(str, one)) if OmegaConf.is_list(one) else one for one in compared.methods]
+    return given
+
+
+def _checked(given: Any, where: str) -> Any:
+    """The same, once each key exists and each value is of its type, with the items of lists as what they are.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    for name, hint, value in config_keys.values(OmegaConf.to_container(given), ScionConfig, where):
+        if isinstance(value, str) and "${" in value:
+            continue
+        one = make_dataclass("One", [("value", hint, MISSING)])
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
+        except OmegaConfBaseException as error:
+            wanted, got = config_keys.described(hint), config_keys.written(value)
+            raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
+    return _with_items(given, ScionConfig)
+
+
+def _with_items(given: Any, section: type) -> Any:
+    """OmegaConf 2.4 leaves the items of `tuple[SomeDataclass, ...]` what YAML makes of them, so they are typed here."""
+    for name, hint in typing.get_type_hints(section).items():
+        if not OmegaConf.is_dict(given) or name not in given:
+            continue
+        if is_dataclass(hint) and isinstance(hint, type):
+            _with_items(given[name], hint)
+        elif (inner := config_keys.item(hint)) is not None and OmegaConf.is_list(given[name]):
+            given[name] = [OmegaConf.merge(OmegaConf.structured(inner), one) for one in given[name]]
     return given
 
 
