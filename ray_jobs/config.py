@@ -62,11 +62,13 @@ class FactoriseConfig:
     """Embeddings of low rank, E = F P; off unless one of the first three is given."""
 
     rank: int | None = None
+    """The width of the factors."""
     energy: float | None = None
     """The smallest rank that keeps this share of the old embeddings' energy."""
     parameters: int | None = None
     """The largest rank at which new embeddings have at most so many parameters."""
     split: Literal["balanced", "paper"] = "balanced"
+    """What the factors take of the singular values: their root each (`balanced`), or P all of them, as in OFA (`paper`)."""
     keep: bool = False
     """Whether the folder keeps the factors, with code of its own, instead of their product in a standard folder."""
 
@@ -105,6 +107,7 @@ class MixtureStage:
     until: int
     """The step at which it ends."""
     alpha: float = 0.3
+    """As in `pretrain.alpha`, for this part."""
     weights: dict[str, float] = field(default_factory=dict)
     """In place of alpha."""
 
@@ -136,14 +139,17 @@ class EmbedConfig:
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=30, batch_size=48, learning_rate=2e-4))
     temperature: float = 0.05
+    """Cosines are divided by it before the softmax."""
     symmetric: bool = True
     """Whether positives also have to find their anchors."""
     pooling: str = "mean"
     """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
+    """Tokens of a text; what is longer is cut."""
     model: str | None = None
     """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
     actors: int = field(default=2, metadata={"identity": False})
+    """Actors that tokenize the pairs; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_length < 4:
@@ -186,6 +192,7 @@ class ScionConfig:
     pairs: str = MISSING
     """Aligned pairs with columns anchor and positive, optional negatives and id."""
     test_pairs: str = MISSING
+    """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
     source_model: str = MISSING
     """A model folder or hub name."""
     tokenizer: str | None = None
@@ -193,12 +200,15 @@ class ScionConfig:
     method: str = "aligned"
     """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
+    """The folder or URI below which every job writes."""
     seed: int = 0
+    """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
     workers: int = 2
     """Training workers of Ray Train."""
     min_workers: int | None = field(default=None, metadata={"identity": False})
     """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
     worker_cpus: float = field(default=1.0, metadata={"identity": False})
+    """Cores that Ray reserves for a training worker."""
     shard: ShardConfig = field(default_factory=ShardConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

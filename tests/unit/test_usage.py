@@ -37,6 +37,10 @@ def test_config_prints_doc_type_and_default(capsys: pytest.CaptureFixture[str]) 
     assert "Did you mean transfer.methods.focus?" in capsys.readouterr().err
 
 
+def test_every_key_has_a_doc() -> None:
+    assert [key.name for key in keys(ScionConfig) if not key.doc] == []
+
+
 def test_every_key_is_printed_and_can_be_set_to_its_default(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["config"])
     defaults = dict(re.findall(r"^(\S+): .*?, default (.*(?:\n {8}.*)*)$", capsys.readouterr().out, flags=re.M))

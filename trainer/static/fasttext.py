@@ -21,12 +21,17 @@ class FastTextConfig:
     """fastText's own names and meanings."""
 
     dim: int = 100
+    """Width of the vectors."""
     epochs: int = 5
+    """Passes over the text."""
     min_count: int = 5
+    """A word that occurs less often has no vector of its own."""
     min_ngram: int = 3
     """Characters of the shortest subword; 0 with `max_ngram` 0 switches subwords off."""
     max_ngram: int = 6
+    """Characters of the longest subword."""
     negatives: int = 10
+    """Words drawn against each right one."""
     buckets: int = 200_000
     """Hashed subwords; fastText's two million take 800 MB at width 100."""
 

@@ -32,8 +32,11 @@ class PpmiConfig:
     """The paper's names and meanings."""
 
     dim: int = 100
+    """Width of the vectors."""
     window: int = 5
+    """How many words apart two words may stand to count as together."""
     min_count: int = 5
+    """A word that occurs less often has no vector."""
     smoothing: float = 0.75
     """Exponent of the context's frequency: rare contexts count for less."""
     negatives: int = 1

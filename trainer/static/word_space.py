@@ -33,6 +33,7 @@ class SpaceConfig:
     source_vectors: str | None = None
     """A `.bin` or `.vec` file for the source language, e.g. of fasttext.cc."""
     target_vectors: str | None = None
+    """The same for the new language."""
     dictionary: str | None = None
     """A TSV of source word and new-language word; mined from the pairs when not given."""
     fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=2, epochs=10))

@@ -41,6 +41,7 @@ class TokenadaptConfig:
     """The reference code's settings."""
 
     temperature: float = 0.3
+    """T"""
     neighbours: int = 3
     """K"""
     global_weight: float = 0.3
