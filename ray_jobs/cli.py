@@ -11,19 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ray_jobs import stopping
+from ray_jobs.jobs import JOBS
 
-JOBS = {
-    "pipeline": "the whole chain, one stage after the other",
-    "shard": "text and pairs to a tokenizer and packed shards",
-    "transfer": "the source model with the new vocabulary",
-    "pretrain": "continued pretraining: masked tokens, or the next one",
-    "embed": "contrastive training to an embedder",
-    "merge": "the average of embedders",
-    "evaluate": "retrieval on held-out pairs",
-    "serve": "an OpenAI-compatible endpoint, until Ctrl-C",
-    "compare": "methods side by side on your model and text",
-    "report": "report.html and summary.json from finished stages",
-}
 COMMANDS = {
     "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
     "status": "RUN: how a training is doing, live on a terminal",
@@ -45,9 +34,11 @@ HELP = """usage: scion JOB CONFIG [key=value ...]
 
 {jobs}
   methods    list the initialisation methods
+  config     [SECTION]: every key, its type, its default and what it means
 {commands}
 
-CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set on the command line:
+CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set on the command line, and
+`scion JOB --help` prints those of a job:
   scion pipeline ray_jobs/conf/demo.yaml method=focus output=/tmp/run pretrain.train.steps=100
 With RAY_ADDRESS set the job runs on that cluster, else on a Ray of its own that ends with it."""
 
@@ -56,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; a mistake of the user never shows a traceback."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in (JOBS, COMMANDS))
+        rows = ({name: job.what for name, job in JOBS.items()}, COMMANDS)
+        jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in rows)
         print(HELP.format(jobs=jobs, commands=commands))
         return 0 if arguments else 2
     from data_pipeline.errors import ScionError, Stopped  # the help text should not wait for imports
@@ -87,25 +79,51 @@ def _dispatch(arguments: list[str]) -> None:
     if job == "methods":
         _print_methods(console)
         return
+    if job == "config" or _asks_for_help(rest):
+        _print_help(job, rest, console)
+        return
     if job in COMMANDS:
         warnings.filterwarnings("ignore")
         importlib.import_module(f"ray_jobs.{job}").command(rest, console)
         return
-    if job not in JOBS:
-        import difflib
-
-        near = difflib.get_close_matches(job, [*JOBS, *COMMANDS], n=1)
-        raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
+    _check_job(job)
     if not rest:
         raise ConfigError("the configuration file is missing.", f"scion {job}", "Name one: ray_jobs/conf/demo.yaml.")
     _run(job, rest[0], rest[1:], console)
+
+
+def _check_job(job: str) -> None:
+    import difflib
+
+    from data_pipeline.errors import ConfigError
+
+    if job not in JOBS:
+        near = difflib.get_close_matches(job, [*JOBS, *COMMANDS, "methods", "config"], n=1)
+        raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def _print_help(job: str, rest: list[str], console: Console) -> None:
+    from ray_jobs import usage
+
+    if job == "config" and not _asks_for_help(rest):
+        usage.print_keys(rest, console)
+    elif job in COMMANDS:
+        console.print(f"usage: scion {job} {COMMANDS[job]}")
+    elif job == "config":
+        console.print("usage: scion config [SECTION ...], e.g. scion config pretrain.train", markup=False)
+    else:
+        _check_job(job)
+        usage.print_job(job, console)
 
 
 def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     warnings.filterwarnings("ignore")
     for name, value in _BEFORE_RAY.items():
         os.environ.setdefault(name, value)
-    from cluster.session import ray_session
     from ray_jobs import config as configs
 
     config = configs.absolute(configs.load(path, overrides))
@@ -116,6 +134,8 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return
+    from cluster.session import ray_session
+
     with ray_session(
         workers=config.workers,
         worker_cpus=config.worker_cpus,

@@ -2,7 +2,8 @@
 
 import glob
 import importlib.metadata
-from dataclasses import dataclass, field, make_dataclass, replace
+import typing
+from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
-from ray_jobs import yaml_text
+from ray_jobs import config_keys, yaml_text
 from trainer.engine.config import TrainConfig
 from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
@@ -61,11 +62,13 @@ class FactoriseConfig:
     """Embeddings of low rank, E = F P; off unless one of the first three is given."""
 
     rank: int | None = None
+    """The width of the factors."""
     energy: float | None = None
     """The smallest rank that keeps this share of the old embeddings' energy."""
     parameters: int | None = None
     """The largest rank at which new embeddings have at most so many parameters."""
     split: Literal["balanced", "paper"] = "balanced"
+    """What the factors take of the singular values: their root each (`balanced`), or P all of them, as in OFA (`paper`)."""
     keep: bool = False
     """Whether the folder keeps the factors, with code of its own, instead of their product in a standard folder."""
 
@@ -104,6 +107,7 @@ class MixtureStage:
     until: int
     """The step at which it ends."""
     alpha: float = 0.3
+    """As in `pretrain.alpha`, for this part."""
     weights: dict[str, float] = field(default_factory=dict)
     """In place of alpha."""
 
@@ -135,14 +139,17 @@ class EmbedConfig:
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=30, batch_size=48, learning_rate=2e-4))
     temperature: float = 0.05
+    """Cosines are divided by it before the softmax."""
     symmetric: bool = True
     """Whether positives also have to find their anchors."""
     pooling: str = "mean"
     """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
+    """Tokens of a text; what is longer is cut."""
     model: str | None = None
     """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
     actors: int = field(default=2, metadata={"identity": False})
+    """Actors that tokenize the pairs; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_length < 4:
@@ -185,6 +192,7 @@ class ScionConfig:
     pairs: str = MISSING
     """Aligned pairs with columns anchor and positive, optional negatives and id."""
     test_pairs: str = MISSING
+    """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
     source_model: str = MISSING
     """A model folder or hub name."""
     tokenizer: str | None = None
@@ -192,12 +200,15 @@ class ScionConfig:
     method: str = "ramen"
     """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
     output: str = MISSING
+    """The folder or URI below which every job writes."""
     seed: int = 0
+    """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
     workers: int = 2
     """Training workers of Ray Train."""
     min_workers: int | None = field(default=None, metadata={"identity": False})
     """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
     worker_cpus: float = field(default=1.0, metadata={"identity": False})
+    """Cores that Ray reserves for a training worker."""
     shard: ShardConfig = field(default_factory=ShardConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -234,7 +245,7 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     """Reads a YAML file and applies `key=value` overrides.
 
     Raises:
-        ConfigError: no such file, a key that does not exist (names the nearest), a missing or bad value.
+        ConfigError: no such file, a key that does not exist (names the nearest), a value of another type, a missing one.
     """
     if not Path(path).is_file():
         raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
@@ -242,7 +253,10 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        parts = [_with_chains(part) for part in (_from_file(path), _from_overrides(overrides))]
+        parts = [
+            _checked(_with_chains(part), where)
+            for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
+        ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         if missing:
@@ -279,6 +293,36 @@ def _with_chains(given: Any) -> Any:
     compared = given.get("compare")
     if OmegaConf.is_dict(compared) and OmegaConf.is_list(compared.get("methods")):
         compared.methods = ["+".join(map(str, one)) if OmegaConf.is_list(one) else one for one in compared.methods]
+    return given
+
+
+def _checked(given: Any, where: str) -> Any:
+    """The same, once each key exists and each value is of its type, with the items of lists as what they are.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    for name, hint, value in config_keys.values(OmegaConf.to_container(given), ScionConfig, where):
+        if isinstance(value, str) and "${" in value:
+            continue
+        one = make_dataclass("One", [("value", hint, MISSING)])
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
+        except OmegaConfBaseException as error:
+            wanted, got = config_keys.described(hint), config_keys.written(value)
+            raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
+    return _with_items(given, ScionConfig)
+
+
+def _with_items(given: Any, section: type) -> Any:
+    """OmegaConf 2.4 leaves the items of `tuple[SomeDataclass, ...]` what YAML makes of them, so they are typed here."""
+    for name, hint in typing.get_type_hints(section).items():
+        if not OmegaConf.is_dict(given) or name not in given:
+            continue
+        if is_dataclass(hint) and isinstance(hint, type):
+            _with_items(given[name], hint)
+        elif (inner := config_keys.item(hint)) is not None and OmegaConf.is_list(given[name]):
+            given[name] = [OmegaConf.merge(OmegaConf.structured(inner), one) for one in given[name]]
     return given
 
 

@@ -1,9 +1,13 @@
 """Work over many rows, cut into parts that do not depend on each other, here or on a cluster."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ class ServeConfig:
     name: str = "embedder"
     """The name that requests give as `model`."""
     host: str = _place("127.0.0.1")
+    """The address to listen on; 0.0.0.0 for all of the machine."""
     port: int = _place(8000)
     """0 takes a free one."""
     replicas: int = _place(1)
@@ -37,6 +38,7 @@ class ServeConfig:
     max_inputs: int = 2048
     """Texts in one request."""
     max_body_bytes: int = 2 * 1024 * 1024
+    """Bytes of a request; a larger one is answered with 413."""
     max_queued_requests: int = 256
     """Requests that may be waiting or under way; one more is answered with 503."""
 

@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import snapshot_download
-
 from data_pipeline import storage
 from data_pipeline.errors import ModelError, reason
 
@@ -28,6 +26,8 @@ def model_folder(spec: str) -> Iterator[str]:
 
 
 def _from_hub(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
     try:
         return snapshot_download(name, allow_patterns=_FILES)
     except Exception as error:  # the hub's client raises for a bad name, a missing model, no network, no permission

@@ -4,16 +4,19 @@ Read from `tokenizer.json` (never from `decode`, which strips blanks and cannot 
 file says of itself, never by class name.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Family = Literal["byte_level", "sentencepiece", "wordpiece"]
 ROLES = ("pad", "unk", "mask", "cls", "sep", "bos", "eos")

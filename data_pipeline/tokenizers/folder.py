@@ -1,16 +1,20 @@
 """Tokenizers from and to folders: loaded as transformers loads them, saved so that they load again as they are."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError, reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _STALE = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "spiece.model", "tokenizer.model")
 """Files of the old vocabulary, which some classes would read."""
@@ -26,6 +30,8 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     Raises:
         ModelError: the folder has no tokenizer, or one that cannot become a fast one.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     where = f"model {folder}"
     names = os.listdir(folder)
     if not any(name.startswith(("tokenizer", "vocab")) or name.endswith(".model") for name in names):

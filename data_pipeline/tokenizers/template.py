@@ -1,11 +1,14 @@
 """The special tokens that a tokenizer's post-processor puts around a text, whatever processors it is nested in."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerFast
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def renumbered(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[str, Any] | None:

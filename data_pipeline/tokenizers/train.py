@@ -5,13 +5,14 @@ time. Two repairs: continuing characters are announced before training, in sorte
 and text after rounding away the noise of summation order.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError, DataError, ModelError, reason
 from data_pipeline.tokenizers import alphabet, rules
@@ -19,6 +20,9 @@ from data_pipeline.tokenizers.canonical import role_ids
 from data_pipeline.tokenizers.extend import extended
 from data_pipeline.tokenizers.folder import load, rebuilt
 from data_pipeline.tokenizers.template import inserted, renumbered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["TokenizerConfig", "load", "train"]
 _COMPARED = 200

@@ -26,6 +26,7 @@ class TrainConfig:
     """How long, how fast and how to train. Sizes count rows; rates are per optimizer step."""
 
     steps: int = 40
+    """Optimizer steps of the whole run."""
     batch_size: int = 32
     """Rows of one optimizer step over all workers, whatever their number."""
     batch_warmup: tuple[BatchPart, ...] = ()
@@ -41,18 +42,22 @@ class TrainConfig:
     """The highest rate of Muon, which then learns the matrices of the body: the spectral norm of an update, 0.02 as a rule.
     AdamW learns all when not given."""
     warmup_steps: int = 5
+    """Steps in which the rate rises from 0."""
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
     the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
     weight_decay: float = 0.01
+    """The decoupled weight decay of matrices; vectors have none."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
+    """What ZeRO divides among the workers: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     hpz: int = 1
     """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""
     offload: Literal["optimizer", "all"] | None = None
     """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """What is computed in; bf16 keeps fp32 weights in the optimizer."""
     export: Literal["fp32", "bf16"] = "fp32"
     """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
     compile: bool | None = None
@@ -70,7 +75,7 @@ class TrainConfig:
     checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
-    """The newest ones; up to four more from the last 256 steps are kept to go back to (`spike`)."""
+    """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
     max_failures: int = field(default=20, metadata={"identity": False})

@@ -1,12 +1,16 @@
 """From token vectors to one vector a text."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import ConfigError
 
-Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Pooling = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -22,6 +26,8 @@ def first(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def last(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The last real token of a row that is padded on the right."""
+    import torch
+
     return tokens[torch.arange(len(tokens)), mask.sum(dim=1) - 1]
 
 

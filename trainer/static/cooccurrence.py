@@ -5,17 +5,24 @@ Dice coefficient (Smadja et al., Computational Linguistics 1996): with c the num
     dice(s, t) = 2 c(s and t) / (c(s) + c(t))
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 _BLOCK = 2048
 
 
 def occurrences(texts: Sequence[Sequence[int]], items: int) -> scipy.sparse.csr_matrix:
     """1 where an item occurs in a text, int32 [texts, items]."""
+    import scipy.sparse
+
     unique = [np.unique(np.asarray(text, np.int64)) for text in texts]
     bounds = np.concatenate([[0], np.cumsum([len(text) for text in unique])])
     flat = np.concatenate(unique) if unique else np.empty(0, np.int64)

@@ -1,15 +1,19 @@
 """fastText vectors (Bojanowski et al., TACL 2017), trained on one thread so that the same text gives the same vectors."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from data_pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +21,17 @@ class FastTextConfig:
     """fastText's own names and meanings."""
 
     dim: int = 100
+    """Width of the vectors."""
     epochs: int = 5
+    """Passes over the text."""
     min_count: int = 5
+    """A word that occurs less often has no vector of its own."""
     min_ngram: int = 3
     """Characters of the shortest subword; 0 with `max_ngram` 0 switches subwords off."""
     max_ngram: int = 6
+    """Characters of the longest subword."""
     negatives: int = 10
+    """Words drawn against each right one."""
     buckets: int = 200_000
     """Hashed subwords; fastText's two million take 800 MB at width 100."""
 
@@ -48,6 +57,8 @@ class FastTextVectors:
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
         """Float [n, A]; a zero row for a word that has neither a vector nor a known subword."""
+        import torch
+
         found = [self._model.get_word_vector(word) for word in words]
         return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
 

@@ -6,18 +6,22 @@ The deterministic alternative to fastText: counts of parts of the text add up to
 can be made anywhere and in any order. The price: no subwords, hence no vectors for words that were not seen.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError, DataError
 from trainer.spread import Local, Spread
 from trainer.static.vectors import TableVectors
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 _LINES = 20_000
 """Lines of a part."""
@@ -28,8 +32,11 @@ class PpmiConfig:
     """The paper's names and meanings."""
 
     dim: int = 100
+    """Width of the vectors."""
     window: int = 5
+    """How many words apart two words may stand to count as together."""
     min_count: int = 5
+    """A word that occurs less often has no vector."""
     smoothing: float = 0.75
     """Exponent of the context's frequency: rare contexts count for less."""
     negatives: int = 1
@@ -46,6 +53,8 @@ def train(lines: Iterable[str], config: PpmiConfig, what: str, spread: Spread | 
     Raises:
         DataError: too few words occur `min_count` times; names `what`.
     """
+    import scipy.sparse
+
     spread = spread or Local()
     split = [line.split() for line in lines]
     parts = [split[start : start + _LINES] for start in range(0, len(split), _LINES)]
@@ -72,6 +81,8 @@ def _words(part: Sequence[Sequence[str]]) -> Counter[str]:
 
 def _pairs(part: Sequence[Sequence[str]], number: dict[str, int], window: int) -> scipy.sparse.csr_matrix:
     """How often two words stand at most `window` known words apart in a line, int64 [W, W], symmetric."""
+    import scipy.sparse
+
     ids = [np.array([number[word] for word in line if word in number], np.int64) for line in part]
     left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for distance in range(1, window + 1):
@@ -84,6 +95,8 @@ def _pairs(part: Sequence[Sequence[str]], number: dict[str, int], window: int) -
 
 
 def _ppmi(together: scipy.sparse.csr_matrix, config: PpmiConfig) -> scipy.sparse.csr_matrix:
+    import scipy.sparse
+
     coo = together.tocoo()
     word = np.asarray(together.sum(axis=1), np.float64).ravel()
     context = np.asarray(together.sum(axis=0), np.float64).ravel() ** config.smoothing
@@ -94,6 +107,8 @@ def _ppmi(together: scipy.sparse.csr_matrix, config: PpmiConfig) -> scipy.sparse
 
 def _factor(matrix: scipy.sparse.csr_matrix, dim: int) -> NDArray[np.float32]:
     """U_d S_d^(1/2), each column with its largest entry positive: an SVD leaves the signs open."""
+    import scipy.sparse.linalg
+
     start = np.ones(matrix.shape[0]) / np.sqrt(matrix.shape[0])
     u, s, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=start)
     order = np.argsort(-s, kind="stable")

@@ -1,8 +1,13 @@
 """The rotation that turns one set of vectors into another."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -14,6 +19,8 @@ def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Raises:
         DataError: the widths differ, or there is no row.
     """
+    import torch
+
     if x.shape != y.shape or not len(x):
         raise DataError(
             f"cannot align {tuple(x.shape)} with {tuple(y.shape)} vectors.", "transfer", "Give vectors of one width."

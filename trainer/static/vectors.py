@@ -1,12 +1,16 @@
 """What all static vectors have in common, and vectors that are a plain table of words."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Vectors(Protocol):
@@ -41,6 +45,8 @@ class TableVectors:
         return word in self._number
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
+        import torch
+
         numbers = np.array([self._number.get(word, -1) for word in words], np.int64)
         found = np.zeros((len(numbers), self._rows.shape[1]), np.float32)
         found[numbers >= 0] = self._rows[numbers[numbers >= 0]]
@@ -79,6 +85,8 @@ class Joined:
         return any(word in part for part in self._parts)
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
+        import torch
+
         names = list(words)
         found = torch.stack([part.vectors(names) for part in self._parts]).double()
         weights = torch.stack([torch.from_numpy(_occurrences(part, names)) for part in self._parts])

@@ -1,14 +1,13 @@
 """Word vectors of two languages in one space, and the vectors of tokens that follow from them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import scipy.sparse
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
@@ -20,6 +19,10 @@ from trainer.static.procrustes import procrustes
 from trainer.static.texts import Texts
 from trainer.static.vectors import Joined, Rotated, Vectors
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceConfig:
@@ -30,6 +33,7 @@ class SpaceConfig:
     source_vectors: str | None = None
     """A `.bin` or `.vec` file for the source language, e.g. of fasttext.cc."""
     target_vectors: str | None = None
+    """The same for the new language."""
     dictionary: str | None = None
     """A TSV of source word and new-language word; mined from the pairs when not given."""
     fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=2, epochs=10))
@@ -99,6 +103,8 @@ def vectors_of(
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Those of `ids` that have a vector, and their vectors [n, A]: from their characters where the vectors know subwords
     (WECHSEL's default), else from the words that they occur in, weighted by frequency (its other mode)."""
+    import torch
+
     if vectors.has_subwords:
         return by_characters(tokens, ids, vectors)
     known, found = by_words(tokenizer, vectors, vectors.counts, ("{}", " {}"))
@@ -127,6 +133,9 @@ def by_words(
         spellings: how a word is written before it is split; `{}` stands for the word, `{^}` for it in title case. Within
             one spelling a piece counts once.
     """
+    import scipy.sparse
+    import torch
+
     rows, columns = [], []
     for spelling in spellings:
         written = [spelling.replace("{^}", word.title()).replace("{}", word) for word in vectors.words]

@@ -18,15 +18,20 @@ vector by itself. For n atoms of width D a vector takes n k^2 operations, 8 ms f
 2 n k D more with G computed again. Memory: 8 n^2 bytes for G, or 8 n D.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
 from trainer.spread import Local, Spread, blocks
 from trainer.transfer.exact import directions, products
+
+if TYPE_CHECKING:
+    import torch
 
 _GRAM_BLOCKS = 4
 """G is held when it takes no more than so many blocks; a matter of speed alone."""

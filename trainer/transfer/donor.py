@@ -5,20 +5,24 @@ another family: tokens are matched by canonical form. Two kinds of rows are left
 something else in each model, and those that were hardly ever trained, which weight decay has made short.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError, DataError, ModelError
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
-from trainer.models import loading
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 _TRAINED = 0.1
 """Part of the median length that a trained row has at least."""
@@ -53,6 +57,8 @@ def load(problem: Problem, spec: str | None, method: str) -> Donor:
         ModelError: it has no model, no tokenizer, or no row for some of its tokens.
         DataError: its vocabulary has nothing in common with both others, or no new token.
     """
+    from trainer.models import loading
+
     if not spec:
         raise ConfigError(
             f"{method} needs a donor, a model that was trained on the new language.",
@@ -81,6 +87,8 @@ def load(problem: Problem, spec: str | None, method: str) -> Donor:
 
 def _embeddings(model: PreTrainedModel, ids: int, spec: str) -> torch.Tensor:
     """The model's input embeddings, float32 [rows, D], with a row for each of the tokenizer's ids."""
+    import torch
+
     where = f"donor {spec}"
     try:
         embedding = model.get_input_embeddings()

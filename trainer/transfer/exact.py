@@ -5,9 +5,15 @@ Schwarz no sum of such products reaches 2: float64 holds every partial sum of a 
 product takes it. The rounding moves a cosine by some 1e-8.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 GRID = 2.0**-24
 """The finest that float32 holds for every number up to 1."""
@@ -16,6 +22,8 @@ _BLOCK = 4096
 
 def directions(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Rows at length 1 on the grid, float32, and the lengths they had [n]; a zero row stays zero."""
+    import torch
+
     unit, lengths = torch.empty(rows.shape), np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)

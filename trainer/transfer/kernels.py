@@ -9,16 +9,21 @@ The best of a row are looked for among the maxima of some hundreds of groups fir
 of the c best groups. Finding them so costs a fraction of the product, where sorting all scores costs several times as much.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from trainer.spread import Local, Spread, blocks
 from trainer.transfer.exact import directions
+
+if TYPE_CHECKING:
+    import torch
 
 _SPARE = 12
 """Neighbours proposed beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
@@ -119,11 +124,15 @@ def _at_once(block_bytes: int) -> int:
 
 def _bf16_is_fast() -> bool:
     """Whether this CPU multiplies bf16 in hardware; without that it is slower than fp32, never other."""
+    import torch
+
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def _halves(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
     """`keys` in bf16, columns first and padded, which multiplies fastest, and how far rounding moved a row at most."""
+    import torch
+
     halves = torch.zeros(-(-keys.shape[1] // _ALIGNED) * _ALIGNED, len(keys), dtype=torch.bfloat16)
     lost = 0.0
     for rows, columns in zip(keys.split(4096), halves.split(4096, dim=1), strict=True):
@@ -153,6 +162,8 @@ def _block(
         halves: `keys` in bf16 [A or more, m], by which candidates are proposed; None for fp32.
         lost: how far the rounding to `halves` moved a key at most.
     """
+    import torch
+
     count = min(count, len(keys))
     proposed, outside = _proposed(queries, keys.T if halves is None else halves, lost, count, _at_once(block_bytes))
     index, scores = _rescored(queries, keys, proposed)
@@ -179,6 +190,8 @@ def _proposed(
     For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, u = 2^-24 (Higham 2002, section 3.1). In bf16
     both factors were moved besides, and the product is rounded to the nearest.
     """
+    import torch
+
     rounded = torch.nn.functional.pad(queries.to(columns.dtype), (0, len(columns) - queries.shape[1]))
     step = max(1, at_once // (columns.element_size() * columns.shape[1]))
     found = [_highest(rows @ columns, count) for rows in rounded.split(step)]
@@ -193,6 +206,8 @@ def _proposed(
 
 def _highest(scores: torch.Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The columns of the `count` highest of each row, in no order [n, count], and the lowest of these [n]."""
+    import torch
+
     size = scores.shape[1]
     members = round((size / count) ** 0.5)
     groups = size // members
@@ -229,6 +244,8 @@ def _rescored(
     queries: torch.Tensor, keys: torch.Tensor, candidates: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Candidates and their scores in fp64, in descending order of score, equal ones by index."""
+    import torch
+
     index = np.sort(candidates, axis=1)
     used = torch.zeros(len(keys), dtype=torch.bool)
     used[torch.from_numpy(index.ravel())] = True

@@ -1,14 +1,19 @@
 """Which tokens of two vocabularies are the same, by a cascade of ever looser comparisons."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, matching_roles
 from trainer.transfer.plan import Provenance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Keys = Callable[[Token], Iterator[Hashable]]
 

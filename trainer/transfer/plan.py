@@ -5,17 +5,22 @@ Every initialiser without training is a sparse matrix W (new vocabulary x old vo
 bias of the language-model head.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Provenance(IntEnum):
@@ -122,7 +127,7 @@ class TransferPlan:
         """The rows that are one old row to the last bit."""
         return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))
 
-    def padded(self, rows: int) -> "TransferPlan":
+    def padded(self, rows: int) -> TransferPlan:
         """The same plan with FILLING rows up to `rows`."""
         more = rows - len(self)
         return replace(
@@ -136,6 +141,8 @@ class TransferPlan:
 
     def dense(self) -> torch.Tensor:
         """W as a float tensor [V, S]; for small plans and tests."""
+        import torch
+
         rows = np.repeat(np.arange(len(self)), np.diff(self.indptr))
         dense = torch.zeros(len(self), self.source_rows)
         where = torch.from_numpy(rows), torch.from_numpy(self.indices).long()

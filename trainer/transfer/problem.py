@@ -3,13 +3,14 @@
 Letters: V = new vocabulary, S = old vocabulary, N = new tokens that no old token equals, A = width of static vectors.
 """
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, vocabulary_hash
@@ -17,6 +18,9 @@ from trainer.spread import Local, Spread
 from trainer.static.texts import Texts
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Problem:
         wanted[self.placed] = False
         return np.flatnonzero(wanted)
 
-    def without(self, ids: NDArray[np.int64]) -> "Problem":
+    def without(self, ids: NDArray[np.int64]) -> Problem:
         """The same problem for the next method of a chain, once `ids` are placed."""
         rest = copy.copy(self)
         object.__setattr__(rest, "placed", np.union1d(self.placed, ids))
@@ -84,7 +88,7 @@ class Rows:
     """The place [n], from 1, of the method of a chain that placed the row; one method did where not given."""
 
     @staticmethod
-    def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> "Rows":
+    def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> Rows:
         """Rows of equally many candidates [n, k]; candidates of weight 0 are dropped."""
         used = weights != 0
         return Rows(

@@ -10,10 +10,12 @@ a tenth of the sum of |cosines| leaves out its negative cosines, and is unplaced
 shared tokens only; without it W is dense, which is refused where it would not fit. Cosines are exact, see `exact.py`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
@@ -22,6 +24,9 @@ from trainer.transfer import donor
 from trainer.transfer.exact import directions, products
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+
+if TYPE_CHECKING:
+    import torch
 
 _LEAST = 0.1
 """Part of the sum of |cosines| that the sum of cosines must reach."""

@@ -33,6 +33,7 @@ class FocusConfig:
     """Where token vectors come from; the paper trains them for three epochs on tokens that occur at least ten times."""
 
     kind: Literal["fasttext", "ppmi"] = "fasttext"
+    """What is trained on the text where no vectors are given."""
     vectors: str | None = None
     """A `.bin` or `.vec` file of the new language's words, for tokens by their text; nothing is trained then."""
     fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=10, epochs=3))

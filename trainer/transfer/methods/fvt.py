@@ -9,14 +9,19 @@ token that continues a word is split behind a stand-in for the word's beginning,
 tokenizer does not take it for the start of a word.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.tokenizers.canonical import Token
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _STAND_INS = ("a", "x", "q", "z", "7")
 

@@ -31,6 +31,7 @@ class RamenConfig:
     """Which of the paper's two ways, and the vectors of the second."""
 
     weights: Literal["alignment", "vectors"] = "alignment"
+    """Whether weights come from aligned pairs or from word vectors."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
 
 

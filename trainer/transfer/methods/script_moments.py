@@ -25,6 +25,7 @@ class ScriptMomentsConfig:
     """When a script is known well enough."""
 
     min_tokens: int = 10
+    """Old tokens that a script needs for moments of its own; those of all old rows are taken below that."""
 
     def __post_init__(self) -> None:
         if self.min_tokens < 2:

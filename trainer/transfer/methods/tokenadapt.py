@@ -12,21 +12,25 @@ string; lengths are in bytes, so that half a character has one; without an embed
 of this text; a token without either part is drawn.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
-from trainer.embedder import Embedder
 from trainer.static import word_space
 from trainer.static.word_space import SpaceConfig
 from trainer.transfer.kernels import top_softmax, unit
 from trainer.transfer.methods.fvt import split
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+
+if TYPE_CHECKING:
+    import torch
 
 Mixture = dict[int, float]
 """Old ids and their weights, which sum to one."""
@@ -37,6 +41,7 @@ class TokenadaptConfig:
     """The reference code's settings."""
 
     temperature: float = 0.3
+    """T"""
     neighbours: int = 3
     """K"""
     global_weight: float = 0.3
@@ -89,6 +94,10 @@ def _embedded(
     problem: Problem, old_tokens: list[Token | None], config: TokenadaptConfig
 ) -> tuple[tuple[NDArray[np.int64], torch.Tensor], tuple[NDArray[np.int64], torch.Tensor]]:
     """phi of the old and of the new tokens: ids and vectors [n, A] of either."""
+    import torch
+
+    from trainer.embedder import Embedder
+
     all_old = np.arange(len(old_tokens))
     if config.embedder is None:
         source, target = word_space.aligned(problem.texts, config.space, problem.spread)

@@ -20,6 +20,8 @@ on the way, so that order matters); copied tokens stand for their old row; what 
 unknown token). All partners are kept, as there. Cost: the alignment, then a look-up for each substring of a token.
 """
 
+from __future__ import annotations
+
 import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -27,18 +29,21 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 from tokenizers import Regex, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, special_roles
 from trainer.static import word_alignment
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    from transformers import PreTrainedTokenizerFast
 
 Span = tuple[int, int]
 Pieces = tuple[int, ...]
@@ -68,6 +73,8 @@ def rows(problem: Problem, config: TransTokenizersConfig) -> Rows:
     Raises:
         DataError: there are no pairs.
     """
+    import scipy.sparse
+
     if not problem.texts.anchors:
         raise DataError("there are no pairs to align.", "method=trans_tokenizers", "Give `pairs`, or take another method.")
     known = mixtures(problem, word_pairs(problem), config.min_count)
@@ -133,6 +140,8 @@ def _texts(text: str, words: Iterable[Span]) -> list[str]:
 
 def mixtures(problem: Problem, pairs: WordPairs, min_count: int) -> scipy.sparse.csr_array:
     """p(s|t) [V, S], rows that sum to 1: from counts for new tokens, the old token itself for copied ones, else empty."""
+    import scipy.sparse
+
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
     shared = np.flatnonzero(ordinary & (problem.shared >= 0))
     new, old, weight = [shared], [problem.shared[shared]], [np.ones(len(shared))]
@@ -157,6 +166,8 @@ def shares(old: int, new: int) -> NDArray[np.float64]:
 
 def relatives(tokens: Sequence[Token | None], mapped: NDArray[np.bool_], wanted: NDArray[np.int64]) -> scipy.sparse.csr_array:
     """R of each wanted token: 1 where a mapped token is in it, [wanted, V]. Of equal tokens the lowest id is taken."""
+    import scipy.sparse
+
     spelled = [_spelled(token) for token in tokens]
     number = {spelled[place]: place for place in np.flatnonzero(mapped)[::-1].tolist() if spelled[place]}
     ordered, longest = sorted(number), max(map(len, number), default=0)
@@ -193,6 +204,8 @@ def _spelled(token: Token | None) -> bytes:
 
 def _normalised(matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
     """Each row divided by its sum; empty rows stay empty."""
+    import scipy.sparse
+
     matrix = matrix.tocsr()
     sums = matrix.sum(axis=1)
     return scipy.sparse.diags_array(np.divide(1.0, sums, out=np.zeros(len(sums)), where=sums > 0)) @ matrix

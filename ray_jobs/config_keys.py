@@ -1,0 +1,159 @@
+"""Every key of the configuration with its type, default and doc, read off the dataclasses and the literals below the fields."""
+
+import ast
+import difflib
+import inspect
+import itertools
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from data_pipeline.errors import ConfigError
+
+_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A setting, e.g. `pretrain.train.steps`; those of the items of a list have [] in their name."""
+
+    name: str
+    type: Any
+    default: Any
+    """`MISSING` of `dataclasses` where it must be given."""
+    doc: str
+
+
+def keys(section: Any, prefix: str = "") -> Iterator[Key]:
+    """The keys of a dataclass, or of an instance that holds the defaults, in the order of the fields, inner sections too."""
+    kind = section if isinstance(section, type) else type(section)
+    hints, docs = typing.get_type_hints(kind), _docs(kind)
+    for entry in fields(kind):
+        name, hint = prefix + entry.name, hints[entry.name]
+        default = entry.default if isinstance(section, type) else getattr(section, entry.name)
+        if isinstance(section, type) and entry.default_factory is not MISSING:
+            default = entry.default_factory()
+        if is_dataclass(hint):
+            yield from keys(default, f"{name}.")
+            continue
+        yield Key(name=name, type=hint, default=MISSING if default == "???" else default, doc=docs.get(entry.name, ""))
+        if (inner := item(hint)) is not None:
+            yield from keys(inner, f"{name}[].")
+
+
+def item(hint: Any) -> type | None:
+    """The dataclass of which a key is a list, if it is one."""
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    return inner if is_dataclass(inner) and isinstance(inner, type) else None
+
+
+def described(hint: Any) -> str:
+    """A type in words, e.g. `integer or null`."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(map(str, inside[:-1])) + f" or {inside[-1]}" if len(inside) > 1 else str(inside[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if one is types.NoneType else described(one) for one in inside)
+    if origin is tuple:
+        return f"list of {described(inside[0])}"
+    if origin is dict:
+        return f"map of {described(inside[0])} to {described(inside[1])}"
+    return _NAMES.get(hint, "section")
+
+
+def written(value: Any) -> str:
+    """A value as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
+    return str(value) if value != "" else "''"
+
+
+def values(
+    given: Any, section: type, where: str = "", prefix: str = "", root: type | None = None
+) -> Iterator[tuple[str, Any, Any]]:
+    """The name, type and value of each key of `section` that is given; sections and lists of them are taken apart.
+
+    Args:
+        given: what YAML says.
+        where: the file that says so, for errors.
+        prefix: the name of the section within `root`, which is the whole configuration.
+
+    Raises:
+        ConfigError: a key that does not exist (names the nearest), or a section that is none.
+    """
+    if not isinstance(given, Mapping):
+        if isinstance(given, str) and "${" in given:
+            return
+        raise ConfigError(
+            f"expected a section, got {written(given)}.", where + prefix.rstrip("."), f"Its keys: {_own(section)}."
+        )
+    hints, root = typing.get_type_hints(section), root or section
+    for name, value in given.items():
+        full = f"{prefix}{name}"
+        if name not in hints:
+            raise ConfigError("there is no such key.", where + full, advice(full, root))
+        if is_dataclass(hints[name]):
+            yield from values(value, hints[name], where, f"{full}.", root)
+        elif (inner := item(hints[name])) is not None and isinstance(value, list):
+            for place, one in enumerate(value):
+                yield from values(one, inner, where, f"{full}[{place}].", root)
+                _check_required(one, inner, f"{where}{full}[{place}]")
+        else:
+            yield full, hints[name], value
+
+
+def advice(name: str, root: type) -> str:
+    """Which key of `root` somebody means who writes `name`: the one whose last part looks most like it, of the same section if
+    it has one."""
+    section, _, last = re.sub(r"\[\d+\]", "[]", name).rpartition(".")
+    known = [key.name.split(".") for key in keys(root)]
+    every = dict.fromkeys(".".join(parts[:depth]) for parts in known for depth in range(1, len(parts) + 1))
+    ends = {key: key.rpartition(".")[2] for key in every}
+    near = difflib.get_close_matches(last, ends.values(), n=1)
+    same = [key for key, end in ends.items() if end in near]
+    here = [key for key in same if key.rpartition(".")[0] == section]
+    return f"Did you mean {' or '.join((here or same)[:3])}?" if same else "`scion config` lists every key."
+
+
+def _check_required(given: Mapping[str, Any], section: type, where: str) -> None:
+    for entry in fields(section):
+        if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in given:
+            raise ConfigError(f"{entry.name} must be given.", where)
+
+
+def _own(section: type) -> str:
+    return ", ".join(entry.name for entry in fields(section))
+
+
+def _docs(section: type) -> dict[str, str]:
+    """What the literal below each field says, those of the classes that it inherits from included."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        if is_dataclass(kind):
+            found |= _in_module(kind.__module__).get(kind.__name__, {})
+    return found
+
+
+@cache
+def _in_module(module: str) -> dict[str, dict[str, str]]:
+    """Class to field to doc."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: _below(node.body) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _below(body: list[ast.stmt]) -> dict[str, str]:
+    found = {}
+    for entry, behind in itertools.pairwise(body):
+        match entry, behind:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                found[name] = " ".join(doc.split())
+    return found

@@ -1,0 +1,67 @@
+"""What the command says of keys that do not exist and of values of other types."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import ConfigError
+from ray_jobs.config import MixtureStage, load, to_yaml
+from trainer.engine.config import BatchPart
+
+BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "c.yaml").write_text(BASE)
+    return str(tmp_path / "c.yaml")
+
+
+REFUSED = {
+    "nonsense=1": "nonsense: there is no such key. `scion config` lists every key.",
+    "pretrain.train.step=3": "pretrain.train.step: there is no such key. Did you mean pretrain.train.steps?",
+    "steps=3": "steps: there is no such key. Did you mean pretrain.train.steps or embed.train.steps?",
+    "pretrian.train.steps=3": "pretrian: there is no such key. Did you mean pretrain?",
+    "pretrain.lenght=3": "pretrain.lenght: there is no such key. Did you mean shard.length?",
+    "transfer.methods.focs.kind=ppmi": "transfer.methods.focs: there is no such key. Did you mean transfer.methods.focus?",
+    "pretrain.stages=[{until: 3, alfa: 2}]": (
+        "pretrain.stages[0].alfa: there is no such key. Did you mean pretrain.stages[].alpha?"
+    ),
+    "pretrain.train.steps=many": "pretrain.train.steps: expected integer, got many.",
+    "pretrain.train.learning_rate=fast": "pretrain.train.learning_rate: expected number, got fast.",
+    "seed=null": "seed: expected integer, got null.",
+    "transfer.methods.focus.kind=fastext": "transfer.methods.focus.kind: expected fasttext or ppmi, got fastext.",
+    "shard.layout=maybe": "shard.layout: expected true or false or null, got maybe.",
+    "transfer.match=exact": "transfer.match: expected list of text, got exact.",
+    "compare.seeds=[0, a]": "compare.seeds: expected list of integer, got [0, a].",
+    "pretrain.weights={el: x}": "pretrain.weights: expected map of text to number, got {el: x}.",
+    "text.x=1": "text: expected text, got {x: 1}.",
+    "merge=3": "merge: expected a section, got 3. Its keys: models.",
+    "pretrain.stages=[{until: x}]": "pretrain.stages[0].until: expected integer, got x.",
+    "pretrain.stages=[{alpha: 1}]": "pretrain.stages[0]: until must be given.",
+    "pretrain.train.batch_warmup=[[1, 2]]": (
+        "pretrain.train.batch_warmup[0]: expected a section, got [1, 2]. Its keys: until, rows."
+    ),
+}
+
+
+@pytest.mark.parametrize("written", REFUSED)
+def test_a_mistake_names_its_key(path: str, written: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(path, [written])
+    assert str(refused.value) == REFUSED[written]
+
+
+def test_a_mistake_in_the_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(BASE + "pretrain: {train: {step: 3}}\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: pretrain\.train\.step: .* pretrain\.train\.steps\?"):
+        load(str(tmp_path / "c.yaml"), [])
+
+
+def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path) -> None:
+    given = ["pretrain.stages=[{until: 5, weights: {el: 1}}]", "pretrain.train.batch_warmup=[{until: 3, rows: 8}]"]
+    config = load(path, given)
+    assert config.pretrain.stages == (MixtureStage(until=5, weights={"el": 1.0}),)
+    assert config.pretrain.train.batch_warmup == (BatchPart(until=3, rows=8),)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "again.yaml"), []) == config

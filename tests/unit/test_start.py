@@ -1,0 +1,49 @@
+"""How the command starts: nothing heavy is imported before the configuration is right."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = "ray_jobs/conf/demo.yaml"
+HEAVY = ("torch", "transformers", "ray", "scipy", "datasets", "deepspeed", "pyarrow", "huggingface_hub")
+"""Each takes 0.1 s (pyarrow) to several seconds (ray, transformers) to import."""
+
+
+def imported(*arguments: str) -> tuple[list[str], int, str]:
+    """The heavy packages that a command has imported when it ends, its exit code, and what it printed."""
+    code = (
+        "import sys\nfrom ray_jobs.cli import main\ncode = main(sys.argv[1:])\n"
+        f"print('HEAVY', code, *[name for name in {HEAVY} if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    *printed, last = found.stdout.splitlines()
+    _, exit_code, *heavy = last.split()
+    return heavy, int(exit_code), "\n".join(printed) + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        (["--help"], 0, "usage: scion JOB"),
+        (["methods"], 0, "focus"),
+        (["pipelin", DEMO], 2, "Did you mean 'pipeline'?"),
+        (["pipeline", DEMO, "nonsense=1"], 2, "nonsense"),
+        (["pipeline", DEMO, "method=nonsense"], 2, "nonsense is not a method"),
+        (["embed", DEMO, "embed.pooling=max"], 2, "pooling 'max'"),
+        (["pipeline", DEMO, "output=nofs://bucket"], 2, "output=nofs://bucket"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_heavy_is_imported(arguments: list[str], exit_code: int, said: str) -> None:
+    heavy, got, printed = imported(*arguments)
+    assert (got, heavy) == (exit_code, [])
+    assert said in printed
+
+
+def test_a_right_configuration_needs_nothing_heavy() -> None:
+    code = f"import sys, ray_jobs.config as c\nc.load({DEMO!r}, [])\nprint([name for name in {HEAVY} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout == "[]\n"
