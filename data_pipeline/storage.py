@@ -4,6 +4,7 @@ A write is atomic: on a local disk by rename, on an object store because one PUT
 and storage that does not answer is never taken for storage where nothing is.
 """
 
+import errno
 import glob
 import hashlib
 import os
@@ -20,12 +21,13 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from data_pipeline.errors import reason
+from data_pipeline.errors import ScionError, reason
 
 Answer = TypeVar("Answer")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between the attempts of `retry`."""
-_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What storage says where asking again is of no help."""
 
 
 @contextmanager
@@ -37,12 +39,12 @@ def as_os_error() -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except (OSError, ScionError):
         raise
     except Exception as error:
         if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
             raise
-        raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+        raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}") from error
 
 
 def retry(ask: Callable[[], Answer]) -> Answer:
@@ -54,7 +56,7 @@ def retry(ask: Callable[[], Answer]) -> Answer:
     for wait in WAITS:
         try:
             return ask()
-        except _LASTING:
+        except LASTING:
             raise
         except OSError:
             time.sleep(wait)

@@ -91,6 +91,11 @@ class OrderPlan:
     def sizes(self) -> BatchSizes:
         return BatchSizes(batch=self.batch, warmup=self.warmup)
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The steps from which on the mixture or the batch size is another."""
+        return (*(stage.until for stage in self.stages), *(until for until, _ in self.warmup))
+
     def step(self, step: int) -> Slots:
         """The slots of one step, in order."""
         return self.lookup(self.sizes.offset(step) + np.arange(self.sizes.size(step)))

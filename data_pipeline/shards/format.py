@@ -61,7 +61,16 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
 
     Raises:
         CorruptError: the file is missing or not what was written.
+        OSError: it could not be read, which says nothing against it.
     """
+    try:
+        return storage.retry(lambda: _read_groups(uri, groups))
+    except storage.LASTING as error:
+        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
+
+
+@storage.as_os_error()
+def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     fs, path = storage.filesystem(uri)
     try:
         with fs.open(path) as file:
@@ -72,6 +81,8 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
             changed = [number for number, part in parts.items() if checksum(part, number) != known[number]]
             whole = pa.concat_tables([parts[number] for number in wanted]) if parts else parquet.schema_arrow.empty_table()
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # of the storage: what Arrow says of bytes that it does not understand is an OSError without a number
         raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
     if changed:
         raise CorruptError(f"row group {changed[0]} is not what was written.", uri, _MEND)

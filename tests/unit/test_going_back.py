@@ -1,5 +1,6 @@
 """Where a run goes on after a loss that leaped: before the update that did it. The loop alone, without Ray and DeepSpeed."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import RankFeed
+from data_pipeline.order.plan import OrderPlan, Stage, Stream
 from data_pipeline.step_name import step_of
 from tests.unit.test_checkpoint import Engine
 from trainer.engine import checkpoint
@@ -98,3 +100,30 @@ def test_leaps_that_lie_far_apart_never_end_a_run(tmp_path: Path) -> None:
         loop.train(10_000, number * (PEACE + WINDOW), 0)
     assert len(loop.back) == 5
     assert len(loop._state.skips) == 5
+
+
+@pytest.mark.parametrize(
+    ("stages", "warmup", "leap", "back"),
+    [((), (), 90, True), ((90,), (), 90, False), ((), (90,), 90, False), ((90,), (), 140, True), ((90,), (), 89, True)],
+)
+def test_a_loss_that_leaps_with_the_mixture_or_the_batch_is_no_spike(
+    tmp_path: Path, stages, warmup, leap: int, back: bool
+) -> None:  # type: ignore[no-untyped-def]
+    """0.8 nats more from one step on, as where a harder language comes in, or as InfoNCE over twice as many pairs."""
+    loop = Loop(tmp_path)
+    plan = OrderPlan(
+        streams=(Stream(name="el", rows=10_000, weight=1.0),),
+        batch=8,
+        seed=1,
+        stages=tuple(Stage(until=until, weights=(1.0,)) for until in stages),
+        warmup=tuple((until, 4) for until in warmup),
+    )
+    loop._feed = RankFeed(rows=SimpleNamespace(plan=plan), rank=0, world=1)  # type: ignore[arg-type]
+    loop._run.config = SimpleNamespace(spike=10.0)  # type: ignore[misc]
+    draw, wrong = random.Random(0), list[int]()
+    for step in range(200):
+        loss = draw.gauss(3.0 if step < leap else 3.8, 0.02)
+        if loop._wrong(step, SimpleNamespace(applied=True, loss=loss)):  # type: ignore[arg-type]
+            wrong.append(step)
+            break
+    assert wrong == ([leap] if back else [])

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation
 
-from trainer.engine.guards import PEACE, ROLLBACKS, WINDOW, back_to, lately, left_out, spike
+from trainer.engine.guards import PEACE, ROLLBACKS, WINDOW, left_out, rollback_step, rollbacks_near, spike
 
 LOSSES = st.floats(0.01, 50.0)
 
@@ -104,9 +104,9 @@ def test_what_a_replay_leaves_out_may_lie_before_what_was_left_out_already() -> 
 
 
 def test_a_run_goes_back_farther_each_time_and_starts_afresh_after_peace() -> None:
-    assert [back_to(500, before) for before in range(ROLLBACKS)] == [500 - WINDOW, 500 - 2 * WINDOW, 500 - 3 * WINDOW]
+    assert [rollback_step(500, before) for before in range(ROLLBACKS)] == [500 - WINDOW, 500 - 2 * WINDOW, 500 - 3 * WINDOW]
     skipped = ((100, 164), (200, 230), (900, 910))
-    assert lately(skipped, 240) == 2
-    assert lately(skipped, 230 + PEACE) == 2
-    assert lately(skipped, 910 + PEACE) == 1
-    assert lately(skipped, 911 + PEACE) == 0
+    assert rollbacks_near(skipped, 240) == 2
+    assert rollbacks_near(skipped, 230 + PEACE) == 2
+    assert rollbacks_near(skipped, 910 + PEACE) == 1
+    assert rollbacks_near(skipped, 911 + PEACE) == 0

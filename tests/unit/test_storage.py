@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from data_pipeline import storage
+from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
+from data_pipeline.shards import format
 from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("flaky")
@@ -95,3 +99,33 @@ def test_a_retry_ends_and_does_not_wait_for_what_is_not_there() -> None:
         with pytest.raises(type(error)):
             storage.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
         assert len(calls) == tries
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no answer"), HttpError("503"), OSError(5, "Input/output error")])
+def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    uri, rows = "flaky://run/part.parquet", pa.table({"row": list(range(1000))})
+    format.write(uri, rows)
+    Flaky.fault = failing("read", "part", error, times=3)
+    assert format.read_groups(uri).equals(rows)
+    content, left, real = storage.read_bytes(uri), [2], MemoryFile.read
+
+    def broken(file: MemoryFile, *arguments: int) -> bytes:
+        """The connection breaks in the middle of the file."""
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        return real(file, *arguments)
+
+    monkeypatch.setattr(MemoryFile, "read", broken)
+    assert format.read_groups(uri).equals(rows)
+    assert left[0] < 0
+    Flaky.fault = failing("read", "part", error)
+    with pytest.raises(OSError, match=str(error.args[-1])):
+        format.read_groups(uri)
+    Flaky.fault = None
+    storage.write_bytes(uri, content[:-9])
+    with pytest.raises(CorruptError, match="cannot be read"):
+        format.read_groups(uri)
+    storage.remove(uri)
+    with pytest.raises(CorruptError, match="cannot be read"):
+        format.read_groups(uri)

@@ -13,7 +13,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.step_name import new_name, step_of
 from trainer.engine import store as stores
-from trainer.engine.guards import WINDOW, back_to
+from trainer.engine.guards import WINDOW, rollback_step
 from trainer.engine.store import BAD, COMMITTED, Store
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(ga
         # As long as there is one in each window of 64 steps.
         if all(gap <= WINDOW for gap in gaps):
             for before in (0, 1):
-                limit = back_to(step, before)
+                limit = rollback_step(step, before)
                 assert limit < 0 or any(limit - 2 * WINDOW <= step_of(one) <= limit for one in usable), (limit, usable)
 
 

@@ -29,12 +29,18 @@ def spike(loss: float, recent: list[float]) -> float:
     return (loss - middle) / max(deviation, _FLOOR * abs(middle), 1e-12)
 
 
-def lately(skipped: Iterable[tuple[int, int]], planned: int) -> int:
+def losses_to_compare(recent: list[float], before: int, now: int, edges: tuple[int, ...]) -> list[float]:
+    """The losses to compare that of planned step `now` with: those since the last of `edges`, planned steps from which on the
+    mixture or the batch size is another, and with it the level of the loss. `before` is the planned step before it."""
+    return [] if any(before < edge <= now for edge in edges) else recent
+
+
+def rollbacks_near(skipped: Iterable[tuple[int, int]], planned: int) -> int:
     """How often a run has gone back within `PEACE` of planned step `planned`."""
     return sum(abs(planned - last) <= PEACE for _, last in skipped)
 
 
-def back_to(step: int, before: int) -> int:
+def rollback_step(step: int, before: int) -> int:
     """The step at or before which a run goes on that went wrong in `step` and has gone back `before` times lately.
 
     The update that did the harm may be older than the newest checkpoint, so that going back there would undo nothing: a window

@@ -136,7 +136,7 @@ class Training:
             )
             if self._first:
                 self._wishes.told(step, outcome.loss)
-            if wrong := self._wrong(outcome):
+            if wrong := self._wrong(step, outcome):
                 self._go_back(step, wrong)
                 return False
             self._state.next_step = step + 1
@@ -169,9 +169,11 @@ class Training:
         wishes = self._wishes.now() if self._first else 0
         return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
 
-    def _wrong(self, outcome: Outcome) -> str:
+    def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
         state, threshold = self._state, self._run.config.spike
+        before, now = self._feed.planned(step - 1) if step else 0, self._feed.planned(step)
+        state.recent = guards.losses_to_compare(state.recent, before, now, self._feed.rows.plan.edges)
         state.refused = 0 if outcome.applied else state.refused + 1
         if state.refused >= guards.REFUSED:
             return f"loss or gradient were not finite in {state.refused} steps in a row"
@@ -193,14 +195,14 @@ class Training:
         planned, done, store = self._feed.planned(step), self._state.skips, self._run.store
         self._saved(self._saver.finish(self._state))
         self._saver.forget()
-        before = guards.lately(self._state.skipped, planned)
+        before = guards.rollbacks_near(self._state.skipped, planned)
         if before >= guards.ROLLBACKS:
             raise TrainingError(
                 f"{why}; the run has gone back {before} times before, within {guards.PEACE} steps.",
                 f"step {step}",
                 "Lower learning_rate, or look at the rows of the steps that the log names.",
             )
-        self._state = checkpoint.restore(self._engine, store, self._run.identity, guards.back_to(step, before))
+        self._state = checkpoint.restore(self._engine, store, self._run.identity, guards.rollback_step(step, before))
         first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
         self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
         self._state.refused = 0

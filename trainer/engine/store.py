@@ -201,7 +201,7 @@ class Store:
 
 def _earliest(usable: list[str]) -> list[str]:
     """The earliest checkpoint in each of the last windows of steps, from names, the newest first: a run that goes back once or
-    twice finds one that is a window older than that which it came from (`guards.back_to`)."""
+    twice finds one that is a window older than that which it came from (`guards.rollback_step`)."""
     earliest: dict[int, str] = {}
     for name in usable:
         window = step_of(name) // WINDOW
