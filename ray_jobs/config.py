@@ -267,7 +267,7 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error), path) from error
     except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
-        raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Mend the YAML.") from error
+        raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
     return config
 
@@ -303,7 +303,7 @@ def _checked(given: Any, where: str) -> Any:
         ConfigError: the first that is not.
     """
     for name, hint, value in config_keys.values(OmegaConf.to_container(given), ScionConfig, where):
-        if isinstance(value, str) and "${" in value:
+        if isinstance(value, str) and (value == MISSING or "${" in value):
             continue
         one = make_dataclass("One", [("value", hint, MISSING)])
         try:

@@ -94,7 +94,7 @@ def values(
         if isinstance(given, str) and "${" in given:
             return
         raise ConfigError(
-            f"expected a section, got {written(given)}.", where + prefix.rstrip("."), f"Its keys: {_own(section)}."
+            f"expected a section, got {written(given)}.", (where + prefix).rstrip(". :"), f"Its keys: {_own(section)}."
         )
     hints, root = typing.get_type_hints(section), root or section
     for name, value in given.items():

@@ -58,6 +58,15 @@ def test_a_mistake_in_the_file_names_the_file(tmp_path: Path) -> None:
         load(str(tmp_path / "c.yaml"), [])
 
 
+def test_a_file_that_is_no_mapping_and_a_value_that_is_left_open(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("- text: a.parquet\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: expected a section, got \[\{text: a\.parquet\}\]\. Its keys: text, "):
+        load(str(tmp_path / "c.yaml"), [])
+    (tmp_path / "d.yaml").write_text(BASE.replace("text: a.parquet", "text: ???"))
+    with pytest.raises(ConfigError, match="text must be given"):
+        load(str(tmp_path / "d.yaml"), [])
+
+
 def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path) -> None:
     given = ["pretrain.stages=[{until: 5, weights: {el: 1}}]", "pretrain.train.batch_warmup=[{until: 3, rows: 8}]"]
     config = load(path, given)

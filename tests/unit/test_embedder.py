@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
-from data_pipeline.sources import models
 from tests.conftest import FAMILIES, tiny_model
 from trainer.embedder import Embedder, EmbedderSpec, _batches
 from trainer.models import loading
@@ -72,7 +71,7 @@ def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
 
 
 def test_a_hub_name_is_fetched_and_a_bad_one_explained(saved, english, monkeypatch) -> None:
-    monkeypatch.setattr(models, "snapshot_download", lambda name, **_: {"org/model": saved}[name])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"org/model": saved}[name])
     assert np.array_equal(Embedder.load("org/model").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
     with pytest.raises(ModelError, match="neither a folder nor a model that the hub gives"):
         Embedder.load("org/other")
