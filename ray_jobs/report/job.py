@@ -84,8 +84,8 @@ def show(config: ScionConfig, console: Console) -> None:
     there = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
     summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if there else write(config)
     console.print(retrieval_table(summary), bits_table(summary), sep="\n")
-    for table in language_tables(summary):
-        console.print(table)
+    for found in page.language_tables(summary):
+        console.print(language_table(found))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
@@ -101,32 +101,12 @@ def retrieval_table(summary: Summary) -> Table:
     return table
 
 
-def language_tables(summary: Summary) -> list[Table]:
-    """The page's table by language as two, of text and of pairs, so that each fits a terminal of 80 columns; none where there
-    is one language."""
-    found = page.language_table(summary)
-    if found is None:
-        return []
-    columns, rows = found
-    pairs = columns.index("pairs")
-    return [
-        _by_language(
-            "text by language, before → after",
-            columns[1:pairs],
-            [(row[0], row[1:pairs]) for row in rows],
-        ),
-        _by_language(
-            f"pairs by language: {plots.FORWARD} / {plots.BACKWARD}", columns[pairs:], [(row[0], row[pairs:]) for row in rows]
-        ),
-    ]
-
-
-def _by_language(title: str, columns: list[str], rows: list[tuple[str, list[str]]]) -> Table:
-    table = Table("language", title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in columns:
+def language_table(found: page.LanguageTable) -> Table:
+    table = Table("language", title=found.title, title_justify="left", box=SIMPLE_HEAD)
+    for column in found.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
-    for lang, cells in rows:
-        table.add_row(lang, *(cell.replace(" to ", " → ") for cell in cells))
+    for row in found.rows:
+        table.add_row(*row)
     return table
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,7 +31,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         headlines=headlines(summary),
         figures=figures(summary),
         rows=retrieval_rows(summary),
-        languages=language_table(summary),
+        languages=language_tables(summary),
         facts=facts(summary),
         best=plots.model_label(f"{distinct_starts(summary)[-1]}_trained"),
         same_start=distinct_starts(summary) == ("random",),
@@ -91,24 +92,53 @@ def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def language_table(summary: Summary) -> tuple[list[str], list[list[str]]] | None:
-    """Columns and rows of the table by language; None where there is one language."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageTable:
+    """A row a language; the first column is its name."""
+
+    title: str
+    reading: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def language_tables(summary: Summary) -> list[LanguageTable]:
+    """What text and pairs of each language gave, in two tables that fit a page and a terminal; none where there is one
+    language."""
     rows = languages(summary)
     if len(rows) < 2:
-        return None
-    columns = ["language", "pieces per word", *(f"bits per byte, {start}" for start in rows[0]["bits"]), "pairs"]
-    columns += [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
-    shown = [
+        return []
+    text = [
         [
             row["lang"],
-            _joined(row["pieces"] or (None, None), " to ", "{:.2f}"),
-            *(_joined(ends, " to ", "{:.3f}") for ends in row["bits"].values()),
+            _joined(row["pieces"] or (None, None), " → ", "{:.2f}"),
+            *(_joined(ends, " → ", "{:.3f}") for ends in row["bits"].values()),
+        ]
+        for row in rows
+    ]
+    pairs = [
+        [
+            row["lang"],
             _joined([row["pairs"]], "", "{:,}"),
             *(_joined(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
         ]
         for row in rows
     ]
-    return columns, shown
+    models = [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
+    return [
+        LanguageTable(
+            title="text by language, before → after",
+            reading="Pieces per word, old → new tokenizer; bits per byte of held-out text, before → after training.",
+            columns=["language", "pieces per word", *(f"bits per byte, {start}" for start in rows[0]["bits"])],
+            rows=text,
+        ),
+        LanguageTable(
+            title=f"pairs by language: {plots.FORWARD} / {plots.BACKWARD}",
+            reading=f"Held-out pairs, and accuracy@1 {plots.FORWARD} / {plots.BACKWARD} among the pairs of the language.",
+            columns=["language", "pairs", *models],
+            rows=pairs,
+        ),
+    ]
 
 
 def _joined(values: Sequence[float | None], mark: str, form: str) -> str:

@@ -192,13 +192,16 @@ def of_languages(*langs: str) -> dict[str, Any]:
     return summary
 
 
-def test_languages_have_a_table_where_there_are_several() -> None:
-    columns, rows = page.language_table(of_languages("el", "ja", "tr"))
-    assert columns[:5] == ["language", "pieces per word", "bits per byte, random", "bits per byte, transferred", "pairs"]
-    assert rows[1] == ["ja", "6.41 to 1.87", "4.222 to 2.953", "4.217 to 2.371", "1,250", *["0.600 / 0.250"] * 3]
-    assert rows[2][4:] == ["none"] * 4
-    assert "4.217 to 2.371" in page.render(of_languages("el", "ja", "tr"), "seed: 0\n")
-    assert page.language_table(summary_of()) is None
+def test_languages_have_tables_where_there_are_several() -> None:
+    text, pairs = page.language_tables(of_languages("el", "ja", "tr"))
+    assert text.columns == ["language", "pieces per word", "bits per byte, random", "bits per byte, transferred"]
+    assert text.rows[1] == ["ja", "6.41 → 1.87", "4.222 → 2.953", "4.217 → 2.371"]
+    assert pairs.columns[:3] == ["language", "pairs", "accuracy@1, source model"]
+    assert pairs.rows[1:] == [["ja", "1,250", *["0.600 / 0.250"] * 3], ["tr", *["none"] * 4]]
+    shown = page.render(of_languages("el", "ja", "tr"), "seed: 0\n")
+    assert "4.217 → 2.371" in shown
+    assert "0.600 / 0.250" in shown
+    assert page.language_tables(summary_of()) == []
     assert "By language" not in page.render(summary_of(), "seed: 0\n")
 
 
@@ -390,9 +393,8 @@ def test_a_missing_stage_is_named_with_the_job_that_makes_it(settings: configs.S
 
 def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:
     console = Console(width=80, file=io.StringIO())
-    console.print(*job.language_tables(of_languages("el", "zh-Hant-TW", "tr")), sep="\n")
+    console.print(*map(job.language_table, page.language_tables(of_languages("el", "zh-Hant-TW", "tr"))), sep="\n")
     said = console.file.getvalue()
     for cell in ("zh-Hant-TW", "6.41 → 1.87", "1,250", "4.217 → 2.371", "0.600 / 0.250", "none"):
         assert cell in said
     assert "…" not in said
-    assert job.language_tables(summary_of()) == []
