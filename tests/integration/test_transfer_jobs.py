@@ -90,7 +90,7 @@ def test_verify_says_what_it_needs(arguments: tuple[str, ...], said: str) -> Non
 def test_diff_counts_the_rows_that_two_methods_make_differently(finished: Chain) -> None:
     done = scion("diff", str(finished.output / "transfer"), str(finished.output / "random" / "transfer"))
     assert done.returncode == 0, done.stderr
-    assert "ramen -> random" in done.stdout
+    assert "aligned -> random" in done.stdout
     assert "exact_copy" not in done.stdout
 
 
