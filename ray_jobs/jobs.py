@@ -76,7 +76,7 @@ JOBS = {
     "compare": Job(
         what="methods side by side on your model and text",
         reads="OUTPUT/shards (made first if missing), source_model and test_pairs",
-        writes="OUTPUT/compare: compare.json, and compare.html with the curves",
+        writes="OUTPUT/compare.json, and OUTPUT/compare.html with the curves",
         keys=("source_model", "pairs", "test_pairs", "compare", "transfer", "pretrain"),
         after=("shard",),
     ),

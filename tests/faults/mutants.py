@@ -51,13 +51,13 @@ MUTANTS = {
 @contextmanager
 def mutant(name: str, folder: Path) -> Iterator[Path]:
     """The folder of a broken copy."""
-    told = MUTANTS[name]
+    broken = MUTANTS[name]
     for part in ("ray_jobs", "trainer", "data_pipeline", "cluster"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / told.path
+    path = folder / broken.path
     text = path.read_text()
-    assert text.count(told.right) == 1, f"{told.path} has changed: write the mutant {name!r} anew"
-    path.write_text(text.replace(told.right, told.wrong))
+    assert text.count(broken.right) == 1, f"{broken.path} has changed: write the mutant {name!r} anew"
+    path.write_text(text.replace(broken.right, broken.wrong))
     try:
         yield folder
     finally:

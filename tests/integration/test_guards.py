@@ -203,17 +203,17 @@ def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: s
 
 @pytest.mark.parametrize("fails", [1, 3])
 def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, source_folder: str, tmp_path, fails) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    told = run(shards, source_folder, str(tmp_path), 1, 6, factors={})
-    told = replace(told, task=Unwritable(told.task.task, {}, fails=fails))
+    failing = run(shards, source_folder, str(tmp_path), 1, 6, factors={})
+    failing = replace(failing, task=Unwritable(failing.task.task, {}, fails=fails))
     if fails < 3:
-        fit(told, workers=1, worker_cpus=1, gpu=False)
+        fit(failing, workers=1, worker_cpus=1, gpu=False)
     else:
         with pytest.raises(TrainingError, match=r"3 attempts in a row died while the trained model .* No space left") as it:
-            fit(told, workers=1, worker_cpus=1, gpu=False)
+            fit(failing, workers=1, worker_cpus=1, gpu=False)
         assert "rows" not in str(it.value)
-        fit(told, workers=1, worker_cpus=1, gpu=False)
+        fit(failing, workers=1, worker_cpus=1, gpu=False)
     assert [entry["step"] for entry in entries(str(tmp_path), "step")] == list(range(6))
-    assert clean(told)
+    assert clean(failing)
 
 
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
