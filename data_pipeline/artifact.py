@@ -101,8 +101,11 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
     return found
 
 
-def existing(plan: Plan) -> Artifact | None:
+def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     """The finished artefact that `plan` would make, or None when it is still to be made.
+
+    Args:
+        replace: another artefact of the same kind may be replaced.
 
     Raises:
         ArtifactError: the folder holds something else, which is left as it is.
@@ -111,6 +114,8 @@ def existing(plan: Plan) -> Artifact | None:
     if found is not None:
         if found.id == plan.id:
             return found
+        if replace and found.kind == plan.kind:
+            return None
         changed = ", ".join(_differences(found.config, found.inputs, plan)) or "the format version"
         raise ArtifactError(
             f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
@@ -123,7 +128,7 @@ def existing(plan: Plan) -> Artifact | None:
 
 
 @contextmanager
-def writing(plan: Plan, *, resumable: bool = False, precious: bool = False) -> Iterator[Draft]:
+def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, replace: bool = False) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
     What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, and an error keeps
@@ -132,7 +137,7 @@ def writing(plan: Plan, *, resumable: bool = False, precious: bool = False) -> I
     Raises:
         ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
     """
-    finished, mark = existing(plan), storage.join(plan.uri, UNFINISHED)
+    finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     left = dict(json.loads(storage.read_bytes(mark))) if storage.exists(mark) else {}
     begun = left.get("id") == plan.id
     if precious and left and not begun:

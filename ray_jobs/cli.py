@@ -126,11 +126,11 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         os.environ.setdefault(name, value)
     from ray_jobs import config as configs
 
-    config = configs.absolute(configs.load(path, overrides))
+    config = configs.absolute(configs.load(path, overrides, job))
     if job != "serve":
         _check_writable(config.output)
-    module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
     importlib.import_module("ray_jobs.preflight").check(config, job)
+    module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return

@@ -17,11 +17,11 @@ from rich.text import Text
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
 from ray_jobs.config import ScionConfig, to_yaml
 from ray_jobs.console import Reporter
+from ray_jobs.inputs import data_fingerprints
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
@@ -74,7 +74,7 @@ def stages(config: ScionConfig) -> list[Stage]:
 def plan(config: ScionConfig, start: Start) -> Plan:
     of_transfer = transfer.plan(config, start)
     settings = {"transfer": of_transfer.config["transfer"], "pretrain": artifact.identity(config.pretrain)}
-    inputs = of_transfer.inputs | {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
+    inputs = of_transfer.inputs | data_fingerprints(config, "test_pairs")
     return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 
 
@@ -107,7 +107,9 @@ def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], d
 def _retrieval(
     config: ScionConfig, testing: pairs.Pairs, models: dict[str, str]
 ) -> dict[str, dict[str, dict[str, float]]] | None:
-    """Scores of encoders; a decoder's mean of tokens says nothing before it was trained to embed."""
+    """Scores of encoders, where there are pairs; a decoder's mean of tokens says nothing before it was trained to embed."""
+    if not testing:
+        return None
     with model_folder(config.source_model) as folder:
         if loading.kind_of(folder) != "masked":
             return None

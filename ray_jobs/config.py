@@ -4,6 +4,7 @@ import glob
 import importlib.metadata
 import typing
 from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,14 @@ from data_pipeline.errors import ConfigError, ScionError
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
 from ray_jobs import config_keys, yaml_text
+from ray_jobs.jobs import JOBS
 from trainer.engine.config import TrainConfig
 from trainer.models.pooling import pooling_name
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 from trainer.transfer.overlap import LEVELS
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +173,16 @@ class MergeConfig:
 class CompareConfig:
     """Methods side by side; how long they are trained is `pretrain.train`."""
 
-    methods: tuple[str, ...] = tuple(name for name in METHODS if name not in ("omp", "clp", "clp_plus"))
-    """All that need no donor when not given; any may be a chain, `[aligned, focus]` or `aligned+focus`."""
+    methods: tuple[str, ...] = (AUTO,)
+    """auto is all that need no donor, and no pairs where there are none; any may be a chain, `[aligned, focus]` or
+    `aligned+focus`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of random rows, the order of the rows, masks and dropout."""
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            chain.check(name, "compare.methods")
+            if name != AUTO:
+                chain.check(name, "compare.methods")
         if not self.methods or not self.seeds:
             raise ConfigError("compare needs at least one method and one seed.", "compare")
 
@@ -189,18 +195,24 @@ class ScionConfig:
     """Documents in the new language: a path, glob, URI or `datasets` name with column text, optional lang and id."""
     test_text: str | None = None
     """Held-out documents of the same form; a share of text= when not given."""
-    pairs: str = MISSING
-    """Aligned pairs with columns anchor and positive, optional negatives and id."""
-    test_pairs: str = MISSING
+    pairs: str | None = None
+    """Aligned pairs with columns anchor and positive, optional negatives and id. Without them the pipeline ends with the
+    pretrained model."""
+    test_pairs: str | None = None
     """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
     source_model: str = MISSING
     """A model folder or hub name."""
     tokenizer: str | None = None
     """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
-    method: str = "ramen"
-    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`."""
+    method: str = AUTO
+    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`; auto
+    is ramen where there are pairs, else focus."""
+    control: bool = True
+    """Whether the pipeline also trains a model whose new rows start at random, to compare with."""
     output: str = MISSING
     """The folder or URI below which every job writes."""
+    shards: str | None = None
+    """The folder of the shards, which runs with the same text and tokenizer share; OUTPUT/shards when not given."""
     seed: int = 0
     """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
     workers: int = 2
@@ -218,7 +230,8 @@ class ScionConfig:
     compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
-        chain.check(self.method, "method")
+        if self.method != AUTO:
+            chain.check(self.method, "method")
         if self.tokenizer is not None and self.shard.tokenizer.extend:
             raise ConfigError(
                 "an existing tokenizer is taken as it is, so there is nothing to extend.",
@@ -238,11 +251,12 @@ class ScionConfig:
 
 
 _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
-_REQUIRED = ("text", "pairs", "test_pairs", "source_model", "output")
+_REQUIRED = ("text", "source_model", "output")
 
 
-def load(path: str, overrides: list[str]) -> ScionConfig:
-    """Reads a YAML file and applies `key=value` overrides.
+def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
+    """Reads a YAML file, applies `key=value` overrides, and settles what is `auto`. What `job` does not need and nobody gave
+    is empty.
 
     Raises:
         ConfigError: no such file, a key that does not exist (names the nearest), a value of another type, a missing one.
@@ -259,9 +273,10 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
         ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
-        if missing:
-            raise ConfigError(f"{', '.join(missing)} must be given.", path, f"Add `{missing[0]}:` or {missing[0]}=...")
-        config = OmegaConf.to_object(given)
+        needed = [name for name in missing if name in JOBS[job].needed(lambda key: OmegaConf.select(given, key))]
+        if needed:
+            raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
+        config = OmegaConf.to_object(OmegaConf.merge(given, dict.fromkeys(missing, "")))
     except ScionError:
         raise
     except OmegaConfBaseException as error:
@@ -269,7 +284,20 @@ def load(path: str, overrides: list[str]) -> ScionConfig:
     except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
-    return config
+    return _settled(config)
+
+
+def _settled(config: ScionConfig) -> ScionConfig:
+    """With methods in place of `auto`."""
+    suitable = [
+        name
+        for name, entry in METHODS.items()
+        if entry.learns_from != "donor"
+        and (config.pairs or not chain.needs_pairs(name, partial(getattr, config.transfer.methods)))
+    ]
+    methods = dict.fromkeys(name for given in config.compare.methods for name in (suitable if given == AUTO else [given]))
+    method = ("focus" if config.pairs is None else "ramen") if config.method == AUTO else config.method
+    return replace(config, method=method, compare=replace(config.compare, methods=tuple(methods)))
 
 
 def _from_file(path: str) -> Any:
@@ -334,7 +362,9 @@ def absolute(config: ScionConfig) -> ScionConfig:
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }
-    return replace(config, output=storage.absolute(config.output), **found)
+    # What is not there yet is no less a path.
+    found |= {name: storage.absolute(value) for name in ("output", "shards") if (value := getattr(config, name))}
+    return replace(config, **found)
 
 
 def to_yaml(config: ScionConfig) -> str:

@@ -1,4 +1,4 @@
-"""`scion embed`: contrastive training of the pretrained model on aligned pairs, to a sentence-transformers folder."""
+"""`scion embed`: contrastive training of the pretrained model on pairs, or on lines of text, to a text embedder."""
 
 from rich.console import Console
 
@@ -6,11 +6,11 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.pairs import shards
-from data_pipeline.sources import documents
-from ray_jobs import pretrain
+from data_pipeline.pairs.unsupervised import from_text
+from ray_jobs import pretrain, shard
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import model_fingerprint
+from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import planned_rows, train
 from trainer.embedder import EmbedderSpec
@@ -25,11 +25,8 @@ def plan(config: ScionConfig, start: Start) -> Plan:
     if not _elastic(config):
         settings["workers"] = config.workers
     given = config.embed.model
-    inputs = {
-        "model": pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model"),
-        "pairs": documents.fingerprint(config.pairs, key="pairs"),
-        "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
-    }
+    inputs = data_fingerprints(config, "pairs", "test_pairs")
+    inputs["model"] = pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs)
 
 
@@ -47,8 +44,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
     model = need(pretrain.plan(config, start), "pretrain") if settings.model is None else settings.model
-    training = pairs.load(config.pairs, cache, key="pairs")
-    pairs.check_disjoint(training, pairs.load(config.test_pairs, cache, key="test_pairs"))
+    training = _training_pairs(config, start, cache, report)
     folder = storage.join(draft.uri, "pairs")
     manifest = shards.build(
         training,
@@ -72,6 +68,18 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     draft.metrics = {"history": history, "weights": settings.train.exported}
     first, last = history[0]["loss"], history[-1]["loss"]
     return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
+
+
+def _training_pairs(config: ScionConfig, start: Start, cache: str, report: Reporter) -> pairs.Pairs:
+    """Those that are given, else lines of the training text, as many as the run can see."""
+    if config.pairs is not None:
+        training = pairs.load(config.pairs, cache, key="pairs")
+        pairs.check_disjoint(training, pairs.load(config.test_pairs, cache, key="test_pairs"))
+        return training
+    settings = config.embed.train
+    made = from_text(shard.training_text(config), settings.steps * settings.batch_size, start.seed)
+    report.note(f"no pairs= are given: {len(made):,} lines of the text are their own positives, told apart by dropout (SimCSE)")
+    return made
 
 
 def _elastic(config: ScionConfig) -> bool:

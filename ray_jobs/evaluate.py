@@ -1,73 +1,114 @@
-"""`scion evaluate`: retrieval on the held-out pairs for every model of the chain and of its random control."""
+"""`scion evaluate`: retrieval on held-out pairs and bits per byte of held-out text, for each model and its random control."""
 
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import ray
 from rich.console import Console
 
-from data_pipeline import storage
+from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
+from data_pipeline.errors import ArtifactError
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.sources import documents
 from ray_jobs import embed, merge, pretrain, transfer
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import model_fingerprint
-from ray_jobs.stage import Stage, control, need, transferred
+from ray_jobs.inputs import data_fingerprints, model_fingerprint
+from ray_jobs.stage import Stage, need, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import retrieval
 
 KIND = "evaluation"
+Models = dict[str, Plan | str]
+"""What is compared, by its name in the report: a folder, or the plan of an artefact."""
 
 
-def models(config: ScionConfig) -> dict[str, Plan | str]:
-    """What is compared, by its name in the report: a folder, or the plan of an artefact."""
-    random, own = control(config), transferred(config)
+def models(config: ScionConfig) -> Models:
+    """Every model that a pipeline makes."""
+    found: Models = {"source_model": config.source_model}
+    for start in reversed(starts(config)):
+        found[f"{start.name}_untrained"] = transfer.plan(config, start)
+        found[f"{start.name}_pretrained"] = pretrain.plan(config, start)
+        if config.pairs is not None:
+            found[f"{start.name}_trained"] = embed.plan(config, start)
+    return found if config.pairs is None else found | {"merged": merge.plan(config)}
+
+
+def there(config: ScionConfig) -> Models:
+    """Those that are finished."""
     return {
-        "source_model": config.source_model,
-        "random_untrained": transfer.plan(config, random),
-        "random_pretrained": pretrain.plan(config, random),
-        "random_trained": embed.plan(config, random),
-        "transferred_untrained": transfer.plan(config, own),
-        "transferred_pretrained": pretrain.plan(config, own),
-        "transferred_trained": embed.plan(config, own),
-        "merged": merge.plan(config),
+        name: model for name, model in models(config).items() if isinstance(model, str) or artifact.existing(model) is not None
     }
 
 
-def plan(config: ScionConfig) -> Plan:
-    inputs = {"test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs")}
-    for name, model in models(config).items():
+def plan(config: ScionConfig, compared: Models) -> Plan:
+    inputs = data_fingerprints(config, "test_pairs")
+    for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
     return Plan(uri=config.at("evaluate"), kind=KIND, config={}, inputs=inputs)
 
 
-def stage(config: ScionConfig) -> Stage:
-    return Stage(name="evaluate", plan=plan(config), fill=partial(fill, config))
+def stage(config: ScionConfig, compared: Models) -> Stage:
+    return Stage(name="evaluate", plan=plan(config, compared), fill=partial(fill, config, compared), derived=True)
 
 
-def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Scores every model; the numbers are the artefact's metrics."""
+def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) -> str:
+    """Scores every model; the numbers are the artefact's metrics.
+
+    Raises:
+        ArtifactError: there are no pairs to score models by, and none is pretrained.
+    """
+    uris = {name: model if isinstance(model, str) else need(model, "pipeline") for name, model in compared.items()}
+    draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
     testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
     storage.remove(storage.join(draft.uri, "source"))
-    compared = models(config)
-    uris = {name: m if isinstance(m, str) else need(m, "pipeline") for name, m in compared.items()}
+    if testing:
+        draft.metrics |= _retrieval(uris, testing, report)
+    elif not draft.metrics["bits_per_byte"]:
+        raise ArtifactError(
+            "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
+        )
+    return _said(draft.metrics)
+
+
+def bits_per_byte(compared: Models) -> dict[str, float]:
+    """Of held-out text, before and after pretraining, as the pretraining measured it."""
+    found: dict[str, float] = {}
+    for name, model in compared.items():
+        start, _, state = name.partition("_")
+        if state == "pretrained" and isinstance(model, Plan) and (made := artifact.existing(model)) is not None:
+            by_step = sorted((int(step), value) for step, value in made.metrics["bits_per_byte"].items())
+            found |= {f"{start}_untrained": by_step[0][1], name: by_step[-1][1]}
+    return found
+
+
+def _retrieval(uris: dict[str, str], testing: pairs.Pairs, report: Reporter) -> dict[str, Any]:
     running = {score.remote(uri, testing): name for name, uri in uris.items()}
     found: dict[str, tuple[retrieval.Ways, dict[str, retrieval.Ways]]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
         done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
         found[running[done[0]]] = ray.get(done[0])
-    draft.metrics = {
-        "retrieval": {name: whole for name, (whole, _) in found.items()},
-        "retrieval_by_language": {name: languages for name, (_, languages) in found.items() if languages},
+    return {
+        "retrieval": {name: found[name][0] for name in uris},
+        "retrieval_by_language": {name: found[name][1] for name in uris if found[name][1]},
         "pairs": len(testing),
         "pairs_by_language": dict(sorted(Counter(testing.langs).items())),
     }
-    best, _ = found["transferred_trained"]
-    forward, backward = (f"{best[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
-    return f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor"
+
+
+def _said(metrics: dict[str, Any]) -> str:
+    """The figures of the last model of the user's chain."""
+    said = []
+    if "retrieval" in metrics:
+        last = [name for name in metrics["retrieval"] if name != "merged"][-1]
+        ways = metrics["retrieval"][last]
+        forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        said.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
+    if bits := list(metrics["bits_per_byte"].values()):
+        said.append(f"{bits[-1]:.3f} bits per byte of held-out text")
+    return ", ".join(said)
 
 
 @ray.remote(num_cpus=1)
@@ -77,4 +118,5 @@ def score(uri: str, testing: pairs.Pairs) -> tuple[retrieval.Ways, dict[str, ret
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    stage(config).run(console)
+    """Scores the models that are there."""
+    stage(config, there(config)).run(console)

@@ -7,6 +7,8 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ModelError
+from data_pipeline.sources import documents
+from ray_jobs.config import ScionConfig
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -30,6 +32,12 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
         parts = ("config.json", "tokenizer", "vocab", "special", "merges")
         names = [name for name in names if name.startswith(parts) or name.endswith(".model")]
     return " ".join(f"{name}:{storage.fingerprint(storage.join(spec, name))[:16]}" for name in names)
+
+
+def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
+    """Of the documents or pairs that keys of the configuration name, by key; one that is not given is left out."""
+    given = {key: getattr(config, key) for key in keys}
+    return {key: documents.fingerprint(spec, key=key) for key, spec in given.items() if spec is not None}
 
 
 def given_files(settings: Any) -> Iterator[tuple[str, str]]:

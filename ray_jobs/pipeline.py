@@ -4,35 +4,40 @@ import sys
 
 from rich.console import Console
 
-from data_pipeline import artifact, storage
+from data_pipeline import storage
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config import ScionConfig, to_yaml
 from ray_jobs.report import job as report
-from ray_jobs.stage import Stage, control, transferred
+from ray_jobs.stage import Stage, starts
 
 
-def stages(config: ScionConfig) -> list[Stage]:
-    """Every stage in the order in which it runs."""
-    chains = [
-        job.stage(config, start)
-        for job in (transfer, pretrain, embed)
-        for start in dict.fromkeys((transferred(config), control(config)))
-    ]
-    return [
-        shard.stage(config), *chains, merge.stage(config), evaluate.stage(config), serve.stage(config), report.stage(config)
-    ]  # fmt: skip
+def stages(config: ScionConfig) -> dict[str, Stage]:
+    """Every stage by its name in the summary, in the order in which it runs. Without pairs the last model is the pretrained
+    one."""
+    jobs = {"transfer": transfer, "pretrain": pretrain, "embed": embed}
+    if config.pairs is None:
+        del jobs["embed"]
+    made = {"shard": shard.stage(config)}
+    for name, job in jobs.items():
+        made |= {storage.join(start.folder, name): job.stage(config, start) for start in starts(config)}
+    if config.pairs is not None:
+        made["merge"] = merge.stage(config)
+    made["evaluate"] = evaluate.stage(config, evaluate.models(config))
+    if config.pairs is not None:
+        made["serve"] = serve.stage(config)
+    return made | {"report": report.stage(config, {name: stage.plan for name, stage in made.items()})}
 
 
 def main(config: ScionConfig, console: Console) -> None:
     """Runs what is not finished yet. All folders are checked before anything is written."""
     ordered = stages(config)
-    for stage in ordered:
-        artifact.existing(stage.plan)
-    for stage in ordered:
+    for stage in ordered.values():
+        stage.finished()
+    for stage in ordered.values():
         stage.run(console)
         # Not before the first stage has accepted its input: bad input leaves nothing behind.
         storage.write_bytes(config.at("config.yaml"), to_yaml(config).encode())
-    report.show(config, console)
+    report.show(config, {name: stage.plan for name, stage in ordered.items() if name != "report"}, console)
 
 
 def needs_ray(config: ScionConfig) -> bool:
@@ -41,7 +46,7 @@ def needs_ray(config: ScionConfig) -> bool:
     Raises:
         ArtifactError: a folder holds something else.
     """
-    return any([stage.finished() is None for stage in stages(config)])
+    return any([stage.finished() is None for stage in stages(config).values()])
 
 
 if __name__ == "__main__":

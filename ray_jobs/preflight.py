@@ -1,32 +1,36 @@
 """What a job would find out after minutes or hours, found out before Ray starts: settings against the source model, and
 files that methods need."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
-
-from transformers import PretrainedConfig
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
 from ray_jobs.config import ScionConfig
-from trainer.models import loading
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
 """Jobs whose rows are `shard.length` long."""
 _PRETRAINS = ("pretrain", "compare", "pipeline")
-_EMBEDS = ("embed", "pipeline")
 _CHAINED = ("pipeline", "evaluate", "merge", "report")
 """Jobs that follow the chain of models from the source on."""
+_OF_HEADS = ("classif", "summary", "cls")
+"""In the names of dropout rates that are not those of the layers."""
 _FILES = ("vectors", "source_vectors", "target_vectors", "dictionary")
 _MODELS = ("donor", "embedder")
 
 
 def check(config: ScionConfig, job: str) -> None:
-    """Refuses settings with which `job` would fail.
+    """Refuses settings with which `job` would fail; what needs no model comes first.
 
     Raises:
         ConfigError: so they are; the message names the setting.
@@ -39,28 +43,60 @@ def check(config: ScionConfig, job: str) -> None:
     methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
+        if config.pairs is None and chain.needs_pairs(method, partial(getattr, config.transfer.methods)):
+            raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs=, or take method=focus.")
     if job in _PACKED:
-        source = _settings("source_model", config.source_model)
-        loading.kind(source, config.source_model)
-        if job in _PRETRAINS and source.is_encoder_decoder:
-            raise ModelError(
-                "an encoder-decoder can be transferred and embedded, but not pretrained here.",
-                f"source_model={config.source_model}",
-                "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
-            )
-        _check_length("shard.length", config.shard.length, source, config.source_model)
-    if job in _EMBEDS:
-        given = config.embed.model or config.source_model
-        if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
-            raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
-        settings = _settings("source_model", given)
-        if getattr(settings.get_text_config(), "vocab_size", None) is None:
-            raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
-        _check_length("embed.max_length", config.embed.max_length, settings, given)
-        check_pooling(config.embed.pooling, loading.is_causal(settings), given)
+        _check_source(config, job)
+    if job == "embed" or (job == "pipeline" and config.pairs is not None):
+        _check_embedded(config)
+
+
+def _check_source(config: ScionConfig, job: str) -> None:
+    from trainer.models import loading
+
+    source = _settings("source_model", config.source_model)
+    loading.kind(source, config.source_model)
+    if job in _PRETRAINS and source.is_encoder_decoder:
+        raise ModelError(
+            "an encoder-decoder can be transferred and embedded, but not pretrained here.",
+            f"source_model={config.source_model}",
+            "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
+        )
+    _check_length("shard.length", config.shard.length, source, config.source_model)
+
+
+def _check_embedded(config: ScionConfig) -> None:
+    from trainer.models import loading
+
+    given = config.embed.model or config.source_model
+    if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
+        raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
+    settings = _settings("source_model", given)
+    if getattr(settings.get_text_config(), "vocab_size", None) is None:
+        raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
+    _check_length("embed.max_length", config.embed.max_length, settings, given)
+    check_pooling(config.embed.pooling, loading.is_causal(settings), given)
+    if config.pairs is None:
+        _check_dropout(config.embed.model, settings)
+
+
+def _check_dropout(given: str | None, settings: PretrainedConfig) -> None:
+    """Without pairs a line of the text is its own positive, and dropout is what makes two views of it."""
+    if given is not None:
+        raise ConfigError("a model that is given learns from pairs.", "pairs", "Give pairs=.")
+    rates = settings.get_text_config().to_dict()
+    of_layers = [value for name, value in rates.items() if "drop" in name and not any(part in name for part in _OF_HEADS)]
+    if not any(isinstance(value, float) and value > 0 for value in of_layers):
+        raise ConfigError(
+            f"without pairs, dropout makes two views of a line (SimCSE), and {settings.model_type} has none.",
+            "pairs",
+            "Give pairs=, or a source model whose config.json names a dropout above 0.",
+        )
 
 
 def _settings(key: str, spec: str) -> PretrainedConfig:
+    from trainer.models import loading
+
     _check_there(key, spec)
     return loading.settings_of(spec)
 
@@ -73,10 +109,13 @@ def _check_there(key: str, spec: str) -> None:
 
 
 def _check_length(key: str, length: int, settings: PretrainedConfig, model: str) -> None:
+    from trainer.models import loading
+
     longest = loading.max_length(settings)
+    scaled = " before LongRoPE changes their scale" if longest in loading.longrope_lengths(settings.get_text_config()) else ""
     if length > longest:
         raise ConfigError(
-            f"rows of {length:,} tokens do not fit {model}, whose positions reach {longest:,} without a change of scale.",
+            f"rows of {length:,} tokens do not fit {model}, whose positions reach {longest:,}{scaled}.",
             key,
             f"At most {longest}.",
         )

@@ -66,7 +66,7 @@ def continued(
 ) -> dict[str, Any]:
     """Trains `model`, whose rows were `made` so, on the shards into the folder of `plan`; the run's history and its scores on
     held-out text."""
-    shards, settings = shard.plan(config).uri, config.pretrain
+    shards, settings = shard.folder(config), config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}

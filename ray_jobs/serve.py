@@ -11,21 +11,20 @@ from cluster.serve.check import compare
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.sources import documents
 from ray_jobs import embed
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
+from ray_jobs.inputs import data_fingerprints
 from ray_jobs.stage import Stage, need, transferred
 from trainer.embedder import Embedder
 
 KIND = "served"
+_ASKED = 500
+"""Pairs of whose texts the server is asked."""
 
 
 def plan(config: ScionConfig) -> Plan:
-    inputs = {
-        "model": embed.plan(config, transferred(config)).id,
-        "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
-    }
+    inputs = {"model": embed.plan(config, transferred(config)).id, **data_fingerprints(config, _asked_about(config))}
     return Plan(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
 
 
@@ -36,13 +35,19 @@ def stage(config: ScionConfig) -> Stage:
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Starts the server on a free port, asks it with the openai client, compares with `encode` and stops it."""
     model = need(embed.plan(config, transferred(config)), "embed")
-    testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
+    key = _asked_about(config)
+    testing = pairs.load(getattr(config, key), storage.join(draft.uri, "source"), key=key)
     storage.remove(storage.join(draft.uri, "source"))
     report("ask", 0, 1)
     with running(replace(config.serve, model=model, port=0)) as url:
-        found = compare(url, Embedder.load(model), testing.anchors + testing.positives)
+        found = compare(url, Embedder.load(model), testing.anchors[:_ASKED] + testing.positives[:_ASKED])
     draft.metrics = found
     return f"{found['requests']} requests, largest difference from encode {found['max_abs_diff']:.1e}"
+
+
+def _asked_about(config: ScionConfig) -> str:
+    """The key of the pairs whose texts the server is asked for."""
+    return "pairs" if config.test_pairs is None else "test_pairs"
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -1,8 +1,8 @@
-"""`scion shard`: text and pairs to a new tokenizer and packed, held-out-safe shards."""
+"""`scion shard`: text, and pairs where there are any, to a new tokenizer and packed, held-out-safe shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
 from ray_jobs.config import ScionConfig, ShardConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import model_fingerprint
+from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import by_language, fertility
 from trainer.models import loading
@@ -37,18 +37,23 @@ PARTS = ("rows", "heldout")
 
 
 def plan(config: ScionConfig) -> Plan:
-    inputs = {
-        "text": documents.fingerprint(config.text, key="text"),
-        "pairs": documents.fingerprint(config.pairs, key="pairs"),
-        "test_pairs": documents.fingerprint(config.test_pairs, key="test_pairs"),
-        "source_model": model_fingerprint(config.source_model, tokenizer_only=True),
-    }
-    if config.test_text is not None:
-        inputs["test_text"] = documents.fingerprint(config.test_text, key="test_text")
+    inputs = data_fingerprints(config, "text", "test_text", "pairs", "test_pairs")
+    inputs["source_model"] = model_fingerprint(config.source_model, tokenizer_only=True)
     if config.tokenizer is not None:
         inputs["tokenizer"] = model_fingerprint(config.tokenizer, key="tokenizer", tokenizer_only=True)
     settings = {"shard": artifact.identity(config.shard), "seed": config.seed}
-    return Plan(uri=config.at("shards"), kind=KIND, config=settings, inputs=inputs)
+    return Plan(uri=folder(config), kind=KIND, config=settings, inputs=inputs)
+
+
+def folder(config: ScionConfig) -> str:
+    """Where the shards are."""
+    return config.shards or config.at("shards")
+
+
+def training_text(config: ScionConfig) -> Iterable[tuple[str, str]]:
+    """(language, text) of every clean document that is trained on."""
+    home = storage.join(folder(config), "text", "train")
+    return corpus.read_texts(storage.join(home, name) for name in storage.files(home))
 
 
 def stage(config: ScionConfig) -> Stage:
@@ -163,8 +168,9 @@ def _trained(
 
 def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter) -> Made:
     assert config.tokenizer is not None
+    texts = [*training.positives[:_COMPARED], *(line for _, line in islice(corpus.read_texts(text.train), _COMPARED))]
     with model_folder(config.tokenizer) as folder:
-        made = adopted(train.load(folder), source, training.positives[:_COMPARED], report.note)
+        made = adopted(train.load(folder), source, texts, report.note)
     loading.check_pad_id(loading.settings_of(config.source_model), made.pad_token_id)
     frame_of(made)
     return made, {"given": config.tokenizer}

@@ -30,13 +30,23 @@ class Start:
 
 
 def transferred(config: ScionConfig) -> Start:
-    return Start(name="transferred", method=config.method, folder="", seed=config.seed)
+    name = "random" if _starts_at_random(config) else "transferred"
+    return Start(name=name, method=config.method, folder="", seed=config.seed)
 
 
 def control(config: ScionConfig) -> Start:
-    """The random control; when the user's method is `random` the two are the same artefacts."""
-    folder = "" if config.method == "random" else "random"
+    """The random control; when the user's method is `random` it is the user's chain."""
+    folder = "" if _starts_at_random(config) else "random"
     return Start(name="random", method="random", folder=folder, seed=config.seed)
+
+
+def starts(config: ScionConfig) -> tuple[Start, ...]:
+    """The chains of a pipeline, the user's first."""
+    return tuple(dict.fromkeys((transferred(config), control(config)))) if config.control else (transferred(config),)
+
+
+def _starts_at_random(config: ScionConfig) -> bool:
+    return config.method == "random" and config.transfer.plan is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +61,8 @@ class Stage:
     """Whether what is unfinished took long to make: other settings do not remove it, and one run at a time writes there."""
     whole: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
+    derived: bool = False
+    """Whether it only says what other artefacts are worth, so that it is made again where these are others."""
 
     def finished(self) -> Artifact | None:
         """The artefact, if there is nothing left to do.
@@ -58,7 +70,7 @@ class Stage:
         Raises:
             ArtifactError: the folder holds something else.
         """
-        found = artifact.existing(self.plan)
+        found = artifact.existing(self.plan, replace=self.derived)
         return found if found is not None and self.whole() else None
 
     def run(self, console: Console) -> Artifact:
@@ -71,7 +83,7 @@ class Stage:
         with (
             self._lease() as held,
             show.stage(console, self.name) as reporter,
-            artifact.writing(self.plan, resumable=self.resumable, precious=self.training) as draft,
+            artifact.writing(self.plan, resumable=self.resumable, precious=self.training, replace=self.derived) as draft,
         ):
             draft.lease = held
             said = self.fill(draft, reporter)

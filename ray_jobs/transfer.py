@@ -1,6 +1,7 @@
 """`scion transfer`: the source model with the new vocabulary, its rows started by a method."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -11,16 +12,15 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.shards import corpus, manifest
+from data_pipeline.shards import manifest
 from data_pipeline.shards.build import load_tokenizer
-from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import vocabulary_hash
 from ray_jobs import shard
 from ray_jobs.config import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import given_files, model_fingerprint
+from ray_jobs.inputs import data_fingerprints, given_files, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from trainer.models import loading
 from trainer.static.texts import Texts
@@ -47,7 +47,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
     inputs = {
         "shards": shard.plan(config).id,
         "source_model": model_fingerprint(config.source_model),
-        "pairs": documents.fingerprint(config.pairs, key="pairs"),
+        **data_fingerprints(config, "pairs"),
         **{f"{name}.{key}": value for name, settings in own.items() for key, value in given_files(settings)},
     }
     if config.transfer.plan is not None and start.name == "transferred":
@@ -108,14 +108,13 @@ def problem_of(
         progress: is told how many blocks of a kernel are done of how many.
         said: is told what a kernel is about to cost.
     """
-    shards, settings = shard.plan(config).uri, config.transfer
+    shards, settings = shard.folder(config), config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
-    parts = [storage.join(shards, "text", "train", name) for name in storage.files(storage.join(shards, "text", "train"))]
     texts = Texts(
-        corpus=lambda: (text for _, text in corpus.read_texts(parts)),
+        corpus=lambda: (text for _, text in shard.training_text(config)),
         anchors=training.anchors,
         positives=training.positives,
-        languages=_by_language(parts, training, set(manifest.load(storage.join(shards, "rows")).streams)),
+        languages=_by_language(config, training, set(manifest.load(storage.join(shards, "rows")).streams)),
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
@@ -124,7 +123,7 @@ def problem_of(
     return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
 
 
-def _by_language(parts: list[str], training: pairs.Pairs, langs: set[str]) -> dict[str, Texts]:
+def _by_language(config: ScionConfig, training: pairs.Pairs, langs: set[str]) -> dict[str, Texts]:
     """The texts of each of several languages; nothing where one of them has no pairs to map it by."""
     if len(langs) < 2 or not langs <= set(training.langs):
         return {}
@@ -132,7 +131,7 @@ def _by_language(parts: list[str], training: pairs.Pairs, langs: set[str]) -> di
     def of(lang: str) -> Texts:
         own = [place for place, name in enumerate(training.langs) if name == lang]
         return Texts(
-            corpus=lambda: (text for name, text in corpus.read_texts(parts) if name == lang),
+            corpus=lambda: (text for name, text in shard.training_text(config) if name == lang),
             anchors=[training.anchors[place] for place in own],
             positives=[training.positives[place] for place in own],
         )
@@ -142,7 +141,7 @@ def _by_language(parts: list[str], training: pairs.Pairs, langs: set[str]) -> di
 
 def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:
     """The rows of a method or chain, with the settings that the configuration has for it."""
-    return chain.rows(problem, method, lambda name: getattr(config.transfer.methods, name))
+    return chain.rows(problem, method, partial(getattr, config.transfer.methods))
 
 
 def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> tuple[int, int | None]:

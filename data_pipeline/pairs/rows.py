@@ -25,13 +25,15 @@ class Pairs:
         return len(self.anchors)
 
 
-def load(spec: str, cache: str, *, key: str) -> Pairs:
-    """Reads and cleans the pairs at `spec`.
+def load(spec: str | None, cache: str, *, key: str) -> Pairs:
+    """Reads and cleans the pairs at `spec`; none where nothing is given.
 
     Raises:
         DataError: no file, a column missing or not text, an id twice, or no pair left.
     """
     rows = Pairs(ids=[], anchors=[], positives=[], negatives=[])
+    if spec is None:
+        return rows
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
         table = documents.read(unit, ("anchor", "positive"), ("negatives", "id", "lang"), key=key)
         _check_types(table, f"{key}={unit.path}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_jobs.report import plots
-from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts
+from ray_jobs.report.summary import Summary, before_and_after, best, models, starts
 
 ORIGINS = {
     "special_role": "the old token with the same role (padding, mask, ...)",
@@ -41,14 +41,18 @@ class Figure:
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Every figure in the order of the page: first what was reached, then what it was made of and what it took."""
+    """Every figure that there is something for, in the order of the page: first what was reached, then what it was made of and
+    what it took."""
+    losses = (
+        ("pretrain", "Language-model", "loss (nats per predicted token)"),
+        ("embed", "Contrastive", "loss (nats per query)"),
+    )
     return [
-        _retrieval(summary),
-        _bits_per_byte(summary),
-        _loss(summary, "pretrain", "Language-model", "loss (nats per predicted token)"),
-        _loss(summary, "embed", "Contrastive", "loss (nats per query)"),
+        *([_retrieval(summary)] if summary["retrieval"] else []),
+        *([_bits_per_byte(summary)] if summary["bits_per_byte"] else []),
+        *(_loss(summary, job, *names) for job, *names in losses if summary["loss"][job]),
         _fertility(summary),
-        _provenance(summary),
+        *([_provenance(summary)] if summary["provenance"] else []),
         _seconds(summary),
     ]
 
@@ -59,8 +63,8 @@ def _retrieval(summary: Summary) -> Figure:
     def both(model: str) -> str:
         return " / ".join(f"{scores[model][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
 
-    last = f"{distinct_starts(summary)[-1]}_trained"
-    values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in distinct_models(summary))
+    last = best(summary)
+    values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in models(summary))
     return Figure(
         name="retrieval",
         title=f"Accuracy@1 both ways: {both('source_model')} with the source model, {both(last)} {plots.model_label(last)}",
@@ -73,7 +77,7 @@ def _retrieval(summary: Summary) -> Figure:
 
 def _bits_per_byte(summary: Summary) -> Figure:
     parts = []
-    for start in distinct_starts(summary):
+    for start in summary["bits_per_byte"]:
         (_, before), (_, after) = before_and_after(summary, start)
         parts.append(f"{before:.3f} to {after:.3f} ({start})")
     return Figure(
@@ -87,7 +91,7 @@ def _bits_per_byte(summary: Summary) -> Figure:
 
 
 def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
-    losses = {start: summary["loss"][job][start] for start in distinct_starts(summary)}
+    losses = summary["loss"][job]
     steps = max(map(len, losses.values()))
     curves = {start: plots.thinned(values)[1] for start, values in losses.items()}
     parts = ", ".join(f"{values[0]:.2f} to {values[-1]:.2f} ({start})" for start, values in curves.items())
@@ -122,13 +126,13 @@ def _fertility(summary: Summary) -> Figure:
 
 
 def _provenance(summary: Summary) -> Figure:
-    codes, last = plots.provenance_codes(summary), distinct_starts(summary)[-1]
+    codes, last = plots.provenance_codes(summary), starts(summary)[-1]
     counts = summary["provenance"][last]
     total, (most, count) = sum(counts.values()), max(counts.items(), key=lambda item: (item[1], item[0]))
     listed = "; ".join(
         f"{plots.start_label(start)}: "
         + ", ".join(f"{n:,} {code.replace('_', ' ')}" for code, n in sorted(summary["provenance"][start].items()))
-        for start in distinct_starts(summary)
+        for start in starts(summary)
     )
     return Figure(
         name="provenance",
@@ -163,4 +167,4 @@ def _seconds(summary: Summary) -> Figure:
 
 def _alone(summary: Summary) -> bool:
     """Whether there is only one start, so that nothing can be compared with it."""
-    return len(distinct_starts(summary)) == 1
+    return len(starts(summary)) < 2

@@ -15,52 +15,44 @@ from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config import ScionConfig, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
-from ray_jobs.report.summary import Summary, before_and_after, distinct_starts, summarize, to_json
-from ray_jobs.stage import Stage, control, need, transferred
+from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
+from ray_jobs.stage import Stage, need, starts
 
 KIND = "report"
 PAGE, SUMMARY = "report.html", "summary.json"
 
 
-def plan(config: ScionConfig) -> Plan:
-    inputs = {name: read.id for name, (read, _) in reads(config).items()}
-    return Plan(uri=config.at("report"), kind=KIND, config={}, inputs=inputs)
-
-
-def reads(config: ScionConfig) -> dict[str, tuple[Plan, str]]:
-    """What the report is made of: a plan, and the job that makes it, by the name of the stage in the summary."""
-    found = {"shard": (shard.plan(config), "shard")}
+def there(config: ScionConfig) -> dict[str, Plan]:
+    """The finished artefacts by the name of the stage in the summary."""
+    found = {"shard": shard.plan(config)}
     for name, plan_of in (("transfer", transfer.plan), ("pretrain", pretrain.plan), ("embed", embed.plan)):
-        for start in (transferred(config), control(config)):
-            # The jobs make the user's chain; the control beside it is the pipeline's.
-            made_by = "pipeline" if start.folder else name
-            found[storage.join(start.folder, name)] = (plan_of(config, start), made_by)
-    for name, single in (("merge", merge.plan), ("evaluate", evaluate.plan), ("serve", serve.plan)):
-        # `scion serve` serves until it is stopped and leaves nothing behind.
-        found[name] = (single(config), "pipeline" if name == "serve" else name)
-    return found
+        found |= {storage.join(start.folder, name): plan_of(config, start) for start in starts(config)}
+    found |= {"merge": merge.plan(config), "serve": serve.plan(config)}
+    found["evaluate"] = evaluate.plan(config, evaluate.there(config))
+    derived = ("evaluate",)
+    return {name: plan for name, plan in found.items() if artifact.existing(plan, replace=name in derived) is not None}
 
 
-def stage(config: ScionConfig) -> Stage:
-    return Stage(name="report", plan=plan(config), fill=partial(fill, config))
+def stage(config: ScionConfig, plans: dict[str, Plan]) -> Stage:
+    """The report on the artefacts of `plans`, by the name of the stage in the summary."""
+    own = Plan(uri=config.at("report"), kind=KIND, config={}, inputs={name: plan.id for name, plan in plans.items()})
+    return Stage(name="report", plan=own, fill=partial(fill, config, plans), derived=True)
 
 
-def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, plans: dict[str, Plan], draft: Draft, report: Reporter) -> str:
     """Writes the page and the summary into the output folder, where users look; `report/` only says that it is done."""
-    write(config)
+    write(config, plans)
     return f"{PAGE} and {SUMMARY}"
 
 
-def write(config: ScionConfig) -> Summary:
-    """Builds both files from the finished stages.
+def write(config: ScionConfig, plans: dict[str, Plan]) -> Summary:
+    """Builds both files from finished stages.
 
     Raises:
-        ArtifactError: a stage is missing.
+        ArtifactError: one is missing.
     """
-    found = {}
-    for name, (read, made_by) in reads(config).items():
-        found[name] = artifact.read(need(read, made_by), read.kind, made_by)
-    folders = {start.name: start.folder for start in (control(config), transferred(config))}
+    found = {name: artifact.read(need(plan, name), plan.kind, name) for name, plan in plans.items()}
+    folders = {start.name: start.folder for start in starts(config)}
     summary = summarize(found, folders, dataclasses.asdict(config))
     resolved = to_yaml(config)
     storage.write_bytes(config.at("config.yaml"), resolved.encode())
@@ -75,15 +67,20 @@ def needs_ray(config: ScionConfig) -> bool:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    stage(config).run(console)
-    show(config, console)
+    plans = there(config)
+    need(shard.plan(config), "shard")
+    stage(config, plans).run(console)
+    show(config, plans, console)
 
 
-def show(config: ScionConfig, console: Console) -> None:
+def show(config: ScionConfig, plans: dict[str, Plan], console: Console) -> None:
     """The numbers that a user asks for first, and where the rest is. Files that somebody removed are written again."""
-    there = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
-    summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if there else write(config)
-    console.print(retrieval_table(summary), bits_table(summary), sep="\n")
+    files = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
+    summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if files else write(config, plans)
+    if summary["retrieval"]:
+        console.print(retrieval_table(summary))
+    if summary["bits_per_byte"]:
+        console.print(bits_table(summary))
     for found in page.language_tables(summary):
         console.print(language_table(found))
     console.print(Text(f"report: {config.at(PAGE)}"))
@@ -112,7 +109,7 @@ def language_table(found: page.LanguageTable) -> Table:
 
 def bits_table(summary: Summary) -> Table:
     table = Table("start", title="bits per byte of held-out text", title_justify="left", box=SIMPLE_HEAD)
-    ends = {start: before_and_after(summary, start) for start in distinct_starts(summary)}
+    ends = {start: before_and_after(summary, start) for start in summary["bits_per_byte"]}
     for step, _ in next(iter(ends.values())):
         table.add_column(f"step {step:,}", justify="right")
     for start, values in ends.items():

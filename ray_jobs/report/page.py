@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from data_pipeline import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
-from ray_jobs.report.summary import Summary, before_and_after, distinct_models, distinct_starts, languages
+from ray_jobs.report.summary import Summary, before_and_after, best, languages, models, starts
 
 _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
 
@@ -33,13 +33,14 @@ def render(summary: Summary, config_yaml: str) -> str:
         rows=retrieval_rows(summary),
         languages=language_tables(summary),
         facts=facts(summary),
-        best=plots.model_label(f"{distinct_starts(summary)[-1]}_trained"),
-        same_start=distinct_starts(summary) == ("random",),
+        best=plots.model_label(best(summary)) if summary["retrieval"] else "",
+        same_start=starts(summary) == ("random",),
+        compared=len(starts(summary)) > 1,
         forward=plots.FORWARD,
         backward=plots.BACKWARD,
-        vocabulary=sum(summary["provenance"]["transferred"].values()),
+        vocabulary=sum(summary["provenance"][starts(summary)[-1]].values()) if starts(summary) else 0,
         # the half width of a 95 % interval of a share of one half, the widest there is
-        margin=1.96 * (0.25 / summary["pairs"]) ** 0.5,
+        margin=1.96 * (0.25 / max(1, summary["pairs"])) ** 0.5,
     )
 
 
@@ -55,33 +56,41 @@ def filled(template: str, **values: Any) -> str:
 
 def headlines(summary: Summary) -> list[dict[str, Any]]:
     """The numbers at the top, each with what it is to be compared with."""
-    scores, best = summary["retrieval"], f"{distinct_starts(summary)[-1]}_trained"
-    found = []
-    for way, label in (("forward", plots.FORWARD), ("backward", plots.BACKWARD)):
-        rivals = [("source model", "source_model"), ("random control", "random_trained")]
-        against = [f"{name} {scores[model][way]['accuracy_at_1']:.3f}" for name, model in rivals if model != best]
-        value = f"{scores[best][way]['accuracy_at_1']:.3f}"
-        found.append({"label": "accuracy@1", "of": label, "value": value, "against": against})
-    ends = {start: before_and_after(summary, start)[1] for start in distinct_starts(summary)}
-    step, own = ends.pop(distinct_starts(summary)[-1])
-    against = [f"random control {other:.3f}" for _, other in ends.values()] or ["less is better"]
-    found.append({"label": "bits per byte", "of": f"held-out text, step {step:,}", "value": f"{own:.3f}", "against": against})
+    found = [*_accuracies(summary), *_bits(summary)]
     old, new = (summary["fertility"][name]["pieces_per_word"] for name in ("source", "target"))
-    found.append(
-        {
-            "label": "pieces per word",
-            "of": "new tokenizer",
-            "value": f"{new:.2f}",
-            "against": [f"old tokenizer {old:.2f}"],
-        }
-    )
+    against = [f"old tokenizer {old:.2f}"]
+    return [*found, {"label": "pieces per word", "of": "new tokenizer", "value": f"{new:.2f}", "against": against}]
+
+
+def _accuracies(summary: Summary) -> list[dict[str, Any]]:
+    scores, found = summary["retrieval"], []
+    if not scores:
+        return []
+    own = best(summary)
+    rivals = {"source_model": "source model", f"random_{own.partition('_')[2]}": "random control"}
+    for way, label in (("forward", plots.FORWARD), ("backward", plots.BACKWARD)):
+        against = [
+            f"{name} {scores[model][way]['accuracy_at_1']:.3f}"
+            for model, name in rivals.items()
+            if model in scores and model != own
+        ]
+        value = f"{scores[own][way]['accuracy_at_1']:.3f}"
+        found.append({"label": "accuracy@1", "of": label, "value": value, "against": against})
     return found
+
+
+def _bits(summary: Summary) -> list[dict[str, Any]]:
+    ends = {start: before_and_after(summary, start)[1] for start in summary["bits_per_byte"]}
+    if not ends:
+        return []
+    step, own = ends.pop(list(ends)[-1])
+    against = [f"random control {other:.3f}" for _, other in ends.values()] or ["less is better"]
+    return [{"label": "bits per byte", "of": f"held-out text, step {step:,}", "value": f"{own:.3f}", "against": against}]
 
 
 def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
     """The table of retrieval; a cell is (text, whether it is the best of its column)."""
-    models = distinct_models(summary)
-    table = {model: [summary["retrieval"][model][way][metric] for way, metric in _COLUMNS] for model in models}
+    table = {model: [summary["retrieval"][model][way][metric] for way, metric in _COLUMNS] for model in models(summary)}
     best = [max(column) for column in zip(*table.values(), strict=True)]
     return [
         {
@@ -125,13 +134,18 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
         for row in rows
     ]
     models = [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
-    return [
+    tables = [
         LanguageTable(
             title="text by language, before → after",
             reading="Pieces per word, old → new tokenizer; bits per byte of held-out text, before → after training.",
             columns=["language", "pieces per word", *(f"bits per byte, {start}" for start in rows[0]["bits"])],
             rows=text,
-        ),
+        )
+    ]
+    if not summary["pairs"]:
+        return tables
+    return [
+        *tables,
         LanguageTable(
             title=f"pairs by language: {plots.FORWARD} / {plots.BACKWARD}",
             reading=f"Held-out pairs, and accuracy@1 {plots.FORWARD} / {plots.BACKWARD} among the pairs of the language.",
@@ -149,18 +163,24 @@ def _joined(values: Sequence[float | None], mark: str, form: str) -> str:
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What the run worked on, as a table of names and values."""
     data, serve = summary["data"], summary["serve"]
-    return [
+    found = [
         ("Documents", _fates(data["documents"])),
         ("Packed rows", f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
                         f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)"),
         ("Held-out rows", f"{data['rows']['heldout']:,}"),
-        ("Held-out pairs", f"{summary['pairs']:,}"),
-        ("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"),
-        ("Merged model", f"the average of {summary['merged_models']} embedders"),
-        ("Served", f"{serve['requests']:,} requests answered; largest difference of a number from "
-                   f"Embedder.encode: {serve['max_abs_diff']:.1e}"),
-        ("Data set id", str(data["dataset"])),
     ]  # fmt: skip
+    if summary["pairs"]:
+        found.append(("Held-out pairs", f"{summary['pairs']:,}"))
+    if summary["parameters"]:
+        found.append(("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"))
+    if summary["merged_models"]:
+        found.append(("Merged model", f"the average of {summary['merged_models']} embedders"))
+    if serve:
+        found.append(
+            ("Served", f"{serve['requests']:,} requests answered; largest difference of a number from Embedder.encode: "
+                       f"{serve['max_abs_diff']:.1e}")
+        )  # fmt: skip
+    return [*found, ("Data set id", str(data["dataset"]))]
 
 
 def _fates(documents: Mapping[str, int]) -> str:

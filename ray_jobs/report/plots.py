@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ray_jobs.report.summary import STAGES, Summary, before_and_after, distinct_models, distinct_starts
+from ray_jobs.report.summary import STAGES, Summary, before_and_after, models, starts
 
 FORWARD, BACKWARD = "anchor → positive", "positive → anchor"
 _INK, _MUTED, _RULE = "#1f2933", "#52606d", "#c5ccd3"
@@ -46,17 +46,17 @@ _STYLE: dict[Any, Any] = {
 
 def retrieval(summary: Summary) -> str:
     """Accuracy@1 of every model: two bars each, one for each direction."""
-    models = distinct_models(summary)
+    compared = models(summary)
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(0.56 * len(models) + 1.0)
+        figure = _figure(0.56 * len(compared) + 1.0)
         axes = figure.add_subplot()
-        for place, model in enumerate(models):
+        for place, model in enumerate(compared):
             colour = _COLOURS[model.split("_")[0]]
             for shift, way, fill in ((-0.19, "forward", colour), (0.19, "backward", _tint(colour))):
                 value = summary["retrieval"][model][way]["accuracy_at_1"]
                 bar = axes.barh(place + shift, value, 0.34, color=fill, edgecolor=colour, linewidth=0.8)
                 axes.bar_label(bar, [f"{value:.3f}"], padding=4)
-        _rows(axes, [model_label(model) for model in models])
+        _rows(axes, [model_label(model) for model in compared])
         axes.set_xlim(0, 1.08)
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.set_xlabel("accuracy@1 (share of queries, 1 is best)")
@@ -67,11 +67,11 @@ def retrieval(summary: Summary) -> str:
 
 def bits_per_byte(summary: Summary) -> str:
     """A line a start, from the hollow mark before training to the full one after it."""
-    starts = distinct_starts(summary)
+    pretrained = list(summary["bits_per_byte"])
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(0.5 * len(starts) + 1.15)
+        figure = _figure(0.5 * len(pretrained) + 1.15)
         axes = figure.add_subplot()
-        for place, start in enumerate(starts):
+        for place, start in enumerate(pretrained):
             colour, ((_, before), (_, after)) = _COLOURS[start], before_and_after(summary, start)
             axes.plot([before, after], [place, place], color=colour, linewidth=2.5, zorder=1)
             axes.scatter([before], [place], s=70, facecolor="white", edgecolor=colour, linewidth=2, zorder=2)
@@ -81,9 +81,9 @@ def bits_per_byte(summary: Summary) -> str:
                     f"{value:.3f}", (value, place), (-9 if left else 9, 0), textcoords="offset points",
                     ha="right" if left else "left", va="center",
                 )  # fmt: skip
-        _rows(axes, [start_label(start) for start in starts])
+        _rows(axes, [start_label(start) for start in pretrained])
         axes.margins(x=0.12)
-        steps = [step for step, _ in before_and_after(summary, starts[0])]
+        steps = [step for step, _ in before_and_after(summary, pretrained[0])]
         key = [Line2D([], [], marker="o", ls="", ms=8, mew=2, mec=_MUTED, mfc=fill) for fill in ("white", _MUTED)]
         axes.legend(key, [f"step {step:,}" for step in steps], **_ABOVE)
         axes.set_xlabel("bits per byte of held-out text (less is better)")
@@ -96,8 +96,8 @@ def loss(summary: Summary, job: str, unit: str) -> str:
         figure = _figure(3.7)
         axes = figure.add_subplot()
         ends = {}
-        for start in distinct_starts(summary):
-            steps, values = thinned(summary["loss"][job][start])
+        for start, losses in summary["loss"][job].items():
+            steps, values = thinned(losses)
             axes.plot(steps, values, color=_COLOURS[start], linewidth=2, solid_capstyle="round")
             axes.plot(steps[-1:], values[-1:], "o", color=_COLOURS[start], markersize=6, clip_on=False)
             ends[start] = (steps[-1], values[-1])
@@ -166,20 +166,20 @@ def fertility(summary: Summary) -> str:
 
 def provenance(summary: Summary) -> str:
     """A plot a start: how many rows of the new embeddings have each origin."""
-    starts, codes = distinct_starts(summary), provenance_codes(summary)
+    made, codes = starts(summary), provenance_codes(summary)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(0.36 * len(codes) + 1.1)
-        plots = figure.subplots(1, len(starts), squeeze=False, sharex=True)[0]
-        for axes, start in zip(plots, starts, strict=True):
+        plots = figure.subplots(1, len(made), squeeze=False, sharex=True)[0]
+        for axes, start in zip(plots, made, strict=True):
             counts = [summary["provenance"][start].get(code, 0) for code in codes]
             bars = axes.barh(range(len(codes)), counts, 0.65, color=_COLOURS[start])
             axes.bar_label(bars, [_counted(count, sum(counts)) for count in counts], padding=4)
             axes.set_title(start_label(start), weight="bold", color=_COLOURS[start])
-            _rows(axes, [code.replace("_", " ") if start == starts[0] else "" for code in codes])
+            _rows(axes, [code.replace("_", " ") if start == made[0] else "" for code in codes])
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.set_xlabel("rows of the new embedding matrix")
-        plots[0].set_xlim(0, 1.45 * max(max(summary["provenance"][start].values()) for start in starts))
+        plots[0].set_xlim(0, 1.45 * max(max(summary["provenance"][start].values()) for start in made))
         return _uri(figure)
 
 
@@ -228,8 +228,8 @@ def duration(value: float) -> str:
 def provenance_codes(summary: Summary) -> list[str]:
     """The origins that occur, the most frequent first."""
     totals: dict[str, int] = {}
-    for start in distinct_starts(summary):
-        for code, count in summary["provenance"][start].items():
+    for counts in summary["provenance"].values():
+        for code, count in counts.items():
             totals[code] = totals.get(code, 0) + count
     return sorted(totals, key=lambda code: (-totals[code], code))
 

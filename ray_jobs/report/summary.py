@@ -21,38 +21,37 @@ STAGES = (
 
 
 def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config: Mapping[str, Any]) -> Summary:
-    """The summary of finished artefacts. Nothing in it depends on the date or on the machine it is built on.
+    """The summary of the artefacts that there are, of which the shards are one. Nothing in it depends on the date or on the
+    machine it is built on; what no artefact says is empty.
 
     Args:
-        found: artefacts by their name in `STAGES`; those of `random/` are absent when the method is `random`.
+        found: artefacts by their name in `STAGES`.
         folders: where the chain of each start lies: `{"random": "random", "transferred": ""}`.
         config: the resolved configuration.
     """
-    chains = {start: _chain(found, folders[start]) for start in STARTS}
-    shard, evaluated = found["shard"].metrics, found["evaluate"].metrics
+    chains = {start: chain for start in STARTS if start in folders and (chain := _chain(found, folders[start]))}
+    shard, evaluated = found["shard"].metrics, found["evaluate"].metrics if "evaluate" in found else {}
+    transferred = {start: chain["transfer"].metrics for start, chain in chains.items() if "transfer" in chain}
+    own = list(transferred.values())[-1] if transferred else {}
+    pretrained = {start: chain["pretrain"].metrics for start, chain in chains.items() if "pretrain" in chain}
     return {
         "method": config["method"],
-        "paper": chains["transferred"]["transfer"].metrics["paper"],
-        "retrieval": {model: evaluated["retrieval"][model] for model in MODELS},
-        "retrieval_by_language": evaluated["retrieval_by_language"],
-        "pairs": evaluated["pairs"],
-        "pairs_by_language": evaluated["pairs_by_language"],
-        "bits_per_byte": {start: chain["pretrain"].metrics["bits_per_byte"] for start, chain in chains.items()},
-        "bits_per_byte_by_language": {
-            start: chain["pretrain"].metrics["bits_per_byte_by_language"] for start, chain in chains.items()
-        },
-        "loss": {
-            job: {start: [step["loss"] for step in chain[job].metrics["history"]] for start, chain in chains.items()}
-            for job in ("pretrain", "embed")
-        },
-        "provenance": {start: chain["transfer"].metrics["provenance"] for start, chain in chains.items()},
-        "placed": chains["transferred"]["transfer"].metrics["placed"],
-        "parameters": chains["transferred"]["transfer"].metrics["parameters"],
+        "paper": own.get("paper", ""),
+        "retrieval": {model: evaluated["retrieval"][model] for model in MODELS if model in evaluated.get("retrieval", {})},
+        "retrieval_by_language": evaluated.get("retrieval_by_language", {}),
+        "pairs": evaluated.get("pairs", 0),
+        "pairs_by_language": evaluated.get("pairs_by_language", {}),
+        "bits_per_byte": {start: metrics["bits_per_byte"] for start, metrics in pretrained.items()},
+        "bits_per_byte_by_language": {start: metrics["bits_per_byte_by_language"] for start, metrics in pretrained.items()},
+        "loss": {job: _losses(chains, job) for job in ("pretrain", "embed")},
+        "provenance": {start: metrics["provenance"] for start, metrics in transferred.items()},
+        "placed": own.get("placed", {}),
+        "parameters": own.get("parameters"),
         "fertility": shard["fertility"],
         "fertility_by_language": shard["fertility_by_language"],
         "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset")},
-        "merged_models": found["merge"].metrics["models"],
-        "serve": {name: found["serve"].metrics[name] for name in ("requests", "max_abs_diff")},
+        "merged_models": found["merge"].metrics["models"] if "merge" in found else 0,
+        "serve": {name: found["serve"].metrics[name] for name in ("requests", "max_abs_diff")} if "serve" in found else {},
         "seconds": {name: found[name].seconds for name in STAGES if name in found},
         "versions": _versions(found.values()),
         "config": dict(config),
@@ -64,15 +63,19 @@ def to_json(summary: Summary) -> bytes:
     return (json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def distinct_starts(summary: Summary) -> tuple[str, ...]:
-    """The starts that are worth a line of their own: with the method `random` both are the same artefacts."""
-    return ("random",) if summary["method"] == "random" else STARTS
+def starts(summary: Summary) -> tuple[str, ...]:
+    """The starts that were made, the user's last: with the method `random` it is the control."""
+    return tuple(start for start in STARTS if start in summary["provenance"])
 
 
-def distinct_models(summary: Summary) -> tuple[str, ...]:
-    """The compared models without those that stand there twice."""
-    twice = set(STARTS) - set(distinct_starts(summary))
-    return tuple(model for model in MODELS if model.split("_")[0] not in twice)
+def models(summary: Summary) -> list[str]:
+    """The models that retrieval was measured of, in order."""
+    return [model for model in MODELS if model in summary["retrieval"]]
+
+
+def best(summary: Summary) -> str:
+    """The last model of the user's chain that retrieval was measured of."""
+    return [model for model in models(summary) if model != "merged"][-1]
 
 
 def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], tuple[int, float]]:
@@ -84,11 +87,10 @@ def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], t
 def languages(summary: Summary) -> list[dict[str, Any]]:
     """A row a language: pieces a word of the old and the new tokenizer, bits per byte of each start before and after, pairs,
     and accuracy@1, both ways, of the source and of the trained models; None where there is no text, or no pair, in it."""
-    starts = distinct_starts(summary)
-    bits = {start: summary["bits_per_byte_by_language"][start] for start in starts}
-    ends = [str(step) for step, _ in before_and_after(summary, starts[0])]
-    models = ["source_model", *(f"{start}_trained" for start in starts)]
-    retrieved = {model: summary["retrieval_by_language"].get(model, {}) for model in models}
+    bits = summary["bits_per_byte_by_language"]
+    ends = [str(step) for step, _ in before_and_after(summary, next(iter(bits)))] if bits else []
+    shown = [model for model in models(summary) if model == "source_model" or model.endswith("_trained")]
+    retrieved = {model: summary["retrieval_by_language"].get(model, {}) for model in shown}
     scored = [scores for steps in bits.values() for scores in steps.values()]
     pieces: dict[str, Any] = summary["fertility_by_language"]
     names = sorted({lang for scores in [*scored, *retrieved.values(), pieces] for lang in scores})
@@ -102,15 +104,20 @@ def languages(summary: Summary) -> list[dict[str, Any]]:
             "lang": lang,
             "pieces": [pieces[lang][name]["pieces_per_word"] for name in ("source", "target")] if lang in pieces else None,
             "pairs": summary["pairs_by_language"].get(lang),
-            "bits": {start: [bits[start].get(step, {}).get(lang) for step in ends] for start in starts},
-            "accuracy": {model: accuracy(model, lang) for model in models},
+            "bits": {start: [bits[start].get(step, {}).get(lang) for step in ends] for start in bits},
+            "accuracy": {model: accuracy(model, lang) for model in shown},
         }
         for lang in names
     ]
 
 
 def _chain(found: Mapping[str, Artifact], folder: str) -> dict[str, Artifact]:
-    return {job: found[f"{folder}/{job}" if folder else job] for job in ("transfer", "pretrain", "embed")}
+    names = {job: f"{folder}/{job}" if folder else job for job in ("transfer", "pretrain", "embed")}
+    return {job: found[name] for job, name in names.items() if name in found}
+
+
+def _losses(chains: Mapping[str, Mapping[str, Artifact]], job: str) -> dict[str, list[float]]:
+    return {start: [step["loss"] for step in chain[job].metrics["history"]] for start, chain in chains.items() if job in chain}
 
 
 def _versions(artefacts: Iterable[Artifact]) -> dict[str, str]:

@@ -5,13 +5,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from transformers import RobertaConfig
 
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.rows import Pairs
+from data_pipeline.shards.corpus import Corpus
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
 from data_pipeline.tokenizers.verify import verify
@@ -80,7 +80,7 @@ def test_another_padding_id_is_refused_where_it_would_move_positions(english, gr
     config, source = load(str(tmp_path / "c.yaml"), [f"tokenizer={tmp_path}/given"]), train.load(str(tmp_path / "source"))
     pairs = Pairs(ids=["1"], anchors=english[:1], positives=greek[:1], negatives=[[]])
     with pytest.raises(ModelError, match="roberta counts positions from its padding id 1, the new tokenizer pads with 0"):
-        shard._given(config, source, Any, pairs, SimpleNamespace(note=print))
+        shard._given(config, source, Corpus(train=(), heldout=(), fates={}), pairs, SimpleNamespace(note=print))
 
 
 def test_what_the_rules_of_a_given_tokenizer_do_to_words_is_said(english, greek) -> None:

@@ -42,6 +42,11 @@ REFUSED = {
     ),
     "a model for embed that the pipeline would pass over": ("pipeline", ["embed.model=/some"], r"embed\.model.*pretrained"),
     "a source that is not there": ("pipeline", ["source_model=/no/where"], r"source_model=/no/where.*no such folder"),
+    "a method of pairs without any": ("transfer", ["pairs=null", "method=[focus,ramen]"], "pairs: ramen learns from"),
+    "vectors without a dictionary, and no pairs": (
+        "transfer", ["pairs=null", "method=wechsel", "transfer.methods.wechsel.space.source_vectors={a}"], "wechsel learns",
+    ),
+    "a given model, and no pairs": ("embed", ["pairs=null", "embed.model={source}"], "pairs: a model that is given learns"),
     "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
 }  # fmt: skip
 
@@ -49,6 +54,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_mistake_is_refused_before_ray_starts(path: str, name: str, monkeypatch, capsys) -> None:
     job, overrides, said = REFUSED[name]
+    folder = configs.load(path, []).source_model
+    overrides = [override.format(a=path, source=folder) for override in overrides]
     with pytest.raises(ConfigError, match=said):
         preflight.check(configs.load(path, overrides), job)
     monkeypatch.setattr("cluster.session.ray_session", lambda **settings: pytest.fail("Ray was started"))
@@ -93,3 +100,23 @@ def test_a_model_that_reads_no_text_is_refused(path: str, tmp_path: Any, job: st
     ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
     with pytest.raises(ModelError, match=said):
         preflight.check(configs.load(path, [f"{key}={tmp_path}/vit"]), job)
+
+
+def test_without_pairs_dropout_has_to_make_two_views(path: str, decoder: str, tmp_path: Any) -> None:
+    """SimCSE's positives are the text itself, so that a model without dropout would learn nothing from them."""
+    preflight.check(
+        configs.load(path, ["pairs=null", f"source_model={decoder}", "embed.pooling=last", "embed.max_length=64"]), "embed"
+    )
+    dry = GPT2Config.from_pretrained(decoder, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # keeps summary_first_dropout
+    GPT2LMHeadModel(dry).save_pretrained(tmp_path / "dry")
+    overrides = ["pairs=null", f"source_model={tmp_path}/dry", "embed.pooling=last", "embed.max_length=64"]
+    with pytest.raises(
+        ConfigError, match=r"pairs: without pairs, dropout makes two views of a line \(SimCSE\), and gpt2 has none"
+    ):
+        preflight.check(configs.load(path, overrides), "embed")
+    preflight.check(configs.load(path, [*overrides, "method=focus", "shard.length=64"]), "pipeline")  # it ends before embed
+
+
+def test_vectors_and_a_dictionary_stand_in_for_pairs(path: str) -> None:
+    files = [f"transfer.methods.wechsel.space.{name}={path}" for name in ("source_vectors", "dictionary")]
+    preflight.check(configs.load(path, ["pairs=null", "method=wechsel", *files]), "transfer")

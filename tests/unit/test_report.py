@@ -18,6 +18,7 @@ from data_pipeline import artifact
 from data_pipeline.artifact import Artifact
 from data_pipeline.errors import ArtifactError
 from ray_jobs import config as configs
+from ray_jobs import evaluate, pipeline
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
@@ -98,7 +99,10 @@ def metrics(method: str) -> dict[str, dict[str, Any]]:
         "serve": {"requests": 64, "max_abs_diff": 2.1e-7},
     }
     found |= chain("random" if method == "random" else "transferred")
-    if method != "random":
+    if method == "random":
+        own = {m: ways for m, ways in found["evaluate"]["retrieval"].items() if not m.startswith("transferred")}
+        found["evaluate"]["retrieval"] = own
+    else:
         found |= {f"random/{job}": values for job, values in chain("random").items()}
     return found
 
@@ -126,7 +130,7 @@ def config(method: str = "aligned", output: str = "/out") -> dict[str, Any]:
 
 
 def summary_of(method: str = "aligned", **changes: Any) -> Summary:
-    folders = {"transferred": "", "random": "" if method == "random" else "random"}
+    folders = {"random": ""} if method == "random" else {"transferred": "", "random": "random"}
     return summarize(artefacts(method), folders, config(method) | changes)
 
 
@@ -277,7 +281,7 @@ def test_the_best_of_each_column_is_marked_also_when_two_share_it() -> None:
 
 def test_the_method_random_shows_its_one_chain_once_and_says_so(pages: dict[str, str]) -> None:
     summary = summary_of("random")
-    assert summary["loss"]["embed"]["random"] == summary["loss"]["embed"]["transferred"]
+    assert list(summary["loss"]["embed"]) == ["random"]
     assert "random/embed" not in summary["seconds"]
     assert [row["model"] for row in page.retrieval_rows(summary)] == [
         "source model", "random, untrained", "random, pretrained", "random, trained", "merged",
@@ -343,15 +347,18 @@ def settings(tmp_path: Path) -> configs.ScionConfig:
         test_pairs=str(tmp_path / "test_pairs.txt"),
         source_model=str(tmp_path / "source"),
         output=str(tmp_path / "out"),
+        method="aligned",
+        compare=configs.CompareConfig(methods=("fvt",)),
     )
 
 
 def finish(settings: configs.ScionConfig) -> None:
-    """Every stage that the report reads, as if it had run."""
+    """Every stage of a pipeline but the report, as if it had run."""
     held = metrics(settings.method)
-    for name, (plan, _) in job.reads(settings).items():
-        with artifact.writing(plan) as draft:
-            draft.metrics = held[name]
+    for name, stage in pipeline.stages(settings).items():
+        if name != "report":
+            with artifact.writing(stage.plan) as draft:
+                draft.metrics = held[name]
 
 
 @pytest.mark.parametrize("method", ["aligned", "random"])
@@ -380,15 +387,75 @@ def test_pages_that_somebody_removed_are_written_again(settings: configs.ScionCo
     assert (Path(settings.output) / "report.html").read_bytes() == kept
 
 
-@pytest.mark.parametrize(("missing", "made_by"), [("shards", "shard"), ("random/embed", "pipeline"), ("serve", "pipeline")])
-def test_a_missing_stage_is_named_with_the_job_that_makes_it(settings: configs.ScionConfig, missing: str, made_by: str) -> None:
+def test_a_report_without_shards_names_the_job_that_makes_them(settings: configs.ScionConfig) -> None:
     finish(settings)
-    shutil.rmtree(Path(settings.output) / missing)
-    with pytest.raises(
-        ArtifactError, match=rf"{missing}: the \w+ artefact is not there\. Make it with `scion {made_by} CONFIG`"
-    ):
+    shutil.rmtree(Path(settings.output) / "shards")
+    with pytest.raises(ArtifactError, match=r"shards: the \w+ artefact is not there\. Make it with `scion shard CONFIG`"):
         job.main(settings, Console(file=io.StringIO()))
     assert not (Path(settings.output) / "report.html").exists()
+
+
+JOBS = {
+    "shards": "shard",
+    "transfer": "transfer",
+    "pretrain": "pretrain",
+    "embed": "embed",
+    "merge": "merge",
+    "evaluate": "evaluate",
+}
+
+
+@pytest.mark.parametrize("done", range(1, len(JOBS) + 1))
+def test_a_report_is_made_of_what_the_jobs_have_made_so_far(settings: configs.ScionConfig, done: int) -> None:
+    """`scion shard`, `transfer`, `pretrain`, ... one by one, and `scion report` after any of them."""
+    finish(settings)
+    for name in ("random", "serve", *list(JOBS)[done:]):
+        shutil.rmtree(Path(settings.output) / name)
+    if done == len(JOBS):  # as `scion evaluate` makes it: of the models that are there
+        shutil.rmtree(Path(settings.output) / "evaluate")
+        with artifact.writing(evaluate.plan(settings, evaluate.there(settings))) as draft:
+            found = metrics("aligned")["evaluate"]
+            draft.metrics = found | {"retrieval": {m: v for m, v in found["retrieval"].items() if "random" not in m}}
+    console = Console(width=120, record=True, file=io.StringIO())
+    job.main(settings, console)
+    said, read = console.export_text(), Reader((Path(settings.output) / "report.html").read_text())
+    assert ("step 40" in said) == (done > 2)
+    assert ("MRR@10" in said) == (done > 5)
+    assert "random control" not in read.text.lower()
+    assert "nan" not in read.text.lower().split()
+    assert set(json.loads((Path(settings.output) / "summary.json").read_bytes())["seconds"]) == {
+        {"shards": "shard"}.get(name, name) for name in list(JOBS)[:done]
+    }
+
+
+def test_what_is_made_later_makes_a_new_report(settings: configs.ScionConfig) -> None:
+    finish(settings)
+    shutil.rmtree(Path(settings.output) / "evaluate")
+    job.main(settings, Console(file=io.StringIO()))
+    with artifact.writing(evaluate.plan(settings, evaluate.there(settings))) as draft:
+        draft.metrics = metrics("aligned")["evaluate"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    job.main(settings, console)
+    assert "transferred, trained" in console.export_text()
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_text_alone_ends_with_the_pretrained_model(settings: configs.ScionConfig, control: bool) -> None:
+    settings = replace(settings, pairs=None, test_pairs=None, method="focus", control=control)
+    ordered = pipeline.stages(settings)
+    chain_of = ["transfer", *(["random/transfer"] if control else []), "pretrain", *(["random/pretrain"] if control else [])]
+    assert list(ordered) == ["shard", *chain_of, "evaluate", "report"]
+    held = metrics("focus")
+    held["evaluate"] = {"bits_per_byte": {"transferred_pretrained": 2.271}}
+    for name, stage in list(ordered.items())[:-1]:
+        with artifact.writing(stage.plan) as draft:
+            draft.metrics = held[name]
+    console = Console(width=120, record=True, file=io.StringIO())
+    job.main(settings, console)
+    read = Reader((Path(settings.output) / "report.html").read_text())
+    assert "step 40" in console.export_text()
+    assert "Retrieval" not in read.text
+    assert ("random control" in read.text) == control
 
 
 def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:

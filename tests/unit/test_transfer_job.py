@@ -39,11 +39,11 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
 
 def test_texts_come_by_language_where_each_has_pairs(monkeypatch) -> None:
     lines = [("el", "α"), ("tr", "b"), ("el", "γ")]
-    monkeypatch.setattr("data_pipeline.shards.corpus.read_texts", lambda parts: iter(lines))
+    monkeypatch.setattr("ray_jobs.shard.training_text", lambda config: iter(lines))
     training = Pairs(ids=["1", "2"], anchors=["one", "two"], positives=["ένα", "iki"], negatives=[[], []], langs=["el", "tr"])
-    found = transfer._by_language([], training, {"el", "tr"})
+    found = transfer._by_language(ScionConfig(), training, {"el", "tr"})
     assert {lang: (list(part.corpus()), part.anchors, part.positives) for lang, part in found.items()} == {
         "el": (["α", "γ"], ["one"], ["ένα"]), "tr": (["b"], ["two"], ["iki"]),
     }  # fmt: skip
-    assert transfer._by_language([], training, {"el", "ja"}) == {}
-    assert transfer._by_language([], training, {"el"}) == {}
+    assert transfer._by_language(ScionConfig(), training, {"el", "ja"}) == {}
+    assert transfer._by_language(ScionConfig(), training, {"el"}) == {}

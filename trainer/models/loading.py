@@ -202,10 +202,11 @@ def max_length(settings: PretrainedConfig) -> int:
     settings = settings.get_text_config()
     positions = getattr(settings, "max_position_embeddings", getattr(settings, "max_seq_len", None))  # MPT has the latter
     lengths = [int(positions) - position_offset(settings)] if positions is not None and positions > 0 else []  # XLNet's is -1
-    return min([*lengths, *_longrope_lengths(settings)], default=1 << 20)
+    return min([*lengths, *longrope_lengths(settings)], default=1 << 20)
 
 
-def _longrope_lengths(settings: PretrainedConfig) -> list[int]:
+def longrope_lengths(settings: PretrainedConfig) -> list[int]:
+    """The original lengths that LongRoPE scales, of the layers that have it."""
     rope: dict[str, Any] = getattr(settings, "rope_parameters", None) or {}
     by_layer = [one for one in rope.values() if isinstance(one, dict)] or [rope]
     return [one["original_max_position_embeddings"] for one in by_layer if one.get("rope_type") == "longrope"]

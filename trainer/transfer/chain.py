@@ -47,6 +47,22 @@ def fresh(name: str) -> bool:
     return any(METHODS[method].fresh for method in parts(name))
 
 
+def needs_pairs(name: str, settings: Callable[[str], Any]) -> bool:
+    """Whether a method of the chain learns from aligned pairs, and is not given files to learn from instead.
+
+    Args:
+        settings: a method's configuration, by its name.
+    """
+    return any(METHODS[method].learns_from == "pairs" and not _has_files(settings(method)) for method in parts(name))
+
+
+def _has_files(settings: Any) -> bool:
+    """Whether an embedder is given, or vectors and a dictionary: word vectors of the new language come from its text."""
+    space = getattr(settings, "space", None)
+    by_dictionary = space is not None and space.source_vectors is not None and space.dictionary is not None
+    return by_dictionary or getattr(settings, "embedder", None) is not None
+
+
 def paper(name: str) -> str:
     """Where its methods were published."""
     return "; ".join(METHODS[method].paper for method in parts(name))
