@@ -1,5 +1,7 @@
 """The lean forward against transformers' own, on every family: losses and gradients of each document alone."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -186,3 +188,13 @@ def test_the_chunked_loss_refuses_targets_that_weigh_differently() -> None:
     losses = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1, 2]))
     with pytest.raises(RuntimeError, match="weigh the same"):
         (losses * torch.tensor([1.0, 2.0, 1.0])).sum().backward()
+
+
+def test_a_loss_that_is_no_number_has_such_a_gradient_and_no_error() -> None:
+    """The guard leaves such a step out; an error would end the attempt, and on a GPU its context."""
+    hidden, weight = torch.ones(3, 4, requires_grad=True), torch.ones(5, 4)
+    losses = linear_cross_entropy(hidden, weight, None, torch.tensor([0, -1, 2]))
+    for weights in ([1.0, 1, math.nan], [math.nan, 1, 1]):
+        with pytest.raises(RuntimeError, match="targets must weigh the same"):
+            torch.autograd.grad(losses, hidden, torch.tensor(weights), retain_graph=True)
+    assert torch.autograd.grad(losses, hidden, torch.tensor([math.nan] * 3))[0].isnan()[[0, 2]].all()
