@@ -36,27 +36,28 @@ class RateChange:
 class TrainConfig:
     """How long, how fast and how to train. Sizes count rows; rates are per optimizer step.
 
-    Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on.
+    Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on. Those marked
+    `adjustable` may, too, and the run keeps a record of it (`changes.adopt`).
     """
 
-    steps: int = 40
+    steps: int = field(default=40, metadata={"adjustable": True})
     """Optimizer steps of the whole run."""
     batch_size: int = 32
     """Rows of one optimizer step over all workers, whatever their number."""
     batch_warmup: tuple[BatchPart, ...] = ()
     """Other batch sizes at the beginning of the run, in order."""
-    micro_batch: int | None = field(default=None, metadata={"identity": False})
+    micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
     """Rows that a worker computes at once; the whole of its share when not given."""
     learning_rate: float = 3e-4
     """The highest, reached after the warm-up, which is measured in rows."""
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})
     """How the rate falls from there to the end of the run, measured in rows: in a line, along half a cosine, in a line in the
     last `decay_steps` only (warmup-stable-decay), or not at all."""
-    decay_steps: int | None = None
+    decay_steps: int | None = field(default=None, metadata={"adjustable": True})
     """Steps at the end of `wsd` in which the rate falls; a tenth of the run when not given."""
-    smallest_rate: float = 0.0
+    smallest_rate: float = field(default=0.0, metadata={"adjustable": True})
     """What the rate falls to, as a share of the highest."""
-    rate_changes: tuple[RateChange, ...] = ()
+    rate_changes: tuple[RateChange, ...] = field(default=(), metadata={"adjustable": True})
     """Factors for the rates from some steps on, in order: how a run that became unstable goes on more slowly."""
     rate_batch: int | None = None
     """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
@@ -85,7 +86,7 @@ class TrainConfig:
     """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What is computed in; bf16 keeps fp32 weights in the optimizer."""
-    export: Literal["fp32", "bf16"] = "fp32"
+    export: Literal["fp32", "bf16"] = field(default="fp32", metadata={"adjustable": True})
     """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
     compile: bool | None = field(default=None, metadata={"identity": False})
     """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
@@ -94,7 +95,7 @@ class TrainConfig:
     """Whether activations within a layer are computed again in the backward pass instead of being kept."""
     evaluate_steps: int | None = field(default=None, metadata={"identity": False})
     """Steps between evaluations on held-out text; only before and after training when not given."""
-    spike: float = field(default=10.0, metadata={"identity": False})
+    spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
     """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
     least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
     checkpoint_steps: int | None = field(default=20, metadata={"identity": False})
@@ -103,6 +104,9 @@ class TrainConfig:
     """The longest time between checkpoints; no limit when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
     """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
+    keep_state: bool = field(default=False, metadata={"identity": False})
+    """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
+    12 bytes a parameter and the weights once more."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
     max_failures: int = field(default=20, metadata={"identity": False})

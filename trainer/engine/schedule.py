@@ -18,7 +18,7 @@ def cosine(done: int, start: int, end: int) -> float:
 
 
 def stable(done: int, start: int, end: int) -> float:
-    """The highest up to `start`, then in a line to 0 (Zhai et al. 2022; Haegele et al. 2024): as long as it is stable, it does not
+    """The highest up to `start`, then in a line to 0 (Zhai et al. 2022; Haegele et al. 2024): up to `start` it does not
     depend on the length of the run."""
     return min(1.0, linear(done, start, end))
 
