@@ -15,12 +15,13 @@ from data_pipeline.order.plan import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter, watched
+from trainer.engine import export
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import WORKING, Store
-from trainer.engine.tasks import Task
+from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
 
 
 def planned_rows(
@@ -58,7 +59,7 @@ def growth(section: object, name: str) -> Growth:
 def train(
     config: ScionConfig,
     settings: TrainConfig,
-    task: Task,
+    task: LanguageModelTask | ContrastiveTask,
     rows: PlannedRows,
     plan: Plan,
     draft: Draft,
@@ -84,6 +85,7 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
+        export.write_task(run.store, task)
         if not settings.keep_state:
             draft.working.append(run.store.uri)
         workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers

@@ -120,7 +120,10 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     folder, steps = copy.output / "pretrain", "pretrain.train.steps="
     first = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.keep_state=true")
     assert first.returncode == 0, first.stderr
-    assert {path.name.partition("-")[0] for path in (folder / "checkpoints").iterdir()} == {"step_000000004"}
+    assert {path.name.partition("-")[0] for path in (folder / "checkpoints").iterdir()} == {"step_000000004", "task.json"}
+    taken_out = scion("export", str(folder))
+    assert f"model after 4 steps: {folder}-step-4" in taken_out.stdout
+    assert (Path(f"{folder}-step-4") / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     shorter = scion("pretrain", copy.config, f"{steps}3")
     assert shorter.returncode == 2
     assert "pretrain.train.steps (4 -> 3)" in shorter.stderr
