@@ -38,6 +38,20 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How a training in the folder of a plan may go on under other settings, by their dotted names: `pretrain.train.steps`."""
+
+    settings: tuple[str, ...]
+    """Those that may differ from what an unfinished run had."""
+    length: str
+    """The one of them that a finished run may have had smaller: it then goes on."""
+    state: str
+    """Folder below the artefact without which a finished run cannot go on."""
+    keep: str
+    """The setting that keeps that folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a job is about to make, known before anything is done: two equal plans make equal artefacts."""
 
@@ -45,11 +59,32 @@ class Plan:
     kind: str
     config: dict[str, Any]
     inputs: dict[str, str]
+    growth: Growth | None = None
 
     @property
     def id(self) -> str:
-        content = {"format": FORMAT_VERSION, "kind": self.kind, "config": self.config, "inputs": self.inputs}
+        return self._hash(self.config)
+
+    @property
+    def run_id(self) -> str:
+        """The same for all plans of which one may go on where the other was."""
+        free = () if self.growth is None else self.growth.settings
+        return self._hash({name: value for name, value in _flat(self.config).items() if name not in free})
+
+    def _hash(self, config: Mapping[str, Any]) -> str:
+        content = {"format": FORMAT_VERSION, "kind": self.kind, "config": config, "inputs": self.inputs}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def goes_on_from(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        """Whether an unfinished run that had these settings goes on under this plan."""
+        free = () if self.growth is None else self.growth.settings
+        return not set(_changed(config, inputs, self)) - set(free)
+
+    def grows_from(self, found: Artifact) -> bool:
+        """Whether a finished run is a beginning of this one."""
+        if self.growth is None or found.kind != self.kind or not self.goes_on_from(found.config, found.inputs):
+            return False
+        return bool(_flat(self.config)[self.growth.length] > _flat(found.config)[self.growth.length])
 
 
 @dataclass(slots=True)
@@ -71,14 +106,28 @@ def identity(config: object) -> dict[str, Any]:
     for spec in dataclasses.fields(config):
         if spec.metadata.get("identity", True):
             value = getattr(config, spec.name)
-            values[spec.name] = _plain(value)
+            values[spec.name] = plain(value)
     return values
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A setting as JSON has it."""
     if isinstance(value, tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return identity(value) if dataclasses.is_dataclass(value) else value
+
+
+def adjustable(config: object, prefix: str) -> tuple[str, ...]:
+    """Dotted names of the fields that may change when a run goes on, marked `adjustable: True`, those of inner sections too."""
+    assert dataclasses.is_dataclass(config)
+    names: list[str] = []
+    for spec in dataclasses.fields(config):
+        value, name = getattr(config, spec.name), f"{prefix}.{spec.name}"
+        if dataclasses.is_dataclass(value):
+            names += adjustable(value, name)
+        elif spec.metadata.get("adjustable", False):
+            names.append(name)
+    return tuple(names)
 
 
 def versions() -> dict[str, str]:
@@ -102,7 +151,7 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
 
 
 def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
-    """The finished artefact that `plan` would make, or None when it is still to be made.
+    """The finished artefact that `plan` would make, or None when it is still to be made, perhaps from what a shorter run left.
 
     Args:
         replace: another artefact of the same kind may be replaced.
@@ -114,6 +163,9 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     if found is not None:
         if found.id == plan.id:
             return found
+        if plan.grows_from(found):
+            _check_state(plan, found)
+            return None
         if replace and found.kind == plan.kind:
             return None
         changed = ", ".join(_differences(found.config, found.inputs, plan)) or "the format version"
@@ -131,23 +183,24 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
 def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, replace: bool = False) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
-    What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, and an error keeps
-    what is there for the next run; otherwise an error removes the folder.
+    What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, but for what may change
+    (`Growth`), and an error keeps what is there for the next run; otherwise an error removes the folder.
 
     Raises:
         ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     left = dict(json.loads(storage.read_bytes(mark))) if storage.exists(mark) else {}
-    begun = left.get("id") == plan.id
+    config, inputs = left.get("config", {}), left.get("inputs", {})
+    begun = left.get("id") == plan.id or (bool(left) and left["kind"] == plan.kind and plan.goes_on_from(config, inputs))
     if precious and left and not begun:
-        changed = ", ".join(_differences(left.get("config", {}), left.get("inputs", {}), plan)) or "the format version"
+        changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
         raise ArtifactError(
             f"an unfinished run is here that differs in {changed}.",
             plan.uri,
             "Give it the same settings and it goes on; or remove that folder, or choose another output=.",
         )
-    if not (resumable and (begun or finished)):
+    if not (resumable and (begun or finished or _load(plan.uri))):
         storage.remove(plan.uri)
     storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}))
     storage.remove(storage.join(plan.uri, FINISHED))
@@ -173,6 +226,18 @@ def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, repl
         storage.remove(uri)
 
 
+def _check_state(plan: Plan, found: Artifact) -> None:
+    """Whether a finished run kept what it needs to go on."""
+    assert plan.growth is not None
+    if not storage.files(storage.join(plan.uri, plan.growth.state)):
+        raise ArtifactError(
+            f"the run here has ended and kept nothing to go on from; it differs in "
+            f"{', '.join(_differences(found.config, found.inputs, plan))}.",
+            plan.uri,
+            f"Choose another output=, or remove that folder; with {plan.growth.keep}=true a run that ends can go on later.",
+        )
+
+
 def _load(uri: str) -> Artifact | None:
     path = storage.join(uri, FINISHED)
     if not storage.exists(path):
@@ -188,9 +253,15 @@ def _load(uri: str) -> Artifact | None:
 
 def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:
     """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
-    old, new = {**_flat(config), **inputs}, {**_flat(plan.config), **plan.inputs}
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    old, new = _flat(config), _flat(plan.config)
+    changed = _changed(config, inputs, plan)
     return [name if name in plan.inputs else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
+
+
+def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:
+    """Names of settings and inputs that differ."""
+    old, new = {**_flat(config), **inputs}, {**_flat(plan.config), **plan.inputs}
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

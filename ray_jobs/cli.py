@@ -16,6 +16,7 @@ from ray_jobs.jobs import JOBS
 COMMANDS = {
     "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
     "status": "RUN: how a training is doing, live on a terminal",
+    "export": "RUN [STEP]: a model folder out of a checkpoint of a training, by default the newest",
     "diff": "PLAN PLAN: which rows two plans make differently",
 }
 """What takes folders in place of a configuration, and needs no Ray."""

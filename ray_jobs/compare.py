@@ -74,6 +74,7 @@ def stages(config: ScionConfig) -> list[Stage]:
 def plan(config: ScionConfig, start: Start) -> Plan:
     of_transfer = transfer.plan(config, start)
     settings = {"transfer": of_transfer.config["transfer"], "pretrain": artifact.identity(config.pretrain)}
+    settings["evaluate_steps"] = config.pretrain.train.evaluate_steps  # curves are compared point by point
     inputs = of_transfer.inputs | data_fingerprints(config, "test_pairs")
     return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 

@@ -12,7 +12,7 @@ from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
-from ray_jobs.training import planned_rows, train
+from ray_jobs.training import growth, planned_rows, train
 from trainer.embedder import EmbedderSpec
 from trainer.engine.tasks import ContrastiveTask
 from trainer.models.pooling import pooling_name
@@ -23,11 +23,13 @@ KIND = "embedder"
 def plan(config: ScionConfig, start: Start) -> Plan:
     settings = {"embed": artifact.identity(config.embed), "seed": start.seed}
     if not _elastic(config):
-        settings["workers"] = config.workers
+        settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
     inputs = data_fingerprints(config, "pairs", "test_pairs")
     inputs["model"] = pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model")
-    return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs)
+    # Pairs out of the text are as many as the steps need, so that a longer run has others.
+    grows = None if config.pairs is None else growth(config.embed, "embed")
+    return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, growth=grows)
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
@@ -65,7 +67,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
-    draft.metrics = {"history": history, "weights": settings.train.exported}
+    draft.metrics = {"history": history, "weights": settings.train.exported, "changes": result["changes"]}
     first, last = history[0]["loss"], history[-1]["loss"]
     return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
 

@@ -14,7 +14,7 @@ from ray_jobs import shard, transfer
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
-from ray_jobs.training import planned_rows, train
+from ray_jobs.training import growth, planned_rows, train
 from trainer.engine import runlog
 from trainer.engine.heldout import Heldout
 from trainer.engine.tasks import LanguageModelTask
@@ -28,7 +28,13 @@ _EVALUATION_SEED = -1
 def plan(config: ScionConfig, start: Start) -> Plan:
     settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
     inputs = {"shards": shard.plan(config).id, "model": transfer.plan(config, start).id}
-    return Plan(uri=start.at(config, "pretrain"), kind=KIND, config=settings, inputs=inputs)
+    return Plan(
+        uri=start.at(config, "pretrain"),
+        kind=KIND,
+        config=settings,
+        inputs=inputs,
+        growth=growth(config.pretrain, "pretrain"),
+    )
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
@@ -50,6 +56,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     draft.metrics["bits_per_byte_by_language"] = by_language(draft.uri)
     draft.metrics["weights"] = config.pretrain.train.exported
+    draft.metrics["changes"] = result["changes"]
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 

@@ -7,20 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.session import has_gpus
-from data_pipeline import storage
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Draft, Growth, Plan
 from data_pipeline.errors import ConfigError
 from data_pipeline.feed.planned import PlannedRows
 from data_pipeline.order.plan import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter, watched
+from trainer.engine import export
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import WORKING, Store
-from trainer.engine.tasks import Task
+from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
 
 
 def planned_rows(
@@ -45,10 +46,20 @@ def planned_rows(
     return PlannedRows(plan=order, folder=folder, manifest=manifest, micro=settings.micro_batch)
 
 
+def growth(section: object, name: str) -> Growth:
+    """How a run of this section of the configuration may go on under other settings."""
+    return Growth(
+        settings=artifact.adjustable(section, name),
+        length=f"{name}.train.steps",
+        state=WORKING,
+        keep=f"{name}.train.keep_state",
+    )
+
+
 def train(
     config: ScionConfig,
     settings: TrainConfig,
-    task: Task,
+    task: LanguageModelTask | ContrastiveTask,
     rows: PlannedRows,
     plan: Plan,
     draft: Draft,
@@ -70,10 +81,15 @@ def train(
             uri=plan.uri,
             export_uri=plan.uri,
             store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints, draft.lease),
-            identity=plan.id,
+            identity=plan.run_id,
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        draft.working.append(run.store.uri)
+        export.write_task(run.store, task)
+        if not settings.keep_state:
+            draft.working.append(run.store.uri)
         workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers
-        return fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
+        result = fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
+    if settings.keep_state:
+        run.store.keep_newest()
+    return result

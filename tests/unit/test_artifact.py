@@ -6,7 +6,7 @@ import time
 import pytest
 
 from data_pipeline import artifact, errors, storage
-from data_pipeline.artifact import Plan
+from data_pipeline.artifact import Growth, Plan
 from data_pipeline.errors import ArtifactError
 
 
@@ -122,3 +122,50 @@ def test_storage_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch: p
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
         storage.check_writable(str(tmp_path), seconds=0.2)
     assert time.monotonic() - began < 10
+
+
+GROWTH = Growth(settings=("part.steps", "part.tail"), length="part.steps", state="state", keep="part.keep")
+
+
+def growing(uri: str, **config: object) -> Plan:
+    return Plan(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"}, growth=GROWTH)
+
+
+def test_a_finished_run_grows_from_the_state_that_it_kept(uri: str) -> None:
+    with artifact.writing(growing(uri, steps=4), resumable=True, precious=True):
+        storage.write_bytes(storage.join(uri, "state", "a"), b"weights")
+    longer = growing(uri, steps=6, tail=2)
+    assert artifact.existing(longer) is None
+    with pytest.raises(ArtifactError, match=r"another run; it differs in part\.steps \(4 -> 3\)"):
+        artifact.existing(growing(uri, steps=3))
+    with pytest.raises(ArtifactError, match=r"part\.tail"):
+        artifact.existing(growing(uri, steps=4, tail=2))
+    with pytest.raises(ArtifactError, match=r"part\.rate"):
+        artifact.existing(growing(uri, steps=6, rate=2))
+    with artifact.writing(longer, resumable=True, precious=True):
+        assert storage.read_bytes(storage.join(uri, "state", "a")) == b"weights"
+        assert not storage.exists(storage.join(uri, artifact.FINISHED))
+    assert artifact.existing(longer) is not None
+
+
+def test_a_finished_run_that_kept_nothing_says_how_to_keep_it(uri: str) -> None:
+    with artifact.writing(growing(uri, steps=4), resumable=True, precious=True):
+        pass
+    with pytest.raises(ArtifactError, match=r"kept nothing to go on from; .*steps \(4 -> 6\).*part\.keep=true"):
+        artifact.existing(growing(uri, steps=6))
+    assert artifact.existing(growing(uri, steps=4)) is not None
+
+
+def test_an_unfinished_run_goes_on_under_settings_that_may_change_and_no_others(uri: str) -> None:
+    def begin(plan: Plan) -> None:
+        with artifact.writing(plan, resumable=True, precious=True):
+            storage.write_bytes(storage.join(uri, "half"), b"x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(growing(uri, steps=4))
+    with pytest.raises(ArtifactError, match=r"unfinished run is here that differs in part\.rate \(None -> 1\), part\.steps"):
+        begin(growing(uri, steps=6, rate=1))
+    with artifact.writing(growing(uri, steps=3), resumable=True, precious=True):
+        assert storage.exists(storage.join(uri, "half"))
+    assert growing(uri, steps=4).run_id == growing(uri, steps=6, tail=3).run_id != growing(uri, steps=4, rate=1).run_id

@@ -12,6 +12,7 @@ from ray_jobs import shard
 from ray_jobs.config import load, to_yaml
 from ray_jobs.yaml_text import parse
 from tests.integration.conftest import write_rows
+from trainer.engine.config import RateChange
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
 
@@ -88,3 +89,11 @@ def test_a_language_that_no_document_has_is_said(path: str) -> None:
     assert shard._unused("el", ("el", "tr")) == ""
     assert shard._unused(load(path, []).shard.lang, ("el",)) == ""
     assert shard._unused("gr", ("el", "tr")).endswith("column lang of the text names el, tr")
+
+
+def test_two_betas_and_changes_of_the_rate_are_read(path: str) -> None:
+    config = load(path, ["pretrain.train.betas=[0.9, 0.98]", "pretrain.train.rate_changes=[{since: 9, factor: 0.5}]"])
+    assert config.pretrain.train.betas == (0.9, 0.98)
+    assert config.pretrain.train.rate_changes == (RateChange(since=9, factor=0.5),)
+    with pytest.raises(ConfigError, match=r"betas"):
+        load(path, ["pretrain.train.betas=[0.9]"])

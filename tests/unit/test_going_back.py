@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from data_pipeline import artifact
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import RankFeed
 from data_pipeline.order.plan import OrderPlan, Stage, Stream
 from data_pipeline.step_name import step_of
+from ray_jobs.config import EmbedConfig, PretrainConfig
 from tests.unit.test_checkpoint import Engine
-from trainer.engine import checkpoint
-from trainer.engine.checkpoint import RunState
+from trainer.engine import changes, checkpoint
+from trainer.engine.checkpoint import RunState, Skip
+from trainer.engine.config import RateChange, TrainConfig
 from trainer.engine.guards import PEACE, WINDOW
 from trainer.engine.loop import Training
 from trainer.engine.saving import Saver
@@ -36,17 +39,19 @@ class Loop(Training):
     """A run whose one weight is 0 until the update of planned step `harm`, from which on it is 1. The loss leaps `late` steps
     later."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: TrainConfig | None = None) -> None:
+        config = config or TrainConfig(steps=10_000)
         self._first, self._engine = True, Engine()
         self._feed = RankFeed(rows=None, rank=0, world=1)  # type: ignore[arg-type]
         store = Store(str(folder / "checkpoints"), keep=3)
-        self._run = SimpleNamespace(store=store, identity="a")  # type: ignore[assignment]
+        self._run = SimpleNamespace(store=store, identity="a", config=config, progress=None)  # type: ignore[assignment]
         self._saver = Saver(self._engine, store, Ledger(str(folder / "ledger"), 0))
         self._wishes = SimpleNamespace(saved=lambda: None)  # type: ignore[assignment]
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
-        self._state = RunState(identity="a")
-        self._save(wait=True)
+        self._restore()
+        if not self._state.lineage:
+            self._save(wait=True)
 
     def note(self, kind: str, **entry: Any) -> None:
         if kind == "back":
@@ -119,7 +124,6 @@ def test_a_loss_that_leaps_with_the_mixture_or_the_batch_is_no_spike(
         warmup=tuple((until, 4) for until in warmup),
     )
     loop._feed = RankFeed(rows=SimpleNamespace(plan=plan), rank=0, world=1)  # type: ignore[arg-type]
-    loop._run.config = SimpleNamespace(spike=10.0)  # type: ignore[misc]
     draw, wrong = random.Random(0), list[int]()
     for step in range(200):
         loss = draw.gauss(3.0 if step < leap else 3.8, 0.02)
@@ -127,3 +131,61 @@ def test_a_loss_that_leaps_with_the_mixture_or_the_batch_is_no_spike(
             wrong.append(step)
             break
     assert wrong == ([leap] if back else [])
+
+
+@pytest.mark.parametrize("advised", ["rate_changes", "spike"])
+def test_a_run_that_gave_up_goes_on_by_what_its_error_advises(tmp_path: Path, advised: str) -> None:
+    """Findings 7: what it had left out was stored, so that the same leap ended it again, whatever the user changed."""
+    settings = {"steps": 2000, "spike": 10.0}
+    loop = Loop(tmp_path, TrainConfig(**settings))
+    for planned in (500, 505, 510):
+        loop.train(1000, planned, 0)
+    with pytest.raises(TrainingError) as given_up:
+        loop.train(1000, 515, 0)
+    newest = step_of(loop._state.lineage[-1])
+    advice = f"train.rate_changes=[{{since: {newest}, factor: 0.5}}]"
+    assert advice in str(given_up.value)
+    assert "train.spike" in str(given_up.value)
+
+    again = Loop(tmp_path, TrainConfig(**settings))
+    with pytest.raises(TrainingError, match="has gone back 3 times before"):
+        again.train(1000, 515, 0)
+    other = {"spike": 20.0, "rate_changes": (RateChange(since=newest, factor=0.5),)}[advised]
+    longer = Loop(tmp_path, TrainConfig(**settings | {advised: other}))
+    assert longer._state.next_step == newest
+    assert longer._state.changes[-1]["from_the_start"]
+    longer.train(1000, 515, 0)
+    assert len(longer.back) == 1
+
+
+def test_a_run_keeps_a_record_of_what_was_changed_and_when() -> None:
+    before = TrainConfig(steps=40, schedule="wsd", decay_steps=8)
+    state = RunState(next_step=30, settings=changes.settings_of(before), skips=[Skip(3, 5, "leapt")])
+    grown = TrainConfig(steps=60, schedule="wsd", decay_steps=8, micro_batch=4, activation_checkpointing=True)
+    change = changes.adopt(state, grown)
+    assert change == {"step": 30, "settings": {"steps": [40, 60], "micro_batch": [None, 4]}, "from_the_start": True}
+    assert changes.described(change) == "goes on from step 30 with steps 40 -> 60, micro_batch None -> 4"
+    assert changes.adopt(state, grown) is None
+    assert state.skips[0].counts
+    late = RunState(next_step=35, settings=changes.settings_of(before))
+    change = changes.adopt(late, grown)
+    assert change is not None
+    assert not change["from_the_start"]
+    assert "had the rates of the settings before" in changes.described(change)
+    with pytest.raises(TrainingError, match=r"has done 35 steps already, and is to have 20.*scion export"):
+        changes.adopt(late, TrainConfig(steps=20))
+    assert late.changes == [change]
+
+
+def test_what_cannot_change_a_result_is_no_part_of_its_identity() -> None:
+    plain = PretrainConfig()
+    other = TrainConfig(
+        offload="optimizer", activation_checkpointing=True, compile=True, evaluate_steps=7, spike=0.0, micro_batch=3,
+        checkpoint_steps=7, checkpoint_minutes=3.0, keep_checkpoints=9, keep_state=True, tensorboard=True, max_failures=1,
+    )  # fmt: skip
+    assert artifact.identity(plain) == artifact.identity(PretrainConfig(train=other))
+    assert artifact.identity(plain) != artifact.identity(PretrainConfig(train=TrainConfig(learning_rate=1e-5)))
+    free = artifact.adjustable(EmbedConfig(), "embed")
+    assert {name.rpartition(".")[2] for name in free} == {
+        "steps", "micro_batch", "schedule", "decay_steps", "smallest_rate", "rate_changes", "export", "spike"
+    }  # fmt: skip

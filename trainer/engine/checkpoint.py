@@ -27,6 +27,8 @@ class Skip:
     first: int
     last: int
     why: str
+    counts: bool = True
+    """Toward giving up: not any more where the settings that the error advises to change were changed since."""
 
 
 @dataclass(slots=True)
@@ -35,7 +37,11 @@ class RunState:
 
     next_step: int = 0
     identity: str = ""
-    """Hash of the plan and the settings: a checkpoint of another run is not continued."""
+    """Hash of the plan and the settings that cannot change: a checkpoint of another run is not continued."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those that can (`changes.settings_of`), as the run has them now."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What was changed and at which step (`changes.adopt`), in turn."""
     evaluations: dict[str, float] = field(default_factory=dict)
     """Step (as text) to bits per byte."""
     lineage: list[str] = field(default_factory=list)

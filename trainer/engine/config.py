@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.batch_sizes import BatchSizes
+from trainer.engine import schedule
 
 _MANY = 8
 """Micro-batches from which on their gradients are summed in fp32."""
@@ -22,19 +23,42 @@ class BatchPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How long, how fast and how to train. Sizes count rows; rates are per optimizer step."""
+class RateChange:
+    """Other learning rates in the rest of the run."""
 
-    steps: int = 40
+    since: int
+    """The step from which on it holds."""
+    factor: float
+    """What the rates of the schedule are multiplied by, until the next change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, how fast and how to train. Sizes count rows; rates are per optimizer step.
+
+    Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on. Those marked
+    `adjustable` may, too, and the run keeps a record of it (`changes.adopt`).
+    """
+
+    steps: int = field(default=40, metadata={"adjustable": True})
     """Optimizer steps of the whole run."""
     batch_size: int = 32
     """Rows of one optimizer step over all workers, whatever their number."""
     batch_warmup: tuple[BatchPart, ...] = ()
     """Other batch sizes at the beginning of the run, in order."""
-    micro_batch: int | None = None
+    micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
     """Rows that a worker computes at once; the whole of its share when not given."""
     learning_rate: float = 3e-4
-    """The highest, reached after the warm-up; it then falls linearly to 0. Both are measured in rows."""
+    """The highest, reached after the warm-up, which is measured in rows."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})
+    """How the rate falls from there to the end of the run, measured in rows: in a line, along half a cosine, in a line in the
+    last `decay_steps` only (warmup-stable-decay), or not at all."""
+    decay_steps: int | None = field(default=None, metadata={"adjustable": True})
+    """Steps at the end of `wsd` in which the rate falls; a tenth of the run when not given."""
+    smallest_rate: float = field(default=0.0, metadata={"adjustable": True})
+    """What the rate falls to, as a share of the highest."""
+    rate_changes: tuple[RateChange, ...] = field(default=(), metadata={"adjustable": True})
+    """Factors for the rates from some steps on, in order: how a run that became unstable goes on more slowly."""
     rate_batch: int | None = None
     """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
     (Malladi et al. 2022, for Adam). `batch_size` when not given, so that only the warm-up of the batch is scaled."""
@@ -48,26 +72,30 @@ class TrainConfig:
     the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
     weight_decay: float = 0.01
     """The decoupled weight decay of matrices; vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the mean gradient and of its mean square."""
+    eps: float = 1e-8
+    """What AdamW adds to the root of the mean square."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
     """What ZeRO divides among the workers: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     hpz: int = 1
     """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""
-    offload: Literal["optimizer", "all"] | None = None
+    offload: Literal["optimizer", "all"] | None = field(default=None, metadata={"identity": False})
     """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What is computed in; bf16 keeps fp32 weights in the optimizer."""
-    export: Literal["fp32", "bf16"] = "fp32"
+    export: Literal["fp32", "bf16"] = field(default="fp32", metadata={"adjustable": True})
     """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
-    compile: bool | None = None
+    compile: bool | None = field(default=None, metadata={"identity": False})
     """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
     not given."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = field(default=False, metadata={"identity": False})
     """Whether activations within a layer are computed again in the backward pass instead of being kept."""
-    evaluate_steps: int | None = None
+    evaluate_steps: int | None = field(default=None, metadata={"identity": False})
     """Steps between evaluations on held-out text; only before and after training when not given."""
-    spike: float = 10.0
+    spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
     """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
     least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
     checkpoint_steps: int | None = field(default=20, metadata={"identity": False})
@@ -76,6 +104,9 @@ class TrainConfig:
     """The longest time between checkpoints; no limit when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
     """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
+    keep_state: bool = field(default=False, metadata={"identity": False})
+    """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
+    12 bytes a parameter and the weights once more."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
     max_failures: int = field(default=20, metadata={"identity": False})
@@ -92,14 +123,35 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
+        if self.evaluate_steps is not None and self.evaluate_steps < 1:
+            raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
         self._refuse()
+        self._check_rates()
+
+    def _check_rates(self) -> None:
         if self.rate_batch is not None and self.rate_batch < 1:
             raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
         rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]
         if min(rates) <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
             raise ConfigError("learning_rate and muon_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
-        if self.evaluate_steps is not None and self.evaluate_steps < 1:
-            raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
+        if not 0.0 <= self.smallest_rate <= 1.0:
+            raise ConfigError(f"smallest_rate is a share of the highest, between 0 and 1, got {self.smallest_rate}.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas) or self.eps <= 0:
+            raise ConfigError(
+                f"betas must be two that lie between 0 and 1 and eps above 0, got {list(self.betas)} and {self.eps}."
+            )
+        starts, factors = [change.since for change in self.rate_changes], [change.factor for change in self.rate_changes]
+        if sorted(set(starts)) != starts or min([0, *starts]) < 0 or min([1.0, *factors]) <= 0:
+            raise ConfigError("the steps of rate_changes must rise from 0 on, and their factors be above 0.")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ConfigError(
+                f"decay_steps is of schedule=wsd, not of {self.schedule}, which falls over the whole run or never."
+            )
+        if self.decay_steps is not None and not 1 <= self.decay_steps <= self.steps - self.warmup_steps:
+            raise ConfigError(
+                f"decay_steps must lie between 1 and the {self.steps - self.warmup_steps} steps after the warm-up, "
+                f"got {self.decay_steps}."
+            )
 
     def _refuse(self) -> None:
         """What does not go together."""
@@ -129,11 +181,17 @@ class TrainConfig:
         sizes = self.sizes
         size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup_steps)
         found = self.muon_rate if muon and self.muon_rate is not None else self.learning_rate
-        highest = found * math.sqrt(size / (self.rate_batch or self.batch_size))
+        highest = found * math.sqrt(size / (self.rate_batch or self.batch_size)) * self._factor(step)
         if step < self.warmup_steps:
             return highest * (before + size) / warm
-        total = sizes.offset(self.steps)
-        return highest * (total - before) / max(size, total - warm)
+        decay = self.decay_steps or max(1, self.steps // 10)
+        start = sizes.offset(max(self.warmup_steps, self.steps - decay)) if self.schedule == "wsd" else warm
+        share = schedule.SHARES[self.schedule](before, start, max(sizes.offset(self.steps), start + size))
+        return highest * (self.smallest_rate + (1.0 - self.smallest_rate) * share)
+
+    def _factor(self, step: int) -> float:
+        """Of the last of `rate_changes` that holds in a step."""
+        return next((change.factor for change in reversed(self.rate_changes) if step >= change.since), 1.0)
 
     @property
     def exported(self) -> dict[str, str]:

@@ -10,8 +10,8 @@ def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | Non
     """Goodput, replays and recovery of a run.
 
     `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. A run
-    that was stopped on purpose is not charged for the time until it went on. `time_to_recover` is the mean time from the last
-    entry of an attempt that died to the first step after it.
+    that was stopped on purpose, or had ended before it grew, is not charged for the time until it went on. `time_to_recover` is
+    the mean time from the last entry of an attempt that died to the first step after it.
     """
     ran = [entries for entries in attempts if entries and entries[0]["kind"] != "driver"]
     if not ran:
@@ -21,7 +21,7 @@ def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | Non
     pauses, recoveries = 0.0, []
     for before, after in pairwise(ran):
         first = next((entry["time"] for entry in after if entry["kind"] == "step"), None)
-        if before[-1]["kind"] == "stopped":
+        if before[-1]["kind"] in ("stopped", "finished"):
             pauses += after[0]["time"] - before[-1]["time"]
         elif first is not None:
             recoveries.append(first - before[-1]["time"])

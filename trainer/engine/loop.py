@@ -22,7 +22,7 @@ from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name, step_of
-from trainer.engine import attempts, checkpoint, guards, setup
+from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
@@ -59,7 +59,7 @@ class TrainRun:
 
 def train_worker(run: TrainRun) -> dict[str, Any]:
     """Runs on every worker of Ray Train. Returns how it ended, the same on every rank: `{"stopped": step}`, `{"error": ...}`,
-    or `{"world": ..., "evaluations": ...}`."""
+    or `{"world": ..., "evaluations": ..., "changes": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
     with attempts.attempt(run.uri, run.store.lease) as attempt:
@@ -77,8 +77,10 @@ class Training:
         module: Any = run.task.module()
         forward = setup.checked(module, run.config, run.task.length)
         flops = module.flops()  # before ZeRO-3 takes the parameters apart
-        micro, accumulation = feed.shape(0)
-        self._engine = setup.engine_for(module, run.config, micro, max(accumulation, feed.shape(run.config.steps - 1)[1]))
+        micro, _ = feed.shape(0)
+        # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
+        accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
+        self._engine = setup.engine_for(module, run.config, micro, accumulation)
         self._slow = setup.slow(module, run.config)
         if self._first and run.progress is not None:
             for reason in module.slow():
@@ -99,7 +101,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until it is told to stop."""
         steps, began = self._run.config.steps, time.perf_counter()
-        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity)
+        self._restore()
         seconds = round(time.perf_counter() - began, 3)
         feed = self._feed.without(self._state.skipped)
         died = attempts.check_progress(self._attempt, feed, self._state.next_step, steps)
@@ -111,6 +113,7 @@ class Training:
         )  # fmt: skip
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
+            storage.remove(storage.join(self._run.uri, ledger.FOLDER, ledger.HISTORY))  # of a run that ended and goes on
         self._engine.train()
         if not self._state.lineage:  # a disk that is full or a folder that cannot be written is known before the first step
             self._save(wait=True)
@@ -124,6 +127,14 @@ class Training:
         self._evaluate()
         self._save_end()
         return self._export()
+
+    def _restore(self, at_most: int | None = None) -> None:
+        """Loads a checkpoint and goes on under the present settings."""
+        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity, at_most)
+        if change := changes.adopt(self._state, self._run.config):
+            self._journal.write("changed", **change)
+            if self._first and self._run.progress is not None:
+                self._run.progress.note.remote(changes.described(change))
 
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
@@ -195,14 +206,16 @@ class Training:
         planned, done, store = self._feed.planned(step), self._state.skips, self._run.store
         self._saved(self._saver.finish(self._state))
         self._saver.forget()
-        before = guards.rollbacks_near(self._state.skipped, planned)
+        before = guards.rollbacks_near([(skip.first, skip.last) for skip in done if skip.counts], planned)
         if before >= guards.ROLLBACKS:
             raise TrainingError(
                 f"{why}; the run has gone back {before} times before, within {guards.PEACE} steps.",
                 f"step {step}",
-                "Lower learning_rate, or look at the rows of the steps that the log names.",
+                f"Go on with train.rate_changes=[{{since: {step_of(self._state.lineage[-1])}, factor: 0.5}}], which halves the "
+                "learning rates from there on, or with a higher train.spike (0 switches it off); or look at the rows of the "
+                "steps that the log names.",
             )
-        self._state = checkpoint.restore(self._engine, store, self._run.identity, guards.rollback_step(step, before))
+        self._restore(guards.rollback_step(step, before))
         first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
         self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
         self._state.refused = 0
@@ -265,4 +278,4 @@ class Training:
             self._ledger.finish(history)
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
-        return {"evaluations": self._state.evaluations, "world": dist.get_world_size()}
+        return {"evaluations": self._state.evaluations, "world": dist.get_world_size(), "changes": self._state.changes}

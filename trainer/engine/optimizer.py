@@ -16,13 +16,13 @@ def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.O
     """Of the weights that are trained; their rates are set before each step."""
     groups = parameter_groups(module, config)
     if config.muon_rate is None:
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     for group in groups:
         for weight in group["params"]:
             weight.use_muon = group["use_muon"]  # DeepSpeed reads it there
-        group |= {} if group["use_muon"] else {"betas": (0.9, 0.999), "eps": 1e-8}  # as AdamW has them, not as Muon does
+        group |= {} if group["use_muon"] else {"betas": config.betas, "eps": config.eps}  # as AdamW has them, not as Muon does
     settings = {"lr": config.learning_rate, "fused": True}
     return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=settings)
 

@@ -99,6 +99,17 @@ class Store:
             if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
+    def keep_newest(self) -> None:
+        """Removes all but the newest checkpoint: the run has ended.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        newest = self.usable()[:1]
+        for other in {path.split("/")[0] for path in storage.files(self.uri)}.difference(newest):
+            if is_name(other) or other.startswith(PART):
+                storage.remove(storage.join(self.uri, other))
+
     def check_lease(self) -> None:
         """Whether the run is still the one that writes here.
 

@@ -1,0 +1,62 @@
+"""`scion export RUN [STEP]`: a model folder out of a checkpoint of a training that runs, was killed or has ended."""
+
+from rich.console import Console
+
+from data_pipeline import storage
+from data_pipeline.artifact import FINISHED
+from data_pipeline.errors import ArtifactError, ConfigError
+from data_pipeline.step_name import step_of
+from trainer.engine import export
+from trainer.engine.store import WORKING, Store
+
+USAGE = "scion export RUN [STEP] [output=FOLDER]"
+
+
+def command(arguments: list[str], console: Console) -> None:
+    """Writes the model of the newest checkpoint, or of the one after STEP steps, to RUN-step-STEP or to `output`.
+
+    Raises:
+        ConfigError: the arguments are not as in `USAGE`, or there is no checkpoint of that step.
+        ArtifactError: no training has left a checkpoint in RUN.
+    """
+    named = dict(item.split("=", 1) for item in arguments if "=" in item)
+    run, step = _positional([item for item in arguments if "=" not in item])
+    if set(named) - {"output"}:
+        raise ConfigError("the arguments are not right.", "scion export", f"Usage: {USAGE}")
+    store = Store(storage.join(run, WORKING), keep=3)
+    name = choose(store, run, step)
+    uri = storage.absolute(named.get("output") or f"{run.rstrip('/')}-step-{step_of(name)}")
+    made = export.export(store, name, uri)
+    console.print(f"{made.kind} after {step_of(name)} steps: {uri}", highlight=False, markup=False)
+
+
+def _positional(arguments: list[str]) -> tuple[str, int | None]:
+    match arguments:
+        case [run]:
+            return run, None
+        case [run, step] if step.isdecimal():
+            return run, int(step)
+    raise ConfigError("the arguments are not right.", "scion export", f"Usage: {USAGE}")
+
+
+def choose(store: Store, run: str, step: int | None) -> str:
+    """The newest checkpoint, or the newest of those after `step` steps.
+
+    Raises:
+        ConfigError: there is none of that step; names those that there are.
+        ArtifactError: there is none at all.
+    """
+    names = store.usable()
+    if not names and storage.exists(storage.join(run, FINISHED)):
+        raise ArtifactError(
+            "the run has ended and kept no checkpoint; the folder itself is its model.",
+            run,
+            "With train.keep_state=true a run keeps its last one.",
+        )
+    if not names:
+        raise ArtifactError("no training has left a checkpoint here.", run, "Name the folder of one, e.g. runs/demo/pretrain.")
+    found = next((name for name in names if step in (None, step_of(name))), None)
+    if found is None:
+        steps = ", ".join(str(number) for number in sorted({step_of(name) for name in names}))
+        raise ConfigError(f"there is no checkpoint of step {step}.", run, f"There is one of {steps}.")
+    return found

@@ -1,0 +1,133 @@
+"""A model folder out of the checkpoints of a run: the one that the run itself would have written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from data_pipeline.errors import ArtifactError, CorruptError
+from tests.integration.conftest import ROOT, environment
+from tests.integration.test_universal import ROWS, batch, on_ranks
+from trainer.embedder import EmbedderSpec
+from trainer.engine import export
+from trainer.engine.checkpoint import RunState
+from trainer.engine.config import TrainConfig
+from trainer.engine.store import Store
+from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+
+
+class Run:
+    """Six rows a step on any number of ranks; checkpoints after steps 1 and 3, and what the run itself would export then."""
+
+    def __init__(self, model: str, folder: str, stage: int, precision: str, saved_in: str) -> None:
+        self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
+        self.folder = folder
+        self.config = TrainConfig(steps=3, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
+                                  precision=precision, export=saved_in)  # type: ignore[arg-type]  # fmt: skip
+
+
+def train(run: Run) -> list[str]:
+    import torch.distributed as dist
+
+    from data_pipeline.feed.ledger import Ledger
+    from trainer.engine import changes, setup
+    from trainer.engine.saving import Saver
+    from trainer.engine.step import optimizer_step, set_rates
+
+    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 3)
+    engine = setup.engine_for(run.task.module(), run.config, 1, ROWS // world)
+    engine.train()
+    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    for step in range(3):
+        set_rates(engine, run.config, step)
+        optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False)
+        state.next_step = step + 1
+        changes.adopt(state, run.config)
+        if step != 1:
+            saver.begin(state)
+            saver.finish(state)
+            weights = setup.weights_of(engine, run.config)
+            if rank == 0:
+                run.task.export(weights, f"{run.folder}/own-{step + 1}")
+    return store.usable()
+
+
+@pytest.mark.parametrize(
+    ("world", "stage", "precision", "saved_in"),
+    [
+        (2, 1, "fp32", "fp32"),
+        (3, 3, "bf16", "fp32"),
+        pytest.param(2, 2, "bf16", "bf16", marks=pytest.mark.slow),
+        pytest.param(2, 3, "fp32", "fp32", marks=pytest.mark.slow),
+        pytest.param(1, 1, "bf16", "fp32", marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
+    source_folder: str, tmp_path: Path, world: int, stage: int, precision: str, saved_in: str
+) -> None:
+    run = Run(source_folder, str(tmp_path), stage, precision, saved_in)
+    names = on_ranks(world, train, run)  # type: ignore[arg-type]
+    store = Store(f"{tmp_path}/checkpoints", 3)
+    export.write_task(store, run.task)
+    for name, step in zip(names, (3, 1), strict=True):
+        made = export.export(store, name, f"{tmp_path}/out-{step}")
+        assert (made.kind, made.config["step"]) == ("model", step)
+        own, other = (load_file(tmp_path / f"{folder}-{step}" / "model.safetensors") for folder in ("own", "out"))
+        assert own.keys() == other.keys()
+        for key, weight in own.items():
+            assert weight.dtype == other[key].dtype
+            assert torch.equal(weight, other[key]), (step, key)
+    assert not list(tmp_path.glob("*.draft"))
+
+
+def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_written(source_folder: str, tmp_path: Path) -> None:
+    run = Run(source_folder, str(tmp_path / "run"), 1, "fp32", "fp32")
+    (tmp_path / "run").mkdir()
+    names = on_ranks(1, train, run)  # type: ignore[arg-type]
+    store = Store(f"{tmp_path}/run/checkpoints", 3)
+    with pytest.raises(ArtifactError, match="do not say what they are of"):
+        export.export(store, names[0], str(tmp_path / "early"))
+    export.write_task(store, run.task)
+
+    def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # A module that cannot be imported, as where Ray is not installed.
+        code = "import sys; sys.modules['ray'] = None; from ray_jobs.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "export", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment(None), capture_output=True, text=True, check=False)
+
+    done = scion(str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert f"model after 3 steps: {tmp_path}/run-step-3" in done.stdout
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run-step-3")
+    assert AutoTokenizer.from_pretrained(tmp_path / "run-step-3")("help").input_ids
+    refused = scion(str(tmp_path / "run"), "2")
+    assert refused.returncode == 2
+    assert "there is no checkpoint of step 2. There is one of 1, 3." in refused.stderr
+    assert scion(str(tmp_path)).returncode == 2
+
+    before = (tmp_path / "run-step-3" / "artifact.json").stat().st_mtime_ns
+    export.export(store, names[0], str(tmp_path / "run-step-3"))
+    assert (tmp_path / "run-step-3" / "artifact.json").stat().st_mtime_ns == before
+    with pytest.raises(ArtifactError, match="differs in checkpoint"):
+        export.export(store, names[1], str(tmp_path / "run-step-3"))
+    path = next(Path(store.uri, names[1], "ds").glob("*_optim_states.pt"))
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CorruptError, match="changed since it was written"):
+        export.export(store, names[1], str(tmp_path / "torn"))
+    assert {found.name for found in tmp_path.iterdir()} == {"run", "run-step-3"}
+
+
+def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "checkpoints"), 3)
+    spec = EmbedderSpec(pooling="cls", max_length=64, dimensions=(8, 16))
+    for task in (
+        ContrastiveTask(model_uri="/m", spec=spec, temperature=0.1, symmetric=False),
+        LanguageModelTask(model_uri="/m", length=8, probability=0.2, seed=3),
+    ):
+        export.write_task(store, task)
+        assert export.read_task(store)[1] == task

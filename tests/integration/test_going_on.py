@@ -1,0 +1,149 @@
+"""A training that goes on under other settings, with real workers: longer, with another micro-batch, as a user asks for it."""
+# ruff: noqa: F811
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.errors import Stopped
+from data_pipeline.feed import audit, ledger
+from tests.integration.conftest import Chain, scion
+from tests.integration.test_elastic import StopAt
+from tests.integration.test_engine import planned, shards  # noqa: F401
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+BATCH = 6
+
+
+def run(found: Any, source_folder: str, folder: str, stop: int | None = None, **settings: Any) -> TrainRun:
+    config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
+    task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    return TrainRun(
+        task=task, config=config, rows=planned(found, BATCH, config.micro_batch), heldout=None, row_groups={}, uri=folder,
+        export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        progress=None if stop is None else StopAt.remote(stop),
+    )  # fmt: skip
+
+
+def trained(one: TrainRun, workers: int = 2) -> dict[str, Any]:
+    return fit(one, workers=workers, worker_cpus=1, gpu=False)
+
+
+def weights(one: TrainRun) -> dict[str, torch.Tensor]:
+    return load_file(os.path.join(one.export_uri, "model.safetensors"))
+
+
+def clean(one: TrainRun) -> bool:
+    uri = f"{one.uri}/{ledger.FOLDER}"
+    return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_last_bit(
+    shards: Any,
+    source_folder: str,
+    tmp_path: Path,
+    stage: int,
+) -> None:
+    settings = {"schedule": "constant", "zero_stage": stage}
+    whole = run(shards, source_folder, str(tmp_path / "whole"), steps=9, **settings)
+    expected = trained(whole)
+    trained(run(shards, source_folder, str(tmp_path / "grown"), steps=5, **settings))
+    grown = run(shards, source_folder, str(tmp_path / "grown"), steps=9, **settings)
+    result = trained(grown)
+    assert [entry["loss"] for entry in result["history"]] == [entry["loss"] for entry in expected["history"]]
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(grown)[name]), name
+    assert result["changes"] == [{"step": 5, "settings": {"steps": [5, 9]}, "from_the_start": True}]
+    assert clean(grown)
+
+
+@pytest.mark.slow
+def test_a_run_that_decays_later_than_planned_is_the_longer_run_and_after_its_decay_says_that_it_is_not(
+    shards: Any,
+    source_folder: str,
+    tmp_path: Path,
+) -> None:
+    """Warmup-stable-decay: stopped before step 6, where the decay of 8 steps begins; after it the rates differ."""
+    settings = {"schedule": "wsd", "decay_steps": 2}
+    whole = run(shards, source_folder, str(tmp_path / "whole"), steps=10, **settings)
+    trained(whole)
+    with pytest.raises(Stopped):
+        trained(run(shards, source_folder, str(tmp_path / "grown"), stop=3, steps=8, **settings))
+    grown = run(shards, source_folder, str(tmp_path / "grown"), steps=10, **settings)
+    change = trained(grown)["changes"][0]
+    assert change["from_the_start"]
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(grown)[name]), name
+    again = run(shards, source_folder, str(tmp_path / "grown"), steps=12, **settings)
+    result = trained(again)
+    assert result["changes"] == [change, {"step": 10, "settings": {"steps": [10, 12]}, "from_the_start": False}]
+    assert [entry["rate"] for entry in result["history"]][8:] == [0.01, 0.005, 0.01, 0.005]
+    assert clean(again)
+
+
+def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_rounding(
+    shards: Any,
+    source_folder: str,
+    tmp_path: Path,
+) -> None:
+    whole = run(shards, source_folder, str(tmp_path / "whole"), steps=9, micro_batch=3)
+    expected = [entry["loss"] for entry in trained(whole)["history"]]
+    with pytest.raises(Stopped):
+        trained(run(shards, source_folder, str(tmp_path / "changed"), stop=3, steps=9, micro_batch=3))
+    changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=1, evaluate_steps=2, spike=0.0,
+                  activation_checkpointing=True)  # fmt: skip
+    result = trained(changed)
+    losses = [entry["loss"] for entry in result["history"]]
+    assert np.abs(np.array(losses) - expected).max() < 1e-5
+    assert result["changes"][0]["settings"] == {"micro_batch": [3, 1], "spike": [10.0, 0.0]}
+    assert clean(changed)
+
+
+def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) -> None:
+    """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""
+    for done in ("shards", "transfer"):
+        shutil.copytree(finished.output / done, copy.output / done)
+    folder, steps = copy.output / "pretrain", "pretrain.train.steps="
+    first = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.keep_state=true")
+    assert first.returncode == 0, first.stderr
+    assert {path.name.partition("-")[0] for path in (folder / "checkpoints").iterdir()} == {"step_000000004", "task.json"}
+    taken_out = scion("export", str(folder))
+    assert f"model after 4 steps: {folder}-step-4" in taken_out.stdout
+    assert (Path(f"{folder}-step-4") / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    shorter = scion("pretrain", copy.config, f"{steps}3")
+    assert shorter.returncode == 2
+    assert "pretrain.train.steps (4 -> 3)" in shorter.stderr
+    kept = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.micro_batch=2", "pretrain.train.evaluate_steps=1")
+    assert "kept" in kept.stdout
+    grown = scion("pretrain", copy.config, f"{steps}6")
+    assert grown.returncode == 0, grown.stderr
+    made = copy.artifact("pretrain")
+    # All four steps were of the warm-up, whose rates do not depend on the number of steps.
+    assert made["config"]["pretrain"]["train"]["steps"] == 6
+    assert made["metrics"]["changes"] == [{"step": 4, "settings": {"steps": [4, 6]}, "from_the_start": True}]
+    assert set(made["metrics"]["bits_per_byte"]) == {"0", "4", "6"}
+    starts = [entry["next_step"] for attempt in runlog.read(f"{folder}/log") for entry in attempt if entry["kind"] == "start"]
+    assert starts == [0, 4]
+    checked = scion("verify", str(folder))
+    assert checked.returncode == 0
+    assert "of 6 steps, each planned slot once" in checked.stdout
+    assert not (folder / "checkpoints").exists()
+    more = scion("pretrain", copy.config, f"{steps}8")
+    assert more.returncode == 2
+    assert "kept nothing to go on from" in more.stderr
+    assert "pretrain.train.keep_state=true" in more.stderr
+    assert json.loads((folder / "artifact.json").read_text()) == made

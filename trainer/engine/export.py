@@ -1,0 +1,101 @@
+"""A model folder out of a checkpoint of a run: in one process, without Ray, without a GPU."""
+
+import contextlib
+import io
+import json
+import os
+import secrets
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from data_pipeline import artifact, storage
+from data_pipeline.artifact import Artifact, Plan
+from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
+from trainer.embedder import EmbedderSpec
+from trainer.engine.checkpoint import TAG
+from trainer.engine.setup import before_deepspeed
+from trainer.engine.store import Store
+from trainer.engine.tasks import ContrastiveTask, LanguageModelTask, Task
+
+TASK = "task.json"
+"""Beside the checkpoints of a run: what it trains, as `read_task` reads it."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def write_task(store: Store, task: LanguageModelTask | ContrastiveTask) -> None:
+    kind = "model" if isinstance(task, LanguageModelTask) else "embedder"
+    storage.write_bytes(storage.join(store.uri, TASK), json.dumps({"kind": kind, "task": asdict(task)}).encode())
+
+
+def read_task(store: Store) -> tuple[str, Task]:
+    """The kind of folder that a run makes, and its task.
+
+    Raises:
+        ArtifactError: an earlier version of Scion began the run.
+    """
+    path = storage.join(store.uri, TASK)
+    if not storage.exists(path):
+        raise ArtifactError("the checkpoints do not say what they are of.", path, "Go on with the run, which writes it.")
+    content = json.loads(storage.read_bytes(path))
+    settings: dict[str, Any] = content["task"]
+    if content["kind"] == "model":
+        return "model", LanguageModelTask(**settings)
+    spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
+    return "embedder", ContrastiveTask(**settings | {"spec": spec})
+
+
+def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
+    """The optimizer's fp32 weights and the module's buffers, whatever the number of ranks and the ZeRO stage.
+
+    Raises:
+        CorruptError: a file is missing, or not what was written.
+        OSError: the storage fails.
+    """
+    store.checked(name)
+    before_deepspeed()
+    from deepspeed.utils import zero_to_fp32
+
+    with store.local(name) as folder:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG))
+        except (ScionError, OSError):
+            raise
+        except Exception as error:  # whatever a pickle or a shape that does not fit raises
+            raise CorruptError(f"the weights cannot be joined: {reason(error)}", os.path.join(folder, TAG)) from error
+
+
+def export(store: Store, name: str, uri: str) -> Artifact:
+    """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
+    rename, on an object store because `artifact.json` comes last. One that is there already is kept.
+
+    Raises:
+        ArtifactError: the folder holds something else, or the run does not say what it trains.
+        CorruptError: the checkpoint is not intact.
+        OSError: the storage fails.
+    """
+    kind, task = read_task(store)
+    state = store.state(name)
+    saved_in = state["settings"].get("export", "fp32")
+    config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
+    plan = Plan(uri=uri, kind=kind, config=config, inputs={"run": state["identity"]})
+    found = artifact.existing(plan)
+    if found is not None:
+        return found
+    local = storage.is_local(uri)
+    draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
+    try:
+        with artifact.writing(replace(plan, uri=draft)) as made:
+            dtype = _DTYPES[saved_in]
+            weights = weights_in(store, name)
+            task.export({key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}, draft)
+            made.metrics = {"changes": state["changes"], "skips": state["skips"]}
+        if local:
+            storage.remove(uri)
+            os.rename(storage.filesystem(draft)[1], storage.filesystem(uri)[1])
+    finally:
+        if local:
+            storage.remove(draft)
+    return artifact.read(uri, kind, "export")
