@@ -11,6 +11,7 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Growth, Plan
 from data_pipeline.errors import ConfigError
 from data_pipeline.feed.planned import PlannedRows
+from data_pipeline.feed.reader import NUMBERING
 from data_pipeline.order.plan import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config import ScionConfig
@@ -81,7 +82,7 @@ def train(
             uri=plan.uri,
             export_uri=plan.uri,
             store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints, draft.lease),
-            identity=plan.run_id,
+            identity=f"{plan.run_id}-{NUMBERING}",
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )

@@ -18,7 +18,7 @@ from ray.train import DataConfig
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError, DataOrderError, ScionError
-from data_pipeline.feed.reader import RowReader, by_step, check_received
+from data_pipeline.feed.reader import NUMBERING, RowReader, by_step, check_received
 from data_pipeline.order.plan import OrderPlan, Slots, Stage, Stream, planned_step
 from data_pipeline.shards import manifest as manifests
 from data_pipeline.shards.manifest import Manifest
@@ -50,6 +50,7 @@ class PlannedRows:
     def save(self, uri: str) -> None:
         """Writes what `load` reads."""
         content = {"folder": self.folder, "manifest": self.manifest.id, "micro": self.micro, "plan": asdict(self.plan)}
+        content["numbering"] = NUMBERING
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
 
     def reader(self) -> RowReader:
@@ -157,9 +158,11 @@ def load(uri: str, folder: str | None) -> PlannedRows:
     """The rows of a run, from what it saved; `folder` is that of the shards, if they were moved.
 
     Raises:
-        ArtifactError: those are other shards.
+        ArtifactError: those are other shards, or the run is one of another version.
     """
     content = json.loads(storage.read_bytes(uri))
+    if content.get("numbering") != NUMBERING:
+        raise ArtifactError("the rows were numbered by another version of Scion.", uri, "Verify the run with that version.")
     told = content["plan"]
     plan = OrderPlan(
         streams=tuple(Stream(**stream) for stream in told["streams"]),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,24 +17,54 @@ from data_pipeline.shards.manifest import Manifest
 TAGS = ("step", "slot", "stream", "epoch", "row", "weight")
 
 
+NUMBERING = 2
+"""Changes when a row gets another number: a run that began with another cannot go on."""
+_AT_ONCE = 8
+"""Files that one process reads at the same time."""
+
+
+class _Rows:
+    """Where the rows of a stream lie: its numbers count first the rows of all whole row groups, then those of the shorter
+    groups at the ends of shards. So a block of the order is one row group, however many rows a shard has."""
+
+    def __init__(self, rows: list[int]) -> None:
+        groups, rest = np.divmod(np.array(rows, np.int64), format.GROUP_ROWS)
+        self._groups, self._rest = np.cumsum([0, *groups]), np.cumsum([0, *rest])
+
+    def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard of each row, and its place there."""
+        group, place = np.divmod(numbers, format.GROUP_ROWS)
+        ending = numbers - self._groups[-1] * format.GROUP_ROWS
+        whole = ending < 0
+        shard = np.where(whole, _last(self._groups, group), _last(self._rest, ending))
+        before = np.where(whole, group - self._groups[shard], np.diff(self._groups)[shard])
+        return shard, before * format.GROUP_ROWS + np.where(whole, place, ending - self._rest[shard])
+
+
+def _last(starts: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The last of `starts` at or before each number."""
+    return np.searchsorted(starts, numbers, side="right") - 1
+
+
 class RowReader:
     """Rows of the streams of one manifest, named as in the plan (`names[i]` is stream number i)."""
 
     def __init__(self, folder: str, manifest: Manifest, names: tuple[str, ...]) -> None:
         self._folder, self._manifest, self._names = folder, manifest, names
-        self._starts = {name: np.cumsum([0, *(shard.rows for shard in manifest.streams[name])]) for name in names}
+        self._rows = {name: _Rows([shard.rows for shard in manifest.streams[name]]) for name in names}
 
     def read(self, slots: Slots) -> pa.Table:
         """The rows of `slots` with the slots' own columns beside them, each row group read once."""
-        shard, row = np.empty(len(slots), np.int64), np.asarray(slots.row, np.int64).copy()
+        shard, row = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
         for number, name in enumerate(self._names):
             here = slots.stream == number
-            shard[here] = np.searchsorted(self._starts[name], row[here], side="right") - 1
-            row[here] -= self._starts[name][shard[here]]
+            shard[here], row[here] = self._rows[name].places(np.asarray(slots.row, np.int64)[here])
         order = np.lexsort((row, shard, slots.stream))
         files = np.stack([slots.stream, shard])[:, order]
         edges = np.flatnonzero((files[:, 1:] != files[:, :-1]).any(axis=0)) + 1
-        parts = [self._of_file(int(slots.stream[one[0]]), int(shard[one[0]]), row[one]) for one in np.split(order, edges)]
+        files_rows = [(int(slots.stream[one[0]]), int(shard[one[0]]), row[one]) for one in np.split(order, edges)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            parts = list(pool.map(lambda one: self._of_file(*one), files_rows))
         table = pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
         for tag in TAGS:
             table = table.append_column(tag, pa.array(getattr(slots, tag)))

@@ -117,14 +117,21 @@ class OrderPlan:
     def for_rank(self, step: int, rank: int, world: int, micro: int) -> Slots:
         """The slots of `step` that `rank` computes, `micro` to a micro-step.
 
-        Slot j goes to rank (j // micro) % world. A step that does not fill all ranks evenly is filled up with copies of
-        its first slot at weight 0, so that any number of workers can run any batch.
+        The slots in order of stream and row are cut into one part a rank, so that a rank reads few row groups. A rank
+        computes its part in order of the slots. What does not fill its micro-steps is filled up with copies of its first
+        slot at weight 0, so that any number of workers can run any batch.
         """
         whole = self.step(step)
-        index = np.arange(self.micro_steps(step, world, micro) * micro * world)
-        mine = index[(index // micro) % world == rank]
-        real = mine < len(whole)
-        return replace(whole.take(np.where(real, mine, 0)), slot=mine.astype(np.int64), weight=real.astype(np.float32))
+        start, end = (len(whole) * edge // world for edge in (rank, rank + 1))
+        mine = np.sort(np.lexsort((whole.row, whole.stream))[start:end])
+        places = np.arange(self.micro_steps(step, world, micro) * micro)
+        real = places < len(mine)
+        index = np.zeros_like(places)
+        index[real] = mine
+        index[~real] = mine[0] if len(mine) else 0
+        # Copies are numbered behind the slots of the step, each once.
+        slot = np.where(real, index, len(whole) + rank * len(places) - start + places - len(mine))
+        return replace(whole.take(index), slot=slot, weight=real.astype(np.float32))
 
     def micro_steps(self, step: int, world: int, micro: int) -> int:
         """Micro-steps that each rank makes in a step."""

@@ -178,6 +178,34 @@ def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: i
     assert real == [(i, int(row)) for i, row in enumerate(plan.step(step).row)]
 
 
+def groups_read(plan: OrderPlan, world: int, steps: range) -> int:
+    """Row groups that all ranks read for some steps, each rank for itself and each group once."""
+    read = 0
+    for rank in range(world):
+        parts = [plan.for_rank(step, rank, world, micro=4) for step in steps]
+        read += len({(s, row // 64) for part in parts for s, row in zip(part.stream.tolist(), part.row.tolist(), strict=True)})
+    return read
+
+
+@pytest.mark.parametrize("world", [1, 2, 8, 64])
+def test_ranks_read_at_most_twice_the_rows_that_they_need(world: int) -> None:
+    plan = OrderPlan(streams=(Stream(name="a", rows=10**6),), batch=2048, seed=1)
+    steps = range(100, 104)
+    assert groups_read(plan, world, steps) * 64 <= 2 * len(steps) * plan.batch
+
+
+def test_a_rank_that_is_filled_up_reads_nothing_for_it() -> None:
+    plan = OrderPlan(streams=(Stream(name="a", rows=10**6),), batch=13, seed=1)
+    for rank in range(8):
+        part = plan.for_rank(3, rank, 8, micro=4)
+        assert set(part.row[part.weight == 0].tolist()) <= set(part.row[part.weight > 0].tolist())
+
+
+def test_one_rank_has_a_step_in_the_order_of_its_slots() -> None:
+    plan = two(300, 300, batch=20)
+    assert plan.for_rank(7, 0, 1, 20).row.tolist() == plan.step(7).row.tolist()
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=4))
 def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> None:
     skipped, at = [], 0
