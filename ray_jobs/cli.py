@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -70,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_module(file: str) -> NoReturn:
+    """`python -m ray_jobs.JOB CONFIG`, as `ray job submit` runs a job where no command `scion` is installed."""
+    sys.exit(main([Path(file).stem, *sys.argv[1:]]))
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -145,3 +145,9 @@ def table(made: Comparison) -> Table:
     for row in made.rows:
         shown.add_row(*comparison.cells(made, row))
     return shown
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

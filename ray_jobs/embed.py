@@ -92,3 +92,9 @@ def _elastic(config: ScionConfig) -> bool:
 
 def main(config: ScionConfig, console: Console) -> None:
     stage(config, transferred(config)).run(console)
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

@@ -120,3 +120,9 @@ def score(uri: str, testing: pairs.Pairs) -> tuple[retrieval.Ways, dict[str, ret
 def main(config: ScionConfig, console: Console) -> None:
     """Scores the models that are there."""
     stage(config, there(config)).run(console)
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

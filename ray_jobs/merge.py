@@ -61,3 +61,9 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
 
 def main(config: ScionConfig, console: Console) -> None:
     stage(config).run(console)
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

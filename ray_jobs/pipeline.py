@@ -1,7 +1,5 @@
 """`scion pipeline`: the whole chain, from text to a served embedder and its report."""
 
-import sys
-
 from rich.console import Console
 
 from data_pipeline import storage
@@ -50,6 +48,6 @@ def needs_ray(config: ScionConfig) -> bool:
 
 
 if __name__ == "__main__":
-    from ray_jobs.cli import main as command
+    from ray_jobs.cli import run_module
 
-    sys.exit(command(["pipeline", *sys.argv[1:]]))
+    run_module(__file__)

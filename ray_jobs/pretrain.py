@@ -113,3 +113,9 @@ def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> d
 
 def main(config: ScionConfig, console: Console) -> None:
     stage(config, transferred(config)).run(console)
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

@@ -60,3 +60,9 @@ def main(config: ScionConfig, console: Console) -> None:
                 time.sleep(3600)
         except KeyboardInterrupt:
             console.print("stopping")
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

@@ -214,3 +214,9 @@ def main(config: ScionConfig, console: Console) -> None:
     """Makes the shards first where they are missing: the new vocabulary is part of them."""
     shard.stage(config).run(console)
     stage(config, transferred(config)).run(console)
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import run_module
+
+    run_module(__file__)

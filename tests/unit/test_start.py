@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_jobs.jobs import JOBS
+
 ROOT = Path(__file__).parents[2]
 DEMO = "ray_jobs/conf/demo.yaml"
 HEAVY = ("torch", "transformers", "ray", "scipy", "datasets", "deepspeed", "pyarrow", "huggingface_hub")
@@ -47,3 +49,16 @@ def test_a_right_configuration_needs_nothing_heavy() -> None:
     code = f"import sys, ray_jobs.config as c\nc.load({DEMO!r}, [])\nprint([name for name in {HEAVY} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("job", ["shard", "report"])
+def test_a_job_runs_as_a_module(job: str) -> None:
+    """As `ray job submit` runs it; `report` is a package."""
+    command = [sys.executable, "-m", f"ray_jobs.{job}", DEMO, "nonsense=1"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.returncode, "there is no such key" in found.stderr) == (2, True)
+
+
+def test_every_job_can_run_as_a_module() -> None:
+    for job in set(JOBS) - {"report"}:
+        assert "run_module(__file__)" in (ROOT / "ray_jobs" / f"{job}.py").read_text()
