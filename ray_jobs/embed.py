@@ -80,7 +80,9 @@ def _training_pairs(config: ScionConfig, start: Start, cache: str, report: Repor
         return training
     settings = config.embed.train
     made = from_text(shard.training_text(config), settings.steps * settings.batch_size, start.seed)
-    report.note(f"no pairs= are given: {len(made):,} lines of the text are their own positives, told apart by dropout (SimCSE)")
+    report.note(
+        f"pairs= is not given, so {len(made):,} lines of the text are their own positives; dropout makes two views of each"
+    )
     return made
 
 

@@ -29,8 +29,7 @@ def there(config: ScionConfig) -> dict[str, Plan]:
         found |= {storage.join(start.folder, name): plan_of(config, start) for start in starts(config)}
     found |= {"merge": merge.plan(config), "serve": serve.plan(config)}
     found["evaluate"] = evaluate.plan(config, evaluate.there(config))
-    derived = ("evaluate",)
-    return {name: plan for name, plan in found.items() if artifact.existing(plan, replace=name in derived) is not None}
+    return {name: plan for name, plan in found.items() if artifact.existing(plan, replace=name == "evaluate") is not None}
 
 
 def stage(config: ScionConfig, plans: dict[str, Plan]) -> Stage:

@@ -241,8 +241,8 @@ def test_an_order_of_the_rank_s_own_is_found(run: Run) -> None:
     wrong = run.wrong()
     assert set(wrong) == {"order"}
     slots, at = run.rows.plan.step(5), slots_of(run.rows, 5, 1, 2)[0]
-    told = next(said for said in wrong["order"] if said.startswith(f"step 5 slot {at} "))
-    assert told.endswith(f"the plan {(int(slots.stream[at]), int(slots.epoch[at]), int(slots.row[at]))}")
+    line = next(said for said in wrong["order"] if said.startswith(f"step 5 slot {at} "))
+    assert line.endswith(f"the plan {(int(slots.stream[at]), int(slots.epoch[at]), int(slots.row[at]))}")
 
 
 def test_another_seed_is_found(run: Run) -> None:
