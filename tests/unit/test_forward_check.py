@@ -87,13 +87,20 @@ def test_positions_that_start_elsewhere_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_a_row_of_one_document_goes_through_the_check_too(name: str) -> None:
+def test_a_row_of_one_document_goes_through_the_check_too(name: str, monkeypatch) -> None:
     """On a GPU it is left to SDPA, which knows neither soft caps nor sinks."""
     module = PackedLM(tiny(name), True)
-    module.kernels = ("flex", "eager")
+    monkeypatch.setattr(PackedLM, "kernels", ("flex", "eager"))
     found = module.check(LENGTH)
     assert found.way.kernel == "eager"
     assert "flex attention" in found.reasons[0]
+
+
+def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_is_not_tried_with_kernels_of_the_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = PackedLM(tiny("bert"), False)
+    assert module.kernels == ("sdpa", "eager")
+    assert module.way.kernel == "sdpa"
 
 
 def test_a_soft_cap_that_a_kernel_leaves_out_is_found(monkeypatch) -> None:

@@ -73,8 +73,10 @@ class Checkable(Protocol):
     model: Any
     causal: bool
     own_attention: str
-    kernels: tuple[Kernel, ...]
     tap: HeadTap
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]: ...
 
     def take(self, way: Way) -> None: ...
 

@@ -21,7 +21,7 @@ from trainer.models.forward_check import Checked, Way
 from trainer.models.graphs import compiled
 from trainer.models.heads import HeadTap
 from trainer.models.loading import position_offset, quiet
-from trainer.models.packed_attention import documents, implementation
+from trainer.models.packed_attention import Kernel, documents, implementation
 from trainer.models.single_rows import single_rows
 from trainer.objectives.linear_cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
 
@@ -46,9 +46,16 @@ class PackedLM(torch.nn.Module):
         self._offset = position_offset(model.config)
         self._graph: Callable[..., torch.Tensor] = self._losses
         self._reasons: tuple[str, ...] = ()
-        dropout = max(float(getattr(model.config, name, None) or 0.0) for name in _DROPOUTS)
-        self.kernels = forward_check.kernels(torch.cuda.is_available(), dropout)
+        self._dropout = max(float(getattr(model.config, name, None) or 0.0) for name in _DROPOUTS)
         self.take(Way(kernel=self.kernels[0], head="tapped"))
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Those that may be tried where the weights are now, the fastest first."""
+        return forward_check.kernels(self._on_gpu(), self._dropout)
+
+    def _on_gpu(self) -> bool:
+        return next(self.model.parameters()).is_cuda
 
     def take(self, way: Way) -> None:
         """From now on computes in this way."""
@@ -76,7 +83,7 @@ class PackedLM(torch.nn.Module):
 
     def slow(self) -> list[str]:
         """What keeps this model from the fast path, in words."""
-        kind, flex = self.model.config.model_type, torch.cuda.is_available() and "flex" not in self.kernels
+        kind, flex = self.model.config.model_type, self._on_gpu() and "flex" not in self.kernels
         found = {
             f"{kind} is trained on rows of one document each, padded: packed rows would differ from its own forward "
             f"({'; '.join(self._reasons)})": self.way.kernel is None,
