@@ -62,3 +62,10 @@ def test_a_job_runs_as_a_module(job: str) -> None:
 def test_every_job_can_run_as_a_module() -> None:
     for job in set(JOBS) - {"report"}:
         assert "run_module(__file__)" in (ROOT / "ray_jobs" / f"{job}.py").read_text()
+
+
+def test_ray_is_quiet_however_a_job_is_started() -> None:
+    """Ray reads these when it is imported, which `python -m ray_jobs.JOB` does at once."""
+    code = "import ray_jobs, os, sys; print('ray' in sys.modules, os.environ['RAY_DATA_LOGGING_CONFIG'])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout == f"False {ROOT / 'cluster' / 'ray_data_logging.yaml'}\n"
