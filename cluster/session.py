@@ -1,6 +1,7 @@
 """The Ray cluster of a job: the one that RAY_ADDRESS names, or one of our own that ends with the job."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray
 
+from cluster import capacity
 from data_pipeline.errors import ClusterError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
@@ -25,8 +27,16 @@ _CONNECT_SECONDS = 10
 
 
 @contextmanager
-def ray_session(*, workers: int, worker_cpus: float, address: str | None, least: int | None = None) -> Iterator[None]:
-    """Attaches to the cluster at `address`, or starts one here with room for `workers` and the reading of data.
+def ray_session(
+    *,
+    workers: int | None,
+    worker_cpus: float,
+    address: str | None,
+    least: int | None = None,
+    say: capacity.Say = print,
+) -> Iterator[int]:
+    """Attaches to the cluster at `address`, or starts one here, waits until it has room for `workers` and the reading of data,
+    and yields their number: where it is None, as many as there are GPUs.
 
     A cluster at `address` need have room for the `least` number only. An own cluster has as many logical CPUs as the job
     needs, also on a smaller machine: its work is then slower, not refused. What was there before is left as it is.
@@ -35,9 +45,8 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         ClusterError: there is no cluster at `address`, or it is too small.
     """
     if ray.is_initialized():
-        yield
+        yield capacity.settled(workers)
         return
-    needed = workers * worker_cpus + 1
     # Ray Train reads these in the driver and passes them on; values that the user has set stay.
     for name, value in _WORKER_ENV.items():
         os.environ.setdefault(name, value)
@@ -48,21 +57,31 @@ def ray_session(*, workers: int, worker_cpus: float, address: str | None, least:
         _check_reachable(address)
         settings["address"] = address
     else:
-        settings |= _own_cluster(max(os.cpu_count() or 1, int(needed + 0.999)))
+        settings |= _own_cluster(max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers, worker_cpus))))
     try:
         with _native_lines_aside():
             ray.init(**settings)
     except Exception as error:  # Ray raises a plain Exception where a node of its own does not start in time
-        where = f"RAY_ADDRESS={address}" if address else "ray"
-        reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a token that is missing
-        fix = "Unset RAY_ADDRESS to run on this machine." if address else "Run it again when the machine is less busy."
-        raise ClusterError(f"no cluster ({reason}).", where, fix) from error
+        raise _no_cluster(error, address) from error
     try:
-        _check_size(least or workers, worker_cpus)
+        found = capacity.settled(workers)
+        capacity.wait_for(least or found, worker_cpus, say)
         _quieten()
-        yield
+        yield found
     finally:
         ray.shutdown()
+
+
+def _no_cluster(error: Exception, address: str | None) -> ClusterError:
+    where = f"RAY_ADDRESS={address}" if address else "ray"
+    reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a token that is missing
+    if address:
+        fix = "Unset RAY_ADDRESS to run on this machine."
+    elif "missing packages" in reason:
+        fix = "Install all of Ray's: pip install 'ray[default,train,data,serve]'."
+    else:
+        fix = "Run it again when the machine is less busy."
+    return ClusterError(f"no cluster ({reason}).", where, fix)
 
 
 def _own_cluster(cpus: int) -> dict[str, Any]:
@@ -101,29 +120,6 @@ def _check_reachable(address: str) -> None:
         raise ClusterError(
             f"nobody answers there ({error.strerror or error}).", f"RAY_ADDRESS={address}", "Unset it to run on this machine."
         ) from error
-
-
-def has_gpus() -> bool:
-    """Whether workers train on GPUs: the cluster has some, be it on another node than the driver's."""
-    return ray.cluster_resources().get("GPU", 0.0) >= 1
-
-
-def _check_size(workers: int, worker_cpus: float) -> None:
-    """Refuses a cluster in which the workers would wait for ever."""
-    there, needed = ray.cluster_resources(), workers * worker_cpus + 1
-    have, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if 1 <= gpus < workers:
-        raise ClusterError(
-            f"the cluster has {gpus:g} GPUs, the job asks for {workers} workers with one each.",
-            "ray",
-            f"Set workers={int(gpus)}, add nodes, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPUs.",
-        )
-    if have < needed:
-        raise ClusterError(
-            f"the cluster has {have:g} CPUs, the job needs {needed:g} (workers x worker_cpus, and one to read data).",
-            "ray",
-            "Lower workers= or worker_cpus=, or add nodes.",
-        )
 
 
 def _quieten() -> None:

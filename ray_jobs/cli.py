@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,15 +24,6 @@ COMMANDS = {
 """What takes folders in place of a configuration, and needs no Ray."""
 _MODULES = {"report": "ray_jobs.report.job"}
 """Jobs that are not in a file of their name."""
-_BEFORE_RAY = {
-    "TOKENIZERS_PARALLELISM": "true",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's own notes about its internals go to its log, and a SIGTERM is ours to handle, without a native stack trace.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
-    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).parent.parent / "cluster" / "ray_data_logging.yaml"),
-}
-"""Read by Ray at import, so they are set before anything imports it; values that the user has set stay."""
 HELP = """usage: scion JOB CONFIG [key=value ...]
 
 {jobs}
@@ -129,8 +121,6 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
 
 def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     warnings.filterwarnings("ignore")
-    for name, value in _BEFORE_RAY.items():
-        os.environ.setdefault(name, value)
     from ray_jobs import config as configs
 
     config = configs.absolute(configs.load(path, overrides, job))
@@ -148,9 +138,10 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         worker_cpus=config.worker_cpus,
         address=os.environ.get("RAY_ADDRESS"),
         least=config.min_workers,
-    ):
+        say=console.print,
+    ) as workers:
         signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own handler there, which exits with 15
-        module.main(config, console)
+        module.main(replace(config, workers=workers), console)
 
 
 def _check_writable(output: str) -> None:

@@ -2,6 +2,7 @@
 
 import glob
 import importlib.metadata
+import math
 import typing
 from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
 from functools import partial
@@ -215,8 +216,9 @@ class ScionConfig:
     """The folder of the shards, which runs with the same text and tokenizer share; OUTPUT/shards when not given."""
     seed: int = 0
     """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
-    workers: int = 2
-    """Training workers of Ray Train."""
+    workers: int | None = None
+    """Training workers of Ray Train, with a GPU each where there are GPUs; auto (null) is as many as the cluster has GPUs, or 2
+    on CPUs."""
     min_workers: int | None = field(default=None, metadata={"identity": False})
     """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
     worker_cpus: float = field(default=1.0, metadata={"identity": False})
@@ -238,12 +240,22 @@ class ScionConfig:
                 "shard.tokenizer.extend",
                 "Leave extend or tokenizer out.",
             )
-        if self.workers < 1 or self.worker_cpus <= 0:
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        if (self.workers is not None and self.workers < 1) or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+        most = math.inf if self.workers is None else self.workers
+        if self.min_workers is not None and not 1 <= self.min_workers <= most:
             raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
         if self.pretrain.train.muon_rate is not None and self.min_workers not in (None, self.workers):
             raise ConfigError("Muon's state cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
+        if self.workers is None and self.embed.train.micro_batch is not None:
+            raise ConfigError(
+                "a micro-batch's negatives are those of all workers, so their number belongs to the embedder.",
+                "workers",
+                "Give the number, or leave embed.train.micro_batch out.",
+            )
 
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""
@@ -268,7 +280,7 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
         parts = [
-            _checked(_with_chains(part), where)
+            _checked(_with_words(part), where)
             for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
         ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
@@ -312,10 +324,12 @@ def _from_overrides(overrides: list[str]) -> Any:
     return given
 
 
-def _with_chains(given: Any) -> Any:
-    """Chains of methods by their names: `[aligned, focus]` becomes `aligned+focus`."""
+def _with_words(given: Any) -> Any:
+    """Chains of methods by their names: `[aligned, focus]` becomes `aligned+focus`. A number that is `auto` is null."""
     if not OmegaConf.is_dict(given):
         return given
+    if given.get("workers") == AUTO:
+        given.workers = None
     if OmegaConf.is_list(given.get("method")):
         given.method = "+".join(map(str, given.method))
     compared = given.get("compare")

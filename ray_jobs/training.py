@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.session import has_gpus
+from cluster.capacity import has_gpus, settled
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Growth, Plan
 from data_pipeline.errors import ConfigError
@@ -89,7 +89,8 @@ def train(
         export.write_task(run.store, task)
         if not settings.keep_state:
             draft.working.append(run.store.uri)
-        workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers
+        most = settled(config.workers)
+        workers = (config.min_workers, most) if config.min_workers and elastic else most
         result = fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
     if settings.keep_state:
         run.store.keep_newest()

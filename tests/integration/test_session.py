@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster import session
-from data_pipeline.errors import ClusterError
-
 ASKS = """
 import ray
 from cluster.session import ray_session
@@ -40,19 +37,40 @@ def test_workers_ask_their_own_cluster_and_not_one_that_was_here_before() -> Non
         assert done.stdout.splitlines() == ["alive: True"], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(("gpus", "workers", "said"), [(0, 2, ""), (2, 2, ""), (8, 2, ""), (1, 2, "1 GPUs"), (4, 8, "4 GPUs")])
-def test_workers_that_would_wait_for_a_gpu_for_ever_are_refused(monkeypatch, gpus: int, workers: int, said: str) -> None:
-    """The GPUs are the cluster's: a driver on a head node without one sees none of its own."""
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0, "GPU": float(gpus)} if gpus else {"CPU": 64.0})
-    assert session.has_gpus() is (gpus > 0)
-    if not said:
-        session._check_size(workers, 1.0)
-        return
-    with pytest.raises(ClusterError, match=rf"has {said}, the job asks for {workers} workers.*Set workers={gpus}"):
-        session._check_size(workers, 1.0)
+GROWS = """
+import ray
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY as KEY, GCS_AUTOSCALER_STATE_NAMESPACE as SPACE
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+from ray.experimental.internal_kv import _internal_kv_put
+from cluster import capacity
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 1 << 27})
+ray.init(nodes.address, log_to_driver=False, logging_level="error")
+print(capacity.has_gpus(), capacity.settled(None))
+group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
+_internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
+capacity._SAID_EVERY = 0.0
+
+def add_node(line):
+    print(line)
+    nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=1 << 27)
+
+capacity.wait_for(2, 1.0, add_node)
+print(capacity.has_gpus(), capacity.settled(None))
+ray.shutdown()
+nodes.shutdown()
+"""
 
 
-def test_too_few_cpus_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
-    with pytest.raises(ClusterError, match="has 4 CPUs, the job needs 9"):
-        session._check_size(4, 2.0)
+@pytest.mark.slow
+def test_gpu_nodes_that_come_later_are_waited_for() -> None:
+    """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", GROWS], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == [
+        "False 2",
+        "waiting for the autoscaler: 1 of 3 CPUs, 0 of 2 GPUs are there",
+        "waiting for the autoscaler: 1 of 2 GPUs are there",
+        "True 2",
+    ], done.stderr[-2000:]

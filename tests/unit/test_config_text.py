@@ -97,3 +97,27 @@ def test_two_betas_and_changes_of_the_rate_are_read(path: str) -> None:
     assert config.pretrain.train.rate_changes == (RateChange(since=9, factor=0.5),)
     with pytest.raises(ConfigError, match=r"betas"):
         load(path, ["pretrain.train.betas=[0.9]"])
+
+
+@pytest.mark.parametrize("written", ["workers=auto", "workers=null", "seed=1"])
+def test_the_number_of_workers_is_left_to_the_cluster(path: str, written: str) -> None:
+    assert load(path, [written]).workers is None
+
+
+def test_auto_after_a_number_and_a_number_after_auto(path: str) -> None:
+    assert load(path, ["workers=3", "workers=auto"]).workers is None
+    assert load(path, ["workers=auto", "workers=3"]).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (["embed.train.micro_batch=8"], "Give the number, or leave embed.train.micro_batch out"),
+        (["workers=many"], "workers: expected integer or null, got many"),
+        (["workers=0"], "must be above 0"),
+        (["workers=2", "min_workers=3"], "between 1 and workers=2, got 3"),
+    ],
+)
+def test_a_number_of_workers_that_cannot_be(path: str, written: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(path, written)
