@@ -70,6 +70,7 @@ def forwards(wrong: list[str]) -> dict[str, Any]:
     """By family: what the check took in either precision, and the largest difference of a gradient in fp32."""
     found = {}
     for name in COMMON:
+        _say(name)
         torch._dynamo.reset()
         try:
             found[name] = {str(kind)[6:]: _checked(name, kind) for kind in (torch.float32, torch.bfloat16)}
@@ -89,6 +90,7 @@ def compiled(wrong: list[str]) -> dict[str, float]:
     """By family, the largest difference of a gradient of the compiled graph."""
     found = {}
     for name in COMPILED:
+        _say(f"{name} compiled")
         torch._dynamo.reset()
         try:
             found[name] = _apart(name, compiled=True)
@@ -108,6 +110,7 @@ def stages(wrong: list[str]) -> dict[str, list[float]]:
         made_up.model(f"{folder}/model", shape.config("gpt2", "ours", gpu=False))
         made_up.rows(f"{folder}/rows", {"xx": 64}, shape.length, 512, seed=1)
         for stage in (1, 2, 3):
+            _say(f"ZeRO-{stage}")
             config = TrainConfig(
                 steps=STEPS, batch_size=8, zero_stage=stage, precision="bf16", learning_rate=1e-3, checkpoint_steps=None
             )
@@ -122,6 +125,11 @@ def stages(wrong: list[str]) -> dict[str, list[float]]:
 def speed(wrong: list[str]) -> None:
     """Prints the tables, and their JSON line, by itself."""
     train_gpu.main(["--steps", "20", "--repeats", "1"])
+
+
+def _say(what: str) -> None:
+    """A line of progress: the machine is lent for minutes, and what was cut off should say how far it came."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def _checked(name: str, precision: torch.dtype) -> dict[str, Any]:
