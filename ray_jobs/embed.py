@@ -25,10 +25,12 @@ def plan(config: ScionConfig, start: Start) -> Plan:
     if not _elastic(config):
         settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
-    inputs = data_fingerprints(config, "pairs", "test_pairs")
+    # Without pairs it learns from the text that was sharded; test pairs are then of no consequence.
+    given_pairs = config.pairs is not None
+    inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.plan(config).id}
     inputs["model"] = pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # Pairs out of the text are as many as the steps need, so that a longer run has others.
-    grows = None if config.pairs is None else growth(config.embed, "embed")
+    grows = growth(config.embed, "embed") if given_pairs else None
     return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, growth=grows)
 
 

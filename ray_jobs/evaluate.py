@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any
 
 import ray
+import torch
 from rich.console import Console
 
+from cluster.capacity import has_gpus
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
@@ -26,20 +28,23 @@ Models = dict[str, Plan | str]
 
 def models(config: ScionConfig) -> Models:
     """Every model that a pipeline makes."""
+    return _models(config, embedders=config.pairs is not None)
+
+
+def there(config: ScionConfig) -> Models:
+    """Those that are finished; where there are pairs to score it by, the embedder that `scion embed` made of text as well."""
+    every = _models(config, embedders=bool(config.pairs or config.test_pairs))
+    return {name: model for name, model in every.items() if isinstance(model, str) or artifact.existing(model) is not None}
+
+
+def _models(config: ScionConfig, embedders: bool) -> Models:
     found: Models = {"source_model": config.source_model}
     for start in reversed(starts(config)):
         found[f"{start.name}_untrained"] = transfer.plan(config, start)
         found[f"{start.name}_pretrained"] = pretrain.plan(config, start)
-        if config.pairs is not None:
+        if embedders:
             found[f"{start.name}_trained"] = embed.plan(config, start)
-    return found if config.pairs is None else found | {"merged": merge.plan(config)}
-
-
-def there(config: ScionConfig) -> Models:
-    """Those that are finished."""
-    return {
-        name: model for name, model in models(config).items() if isinstance(model, str) or artifact.existing(model) is not None
-    }
+    return found | {"merged": merge.plan(config)} if embedders else found
 
 
 def plan(config: ScionConfig, compared: Models) -> Plan:
@@ -84,7 +89,8 @@ def bits_per_byte(compared: Models) -> dict[str, float]:
 
 
 def _retrieval(uris: dict[str, str], testing: pairs.Pairs, report: Reporter) -> dict[str, Any]:
-    running = {score.remote(uri, testing): name for name, uri in uris.items()}
+    gpus = int(has_gpus())
+    running = {score.options(num_gpus=gpus).remote(uri, testing): name for name, uri in uris.items()}
     found: dict[str, tuple[retrieval.Ways, dict[str, retrieval.Ways]]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
@@ -113,8 +119,12 @@ def _said(metrics: dict[str, Any]) -> str:
 
 @ray.remote(num_cpus=1)
 def score(uri: str, testing: pairs.Pairs) -> tuple[retrieval.Ways, dict[str, retrieval.Ways]]:
-    """Retrieval both ways with the embedder, or any encoder, in the folder; also by language where there are several."""
-    return retrieval.evaluate(Embedder.load(uri), testing)
+    """Retrieval both ways with the embedder, or any encoder, in the folder; also by language where there are several. It is
+    computed on the GPU that Ray gives the task, if it gives one."""
+    embedder = Embedder.load(uri)
+    if ray.get_gpu_ids() and torch.cuda.is_available():
+        embedder.model.to("cuda")
+    return retrieval.evaluate(embedder, testing)
 
 
 def main(config: ScionConfig, console: Console) -> None:
