@@ -20,7 +20,7 @@ class ScionError(Exception):
 
 
 class UserError(ScionError):
-    """Something the user can mend. Ends a command with exit code 2 and no traceback."""
+    """A mistake of the user. Ends a command with exit code 2 and no traceback."""
 
     exit_code = 2
 

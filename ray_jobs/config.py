@@ -292,7 +292,7 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
     except ScionError:
         raise
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error), path) from error
+        raise _unresolved(error, path) from error
     except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
@@ -389,6 +389,14 @@ def to_yaml(config: ScionConfig) -> str:
 def _on_disk(spec: str) -> bool:
     """Whether a path or glob names something here; the name of a dataset or a hub model does not."""
     return "://" not in spec and bool(glob.glob(spec, recursive=True))
+
+
+def _unresolved(error: OmegaConfBaseException, path: str) -> ConfigError:
+    """Of a `${...}`, which is all that OmegaConf may still stumble over once keys and types are checked."""
+    said = next(line.strip() for line in str(error).splitlines() if line.strip())
+    key = f"{path}: {error.full_key}" if error.full_key else path
+    fix = "Correct the ${...}: ${KEY} is another key, ${oc.env:NAME} a variable of the environment."
+    return ConfigError(f"its value cannot be found ({said}).", key, fix)
 
 
 def _first_line(error: Exception) -> str:

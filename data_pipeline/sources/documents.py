@@ -148,9 +148,9 @@ def _parse(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"the line at byte {at} is not JSON ({error}).", f"{key}={unit.path}", "Mend the line.") from error
+        raise DataError(f"the line at byte {at} is not JSON ({error}).", f"{key}={unit.path}", "Correct the line.") from error
     if not isinstance(row, dict):
-        raise DataError(f"the line at byte {at} is not a JSON object.", f"{key}={unit.path}", "Mend the line.")
+        raise DataError(f"the line at byte {at} is not a JSON object.", f"{key}={unit.path}", "Correct the line.")
     return row
 
 

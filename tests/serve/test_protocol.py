@@ -156,6 +156,6 @@ def test_the_list_of_models_says_what_may_be_asked() -> None:
 
 
 def test_an_error_survives_the_trip_between_processes() -> None:
-    error = RequestError("is wrong.", "input", "Mend it.", 413, "too_large")
+    error = RequestError("is wrong.", "input", "Correct it.", 413, "too_large")
     again = pickle.loads(pickle.dumps(error))
     assert (again.body(), again.status) == (error.body(), 413)

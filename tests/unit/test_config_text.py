@@ -121,3 +121,11 @@ def test_auto_after_a_number_and_a_number_after_auto(path: str) -> None:
 def test_a_number_of_workers_that_cannot_be(path: str, written: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(path, written)
+
+
+@pytest.mark.parametrize("written", ["${nope:x}", "${oc.env:NO_SUCH_VARIABLE}", "${nokey}", "${broken", "${oc.env:NO,two}"])
+def test_a_reference_that_leads_nowhere_names_its_key(tmp_path: Path, written: str) -> None:
+    (tmp_path / "c.yaml").write_text(BASE + f"seed: {written}\n")
+    with pytest.raises(ConfigError, match=r"c.yaml: seed: its value cannot be found .*Correct the \$\{...\}") as raised:
+        load(str(tmp_path / "c.yaml"), [])
+    assert "full_key" not in str(raised.value)

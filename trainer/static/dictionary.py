@@ -32,7 +32,7 @@ def read(uri: str) -> list[tuple[str, str]]:
             continue
         left, tab, right = line.partition("\t")
         if not tab or not left.strip() or not right.strip():
-            raise DataError(f"line {number} is not two words with a tab between.", f"dictionary={uri}", "Mend the line.")
+            raise DataError(f"line {number} is not two words with a tab between.", f"dictionary={uri}", "Correct the line.")
         pairs.append((left.strip(), right.split("\t")[0].strip()))
     return pairs
 

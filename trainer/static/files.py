@@ -44,7 +44,7 @@ def _text(path: str, uri: str) -> TableVectors:
                 continue
             if not row.size or (rows and row.size != rows[0].size):
                 width = f", the lines before {rows[0].size}" if rows else ""
-                raise DataError(f"line {number} has {row.size} numbers{width}.", uri, "Mend or remove the line.")
+                raise DataError(f"line {number} has {row.size} numbers{width}.", uri, "Correct or remove the line.")
             words.append(word)
             rows.append(row)
     if not rows:
