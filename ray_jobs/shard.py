@@ -64,6 +64,7 @@ def stage(config: ScionConfig) -> Stage:
         fill=lambda draft, report: fill(config, draft, report),
         resumable=True,
         whole=lambda: not missing(own.uri),
+        shared=config.shards is not None,
     )
 
 

@@ -59,6 +59,8 @@ class Stage:
     resumable: bool = False
     training: bool = False
     """Whether what is unfinished took long to make: other settings do not remove it, and one run at a time writes there."""
+    shared: bool = False
+    """Whether runs with other outputs may write there, of which one at a time may."""
     whole: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
     derived: bool = False
@@ -79,9 +81,15 @@ class Stage:
         if found is not None:
             show.kept(console, self.name)
             return found
+        with self._lease() as held:
+            if held is not None and (found := self.finished()) is not None:  # another run has made it since
+                show.kept(console, self.name)
+                return found
+            return self._made(console, held)
+
+    def _made(self, console: Console, held: Lease | None) -> Artifact:
         seconds = show.clock()
         with (
-            self._lease() as held,
             show.stage(console, self.name) as reporter,
             artifact.writing(self.plan, resumable=self.resumable, precious=self.training, replace=self.derived) as draft,
         ):
@@ -92,7 +100,8 @@ class Stage:
 
     def _lease(self) -> AbstractContextManager[Lease | None]:
         """Beside the folder, which only its plan may fill."""
-        return lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") if self.training else nullcontext()
+        alone = self.training or self.shared
+        return lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") if alone else nullcontext()
 
 
 def need(plan: Plan, job: str) -> str:

@@ -1,0 +1,43 @@
+"""A stage whose folder several runs share."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_pipeline import lease
+from data_pipeline.artifact import Draft, Plan
+from data_pipeline.errors import ArtifactError
+from ray_jobs.console import Reporter
+from ray_jobs.stage import Stage
+
+
+def stage(folder: Path, filled: list[str]) -> Stage:
+    def fill(draft: Draft, report: Reporter) -> str:
+        filled.append(draft.uri)
+        return "filled"
+
+    return Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill, shared=True)
+
+
+def test_two_runs_do_not_write_to_a_shared_folder_at_once(tmp_path: Path) -> None:
+    filled: list[str] = []
+    with lease.held(f"{tmp_path}/shards.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
+        stage(tmp_path / "shards", filled).run(Console(file=io.StringIO()))
+    assert filled == []
+
+
+def test_what_another_run_finished_while_this_one_looked_is_kept(tmp_path: Path, monkeypatch) -> None:
+    filled: list[str] = []
+    own, said = stage(tmp_path / "shards", filled), io.StringIO()
+    seen = Stage.finished
+
+    def late(self: Stage):  # what is there at the first look, before the other run is done
+        monkeypatch.setattr(Stage, "finished", seen)
+        stage(tmp_path / "shards", filled).run(Console(file=io.StringIO()))
+
+    monkeypatch.setattr(Stage, "finished", late)
+    own.run(Console(file=said))
+    assert len(filled) == 1
+    assert "kept" in said.getvalue()
