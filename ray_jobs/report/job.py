@@ -93,7 +93,7 @@ def retrieval_table(summary: Summary) -> Table:
             # Three short lines, so that the table fits a terminal of 80 columns.
             table.add_column(way.replace("→ ", "→\n") + f"\n{metric}", justify="right", no_wrap=True)
     for row in page.retrieval_rows(summary):
-        table.add_row(row["model"], *(Text(text, style="bold" if best else "") for text, best in row["cells"]))
+        table.add_row(row["model"], *(Text(text, style="bold" if best else "") for text, best, _ in row["cells"]))
     return table
 
 

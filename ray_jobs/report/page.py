@@ -39,8 +39,6 @@ def render(summary: Summary, config_yaml: str) -> str:
         forward=plots.FORWARD,
         backward=plots.BACKWARD,
         vocabulary=sum(summary["provenance"][starts(summary)[-1]].values()) if starts(summary) else 0,
-        # the half width of a 95 % interval of a share of one half, the widest there is
-        margin=1.96 * (0.25 / max(1, summary["pairs"])) ** 0.5,
     )
 
 
@@ -89,16 +87,24 @@ def _bits(summary: Summary) -> list[dict[str, Any]]:
 
 
 def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
-    """The table of retrieval; a cell is (text, whether it is the best of its column)."""
-    table = {model: [summary["retrieval"][model][way][metric] for way, metric in _COLUMNS] for model in models(summary)}
-    best = [max(column) for column in zip(*table.values(), strict=True)]
+    """The table of retrieval; a cell is (text, whether it is the best of its column, its interval)."""
+    scores = {model: [(summary["retrieval"][model][way], metric) for way, metric in _COLUMNS] for model in models(summary)}
+    best = [max(way[metric] for way, metric in column) for column in zip(*scores.values(), strict=True)]
     return [
         {
             "model": plots.model_label(model),
-            "cells": [(f"{value:.3f}", value == top) for value, top in zip(values, best, strict=True)],
+            "cells": [
+                (f"{way[metric]:.3f}", way[metric] == top, _interval(way.get(f"{metric}_interval")))
+                for (way, metric), top in zip(row, best, strict=True)
+            ],
         }
-        for model, values in table.items()
+        for model, row in scores.items()
     ]
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    """Empty for what was evaluated before there were intervals."""
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

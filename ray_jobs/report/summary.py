@@ -8,6 +8,9 @@ from data_pipeline.artifact import Artifact
 
 Summary = dict[str, Any]
 
+SCHEMA = 1
+"""The version of `summary.schema.json`, which says what each key means; it rises where a key changes its meaning or goes."""
+
 STARTS = ("random", "transferred")
 MODELS = (
     "source_model", "random_untrained", "random_pretrained", "random_trained",
@@ -35,6 +38,7 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
     own = list(transferred.values())[-1] if transferred else {}
     pretrained = {start: chain["pretrain"].metrics for start, chain in chains.items() if "pretrain" in chain}
     return {
+        "schema": SCHEMA,
         "method": config["method"],
         "paper": own.get("paper", ""),
         "retrieval": {model: evaluated["retrieval"][model] for model in MODELS if model in evaluated.get("retrieval", {})},

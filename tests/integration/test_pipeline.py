@@ -1,5 +1,6 @@
 """The main job from end to end on small input: what it leaves, that it is repeatable, and that it survives a kill."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import psutil
 import pytest
@@ -23,6 +25,7 @@ STARTS = ["source_model", "random_untrained", "random_trained", "transferred_unt
 
 def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
     summary = finished.summary()
+    jsonschema.validate(summary, json.loads((ROOT / "ray_jobs/report/summary.schema.json").read_text()))
     for name in STARTS:
         for way in ("forward", "backward"):
             assert 0 <= summary["retrieval"][name][way]["accuracy_at_1"] <= summary["retrieval"][name][way]["mrr_at_10"] <= 1

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
 
+SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
 EVIL = "</code><script>alert('$1^{')</script><img src=http://evil.example/x.png>"
 SECONDS = (6.42, 9.31, 2.07, 61.3, 58.8, 24.6, 25.1, 0.61, 12.4, 8.03)
@@ -45,7 +47,9 @@ def history(steps: int, first: float, last: float) -> list[dict[str, float]]:
 
 def scores(forward: float, backward: float) -> dict[str, dict[str, float]]:
     def way(value: float) -> dict[str, float]:
-        return {"accuracy_at_1": value, "mrr_at_10": value + 0.3 * value * (1 - value)}
+        mean = value + 0.3 * value * (1 - value)
+        intervals = {"accuracy_at_1_interval": [value - 0.02, value + 0.01], "mrr_at_10_interval": [mean - 0.02, mean + 0.01]}
+        return {"accuracy_at_1": value, "mrr_at_10": mean} | intervals
 
     return {"forward": way(forward), "backward": way(backward)}
 
@@ -160,12 +164,20 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def test_the_summary_is_as_its_schema_says() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(json.loads(to_json(summary_of())), schema, cls=jsonschema.Draft202012Validator)
+    with pytest.raises(jsonschema.ValidationError, match="accuracy"):
+        jsonschema.validate(summary_of() | {"retrieval": {"merged": {"forward": {"accuracy": 1.0}}}}, schema)
+
+
 def test_the_summary_has_every_key_that_users_were_promised() -> None:
     summary = summary_of()
     assert set(summary["retrieval"]) == set(MODELS)
     for ways in summary["retrieval"].values():
         assert {way: set(values) for way, values in ways.items()} == {
-            way: {"accuracy_at_1", "mrr_at_10"} for way in ("forward", "backward")
+            way: {"accuracy_at_1", "mrr_at_10", "accuracy_at_1_interval", "mrr_at_10_interval"}
+            for way in ("forward", "backward")
         }
     assert summary["bits_per_byte"]["random"] == {"0": 4.122, "40": 2.853}
     assert set(summary["fertility"]) == {"source", "target"}
@@ -274,7 +286,7 @@ def test_the_headline_holds_source_and_transferred_both_ways() -> None:
 def test_the_best_of_each_column_is_marked_also_when_two_share_it() -> None:
     summary = summary_of()
     summary["retrieval"]["merged"] = summary["retrieval"]["transferred_trained"]
-    best = {row["model"]: [is_best for _, is_best in row["cells"]] for row in page.retrieval_rows(summary)}
+    best = {row["model"]: [is_best for _, is_best, _ in row["cells"]] for row in page.retrieval_rows(summary)}
     assert best.pop("merged") == best.pop("transferred, trained") == [True] * 4
     assert not any(any(row) for row in best.values())
 

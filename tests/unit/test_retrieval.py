@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy import stats
 
 from data_pipeline.errors import ModelError
 from data_pipeline.pairs.rows import Pairs, load
@@ -23,6 +24,22 @@ def test_ranks_are_counted() -> None:
     metrics = retrieval.metrics(found)
     assert metrics.accuracy_at_1 == np.mean([r == 1 for r in found])
     assert np.isclose(metrics.mrr_at_10, np.mean([1 / r if r <= 10 else 0 for r in found]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.97, 1.0])
+def test_intervals_are_those_of_scipy(share: float) -> None:
+    """Wilson's is written out, the bootstrap is SciPy's."""
+    draw, n, z = np.random.default_rng(1), 300, 1.959963984540054
+    rank = np.where(draw.random(n) < share, 1, draw.integers(2, 15, n))
+    found, p = retrieval.metrics(rank), float((rank == 1).mean())
+    middle, width = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
+    assert found.accuracy_at_1_interval == pytest.approx(expected, abs=1e-12)
+    if share < 1:  # SciPy refuses values that are all equal
+        values = (np.where(rank <= 10, 1 / rank, 0.0),)
+        theirs = stats.bootstrap(values, np.mean, n_resamples=9_999, method="percentile").confidence_interval
+        assert found.mrr_at_10_interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
+    assert found.mrr_at_10_interval[0] <= found.mrr_at_10 <= found.mrr_at_10_interval[1]
 
 
 def test_a_tie_counts_against_us_and_equal_texts_are_no_rivals() -> None:

@@ -1,15 +1,18 @@
 """Retrieval of a pair's other side among all others, in both directions (as in Tatoeba, Artetxe and Schwenk 2019)."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from data_pipeline.pairs.rows import Pairs
 from data_pipeline.text.clean import digest
 from trainer.embedder import Embedder
 
 _BLOCK = 1024
+_SAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +21,13 @@ class Retrieval:
 
     accuracy_at_1: float
     mrr_at_10: float
+    accuracy_at_1_interval: tuple[float, float]
+    """95 % score interval (Wilson 1927), which holds where all or none are right, too."""
+    mrr_at_10_interval: tuple[float, float]
+    """95 % interval by bootstrap over the queries (Efron 1979)."""
 
 
-Ways = dict[str, dict[str, float]]
+Ways = dict[str, dict[str, Any]]
 """The metrics of both directions: `forward` finds the positive of each anchor, `backward` the anchor of each positive."""
 
 
@@ -72,4 +79,20 @@ def _groups(texts: list[str]) -> NDArray[np.int64]:
 
 def metrics(rank: NDArray[np.int64]) -> Retrieval:
     """Accuracy at 1 and mean reciprocal rank, ranks beyond 10 counting nothing."""
-    return Retrieval(accuracy_at_1=float((rank == 1).mean()), mrr_at_10=float(np.where(rank <= 10, 1.0 / rank, 0.0).mean()))
+    right, reciprocal = int((rank == 1).sum()), np.where(rank <= 10, 1.0 / rank, 0.0)
+    score = binomtest(right, len(rank)).proportion_ci(0.95, method="wilson")
+    return Retrieval(
+        accuracy_at_1=right / len(rank),
+        mrr_at_10=float(reciprocal.mean()),
+        accuracy_at_1_interval=(float(score.low), float(score.high)),
+        mrr_at_10_interval=_bootstrapped(reciprocal),
+    )
+
+
+def _bootstrapped(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of the means of samples with replacement. There are eleven values only, so that a sample is drawn as how
+    often each of them stands in it."""
+    found, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_SAMPLES)
+    low, high = np.quantile(drawn @ found / len(values), (0.025, 0.975))
+    return float(low), float(high)
