@@ -193,7 +193,8 @@ class ScionConfig:
     """The whole chain: shared keys at the top, a section a job."""
 
     text: str = MISSING
-    """Documents in the new language: a path, glob, URI or `datasets` name with column text, optional lang and id."""
+    """Documents in the new language, with column text, optional lang and id: a path, glob or URI of .parquet, .jsonl or .txt,
+    the last two also compressed (.gz, .bz2, .zst, .lz4), or the NAME[@REVISION][:CONFIG[:SPLIT]] of a dataset."""
     test_text: str | None = None
     """Held-out documents of the same form; a share of text= when not given."""
     pairs: str | None = None

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline import storage
-from data_pipeline.errors import DataError, reason
+from data_pipeline.errors import DataError
+from data_pipeline.sources import copies
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
+KINDS = PARQUET + JSONL + TEXT
 UNIT_BYTES = 8 << 20
 """Size on disk at which a file is cut; a row group of Parquet is never cut."""
 
@@ -33,33 +35,62 @@ class Unit:
 
 
 def resolve(spec: str, cache: str, *, key: str) -> list[str]:
-    """The files that `spec` names.
+    """The files that `spec` names, ready to be cut.
 
     A path, glob or URI is expanded. Anything else is the name of a dataset for the `datasets` library, as `NAME`,
-    `NAME:CONFIG` or `NAME:CONFIG:SPLIT`, whose rows are written once as Parquet below the local folder `cache`.
+    `NAME:CONFIG` or `NAME:CONFIG:SPLIT`. The rows of a dataset, and the content of compressed files, are written once below the
+    folder or URI `cache`.
 
     Raises:
         DataError: no such file and no such dataset, or a kind of file that is not read.
     """
-    suffix = os.path.splitext(spec)[1].lower()
-    looks_like_path = suffix in PARQUET + JSONL + TEXT or any(mark in spec for mark in "*?[") or "://" in spec
-    found = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
-    if found:
-        odd = [path for path in found if os.path.splitext(path)[1].lower() not in PARQUET + JSONL + TEXT]
-        if odd:
-            raise DataError("not a Parquet, JSONL or text file.", f"{key}={odd[0]}", "Use .parquet, .jsonl or .txt.")
-        return found
-    if looks_like_path:
-        raise DataError("no such file.", f"{key}={spec}", f"Check the path or glob (looked from {os.getcwd()}).")
-    return [_from_datasets(spec, cache, key)]
+    found = _found(spec, key)
+    if not found:
+        return [copies.dataset(spec, storage.join(cache, f"{key}.parquet"), key=key)]
+    return [_plain(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(found)]
 
 
 def fingerprint(spec: str, *, key: str) -> str:
     """Identifies the content behind `spec`: the files' content, or the name when it is a dataset's."""
-    suffix = os.path.splitext(spec)[1].lower()
-    if suffix in PARQUET + JSONL + TEXT or any(mark in spec for mark in "*?[") or "://" in spec:
-        return " ".join(storage.fingerprint(path)[:16] for path in resolve(spec, "", key=key))
+    if found := _found(spec, key):
+        return " ".join(storage.fingerprint(path)[:16] for path in found)
     return storage.folder_fingerprint(spec)[:16] if os.path.isdir(spec) else f"datasets:{spec}"
+
+
+def _found(spec: str, key: str) -> list[str]:
+    """The files at a path, glob or URI, as they are; none if `spec` names a dataset.
+
+    Raises:
+        DataError: no such file, or a kind of file that is not read.
+    """
+    looks_like_path = _kind(spec) in KINDS or any(mark in spec for mark in "*?[") or "://" in spec
+    found = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
+    odd = [path for path in found if _kind(path) not in KINDS]
+    if odd:
+        endings = ", ".join(copies.CODECS)
+        raise DataError(
+            "not a Parquet, JSONL or text file.",
+            f"{key}={odd[0]}",
+            f"Use .parquet, .jsonl or .txt, the last two also with {endings}.",
+        )
+    if looks_like_path and not found:
+        raise DataError("no such file.", f"{key}={spec}", f"Check the path or glob (looked from {os.getcwd()}).")
+    return found
+
+
+def _kind(path: str) -> str:
+    """A file's ending, without that of its compression; a compressed Parquet file is of no kind that is read."""
+    inner, ending = os.path.splitext(path.lower())
+    kind = os.path.splitext(inner)[1] if ending in copies.CODECS else ending
+    return "" if ending in copies.CODECS and kind in PARQUET else kind
+
+
+def _plain(path: str, folder: str, key: str) -> str:
+    """The file, or its content where it is compressed."""
+    inner, ending = os.path.splitext(path)
+    if ending.lower() not in copies.CODECS:
+        return path
+    return copies.decompressed(path, storage.join(folder, os.path.basename(inner)), key=key)
 
 
 def units(paths: list[str]) -> list[Unit]:
@@ -159,21 +190,3 @@ def _decode(unit: Unit, at: int, line: bytes, key: str) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"the line at byte {at} is not UTF-8.", f"{key}={unit.path}", "Convert the file.") from error
-
-
-def _from_datasets(spec: str, cache: str, key: str) -> str:
-    import datasets  # takes a second to import, and most runs read files
-
-    name, config, split = [*spec.split(":"), None, None][:3]
-    try:
-        table = datasets.load_dataset(name, config or None, split=split or "train")
-    except Exception as error:  # the library raises a dozen kinds, from a missing folder to a refused connection
-        raise DataError(
-            f"neither a file nor a dataset that `datasets` can load ({reason(error)}).",
-            f"{key}={spec}",
-            "Give a .parquet, .jsonl or .txt path or glob, or NAME[:CONFIG[:SPLIT]] of a dataset.",
-        ) from error
-    path = os.path.join(cache, f"{key}.parquet")
-    os.makedirs(cache, exist_ok=True)
-    table.to_parquet(path)
-    return path

@@ -1,0 +1,83 @@
+"""Inputs that cannot be cut where they are: compressed files and datasets. They are written once, as files that can."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline import storage
+from data_pipeline.errors import DataError, reason
+
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+"""Endings of compressed files, with what pyarrow calls their compression."""
+_ROWS = 1000
+_CHUNK = 8 << 20
+
+
+def decompressed(path: str, target: str, *, key: str) -> str:
+    """Writes the content of the compressed file `path` to `target`, in a stream, and returns `target`.
+
+    Raises:
+        DataError: it is not compressed as its ending says, or cut short.
+    """
+    codec = CODECS[os.path.splitext(path)[1].lower()]
+    fs, inner = storage.filesystem(path)
+    try:
+        with fs.open(inner) as raw, _written(target) as file:
+            content = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
+            shutil.copyfileobj(content, file, _CHUNK)
+    except OSError as error:
+        raise DataError(f"cannot be decompressed ({reason(error)}).", f"{key}={path}", "Compress the file again.") from error
+    return target
+
+
+def dataset(spec: str, target: str, *, key: str) -> str:
+    """Writes the rows of a dataset of the `datasets` library to the Parquet file `target`, in a stream, and returns `target`.
+
+    Args:
+        spec: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; NAME may be `NAME@REVISION`.
+
+    Raises:
+        DataError: there is no such dataset, or it has no rows.
+    """
+    import datasets  # takes a second to import, and most runs read files
+
+    named, config, split = [*spec.split(":"), None, None][:3]
+    name, _, revision = str(named).partition("@")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None, streaming=True)
+        tables = rows.with_format("arrow").iter(_ROWS)
+        first = next(tables, None)
+    except Exception as error:  # the library raises a dozen kinds, from a missing folder to a refused connection
+        raise DataError(
+            f"neither a file nor a dataset that `datasets` can load ({reason(error)}).",
+            f"{key}={spec}",
+            "Give a .parquet, .jsonl or .txt path or glob, or NAME[@REVISION][:CONFIG[:SPLIT]] of a dataset.",
+        ) from error
+    if first is None:
+        raise DataError("the dataset has no rows.", f"{key}={spec}", "Name another split.")
+    with _written(target) as file, pq.ParquetWriter(file, first.schema) as writer:
+        for table in chain([first], _read(tables, f"{key}={spec}")):
+            writer.write_table(table.cast(first.schema))
+    return target
+
+
+def _read(tables: Iterator[pa.Table], where: str) -> Iterator[pa.Table]:
+    try:
+        yield from tables
+    except Exception as error:
+        raise DataError(f"the dataset broke off ({reason(error)}).", where, "Run it again, or look at its files.") from error
+
+
+@contextmanager
+def _written(target: str) -> Iterator[Any]:
+    fs, path = storage.filesystem(target)
+    if storage.is_local(target):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    with fs.open(path, "wb") as file:
+        yield file
