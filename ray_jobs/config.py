@@ -203,7 +203,7 @@ class ScionConfig:
     test_pairs: str | None = None
     """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
     source_model: str = MISSING
-    """A model folder or hub name."""
+    """A model folder, or a name on the hub, `NAME` or `NAME@REVISION`."""
     tokenizer: str | None = None
     """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
     method: str = AUTO

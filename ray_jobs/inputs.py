@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import ModelError
 from data_pipeline.sources import documents
+from data_pipeline.sources.models import is_path
 from ray_jobs.config import ScionConfig
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -23,7 +24,7 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
         ModelError: the path looks like a folder and is not there.
     """
     if "://" not in spec and not os.path.isdir(spec):
-        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        if is_path(spec):
             raise ModelError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
         return f"hub:{spec}"
     names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.sources.models import is_path
 from ray_jobs.config import ScionConfig
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
@@ -103,8 +104,7 @@ def _settings(key: str, spec: str) -> PretrainedConfig:
 
 def _check_there(key: str, spec: str) -> None:
     """A model that is written like a path is a folder."""
-    local = "://" not in spec and (spec.startswith((".", "/", "~")) or spec.count("/") > 1)
-    if local and not os.path.isdir(spec):
+    if is_path(spec) and not os.path.isdir(spec):
         raise ConfigError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
 
 

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a URI, or a name on the hub; in each case a local folder in the end."""
+"""Where a model is: a folder, a URI, or a name on the hub (`NAME`, `NAME@REVISION`); in each case a local folder in the end."""
 
 import os
 from collections.abc import Iterator
@@ -25,14 +25,26 @@ def model_folder(spec: str) -> Iterator[str]:
         yield spec if os.path.isdir(spec) else _from_hub(spec)
 
 
-def _from_hub(name: str) -> str:
+def on_hub(spec: str) -> tuple[str, str | None]:
+    """The name on the hub, and the branch, tag or commit: the default branch where none is named."""
+    name, _, revision = spec.partition("@")
+    return name, revision or None
+
+
+def is_path(spec: str) -> bool:
+    """Whether it is written as a path and not as a name on the hub, which has one slash at most."""
+    return "://" not in spec and (spec.startswith((".", "/", "~")) or on_hub(spec)[0].count("/") > 1)
+
+
+def _from_hub(spec: str) -> str:
     from huggingface_hub import snapshot_download
 
+    name, revision = on_hub(spec)
     try:
-        return snapshot_download(name, allow_patterns=_FILES)
+        return snapshot_download(name, revision=revision, allow_patterns=_FILES)
     except Exception as error:  # the hub's client raises for a bad name, a missing model, no network, no permission
         raise ModelError(
             f"neither a folder nor a model that the hub gives ({reason(error)}).",
-            f"model {name}",
-            "Name a folder or a hub name.",
+            f"model {spec}",
+            "Name a folder or a hub name, NAME or NAME@REVISION.",
         ) from error

@@ -1,7 +1,10 @@
 """What models are loaded as: nothing drawn anew in silence, the format they are saved in, one tower of several."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,3 +289,25 @@ def test_no_soft_cap_is_left_out_where_transformers_would(tmp_path, monkeypatch,
         again = AutoModel.from_pretrained(tmp_path / "again").eval()(input_ids=ids).last_hidden_state
     torch.testing.assert_close(found, capped)
     torch.testing.assert_close(again, capped)
+
+
+FROM_HUB = """
+from data_pipeline.sources.models import model_folder
+from trainer.models.loading import settings_of
+for spec in ("org/model", "org/model@v1"):
+    with model_folder(spec) as folder:
+        print(folder.rpartition("/")[2][:3], settings_of(spec).pad_token_id)
+"""
+
+
+def test_a_revision_on_the_hub_is_that_one(tmp_path: Path) -> None:
+    """A cache as the hub's client keeps it, so that the client itself finds the revision."""
+    place = tmp_path / "models--org--model"
+    (place / "refs").mkdir(parents=True)
+    for number, name in enumerate(("main", "v1")):
+        commit = str(number) * 40
+        (place / "refs" / name).write_text(commit)
+        BertConfig(pad_token_id=number).save_pretrained(place / "snapshots" / commit)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", FROM_HUB], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["000 0", "111 1"], done.stderr[-2000:]

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_pipeline import storage
 from data_pipeline.errors import ModelError, reason
+from data_pipeline.sources.models import on_hub
 from trainer.models import encoder_decoders, factored_embeddings, multimodal
 
 _POSITIONS_AFTER_PAD = {
@@ -141,8 +142,11 @@ def settings_of(spec: str) -> PretrainedConfig:
         ModelError: there is none.
     """
     with quiet():
+        if "://" not in spec and not os.path.isdir(spec):
+            name, revision = on_hub(spec)
+            return _loaded(lambda: AutoConfig.from_pretrained(name, revision=revision or "main"), spec, hub=True)
         if "://" not in spec:
-            return _loaded(lambda: AutoConfig.from_pretrained(spec), spec, hub=not os.path.isdir(spec))
+            return _loaded(lambda: AutoConfig.from_pretrained(spec), spec)
         with tempfile.TemporaryDirectory() as folder:
             path = storage.join(spec, "config.json")
             if storage.exists(path):
