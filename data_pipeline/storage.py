@@ -251,16 +251,36 @@ def folder_fingerprint(uri: str) -> str:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local folder with the content of the folder `uri`; the folder itself when it is local."""
+def local_copy(uri: str, wanted: Callable[[str], bool] | None = None) -> Iterator[str]:
+    """A local folder with the content of the folder `uri`; the folder itself when it is local.
+
+    Args:
+        wanted: whether a file, by its path below `uri`, is needed; the others are not fetched.
+    """
     fs, path = filesystem(uri)
     if is_local(uri):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        with as_os_error():
-            fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        if wanted is None:
+            with as_os_error():
+                fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        else:
+            fetch(uri, [name for name in files(uri) if wanted(name)], folder)
         yield folder
+
+
+@as_os_error()
+def fetch(uri: str, names: list[str], folder: str) -> None:
+    """Copies files below the folder `uri` to a local folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not names:
+        raise FileNotFoundError(errno.ENOENT, "no such files", uri)
+    fs, path = filesystem(uri)
+    fs.get([join(path, name) for name in names], [os.path.join(folder, name) for name in names])
 
 
 @contextmanager
