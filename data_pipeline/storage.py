@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -28,6 +28,10 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between the attempts of `retry`."""
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What storage says where asking again is of no help."""
+SETTLED = 2.0
+"""Seconds since the last change of a file after which another change gets another time, whatever the file system's clock."""
+_fingerprints: dict[tuple[int, ...], str] = {}
+"""Of this process, by `_state`."""
 
 
 @contextmanager
@@ -204,12 +208,27 @@ def remove(uri: str) -> None:
 
 @as_os_error()
 def fingerprint(uri: str) -> str:
-    """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere."""
+    """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere.
+
+    A process reads a local file once, unless its inode says that it was changed since.
+    """
     fs, path = filesystem(uri)
     if not is_local(uri):
         return str(fs.checksum(path))
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        state = _state(file)
+        if state not in _fingerprints:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if state != _state(file) or time.time() - max(state[-2:]) / 1e9 < SETTLED:
+                return digest
+            _fingerprints[state] = digest
+    return _fingerprints[state]
+
+
+def _state(file: BinaryIO) -> tuple[int, ...]:
+    """What a write to an open local file changes. A program can set the time of writing back, but not that of the change."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @as_os_error()
@@ -232,16 +251,36 @@ def folder_fingerprint(uri: str) -> str:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """A local folder with the content of the folder `uri`; the folder itself when it is local."""
+def local_copy(uri: str, wanted: Callable[[str], bool] | None = None) -> Iterator[str]:
+    """A local folder with the content of the folder `uri`; the folder itself when it is local.
+
+    Args:
+        wanted: whether a file, by its path below `uri`, is needed; the others are not fetched.
+    """
     fs, path = filesystem(uri)
     if is_local(uri):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        with as_os_error():
-            fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        if wanted is None:
+            with as_os_error():
+                fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
+        else:
+            fetch(uri, [name for name in files(uri) if wanted(name)], folder)
         yield folder
+
+
+@as_os_error()
+def fetch(uri: str, names: list[str], folder: str) -> None:
+    """Copies files below the folder `uri` to a local folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not names:
+        raise FileNotFoundError(errno.ENOENT, "no such files", uri)
+    fs, path = filesystem(uri)
+    fs.get([join(path, name) for name in names], [os.path.join(folder, name) for name in names])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ checks every row that it receives against the plan.
 import itertools
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +19,12 @@ from ray.train import DataConfig
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError, DataOrderError, ScionError
-from data_pipeline.feed.reader import NUMBERING, RowReader, by_step, check_received
+from data_pipeline.feed import windows
+from data_pipeline.feed.reader import NUMBERING, RowReader, by_step, check_received, read_located
 from data_pipeline.order.plan import OrderPlan, Slots, Stage, Stream, planned_step
 from data_pipeline.shards import manifest as manifests
 from data_pipeline.shards.manifest import Manifest
 
-_WINDOW_ROWS = 512
-"""Rows that one read task fetches: whole steps, at least one."""
-_PART_WINDOWS = 64
-"""Windows of one execution of Ray Data."""
-_AHEAD = 8
-"""Windows that may arrive before the one that is next."""
 _ERROR = "error"
 
 
@@ -46,6 +42,11 @@ class PlannedRows:
         """Rows that a rank computes at once in a planned step."""
         share = -(-self.plan.sizes.size(planned) // world)
         return share if self.micro is None else min(self.micro, share)
+
+    @property
+    def tokens_of_a_row(self) -> int:
+        """On average, at least 1."""
+        return self.manifest.length or max(1, self.manifest.total("tokens") // max(1, self.manifest.total("rows")))
 
     def save(self, uri: str) -> None:
         """Writes what `load` reads."""
@@ -91,67 +92,86 @@ class RankFeed:
             yield reader.read(self.expected(step))
 
     def stream(self, first: int, last: int) -> Iterator[pa.Table]:
-        """The same, read ahead by Ray Data tasks and checked on receipt.
+        """The same, read ahead by Ray Data tasks and checked on receipt. An execution of Ray Data reads a span of steps, and
+        begins while the span before it is used.
 
         Raises:
             DataOrderError: other rows arrived than were planned.
         """
-        if first >= last:
-            return
-        steps = max(1, _WINDOW_ROWS // len(self.expected(last - 1)))
-        yield from self.in_turn(self._blocks(first, last, steps), first, last, _AHEAD * steps)
-
-    def _blocks(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
-        """Blocks of `steps` steps, read by one execution of Ray Data after another, each begun while the one before is used:
-        what is begun at once does not grow with the run, and no start is waited for but the first."""
-        parts = [(start, min(start + _PART_WINDOWS * steps, last)) for start in range(first, last, _PART_WINDOWS * steps)]
+        closed = threading.Event()
+        spans = self.spans(first, last)
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._begun, *parts[0], steps)
-            for part in [*parts[1:], None]:
-                blocks = coming.result()
-                if part is not None:
-                    coming = pool.submit(self._begun, *part, steps)
-                yield from map(_rows, blocks)
+            try:
+                coming = pool.submit(self._start, spans[0], closed) if spans else None
+                for span in [*spans[1:], None]:
+                    if coming is None:
+                        return
+                    steps, blocks = coming.result()
+                    coming = pool.submit(self._start, span, closed) if span is not None else None
+                    yield from self.in_turn(map(_rows, blocks), steps)
+            finally:
+                closed.set()
 
-    def _begun(self, first: int, last: int, steps: int) -> Iterator[pa.Table]:
-        """An execution of Ray Data whose first block is there. Its tasks ask for no CPU, being few: where elastic workers have
-        taken all, they would otherwise wait for good."""
+    def spans(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The steps [first, last) in spans that are planned and read together."""
+        if first >= last:
+            return []
+        share = len(self.expected(last - 1))
+        return windows.spans(self.rows.plan, (first, last), share, self.world, self.rows.tokens_of_a_row)
+
+    def read_tasks(self, steps: list[Slots]) -> list[pa.Table]:
+        """What each read task of a span fetches, and from where (`RowReader.located`)."""
+        reader = self.rows.reader()
+        return [reader.located(slots) for slots in windows.tasks(steps, self.rows.tokens_of_a_row)]
+
+    def _start(self, span: tuple[int, int], closed: threading.Event) -> tuple[list[Slots], Iterator[pa.Table]]:
+        """The slots of a span and an execution of Ray Data that reads them, whose first block is there. A task gets its own
+        rows' places and neither plan nor manifest. It asks for no CPU: where elastic workers have taken all, it would
+        otherwise wait for good."""
         import ray
 
-        windows = [{"first": start, "last": min(start + steps, last)} for start in range(first, last, steps)]
-        dataset = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
-            _read_window, fn_kwargs={"feed": self}, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=2
+        steps = list[Slots]()
+        for step in range(*span):
+            if closed.is_set():  # planning a long span takes seconds, and nobody waits for this one
+                return [], iter(())
+            steps.append(self.expected(step))
+        dataset = ray.data.from_arrow(self.read_tasks(steps)).map_batches(
+            _read_task,
+            fn_kwargs={"folder": self.rows.folder},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            concurrency=2,
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
         blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
-        return itertools.chain([next(blocks)], blocks)
+        return steps, itertools.chain([next(blocks)], blocks)
 
-    def in_turn(self, blocks: Iterator[pa.Table], first: int, last: int, ahead: int) -> Iterator[pa.Table]:
-        """The rows of each step in [first, last) from blocks that come in about that order, each checked; at most `ahead`
-        steps are held back.
+    def in_turn(self, blocks: Iterator[pa.Table], steps: list[Slots]) -> Iterator[pa.Table]:
+        """The rows of each step of a span, checked, from blocks of which each holds rows of several steps. Rows that are due
+        later wait here, in memory of their own: a view would keep the whole block in Ray's object store.
 
         Raises:
-            DataOrderError: other rows arrived than were planned, or too much came before what is next.
+            DataOrderError: other rows arrived than were planned.
         """
-        step, held, expected = first, dict[int, list[pa.Table]](), self.expected(first)
+        coming, waiting = iter(steps), dict[int, list[pa.Table]]()
+        expected = next(coming, None)
         for planned, part in by_step(blocks):
-            held.setdefault(planned, []).append(part)
-            while step < last and sum(map(len, held.get(self.planned(step), []))) >= len(expected):
-                table = pa.concat_tables(held.pop(self.planned(step))).combine_chunks()
+            waiting.setdefault(planned, []).append(part.take(pa.array(range(len(part)))))
+            while expected is not None and sum(map(len, waiting.get(int(expected.step[0]), []))) >= len(expected):
+                table = pa.concat_tables(waiting.pop(int(expected.step[0]))).sort_by("slot").combine_chunks()
                 check_received(expected, table, self.rank)
                 yield table
-                step += 1
-                expected = self.expected(step)
-            if len(held) > ahead:
-                raise DataOrderError(
-                    f"rank {self.rank} received {len(held)} other steps before all of step {step}.",
-                    self.rows.folder,
-                    "The feed is broken: report it with the log of Ray Data.",
-                )
-        if step < last or held:
-            came = f"{sum(map(len, held.values()))} rows that were not asked for" if held else "nothing more"
-            raise DataOrderError(f"rank {self.rank} has had all steps before {step} of {last} and {came}.", self.rows.folder)
+                expected = next(coming, None)
+        if expected is not None or waiting:
+            others = sum(len(part) for parts in waiting.values() for part in parts)
+            due = "the end of the steps" if expected is None else f"all of planned step {int(expected.step[0])}"
+            raise DataOrderError(
+                f"rank {self.rank} received {others} rows of other steps before {due}, and then no more.",
+                self.rows.folder,
+                "The feed is broken: report it with the log of Ray Data.",
+            )
 
 
 def load(uri: str, folder: str | None) -> PlannedRows:
@@ -192,12 +212,10 @@ class PlannedData(DataConfig):
         ]
 
 
-def _read_window(batch: pa.Table, feed: RankFeed) -> pa.Table:
-    """The rows of a window, or, as the only column, what Scion has to say against them: an exception of ours would arrive
-    inside others, of Ray's."""
-    first, last = batch["first"][0].as_py(), batch["last"][0].as_py()
+def _read_task(batch: pa.Table, folder: str) -> pa.Table:
+    """The rows of a task; or our own error as the only column, because Ray would wrap an exception in several of its own."""
     try:
-        return feed.rows.reader().read(Slots.joined([feed.expected(step) for step in range(first, last)]))
+        return read_located(folder, batch)
     except ScionError as error:
         return pa.table({_ERROR: [pickle.dumps(error)]})
 

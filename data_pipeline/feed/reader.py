@@ -55,30 +55,49 @@ class RowReader:
 
     def read(self, slots: Slots) -> pa.Table:
         """The rows of `slots` with the slots' own columns beside them, each row group read once."""
-        shard, row = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
+        return read_located(self._folder, self.located(slots))
+
+    def located(self, slots: Slots) -> pa.Table:
+        """The slots' columns, and where each row lies: `path` below the folder and `place` in that file. It is all that
+        `read_located` needs, and names only the files that hold these rows."""
+        shard, place = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
         for number, name in enumerate(self._names):
             here = slots.stream == number
-            shard[here], row[here] = self._rows[name].places(np.asarray(slots.row, np.int64)[here])
-        order = np.lexsort((row, shard, slots.stream))
-        files = np.stack([slots.stream, shard])[:, order]
-        edges = np.flatnonzero((files[:, 1:] != files[:, :-1]).any(axis=0)) + 1
-        files_rows = [(int(slots.stream[one[0]]), int(shard[one[0]]), row[one]) for one in np.split(order, edges)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            parts = list(pool.map(lambda one: self._of_file(*one), files_rows))
-        table = pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
-        for tag in TAGS:
-            table = table.append_column(tag, pa.array(getattr(slots, tag)))
-        return table
+            shard[here], place[here] = self._rows[name].places(np.asarray(slots.row, np.int64)[here])
+        files, code = np.unique(np.stack([slots.stream, shard]), axis=1, return_inverse=True)
+        paths = [self._manifest.streams[self._names[stream]][number].path for stream, number in files.T.tolist()]
+        where = pa.DictionaryArray.from_arrays(pa.array(code.reshape(-1).astype(np.int32)), pa.array(paths, pa.string()))
+        return pa.table({tag: pa.array(getattr(slots, tag)) for tag in TAGS} | {"path": where, "place": pa.array(place)})
 
-    def _of_file(self, stream: int, shard: int, rows: NDArray[np.int64]) -> pa.Table:
-        """Some rows of a shard, in ascending order: the file is opened once."""
-        path = storage.join(self._folder, self._manifest.streams[self._names[stream]][shard].path)
-        groups, which = np.unique(rows // format.GROUP_ROWS, return_inverse=True)
-        found = format.read_groups(path, groups.tolist())
-        places = which * format.GROUP_ROWS + rows % format.GROUP_ROWS  # only a file's last group may be shorter
-        if places.max() >= len(found):
-            raise CorruptError("holds fewer rows than the manifest says.", path, "Build the shards again.")
-        return found.take(pa.array(places))
+
+def read_located(folder: str, table: pa.Table) -> pa.Table:
+    """The rows that `RowReader.located` found, with the slots' columns beside them, each row group read once.
+
+    Raises:
+        CorruptError: a file is missing or not what was written.
+        OSError: a file could not be read.
+    """
+    where = table["path"].combine_chunks()
+    paths, code, place = where.dictionary.to_pylist(), where.indices.to_numpy(), table["place"].to_numpy()
+    order = np.lexsort((place, code))
+    edges = np.flatnonzero(np.diff(code[order])) + 1
+    files = [(storage.join(folder, paths[code[one[0]]]), place[one]) for one in np.split(order, edges)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        parts = list(pool.map(lambda one: _read_places(*one), files))
+    rows = pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
+    for tag in TAGS:
+        rows = rows.append_column(tag, table[tag].combine_chunks())
+    return rows
+
+
+def _read_places(path: str, places: NDArray[np.int64]) -> pa.Table:
+    """The rows at some places of a shard, in ascending order: the file is opened once."""
+    groups, which = np.unique(places // format.GROUP_ROWS, return_inverse=True)
+    found = format.read_groups(path, groups.tolist())
+    inside = which * format.GROUP_ROWS + places % format.GROUP_ROWS  # only a file's last group may be shorter
+    if inside.max() >= len(found):
+        raise CorruptError("holds fewer rows than the manifest says.", path, "Build the shards again.")
+    return found.take(pa.array(inside))
 
 
 def by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:

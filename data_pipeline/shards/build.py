@@ -23,6 +23,7 @@ from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.pack import PACKINGS
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.encode import encode
+from data_pipeline.tokenizers.folder import is_tokenizer_file
 
 Loader = Callable[[], PreTrainedTokenizerFast]
 
@@ -33,8 +34,8 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def load_tokenizer(uri: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder at any URI."""
-    with storage.local_copy(uri) as folder:
+    """The tokenizer of a folder at any URI; the weights of a model in it are not fetched."""
+    with storage.local_copy(uri, is_tokenizer_file) as folder:
         return train.load(folder)
 
 

@@ -16,12 +16,18 @@ from data_pipeline.errors import ModelError, reason
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _STALE = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "spiece.model", "tokenizer.model")
 """Files of the old vocabulary, which some classes would read."""
 _OF_THIS_MACHINE = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "vocab_file")
 _NOT_SENTENCEPIECE = ("tiktoken.model",)
 _PIECES = 100
 """Words on which a converted SentencePiece model is compared with what it was made from."""
+
+
+def is_tokenizer_file(path: str) -> bool:
+    """Whether `load` may read the file of a model folder: its configuration is read too, and decides on the class."""
+    return "/" not in path and path.endswith(_FILES)
 
 
 def load(folder: str) -> PreTrainedTokenizerFast:

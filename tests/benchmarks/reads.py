@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.reads [--rows 1000000] [--shards 10000] [--worlds 1 8 64] [--batch 2048] [--languages 1]
 
-Shards of made-up rows of 8 tokens are written; then each worker's first window of reads (512 rows, as the feed takes them) is
-read by the library's own reader in this process, and the row groups and files that it opens are counted. `amplification` is
-rows read by all workers over rows trained on. The last line is one JSON object.
+Shards of made-up rows of 8 tokens are written; then the read tasks of a span of steps, as the feed plans it for each worker,
+run in this process, and the rows of the row groups that they open are counted. `amplification` is rows read over rows trained
+on. `seconds_to_first_rows` is planning and reading the first window, alone. The last line is one JSON object.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from data_pipeline.feed.planned import _WINDOW_ROWS, PlannedRows, RankFeed
-from data_pipeline.feed.reader import RowReader
-from data_pipeline.order.plan import OrderPlan, Slots
+from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.feed.reader import read_located
+from data_pipeline.order.plan import OrderPlan
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks import made_up
@@ -28,40 +29,41 @@ LENGTH, VOCABULARY = 8, 1000
 
 
 def measured(manifest: Manifest, folder: str, world: int, batch: int, sample: int) -> dict[str, Any]:
-    """The reads of `sample` workers of `world`, evenly chosen."""
-    began = time.perf_counter()
+    """The reads of `sample` workers of `world`, evenly chosen, in a span of the length that spans grow to."""
     plan = OrderPlan(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
     rows = PlannedRows(plan=plan, folder=folder, manifest=manifest, micro=None)
     feeds = [RankFeed(rows=rows, rank=rank, world=world) for rank in range(world)]
-    share = len(feeds[0].expected(0))
-    first_plan, reader = time.perf_counter() - began, rows.reader()
-    steps = range(max(1, _WINDOW_ROWS // share))
-    needed = files = read = seconds = 0.0
+    first, *_, longest = feeds[0].spans(0, 1 << 20)[:-1]
+    began = time.perf_counter()
+    for task in feeds[0].read_tasks([feeds[0].expected(step) for step in range(*first)]):
+        read_located(folder, task)
+    soon = time.perf_counter() - began
+    needed = read = files = tasks = 0
     chosen = np.unique(np.linspace(0, world - 1, min(sample, world)).astype(int))
     for rank in chosen:
-        window = Slots.joined([feeds[rank].expected(step) for step in steps])
-        counted = groups_of(reader, window)
-        began = time.perf_counter()
-        reader.read(window)
-        seconds += time.perf_counter() - began
-        needed += float((window.weight > 0).sum())
-        files, read = files + len(counted), read + sum(counted.values()) * format.GROUP_ROWS
-    workers = len(chosen)
+        steps = [feeds[rank].expected(step) for step in range(*longest)]
+        needed += sum(int((step.weight > 0).sum()) for step in steps)
+        for task in feeds[rank].read_tasks(steps):
+            counted = rows_by_file(manifest, task)
+            files, read, tasks = files + len(counted), read + sum(counted.values()), tasks + 1
     return {
-        "world": world, "rows_a_worker_and_step": share, "amplification": round(read / needed, 2),
-        "files_a_window": round(files / workers, 1), "row_groups_a_window": round(read / workers / format.GROUP_ROWS, 1),
-        "seconds_a_window": round(seconds / workers, 3), "seconds_to_first_plan": round(first_plan, 4),
+        "world": world, "rows_a_worker_and_step": len(steps[0]), "steps_a_span": longest[1] - longest[0],
+        "amplification": round(read / needed, 2), "files_a_task": round(files / tasks, 1),
+        "rows_a_task": round(needed / tasks), "seconds_to_first_rows": round(soon, 3),
     }  # fmt: skip
 
 
-def groups_of(reader: RowReader, window: Slots) -> dict[tuple[int, int], int]:
-    """Row groups by file, as the reader asks for them."""
-    found: dict[tuple[int, int], int] = {}
-    for number, name in enumerate(reader._names):
-        here = window.stream == number
-        shard, row = reader._rows[name].places(np.asarray(window.row, np.int64)[here])
-        for one in np.unique(shard):
-            found[number, int(one)] = len(np.unique(row[shard == one] // format.GROUP_ROWS))
+def rows_by_file(manifest: Manifest, task: pa.Table) -> dict[str, int]:
+    """Rows in the row groups that a task opens, by file."""
+    sizes = {shard.path: shard.rows for shards in manifest.streams.values() for shard in shards}
+    groups = {
+        (path, place // format.GROUP_ROWS)
+        for path, place in zip(*(task[n].to_pylist() for n in ("path", "place")), strict=True)
+    }
+    found: dict[str, int] = {}
+    for path, group in groups:
+        rows = min(format.GROUP_ROWS, sizes[path] - group * format.GROUP_ROWS)
+        found[path] = found.get(path, 0) + rows
     return found
 
 

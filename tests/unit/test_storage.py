@@ -1,6 +1,7 @@
 """Storage that does not answer is not storage where nothing is, and all its errors are OSErrors."""
 
 import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,3 +130,29 @@ def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: py
     storage.remove(uri)
     with pytest.raises(CorruptError, match="cannot be read"):
         format.read_groups(uri)
+
+
+def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its size and its own claim of when it was written."""
+    path = tmp_path / "weights"
+    for settled in (storage.SETTLED, 0.0):
+        monkeypatch.setattr(storage, "SETTLED", settled)
+        path.write_bytes(b"one")
+        os.utime(path, (1e9, 1e9))
+        before = storage.fingerprint(str(path))
+        assert storage.fingerprint(str(path)) == before
+        time.sleep(0.0 if settled else 0.1)  # longer than a tick of the clock that stamps files
+        path.write_bytes(b"two")
+        os.utime(path, (1e9, 1e9))
+        assert storage.fingerprint(str(path)) != before
+        path.unlink()
+
+
+def test_an_object_store_is_asked_for_each_fingerprint() -> None:
+    storage.write_bytes("flaky://run/a", b"a")
+    before = storage.fingerprint("flaky://run/a")
+    calls = Flaky.calls
+    storage.fingerprint("flaky://run/a")
+    assert Flaky.calls > calls
+    storage.write_bytes("flaky://run/a", b"b")
+    assert storage.fingerprint("flaky://run/a") != before

@@ -1,9 +1,12 @@
 """Bits per byte on held-out rows, computed by all ranks together in the middle of training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -11,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.feed.reader import RowReader
 from data_pipeline.order.plan import Slots
 from data_pipeline.shards.manifest import Manifest
-from trainer.engine.tasks import LanguageModelTask
+from trainer.engine.tasks import Batch, LanguageModelTask
 from trainer.models.packed_lm import bits_per_byte
 
 _EACH = 4
@@ -68,7 +71,7 @@ def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> Scores:
     """
     slots = heldout.slots()
     reader = RowReader(heldout.folder, heldout.manifest, tuple(heldout.manifest.streams))
-    masker = heldout.task.collator()
+    masker = _collator(heldout.task)
     share = -(-len(slots) // world)
     names = list(heldout.manifest.streams)
     totals = torch.zeros(2, len(names), dtype=torch.float64, device=engine.device)
@@ -89,6 +92,12 @@ def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> Scores:
     sizes = {name: _total(heldout.manifest, name, "text_bytes") for name in found}
     whole = sum(found[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
     return Scores(bits_per_byte=whole, by_language=found)
+
+
+@lru_cache(maxsize=1)
+def _collator(task: LanguageModelTask) -> Callable[[pa.Table], Batch]:
+    """Made once a run: it reads the model's folder, which may be far away."""
+    return task.collator()
 
 
 def _score(manifest: Manifest, name: str, nll: float, targets: float) -> float:

@@ -15,6 +15,7 @@ from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
+from data_pipeline.tokenizers.folder import is_tokenizer_file
 from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
@@ -124,7 +125,7 @@ class LanguageModelTask:
             return PackedLM(loading.language_model(folder, self.seed), kind == "causal", share)
 
     def collator(self) -> Masker | NextToken:
-        with storage.local_copy(self.model_uri) as folder:
+        with storage.local_copy(self.model_uri, is_tokenizer_file) as folder:
             kind, tokenizer = self._kind(folder), load_tokenizer(folder)
         if kind == "causal":
             return NextToken(length=self.length)
@@ -143,7 +144,7 @@ class LanguageModelTask:
         Raises:
             ModelError: it is an encoder-decoder, or an encoder whose tokenizer has no mask token.
         """
-        with storage.local_copy(self.model_uri) as folder:
+        with storage.local_copy(self.model_uri, is_tokenizer_file) as folder:
             kind, tokenizer = self._kind(folder), load_tokenizer(folder)
         if kind == "masked" and tokenizer.mask_token_id is None:
             raise ModelError("its tokenizer has no mask token.", f"model {self.model_uri}", "Add one, or take a decoder.")
