@@ -118,6 +118,8 @@ def _faults(attempts: Attempts) -> list[tuple[str, str]]:
         rows.append(
             ("checkpoint", f"step {saves[-1]['next_step']:,}, saved in {saves[-1]['seconds']:.1f} s beside the training")
         )
+    if exports := [entry for entry in _all(attempts, "export") if "wrong" not in entry]:
+        rows.append(("model folder", f"of step {exports[-1]['step']:,}: {exports[-1]['uri']}"))
     if missed := _all(attempts, "missed"):
         rows.append(("saves that failed", f"{len(missed)}, the last: {missed[-1]['why']}"))
     rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]

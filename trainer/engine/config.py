@@ -102,6 +102,9 @@ class TrainConfig:
     """Steps between checkpoints; not counted when not given."""
     checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
+    export_steps: int | None = field(default=None, metadata={"identity": False})
+    """Steps between model folders that the run leaves on its way, RUN-step-STEP, made out of checkpoints beside the training;
+    none when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
     """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
     keep_state: bool = field(default=False, metadata={"identity": False})
@@ -123,8 +126,9 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
-        if self.evaluate_steps is not None and self.evaluate_steps < 1:
-            raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
+        for name in ("evaluate_steps", "export_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
         self._refuse()
         self._check_rates()
 
@@ -209,7 +213,12 @@ class TrainConfig:
 
     def saves(self, done: int) -> bool:
         """Whether a checkpoint is due after `done` steps, whatever the time."""
-        return self.checkpoint_steps is not None and done % self.checkpoint_steps == 0 and done < self.steps
+        due = self.checkpoint_steps is not None and done % self.checkpoint_steps == 0
+        return (due or self.exports(done)) and done < self.steps
+
+    def exports(self, done: int) -> bool:
+        """Whether a model folder is due of the checkpoint after `done` steps."""
+        return self.export_steps is not None and done > 0 and done % self.export_steps == 0
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""

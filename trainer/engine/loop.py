@@ -26,6 +26,7 @@ from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
+from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout, evaluate
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
@@ -90,9 +91,10 @@ class Training:
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
-        self._saver = Saver(self._engine, run.store, self._ledger)
         names = [stream.name for stream in run.rows.plan.streams]
         self._journal = Journal(run.uri, run.config, names, flops)
+        self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
+        self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._wishes = Wishes(run.config, run.progress)
         self._state = RunState()
         self._careful = 0
@@ -114,6 +116,7 @@ class Training:
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
             storage.remove(storage.join(self._run.uri, ledger.FOLDER, ledger.HISTORY))  # of a run that ended and goes on
+        self._exports.resume(self._state.lineage)
         self._engine.train()
         if not self._state.lineage:  # a disk that is full or a folder that cannot be written is known before the first step
             self._save(wait=True)
@@ -122,6 +125,7 @@ class Training:
             self._feed = self._feed.without(self._state.skipped)
             if self._steps():
                 self._save(wait=True)
+                self._exports.stop()
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._evaluate()
@@ -226,6 +230,7 @@ class Training:
 
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
+        self._exports.poll()
         if outcome.written == dist.get_world_size():
             self._saved(self._saver.finish(self._state))
         if outcome.wishes & Wish.LOOK and self._wishes.preempted():
@@ -253,6 +258,7 @@ class Training:
             self._journal.write("missed", why=saved.wrong)
         elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
+            self._exports.add(saved.name)
             if saved.left:
                 self._journal.write("not pruned", why=saved.left)
 
@@ -276,6 +282,7 @@ class Training:
             self._run.task.export(weights, self._run.export_uri)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
+            self._exports.finish()
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
         return {"evaluations": self._state.evaluations, "world": dist.get_world_size(), "changes": self._state.changes}
