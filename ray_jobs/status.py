@@ -100,7 +100,11 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
         by_stream = {name: part["loss"] for entry in done[-_RECENT:] for name, part in entry["streams"].items()}
         if len(by_stream) > 1:
             rows.append(("by language", ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(by_stream.items()))))
-    if scores:
+    if scores and "retrieval" in scores[-1]:
+        last = scores[-1]
+        accuracies = " / ".join(f"{last['retrieval'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        rows.append(("retrieval", f"accuracy@1 {accuracies} on {last['pairs']:,} test pairs at step {last['step']:,}"))
+    elif scores:
         last = scores[-1]
         by_lang = ", ".join(f"{name} {value:.3f}" for name, value in sorted(last.get("by_language", {}).items()))
         rows.append(

@@ -97,3 +97,9 @@ def test_two_betas_and_changes_of_the_rate_are_read(path: str) -> None:
     assert config.pretrain.train.rate_changes == (RateChange(since=9, factor=0.5),)
     with pytest.raises(ConfigError, match=r"betas"):
         load(path, ["pretrain.train.betas=[0.9]"])
+
+
+def test_an_embedder_is_not_evaluated_without_test_pairs(path: str) -> None:
+    assert load(path, ["embed.train.evaluate_steps=5"]).embed.train.evaluate_steps == 5
+    with pytest.raises(ConfigError, match="no test pairs"):
+        load(path, ["embed.train.evaluate_steps=5", "test_pairs=null"])

@@ -42,8 +42,8 @@ class RunState:
     """Those that can (`changes.settings_of`), as the run has them now."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed and at which step (`changes.adopt`), in turn."""
-    evaluations: dict[str, float] = field(default_factory=dict)
-    """Step (as text) to bits per byte."""
+    evaluations: dict[str, Any] = field(default_factory=dict)
+    """Step (as text) to bits per byte, or an embedder's retrieval both ways."""
     lineage: list[str] = field(default_factory=list)
     """The checkpoints that this state came through, which are also the names of the ledger's segments."""
     skips: list[Skip] = field(default_factory=list)

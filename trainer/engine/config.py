@@ -94,7 +94,8 @@ class TrainConfig:
     activation_checkpointing: bool = field(default=False, metadata={"identity": False})
     """Whether activations within a layer are computed again in the backward pass instead of being kept."""
     evaluate_steps: int | None = field(default=None, metadata={"identity": False})
-    """Steps between evaluations on held-out text; only before and after training when not given."""
+    """Steps between evaluations on held-out text, or of an embedder on test pairs; only before and after training when not
+    given."""
     spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
     """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
     least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""

@@ -27,7 +27,8 @@ from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
 from trainer.engine.exports import Exports
-from trainer.engine.heldout import Heldout, evaluate
+from trainer.engine.heldout import Heldout
+from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
@@ -45,7 +46,7 @@ class TrainRun:
     task: Task
     config: TrainConfig
     rows: PlannedRows
-    heldout: Heldout | None
+    heldout: Heldout | HeldoutPairs | None
     row_groups: dict[str, NDArray[np.int64]]
     """Rows of the embeddings whose norms are watched, by the group's name."""
     uri: str
@@ -263,14 +264,14 @@ class Training:
                 self._journal.write("not pruned", why=saved.left)
 
     def _evaluate(self) -> None:
-        """Scores held-out text where the settings say so, unless a run before the kill has."""
+        """Scores held-out text or pairs where the settings say so, unless a run before the kill has."""
         state, run = self._state, self._run
         done = str(state.next_step)
         if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
-            scores = evaluate(self._engine, run.heldout, dist.get_rank(), dist.get_world_size())
-            state.evaluations[done] = scores.bits_per_byte
+            scores = run.heldout.score(self._engine, dist.get_rank(), dist.get_world_size())
+            state.evaluations[done] = scores[run.heldout.measure]
             norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
-            self._journal.write("evaluation", step=state.next_step, row_norms=norms, **asdict(scores))
+            self._journal.write("evaluation", step=state.next_step, row_norms=norms, **scores)
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
