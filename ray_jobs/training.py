@@ -87,7 +87,7 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        export.write_task(run.store, task)
+        export.write_task(run.store, task, settings.frozen)
         if not settings.keep_state:
             draft.working.append(run.store.uri)
         workers = (config.min_workers, config.workers) if config.min_workers and elastic else config.workers

@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
+from trainer.engine.freezing import all_trained
 from trainer.engine.store import PART, Store
 from trainer.engine.together import agreed, from_first, together
 
@@ -120,7 +121,7 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
         if content["identity"] != identity:
             raise CorruptError("the checkpoint of another run.", folder, "Remove the folder or choose another output=.")
         if content.pop("world") == dist.get_world_size():
-            engine.load_checkpoint(folder, tag=TAG)
+            engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
         else:
             _load_universal(engine, store, folder)
     assert step_of(name) == content["next_step"]

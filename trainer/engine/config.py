@@ -70,6 +70,9 @@ class TrainConfig:
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
     the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
+    frozen: tuple[str, ...] = ()
+    """What keeps the source's weights: `body`, `embeddings` (with the head and its bias), or names of parameters, in which `*`
+    stands for anything, as in `*.layer.[0-3].*`."""
     weight_decay: float = 0.01
     """The decoupled weight decay of matrices; vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -169,6 +172,8 @@ class TrainConfig:
                 muon and whole,
             "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "
             "clip=0, which Muon does not need.": muon and self.clip > 0,
+            "embedding_steps trains the embeddings alone at first, and they are frozen.":
+                self.embedding_steps > 0 and "embeddings" in self.frozen,
             "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
         for said, holds in refused.items():

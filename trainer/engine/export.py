@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,13 +27,14 @@ TASK = "task.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def write_task(store: Store, task: LanguageModelTask | ContrastiveTask) -> None:
+def write_task(store: Store, task: LanguageModelTask | ContrastiveTask, frozen: Collection[str] = ()) -> None:
     kind = "model" if isinstance(task, LanguageModelTask) else "embedder"
-    storage.write_bytes(storage.join(store.uri, TASK), json.dumps({"kind": kind, "task": asdict(task)}).encode())
+    content = {"kind": kind, "task": asdict(task), "frozen": list(frozen)}
+    storage.write_bytes(storage.join(store.uri, TASK), json.dumps(content).encode())
 
 
-def read_task(store: Store) -> tuple[str, Task]:
-    """The kind of folder that a run makes, and its task.
+def read_task(store: Store) -> tuple[str, Task, list[str]]:
+    """The kind of folder that a run makes, its task, and what is frozen in it.
 
     Raises:
         ArtifactError: an earlier version of Scion began the run.
@@ -43,13 +45,14 @@ def read_task(store: Store) -> tuple[str, Task]:
     content = json.loads(storage.read_bytes(path))
     settings: dict[str, Any] = content["task"]
     if content["kind"] == "model":
-        return "model", LanguageModelTask(**settings)
+        return "model", LanguageModelTask(**settings), content.get("frozen", [])
     spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
-    return "embedder", ContrastiveTask(**settings | {"spec": spec})
+    return "embedder", ContrastiveTask(**settings | {"spec": spec}), content.get("frozen", [])
 
 
 def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
-    """The optimizer's fp32 weights and the module's buffers, whatever the number of ranks and the ZeRO stage.
+    """The optimizer's fp32 weights and the module's buffers, without what is frozen, for any number of ranks and
+    ZeRO stage.
 
     Raises:
         CorruptError: a file is missing, or not what was written.
@@ -81,7 +84,7 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
         CorruptError: the checkpoint is not intact.
         OSError: the storage fails.
     """
-    kind, task = read_task(store)
+    kind, task, frozen = read_task(store)
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
     config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
@@ -96,7 +99,8 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
         with artifact.writing(replace(plan, uri=draft), replace=again) as made:
             dtype = _DTYPES[saved_in]
             weights = weights_in(store, name)
-            task.export({key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}, draft)
+            rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
+            task.export(rounded, draft, frozen)
             made.metrics = {"changes": state["changes"], "skips": state["skips"]}
         if local:
             storage.remove(uri)

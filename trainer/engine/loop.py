@@ -280,7 +280,7 @@ class Training:
         weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
             self._run.store.check_lease()
-            self._run.task.export(weights, self._run.export_uri)
+            self._run.task.export(weights, self._run.export_uri, self._run.config.frozen)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
             self._exports.finish()

@@ -161,10 +161,16 @@ def _parts(engine: Any) -> dict[str, Any]:
     for (owner, name), stand_in in stand_ins.items():
         setattr(owner, name, stand_in)
     try:
-        engine.save_checkpoint(_NOWHERE, tag=TAG, save_latest=False)
+        engine.save_checkpoint(_NOWHERE, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     finally:
         for owner, name in stand_ins:
             delattr(owner, name)
+    # DeepSpeed keeps the second names of tied weights.
+    trained = engine.module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, weight in trained if not weight.requires_grad}
+    for state in parts.values():
+        for name in frozen & set(state.get("module", {})):
+            del state["module"][name]
     return parts
 
 
