@@ -119,11 +119,10 @@ def _retrieval(
 
 
 def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
-    """Curves need points: held-out text is scored ten times in a run unless the user says how often."""
+    """Curves need points: held-out text is scored ten times in a run unless the user says how often. No folder stays."""
     train = config.pretrain.train
-    if train.evaluate_steps is not None:
-        return config
-    train = dataclasses.replace(train, evaluate_steps=max(1, train.steps // 10))
+    every = train.evaluate_steps if train.evaluate_steps is not None else max(1, train.steps // 10)
+    train = dataclasses.replace(train, evaluate_steps=every, export_steps=None)
     return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, train=train))
 
 

@@ -151,6 +151,8 @@ class EmbedConfig:
     """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
     """Tokens of a text; what is longer is cut."""
+    heldout_pairs: int = field(default=1000, metadata={"identity": False})
+    """Test pairs on which retrieval is measured while it trains, spread evenly over them; all where there are fewer."""
     model: str | None = None
     """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
     actors: int = field(default=2, metadata={"identity": False})
@@ -159,6 +161,8 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_length < 4:
             raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
+        if self.heldout_pairs < 1:
+            raise ConfigError(f"embed.heldout_pairs must be at least 1, got {self.heldout_pairs}.")
         pooling_name(self.pooling)
 
 
@@ -240,6 +244,12 @@ class ScionConfig:
                 "an existing tokenizer is taken as it is, so there is nothing to extend.",
                 "shard.tokenizer.extend",
                 "Leave extend or tokenizer out.",
+            )
+        if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
+            raise ConfigError(
+                "there are no test pairs on which retrieval could be measured.",
+                "embed.train.evaluate_steps",
+                "Give test_pairs=, or leave it out.",
             )
         self._check_workers()
 

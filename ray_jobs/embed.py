@@ -1,5 +1,7 @@
 """`scion embed`: contrastive training of the pretrained model on pairs, or on lines of text, to a text embedder."""
 
+from typing import Any
+
 from rich.console import Console
 
 from data_pipeline import artifact, storage
@@ -14,6 +16,7 @@ from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import growth, planned_rows, train
 from trainer.embedder import EmbedderSpec
+from trainer.engine import heldout_pairs
 from trainer.engine.tasks import ContrastiveTask
 from trainer.models.pooling import pooling_name
 
@@ -48,7 +51,8 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
     model = need(pretrain.plan(config, start), "pretrain") if settings.model is None else settings.model
-    training = _training_pairs(config, start, cache, report)
+    testing = pairs.load(config.test_pairs, cache, key="test_pairs")
+    training = _training_pairs(config, testing, start, cache, report)
     folder = storage.join(draft.uri, "pairs")
     manifest = shards.build(
         training,
@@ -65,20 +69,35 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         symmetric=settings.symmetric,
     )
     rows = planned_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
-    result = train(config, settings.train, task, rows, plan(config, start), draft, report, elastic=_elastic(config))
+    heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
+    result = train(config, settings.train, task, rows, plan(config, start), draft, report, heldout, elastic=_elastic(config))
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
     draft.metrics = {"history": history, "weights": settings.train.exported, "changes": result["changes"]}
+    draft.metrics["retrieval"] = result["evaluations"]
     first, last = history[0]["loss"], history[-1]["loss"]
-    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}"
+    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}" + _said(
+        result["evaluations"], settings.train.steps
+    )
 
 
-def _training_pairs(config: ScionConfig, start: Start, cache: str, report: Reporter) -> pairs.Pairs:
+def _said(retrieval: dict[str, Any], steps: int) -> str:
+    """Accuracy@1 before and after, both ways, where there are test pairs."""
+    if not retrieval:
+        return ""
+    before, after = (
+        " / ".join(f"{retrieval[step][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        for step in ("0", str(steps))
+    )
+    return f", accuracy@1 {before} to {after} on test pairs"
+
+
+def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: Start, cache: str, report: Reporter) -> pairs.Pairs:
     """Those that are given, else lines of the training text, as many as the run can see."""
     if config.pairs is not None:
         training = pairs.load(config.pairs, cache, key="pairs")
-        pairs.check_disjoint(training, pairs.load(config.test_pairs, cache, key="test_pairs"))
+        pairs.check_disjoint(training, testing)
         return training
     settings = config.embed.train
     made = from_text(shard.training_text(config), settings.steps * settings.batch_size, start.seed)

@@ -100,7 +100,11 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
         by_stream = {name: part["loss"] for entry in done[-_RECENT:] for name, part in entry["streams"].items()}
         if len(by_stream) > 1:
             rows.append(("by language", ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(by_stream.items()))))
-    if scores:
+    if scores and "retrieval" in scores[-1]:
+        last = scores[-1]
+        accuracies = " / ".join(f"{last['retrieval'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        rows.append(("retrieval", f"accuracy@1 {accuracies} on {last['pairs']:,} test pairs at step {last['step']:,}"))
+    elif scores:
         last = scores[-1]
         by_lang = ", ".join(f"{name} {value:.3f}" for name, value in sorted(last.get("by_language", {}).items()))
         rows.append(
@@ -118,6 +122,8 @@ def _faults(attempts: Attempts) -> list[tuple[str, str]]:
         rows.append(
             ("checkpoint", f"step {saves[-1]['next_step']:,}, saved in {saves[-1]['seconds']:.1f} s beside the training")
         )
+    if exports := [entry for entry in _all(attempts, "export") if "wrong" not in entry]:
+        rows.append(("model folder", f"of step {exports[-1]['step']:,}: {exports[-1]['uri']}"))
     if missed := _all(attempts, "missed"):
         rows.append(("saves that failed", f"{len(missed)}, the last: {missed[-1]['why']}"))
     rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]

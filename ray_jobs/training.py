@@ -19,6 +19,7 @@ from ray_jobs.console import Reporter, watched
 from trainer.engine import export
 from trainer.engine.config import TrainConfig
 from trainer.engine.heldout import Heldout
+from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import WORKING, Store
@@ -65,7 +66,7 @@ def train(
     plan: Plan,
     draft: Draft,
     report: Reporter,
-    heldout: Heldout | None = None,
+    heldout: Heldout | HeldoutPairs | None = None,
     row_groups: dict[str, NDArray[np.int64]] | None = None,
     elastic: bool = True,
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        export.write_task(run.store, task)
+        export.write_task(run.store, task, settings.frozen)
         if not settings.keep_state:
             draft.working.append(run.store.uri)
         most = settled(config.workers)

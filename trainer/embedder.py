@@ -99,7 +99,7 @@ class Embedder:
             )
         vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
         with torch.inference_mode():
-            for rows in _batches(ids):
+            for rows in batches(ids):
                 vectors[rows] = self._forward([ids[row] for row in rows], vectors.shape[1])
         return vectors.numpy()
 
@@ -160,7 +160,7 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Row numbers in batches of similar length whose padded size stays within the budget; a long row goes alone."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
     batch: list[int] = []

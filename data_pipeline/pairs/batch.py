@@ -14,8 +14,8 @@ class PairBatch:
     def __init__(self, table: pa.Table, pad: int) -> None:
         negatives = table["negatives"].to_pylist()
         documents = table["positive"].to_pylist() + [ids for row in negatives for ids in row]
-        self.anchors = _padded(table["anchor"].to_pylist(), pad)
-        self.documents = _padded(documents, pad)
+        self.anchors = padded(table["anchor"].to_pylist(), pad)
+        self.documents = padded(documents, pad)
         self.streams = torch.from_numpy(table["stream"].to_numpy().astype(np.int64))
         self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
         self.anchor_keys = torch.from_numpy(table["anchor_key"].to_numpy().copy())
@@ -50,7 +50,7 @@ class PairBatch:
         return changed
 
 
-def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, int [n, longest]."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -45,13 +45,13 @@ def _tokenize(job: dict[str, Any]) -> Shard:
     anchors, positives, negatives = job["texts"]
     tokenizer = load_tokenizer(job["uri"])
     ids = {
-        "anchor": _ids(tokenizer, anchors, job["max_length"]),
-        "positive": _ids(tokenizer, positives, job["max_length"]),
+        "anchor": token_ids(tokenizer, anchors, job["max_length"]),
+        "positive": token_ids(tokenizer, positives, job["max_length"]),
     }
     kind = pa.list_(pa.int32())
     table = pa.table(
         {name: pa.array(rows, kind) for name, rows in ids.items()}
-        | {"negatives": pa.array([_ids(tokenizer, row, job["max_length"]) for row in negatives], pa.list_(kind))}
+        | {"negatives": pa.array([token_ids(tokenizer, row, job["max_length"]) for row in negatives], pa.list_(kind))}
         | {"anchor_key": pa.array([text_key(text) for text in anchors], pa.int64())}
         | {"positive_key": pa.array([text_key(text) for text in positives], pa.int64())}
         | {"negative_keys": pa.array([[text_key(text) for text in row] for row in negatives], pa.list_(pa.int64()))}
@@ -70,7 +70,8 @@ def _tokenize(job: dict[str, Any]) -> Shard:
     )
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> list[list[int]]:
+def token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> list[list[int]]:
+    """Ids of each text with special tokens, cut at `max_length`."""
     if not texts:
         return []
     return tokenizer(texts, truncation=True, max_length=max_length, padding=False).input_ids

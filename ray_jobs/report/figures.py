@@ -51,6 +51,7 @@ def figures(summary: Summary) -> list[Figure]:
         *([_retrieval(summary)] if summary["retrieval"] else []),
         *([_bits_per_byte(summary)] if summary["bits_per_byte"] else []),
         *(_loss(summary, job, *names) for job, *names in losses if summary["loss"][job]),
+        *([_retrieval_in_training(summary)] if summary["retrieval_in_training"] else []),
         _fertility(summary),
         *([_provenance(summary)] if summary["provenance"] else []),
         _seconds(summary),
@@ -104,6 +105,24 @@ def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
         alt=f"Line chart of the {objective} training loss by optimizer step: {parts}.",
         reading=f"{each} on training data, so it wavers with the batch"
         + ("." if _alone(summary) else "; at equal steps the lower curve is the better one."),
+    )
+
+
+def _retrieval_in_training(summary: Summary) -> Figure:
+    def both(ways: Mapping[str, Mapping[str, float]]) -> str:
+        return " / ".join(f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+
+    parts = []
+    for start, scores in summary["retrieval_in_training"].items():
+        ordered = [scores[step] for step in sorted(scores, key=int)]
+        parts.append(f"{both(ordered[0])} to {both(ordered[-1])} ({start})")
+    return Figure(
+        name="retrieval-in-training",
+        title=f"Accuracy@1 while the embedder trains, both ways: {', '.join(parts)}",
+        image=plots.retrieval_in_training(summary),
+        alt=f"Line chart of accuracy@1 by optimizer step, {plots.FORWARD} / {plots.BACKWARD}: {'; '.join(parts)}.",
+        reading="A curve that no longer rises says that more steps bring little; full lines are "
+        f"{plots.FORWARD}, dashed ones {plots.BACKWARD}.",
     )
 
 

@@ -118,6 +118,26 @@ def loss(summary: Summary, job: str, unit: str) -> str:
         return _uri(figure)
 
 
+def retrieval_in_training(summary: Summary) -> str:
+    """Accuracy@1 of every start by step: a full line forward, a dashed one backward."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.7)
+        axes = figure.add_subplot()
+        for start, scores in summary["retrieval_in_training"].items():
+            steps = sorted(map(int, scores))
+            for way, dashes in (("forward", "-"), ("backward", "--")):
+                values = [scores[str(step)][way]["accuracy_at_1"] for step in steps]
+                axes.plot(steps, values, dashes, color=_COLOURS[start], linewidth=2, label=start if way == "forward" else None)
+        axes.set_ylim(0, 1.03)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("accuracy@1 on test pairs")
+        axes.legend(**_ABOVE)
+        return _uri(figure)
+
+
 def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
     """Bits per byte by step: a line a method with its mean, and its standard deviation as a band."""
     with matplotlib.rc_context(_STYLE):

@@ -48,6 +48,7 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "bits_per_byte": {start: metrics["bits_per_byte"] for start, metrics in pretrained.items()},
         "bits_per_byte_by_language": {start: metrics["bits_per_byte_by_language"] for start, metrics in pretrained.items()},
         "loss": {job: _losses(chains, job) for job in ("pretrain", "embed")},
+        "retrieval_in_training": _retrieval_in_training(chains),
         "provenance": {start: metrics["provenance"] for start, metrics in transferred.items()},
         "placed": own.get("placed", {}),
         "parameters": own.get("parameters"),
@@ -122,6 +123,12 @@ def _chain(found: Mapping[str, Artifact], folder: str) -> dict[str, Artifact]:
 
 def _losses(chains: Mapping[str, Mapping[str, Artifact]], job: str) -> dict[str, list[float]]:
     return {start: [step["loss"] for step in chain[job].metrics["history"]] for start, chain in chains.items() if job in chain}
+
+
+def _retrieval_in_training(chains: Mapping[str, Mapping[str, Artifact]]) -> dict[str, dict[str, Any]]:
+    """Step to retrieval both ways, of the starts whose embedder was scored on the way, not only before and after."""
+    found = {start: chain["embed"].metrics.get("retrieval", {}) for start, chain in chains.items() if "embed" in chain}
+    return {start: scores for start, scores in found.items() if len(scores) > 2}
 
 
 def _versions(artefacts: Iterable[Artifact]) -> dict[str, str]:

@@ -129,5 +129,5 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
         ContrastiveTask(model_uri="/m", spec=spec, temperature=0.1, symmetric=False),
         LanguageModelTask(model_uri="/m", length=8, probability=0.2, seed=3),
     ):
-        export.write_task(store, task)
-        assert export.read_task(store)[1] == task
+        export.write_task(store, task, ["body"])
+        assert export.read_task(store)[1:] == (task, ["body"])

@@ -56,6 +56,14 @@ def test_training_ends_with_folders_that_others_load(finished: Chain) -> None:
     assert AutoTokenizer.from_pretrained(finished.output / "pretrain")("Πατήστε").input_ids
 
 
+def test_retrieval_at_the_end_of_training_is_that_of_the_embedder(finished: Chain) -> None:
+    measured = finished.summary()["retrieval"]
+    for folder, start in (("", "transferred"), ("random/", "random")):
+        trained = finished.artifact(f"{folder}embed")["metrics"]["retrieval"]
+        assert set(trained) == {"0", "4"}
+        assert trained["4"] == measured[f"{start}_trained"]
+
+
 def test_the_embedder_is_a_sentence_transformers_folder(finished: Chain, greek) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -30,13 +30,13 @@ class Engine:
     """DeepSpeed's engine as far as checkpoints go: one number."""
 
     def __init__(self, value: float = 0.0) -> None:
-        self.value, self.checkpoint_engine = value, Writer()
+        self.value, self.checkpoint_engine, self.module = value, Writer(), torch.nn.Identity()
 
-    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
         content, path = {"value": torch.tensor(self.value)}, os.path.join(folder, tag, "states.pt")
         self.checkpoint_engine.save(state_dict=content, path=path)  # by name, as DeepSpeed does
 
-    def load_checkpoint(self, folder: str, tag: str) -> None:
+    def load_checkpoint(self, folder: str, tag: str, load_module_strict: bool) -> None:
         self.value = float(torch.load(os.path.join(folder, tag, "states.pt"))["value"])
 
 

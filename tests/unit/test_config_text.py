@@ -129,3 +129,9 @@ def test_a_reference_that_leads_nowhere_names_its_key(tmp_path: Path, written: s
     with pytest.raises(ConfigError, match=r"c.yaml: seed: its value cannot be found .*Correct the \$\{...\}") as raised:
         load(str(tmp_path / "c.yaml"), [])
     assert "full_key" not in str(raised.value)
+
+
+def test_an_embedder_is_not_evaluated_without_test_pairs(path: str) -> None:
+    assert load(path, ["embed.train.evaluate_steps=5"]).embed.train.evaluate_steps == 5
+    with pytest.raises(ConfigError, match="no test pairs"):
+        load(path, ["embed.train.evaluate_steps=5", "test_pairs=null"])

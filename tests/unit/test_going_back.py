@@ -20,6 +20,7 @@ from tests.unit.test_checkpoint import Engine
 from trainer.engine import changes, checkpoint
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import RateChange, TrainConfig
+from trainer.engine.exports import Exports
 from trainer.engine.guards import PEACE, WINDOW
 from trainer.engine.loop import Training
 from trainer.engine.saving import Saver
@@ -49,6 +50,7 @@ class Loop(Training):
         self._wishes = SimpleNamespace(saved=lambda: None)  # type: ignore[assignment]
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
+        self._exports = Exports(config, store, str(folder), self._journal, None)
         self._restore()
         if not self._state.lineage:
             self._save(wait=True)

@@ -64,6 +64,9 @@ def test_the_table_says_what_the_log_says() -> None:
                  "data wait 25%", "10.0%", "el 2.500, en 1.500", "1.2500 at step 4 (el 1.300, en 1.100)",
                  "inherited 1.000, new 0.800", "to step 4: the loss rose", "2, 2 steps made again"):  # fmt: skip
         assert part in text, part
+    pairs = {"kind": "evaluation", "time": 13, "step": 4, "pairs": 300, "by_language": {},
+             "retrieval": {way: {"accuracy_at_1": 0.5, "mrr_at_10": 0.7} for way in ("forward", "backward")}}  # fmt: skip
+    assert "accuracy@1 0.500 / 0.500 on 300 test pairs at step 4" in shown([[*DIED, pairs]], 20)
     assert "silent for 200 s" in shown([WENT_ON], 240)
     assert "stopped" in shown([[*WENT_ON, STOPPED]], 10_000)
     assert "starting" in shown([[{"kind": "driver", "time": 1.0}]], 2)

@@ -71,7 +71,10 @@ def chain(start: str) -> dict[str, dict[str, Any]]:
             "bits_per_byte": {"0": 4.117 if own else 4.122, "40": 2.271 if own else 2.853},
             "bits_per_byte_by_language": {},
         },
-        "embed": {"history": history(30, 3.1, 0.32 if own else 0.71)},
+        "embed": {
+            "history": history(30, 3.1, 0.32 if own else 0.71),
+            "retrieval": {"0": scores(0.2, 0.1), "30": scores(0.9 if own else 0.6, 0.8)},
+        },
     }
 
 
@@ -487,3 +490,12 @@ def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:
     for cell in ("zh-Hant-TW", "6.41 → 1.87", "1,250", "4.217 → 2.371", "0.600 / 0.250", "none"):
         assert cell in said
     assert "…" not in said
+
+
+def test_retrieval_in_training_is_drawn_where_it_was_measured_on_the_way() -> None:
+    found = summary_of("aligned")
+    assert found["retrieval_in_training"] == {}
+    curve = {str(step): scores(0.02 * step + 0.1, 0.02 * step) for step in (0, 10, 20, 30)}
+    (drawn,) = [figure for figure in figures(found | {"retrieval_in_training": {"random": curve}}) if "training" in figure.name]
+    assert drawn.title == "Accuracy@1 while the embedder trains, both ways: 0.100 / 0.000 to 0.700 / 0.600 (random)"
+    assert drawn.image.startswith("data:image/svg")

@@ -18,10 +18,12 @@ def test_tensorboard_keeps_the_last_of_steps_that_were_made_again(tmp_path: Path
         for step in range(next_step, next_step + 5):
             sinks.step(entry(step, step + offset))
         sinks.evaluation({"kind": "evaluation", "step": next_step, "bits_per_byte": 1.5, "by_language": {"el": 1.5}})
+        sinks.evaluation({"kind": "evaluation", "step": next_step, "retrieval": {"forward": {"accuracy_at_1": 0.25}}})
         sinks._board.close()
     found = EventAccumulator(str(tmp_path / FOLDER)).Reload()
     losses = {event.step: event.value for event in found.Scalars("loss")}
     assert losses == {step: step + (10.0 if step >= 3 else 0.0) for step in range(8)}
     assert {event.step: event.value for event in found.Scalars("loss/el")} == {s: v / 2 for s, v in losses.items()}
     assert [event.value for event in found.Scalars("evaluation/bits_per_byte")] == [1.5, 1.5]
+    assert [event.value for event in found.Scalars("evaluation/accuracy_at_1/forward")] == [0.25, 0.25]
     assert not [tag for tag in found.Tags()["scalars"] if "mfu" in tag]

@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
+from trainer.engine.freezing import all_trained
 from trainer.engine.store import PART, Store
 from trainer.engine.together import agreed, from_first, together
 
@@ -42,8 +43,8 @@ class RunState:
     """Those that can (`changes.settings_of`), as the run has them now."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What was changed and at which step (`changes.adopt`), in turn."""
-    evaluations: dict[str, float] = field(default_factory=dict)
-    """Step (as text) to bits per byte."""
+    evaluations: dict[str, Any] = field(default_factory=dict)
+    """Step (as text) to bits per byte, or an embedder's retrieval both ways."""
     lineage: list[str] = field(default_factory=list)
     """The checkpoints that this state came through, which are also the names of the ledger's segments."""
     skips: list[Skip] = field(default_factory=list)
@@ -120,7 +121,7 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
         if content["identity"] != identity:
             raise CorruptError("the checkpoint of another run.", folder, "Remove the folder or choose another output=.")
         if content.pop("world") == dist.get_world_size():
-            engine.load_checkpoint(folder, tag=TAG)
+            engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
         else:
             _load_universal(engine, store, folder)
     assert step_of(name) == content["next_step"]

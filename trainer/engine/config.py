@@ -70,6 +70,9 @@ class TrainConfig:
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
     the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
+    frozen: tuple[str, ...] = ()
+    """What keeps the source's weights: `body`, `embeddings` (with the head and its bias), or names of parameters, in which `*`
+    stands for anything, as in `*.layer.[0-3].*`."""
     weight_decay: float = 0.01
     """The decoupled weight decay of matrices; vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,7 +97,8 @@ class TrainConfig:
     activation_checkpointing: bool = field(default=False, metadata={"identity": False})
     """Whether activations within a layer are computed again in the backward pass instead of being kept."""
     evaluate_steps: int | None = field(default=None, metadata={"identity": False})
-    """Steps between evaluations on held-out text; only before and after training when not given."""
+    """Steps between evaluations on held-out text, or of an embedder on test pairs; only before and after training when not
+    given."""
     spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
     """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
     least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
@@ -102,6 +106,9 @@ class TrainConfig:
     """Steps between checkpoints; not counted when not given."""
     checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
+    export_steps: int | None = field(default=None, metadata={"identity": False})
+    """Steps between model folders that the run leaves on its way, RUN-step-STEP, made out of checkpoints beside the training;
+    none when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
     """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
     keep_state: bool = field(default=False, metadata={"identity": False})
@@ -123,8 +130,9 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
-        if self.evaluate_steps is not None and self.evaluate_steps < 1:
-            raise ConfigError(f"evaluate_steps must be at least 1, got {self.evaluate_steps}.")
+        for name in ("evaluate_steps", "export_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
         self._refuse()
         self._check_rates()
 
@@ -164,6 +172,8 @@ class TrainConfig:
                 muon and whole,
             "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "
             "clip=0, which Muon does not need.": muon and self.clip > 0,
+            "embedding_steps trains the embeddings alone at first, and they are frozen.":
+                self.embedding_steps > 0 and "embeddings" in self.frozen,
             "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
         for said, holds in refused.items():
@@ -209,7 +219,12 @@ class TrainConfig:
 
     def saves(self, done: int) -> bool:
         """Whether a checkpoint is due after `done` steps, whatever the time."""
-        return self.checkpoint_steps is not None and done % self.checkpoint_steps == 0 and done < self.steps
+        due = self.checkpoint_steps is not None and done % self.checkpoint_steps == 0
+        return (due or self.exports(done)) and done < self.steps
+
+    def exports(self, done: int) -> bool:
+        """Whether a model folder is due of the checkpoint after `done` steps."""
+        return self.export_steps is not None and done > 0 and done % self.export_steps == 0
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import secrets
+import signal
+import sys
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,13 +27,14 @@ TASK = "task.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def write_task(store: Store, task: LanguageModelTask | ContrastiveTask) -> None:
+def write_task(store: Store, task: LanguageModelTask | ContrastiveTask, frozen: Collection[str] = ()) -> None:
     kind = "model" if isinstance(task, LanguageModelTask) else "embedder"
-    storage.write_bytes(storage.join(store.uri, TASK), json.dumps({"kind": kind, "task": asdict(task)}).encode())
+    content = {"kind": kind, "task": asdict(task), "frozen": list(frozen)}
+    storage.write_bytes(storage.join(store.uri, TASK), json.dumps(content).encode())
 
 
-def read_task(store: Store) -> tuple[str, Task]:
-    """The kind of folder that a run makes, and its task.
+def read_task(store: Store) -> tuple[str, Task, list[str]]:
+    """The kind of folder that a run makes, its task, and what is frozen in it.
 
     Raises:
         ArtifactError: an earlier version of Scion began the run.
@@ -41,13 +45,14 @@ def read_task(store: Store) -> tuple[str, Task]:
     content = json.loads(storage.read_bytes(path))
     settings: dict[str, Any] = content["task"]
     if content["kind"] == "model":
-        return "model", LanguageModelTask(**settings)
+        return "model", LanguageModelTask(**settings), content.get("frozen", [])
     spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
-    return "embedder", ContrastiveTask(**settings | {"spec": spec})
+    return "embedder", ContrastiveTask(**settings | {"spec": spec}), content.get("frozen", [])
 
 
 def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
-    """The optimizer's fp32 weights and the module's buffers, whatever the number of ranks and the ZeRO stage.
+    """The optimizer's fp32 weights and the module's buffers, without what is frozen, for any number of ranks and
+    ZeRO stage.
 
     Raises:
         CorruptError: a file is missing, or not what was written.
@@ -67,30 +72,35 @@ def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
             raise CorruptError(f"the weights cannot be joined: {reason(error)}", os.path.join(folder, TAG)) from error
 
 
-def export(store: Store, name: str, uri: str) -> Artifact:
+def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:
     """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
     rename, on an object store because `artifact.json` comes last. One that is there already is kept.
+
+    Args:
+        again: a folder of the same step of the same run is replaced, which then went back and made that step another time.
 
     Raises:
         ArtifactError: the folder holds something else, or the run does not say what it trains.
         CorruptError: the checkpoint is not intact.
         OSError: the storage fails.
     """
-    kind, task = read_task(store)
+    kind, task, frozen = read_task(store)
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
     config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
     plan = Plan(uri=uri, kind=kind, config=config, inputs={"run": state["identity"]})
-    found = artifact.existing(plan)
+    again = again and _is_of_same_step(plan)
+    found = artifact.existing(plan, replace=again)
     if found is not None:
         return found
     local = storage.is_local(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
     try:
-        with artifact.writing(replace(plan, uri=draft)) as made:
+        with artifact.writing(replace(plan, uri=draft), replace=again) as made:
             dtype = _DTYPES[saved_in]
             weights = weights_in(store, name)
-            task.export({key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}, draft)
+            rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
+            task.export(rounded, draft, frozen)
             made.metrics = {"changes": state["changes"], "skips": state["skips"]}
         if local:
             storage.remove(uri)
@@ -99,3 +109,28 @@ def export(store: Store, name: str, uri: str) -> Artifact:
         if local:
             storage.remove(draft)
     return artifact.read(uri, kind, "export")
+
+
+def _is_of_same_step(plan: Plan) -> bool:
+    if not storage.exists(storage.join(plan.uri, artifact.FINISHED)):
+        return False
+    found = artifact.read(plan.uri, plan.kind, "export")
+    return found.inputs == plan.inputs and found.config["step"] == plan.config["step"]
+
+
+def main(arguments: list[str]) -> int:
+    """The process that `Exports` starts: `STORE CHECKPOINT FOLDER`. Its last line of stderr says what went wrong."""
+    os.nice(19)
+    # So that what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    uri, name, folder = arguments
+    try:
+        export(Store(uri, keep=3), name, folder, again=True)
+    except (ScionError, OSError) as error:
+        print(error.what if isinstance(error, ScionError) else reason(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,9 @@
 """Bits per byte on held-out rows, computed by all ranks together in the middle of training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ _EACH = 4
 class Heldout:
     """Which held-out rows are scored, and how: the same rows and the same masks at every step of every run."""
 
+    measure: ClassVar[str] = "bits_per_byte"
+    """Which of the scores the run keeps."""
     folder: str
     manifest: Manifest
     task: LanguageModelTask
@@ -33,6 +35,10 @@ class Heldout:
     """Rows that are scored, spread evenly over the held-out text; all of them when it has fewer. Each of several languages has
     at least `_EACH`, if need be beyond this number."""
     batch: int = 8
+
+    def score(self, engine: Any, rank: int, world: int) -> dict[str, Any]:
+        """`evaluate`, as the log has it."""
+        return asdict(evaluate(engine, self, rank, world))
 
     def slots(self) -> Slots:
         """The chosen rows over all streams, in order."""

@@ -26,7 +26,9 @@ from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
-from trainer.engine.heldout import Heldout, evaluate
+from trainer.engine.exports import Exports
+from trainer.engine.heldout import Heldout
+from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
@@ -44,7 +46,7 @@ class TrainRun:
     task: Task
     config: TrainConfig
     rows: PlannedRows
-    heldout: Heldout | None
+    heldout: Heldout | HeldoutPairs | None
     row_groups: dict[str, NDArray[np.int64]]
     """Rows of the embeddings whose norms are watched, by the group's name."""
     uri: str
@@ -90,9 +92,10 @@ class Training:
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
-        self._saver = Saver(self._engine, run.store, self._ledger)
         names = [stream.name for stream in run.rows.plan.streams]
         self._journal = Journal(run.uri, run.config, names, flops)
+        self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
+        self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._wishes = Wishes(run.config, run.progress)
         self._state = RunState()
         self._careful = 0
@@ -114,6 +117,7 @@ class Training:
         if self._first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
             storage.remove(storage.join(self._run.uri, ledger.FOLDER, ledger.HISTORY))  # of a run that ended and goes on
+        self._exports.resume(self._state.lineage)
         self._engine.train()
         if not self._state.lineage:  # a disk that is full or a folder that cannot be written is known before the first step
             self._save(wait=True)
@@ -122,6 +126,7 @@ class Training:
             self._feed = self._feed.without(self._state.skipped)
             if self._steps():
                 self._save(wait=True)
+                self._exports.stop()
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._evaluate()
@@ -226,6 +231,7 @@ class Training:
 
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
+        self._exports.poll()
         if outcome.written == dist.get_world_size():
             self._saved(self._saver.finish(self._state))
         if outcome.wishes & Wish.LOOK and self._wishes.preempted():
@@ -253,18 +259,19 @@ class Training:
             self._journal.write("missed", why=saved.wrong)
         elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
+            self._exports.add(saved.name)
             if saved.left:
                 self._journal.write("not pruned", why=saved.left)
 
     def _evaluate(self) -> None:
-        """Scores held-out text where the settings say so, unless a run before the kill has."""
+        """Scores held-out text or pairs where the settings say so, unless a run before the kill has."""
         state, run = self._state, self._run
         done = str(state.next_step)
         if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
-            scores = evaluate(self._engine, run.heldout, dist.get_rank(), dist.get_world_size())
-            state.evaluations[done] = scores.bits_per_byte
+            scores = run.heldout.score(self._engine, dist.get_rank(), dist.get_world_size())
+            state.evaluations[done] = scores[run.heldout.measure]
             norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
-            self._journal.write("evaluation", step=state.next_step, row_norms=norms, **asdict(scores))
+            self._journal.write("evaluation", step=state.next_step, row_norms=norms, **scores)
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
@@ -273,9 +280,10 @@ class Training:
         weights = setup.weights_of(self._engine, self._run.config)
         if self._first:
             self._run.store.check_lease()
-            self._run.task.export(weights, self._run.export_uri)
+            self._run.task.export(weights, self._run.export_uri, self._run.config.frozen)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
+            self._exports.finish()
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
         return {"evaluations": self._state.evaluations, "world": dist.get_world_size(), "changes": self._state.changes}

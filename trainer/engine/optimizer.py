@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trainer.engine.config import TrainConfig
+from trainer.engine.freezing import rows_of
 
 
 def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -30,9 +31,7 @@ def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.O
 def parameter_groups(module: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The optimizer's groups: matrices decay, vectors do not; what has one row per token is a group of its own, marked
     `embedding`, so that it can learn alone at first (`TrainConfig.embedding_steps`); what Muon learns is marked `use_muon`."""
-    model: Any = getattr(module, "model", module)
-    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
-    rows = {id(p) for part in parts if part is not None for p in part.parameters(recurse=False)}
+    rows = rows_of(module)
     tables = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in module.parameters():

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,8 +56,9 @@ class Saver:
     """Saves checkpoints beside the training. The state is copied at once and written by a thread; it counts when every rank
     has written its part, which the ranks find out together."""
 
-    def __init__(self, engine: Any, store: Store, ledger: Ledger) -> None:
-        self._engine, self._store, self._ledger = engine, store, ledger
+    def __init__(self, engine: Any, store: Store, ledger: Ledger, reading: Callable[[], Collection[str]] = tuple) -> None:
+        """`reading` names checkpoints that somebody reads, so that they are not removed now; the first rank's counts."""
+        self._engine, self._store, self._ledger, self._reading = engine, store, ledger, reading
         self._write: _Write | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="save")
 
@@ -98,7 +99,7 @@ class Saver:
         if not wrong:
             state.missed = []
             state.lineage.append(write.name)
-            left = together(lambda: self._store.prune(write.name) if first else None)
+            left = together(lambda: self._store.prune(write.name, self._reading()) if first else None)
             return Saved(name=write.name, step=write.step, seconds=seconds, wrong="", left=left)
         self._ledger.give_back(write.rows)
         together(lambda: self._drop(write.name) if first else None)
@@ -160,10 +161,16 @@ def _parts(engine: Any) -> dict[str, Any]:
     for (owner, name), stand_in in stand_ins.items():
         setattr(owner, name, stand_in)
     try:
-        engine.save_checkpoint(_NOWHERE, tag=TAG, save_latest=False)
+        engine.save_checkpoint(_NOWHERE, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     finally:
         for owner, name in stand_ins:
             delattr(owner, name)
+    # DeepSpeed keeps the second names of tied weights.
+    trained = engine.module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, weight in trained if not weight.requires_grad}
+    for state in parts.values():
+        for name in frozen & set(state.get("module", {})):
+            del state["module"][name]
     return parts
 
 

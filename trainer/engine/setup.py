@@ -10,6 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from trainer.engine.config import TrainConfig
+from trainer.engine.freezing import freeze, frozen_names
 from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
 from trainer.models.forward_check import Checked
@@ -68,6 +69,7 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         _compile(module, config.zero_stage)
     elif not torch.cuda.is_available():
         replace_dropout(module)
+    freeze(module, config.frozen)
     optimizer = optimizer_for(module, config)
     exact = config.precision == "bf16"
     before = {name: parameter.data.cpu() for name, parameter in module.named_parameters()} if exact else {}
@@ -134,29 +136,27 @@ def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int
 
 
 def weights_of(engine: Any, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The module's whole state dict on rank 0, in the format of `config.export`; every rank calls it.
+    """The module's whole state dict on rank 0, without what is frozen, in the format of `config.export`; every rank calls it.
 
     A bf16 run exported in fp32 gives the optimizer's fp32 masters: small updates live in the digits that bf16 lacks.
     """
     if config.precision == "bf16" and config.export == "fp32":
         return _masters(engine)
     state = engine._zero3_consolidated_16bit_state_dict() if config.zero_stage == 3 else engine.module.state_dict()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.export]
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in (state or {}).items()}
+    dtype, frozen = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.export], frozen_names(engine.module, config.frozen)
+    trained = {name: value for name, value in (state or {}).items() if name not in frozen}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in trained.items()}
 
 
 def _masters(engine: Any) -> dict[str, torch.Tensor]:
-    """The fp32 masters on rank 0, gathered one by one, and the buffers; what is not trained as it is."""
-    import deepspeed
+    """The fp32 masters on rank 0, gathered one by one, and the buffers."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     first, found = dist.get_rank() == 0, dict[str, torch.Tensor]()
     for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
-            whole = safe_get_full_fp32_param(parameter)
-        else:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                whole = parameter.detach().float().clone()
+        if not parameter.requires_grad:
+            continue
+        whole = safe_get_full_fp32_param(parameter)
         if first:
             found[name] = whole.detach().cpu()
     if first:

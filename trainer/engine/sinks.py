@@ -46,6 +46,9 @@ class Sinks:
         for name, value in entry.items():
             if isinstance(value, float):
                 self._told(f"evaluation/{name}", value, entry["step"])
+        for way, scores in entry.get("retrieval", {}).items():
+            for name, value in scores.items():
+                self._told(f"evaluation/{name}/{way}", value, entry["step"])
 
     def _told(self, name: str, value: float, step: int) -> None:
         if self._board is not None:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,14 +87,15 @@ class Store:
             hashes[_manifest(rank)] = storage.sha256(uri)
         self._write(name, COMMITTED, hashes)
 
-    def prune(self, name: str) -> None:
-        """Removes checkpoints older than `name`, and what was never committed, but for `keep` and a few to go back to.
+    def prune(self, name: str, reading: Collection[str] = ()) -> None:
+        """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which
+        somebody reads, and a few to go back to.
 
         Raises:
             OSError: something could not be removed; the next call tries again.
         """
         usable = self.usable()
-        kept = {name, *usable[: self.keep], *_earliest(usable)}
+        kept = {name, *reading, *usable[: self.keep], *_earliest(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))

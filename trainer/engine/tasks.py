@@ -1,6 +1,6 @@
 """What is trained: how rows become batches, batches a loss, and weights a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
 from trainer.embedder import Embedder, EmbedderSpec, with_padding
+from trainer.engine.freezing import frozen_names
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.flops import Flops
@@ -103,8 +104,9 @@ class Task(Protocol):
         """Made once a worker: rows of the feed to a batch."""
         ...
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
-        """Writes the trained model, from the module's state dict, as a folder that users can load."""
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
+        """Writes the trained model, from the module's state dict, as a folder that users can load. What `frozen` names
+        (`TrainConfig.frozen`) is not in `weights` and stays the source's."""
         ...
 
 
@@ -159,9 +161,9 @@ class LanguageModelTask:
             )
         return kind
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
         module = self.module()
-        load_weights(module.model, weights)
+        load_weights(module.model, weights, frozen_names(module, frozen))
         module.to(dtype_of(weights))
         with storage.local_output(uri) as folder:
             module.model.save_pretrained(folder)
@@ -189,9 +191,9 @@ class ContrastiveTask:
     def collator(self) -> Callable[[pa.Table], Batch]:
         return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str) -> None:
+    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
         module = self.module()
-        load_weights(module.model, weights)
+        load_weights(module.model, weights, frozen_names(module, frozen))
         module.to(dtype_of(weights))
         Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
 
@@ -201,10 +203,10 @@ def dtype_of(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
     return next(value.dtype for value in weights.values() if value.is_floating_point())
 
 
-def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Loads the weights of a module's `model.` part; tied weights may be named once or twice."""
+def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], frozen: Collection[str] = ()) -> None:
+    """Loads the weights of a module's `model.` part, all but the `frozen`; tied weights may be named once or twice."""
     own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
     missing, unexpected = model.load_state_dict(own, strict=False)
     tied: Any = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
-    lost = [name for name in missing if name not in set(tied)]
+    lost = [name for name in missing if name not in set(tied) and f"model.{name}" not in frozen]
     assert not lost + unexpected, f"weights do not fit: missing {lost[:3]}, unexpected {unexpected[:3]}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
+from trainer.engine.freezing import all_trained
 from trainer.engine.setup import before_deepspeed
 
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -92,7 +93,7 @@ def load(engine: Any, folder: str, tag: str) -> None:
     config = engine._config
     config.load_universal_checkpoint = True
     try:
-        engine.load_checkpoint(folder, tag=tag)
+        engine.load_checkpoint(folder, tag=tag, load_module_strict=all_trained(engine.module))
     finally:
         config.load_universal_checkpoint = False  # or it would take DeepSpeed's own files for universal ones later
     _mend(engine.optimizer.optimizer, made)

@@ -33,7 +33,11 @@ Ways = dict[str, dict[str, Any]]
 
 def evaluate(embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
     """Among all pairs, and among the pairs of each language, where they are of several."""
-    anchors, positives = embedder.encode(pairs.anchors), embedder.encode(pairs.positives)
+    return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
+
+
+def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+    """The same from unit vectors [n, d] of the n pairs' sides."""
 
     def among(chosen: NDArray[np.int64]) -> Ways:
         left, right = ([texts[place] for place in chosen] for texts in (pairs.anchors, pairs.positives))

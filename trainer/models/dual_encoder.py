@@ -50,7 +50,10 @@ class DualEncoder(torch.nn.Module):
     def layers(self) -> list[torch.nn.Module]:
         return []
 
-    def forward(self, batch: PairBatch) -> torch.Tensor:
+    def forward(self, batch: PairBatch | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The losses of pairs; of ids and mask the vectors, as `encode`, since ZeRO-3 needs a call of the whole module."""
+        if isinstance(batch, tuple):
+            return self.encode(*batch)
         anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
         weights = batch.weights
         documents, document_keys, document_weights = _filled(documents, batch.document_keys, batch.document_weights)

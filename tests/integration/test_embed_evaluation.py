@@ -1,0 +1,102 @@
+"""Retrieval while an embedder trains: the same for any number of ranks, and what sentence-transformers measures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.evaluation import TranslationEvaluator
+
+from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.pairs.rows import Pairs
+from data_pipeline.pairs.shards import text_key, token_ids
+from data_pipeline.shards.build import load_tokenizer
+from tests.integration.test_universal import on_ranks
+from trainer.embedder import Embedder, EmbedderSpec
+from trainer.engine import heldout_pairs
+from trainer.engine.config import TrainConfig
+from trainer.engine.tasks import ContrastiveTask
+from trainer.evaluation import retrieval
+
+MOST, TRAINED = 40, 6
+
+
+class Run:
+    """Two steps of six pairs, scored before and after on 40 others; the embedder is exported by rank 0."""
+
+    def __init__(self, model: str, folder: str, stage: int, rows: list[dict[str, str]]) -> None:
+        self.task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(max_length=24), temperature=0.05, symmetric=True)
+        self.folder, self.rows = folder, rows
+        self.config = TrainConfig(steps=2, batch_size=TRAINED, warmup_steps=0, learning_rate=1e-2, zero_stage=stage)
+
+    @property
+    def testing(self) -> Pairs:
+        rows = self.rows[TRAINED:]
+        return Pairs(
+            ids=[str(number) for number in range(len(rows))], anchors=[row["anchor"] for row in rows],
+            positives=[row["positive"] for row in rows], negatives=[[] for _ in rows],
+            langs=["el" if number % 2 else "en" for number in range(len(rows))],
+        )  # fmt: skip
+
+    def batch(self, rank: int, world: int) -> PairBatch:
+        tokenizer = load_tokenizer(self.task.model_uri)
+        rows = self.rows[rank:TRAINED:world]
+        ids = {side: token_ids(tokenizer, [row[side] for row in rows], 24) for side in ("anchor", "positive")}
+        keys = {f"{side}_key": [text_key(row[side]) for row in rows] for side in ("anchor", "positive")}
+        table = pa.table(
+            ids | keys | {"negatives": [[] for _ in rows], "negative_keys": [[] for _ in rows]}
+            | {"stream": [0] * len(rows), "weight": [1.0] * len(rows)}
+        )  # fmt: skip
+        return PairBatch(table, int(tokenizer.pad_token_id))
+
+
+def scored(run: Run) -> list[dict[str, Any]]:
+    import torch.distributed as dist
+
+    from trainer.engine import setup
+    from trainer.engine.step import optimizer_step, set_rates
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    engine = setup.engine_for(run.task.module(), run.config, TRAINED // world, 1)
+    engine.train()
+    heldout = heldout_pairs.choose(run.testing, MOST, run.task)
+    found = [heldout.score(engine, rank, world)]
+    for step in range(2):
+        set_rates(engine, run.config, step)
+        optimizer_step(engine, [run.batch(rank, world)], 1, 0, False)
+    found.append(heldout.score(engine, rank, world))
+    assert engine.module.training
+    everywhere: list[Any] = [None] * world
+    dist.all_gather_object(everywhere, found)
+    assert all(others == found for others in everywhere)
+    weights = setup.weights_of(engine, run.config)
+    if rank == 0:
+        run.task.export(weights, f"{run.folder}/embedder")
+    return found
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 1), (3, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_retrieval_in_training_is_that_of_the_embedder_that_is_exported(
+    source_folder: str, tmp_path: Path, pairs: list[dict[str, str]], world: int, stage: int
+) -> None:
+    distinct = list({row["positive"].lower(): row for row in {row["anchor"].lower(): row for row in pairs}.values()}.values())
+    run = Run(source_folder, str(tmp_path), stage, distinct[: TRAINED + 130])
+    before, after = on_ranks(world, scored, run)  # type: ignore[arg-type]
+    assert (before["pairs"], set(before["by_language"])) == (MOST, {"el", "en"})
+    chosen = heldout_pairs.choose(run.testing, MOST, run.task).pairs
+    for found, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):
+        embedder = Embedder.load(folder)
+        embedder.spec = run.task.spec
+        ways, by_language = retrieval.evaluate(embedder, chosen)
+        assert json.loads(json.dumps([ways, by_language])) == [found["retrieval"], found["by_language"]]
+    theirs = TranslationEvaluator(chosen.anchors, chosen.positives, write_csv=False)(
+        SentenceTransformer(f"{tmp_path}/embedder", device="cpu")
+    )
+    known = {name.rpartition("_")[2] if "mean" in name else name: value for name, value in theirs.items()}
+    assert after["retrieval"]["forward"]["accuracy_at_1"] == pytest.approx(known["src2trg_accuracy"])
+    assert after["retrieval"]["backward"]["accuracy_at_1"] == pytest.approx(known["trg2src_accuracy"])
+    assert before != after
+    assert torch.is_grad_enabled()

@@ -1,0 +1,123 @@
+"""Model folders that a run leaves on its way, with real workers."""
+# ruff: noqa: F811
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from data_pipeline.errors import ArtifactError, Stopped
+from tests.integration.test_engine import shards  # noqa: F401
+from tests.integration.test_export import Run, train
+from tests.integration.test_going_on import run, trained, weights
+from tests.integration.test_universal import on_ranks
+from trainer.engine import export, runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.exports import Exports
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+
+
+def begin(one: TrainRun) -> TrainRun:
+    export.write_task(one.store, one.task)  # type: ignore[arg-type]
+    return one
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def entries(one: TrainRun, kind: str) -> list[dict[str, Any]]:
+    return [entry for part in runlog.read(f"{one.uri}/{runlog.FOLDER}") for entry in part if entry["kind"] == kind]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
+    shards: Any, source_folder: str, tmp_path: Path
+) -> None:
+    settings = {"checkpoint_steps": 100}
+    plain = begin(run(shards, source_folder, str(tmp_path / "plain"), steps=6, **settings))
+    one = begin(run(shards, source_folder, str(tmp_path / "run"), steps=6, export_steps=3, **settings))
+    expected, result = trained(plain), trained(one)
+    assert [entry["loss"] for entry in result["history"]] == [entry["loss"] for entry in expected["history"]]
+    assert same(weights(one), weights(plain))
+    folders = {step: f"{one.uri}-step-{step}" for step in (3, 6)}
+    assert [(entry["step"], entry["uri"]) for entry in entries(one, "export")] == list(folders.items())
+    assert same(load_file(f"{folders[6]}/model.safetensors"), weights(one))
+    assert not same(load_file(f"{folders[3]}/model.safetensors"), weights(one))
+    assert AutoModelForMaskedLM.from_pretrained(folders[3])
+    assert AutoTokenizer.from_pretrained(folders[3])("help").input_ids
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "run", "run-step-3", "run-step-6"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
+    shards: Any, source_folder: str, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "run")
+    with pytest.raises(Stopped):
+        trained(begin(run(shards, source_folder, folder, stop=3, steps=6, export_steps=2)))
+    shutil.rmtree(f"{folder}-step-2", ignore_errors=True)
+    one = begin(run(shards, source_folder, folder, steps=6, export_steps=2))
+    trained(one)
+    made = {step: Path(f"{folder}-step-{step}", "model.safetensors").exists() for step in (2, 4, 6)}
+    assert all(made.values()), (made, entries(one, "export"))
+
+
+class Noted:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def write(self, kind: str, **entry: Any) -> None:
+        self.entries.append({"kind": kind} | entry)
+
+
+def test_an_export_that_fails_is_noted_with_its_reason(
+    source_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
+    last, first = on_ranks(1, train, one)  # type: ignore[arg-type]
+    store, journal = Store(f"{tmp_path}/checkpoints", 3), Noted()
+    export.write_task(store, one.task)
+    (tmp_path / "run-step-3").mkdir()
+    (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    exports = Exports(TrainConfig(export_steps=1), store, f"{tmp_path}/run", journal, None)  # type: ignore[arg-type]
+    exports.add(last)
+    assert exports.reading == {last}
+    exports.add(first)
+    store.drop(first)
+    exports.finish()
+    assert [(entry["step"], entry["wrong"]) for entry in journal.entries] == [
+        (3, "the folder is not empty and not Scion's."),
+        (1, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints"),
+    ]
+    assert os.listdir(tmp_path / "run-step-3") == ["mine.txt"]
+
+
+def test_a_step_that_is_made_again_replaces_its_folder_but_never_that_of_another_run(
+    source_folder: str, tmp_path: Path
+) -> None:
+    one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
+    name = on_ranks(1, train, one)[0]  # type: ignore[arg-type]
+    store = Store(f"{tmp_path}/checkpoints", 3)
+    export.write_task(store, one.task)
+    again = name[:-1] + ("0" if name[-1] != "0" else "1")
+    shutil.copytree(f"{store.uri}/{name}", f"{store.uri}/{again}")
+    made = export.export(store, name, f"{tmp_path}/out")
+    with pytest.raises(ArtifactError, match="differs in checkpoint"):
+        export.export(store, again, f"{tmp_path}/out")
+    replaced = export.export(store, again, f"{tmp_path}/out", again=True)
+    assert (made.config["checkpoint"], replaced.config["checkpoint"]) == (name, again)
+    earlier = Path(f"{tmp_path}/out", "artifact.json")
+    earlier.write_text(earlier.read_text().replace('"run": "a"', '"run": "another"'))
+    with pytest.raises(ArtifactError, match="differs in checkpoint"):
+        export.export(store, name, f"{tmp_path}/out", again=True)

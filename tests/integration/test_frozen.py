@@ -1,0 +1,146 @@
+"""Frozen weights: the rest trains as in plain torch, and they come out as they went in, whatever happens to the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.errors import ConfigError
+from tests.integration.test_universal import ROWS, batch, on_ranks
+from trainer.engine import export
+from trainer.engine.checkpoint import RunState
+from trainer.engine.config import TrainConfig
+from trainer.engine.freezing import frozen_names
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+
+STEPS = 3
+EMBEDDINGS = {
+    "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.bias",
+    "cls.predictions.decoder.bias",
+}  # fmt: skip
+
+
+class Run:
+    """Three steps of six rows; a checkpoint after each."""
+
+    def __init__(self, model: str, folder: str, stage: int, precision: str, frozen: tuple[str, ...]) -> None:
+        self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
+        self.folder = folder
+        self.config = TrainConfig(steps=STEPS, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
+                                  precision=precision, frozen=frozen, warmup_steps=0)  # type: ignore[arg-type]  # fmt: skip
+
+
+def trained(run: Run, first: int) -> list[float]:
+    """Steps from `first` on, from the checkpoint before them; the folder is named after `first`."""
+    import torch.distributed as dist
+
+    from data_pipeline.feed.ledger import Ledger
+    from trainer.engine import checkpoint, setup
+    from trainer.engine.saving import Saver
+    from trainer.engine.step import optimizer_step, set_rates
+
+    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
+    engine = setup.engine_for(run.task.module(), run.config, 1, ROWS // world)
+    engine.train()
+    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    if first:
+        state = checkpoint.restore(engine, store, "a", at_most=first)
+        assert state.next_step == first
+    losses = []
+    for step in range(first, STEPS):
+        set_rates(engine, run.config, step)
+        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
+        state.next_step = step + 1
+        saver.begin(state)
+        saver.finish(state)
+    weights = setup.weights_of(engine, run.config)
+    if rank == 0:
+        run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen)
+    return losses
+
+
+def by_hand(run: Run) -> list[float]:
+    """The same in plain torch."""
+    module = run.task.module().train()
+    names = frozen_names(module, run.config.frozen)
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name not in names)
+    parameters = [weight for weight in module.parameters() if weight.requires_grad]
+    groups = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
+    optimizer = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.01}, {"params": groups[1], "weight_decay": 0.0}])
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = run.config.rate(step, True)
+        found = torch.cat([module(batch(step, row)) for row in range(ROWS)])
+        optimizer.zero_grad()
+        found.mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, run.config.clip)
+        optimizer.step()
+        losses.append(float(found.detach().mean()))
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("world", "stage", "precision", "frozen"),
+    [
+        (2, 1, "fp32", "body"),
+        (3, 3, "bf16", "embeddings"),
+        pytest.param(2, 2, "bf16", "*.layer.0.*", marks=pytest.mark.slow),
+        pytest.param(2, 3, "fp32", "body", marks=pytest.mark.slow),
+        pytest.param(1, 1, "bf16", "embeddings", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_frozen_stays_and_the_rest_trains_as_in_plain_torch(
+    source_folder: str, tmp_path: Path, world: int, stage: int, precision: str, frozen: str
+) -> None:
+    run = Run(source_folder, str(tmp_path), stage, precision, (frozen,))
+    store = Store(f"{tmp_path}/checkpoints", 9)
+    losses = on_ranks(world, trained, run, 0)  # type: ignore[arg-type]
+    assert losses == pytest.approx(by_hand(run), abs=1e-5 if precision == "fp32" else 0.05)
+
+    source, made = load_file(f"{source_folder}/model.safetensors"), load_file(tmp_path / "from-0" / "model.safetensors")
+    kept = {name.removeprefix("model.") for name in frozen_names(run.task.module(), (frozen,))}
+    assert {name for name in made if torch.equal(made[name], source[name])} == kept & set(made)
+    assert set(made) == set(source)
+
+    export.write_task(store, run.task, run.config.frozen)
+    newest = store.usable()[0]
+    held = torch.load(next(Path(store.uri, newest, "ds").glob("*model_states.pt")), weights_only=False)["module"]
+    assert not kept & {name.removeprefix("model.") for name in held}
+    export.export(store, newest, f"{tmp_path}/out")
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), made)
+
+    assert on_ranks(world, trained, run, 1) == losses[1:]  # type: ignore[arg-type]
+    assert same(load_file(tmp_path / "from-1" / "model.safetensors"), made)
+    others = on_ranks(1 if world > 1 else 2, trained, run, 2)  # type: ignore[arg-type]
+    assert others == pytest.approx(losses[2:], abs=1e-5 if precision == "fp32" else 0.05)
+    again = load_file(tmp_path / "from-2" / "model.safetensors")
+    assert {name for name in again if torch.equal(again[name], source[name])} == kept & set(made)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_names_and_patterns(source_folder: str) -> None:
+    module = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1).module()
+    names = {name.removeprefix("model.") for name, _ in module.named_parameters(remove_duplicate=False)}
+
+    def frozen(*patterns: str) -> set[str]:
+        return {name.removeprefix("model.") for name in frozen_names(module, patterns)}
+
+    assert frozen("embeddings") == EMBEDDINGS
+    assert frozen("body") == names - EMBEDDINGS
+    assert frozen("cls.predictions.decoder.weight") >= {"bert.embeddings.word_embeddings.weight"}  # tied
+    assert frozen("*.layer.[1-9].*") == {name for name in names if ".layer.1." in name}
+    assert frozen() == set()
+    with pytest.raises(ConfigError, match=r"'\*.layer.9.\*' fits no parameter"):
+        frozen("embeddings", "*.layer.9.*")
+    with pytest.raises(ConfigError, match="nothing is left"):
+        frozen("embeddings", "body")
+    with pytest.raises(ConfigError, match="embedding_steps trains the embeddings alone"):
+        TrainConfig(frozen=("embeddings",), embedding_steps=2)

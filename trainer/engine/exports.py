@@ -1,0 +1,118 @@
+"""Model folders made while a run goes on, out of its checkpoints.
+
+Each is made by a process of its own with the lowest priority: reading a checkpoint and building a model would hold up the
+training in the worker's process, and both draw random numbers. It takes memory for two fp32 copies of the model, on the host of
+the first rank.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+import torch.distributed as dist
+
+from data_pipeline import storage
+from data_pipeline.step_name import step_of
+from trainer.engine.config import TrainConfig
+from trainer.engine.journal import Journal
+from trainer.engine.store import Store
+
+_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class _Export:
+    """One that is under way."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    began: float
+
+
+class Exports:
+    """One at a time, in order; only on the first rank. What fails is written to the log and shown to the user, and the run goes
+    on."""
+
+    def __init__(self, config: TrainConfig, store: Store, uri: str, journal: Journal, progress: Any) -> None:
+        """`uri` is the run's folder; that of a step is named after it."""
+        self._config, self._store, self._uri = config, store, uri
+        self._journal, self._progress = journal, progress
+        self._first = dist.get_rank() == 0
+        self._waiting: list[str] = []
+        self._current: _Export | None = None
+
+    @property
+    def reading(self) -> set[str]:
+        """Checkpoints that must not be removed now."""
+        return set() if self._current is None else {self._current.name}
+
+    def resume(self, lineage: list[str]) -> None:
+        """Adds what a kill prevented: checkpoints in `lineage` that are still there and have no folder."""
+        if self._first and self._config.export_steps is not None:
+            for name in sorted(set(self._store.usable()) & set(lineage), key=step_of):
+                if not storage.exists(storage.join(self._folder(name), "artifact.json")):
+                    self.add(name)
+
+    def add(self, name: str) -> None:
+        """A checkpoint was committed: its model is made if its step is due."""
+        if self._first and self._config.exports(step_of(name)):
+            self._waiting.append(name)
+            self.poll()
+
+    def poll(self) -> None:
+        """Notes the end of the export under way and begins the next; does not wait."""
+        if self._current is not None and self._current.process.poll() is not None:
+            self._end(self._current)
+            self._current = None
+        while self._current is None and self._waiting:
+            name = self._waiting.pop(0)
+            if name in self._store.usable():
+                self._current = self._begin(name)
+            else:
+                self._failed(name, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints")
+
+    def finish(self) -> None:
+        """Waits for all of them."""
+        while self._current is not None:
+            time.sleep(_SECONDS)
+            self.poll()
+
+    def stop(self) -> None:
+        """Ends the export under way, which leaves nothing behind; `resume` makes it again."""
+        if self._current is not None:
+            self._current.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._current.process.wait(timeout=10)
+        self._current, self._waiting = None, []
+
+    def _folder(self, name: str) -> str:
+        return f"{self._uri.rstrip('/')}-step-{step_of(name)}"
+
+    def _begin(self, name: str) -> _Export:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "trainer.engine.export", self._store.uri, name, self._folder(name)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        return _Export(name, process, errors, time.perf_counter())
+
+    def _end(self, export: _Export) -> None:
+        with export.errors:
+            export.errors.seek(0)
+            said = export.errors.read().decode(errors="replace").strip().splitlines()
+        if export.process.returncode:
+            self._failed(export.name, said[-1] if said else f"it ended with code {export.process.returncode}")
+            return
+        seconds = round(time.perf_counter() - export.began, 3)
+        self._journal.write("export", step=step_of(export.name), uri=self._folder(export.name), seconds=seconds)
+
+    def _failed(self, name: str, why: str) -> None:
+        step = step_of(name)
+        self._journal.write("export", step=step, uri=self._folder(name), wrong=why)
+        if self._progress is not None:
+            self._progress.note.remote(f"no model folder of step {step}: {why}")
