@@ -25,8 +25,9 @@ LANGS = [f"x{number:02d}" for number in range(100)]
 SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}
 
 
-def in_this_process(function: Callable[..., Any], jobs: list[Any], **_: Any) -> list[Any]:
-    return [function(job) for job in jobs]
+def in_this_process(function: Callable[..., Any], jobs: list[Any], **settings: Any) -> list[Any]:
+    extra = [settings["setup"]()] if "setup" in settings else []
+    return [function(job, *extra) for job in jobs]
 
 
 def documents_of(lang: str, count: int) -> list[str]:
