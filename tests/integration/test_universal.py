@@ -147,7 +147,7 @@ def from_own_files(run: Run) -> dict[str, Any]:
     """Goes on from a copy of what a rank reads of the checkpoint, as if it lay in an object store."""
     storage.is_local = lambda uri: False  # type: ignore[assignment]
     node_copies._machine = lambda: str(dist.get_rank())  # type: ignore[assignment]
-    world, rank, engine = dist.get_world_size(), dist.get_rank(), run.engine()
+    world, engine = dist.get_world_size(), run.engine()
     with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
         files = sorted(os.listdir(f"{folder}/ds"))
         engine.load_checkpoint(folder, tag="ds")

@@ -227,7 +227,7 @@ class Training:
     def _heed(self, outcome: Outcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
         if outcome.written == dist.get_world_size():
-            self._saved(self._saver.finish(self._state))
+            self._saved(self._saver.finish(self._state, wait=False))
         if outcome.wishes & Wish.LOOK and self._wishes.preempted():
             self._journal.write("preempted", next_step=self._state.next_step)
             self._save(wait=True)
