@@ -280,7 +280,10 @@ def fetch(uri: str, names: list[str], folder: str) -> None:
     if not names:
         raise FileNotFoundError(errno.ENOENT, "no such files", uri)
     fs, path = filesystem(uri)
-    fs.get([join(path, name) for name in names], [os.path.join(folder, name) for name in names])
+    copies = [os.path.join(folder, name) for name in names]
+    for parent in {os.path.dirname(copy) for copy in copies}:
+        os.makedirs(parent, exist_ok=True)
+    fs.get([join(path, name) for name in names], copies)
 
 
 @contextmanager

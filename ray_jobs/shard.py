@@ -1,6 +1,6 @@
 """`scion shard`: text, and pairs where there are any, to a new tokenizer and packed, held-out-safe shards."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -17,7 +17,7 @@ from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.sample import balanced
+from data_pipeline.shards.sample import balanced, thinned
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
@@ -50,10 +50,11 @@ def folder(config: ScionConfig) -> str:
     return config.shards or config.at("shards")
 
 
-def training_text(config: ScionConfig) -> Iterable[tuple[str, str]]:
-    """(language, text) of every clean document that is trained on."""
+def training_text(config: ScionConfig, rates: Mapping[str, float] | None = None) -> Iterable[tuple[str, str]]:
+    """(language, text) of every clean document that is trained on, or of a share of each language's."""
     home = storage.join(folder(config), "text", "train")
-    return corpus.read_texts(storage.join(home, name) for name in storage.files(home))
+    paths = (storage.join(home, name) for name in storage.files(home))
+    return corpus.read_texts(paths) if rates is None else thinned(paths, rates, config.seed)
 
 
 def stage(config: ScionConfig) -> Stage:

@@ -1,6 +1,6 @@
 """`scion transfer`: the source model with the new vocabulary, its rows started by a method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import rows as pairs
-from data_pipeline.shards import manifest
+from data_pipeline.shards import manifest, sample
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
@@ -32,6 +32,8 @@ from trainer.transfer.plan import load as load_plan
 from trainer.transfer.problem import Problem, Rows, assemble
 
 KIND = "model"
+TEXT_BYTES = 1 << 30
+"""UTF-8 bytes of text that methods learn from at most: the driver holds them several times over."""
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
@@ -83,6 +85,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         "provenance": fates,
         "placed": made.placed(),
         "paper": chain.paper(made.method),
+        "text_bytes": text_bytes(config),
         "parameters": parameters,
         "source_model": config.source_model,
         "tokenizer": config.tokenizer,
@@ -110,11 +113,14 @@ def problem_of(
     """
     shards, settings = shard.folder(config), config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
+    rates, sizes = sample.rates_within(_sizes(config), TEXT_BYTES), text_bytes(config)
+    if sizes["sample"] < sizes["corpus"]:
+        said(f"vectors and dictionaries learn from {sizes['sample']:,} of {sizes['corpus']:,} bytes of text")
     texts = Texts(
-        corpus=lambda: (text for _, text in shard.training_text(config)),
+        corpus=lambda: (text for _, text in shard.training_text(config, rates)),
         anchors=training.anchors,
         positives=training.positives,
-        languages=_by_language(config, training, set(manifest.load(storage.join(shards, "rows")).streams)),
+        languages=_by_language(config, training, rates),
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
@@ -123,15 +129,29 @@ def problem_of(
     return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
 
 
-def _by_language(config: ScionConfig, training: pairs.Pairs, langs: set[str]) -> dict[str, Texts]:
+def text_bytes(config: ScionConfig) -> dict[str, int]:
+    """UTF-8 bytes of the text, and of the sample of it that methods learn from, about."""
+    sizes = _sizes(config)
+    rates = sample.rates_within(sizes, TEXT_BYTES)
+    return {"sample": round(sum(rates[lang] * size for lang, size in sizes.items())), "corpus": sum(sizes.values())}
+
+
+def _sizes(config: ScionConfig) -> dict[str, int]:
+    """UTF-8 bytes of each language's text."""
+    streams = manifest.load(storage.join(shard.folder(config), "rows")).streams
+    return {lang: sum(one.text_bytes for one in parts) for lang, parts in streams.items()}
+
+
+def _by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str, float]) -> dict[str, Texts]:
     """The texts of each of several languages; nothing where one of them has no pairs to map it by."""
+    langs = set(rates)
     if len(langs) < 2 or not langs <= set(training.langs):
         return {}
 
     def of(lang: str) -> Texts:
         own = [place for place, name in enumerate(training.langs) if name == lang]
         return Texts(
-            corpus=lambda: (text for name, text in shard.training_text(config) if name == lang),
+            corpus=lambda: (text for name, text in shard.training_text(config, rates) if name == lang),
             anchors=[training.anchors[place] for place in own],
             positives=[training.positives[place] for place in own],
         )

@@ -6,6 +6,7 @@ which documents stay, the second writes them. Each file depends on its unit and 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,14 @@ def build(
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
     settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed, "layout": layout}
-    settings["forbidden"] = Reserved.of(forbidden)
+    reserved = Reserved.of(forbidden)
+    run = partial(ray_map, actors=actors, setup=lambda: reserved)  # once an actor: the test set would travel with each job
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
-    scans = ray_map(_scan, jobs, actors=actors, progress=lambda done, n: progress(done, 2 * n))
+    scans = run(_scan, jobs, progress=lambda done, n: progress(done, 2 * n))
     if heldout_text is None:
         moved = _of_each_language(scans)
         jobs = [{**job, "held": moved.get(place, frozenset())} for place, job in enumerate(jobs)]
-        again = ray_map(_scan, [jobs[place] for place in moved], actors=actors)
+        again = run(_scan, [jobs[place] for place in moved])
         for place, scan in zip(moved, again, strict=True):
             scans[place] = scan
     keeps, fates = _decide(scans)
@@ -92,7 +94,7 @@ def build(
         {**job, "keep": keep, "uri": storage.join(folder, "{}", f"part-{number:05d}.parquet")}
         for number, (job, keep) in enumerate(zip(jobs, keeps, strict=True))
     ]
-    written = ray_map(_write, writes, actors=actors, progress=lambda done, n: progress(n + done, 2 * n))
+    written = run(_write, writes, progress=lambda done, n: progress(n + done, 2 * n))
     return Corpus(
         train=tuple(result["train"] for result in written if result["train"]),
         heldout=tuple(result["heldout"] for result in written if result["heldout"]),
@@ -107,7 +109,7 @@ def read_texts(paths: Iterable[str]) -> Iterable[tuple[str, str]]:
         yield from zip(table["lang"].to_pylist(), table["text"].to_pylist(), strict=True)
 
 
-def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+def _documents(job: dict[str, Any], reserved: Reserved) -> list[tuple[str, str, str, bool]]:
     """(id, lang, clean text, held out) of every row of a unit; the text is empty when nothing is left of it."""
     unit: Unit = job["unit"]
     table = documents.read(unit, ("text",), ("lang", "id"), key=job["key"])
@@ -122,7 +124,7 @@ def _documents(job: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             heldout = _chance(job["seed"], name) < job["fraction"] or number in job.get("held", ())
         text = clean(row["text"] or "", job["layout"])
         if not heldout:
-            text = "\n".join(line for line in text.split("\n") if not job["forbidden"].stands_in(line)).strip("\n")
+            text = "\n".join(line for line in text.split("\n") if not reserved.stands_in(line)).strip("\n")
         tag = row.get("lang")
         lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
         found.append((name, lang, text, heldout))
@@ -134,8 +136,8 @@ def _chance(seed: int, name: str) -> float:
     return float(keyed_random.uniforms(keyed_random.key("heldout", seed, name), np.zeros(1, np.int64))[0])
 
 
-def _scan(job: dict[str, Any]) -> dict[str, Any]:
-    found = _documents(job)
+def _scan(job: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
+    found = _documents(job, reserved)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in found)
     langs = pa.array([lang for _, lang, _, _ in found], pa.string()).dictionary_encode()
     chances = np.array([_chance(job["seed"], name) for name, *_ in found])
@@ -201,8 +203,8 @@ def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, in
     return keeps, fates
 
 
-def _write(job: dict[str, Any]) -> dict[str, str]:
-    kept = [row for row, keep in zip(_documents(job), job["keep"], strict=True) if keep]
+def _write(job: dict[str, Any], reserved: Reserved) -> dict[str, str]:
+    kept = [row for row, keep in zip(_documents(job, reserved), job["keep"], strict=True) if keep]
     paths = {}
     for part in ("train", "heldout"):
         rows = [row[:3] for row in kept if row[3] == (part == "heldout")]

@@ -1,7 +1,7 @@
-"""The text that a tokenizer is trained on: of bounded size, balanced over languages, the same on every run."""
+"""The text that a tokenizer or word vectors are trained on: of bounded size, balanced over languages, the same on every run."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,10 @@ from data_pipeline.shards.corpus import read_texts
 
 _REPEATS = 8
 """How often a document comes at most: more would make tokens of the words of a few documents."""
+
+
+_ALPHA = 0.3
+"""Of `rates_within`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,23 @@ def balanced(paths: Sequence[str], more: Iterable[str], *, alpha: float, limit: 
             texts += [text] * times
             taken[lang] += times * len(text.encode())
     return Sample(texts=texts, bytes=dict(sorted(taken.items())), corpus_bytes=dict(sorted(sizes.items())))
+
+
+def rates_within(sizes: Mapping[str, int], limit: int) -> dict[str, float]:
+    """Which share of each language's documents is within `limit` UTF-8 bytes, languages in proportion to bytes ** 0.3; all of
+    them where the whole text is."""
+    scale = min(1.0, limit / max(1, sum(sizes.values())))
+    if scale == 1.0:
+        return dict.fromkeys(sizes, 1.0)
+    return {lang: min(1.0, rate) for lang, rate in _rates(sizes, _ALPHA, scale).items()}
+
+
+def thinned(paths: Iterable[str], rates: Mapping[str, float], seed: int) -> Iterator[tuple[str, str]]:
+    """(language, text) of a share of a corpus' documents, in order; which ones depends on the seed and their place."""
+    for path in paths:
+        found = list(read_texts([path]))
+        copies = _copies(np.array([rates.get(lang, 1.0) for lang, _ in found]), ("text", seed, path.rsplit("/", 1)[-1]))
+        yield from (document for document, copy in zip(found, copies.tolist(), strict=True) if copy)
 
 
 def _rates(sizes: Mapping[str, int], alpha: float, scale: float) -> dict[str, float]:

@@ -19,9 +19,11 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForMaskedLM
 
+from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.targets import TargetBatch
-from trainer.engine import universal
+from trainer.engine import node_copy as node_copies
+from trainer.engine import together, universal
 from trainer.engine.config import TrainConfig
 from trainer.engine.setup import before_deepspeed, engine_for
 from trainer.engine.step import optimizer_step, set_rates
@@ -141,6 +143,19 @@ def gone_on(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
     return found
 
 
+def from_own_files(run: Run) -> dict[str, Any]:
+    """Goes on from a copy of what a rank reads of the checkpoint, as if it lay in an object store."""
+    storage.is_local = lambda uri: False  # type: ignore[assignment]
+    node_copies._machine = lambda: str(dist.get_rank())  # type: ignore[assignment]
+    world, engine = dist.get_world_size(), run.engine()
+    with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
+        files = sorted(os.listdir(f"{folder}/ds"))
+        engine.load_checkpoint(folder, tag="ds")
+    there = all(os.path.exists(copy) for copy in together.from_each(folder))
+    wrong = different(everything(engine), torch.load(f"{run.folder}/{world}/whole.pt"))
+    return {"files": together.from_each(files), "wrong": wrong, "left": there, "losses": run.steps(engine, SAVED, STEPS)}
+
+
 def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
     """Goes on from the checkpoint of other numbers of ranks that had gone on from the checkpoint of this number."""
     found = {}
@@ -212,6 +227,17 @@ def test_any_number_of_ranks_goes_on_from_any_other_and_back(trained: tuple[Run,
     for world in WORLDS:
         for other, back in on_ranks(world, come_back, run, WORLDS).items():
             assert largest(back, losses[world][AGAIN:]) < 1e-5, f"{world} to {other} to {world}"
+
+
+def test_a_rank_that_has_only_its_own_files_goes_on(trained: tuple[Run, dict[int, list[float]]]) -> None:
+    run, losses = trained
+    found = on_ranks(2, from_own_files, run)
+    assert found["wrong"] == []
+    assert found["losses"] == losses[2][SAVED:]
+    assert not found["left"]
+    for rank, files in enumerate(found["files"]):
+        assert len(files) == 2
+        assert sum(f"zero_pp_rank_{rank}_" in name for name in files) == (2 if run.stage == 3 else 1)
 
 
 def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import torch.distributed as dist
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
+from data_pipeline.feed import ledger
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.step_name import step_of
 from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
 from trainer.engine import checkpoint, saving
 from trainer.engine.checkpoint import RunState
 from trainer.engine.saving import Saver
-from trainer.engine.store import BAD, Store
+from trainer.engine.store import BAD, COMMITTED, Store
 
 
 class Writer:
@@ -160,6 +163,55 @@ def test_a_clean_up_that_fails_costs_no_save(flaky) -> None:  # noqa: F811
     assert len(store.usable()) == 8
     save(Engine(), state, store)
     assert len(store.usable()) == 4
+
+
+def until(ready: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if ready():
+            return
+        time.sleep(0.005)
+    raise AssertionError("not in 10 s")
+
+
+def test_training_goes_on_while_a_checkpoint_is_committed(flaky) -> None:  # noqa: F811
+    """The object store answers the commit late: no call waits for it, and it counts only once it is there."""
+    store, state = Store("flaky://run/checkpoints", keep=1), RunState(next_step=2)
+    late, answer = threading.Event(), threading.Event()
+
+    def slow(asked: str, path: str) -> None:
+        if COMMITTED in path and asked == "write":
+            late.set()
+            assert answer.wait(10)
+
+    saver = Saver(Engine(), store, Ledger("flaky://run/ledger", 0))
+    Flaky.fault = slow
+    saver.begin(state)
+    until(lambda: saver.written)
+    assert saver.finish(state, wait=False) is None
+    assert late.wait(10)
+    assert not saver.written
+    assert (state.lineage, store.usable()) == ([], [])
+    answer.set()
+    until(lambda: saver.written)
+    ended = saver.finish(state, wait=False)
+    assert (ended.name, ended.wrong) == (state.lineage[0], "")
+    assert store.usable() == state.lineage
+    assert saver.finish(state) is None
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_commit_that_fails_behind_the_step_gives_its_rows_to_the_next(flaky, wait: bool) -> None:  # noqa: F811
+    store, state, book = Store("flaky://run/checkpoints", keep=1), RunState(next_step=2), Ledger("flaky://run/ledger", 0)
+    saver = Saver(Engine(), store, book)
+    book.give_back([rows := ledger.SCHEMA.empty_table()])
+    Flaky.fault = failing("write", COMMITTED, HttpError("503"))
+    saver.begin(state)
+    if not wait:
+        until(lambda: saver.written)
+        assert saver.finish(state, wait=False) is None
+    assert "503" in saver.finish(state).wrong
+    assert (state.lineage, len(state.missed), store.usable()) == ([], 1, [])
+    assert book.take() == [rows]
 
 
 def test_another_run_s_checkpoint_is_refused(store: Store) -> None:

@@ -57,11 +57,10 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             "fraction": 0.5,
             "lang": "und",
             "seed": 0,
-            "forbidden": Reserved.of(()),
             "layout": False,
         }
         with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
-            _documents(job)
+            _documents(job, Reserved.of(()))
     with pytest.raises(ConfigError, match="is no language tag"):
         load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])
 

@@ -1,6 +1,7 @@
 """A test sentence stands on neither side of training pairs, nor in the text, alone or as part of a line."""
 
 import json
+import pickle
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,24 @@ def test_lines_that_hold_a_test_sentence_leave_the_text(tmp_path, monkeypatch) -
         progress=lambda *_: None,
     )  # fmt: skip
     assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [found for _, found in corpus.read_texts(made.train)]
+
+
+def test_the_test_set_is_not_sent_with_each_unit_of_text(tmp_path, monkeypatch) -> None:
+    """With 10,000 test pairs and 1,000 units it would be sent 2,000 times."""
+    sent: list[int] = []
+
+    def counted(function, jobs, **settings):  # type: ignore[no-untyped-def]
+        sent.extend(len(pickle.dumps(job)) for job in jobs)
+        return in_this_process(function, jobs, **settings)
+
+    monkeypatch.setattr(corpus, "ray_map", counted)
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"Text with the number {number}"}) for number in range(20)))
+    corpus.build(
+        [str(path)], None, str(tmp_path / "out"), fraction=0.2, lang="en", seed=3, actors=1, progress=lambda *_: None,
+        forbidden=[f"The test sentence that has the number {number}" for number in range(10_000)],
+    )  # fmt: skip
+    assert max(sent) < 4096
 
 
 LETTERS = st.lists(st.sampled_from(["alpha", "beta", "漢字", "gamma", "x", "δ"]), max_size=14).map(" ".join)

@@ -14,7 +14,7 @@ from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import corpus
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.manifest import Manifest, Shard
-from data_pipeline.shards.sample import balanced
+from data_pipeline.shards.sample import balanced, rates_within, thinned
 from data_pipeline.tokenizers import train
 from ray_jobs.config import MixtureStage, PretrainConfig
 from tests.conftest import byte_level
@@ -25,8 +25,9 @@ LANGS = [f"x{number:02d}" for number in range(100)]
 SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}
 
 
-def in_this_process(function: Callable[..., Any], jobs: list[Any], **_: Any) -> list[Any]:
-    return [function(job) for job in jobs]
+def in_this_process(function: Callable[..., Any], jobs: list[Any], **settings: Any) -> list[Any]:
+    extra = [settings["setup"]()] if "setup" in settings else []
+    return [function(job, *extra) for job in jobs]
 
 
 def documents_of(lang: str, count: int) -> list[str]:
@@ -106,6 +107,22 @@ def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monke
     assert sum(small.bytes.values()) < 1.3 * total / 10
     assert sum(count > 0 for count in small.bytes.values()) > 60
     assert balanced(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
+
+
+def test_text_beyond_a_limit_is_thinned_and_text_within_it_is_left_alone(zipf, tmp_path, monkeypatch) -> None:
+    made = built(zipf, tmp_path, monkeypatch)
+    whole = list(corpus.read_texts(made.train))
+    sizes = Counter[str]()
+    for lang, text in whole:
+        sizes[lang] += len(text.encode())
+    total = sizes.total()
+    assert list(thinned(made.train, rates_within(sizes, total), 1)) == whole
+    rates = rates_within(sizes, total // 5)
+    part = list(thinned(made.train, rates, 1))
+    assert sum(len(text.encode()) for _, text in part) < 1.1 * total / 5
+    assert not Counter(part) - Counter(whole)
+    assert rates[LANGS[0]] < 0.2 < rates[LANGS[80]]
+    assert part == list(thinned(made.train, rates, 1)) != list(thinned(made.train, rates, 2))
 
 
 def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, english) -> None:

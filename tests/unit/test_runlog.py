@@ -142,6 +142,48 @@ def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) 
     assert len(read(MEMORY)) == 1
 
 
+@pytest.mark.parametrize("harm", ["none", "died before it removed", "could not be put"])
+def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    storage.remove(MEMORY)
+    monkeypatch.setattr(runlog, "_MERGED", 8)
+    put = storage.write_bytes
+
+    def away(uri: str, content: bytes) -> None:
+        if uri.count("-") > 2:
+            raise OSError(5, "Input/output error")
+        put(uri, content)
+
+    with monkeypatch.context() as patch:
+        if harm == "died before it removed":
+            patch.setattr(runlog.storage, "remove", lambda uri: None)
+        if harm == "could not be put":
+            patch.setattr(runlog.storage, "write_bytes", away)
+        log = RunLog(MEMORY)
+        for step in range(20):
+            log.write("step", step=step)
+            log.sync()
+        log._behind.shutdown(wait=True)
+    assert [entry["step"] for entry in read(MEMORY)[0]] == list(range(20))
+    assert len(storage.files(MEMORY)) == {"none": 2 + 4, "died before it removed": 2 + 20, "could not be put": 20}[harm]
+
+
+def test_a_log_that_is_merged_while_it_is_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.remove(MEMORY)
+    attempt(MEMORY, start(0), *trained(0))
+    (name,) = storage.files(MEMORY)
+    get = storage.read_bytes
+
+    def late(uri: str) -> bytes:
+        if uri.endswith(name):
+            content = get(uri)
+            storage.write_bytes(uri.replace("000000.jsonl", "000000-000255.jsonl"), content)
+            storage.remove(uri)
+        return get(uri)
+
+    monkeypatch.setattr(runlog.storage, "read_bytes", late)
+    assert [entry["kind"] for entry in read(MEMORY)[0]] == ["start", "step"]
+
+
 def test_attempts_that_died_in_the_same_step_are_counted(uri: str) -> None:
     attempt(uri, {"kind": "driver"})
     for number in range(1, 4):

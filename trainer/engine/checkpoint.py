@@ -15,6 +15,7 @@ from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
 from trainer.engine.freezing import all_trained
+from trainer.engine.node_copy import node_copy, reads, reads_all
 from trainer.engine.store import PART, Store
 from trainer.engine.together import agreed, from_first, together
 
@@ -116,35 +117,35 @@ def _check(store: Store, name: str) -> str:
 
 
 def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
-    with store.local(name) as folder:
-        content = store.state(name)
-        if content["identity"] != identity:
-            raise CorruptError("the checkpoint of another run.", folder, "Remove the folder or choose another output=.")
-        if content.pop("world") == dist.get_world_size():
+    content, uri = store.state(name), storage.join(store.uri, name)
+    if content["identity"] != identity:
+        raise CorruptError("the checkpoint of another run.", uri, "Remove the folder or choose another output=.")
+    if content.pop("world") == dist.get_world_size():
+        with node_copy(uri, reads) as folder:
             engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
-        else:
-            _load_universal(engine, store, folder)
+    else:
+        _load_universal(engine, store, name)
     assert step_of(name) == content["next_step"]
     return RunState(**content | {"skips": [Skip(**skip) for skip in content["skips"]]})
 
 
-def _load_universal(engine: Any, store: Store, folder: str) -> None:
-    """Loads what another number of ranks wrote: the first rank converts it, in a folder that no checkpoint shares, and all
-    load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+def _load_universal(engine: Any, store: Store, name: str) -> None:
+    """Loads what another number of ranks wrote: the first rank fetches and converts it, in a folder that no checkpoint shares,
+    and all load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
     if any(group["use_muon"] for group in engine.optimizer.param_groups):
         raise TrainingError(
-            "Muon's state cannot be divided among another number of workers.", folder, "Go on with as many workers as before."
+            "Muon's state cannot be divided among another number of workers.", name, "Go on with as many workers as before."
         )
     uri = storage.join(store.uri, from_first(lambda: f"{PART}universal-{time.time_ns():x}"))
 
     def convert() -> None:
-        with storage.local_output(uri) as made:
+        with store.local(name) as folder, storage.local_output(uri) as made:
             universal.convert(os.path.join(folder, TAG), os.path.join(made, TAG))
 
     wrong = together(lambda: convert() if dist.get_rank() == 0 else None)
     if wrong:
-        raise TrainingError(f"the checkpoint could not be converted to another number of workers ({wrong}).", folder)
-    with storage.local_copy(uri) as made:
+        raise TrainingError(f"the checkpoint could not be converted to another number of workers ({wrong}).", name)
+    with node_copy(uri, reads_all) as made:
         universal.load(engine, made, TAG)
     dist.barrier()
     together(lambda: storage.remove(uri) if dist.get_rank() == 0 else None)

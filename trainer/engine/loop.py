@@ -233,7 +233,7 @@ class Training:
         """Does what the first rank wished for in this step; whether to stop."""
         self._exports.poll()
         if outcome.written == dist.get_world_size():
-            self._saved(self._saver.finish(self._state))
+            self._saved(self._saver.finish(self._state, wait=False))
         if outcome.wishes & Wish.LOOK and self._wishes.preempted():
             self._journal.write("preempted", next_step=self._state.next_step)
             self._save(wait=True)

@@ -1,7 +1,8 @@
 """The log of a run: one JSON object a line, a file an attempt, written by the first rank.
 
 It is written step by step, so that it tells of steps that no checkpoint holds. Where attempts overlap, the later one counts.
-On an object store, which cannot append, lines are put there every few seconds, each time as a new object.
+On an object store, which cannot append, lines are put there every few seconds, each time as a new object; many of these are
+merged to one, whose name says which, so that a log of a week is read in seconds.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import errno
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from data_pipeline import storage
@@ -16,6 +18,10 @@ from data_pipeline import storage
 FOLDER = "log"
 """Below a run's folder."""
 _PUT_SECONDS = 10.0
+_MERGED = 256
+"""Objects that are merged to one."""
+_AT_ONCE = 16
+"""Objects that are read at the same time."""
 _ENDED = ("driver", "stopped", "finished", "error", "preempted")
 """Entries of attempts that did not die of a step."""
 
@@ -28,6 +34,8 @@ class RunLog:
         self._uri, self._stamp = uri, f"{time.time_ns():020d}"
         self._local, self._parts, self._put = storage.is_local(uri), 0, time.monotonic()
         self._lines: list[str] = []
+        self._unmerged: list[bytes] = []
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="log")
 
     def write(self, kind: str, **entry: Any) -> None:
         """An entry; `kind` says which. Where it cannot be written, as on a full disk, it waits for the next one."""
@@ -47,7 +55,25 @@ class RunLog:
             elif content:
                 storage.write_bytes(self._part(), content)
                 self._parts, self._put = self._parts + 1, time.monotonic()
+                self._merge(content)
             self._lines = []
+
+    def _merge(self, content: bytes) -> None:
+        """Merges the last objects once there are `_MERGED` of them, in a thread: first the new object, then those it replaces
+        go. Where a kill comes between, `read` leaves those out."""
+        self._unmerged.append(content)
+        if len(self._unmerged) < _MERGED:
+            return
+        whole, numbers = b"".join(self._unmerged), range(self._parts - _MERGED, self._parts)
+        self._unmerged = []
+
+        def merge() -> None:
+            with contextlib.suppress(OSError):
+                storage.write_bytes(self._name(f"{numbers[0]:06d}-{numbers[-1]:06d}"), whole)
+                for number in numbers:
+                    storage.remove(self._name(f"{number:06d}"))
+
+        self._behind.submit(merge)
 
     def _append(self, content: bytes, sync: bool) -> None:
         path = storage.filesystem(self._part())[1]
@@ -64,24 +90,46 @@ class RunLog:
                 raise
 
     def _part(self) -> str:
-        return storage.join(self._uri, f"{self._stamp}-{self._parts:06d}.jsonl")
+        return self._name(f"{self._parts:06d}")
+
+    def _name(self, numbers: str) -> str:
+        return storage.join(self._uri, f"{self._stamp}-{numbers}.jsonl")
 
 
 def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
     """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out."""
+    try:
+        return _read(uri, last)
+    except FileNotFoundError:  # merged since it was listed
+        return _read(uri, last)
+
+
+def _read(uri: str, last: int | None) -> list[list[dict[str, Any]]]:
     files = storage.files(uri)
     stamps = sorted({path.partition("-")[0] for path in files})
     attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
-    for path in files:
-        entries = attempts.get(path.partition("-")[0])
-        if entries is None:
-            continue
-        for line in storage.read_bytes(storage.join(uri, path)).decode(errors="replace").splitlines():
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                continue
+    paths = [path for path in _not_merged(files) if path.partition("-")[0] in attempts]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        contents = pool.map(lambda path: storage.read_bytes(storage.join(uri, path)), paths)
+        for path, content in zip(paths, contents, strict=True):
+            attempts[path.partition("-")[0]] += _entries(content)
     return list(attempts.values())
+
+
+def _not_merged(files: list[str]) -> list[str]:
+    """The files without those whose lines another has as well."""
+    parts = {path: path.removesuffix(".jsonl").split("-") for path in files}
+    merged = [numbers for numbers in parts.values() if len(numbers) == 3]
+    gone = {f"{stamp}-{number:06d}.jsonl" for stamp, first, last in merged for number in range(int(first), int(last) + 1)}
+    return [path for path in files if path not in gone]
+
+
+def _entries(content: bytes) -> list[dict[str, Any]]:
+    found = []
+    for line in content.decode(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

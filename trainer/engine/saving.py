@@ -36,6 +36,18 @@ class _Write:
     """What went wrong on this rank; empty if nothing did."""
     began: float
     step: int
+    ended: "Future[_Commit] | None" = None
+    """Once all ranks have written their parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """What came of a commit; empty where all is well."""
+
+    taken: str = ""
+    """Why the folder is another run's."""
+    wrong: str = ""
+    left: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +76,8 @@ class Saver:
 
     @property
     def written(self) -> bool:
-        """Whether this rank's part is on its way no more, so that `finish` would not wait for it."""
-        return self._write is not None and self._write.said.done()
+        """Whether this rank has written its part, or then its commit, so that `finish` would not wait for it."""
+        return self._write is not None and (self._write.ended or self._write.said).done()
 
     def begin(self, state: RunState) -> None:
         """A checkpoint of this moment; every rank calls it, with none under way."""
@@ -80,29 +92,48 @@ class Saver:
         under_way = self._writer.submit(said, lambda: self._put(parts, name, rank, rows))
         self._write = _Write(name, rows, under_way, time.perf_counter(), state.next_step)
 
-    def finish(self, state: RunState) -> Saved | None:
-        """Waits for the save under way, if there is one, and makes it count; every rank calls it. None if there was none. One
-        that fails leaves the earlier ones as they are.
+    def finish(self, state: RunState, wait: bool = True) -> Saved | None:
+        """Makes the save under way count, if there is one; every rank calls it. None if there was none. One that fails leaves
+        the earlier ones as they are.
+
+        Without `wait` every rank must have `written`. The first such call begins the commit, which the first rank's thread
+        makes behind the next steps, and answers None; the next call answers as usual.
 
         Raises:
             TrainingError: it is the third in a row that fails, on any rank.
             ArtifactError: another run has taken over the folder.
         """
-        if self._write is None:
+        if (write := self._write) is None:
             return None
-        write, self._write = self._write, None
-        wrong, first = agreed(write.said.result()), dist.get_rank() == 0
-        if not wrong and (taken := from_first(self._taken_over)):
-            raise ArtifactError(taken, self._store.uri)
-        wrong = wrong or together(lambda: self._store.commit(write.name, dist.get_world_size()) if first else None)
+        if write.ended is None:
+            if wrong := agreed(write.said.result()):
+                return self._failed(write, wrong, state)
+            world = dist.get_world_size()
+            write.ended = self._writer.submit(lambda: self._commit(write.name, world) if dist.get_rank() == 0 else _Commit())
+            if not wait:
+                return None
+        ended = from_first(write.ended.result)
+        if ended.taken:
+            raise ArtifactError(ended.taken, self._store.uri)
+        if ended.wrong:
+            return self._failed(write, ended.wrong, state)
+        self._write, state.missed = None, []
+        state.lineage.append(write.name)
         seconds = round(time.perf_counter() - write.began, 3)
-        if not wrong:
-            state.missed = []
-            state.lineage.append(write.name)
-            left = together(lambda: self._store.prune(write.name, self._reading()) if first else None)
-            return Saved(name=write.name, step=write.step, seconds=seconds, wrong="", left=left)
+        return Saved(name=write.name, step=write.step, seconds=seconds, wrong="", left=ended.left)
+
+    def _commit(self, name: str, world: int) -> _Commit:
+        """Checks the lease, commits and removes older checkpoints, in this order."""
+        if taken := self._taken_over():
+            return _Commit(taken=taken)
+        if wrong := said(lambda: self._store.commit(name, world)):
+            return _Commit(wrong=wrong)
+        return _Commit(left=said(lambda: self._store.prune(name, self._reading())))
+
+    def _failed(self, write: _Write, wrong: str, state: RunState) -> Saved:
+        self._write = None
         self._ledger.give_back(write.rows)
-        together(lambda: self._drop(write.name) if first else None)
+        together(lambda: self._drop(write.name) if dist.get_rank() == 0 else None)
         state.missed.append(wrong)
         if len(state.missed) > MISSED:
             raise TrainingError(
@@ -110,6 +141,7 @@ class Saver:
                 self._store.uri,
                 "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
             )
+        seconds = round(time.perf_counter() - write.began, 3)
         return Saved(name=write.name, step=write.step, seconds=seconds, wrong=wrong)
 
     def _taken_over(self) -> str:

@@ -17,6 +17,13 @@ def from_first(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
+def from_each(made: Made) -> list[Made]:
+    """What each rank has made, on every rank."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, made)
+    return found
+
+
 def together(do: Callable[[], None]) -> str:
     """Does something on every rank and answers, on every rank alike, what went wrong on the first on which it did; empty if
     all went well. A full disk on one rank must not leave the others waiting."""
@@ -32,6 +39,4 @@ def said(do: Callable[[], None]) -> str:
 
 
 def agreed(said: str) -> str:
-    found: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(found, said)
-    return next(filter(None, found), "")
+    return next(filter(None, from_each(said)), "")
