@@ -255,6 +255,14 @@ class ScionConfig:
         if self.pretrain.train.muon_rate is not None and self.min_workers not in (None, self.workers):
             raise ConfigError("Muon's state cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
 
+        averaged = [name for name in ("pretrain", "embed") if getattr(self, name).train.ema is not None]
+        if averaged and self.min_workers not in (None, self.workers):
+            raise ConfigError(
+                f"the average of {averaged[0]}.train.ema cannot be divided among other workers.",
+                "min_workers",
+                "Leave min_workers out.",
+            )
+
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""
         return storage.join(self.output, stage)

@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
+from trainer.engine.averaging import KEY
 from trainer.engine.freezing import all_trained
 from trainer.engine.store import PART, Store
 from trainer.engine.together import agreed, from_first, together
@@ -131,6 +132,12 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 def _load_universal(engine: Any, store: Store, folder: str) -> None:
     """Loads what another number of ranks wrote: the first rank converts it, in a folder that no checkpoint shares, and all
     load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+    if any(KEY in group for group in engine.optimizer.param_groups):
+        raise TrainingError(
+            "the average of the weights (train.ema) cannot be divided among another number of workers.",
+            folder,
+            "Go on with as many workers as before.",
+        )
     if any(group["use_muon"] for group in engine.optimizer.param_groups):
         raise TrainingError(
             "Muon's state cannot be divided among another number of workers.", folder, "Go on with as many workers as before."

@@ -79,6 +79,9 @@ class TrainConfig:
     """AdamW's decay of the mean gradient and of its mean square."""
     eps: float = 1e-8
     """What AdamW adds to the root of the mean square."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999: the average is what is evaluated and what the
+    trained model's folder holds; none when not given."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
@@ -133,6 +136,8 @@ class TrainConfig:
         for name in ("evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
         self._refuse()
         self._check_rates()
 
@@ -174,6 +179,8 @@ class TrainConfig:
             "clip=0, which Muon does not need.": muon and self.clip > 0,
             "embedding_steps trains the embeddings alone at first, and they are frozen.":
                 self.embedding_steps > 0 and "embeddings" in self.frozen,
+            "An average of the weights was tried with AdamW on the device only: ema without muon_rate, offload and hpz.":
+                self.ema is not None and (muon or self.offload is not None or self.hpz != 1),
             "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
         for said, holds in refused.items():
@@ -206,8 +213,9 @@ class TrainConfig:
     @property
     def exported(self) -> dict[str, str]:
         """From which numbers the trained model is made; `artifact.json` says so."""
-        return {"trained_in": self.precision, "saved_in": self.export, "made_from": "the optimizer's fp32 weights"
-                if self.export == "fp32" else f"{self.precision} weights"}  # fmt: skip
+        weights = "the optimizer's fp32 weights" if self.export == "fp32" else f"{self.precision} weights"
+        made_from = weights if self.ema is None else f"the moving average (decay {self.ema}) of {weights}"
+        return {"trained_in": self.precision, "saved_in": self.export, "made_from": made_from}
 
     @property
     def sizes(self) -> BatchSizes:
