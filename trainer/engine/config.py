@@ -236,15 +236,17 @@ class TrainConfig:
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
-        zero: dict[str, Any] = {"stage": self.zero_stage, "stage3_gather_16bit_weights_on_model_save": True}
+        # Many small gradients that are summed in bf16 vanish beside their sum.
+        exact = self.precision == "bf16" and accumulation >= _MANY
+        # For ZeRO-1 with such sums DeepSpeed has an optimizer of its own, which skips no step for a loss that is not finite.
+        stage = 2 if exact and self.zero_stage == 1 else self.zero_stage
+        zero: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
         if self.hpz > 1:
             zero["zero_hpz_partition_size"] = self.hpz
         if self.offload is not None:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if self.offload == "all":
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-        # Many small gradients that are summed in bf16 vanish beside their sum.
-        exact = self.precision == "bf16" and accumulation >= _MANY
         return {
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
