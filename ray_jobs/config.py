@@ -158,10 +158,8 @@ class EmbedConfig:
     """Actors that tokenize the pairs; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.max_length < 4:
-            raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
-        if self.heldout_pairs < 1:
-            raise ConfigError(f"embed.heldout_pairs must be at least 1, got {self.heldout_pairs}.")
+        if self.temperature <= 0 or self.max_length < 4 or self.heldout_pairs < 1:
+            raise ConfigError("embed needs a temperature above 0, max_length of at least 4 and heldout_pairs of at least 1.")
         pooling_name(self.pooling)
 
 
@@ -243,25 +241,16 @@ class ScionConfig:
                 "Leave extend or tokenizer out.",
             )
         if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
-            raise ConfigError(
-                "there are no test pairs on which retrieval could be measured.",
-                "embed.train.evaluate_steps",
-                "Give test_pairs=, or leave it out.",
-            )
+            where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
+            raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
         if self.workers < 1 or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
-        if self.pretrain.train.muon_rate is not None and self.min_workers not in (None, self.workers):
-            raise ConfigError("Muon's state cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
-
-        averaged = [name for name in ("pretrain", "embed") if getattr(self, name).train.ema is not None]
-        if averaged and self.min_workers not in (None, self.workers):
-            raise ConfigError(
-                f"the average of {averaged[0]}.train.ema cannot be divided among other workers.",
-                "min_workers",
-                "Leave min_workers out.",
-            )
+        averages = self.pretrain.train.ema or self.embed.train.ema
+        for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
+            if value is not None and self.min_workers not in (None, self.workers):
+                raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
 
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""
