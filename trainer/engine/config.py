@@ -119,6 +119,9 @@ class TrainConfig:
     12 bytes a parameter and the weights once more."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
+    profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
+    """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
+    snapshot of its memory. Such a step takes longer."""
     max_failures: int = field(default=20, metadata={"identity": False})
     """Worker failures after which the run gives up; three in the same step end it before."""
 
@@ -136,6 +139,8 @@ class TrainConfig:
         for name in ("evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if min([0, *self.profile_steps]) < 0:
+            raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
         self._refuse()

@@ -31,6 +31,7 @@ from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
 from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
+from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
@@ -184,7 +185,8 @@ class Training:
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
-        return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
+        with profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank()):
+            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
 
     def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
