@@ -159,10 +159,8 @@ class EmbedConfig:
     """Actors that tokenize the pairs; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.max_length < 4:
-            raise ConfigError("embed needs a temperature above 0 and max_length of at least 4.")
-        if self.heldout_pairs < 1:
-            raise ConfigError(f"embed.heldout_pairs must be at least 1, got {self.heldout_pairs}.")
+        if self.temperature <= 0 or self.max_length < 4 or self.heldout_pairs < 1:
+            raise ConfigError("embed needs a temperature above 0, max_length of at least 4 and heldout_pairs of at least 1.")
         pooling_name(self.pooling)
 
 
@@ -246,11 +244,8 @@ class ScionConfig:
                 "Leave extend or tokenizer out.",
             )
         if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
-            raise ConfigError(
-                "there are no test pairs on which retrieval could be measured.",
-                "embed.train.evaluate_steps",
-                "Give test_pairs=, or leave it out.",
-            )
+            where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
+            raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
         self._check_workers()
 
     def _check_workers(self) -> None:
@@ -259,8 +254,10 @@ class ScionConfig:
         most = math.inf if self.workers is None else self.workers
         if self.min_workers is not None and not 1 <= self.min_workers <= most:
             raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
-        if self.pretrain.train.muon_rate is not None and self.min_workers not in (None, self.workers):
-            raise ConfigError("Muon's state cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
+        averages = self.pretrain.train.ema or self.embed.train.ema
+        for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
+            if value is not None and self.min_workers not in (None, self.workers):
+                raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
         if self.workers is None and self.embed.train.micro_batch is not None:
             raise ConfigError(
                 "a micro-batch's negatives are those of all workers, so their number belongs to the embedder.",

@@ -1,15 +1,20 @@
 """`scion embed embed.model=FOLDER`: a model that was never pretrained here becomes an embedder."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
+from data_pipeline.pairs import rows as pairs
+from ray_jobs import status
 from tests.conftest import tiny_decoder
 from tests.integration.conftest import Chain, scion
 from tests.unit.test_embedder_families import SIZE, tokenizer
 from trainer.embedder import Embedder
+from trainer.evaluation import retrieval
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -20,13 +25,25 @@ def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: lis
     made = tokenizer(english, SIZE)
     tiny_decoder(made, "gpt2").save_pretrained(folder)
     made.save_pretrained(folder)
-    done = scion("embed", copy.config, f"embed.model={folder}", "embed.pooling=last", "workers=1")
+    command = ("embed", copy.config, f"embed.model={folder}", "embed.pooling=last", "workers=1")
+    done = scion(*command, "embed.train.evaluate_steps=2", "embed.train.export_steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in copy.output.iterdir()} == {"embed"}
+    assert {path.name for path in copy.output.iterdir()} == {"embed", "embed-step-2", "embed-step-4"}
+    assert SentenceTransformer(str(copy.output / "embed-step-2"), device="cpu").encode(english[:2]).shape[0] == 2
+    testing = pairs.load(str(copy.folder / "test_pairs.parquet"), str(copy.folder / "cache"), key="test_pairs")
+    measured = copy.artifact("embed")["metrics"]["retrieval"]
+    assert set(measured) == {"0", "2", "4"}
+    for step, made_then in (("2", "embed-step-2"), ("4", "embed")):
+        assert measured[step] == retrieval.evaluate(Embedder.load(str(copy.output / made_then)), testing)[0]
+    last = " / ".join(f"{measured['4'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+    assert f"to {last} on test pairs" in done.stdout
+    console = Console(file=io.StringIO(), width=120)
+    status.command([str(copy.output / "embed")], console)
+    assert f"accuracy@1 {last} on 60 test pairs at step 4" in console.file.getvalue()  # type: ignore[attr-defined]
     vectors = Embedder.load(str(copy.output / "embed")).encode(english[:20])
     theirs = SentenceTransformer(str(copy.output / "embed"), device="cpu").encode(english[:20])
     assert np.abs(vectors - theirs).max() < 1e-5
     facts = json.loads((copy.output / "embed" / "embed.json").read_text())
     assert facts["pooling"] == "lasttoken"
     assert copy.artifact("embed")["metrics"]["weights"]["made_from"] == "the optimizer's fp32 weights"
-    assert scion("embed", copy.config, f"embed.model={folder}", "embed.pooling=last", "workers=1").stdout.count("kept") == 1
+    assert scion(*command).stdout.count("kept") == 1

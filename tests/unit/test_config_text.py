@@ -134,3 +134,9 @@ def test_an_embedder_is_not_evaluated_without_test_pairs(path: str) -> None:
     assert load(path, ["embed.train.evaluate_steps=5"]).embed.train.evaluate_steps == 5
     with pytest.raises(ConfigError, match="no test pairs"):
         load(path, ["embed.train.evaluate_steps=5", "test_pairs=null"])
+
+
+def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
+    assert load(path, ["embed.train.ema=0.9", "workers=4", "min_workers=4"]).embed.train.ema == 0.9
+    with pytest.raises(ConfigError, match=r"the average of train\.ema cannot be divided"):
+        load(path, ["embed.train.ema=0.9", "workers=4", "min_workers=2"])

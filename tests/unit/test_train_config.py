@@ -161,3 +161,6 @@ def test_many_micro_batches_are_summed_in_fp32() -> None:
     found = [TrainConfig(precision=kind).deepspeed(1, count)["data_types"]["grad_accum_dtype"]
              for kind in ("fp32", "bf16") for count in (1, 16)]  # fmt: skip
     assert found == [None, None, None, "fp32"]
+    stages = [TrainConfig(precision="bf16", zero_stage=stage).deepspeed(1, count)["zero_optimization"]["stage"]
+              for stage in (1, 2, 3) for count in (1, 16)]  # fmt: skip
+    assert stages == [1, 2, 2, 2, 3, 3]

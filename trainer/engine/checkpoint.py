@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
+from trainer.engine.averaging import KEY
 from trainer.engine.freezing import all_trained
 from trainer.engine.node_copy import node_copy, reads, reads_all
 from trainer.engine.store import PART, Store
@@ -132,6 +133,12 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 def _load_universal(engine: Any, store: Store, name: str) -> None:
     """Loads what another number of ranks wrote: the first rank fetches and converts it, in a folder that no checkpoint shares,
     and all load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+    if any(KEY in group for group in engine.optimizer.param_groups):
+        raise TrainingError(
+            "the average of the weights (train.ema) cannot be divided among another number of workers.",
+            name,
+            "Go on with as many workers as before.",
+        )
     if any(group["use_muon"] for group in engine.optimizer.param_groups):
         raise TrainingError(
             "Muon's state cannot be divided among another number of workers.", name, "Go on with as many workers as before."

@@ -79,6 +79,9 @@ class TrainConfig:
     """AdamW's decay of the mean gradient and of its mean square."""
     eps: float = 1e-8
     """What AdamW adds to the root of the mean square."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999: the average is what is evaluated and what the
+    trained model's folder holds; none when not given."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = 1
@@ -116,6 +119,9 @@ class TrainConfig:
     12 bytes a parameter and the weights once more."""
     tensorboard: bool = field(default=False, metadata={"identity": False})
     """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
+    profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
+    """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
+    snapshot of its memory. Such a step takes longer."""
     max_failures: int = field(default=20, metadata={"identity": False})
     """Worker failures after which the run gives up; three in the same step end it before."""
 
@@ -133,6 +139,10 @@ class TrainConfig:
         for name in ("evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if min([0, *self.profile_steps]) < 0:
+            raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
         self._refuse()
         self._check_rates()
 
@@ -174,6 +184,8 @@ class TrainConfig:
             "clip=0, which Muon does not need.": muon and self.clip > 0,
             "embedding_steps trains the embeddings alone at first, and they are frozen.":
                 self.embedding_steps > 0 and "embeddings" in self.frozen,
+            "An average of the weights was tried with AdamW on the device only: ema without muon_rate, offload and hpz.":
+                self.ema is not None and (muon or self.offload is not None or self.hpz != 1),
             "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
         for said, holds in refused.items():
@@ -206,8 +218,9 @@ class TrainConfig:
     @property
     def exported(self) -> dict[str, str]:
         """From which numbers the trained model is made; `artifact.json` says so."""
-        return {"trained_in": self.precision, "saved_in": self.export, "made_from": "the optimizer's fp32 weights"
-                if self.export == "fp32" else f"{self.precision} weights"}  # fmt: skip
+        weights = "the optimizer's fp32 weights" if self.export == "fp32" else f"{self.precision} weights"
+        made_from = weights if self.ema is None else f"the moving average (decay {self.ema}) of {weights}"
+        return {"trained_in": self.precision, "saved_in": self.export, "made_from": made_from}
 
     @property
     def sizes(self) -> BatchSizes:
@@ -228,15 +241,17 @@ class TrainConfig:
 
     def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
         """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
-        zero: dict[str, Any] = {"stage": self.zero_stage, "stage3_gather_16bit_weights_on_model_save": True}
+        # Many small gradients that are summed in bf16 vanish beside their sum.
+        exact = self.precision == "bf16" and accumulation >= _MANY
+        # For ZeRO-1 with such sums DeepSpeed has an optimizer of its own, which skips no step for a loss that is not finite.
+        stage = 2 if exact and self.zero_stage == 1 else self.zero_stage
+        zero: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
         if self.hpz > 1:
             zero["zero_hpz_partition_size"] = self.hpz
         if self.offload is not None:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if self.offload == "all":
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-        # Many small gradients that are summed in bf16 vanish beside their sum.
-        exact = self.precision == "bf16" and accumulation >= _MANY
         return {
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_pipeline import artifact, storage
 from data_pipeline.artifact import Artifact, Plan
 from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
 from trainer.embedder import EmbedderSpec
+from trainer.engine.averaging import KEY
 from trainer.engine.checkpoint import TAG
 from trainer.engine.setup import before_deepspeed
 from trainer.engine.store import Store
@@ -51,8 +52,8 @@ def read_task(store: Store) -> tuple[str, Task, list[str]]:
 
 
 def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
-    """The optimizer's fp32 weights and the module's buffers, without what is frozen, for any number of ranks and
-    ZeRO stage.
+    """The optimizer's fp32 weights, or their averages (`TrainConfig.ema`), and the module's buffers, without what is frozen.
+    They may be of any number of ranks and ZeRO stage.
 
     Raises:
         CorruptError: a file is missing, or not what was written.
@@ -62,7 +63,7 @@ def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
     before_deepspeed()
     from deepspeed.utils import zero_to_fp32
 
-    with store.local(name) as folder:
+    with store.local(name) as folder, _averages_read(zero_to_fp32):
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG))
@@ -70,6 +71,29 @@ def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
             raise
         except Exception as error:  # whatever a pickle or a shape that does not fit raises
             raise CorruptError(f"the weights cannot be joined: {reason(error)}", os.path.join(folder, TAG)) from error
+
+
+@contextlib.contextmanager
+def _averages_read(joiner: Any) -> Iterator[None]:
+    """While the block runs, DeepSpeed's `zero_to_fp32` joins the averages of `TrainConfig.ema` in place of the weights, where a
+    checkpoint holds them."""
+    read = joiner.parse_optim_states
+
+    def averages(files: list[str], folder: str) -> tuple[Any, ...]:
+        stage, world, groups, paddings = read(files, folder)
+        for path, weights in zip(files, groups, strict=True):
+            saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
+            states = saved["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]["state"]
+            for number, state in states.items():
+                if KEY in state:
+                    weights[number] = state[KEY][: len(weights[number])]  # without what fills the groups up
+        return stage, world, groups, paddings
+
+    joiner.parse_optim_states = averages
+    try:
+        yield
+    finally:
+        joiner.parse_optim_states = read
 
 
 def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:

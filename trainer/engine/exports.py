@@ -49,8 +49,9 @@ class Exports:
 
     @property
     def reading(self) -> set[str]:
-        """Checkpoints that must not be removed now."""
-        return set() if self._current is None else {self._current.name}
+        """Checkpoints that must not be removed now; asked by the thread that removes them."""
+        current = self._current
+        return set() if current is None else {current.name}
 
     def resume(self, lineage: list[str]) -> None:
         """Adds what a kill prevented: checkpoints in `lineage` that are still there and have no folder."""

@@ -24,12 +24,14 @@ from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name, step_of
 from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
+from trainer.engine.averaging import averaged
 from trainer.engine.checkpoint import RunState, Skip
 from trainer.engine.config import TrainConfig
 from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
 from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
+from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
@@ -183,7 +185,8 @@ class Training:
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
-        return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
+        with profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank()):
+            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
 
     def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
@@ -268,19 +271,22 @@ class Training:
         state, run = self._state, self._run
         done = str(state.next_step)
         if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
-            scores = run.heldout.score(self._engine, dist.get_rank(), dist.get_world_size())
+            with averaged(self._engine):
+                scores = run.heldout.score(self._engine, dist.get_rank(), dist.get_world_size())
+                norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
             state.evaluations[done] = scores[run.heldout.measure]
-            norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
             self._journal.write("evaluation", step=state.next_step, row_norms=norms, **scores)
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
         name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
-        weights = setup.weights_of(self._engine, self._run.config)
+        with averaged(self._engine):
+            weights = setup.weights_of(self._engine, self._run.config)
+            if self._first:
+                self._run.store.check_lease()
+                self._run.task.export(weights, self._run.export_uri, self._run.config.frozen)
         if self._first:
-            self._run.store.check_lease()
-            self._run.task.export(weights, self._run.export_uri, self._run.config.frozen)
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
             self._exports.finish()

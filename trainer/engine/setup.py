@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from trainer.engine.averaging import keep_average
 from trainer.engine.config import TrainConfig
 from trainer.engine.freezing import freeze, frozen_names
 from trainer.engine.optimizer import optimizer_for
@@ -76,6 +77,8 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     if exact:
         _restore_masters(engine, before)
+    if config.ema is not None:
+        keep_average(engine, config.ema)
     return engine
 
 

@@ -1,0 +1,116 @@
+"""The average of the weights is torch's own in every ZeRO stage, does not change training, and survives a resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from data_pipeline.errors import ConfigError
+from tests.integration.test_frozen import same
+from tests.integration.test_universal import ROWS, batch, on_ranks
+from trainer.engine import export
+from trainer.engine.checkpoint import RunState
+from trainer.engine.config import TrainConfig
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+
+STEPS, DECAY = 4, 0.7
+
+
+class Run:
+    """Four steps of six rows, a checkpoint after each; `look` takes the average out after each step, too."""
+
+    def __init__(self, model: str, folder: str, stage: int, precision: str, ema: float | None, look: bool) -> None:
+        self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
+        self.folder, self.look = folder, look
+        self.config = TrainConfig(steps=STEPS, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
+                                  precision=precision, ema=ema, warmup_steps=0)  # type: ignore[arg-type]  # fmt: skip
+
+
+def trained(run: Run, first: int) -> list[float]:
+    import torch.distributed as dist
+
+    from data_pipeline.feed.ledger import Ledger
+    from trainer.engine import checkpoint, setup
+    from trainer.engine.averaging import averaged
+    from trainer.engine.saving import Saver
+    from trainer.engine.step import optimizer_step, set_rates
+
+    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
+    engine = setup.engine_for(run.task.module(), run.config, 1, ROWS // world)
+    engine.train()
+    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    if first:
+        state = checkpoint.restore(engine, store, "a", at_most=first)
+        assert state.next_step == first
+    losses = []
+    for step in range(first, STEPS):
+        set_rates(engine, run.config, step)
+        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
+        state.next_step = step + 1
+        if run.look:
+            before = {name: weight.clone() for name, weight in setup.weights_of(engine, run.config).items()}
+            with averaged(engine):
+                setup.weights_of(engine, run.config)
+            assert same(before, setup.weights_of(engine, run.config))
+            if rank == 0:
+                torch.save(before, f"{run.folder}/weights-{step}.pt")
+        saver.begin(state)
+        saver.finish(state)
+    with averaged(engine):
+        weights = setup.weights_of(engine, run.config)
+        if rank == 0:
+            run.task.export(weights, f"{run.folder}/from-{first}")
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("world", "stage", "precision"),
+    [
+        (2, 1, "fp32"),
+        (3, 3, "bf16"),
+        pytest.param(2, 2, "bf16", marks=pytest.mark.slow),
+        pytest.param(2, 3, "fp32", marks=pytest.mark.slow),
+        pytest.param(1, 1, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_the_average_is_torch_s_and_survives_a_resume(
+    source_folder: str, tmp_path: Path, world: int, stage: int, precision: str
+) -> None:
+    folders = {name: str(tmp_path / name) for name in ("plain", "quiet", "looked")}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    plain = Run(source_folder, folders["plain"], stage, precision, None, False)
+    quiet = Run(source_folder, folders["quiet"], stage, precision, DECAY, False)
+    looked = Run(source_folder, folders["looked"], stage, precision, DECAY, True)
+    losses = [on_ranks(world, trained, run, 0) for run in (plain, quiet, looked)]  # type: ignore[arg-type]
+    assert losses[0] == losses[1] == losses[2]
+
+    made = load_file(f"{folders['quiet']}/from-0/model.safetensors")
+    assert same(load_file(f"{folders['looked']}/from-0/model.safetensors"), made)
+    snapshots = [torch.load(f"{folders['looked']}/weights-{step}.pt") for step in range(STEPS)]
+    known, update = dict(snapshots[0]), get_ema_multi_avg_fn(DECAY)
+    for snapshot in snapshots[1:]:
+        names = [name for name, weight in snapshot.items() if weight.is_floating_point()]
+        update([known[name] for name in names], [snapshot[name] for name in names], torch.tensor(0))
+    for name, weight in made.items():
+        assert torch.allclose(weight, known[f"model.{name}"], rtol=0, atol=1e-7), name
+    assert not same(made, load_file(f"{folders['plain']}/from-0/model.safetensors"))
+
+    store = Store(f"{folders['quiet']}/checkpoints", 9)
+    export.write_task(store, quiet.task)
+    export.export(store, store.usable()[0], str(tmp_path / "out"))
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), made)
+    assert on_ranks(world, trained, quiet, 2) == losses[0][2:]  # type: ignore[arg-type]
+    assert same(load_file(f"{folders['quiet']}/from-2/model.safetensors"), made)
+
+
+def test_what_the_average_does_not_go_with_is_refused() -> None:
+    for settings in ({"ema": 1.0}, {"ema": 0.0}):
+        with pytest.raises(ConfigError, match="ema must lie between 0 and 1"):
+            TrainConfig(**settings)
+    for settings in ({"offload": "optimizer"}, {"muon_rate": 0.02, "clip": 0}, {"hpz": 2, "zero_stage": 3}):
+        with pytest.raises(ConfigError, match="An average of the weights"):
+            TrainConfig(ema=0.9, **settings)
