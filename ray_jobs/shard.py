@@ -22,9 +22,10 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.given import adopted
-from ray_jobs.config import ScionConfig, ShardConfig
+from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
+from ray_jobs.sections import ShardConfig
 from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import by_language, fertility
 from trainer.models import loading

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ConfigError
-from ray_jobs.config import MixtureStage, load, to_yaml
+from ray_jobs.config import load, to_yaml
+from ray_jobs.sections import MixtureStage
 from trainer.engine.config import BatchPart
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"

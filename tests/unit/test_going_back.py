@@ -15,7 +15,7 @@ from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import RankFeed
 from data_pipeline.order.plan import OrderPlan, Stage, Stream
 from data_pipeline.step_name import step_of
-from ray_jobs.config import EmbedConfig, PretrainConfig
+from ray_jobs.sections import EmbedConfig, PretrainConfig
 from tests.unit.test_checkpoint import Engine
 from trainer.engine import changes, checkpoint
 from trainer.engine.checkpoint import RunState, Skip

@@ -16,7 +16,7 @@ from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.sample import balanced, rates_within, thinned
 from data_pipeline.tokenizers import train
-from ray_jobs.config import MixtureStage, PretrainConfig
+from ray_jobs.sections import MixtureStage, PretrainConfig
 from tests.conftest import byte_level
 from trainer.engine.heldout import Heldout
 from trainer.evaluation.fertility import by_language

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from data_pipeline.pairs.rows import Pairs
 from ray_jobs import transfer
-from ray_jobs.config import FactoriseConfig, ScionConfig, TransferConfig
+from ray_jobs.config import ScionConfig
+from ray_jobs.sections import FactoriseConfig, TransferConfig
 from ray_jobs.verify import _model
 from tests.conftest import tiny_decoder
 from trainer.transfer.methods import METHODS
