@@ -23,6 +23,7 @@ from ray_jobs import evaluate, pipeline
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
+from ray_jobs.sections import CompareConfig
 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
@@ -363,7 +364,7 @@ def settings(tmp_path: Path) -> configs.ScionConfig:
         source_model=str(tmp_path / "source"),
         output=str(tmp_path / "out"),
         method="aligned",
-        compare=configs.CompareConfig(methods=("fvt",)),
+        compare=CompareConfig(methods=("fvt",)),
     )
 
 
