@@ -35,6 +35,7 @@ def task(folder: str, length: int) -> LanguageModelTask:
 
 def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, cpus: float, gpu: bool) -> dict[str, Any]:
     """Ray Train, Ray Data and DeepSpeed, with the log, the ledger and the first checkpoint: all that `scion pretrain` does."""
+    from cluster.capacity import has_gpus
     from cluster.session import ray_session
     from trainer.engine import runlog
     from trainer.engine.launch import fit
@@ -48,6 +49,8 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
         threads=max(1, int(cpus)), progress=None,
     )  # fmt: skip
     with ray_session(workers=workers, worker_cpus=cpus, address=None):
+        if gpu and not has_gpus():
+            sys.exit("torch finds a GPU and Ray none: its workers would wait for ever")
         fit(run, workers=workers, worker_cpus=cpus, gpu=gpu)
     steps = runlog.steps(runlog.read(f"{run.uri}/log"))
     names = ("data_wait", "agree", "forward", "backward", "update", "memory")
