@@ -135,7 +135,9 @@ class RankFeed:
             if closed.is_set():  # planning a long span takes seconds, and nobody waits for this one
                 return [], iter(())
             steps.append(self.expected(step))
-        dataset = ray.data.from_arrow(self.read_tasks(steps)).map_batches(
+        # Not from_arrow, which asks for a CPU to look at each table.
+        tasks = [{"slots": _to_bytes(table)} for table in self.read_tasks(steps)]
+        dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _read_task,
             fn_kwargs={"folder": self.rows.folder},
             batch_size=None,
@@ -212,10 +214,18 @@ class PlannedData(DataConfig):
         ]
 
 
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
 def _read_task(batch: pa.Table, folder: str) -> pa.Table:
     """The rows of a task; or our own error as the only column, because Ray would wrap an exception in several of its own."""
+    located = pa.ipc.open_stream(batch["slots"][0].as_py()).read_all()
     try:
-        return read_located(folder, batch)
+        return read_located(folder, located)
     except ScionError as error:
         return pa.table({_ERROR: [pickle.dumps(error)]})
 
