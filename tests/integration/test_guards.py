@@ -60,8 +60,8 @@ class Poisoned:
 
         return marked
 
-    def export(self, weights: Any, uri: str) -> None:
-        self.task.export(weights, uri)
+    def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
+        self.task.export(weights, uri, frozen)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Dying:
     def collator(self) -> Any:
         return self.task.collator()
 
-    def export(self, weights: Any, uri: str) -> None:
-        self.task.export(weights, uri)
+    def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
+        self.task.export(weights, uri, frozen)
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Unwritable(Poisoned):
 
     fails: int = 0
 
-    def export(self, weights: Any, uri: str) -> None:
+    def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
         for number in range(self.fails):
             if not storage.exists(f"{uri}-failed-{number}"):
                 storage.write_bytes(f"{uri}-failed-{number}", b"")
                 raise OSError(28, "No space left on device")
-        self.task.export(weights, uri)
+        self.task.export(weights, uri, frozen)
 
 
 class Marked:
