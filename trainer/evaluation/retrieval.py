@@ -21,9 +21,9 @@ class Retrieval:
 
     accuracy_at_1: float
     mrr_at_10: float
-    accuracy_at_1_interval: tuple[float, float]
-    """95 % score interval (Wilson 1927), which holds where all or none are right, too."""
-    mrr_at_10_interval: tuple[float, float]
+    accuracy_at_1_interval: list[float]
+    """[low, high], a list as in JSON: 95 % score interval (Wilson 1927), which holds where all or none are right, too."""
+    mrr_at_10_interval: list[float]
     """95 % interval by bootstrap over the queries (Efron 1979)."""
 
 
@@ -88,15 +88,15 @@ def metrics(rank: NDArray[np.int64]) -> Retrieval:
     return Retrieval(
         accuracy_at_1=right / len(rank),
         mrr_at_10=float(reciprocal.mean()),
-        accuracy_at_1_interval=(float(score.low), float(score.high)),
+        accuracy_at_1_interval=[float(score.low), float(score.high)],
         mrr_at_10_interval=_bootstrapped(reciprocal),
     )
 
 
-def _bootstrapped(values: NDArray[np.float64]) -> tuple[float, float]:
+def _bootstrapped(values: NDArray[np.float64]) -> list[float]:
     """The middle 95 % of the means of samples with replacement. There are eleven values only, so that a sample is drawn as how
     often each of them stands in it."""
     found, counts = np.unique(values, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_SAMPLES)
     low, high = np.quantile(drawn @ found / len(values), (0.025, 0.975))
-    return float(low), float(high)
+    return [float(low), float(high)]
