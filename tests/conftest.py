@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -214,3 +215,11 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) 
     tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one rank, in this process."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()

@@ -62,7 +62,7 @@ def _retrieval(summary: Summary) -> Figure:
     scores = summary["retrieval"]
 
     def both(model: str) -> str:
-        return " / ".join(f"{scores[model][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        return _both_ways(scores[model])
 
     last = best(summary)
     values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in models(summary))
@@ -74,6 +74,10 @@ def _retrieval(summary: Summary) -> Figure:
         reading="The longer the bar, the more texts find their other side at rank 1; compare bars of the same shade"
         + ("." if _alone(summary) else ", and judge the transfer by transferred against random after the same training."),
     )
+
+
+def _both_ways(ways: Mapping[str, Mapping[str, float]]) -> str:
+    return " / ".join(f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
 
 
 def _bits_per_byte(summary: Summary) -> Figure:
@@ -109,13 +113,10 @@ def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
 
 
 def _retrieval_in_training(summary: Summary) -> Figure:
-    def both(ways: Mapping[str, Mapping[str, float]]) -> str:
-        return " / ".join(f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
-
     parts = []
     for start, scores in summary["retrieval_in_training"].items():
         ordered = [scores[step] for step in sorted(scores, key=int)]
-        parts.append(f"{both(ordered[0])} to {both(ordered[-1])} ({start})")
+        parts.append(f"{_both_ways(ordered[0])} to {_both_ways(ordered[-1])} ({start})")
     return Figure(
         name="retrieval-in-training",
         title=f"Accuracy@1 while the embedder trains, both ways: {', '.join(parts)}",

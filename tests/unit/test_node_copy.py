@@ -1,10 +1,8 @@
 """What the ranks of each machine fetch of a checkpoint in an object store."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,13 +37,6 @@ def test_a_machine_has_all_that_its_ranks_read(machines: list[str], files: int) 
             here = [rank for rank, one in enumerate(machines) if one == machine]
             fetched = [path for rank in here for path in share(paths, rank, machines, wanted)]
             assert sorted(fetched) == sorted(path for path in paths if any(wanted(path, rank) for rank in here))
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

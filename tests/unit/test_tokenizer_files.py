@@ -1,12 +1,11 @@
 """A worker that needs a tokenizer does not fetch the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from data_pipeline import storage
 from data_pipeline.errors import ModelError
@@ -47,13 +46,6 @@ def test_a_tokenizer_is_loaded_without_the_weights(read: list[str], use: Callabl
 def test_a_folder_that_is_not_there_is_named(read: list[str]) -> None:
     with pytest.raises((OSError, ModelError), match="nowhere"):
         load_tokenizer("flaky://run/nowhere")
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")
