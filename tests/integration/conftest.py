@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.shards import build, corpus, manifest
+from data_pipeline.shards.manifest import Manifest
 from ray_jobs.cli import main
+from tests import ranks
 from tests.conftest import SAMPLE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -120,6 +123,25 @@ def finished(inputs: Chain, address: str) -> Chain:
     done = scion_process("pipeline", inputs.config, address=address)
     assert done.returncode == 0, done.stdout + done.stderr
     return inputs
+
+
+@pytest.fixture(scope="session")
+def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) -> tuple[str, Manifest]:
+    folder = tmp_path_factory.mktemp("shards")
+    (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
+    text = corpus.build(
+        [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),
+        progress=lambda done, total: None,
+    )  # fmt: skip
+    build.build(text.train, source_folder, str(folder / "rows"), length=32, packing="concat", actors=1,
+                progress=lambda done, total: None)  # fmt: skip
+    return str(folder / "rows"), manifest.load(str(folder / "rows"))
+
+
+@pytest.fixture
+def without_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of jobs that run in this process: the same engine, seconds sooner (`tests.ranks`)."""
+    monkeypatch.setattr("ray_jobs.training.fit", lambda run, *, workers, **_: ranks.fit(run, workers=workers))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from tests.integration.test_universal import on_ranks
+from tests.ranks import on_ranks
 from trainer.engine import setup
 from trainer.engine.config import TrainConfig
 from trainer.models.packed_lm import PackedLM
@@ -46,5 +46,5 @@ def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int)
 
 def test_matrices_that_are_not_are_told(tmp_path: Path) -> None:
     """One group for all, as most trainers have it."""
-    (said,) = on_ranks(2, told, Run(str(tmp_path), 1, apart=False))  # type: ignore[arg-type]
+    (said,) = on_ranks(2, told, Run(str(tmp_path), 1, apart=False))
     assert "do not lie at multiples of 16 bytes" in said

@@ -9,16 +9,15 @@ import ray
 
 from data_pipeline.errors import Stopped
 from data_pipeline.feed import audit, ledger
-from tests.integration.test_engine import planned, shards  # noqa: F401
+from tests.integration.test_engine import planned
+from tests.ranks import fit
 from trainer.engine import runlog
 from trainer.engine.config import TrainConfig
-from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 from trainer.engine.wishes import Wish, Wishes
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 STEPS, BATCH = 12, 7
 """Rows that neither 2 nor 3 workers divide."""
 
@@ -41,9 +40,9 @@ def trained(found: Any, source_folder: str, folder: str, stage: int, workers: in
     run = TrainRun(
         task=task, config=config, rows=planned(found, BATCH, 2), heldout=None, row_groups={}, uri=folder,
         export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
-        progress=None if stop is None else StopAt.remote(stop),
+        progress=None,
     )  # fmt: skip
-    fit(run, workers=workers, worker_cpus=1, gpu=False)
+    fit(run, workers=workers, stop=stop)
     return run
 
 
@@ -54,9 +53,9 @@ def consumed(run: TrainRun) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("stage", "before", "after"),
-    [pytest.param(1, 2, 1, marks=pytest.mark.slow), (2, 1, 3), pytest.param(3, 3, 2, marks=pytest.mark.slow)],
+    [(1, 2, 1), (2, 1, 3), (3, 3, 2)],
 )
-def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]
     whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)
     with pytest.raises(Stopped, match="the same command goes on"):
         trained(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
@@ -71,6 +70,7 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
     assert all(finding.ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.finished(f"{run.uri}/ledger")))
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
     board = StopAt.remote(3)
     wishes = Wishes(TrainConfig(), board)

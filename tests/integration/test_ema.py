@@ -9,7 +9,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_pipeline.errors import ConfigError
 from tests.integration.test_frozen import same
-from tests.integration.test_universal import ROWS, batch, on_ranks
+from tests.integration.test_universal import ROWS, batch
+from tests.ranks import on_ranks
 from trainer.engine import export
 from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig

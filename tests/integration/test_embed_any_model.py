@@ -16,7 +16,7 @@ from tests.unit.test_embedder_families import SIZE, tokenizer
 from trainer.embedder import Embedder
 from trainer.evaluation import retrieval
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
 
 def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: list[str]) -> None:

@@ -14,7 +14,7 @@ from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.pairs.rows import Pairs
 from data_pipeline.pairs.shards import text_key, token_ids
 from data_pipeline.shards.build import load_tokenizer
-from tests.integration.test_universal import on_ranks
+from tests.ranks import on_ranks
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine import heldout_pairs
 from trainer.engine.config import TrainConfig
@@ -84,7 +84,7 @@ def test_retrieval_in_training_is_that_of_the_embedder_that_is_exported(
 ) -> None:
     distinct = list({row["positive"].lower(): row for row in {row["anchor"].lower(): row for row in pairs}.values()}.values())
     run = Run(source_folder, str(tmp_path), stage, distinct[: TRAINED + 130])
-    before, after = on_ranks(world, scored, run)  # type: ignore[arg-type]
+    before, after = on_ranks(world, scored, run)
     assert (before["pairs"], set(before["by_language"])) == (MOST, {"el", "en"})
     chosen = heldout_pairs.choose(run.testing, MOST, run.task).pairs
     for found, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):

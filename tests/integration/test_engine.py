@@ -15,30 +15,15 @@ from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.feed.reader import check_received
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.order.plan import OrderPlan
-from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.manifest import Manifest
+from tests import ranks
+from trainer.engine import launch
 from trainer.engine.config import TrainConfig
-from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
-
-pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) -> tuple[str, Manifest]:
-    folder = tmp_path_factory.mktemp("shards")
-    (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
-    text = corpus.build(
-        [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),
-        progress=lambda done, total: None,
-    )  # fmt: skip
-    build.build(text.train, source_folder, str(folder / "rows"), length=32, packing="concat", actors=1,
-                progress=lambda done, total: None)  # fmt: skip
-    return str(folder / "rows"), manifest.load(str(folder / "rows"))
 
 
 def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> PlannedRows:
@@ -47,7 +32,7 @@ def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> Plan
     return PlannedRows(plan=order, folder=folder, manifest=found, micro=micro)
 
 
-def train(shards, source_folder: str, folder: str, stage: int, workers: int, **changes) -> list[float]:  # type: ignore[no-untyped-def]
+def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray: bool = False, **changes) -> list[float]:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
     rows = planned(shards, config.batch_size, config.micro_batch)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
@@ -55,16 +40,19 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, **c
         task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
         progress=None, row_groups={"all": np.arange(800)}, store=Store(f"{folder}/checkpoints", 3), uri=folder,
     )  # fmt: skip
-    result = fit(run, workers=workers, worker_cpus=1, gpu=False)
+    result = launch.fit(run, workers=workers, worker_cpus=1, gpu=False) if ray else ranks.fit(run, workers=workers)
     return [entry["loss"] for entry in result["history"]]
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(((1, 1), (2, 2)), marks=pytest.mark.slow)])
-def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_folder: str, tmp_path, more) -> None:
-    """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are filled up at weight 0."""
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("on_ray", [[(1, 2)], pytest.param([(1, 2), (3, 2), (1, 1), (2, 2)], marks=pytest.mark.slow)])
+def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_folder: str, tmp_path, on_ray) -> None:
+    """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are filled up at weight 0. On Ray or not."""
     found = {
-        (stage, workers): train(shards, source_folder, str(tmp_path / f"{stage}-{workers}"), stage, workers)
-        for stage, workers in ((1, 2), (3, 2), *more)
+        (stage, workers): train(
+            shards, source_folder, str(tmp_path / f"{stage}-{workers}"), stage, workers, (stage, workers) in on_ray
+        )
+        for stage, workers in ((1, 2), (1, 1), (2, 2), (3, 1), (3, 2), (3, 3))
     }
     expected = by_hand(shards, source_folder)
     weights = {key: loading.language_model(str(tmp_path / f"{key[0]}-{key[1]}" / "model"), 0).state_dict() for key in found}
@@ -73,10 +61,11 @@ def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_fo
         assert np.abs(np.array(losses) - np.array(found[1, 2])).max() < 1e-5, key
         for name, tensor in weights[1, 2].items():
             assert (tensor - weights[key][name]).abs().max() < 1e-5, (key, name)
-    assert set(os.listdir(tmp_path / "1-2")) == {"model", "ledger", "log", "checkpoints"}
+    for folder in tmp_path.iterdir():
+        assert set(os.listdir(folder)) == {"model", "ledger", "log", "checkpoints"}
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, stage: int) -> None:
     before = loading.language_model(source_folder, 1).state_dict()
     train(shards, source_folder, str(tmp_path / "a"), stage, 2, embedding_steps=5)
@@ -88,7 +77,7 @@ def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, s
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
     """Findings 12: the export was rounded to bf16, which lost most of what small steps had changed."""
     folders = {}
@@ -108,7 +97,7 @@ def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_pat
     assert 0 < 100 * learned < lost
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_bf16_run_starts_from_the_model_s_own_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
     """DeepSpeed rounds them first: a run that learns nothing came back with other weights."""
     train(shards, source_folder, str(tmp_path), stage, 2, precision="bf16", learning_rate=1e-12, weight_decay=0.0)
@@ -118,7 +107,6 @@ def test_a_bf16_run_starts_from_the_model_s_own_fp32_weights(shards, source_fold
             assert (after[name] - weight).abs().max() < 1e-9, name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_body_learns_after_the_embeddings(shards, source_folder: str, tmp_path, stage: int) -> None:
     before = loading.language_model(source_folder, 1).state_dict()
@@ -151,6 +139,7 @@ def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untype
     return np.array(losses)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
     rows = planned(shards, 10, 3)
     for rank in range(2):
@@ -161,6 +150,7 @@ def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
             assert a.select(b.column_names).equals(b)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_byte_that_changed_in_a_shard_is_told_by_the_feed(shards, tmp_path) -> None:
     """Not wrapped in what Ray says about a task that failed: the run would try again, three times."""
     shutil.copytree(shards[0], tmp_path / "rows")

@@ -12,7 +12,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, CorruptError
 from tests.integration.conftest import ROOT, environment
-from tests.integration.test_universal import ROWS, batch, on_ranks
+from tests.integration.test_universal import ROWS, batch
+from tests.ranks import on_ranks
 from trainer.embedder import EmbedderSpec
 from trainer.engine import export
 from trainer.engine.checkpoint import RunState
@@ -71,7 +72,7 @@ def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
     source_folder: str, tmp_path: Path, world: int, stage: int, precision: str, saved_in: str
 ) -> None:
     run = Run(source_folder, str(tmp_path), stage, precision, saved_in)
-    names = on_ranks(world, train, run)  # type: ignore[arg-type]
+    names = on_ranks(world, train, run)
     store = Store(f"{tmp_path}/checkpoints", 3)
     export.write_task(store, run.task)
     for name, step in zip(names, (3, 1), strict=True):
@@ -88,7 +89,7 @@ def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
 def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_written(source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path / "run"), 1, "fp32", "fp32")
     (tmp_path / "run").mkdir()
-    names = on_ranks(1, train, run)  # type: ignore[arg-type]
+    names = on_ranks(1, train, run)
     store = Store(f"{tmp_path}/run/checkpoints", 3)
     with pytest.raises(ArtifactError, match="do not say what they are of"):
         export.export(store, names[0], str(tmp_path / "early"))

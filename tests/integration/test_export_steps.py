@@ -1,5 +1,4 @@
-"""Model folders that a run leaves on its way, with real workers."""
-# ruff: noqa: F811
+"""Model folders that a run leaves on its way, on real ranks."""
 
 import os
 import shutil
@@ -12,10 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, Stopped
-from tests.integration.test_engine import shards  # noqa: F401
 from tests.integration.test_export import Run, train
 from tests.integration.test_going_on import run, trained, weights
-from tests.integration.test_universal import on_ranks
+from tests.ranks import on_ranks
 from trainer.engine import export, runlog
 from trainer.engine.config import TrainConfig
 from trainer.engine.exports import Exports
@@ -36,7 +34,6 @@ def entries(one: TrainRun, kind: str) -> list[dict[str, Any]]:
     return [entry for part in runlog.read(f"{one.uri}/{runlog.FOLDER}") for entry in part if entry["kind"] == kind]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
     shards: Any, source_folder: str, tmp_path: Path
 ) -> None:
@@ -55,14 +52,12 @@ def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "run", "run-step-3", "run-step-6"}
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
 def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
     shards: Any, source_folder: str, tmp_path: Path
 ) -> None:
     folder = str(tmp_path / "run")
     with pytest.raises(Stopped):
-        trained(begin(run(shards, source_folder, folder, stop=3, steps=6, export_steps=2)))
+        trained(begin(run(shards, source_folder, folder, steps=6, export_steps=2)), stop=3)
     shutil.rmtree(f"{folder}-step-2", ignore_errors=True)
     one = begin(run(shards, source_folder, folder, steps=6, export_steps=2))
     trained(one)
@@ -84,7 +79,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     source_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
-    last, first = on_ranks(1, train, one)  # type: ignore[arg-type]
+    last, first = on_ranks(1, train, one)
     store, journal = Store(f"{tmp_path}/checkpoints", 3), Noted()
     export.write_task(store, one.task)
     (tmp_path / "run-step-3").mkdir()

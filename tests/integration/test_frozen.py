@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import ConfigError
-from tests.integration.test_universal import ROWS, batch, on_ranks
+from tests.integration.test_universal import ROWS, batch
+from tests.ranks import on_ranks
 from trainer.engine import export
 from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig
@@ -99,7 +100,7 @@ def test_what_is_frozen_stays_and_the_rest_trains_as_in_plain_torch(
 ) -> None:
     run = Run(source_folder, str(tmp_path), stage, precision, (frozen,))
     store = Store(f"{tmp_path}/checkpoints", 9)
-    losses = on_ranks(world, trained, run, 0)  # type: ignore[arg-type]
+    losses = on_ranks(world, trained, run, 0)
     assert losses == pytest.approx(by_hand(run), abs=1e-5 if precision == "fp32" else 0.05)
 
     source, made = load_file(f"{source_folder}/model.safetensors"), load_file(tmp_path / "from-0" / "model.safetensors")
@@ -116,7 +117,7 @@ def test_what_is_frozen_stays_and_the_rest_trains_as_in_plain_torch(
 
     assert on_ranks(world, trained, run, 1) == losses[1:]  # type: ignore[arg-type]
     assert same(load_file(tmp_path / "from-1" / "model.safetensors"), made)
-    others = on_ranks(1 if world > 1 else 2, trained, run, 2)  # type: ignore[arg-type]
+    others = on_ranks(1 if world > 1 else 2, trained, run, 2)
     assert others == pytest.approx(losses[2:], abs=1e-5 if precision == "fp32" else 0.05)
     again = load_file(tmp_path / "from-2" / "model.safetensors")
     assert {name for name in again if torch.equal(again[name], source[name])} == kept & set(made)

@@ -1,5 +1,4 @@
-"""A training that goes on under other settings, with real workers: longer, with another micro-batch, as a user asks for it."""
-# ruff: noqa: F811
+"""A training that goes on under other settings, on real ranks: longer, with another micro-batch, as a user asks for it."""
 
 import json
 import os
@@ -15,31 +14,29 @@ from safetensors.torch import load_file
 from data_pipeline.errors import Stopped
 from data_pipeline.feed import audit, ledger
 from tests.integration.conftest import Chain, scion
-from tests.integration.test_elastic import StopAt
-from tests.integration.test_engine import planned, shards  # noqa: F401
+from tests.integration.test_engine import planned
+from tests.ranks import fit
 from trainer.engine import runlog
 from trainer.engine.config import TrainConfig
-from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 BATCH = 6
 
 
-def run(found: Any, source_folder: str, folder: str, stop: int | None = None, **settings: Any) -> TrainRun:
+def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     return TrainRun(
         task=task, config=config, rows=planned(found, BATCH, config.micro_batch), heldout=None, row_groups={}, uri=folder,
         export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
-        progress=None if stop is None else StopAt.remote(stop),
+        progress=None,
     )  # fmt: skip
 
 
-def trained(one: TrainRun, workers: int = 2) -> dict[str, Any]:
-    return fit(one, workers=workers, worker_cpus=1, gpu=False)
+def trained(one: TrainRun, stop: int | None = None) -> dict[str, Any]:
+    return fit(one, workers=2, stop=stop)
 
 
 def weights(one: TrainRun) -> dict[str, torch.Tensor]:
@@ -51,7 +48,7 @@ def clean(one: TrainRun) -> bool:
     return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_last_bit(
     shards: Any,
     source_folder: str,
@@ -71,7 +68,6 @@ def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_l
     assert clean(grown)
 
 
-@pytest.mark.slow
 def test_a_run_that_decays_later_than_planned_is_the_longer_run_and_after_its_decay_says_that_it_is_not(
     shards: Any,
     source_folder: str,
@@ -82,7 +78,7 @@ def test_a_run_that_decays_later_than_planned_is_the_longer_run_and_after_its_de
     whole = run(shards, source_folder, str(tmp_path / "whole"), steps=10, **settings)
     trained(whole)
     with pytest.raises(Stopped):
-        trained(run(shards, source_folder, str(tmp_path / "grown"), stop=3, steps=8, **settings))
+        trained(run(shards, source_folder, str(tmp_path / "grown"), steps=8, **settings), stop=3)
     grown = run(shards, source_folder, str(tmp_path / "grown"), steps=10, **settings)
     change = trained(grown)["changes"][0]
     assert change["from_the_start"]
@@ -103,7 +99,7 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
     whole = run(shards, source_folder, str(tmp_path / "whole"), steps=9, micro_batch=3)
     expected = [entry["loss"] for entry in trained(whole)["history"]]
     with pytest.raises(Stopped):
-        trained(run(shards, source_folder, str(tmp_path / "changed"), stop=3, steps=9, micro_batch=3))
+        trained(run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=3), stop=3)
     changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=1, evaluate_steps=2, spike=0.0,
                   activation_checkpointing=True)  # fmt: skip
     result = trained(changed)
@@ -113,6 +109,7 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
     assert clean(changed)
 
 
+@pytest.mark.usefixtures("without_ray_train")
 def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) -> None:
     """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""
     for done in ("shards", "transfer"):

@@ -1,4 +1,4 @@
-"""What a run does about losses that are not finite, that leap, and about a step that kills its workers, with real workers."""
+"""What a run does about losses that are not finite, that leap, and about a step that kills its workers."""
 
 import os
 from dataclasses import dataclass, replace
@@ -11,16 +11,15 @@ import torch
 from data_pipeline import storage
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed import audit, ledger
-from tests.integration.test_engine import planned, shards  # noqa: F401
-from trainer.engine import runlog
+from tests.integration.test_engine import planned
+from tests.ranks import fit
+from trainer.engine import launch, runlog
 from trainer.engine.config import TrainConfig
-from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import PackedLM
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 BATCH = 4
 
 
@@ -136,22 +135,22 @@ def clean(told: TrainRun) -> bool:
 @pytest.mark.parametrize(
     ("stage", "precision", "value"),
     [
-        pytest.param(1, "fp32", float("nan"), marks=pytest.mark.slow),
-        pytest.param(2, "bf16", float("inf"), marks=pytest.mark.slow),
+        (1, "fp32", float("nan")),
+        (2, "bf16", float("inf")),
         (3, "bf16", float("nan")),
     ],
 )
-def test_a_step_whose_loss_is_not_finite_is_left_out(shards, source_folder: str, tmp_path, stage, precision, value) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_a_step_whose_loss_is_not_finite_is_left_out(shards, source_folder: str, tmp_path, stage, precision, value) -> None:  # type: ignore[no-untyped-def]
     told = run(shards, source_folder, str(tmp_path), stage, 6, factors={2: value}, precision=precision)
-    history = fit(told, workers=2, worker_cpus=1, gpu=False)["history"]
+    history = fit(told, workers=2)["history"]
     assert [entry["applied"] for entry in history] == [True, True, False, True, True, True]
     assert all(entry["loss"] < 2 * history[0]["loss"] for entry in history if entry["applied"])
     assert clean(told)
 
 
-def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     told = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
-    result = fit(told, workers=2, worker_cpus=1, gpu=False)
+    result = fit(told, workers=2)
     back = entries(str(tmp_path), "back")
     assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 0, 0, 45)]
     assert "robust standard deviations" in back[0]["why"]
@@ -162,12 +161,14 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
     assert audit.finished(f"{tmp_path}/ledger").skipped == ((0, 45),)
 
 
-def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path, ray) -> None:  # type: ignore[no-untyped-def]
     told = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, deadly=(3,))
     with pytest.raises(
         TrainingError, match=r"step 3 \(planned step 3, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
     ):
-        fit(told, workers=1, worker_cpus=1, gpu=False)
+        launch.fit(told, workers=1, worker_cpus=1, gpu=False) if ray else fit(told, workers=1)
     # The first one died while it prepared the step ahead, in an earlier one; from then on none is prepared before it is due.
     assert len(entries(str(tmp_path), "start")) == 4
     rows = entries(str(tmp_path), "error")[0]["rows"]
@@ -175,48 +176,48 @@ def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(sha
     assert told.store.usable()
 
 
-def test_an_exception_before_the_first_step_is_done_ends_the_run_at_once(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_an_exception_before_the_first_step_is_done_ends_the_run_at_once(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, failing=(0,))
     with pytest.raises(
         TrainingError, match=r"before its first step was done: RuntimeError: The size of tensor a \(8\) must"
     ) as it:
-        fit(failing, workers=2, worker_cpus=1, gpu=False)
+        fit(failing, workers=2)
     assert "test_guards.py" in str(it.value)
     assert "rows" not in str(it.value)
     assert len(entries(str(tmp_path), "start")) == 1
 
 
-def test_an_exception_in_a_later_step_stands_before_its_rows(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_an_exception_in_a_later_step_stands_before_its_rows(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, failing=(3,))
     said = (
         r"step 3 .* 3 attempts in a row died in this step, of RuntimeError: The size of tensor .* \(rank 0, .*Its rows are el"
     )
     with pytest.raises(TrainingError, match=said):
-        fit(failing, workers=1, worker_cpus=1, gpu=False)
+        fit(failing, workers=1)
 
 
-def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={})
     with pytest.raises(TrainingError, match="3 attempts in a row died before they could train, without an exception: killed"):
-        fit(replace(failing, task=Dying(failing.task)), workers=1, worker_cpus=1, gpu=False)
+        fit(replace(failing, task=Dying(failing.task)), workers=1)
 
 
 @pytest.mark.parametrize("fails", [1, 3])
-def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, source_folder: str, tmp_path, fails) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, source_folder: str, tmp_path, fails) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 6, factors={})
     failing = replace(failing, task=Unwritable(failing.task.task, {}, fails=fails))
     if fails < 3:
-        fit(failing, workers=1, worker_cpus=1, gpu=False)
+        fit(failing, workers=1)
     else:
         with pytest.raises(TrainingError, match=r"3 attempts in a row died while the trained model .* No space left") as it:
-            fit(failing, workers=1, worker_cpus=1, gpu=False)
+            fit(failing, workers=1)
         assert "rows" not in str(it.value)
-        fit(failing, workers=1, worker_cpus=1, gpu=False)
+        fit(failing, workers=1)
     assert [entry["step"] for entry in entries(str(tmp_path), "step")] == list(range(6))
     assert clean(failing)
 
 
-def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     told = planned(shards, BATCH, None)

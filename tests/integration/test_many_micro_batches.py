@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch.distributed as dist
 
-from tests.integration.test_universal import batch, on_ranks
+from tests.integration.test_universal import batch
+from tests.ranks import on_ranks
 from trainer.engine.config import TrainConfig
 from trainer.engine.tasks import LanguageModelTask
 
@@ -44,6 +45,6 @@ def trained(run: Run) -> list[float]:
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_bf16_run_of_many_micro_batches_trains_as_one_in_fp32(source_folder: str, tmp_path: object, stage: int) -> None:
     """ZeRO-1 ended at the first step: DeepSpeed takes another optimizer there, of which our guard knew nothing."""
-    expected = on_ranks(2, trained, Run(source_folder, str(tmp_path), stage, "fp32"))  # type: ignore[arg-type]
-    found = on_ranks(2, trained, Run(source_folder, str(tmp_path), stage, "bf16"))  # type: ignore[arg-type]
+    expected = on_ranks(2, trained, Run(source_folder, str(tmp_path), stage, "fp32"))
+    found = on_ranks(2, trained, Run(source_folder, str(tmp_path), stage, "bf16"))
     assert found == pytest.approx(expected, abs=0.05)

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from transformers import AutoModelForMaskedLM
 
 from data_pipeline.errors import TrainingError
-from tests.integration.test_universal import ROWS, batch, largest, on_ranks
+from tests.integration.test_universal import ROWS, batch, largest
+from tests.ranks import on_ranks
 from trainer.engine.checkpoint import _load_universal
 from trainer.engine.config import TrainConfig
 from trainer.engine.optimizer import parameter_groups

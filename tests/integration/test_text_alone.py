@@ -10,6 +10,9 @@ from trainer.embedder import Embedder
 FEW = ("pairs=null", "test_pairs=null", "pretrain.train.steps=2", "embed.train.steps=2")
 
 
+pytestmark = pytest.mark.usefixtures("without_ray_train")
+
+
 @pytest.fixture
 def text(copy: Chain, ray_session: None) -> Chain:
     return copy

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 
 from tests.integration.conftest import Chain, scion
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
 
 def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:

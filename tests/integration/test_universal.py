@@ -1,14 +1,7 @@
-"""Checkpoints that go on with another number of ranks.
+"""Checkpoints that go on with another number of ranks."""
 
-Ranks are plain processes with gloo. They are forked from a server that has imported DeepSpeed once, which is most of the
-time that a rank takes.
-"""
-
-import json
-import multiprocessing
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +15,11 @@ from transformers import AutoModelForMaskedLM
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.targets import TargetBatch
+from tests.ranks import on_ranks
 from trainer.engine import node_copy as node_copies
 from trainer.engine import together, universal
 from trainer.engine.config import TrainConfig
-from trainer.engine.setup import before_deepspeed, engine_for
+from trainer.engine.setup import engine_for
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM
 
@@ -164,38 +158,6 @@ def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
         universal.load(engine, f"{run.folder}/{dist.get_world_size()}-{other}", "uc")
         found[other] = run.steps(engine, AGAIN, STEPS)
     return found
-
-
-def on_ranks(world: int, do: Callable[..., Any], run: Run, *arguments: Any) -> Any:
-    """What `do` gives on rank 0 of `world` ranks."""
-    before_deepspeed()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "deepspeed"])
-    folder = Path(run.folder, f".group-{time.time_ns()}")
-    folder.mkdir()
-    ranks = [context.Process(target=_rank, args=(rank, world, folder, do, run, *arguments)) for rank in range(world)]
-    for rank in ranks:
-        rank.start()
-    try:
-        for rank in ranks:
-            rank.join(120)
-        assert [rank.exitcode for rank in ranks] == [0] * world
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return json.loads((folder / "result.json").read_text())
-
-
-def _rank(rank: int, world: int, folder: Path, do: Callable[..., Any], run: Run, *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    result = do(run, *arguments)
-    if rank == 0:
-        (folder / "result.json").write_text(json.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def largest(losses: list[float], known: list[float]) -> float:

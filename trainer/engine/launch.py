@@ -51,8 +51,17 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _reason(error) from error
-    ended = dict(result.return_value)
     storage.remove(storage.join(run.uri, RAYS))
+    return conclude(run, dict(result.return_value))
+
+
+def conclude(run: TrainRun, ended: dict[str, Any]) -> dict[str, Any]:
+    """The history of a run whose workers have `ended` (`loop.train_worker`).
+
+    Raises:
+        Stopped: it was asked to; the same call goes on.
+        ScionError: what a worker raised.
+    """
     if "error" in ended:
         raise ended["error"]
     if "stopped" in ended:
