@@ -1,5 +1,6 @@
 """Pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives`, `lang` and `id`."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -43,14 +44,14 @@ def load(spec: str | None, cache: str, *, key: str) -> Pairs:
                 continue
             given = row.get("id")
             rows.langs.append(str(row.get("lang") or "und"))
-            rows.ids.append(documents.row_id(unit, number) if given is None else str(given))
+            # Of train/pairs.jsonl and test/pairs.jsonl the rows are others.
+            rows.ids.append(f"{key}/{documents.row_id(unit, number)}" if given is None else str(given))
             rows.anchors.append(anchor)
             rows.positives.append(positive)
-            rows.negatives.append([text for text in map(clean, row.get("negatives") or []) if text])
+            rows.negatives.append([text for text in map(clean, filter(None, row.get("negatives") or [])) if text])
     if not rows.ids:
         raise DataError("no pair with text on both sides.", f"{key}={spec}", "Give rows with `anchor` and `positive`.")
-    if len(set(rows.ids)) != len(rows.ids):
-        twice = next(name for name in rows.ids if rows.ids.count(name) > 1)
+    if twice := next((name for name, count in Counter(rows.ids).items() if count > 1), None):
         raise DataError(f"the id {twice!r} occurs more than once.", f"{key}={spec}", "Give each pair its own id.")
     return rows
 
@@ -81,7 +82,11 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
 
 
 def _check_types(table: pa.Table, where: str) -> None:
-    for name in ("anchor", "positive"):
-        kind = table.schema.field(name).type if name in table.column_names else pa.string()
+    for name in ("anchor", "positive", "negatives"):
+        kind = table.schema.field(name).type if name in table.column_names else pa.null()
+        if name == "negatives" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
+        elif name == "negatives" and not pa.types.is_null(kind):
+            raise DataError(f"column negatives holds {kind}, not lists of text.", where, "Write it as lists of strings.")
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise DataError(f"column {name} holds {kind}, not text.", where, "Write it as a column of strings.")

@@ -5,6 +5,7 @@ on the files alone, never on the number of workers, and so everything built from
 """
 
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import storage
+from data_pipeline import fingerprints, storage
 from data_pipeline.errors import DataError
 from data_pipeline.sources import copies
 
@@ -30,6 +31,8 @@ class Unit:
 
     number: int
     path: str
+    name: str
+    """The path below the folder that all files of the source have in common."""
     start: int
     stop: int
 
@@ -53,8 +56,8 @@ def resolve(spec: str, cache: str, *, key: str) -> list[str]:
 def fingerprint(spec: str, *, key: str) -> str:
     """Identifies the content behind `spec`: the files' content, or the name when it is a dataset's."""
     if found := _found(spec, key):
-        return " ".join(storage.fingerprint(path)[:16] for path in found)
-    return storage.folder_fingerprint(spec)[:16] if os.path.isdir(spec) else f"datasets:{spec}"
+        return " ".join(mark[:16] for mark in fingerprints.fingerprints(found))
+    return fingerprints.folder_fingerprint(spec)[:16] if os.path.isdir(spec) else f"datasets:{spec}"
 
 
 def _found(spec: str, key: str) -> list[str]:
@@ -98,20 +101,28 @@ def units(paths: list[str]) -> list[Unit]:
     cuts: list[tuple[str, int, int]] = []
     for path in paths:
         cuts.extend((path, start, stop) for start, stop in _cut(path))
-    return [Unit(number=i, path=path, start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
+    above = len(_common([path.split("/")[:-1] for path in paths]))
+    return [Unit(number=i, path=path, name=path[above:], start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
+
+
+def _common(folders: list[list[str]]) -> str:
+    """The path that all begin with. Not os.path.commonpath, which makes one slash of the two in s3://."""
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    return "".join(f"{parts[0]}/" for parts in same)
 
 
 def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key: str) -> pa.Table:
     """The rows of a unit with `columns`, and those of `optional` that the file has.
 
     Raises:
-        DataError: a column is missing, a line is not JSON, or the bytes are not UTF-8; names file and line.
+        DataError: a column is missing, a line is not JSON or holds something else than is expected, or the bytes are not
+            UTF-8; names file and line.
     """
     suffix = os.path.splitext(unit.path)[1].lower()
     if suffix in PARQUET:
         table = _read_parquet(unit, columns, optional, key)
     elif suffix in JSONL:
-        table = pa.Table.from_pylist([_parse(unit, at, line, key) for at, line in _lines(unit)])
+        table = _read_jsonl(unit, columns + optional, key)
     else:
         table = pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
     missing = [name for name in columns if name not in table.column_names]
@@ -126,7 +137,7 @@ def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key
 
 def row_id(unit: Unit, row: int) -> str:
     """The id of a row that names none: its place in the files, so that it is stable between runs."""
-    return f"{os.path.basename(unit.path)}:{unit.start}:{row}"
+    return f"{unit.name}:{unit.start}:{row}"
 
 
 def _cut(path: str) -> Iterator[tuple[int, int]]:
@@ -156,6 +167,39 @@ def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...
         if not all(name in present for name in columns):
             return parquet.schema_arrow.empty_table()
         return parquet.read_row_groups(range(unit.start, unit.stop), columns=present)
+
+
+def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
+    """Columns that some line has; null where a line has none. The names of all others, empty, where nothing is wanted."""
+    rows = [(at, _parse(unit, at, line, key)) for at, line in _lines(unit)]
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    columns = {}
+    for name in names:
+        kind = pa.list_(pa.string()) if name == "negatives" else pa.string()
+        values = [_value(unit, at, name, row.get(name), key) if name in wanted else None for at, row in rows]
+        columns[name] = pa.array(values, kind)
+    return pa.table(columns)
+
+
+def _value(unit: Unit, at: int, name: str, value: Any, key: str) -> str | list[str] | None:
+    """A text, a number as text where that can be meant, or a list of texts."""
+    if value is None:
+        return None
+    if name == "negatives":
+        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+            return [_sound(text) for text in value]
+    elif isinstance(value, str):
+        return _sound(value)
+    elif name in ("id", "lang") and isinstance(value, int | float):
+        return str(value)
+    expected = "a list of texts" if name == "negatives" else "a text"
+    said = json.dumps(value)[:60]
+    raise DataError(f"{name} in the line at byte {at} is {said}, not {expected}.", f"{key}={unit.path}", "Correct the line.")
+
+
+def _sound(text: str) -> str:
+    """Half a surrogate pair, as programs leave that cut texts by length, becomes U+FFFD: it has no UTF-8."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:

@@ -3,14 +3,17 @@
 import bz2
 import gzip
 import json
+import os
+import time
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from data_pipeline import storage
+from data_pipeline import fingerprints, storage
 from data_pipeline.errors import DataError
+from data_pipeline.pairs import rows
 from data_pipeline.sources import copies, documents
 
 LINES = [f"γραμμή {number} " + "κείμενο " * (number % 40) for number in range(3000)]
@@ -71,7 +74,7 @@ def test_the_copy_lies_where_the_workers_can_read_it(tmp_path: Path) -> None:
 def test_a_fingerprint_is_that_of_the_compressed_file_and_copies_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "one"}\n', mtime=0))
-    assert documents.fingerprint(str(path), key="text") == storage.fingerprint(str(path))[:16]
+    assert documents.fingerprint(str(path), key="text") == fingerprints.fingerprint(str(path))[:16]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl.gz"]
 
 
@@ -109,3 +112,74 @@ def test_a_dataset_that_breaks_off_is_named(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "set" / "b.jsonl").write_text("no JSON\n")
     with pytest.raises(DataError, match="broke off"):
         documents.resolve(str(tmp_path / "set"), str(tmp_path / "cache"), key="text")
+
+
+def written(path: Path, *rows: object) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def table(path: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> pa.Table:
+    return pa.concat_tables(documents.read(unit, columns, optional, key="text") for unit in documents.units([path]))
+
+
+def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
+    rows = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
+    found = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
+    assert found["lang"].to_pylist() == [None, *["el"] * 5]
+    assert found["id"].to_pylist() == [None, *map(str, range(5))]
+    later = written(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})
+    assert table(later, ("text",), ())["text"].to_pylist() == [None, "there"]
+    with pytest.raises(DataError, match="column text is missing; the file has body, lang"):
+        table(written(tmp_path / "c.jsonl", {"body": "x", "lang": 1}), ("text",), ())
+
+
+def test_numbers_of_ids_and_half_a_surrogate_pair_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "cut \\ud83d here", "id": 1}\n{"text": "whole \\ud83d\\ude00", "id": "b"}\n')
+    found = table(str(path), ("text",), ("id",))
+    assert found["text"].to_pylist() == ["cut \ufffd here", "whole \U0001f600"]
+    assert found["id"].to_pylist() == ["1", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("text", 5, "a text"), ("lang", ["el"], "a text"), ("negatives", [1, None], "a list of texts"),
+        ("negatives", "one string", "a list of texts"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named_with_its_line(name: str, value: object, expected: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", {"text": "fine"}, {"text": "fine"} | {name: value})
+    with pytest.raises(DataError, match=f"{name} in the line at byte 17 is .* not {expected}"):
+        table(path, ("text",), ("lang", "negatives"))
+
+
+def test_rows_of_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for folder in ("train", "test", "el", "tr"):
+        written(tmp_path / folder / "pairs.jsonl", {"anchor": f"to {folder}", "positive": f"προς {folder}"})
+    sides = {key: rows.load(str(tmp_path / key / "pairs.jsonl"), "", key=key) for key in ("train", "test")}
+    rows.check_disjoint(sides["train"], sides["test"])
+    both = rows.load(f"{tmp_path}/[et][lr]/pairs.jsonl", "", key="pairs")
+    assert len(set(both.ids)) == len(both) == 2
+    moved = rows.load(f"{tmp_path}/el/pairs.jsonl", "", key="pairs")
+    assert moved.ids == ["pairs/pairs.jsonl:0:0"]
+
+
+def test_an_id_twice_is_found_in_one_pass(tmp_path: Path) -> None:
+    many = [{"id": str(i), "anchor": f"a {i}", "positive": f"b {i}"} for i in [*range(40_000), 39_999]]
+    path, began = written(tmp_path / "pairs.jsonl", *many), time.perf_counter()
+    with pytest.raises(DataError, match="the id '39999' occurs more than once"):
+        rows.load(path, "", key="pairs")
+    assert time.perf_counter() - began < 5  # 15 s by counting each
+
+
+def test_a_folder_with_brackets_in_its_name_is_a_place_to_work_in(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "[2024] corpora"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(name)
+    monkeypatch.chdir(folder)
+    for spec in ("a.txt", "[ab].txt", str(folder)):
+        assert os.path.basename(storage.expand(storage.absolute(spec))[0]) == "a.txt", spec
