@@ -1,37 +1,43 @@
 """Files and folders at any URI that fsspec knows (a local path, s3://, gs://, memory://).
 
 A write is atomic: on a local disk by rename, on an object store because one PUT is. Whatever the storage raises is an OSError,
-and storage that does not answer is never taken for storage where nothing is.
+and storage that does not answer is never taken for storage where nothing is. Every function asks again where it fails for a
+moment: what each does can be done twice.
 """
 
 import errno
+import functools
 import glob
 import hashlib
 import os
 import posixpath
 import queue
+import re
 import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from data_pipeline.errors import ScionError, reason
 
 Answer = TypeVar("Answer")
+Asked = ParamSpec("Asked")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between the attempts of `retry`."""
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 """What storage says where asking again is of no help."""
-SETTLED = 2.0
-"""Seconds since the last change of a file after which another change gets another time, whatever the file system's clock."""
-_fingerprints: dict[tuple[int, ...], str] = {}
-"""Of this process, by `_state`."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""The same, as numbers of the operating system."""
+_TOGETHER = 8
+"""Files that are fetched or put at the same time."""
 
 
 @contextmanager
@@ -48,6 +54,8 @@ def as_os_error() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
             raise
+        if "Credential" in type(error).__name__:
+            raise PermissionError(errno.EACCES, f"{type(error).__name__}: {reason(error)}") from error
         raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}") from error
 
 
@@ -62,9 +70,25 @@ def retry(ask: Callable[[], Answer]) -> Answer:
             return ask()
         except LASTING:
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
             time.sleep(wait)
     return ask()
+
+
+def patient(ask: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
+    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors."""
+
+    @functools.wraps(ask)
+    def asked(*arguments: Asked.args, **named: Asked.kwargs) -> Answer:
+        def once() -> Answer:
+            with as_os_error():
+                return ask(*arguments, **named)
+
+        return retry(once)
+
+    return asked
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -89,6 +113,7 @@ def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
 
 
+@patient
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there.
 
@@ -98,7 +123,6 @@ def exists(uri: str) -> bool:
     return _kind(*filesystem(uri)) is not None
 
 
-@as_os_error()
 def _kind(fs: Any, path: str) -> str | None:
     """`file` or `directory`; None where nothing is."""
     try:
@@ -107,6 +131,7 @@ def _kind(fs: Any, path: str) -> str | None:
         return None
 
 
+@patient
 def files(uri: str) -> list[str]:
     """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder.
 
@@ -117,8 +142,7 @@ def files(uri: str) -> list[str]:
     if _kind(fs, path) != "directory":
         return []
     root = path.rstrip("/") + "/"
-    with as_os_error():
-        return sorted(found[len(root) :] for found in (_walk(path) if is_local(uri) else fs.find(path)))
+    return sorted(found[len(root) :] for found in (_walk(path) if is_local(uri) else _below(fs, path)))
 
 
 def _walk(path: str) -> Iterator[str]:
@@ -132,26 +156,73 @@ def _walk(path: str) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in names)
 
 
+def _below(fs: Any, path: str, deep: int = 1 << 10) -> Iterator[str]:
+    """Every file below a folder of an object store, at most `deep` folders down. fsspec's `find` leaves out folders that it
+    fails to list."""
+    for entry in entries(fs, path):
+        if entry["type"] == "file":
+            yield str(entry["name"])
+        elif deep > 1 and entry["name"].rstrip("/") != path.rstrip("/"):
+            yield from _below(fs, entry["name"], deep - 1)
+
+
+@patient
+def entries(fs: Any, path: str) -> list[dict[str, Any]]:
+    """What an object store says about each file and folder directly in a folder, as it is now."""
+    fs.invalidate_cache(path)
+    return list(fs.ls(path, detail=True))
+
+
 def expand(pattern: str) -> list[str]:
-    """The files that a path or glob names, sorted; a folder names every file directly in it."""
-    if is_local(pattern):
-        local = filesystem(pattern)[1]
-        found = glob.glob(os.path.join(local, "*") if os.path.isdir(local) else local, recursive=True)
-        return sorted(os.path.abspath(path) for path in found if os.path.isfile(path))
+    """The files that a path or glob names, sorted; a folder names every file directly in it.
+
+    Raises:
+        OSError: the storage did not say.
+    """
     fs, path = filesystem(pattern)
-    names = fs.ls(path, detail=False) if fs.isdir(path) else fs.glob(path)
-    return sorted(fs.unstrip_protocol(name) for name in names if fs.isfile(name))
+    if is_local(pattern):
+        found: Iterator[str] | list[str] = _local_matches(path)
+        return sorted(os.path.abspath(one) for one in found if os.path.isfile(one))
+    kind = retry(functools.partial(as_os_error()(_kind), fs, path))
+    if kind == "file":
+        return [pattern]
+    if kind == "directory":
+        return sorted(map(fs.unstrip_protocol, _below(fs, path, 1)))
+    if not glob.has_magic(path):
+        return []
+    fixed = path[: min(path.index(mark) for mark in "*?[" if mark in path)].rpartition("/")[0]
+    deep = 1 << 10 if "**" in path else path.count("/") - fixed.count("/")
+    matches = re.compile(glob_translate(path)).match
+    try:
+        return sorted(fs.unstrip_protocol(name) for name in _below(fs, fixed, deep) if matches(name))
+    except FileNotFoundError:
+        return []
 
 
-@as_os_error()
+def _local_matches(path: str) -> list[str]:
+    """What is there by that name goes before what it matches as a glob; brackets of the working folder are no pattern."""
+    here = os.getcwd() + os.sep
+    if os.path.isdir(path):
+        return [os.path.join(path, name) for name in os.listdir(path) if not name.startswith(".")]
+    if os.path.isfile(path):
+        return [path]
+    pattern = glob.escape(here) + path[len(here) :] if path.startswith(here) else path
+    return glob.glob(pattern, recursive=True)
+
+
+@patient
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
-@as_os_error()
+@patient
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes the whole file or nothing."""
+    _write(uri, content)
+
+
+def _write(uri: str, content: bytes) -> None:
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, content)
@@ -193,45 +264,26 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
         raise wrong
 
 
-def _probe(uri: str) -> None:
-    write_bytes(uri, b"")
-    remove(uri)
-
-
 @as_os_error()
+def _probe(uri: str) -> None:
+    """Once: a mistake in the settings is to be known at once."""
+    _write(uri, b"")
+    _remove(uri)
+
+
+@patient
 def remove(uri: str) -> None:
     """Removes a file or a folder with all that is in it, if it is there."""
+    _remove(uri)
+
+
+def _remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if _kind(fs, path) is not None:
         fs.rm(path, recursive=True)
 
 
-@as_os_error()
-def fingerprint(uri: str) -> str:
-    """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere.
-
-    A process reads a local file once, unless its inode says that it was changed since.
-    """
-    fs, path = filesystem(uri)
-    if not is_local(uri):
-        return str(fs.checksum(path))
-    with open(path, "rb") as file:
-        state = _state(file)
-        if state not in _fingerprints:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if state != _state(file) or time.time() - max(state[-2:]) / 1e9 < SETTLED:
-                return digest
-            _fingerprints[state] = digest
-    return _fingerprints[state]
-
-
-def _state(file: BinaryIO) -> tuple[int, ...]:
-    """What a write to an open local file changes. A program can set the time of writing back, but not that of the change."""
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-@as_os_error()
+@patient
 def sha256(uri: str) -> str:
     """SHA-256 of a file's content, wherever it is."""
     fs, path = filesystem(uri)
@@ -242,14 +294,6 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-def folder_fingerprint(uri: str) -> str:
-    """Changes when a file below the folder changes, comes or goes."""
-    digest = hashlib.sha256()
-    for name in files(uri):
-        digest.update(f"{name}\0{fingerprint(join(uri, name))}\0".encode())
-    return digest.hexdigest()
-
-
 @contextmanager
 def local_copy(uri: str, wanted: Callable[[str], bool] | None = None) -> Iterator[str]:
     """A local folder with the content of the folder `uri`; the folder itself when it is local.
@@ -257,20 +301,14 @@ def local_copy(uri: str, wanted: Callable[[str], bool] | None = None) -> Iterato
     Args:
         wanted: whether a file, by its path below `uri`, is needed; the others are not fetched.
     """
-    fs, path = filesystem(uri)
     if is_local(uri):
-        yield path
+        yield filesystem(uri)[1]
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        if wanted is None:
-            with as_os_error():
-                fs.get(path.rstrip("/") + "/", folder + "/", recursive=True)
-        else:
-            fetch(uri, [name for name in files(uri) if wanted(name)], folder)
+        fetch(uri, [name for name in files(uri) if wanted is None or wanted(name)], folder)
         yield folder
 
 
-@as_os_error()
 def fetch(uri: str, names: list[str], folder: str) -> None:
     """Copies files below the folder `uri` to a local folder.
 
@@ -280,10 +318,11 @@ def fetch(uri: str, names: list[str], folder: str) -> None:
     if not names:
         raise FileNotFoundError(errno.ENOENT, "no such files", uri)
     fs, path = filesystem(uri)
-    copies = [os.path.join(folder, name) for name in names]
-    for parent in {os.path.dirname(copy) for copy in copies}:
+    for parent in {os.path.dirname(os.path.join(folder, name)) for name in names}:
         os.makedirs(parent, exist_ok=True)
-    fs.get([join(path, name) for name in names], copies)
+    get = patient(fs.get_file)
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        list(pool.map(lambda name: get(join(path, name), os.path.join(folder, name)), names))
 
 
 @contextmanager
@@ -295,20 +334,26 @@ def local_file(uri: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         copy = os.path.join(folder, os.path.basename(path))
-        with as_os_error():
-            fs.get_file(path, copy)
+        patient(fs.get_file)(path, copy)
         yield copy
+
+
+@patient
+def put_file(local: str, uri: str) -> None:
+    """Copies a local file to an object store, whole or not at all."""
+    fs, path = filesystem(uri)
+    fs.put_file(local, path)
 
 
 @contextmanager
 def local_output(uri: str) -> Iterator[str]:
     """A local folder whose files are at `uri` when the block ends without an error."""
-    fs, path = filesystem(uri)
     if is_local(uri):
+        path = filesystem(uri)[1]
         os.makedirs(path, exist_ok=True)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         yield folder
-        with as_os_error():
-            fs.put(folder + "/", path.rstrip("/") + "/", recursive=True)
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            list(pool.map(lambda name: put_file(os.path.join(folder, name), join(uri, name)), files(folder)))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline import fingerprints, storage
 from data_pipeline.errors import ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
@@ -32,7 +32,7 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
         # The configuration says which class of tokenizer transformers takes, and whether the model is a decoder.
         parts = ("config.json", "tokenizer", "vocab", "special", "merges")
         names = [name for name in names if name.startswith(parts) or name.endswith(".model")]
-    return " ".join(f"{name}:{storage.fingerprint(storage.join(spec, name))[:16]}" for name in names)
+    return " ".join(f"{name}:{fingerprints.fingerprint(storage.join(spec, name))[:16]}" for name in names)
 
 
 def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
@@ -51,4 +51,4 @@ def given_files(settings: Any) -> Iterator[tuple[str, str]]:
         elif isinstance(value, str) and os.path.isdir(value):
             yield entry.name, model_fingerprint(value)
         elif isinstance(value, str) and ("://" in value or os.path.isfile(value)) and storage.exists(value):
-            yield entry.name, storage.fingerprint(value)[:16]
+            yield entry.name, fingerprints.fingerprint(value)[:16]

@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cluster.ray_spread import RaySpread
-from data_pipeline import artifact, storage
+from data_pipeline import artifact, fingerprints, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import rows as pairs
@@ -57,7 +57,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         path = storage.join(config.transfer.plan, "plan.safetensors")
         if not storage.exists(path):
             raise ArtifactError("no plan there.", f"transfer.plan={config.transfer.plan}", "Name what `scion transfer` wrote.")
-        inputs["plan"] = storage.fingerprint(path)
+        inputs["plan"] = fingerprints.fingerprint(path)
     return Plan(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import storage
+from data_pipeline import fingerprints, storage
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.shards import build, corpus, format, manifest
 from data_pipeline.sources import documents
@@ -91,7 +91,7 @@ def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source
     for shards in found.streams.values():
         for shard in shards:
             path = str(tmp_path / "rows" / shard.path)
-            assert storage.fingerprint(path) == shard.sha256
+            assert fingerprints.fingerprint(path) == shard.sha256
             table = format.read_groups(path)
             rows = format.token_ids(table["input_ids"], 32)
             ids += [int(t) for row, n in zip(rows, table["n_tokens"].to_pylist(), strict=True) for t in row[:n]]

@@ -1,5 +1,6 @@
 """An object store in memory that fails on purpose: `flaky://`, registered with fsspec while the fixture `flaky` is in use."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,6 +50,10 @@ class Flaky(MemoryFileSystem):
         self._ask("write", path)
         return super().pipe_file(path, value, *arguments, **options)
 
+    def get_file(self, rpath: str, lpath: str, *arguments: Any, **options: Any) -> Any:
+        self._ask("read", rpath)
+        return super().get_file(rpath, lpath, *arguments, **options)
+
     def put_file(self, lpath: str, rpath: str, *arguments: Any, **options: Any) -> Any:
         self._ask("write", rpath)
         return super().put_file(lpath, rpath, *arguments, **options)
@@ -65,6 +70,17 @@ def failing(operation: str, part: str, error: Exception, times: int = 10**9) -> 
     def fault(asked: str, path: str) -> None:
         if asked in operation.split("|") and part in path and left[0] > 0:
             left[0] -= 1
+            raise error
+
+    return fault
+
+
+def every(number: int, error: Exception) -> Fault:
+    """Each operation of that number fails."""
+    asked = itertools.count(1)
+
+    def fault(operation: str, path: str) -> None:
+        if next(asked) % number == 0:
             raise error
 
     return fault

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFile
 
-from data_pipeline import storage
+from data_pipeline import fingerprints, storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.shards import format
-from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
+from tests.unit.flaky_storage import Flaky, HttpError, every, failing, flaky  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("flaky")
 ERRORS = [TimeoutError("no answer"), HttpError("503"), RuntimeError("Failed to fetch"), ConnectionResetError("peer")]
@@ -135,24 +135,67 @@ def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: py
 def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its size and its own claim of when it was written."""
     path = tmp_path / "weights"
-    for settled in (storage.SETTLED, 0.0):
-        monkeypatch.setattr(storage, "SETTLED", settled)
+    for settled in (fingerprints.SETTLED, 0.0):
+        monkeypatch.setattr(fingerprints, "SETTLED", settled)
         path.write_bytes(b"one")
         os.utime(path, (1e9, 1e9))
-        before = storage.fingerprint(str(path))
-        assert storage.fingerprint(str(path)) == before
+        before = fingerprints.fingerprint(str(path))
+        assert fingerprints.fingerprint(str(path)) == before
         time.sleep(0.0 if settled else 0.1)  # longer than a tick of the clock that stamps files
         path.write_bytes(b"two")
         os.utime(path, (1e9, 1e9))
-        assert storage.fingerprint(str(path)) != before
+        assert fingerprints.fingerprint(str(path)) != before
         path.unlink()
 
 
 def test_an_object_store_is_asked_for_each_fingerprint() -> None:
     storage.write_bytes("flaky://run/a", b"a")
-    before = storage.fingerprint("flaky://run/a")
+    before = fingerprints.fingerprint("flaky://run/a")
     calls = Flaky.calls
-    storage.fingerprint("flaky://run/a")
+    fingerprints.fingerprint("flaky://run/a")
     assert Flaky.calls > calls
     storage.write_bytes("flaky://run/a", b"b")
-    assert storage.fingerprint("flaky://run/a") != before
+    assert fingerprints.fingerprint("flaky://run/a") != before
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_files_of_a_store_that_fails_now_and_then_are_all_found_and_asked_for_together(error: Exception) -> None:
+    """fsspec's isfile and isdir say no where the storage does not answer: those files were left out without a word."""
+    for number in range(100):
+        storage.write_bytes(f"flaky://run/corpus/{number:02d}.txt", b"text")
+        storage.write_bytes(f"flaky://run/corpus/{number:02d}.bin/other.txt", b"text")
+    Flaky.fault, Flaky.calls = every(3, error), 0
+    expected = [f"flaky://run/corpus/{number:02d}.txt" for number in range(100)]
+    assert storage.expand("flaky://run/corpus/*.txt") == storage.expand("flaky://run/corpus") == expected
+    assert storage.expand("flaky://run/corpus/07.txt") == expected[7:8]
+    assert len(storage.expand("flaky://run/**/*.txt")) == 200
+    assert storage.expand("flaky://run/none/*.txt") == storage.expand("flaky://run/none.txt") == []
+    calls = Flaky.calls
+    assert len(set(fingerprints.fingerprints(expected))) > 1
+    assert Flaky.calls - calls < 4
+
+
+def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_there(tmp_path: Path) -> None:
+    Flaky.fault = every(10, TimeoutError("no answer"))
+    for number in range(100):
+        storage.write_bytes(f"flaky://run/{number}", b"%d" % number)
+    with storage.local_output("flaky://run/many") as folder:
+        for number in range(100):
+            Path(folder, str(number)).write_bytes(b"%d" % number)
+    with storage.local_copy("flaky://run") as folder:
+        for number in range(100):
+            assert Path(folder, str(number)).read_bytes() == Path(folder, "many", str(number)).read_bytes() == b"%d" % number
+    for number in range(100):
+        storage.remove(f"flaky://run/{number}")
+    assert len(storage.files("flaky://run")) == 100
+
+
+def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore's."""
+
+    monkeypatch.setattr(storage, "WAITS", (60.0,))
+    for error, kind in ((OSError(28, "No space left on device"), OSError), (NoCredentialsError("none"), PermissionError)):
+        Flaky.fault = failing("write", "run", error)
+        with pytest.raises(kind):
+            storage.write_bytes("flaky://run/a", b"a")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.step_name import new_name, step_of
+from tests.unit.flaky_storage import Flaky, every, flaky  # noqa: F401
 from trainer.engine import store as stores
 from trainer.engine.guards import WINDOW, rollback_step
 from trainer.engine.store import BAD, COMMITTED, Store
@@ -67,6 +68,15 @@ def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(ga
             for before in (0, 1):
                 limit = rollback_step(step, before)
                 assert limit < 0 or any(limit - 2 * WINDOW <= step_of(one) <= limit for one in usable), (limit, usable)
+
+
+@pytest.mark.usefixtures("flaky")
+def test_sixteen_ranks_save_on_a_store_in_which_every_tenth_operation_fails() -> None:
+    Flaky.fault = every(10, TimeoutError("no answer"))
+    names = [write(Store("flaky://run/checkpoints", keep=3), step, ranks=16) for step in range(1, 9)]
+    store = Store("flaky://run/checkpoints", keep=3)
+    assert store.usable()[:3] == names[:-4:-1]
+    store.checked(names[-1])
 
 
 def test_checkpoints_that_a_run_went_back_before_are_not_taken_again_and_go(store: Store) -> None:

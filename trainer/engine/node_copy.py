@@ -64,7 +64,7 @@ def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
             if mine:
                 storage.fetch(uri, mine, folder)
 
-        if wrong := together(lambda: storage.retry(fetch)):
+        if wrong := together(fetch):
             raise OSError(f"{uri} could not be read ({wrong}).")
         yield folder
         dist.barrier()  # whoever has read first must not remove what others still read

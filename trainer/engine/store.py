@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class Store:
         Raises:
             OSError: the storage does not answer.
         """
-        there = storage.retry(lambda: storage.files(self.uri))
+        there = storage.files(self.uri)
         marks = {mark: {path.split("/")[0] for path in there if path.endswith("/" + mark)} for mark in (COMMITTED, BAD)}
         found = [name for name in marks[COMMITTED] - marks[BAD] if is_name(name)]
         return sorted(found, key=lambda name: (step_of(name), name.rpartition("-")[2]), reverse=True)
@@ -147,7 +147,7 @@ class Store:
         Raises:
             OSError: the storage fails.
         """
-        storage.retry(lambda: self._write(name, BAD, {"why": why}))
+        self._write(name, BAD, {"why": why})
 
     def abandon(self, step: int) -> None:
         """Keeps the checkpoints after `step` from being taken again: the run has gone back before them.
@@ -176,7 +176,7 @@ class Store:
 
     def state(self, name: str) -> dict[str, Any]:
         """The run's state in a checkpoint, as it was written."""
-        return dict(json.loads(storage.retry(lambda: storage.read_bytes(storage.join(self.uri, name, STATE)))))
+        return dict(json.loads(storage.read_bytes(storage.join(self.uri, name, STATE))))
 
     @contextmanager
     def local(self, name: str) -> Iterator[str]:
@@ -185,25 +185,25 @@ class Store:
         Raises:
             OSError: the storage fails.
         """
-        with ExitStack() as stack:
-            yield storage.retry(lambda: stack.enter_context(storage.local_copy(storage.join(self.uri, name))))
+        with storage.local_copy(storage.join(self.uri, name)) as folder:
+            yield folder
 
     def _compare(self, name: str, path: str, known: str) -> None:
         uri = storage.join(self.uri, name, path)
         try:
-            found = storage.retry(lambda: storage.sha256(uri))
+            found = storage.sha256(uri)
         except FileNotFoundError as error:
             raise CorruptError(_CHANGED, uri) from error
         if found != known:
             raise CorruptError(_CHANGED, uri)
 
     def _move(self, local: str, path: str) -> None:
-        fs, target = storage.filesystem(storage.join(self.uri, path))
-        if storage.is_local(self.uri):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+        uri = storage.join(self.uri, path)
+        if storage.is_local(uri):
+            os.makedirs(os.path.dirname(target := storage.filesystem(uri)[1]), exist_ok=True)
             shutil.move(local, target)
         else:
-            fs.put_file(local, target)
+            storage.put_file(local, uri)
 
     def _write(self, name: str, path: str, content: dict[str, Any]) -> None:
         storage.write_bytes(storage.join(self.uri, name, path), json.dumps(content, indent=1, sort_keys=True).encode())
@@ -211,7 +211,7 @@ class Store:
     def _read(self, name: str, path: str) -> dict[str, str]:
         uri = storage.join(self.uri, name, path)
         try:
-            content = storage.retry(lambda: storage.read_bytes(uri))
+            content = storage.read_bytes(uri)
             return {str(path): str(known) for path, known in json.loads(content).items()}
         except (FileNotFoundError, ValueError, AttributeError) as error:
             raise CorruptError(_CHANGED, uri) from error
