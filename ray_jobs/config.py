@@ -78,6 +78,8 @@ class ScionConfig:
         if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
             where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
             raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must lie between 0 and 2^63, got {self.seed}.")
         self._check_workers()
 
     def _check_workers(self) -> None:
@@ -193,7 +195,16 @@ def _checked(given: Any, where: str) -> Any:
         except OmegaConfBaseException as error:
             wanted, got = config_keys.described(hint), config_keys.written(value)
             raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
+        if not _is_finite(value):
+            raise ConfigError(f"expected a finite number, got {config_keys.written(value)}.", f"{where}{name}")
     return _with_items(given, ScionConfig)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether each number in it is one: every comparison with NaN is false, so that no check of a range would find it."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _with_items(given: Any, section: type) -> Any:

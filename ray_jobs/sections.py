@@ -39,6 +39,8 @@ class ShardConfig:
             raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
         if self.length < 8 or self.actors < 1:
             raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
+        if not 0.0 <= self.heldout < 1.0:
+            raise ConfigError(f"shard.heldout is a share, at least 0 and below 1, got {self.heldout}.")
 
 
 MethodSettings: Any = make_dataclass(
@@ -68,6 +70,10 @@ class FactoriseConfig:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.rank, self.energy, self.parameters)) > 1:
             raise ConfigError("give one of rank, energy and parameters.", "transfer.factorise")
+        if min(self.rank or 1, self.parameters or 1) < 1 or 0 in (self.rank, self.parameters):
+            raise ConfigError("rank and parameters must be at least 1.", "transfer.factorise")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ConfigError(f"energy is a share above 0, got {self.energy}.", "transfer.factorise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,13 @@ class TransferConfig:
             raise ConfigError(f"transfer.max_memory must be above 0 GiB, got {self.max_memory}.")
 
 
+def _check_mixture(alpha: float, weights: dict[str, float], where: str) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}.", where)
+    if weights and (min(weights.values()) < 0 or max(weights.values()) == 0):
+        raise ConfigError(f"weights must be at least 0, and one of them above, got {weights}.", where)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureStage:
     """A part of the run with other proportions of the languages."""
@@ -103,6 +116,9 @@ class MixtureStage:
     """As in `pretrain.alpha`, for this part."""
     weights: dict[str, float] = field(default_factory=dict)
     """In place of alpha."""
+
+    def __post_init__(self) -> None:
+        _check_mixture(self.alpha, self.weights, "pretrain.stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +140,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.probability < 1.0 or self.heldout_rows < 1:
             raise ConfigError("pretrain needs a probability between 0 and 1 and heldout_rows of at least 1.")
+        _check_mixture(self.alpha, self.weights, "pretrain")
+        ends = [0, *(stage.until for stage in self.stages)]
+        if sorted(set(ends)) != ends:
+            raise ConfigError(f"the stages must end one after the other, got until: {ends[1:]}.", "pretrain.stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

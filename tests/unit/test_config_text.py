@@ -140,3 +140,32 @@ def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
     assert load(path, ["embed.train.ema=0.9", "workers=4", "min_workers=4"]).embed.train.ema == 0.9
     with pytest.raises(ConfigError, match=r"the average of train\.ema cannot be divided"):
         load(path, ["embed.train.ema=0.9", "workers=4", "min_workers=2"])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("pretrain.train.learning_rate=.nan", "expected a finite number"),
+        ("pretrain.train.spike=.inf", "expected a finite number"),
+        ("worker_cpus=.nan", "expected a finite number"),
+        ("pretrain.weights={el: .5, tr: .nan}", "expected a finite number"),
+        ("pretrain.train.betas=[0.9, .nan]", "expected a finite number"),
+        ("pretrain.weights={el: -1, tr: 0.5}", "weights must be at least 0"),
+        ("pretrain.weights={el: 0, tr: 0}", "one of them above"),
+        ("pretrain.alpha=7", "alpha must lie between 0 and 1"),
+        ("pretrain.stages=[{until: 10}, {until: 5}]", "one after the other"),
+        ("pretrain.stages=[{until: 5, alpha: 3}]", "alpha must lie between"),
+        ("pretrain.stages=[{until: 5, weights: {el: -2}}]", "weights must be at least 0"),
+        ("pretrain.train.batch_warmup=[{until: 10, rows: 4}, {until: 5, rows: 8}]", "one after the other"),
+        ("pretrain.train.batch_warmup=[{until: 0, rows: 4}]", "one after the other"),
+        ("pretrain.train.weight_decay=-1", "weight_decay must be at least 0"),
+        ("shard.heldout=1.5", "heldout is a share"),
+        ("seed=10000000000000000000000", "seed must lie between"),
+        ("seed=-1", "seed must lie between"),
+        ("transfer.factorise.rank=0", "at least 1"),
+        ("transfer.factorise.energy=3", "energy is a share"),
+    ],
+)
+def test_a_value_that_would_fail_or_train_on_something_else_later_is_refused(path: str, written: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(path, [written])

@@ -27,3 +27,9 @@ def test_tensorboard_keeps_the_last_of_steps_that_were_made_again(tmp_path: Path
     assert [event.value for event in found.Scalars("evaluation/bits_per_byte")] == [1.5, 1.5]
     assert [event.value for event in found.Scalars("evaluation/accuracy_at_1/forward")] == [0.25, 0.25]
     assert not [tag for tag in found.Tags()["scalars"] if "mfu" in tag]
+
+
+def test_a_run_below_a_folder_in_one_s_own_language_is_measured(tmp_path: Path) -> None:
+    """Ray takes labels in ASCII only: the training ended at its first step."""
+    sinks = Sinks(str(tmp_path / "χρήστης wörk"), False, 0)
+    sinks.step(entry(0, 1.0) | {"streams": {"ελ": {"loss": 1.0}}})

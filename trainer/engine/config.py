@@ -128,6 +128,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.checkpoint_steps or 1, *(part.rows for part in self.batch_warmup)) < 1:
             raise ConfigError("steps, batch_size, checkpoint_steps and the rows of batch_warmup must be at least 1.")
+        ends = [0, *(part.until for part in self.batch_warmup)]
+        if sorted(set(ends)) != ends:
+            raise ConfigError(f"the parts of batch_warmup must end one after the other, got until: {ends[1:]}.")
         if self.keep_checkpoints < 3:
             raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
         if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
@@ -152,6 +155,8 @@ class TrainConfig:
         rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]
         if min(rates) <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
             raise ConfigError("learning_rate and muon_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay}.")
         if not 0.0 <= self.smallest_rate <= 1.0:
             raise ConfigError(f"smallest_rate is a share of the highest, between 0 and 1, got {self.smallest_rate}.")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas) or self.eps <= 0:

@@ -29,7 +29,7 @@ class Sinks:
         """What TensorBoard was told of steps from `next_step` on is taken back: those are made again."""
         self._gauges = {name: Gauge(f"scion_{name}", said, tag_keys=("run",)) for name, said in _GAUGES.items()}
         self._streams = Gauge("scion_stream_loss", "Mean loss of a target, by language", tag_keys=("run", "stream"))
-        self._run, self._board = uri, _writer(uri, next_step) if tensorboard else None
+        self._run, self._board = _ascii(uri), _writer(uri, next_step) if tensorboard else None
 
     def step(self, entry: dict[str, Any]) -> None:
         """An entry of the log of kind `step`."""
@@ -38,7 +38,7 @@ class Sinks:
                 gauge.set(entry[name], {"run": self._run})
                 self._told(name, entry[name], entry["step"])
         for name, part in entry["streams"].items():
-            self._streams.set(part["loss"], {"run": self._run, "stream": name})
+            self._streams.set(part["loss"], {"run": self._run, "stream": _ascii(name)})
             self._told(f"loss/{name}", part["loss"], entry["step"])
 
     def evaluation(self, entry: dict[str, Any]) -> None:
@@ -53,6 +53,11 @@ class Sinks:
     def _told(self, name: str, value: float, step: int) -> None:
         if self._board is not None:
             self._board.add_scalar(name, value, step)
+
+
+def _ascii(name: str) -> str:
+    """Ray takes labels of Prometheus in ASCII only."""
+    return name.encode("ascii", "backslashreplace").decode()
 
 
 def _writer(uri: str, next_step: int) -> Any:
