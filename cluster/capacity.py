@@ -33,14 +33,14 @@ def settled(workers: int | None) -> int:
     """The number of workers: as many as the cluster has GPUs where none is given, or `ON_CPUS` where it has none.
 
     Raises:
-        ClusterError: an autoscaler may add GPUs, but none is there that could be counted.
+        ClusterError: an autoscaler may add GPUs to those that are there.
     """
     if workers is not None:
         return workers
-    gpus = int(ray.cluster_resources().get("GPU", 0.0))
-    if gpus == 0 and has_gpus():
+    gpus, most = int(ray.cluster_resources().get("GPU", 0.0)), int(_most().get("GPU", 0.0))
+    if gpus < most:
         raise ClusterError(
-            "workers=auto counts the GPUs of the cluster; its autoscaler may add some, but none is there yet.",
+            f"workers=auto counts the GPUs that are there: {gpus or 'none'}; the autoscaler may add some, up to {most}.",
             "workers",
             "Give the number of workers.",
         )
@@ -54,11 +54,12 @@ def wait_for(workers: int, worker_cpus: float, say: Say) -> None:
     Raises:
         ClusterError: neither the cluster nor its autoscaler can ever have as much.
     """
-    needed = {"CPU": cpus_for(workers, worker_cpus)} | ({"GPU": float(workers)} if has_gpus() else {})
+    worker = {"CPU": worker_cpus} | ({"GPU": 1.0} if has_gpus() else {})
+    needed = {"CPU": cpus_for(workers, worker_cpus)} | ({"GPU": float(workers)} if "GPU" in worker else {})
     _check(needed, workers, worker_cpus)
     if not _missing(needed, ray.cluster_resources()):
+        _check_nodes(worker, workers)
         return
-    worker = {"CPU": worker_cpus} | ({"GPU": 1.0} if "GPU" in needed else {})
     request_resources(bundles=[worker] * workers + [{"CPU": float(_READER)}])
     try:
         _watch(needed, say)
@@ -94,6 +95,24 @@ def _check(needed: dict[str, float], workers: int, worker_cpus: float) -> None:
             f"{needed['CPU']:g}.",
             "workers",
             "Lower workers= or worker_cpus=, or add nodes.",
+        )
+
+
+def _check_nodes(worker: dict[str, float], workers: int) -> None:
+    """Refuses workers for which the cluster as a whole has enough, but no node does: each has one node. What an autoscaler may
+    add is of sizes that are not known here.
+
+    Raises:
+        ClusterError: so it is.
+    """
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(min(node.get(kind, 0.0) // count for kind, count in worker.items())) for node in alive)
+    if room < workers and not _missing(dict(_most()), ray.cluster_resources()):
+        one = " and ".join(f"{count:g} {kind}s" for kind, count in worker.items())
+        raise ClusterError(
+            f"the cluster's nodes have room for {room} workers of {one}, the job asks for {workers}.",
+            "workers",
+            "Lower workers= or worker_cpus=, or add nodes that hold such a worker.",
         )
 
 

@@ -66,6 +66,10 @@ def ray_session(
         raise _no_cluster(error, address) from error
     try:
         found = capacity.settled(workers)
+        if least is not None and found < least:
+            raise ClusterError(
+                f"workers=auto found {found}, the job asks for {least} at least.", "min_workers", "Lower it, or add GPUs."
+            )
         capacity.wait_for(least or found, worker_cpus, say)
         _quieten()
         yield found

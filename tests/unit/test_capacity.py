@@ -14,10 +14,12 @@ def cluster(monkeypatch):
         def __init__(self) -> None:
             self.there: dict[str, float] = {}
             self.most: dict[str, float] = {}
+            self.nodes: list[dict[str, float]] | None = None
             self.asked: list[list[dict[str, float]]] = []
 
     made = Simulated()
     monkeypatch.setattr("ray.cluster_resources", lambda: dict(made.there))
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in made.nodes or [made.there]])
     monkeypatch.setattr(capacity, "_most", lambda: dict(made.most))
     monkeypatch.setattr(capacity, "request_resources", lambda bundles: made.asked.append(bundles))
     return made
@@ -53,11 +55,35 @@ def test_auto_is_a_worker_for_each_gpu(cluster, there, given, workers: int) -> N
     assert capacity.settled(given) == workers
 
 
-def test_auto_cannot_count_gpus_that_an_autoscaler_may_add(cluster) -> None:
-    cluster.there, cluster.most = {"CPU": 4.0}, {"CPU": 96.0, "GPU": 8.0}
-    with pytest.raises(ClusterError, match=r"none is there yet.*Give the number of workers"):
+@pytest.mark.parametrize(("there", "said"), [({"CPU": 4.0}, "there: none"), ({"CPU": 8.0, "GPU": 1.0}, "there: 1")])
+def test_auto_cannot_count_gpus_that_an_autoscaler_may_add(cluster, there, said: str) -> None:
+    """A run would otherwise train on the one GPU of sixteen that happened to be up."""
+    cluster.there, cluster.most = there, {"CPU": 96.0, "GPU": 8.0}
+    with pytest.raises(ClusterError, match=rf"{said}; the autoscaler may add some, up to 8.*Give the number of workers"):
         capacity.settled(None)
     assert capacity.has_gpus()
+    cluster.there = dict(cluster.most)
+    assert capacity.settled(None) == 8
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "worker_cpus", "room"),
+    [
+        ([{"CPU": 64.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 8], 8, 4.0, 0),
+        ([{"CPU": 2.0}] * 16, 4, 4.0, 0),
+        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 4.0}], 4, 2.0, 4),
+        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 4.0}], 5, 2.0, 4),
+    ],
+)
+def test_a_worker_must_fit_a_node(cluster, nodes, workers: int, worker_cpus: float, room: int) -> None:
+    """The sums were enough, and the workers waited for ever."""
+    cluster.nodes = nodes
+    cluster.there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    if room >= workers:
+        capacity.wait_for(workers, worker_cpus, print)
+        return
+    with pytest.raises(ClusterError, match=f"nodes have room for {room} workers of"):
+        capacity.wait_for(workers, worker_cpus, print)
 
 
 def test_what_an_autoscaler_may_add_is_asked_for_and_waited_for_in_words(cluster, monkeypatch) -> None:

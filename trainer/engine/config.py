@@ -128,9 +128,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.checkpoint_steps or 1, *(part.rows for part in self.batch_warmup)) < 1:
             raise ConfigError("steps, batch_size, checkpoint_steps and the rows of batch_warmup must be at least 1.")
-        ends = [0, *(part.until for part in self.batch_warmup)]
-        if sorted(set(ends)) != ends:
-            raise ConfigError(f"the parts of batch_warmup must end one after the other, got until: {ends[1:]}.")
         if self.keep_checkpoints < 3:
             raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
         if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
@@ -147,7 +144,13 @@ class TrainConfig:
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
         self._refuse()
+        self._check_batches()
         self._check_rates()
+
+    def _check_batches(self) -> None:
+        ends = [0, *(part.until for part in self.batch_warmup)]
+        if sorted(set(ends)) != ends:
+            raise ConfigError(f"the parts of batch_warmup must end one after the other, got until: {ends[1:]}.")
 
     def _check_rates(self) -> None:
         if self.rate_batch is not None and self.rate_batch < 1:
