@@ -4,6 +4,7 @@ A folder without it is never taken for finished. While a job writes, `unfinished
 a later run may clear what a killed one left, and never clears a folder that somebody else filled.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -180,11 +181,14 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
 
 
 @contextmanager
-def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, replace: bool = False) -> Iterator[Draft]:
+def writing(
+    plan: Plan, *, resumable: bool = False, precious: bool = False, replace: bool = False, lease: Lease | None = None
+) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
     What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, but for what may change
-    (`Growth`), and an error keeps what is there for the next run; otherwise an error removes the folder.
+    (`Growth`), and an error keeps what is there for the next run; otherwise an error removes the folder. Who has lost the
+    `lease` neither finishes nor removes it.
 
     Raises:
         ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
@@ -204,12 +208,15 @@ def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, repl
         storage.remove(plan.uri)
     storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}))
     storage.remove(storage.join(plan.uri, FINISHED))
-    draft, start = Draft(plan.uri), time.perf_counter()
+    draft, start = Draft(plan.uri, lease=lease), time.perf_counter()
     try:
         yield draft
+        _check(lease)
     except BaseException:
         if not resumable:
-            storage.remove(plan.uri)
+            with contextlib.suppress(ArtifactError):
+                _check(lease)
+                storage.remove(plan.uri)
         raise
     content = {
         "format": FORMAT_VERSION,
@@ -224,6 +231,11 @@ def writing(plan: Plan, *, resumable: bool = False, precious: bool = False, repl
     storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
     for uri in [*draft.working, mark]:
         storage.remove(uri)
+
+
+def _check(lease: Lease | None) -> None:
+    if lease is not None:
+        lease.check()
 
 
 def _check_state(plan: Plan, found: Artifact) -> None:

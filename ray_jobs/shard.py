@@ -66,7 +66,6 @@ def stage(config: ScionConfig) -> Stage:
         fill=lambda draft, report: fill(config, draft, report),
         resumable=True,
         whole=lambda: not missing(own.uri),
-        shared=config.shards is not None,
     )
 
 

@@ -1,7 +1,6 @@
 """What the jobs have in common: a plan, known before anything runs, and a body that fills its folder."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -58,9 +57,7 @@ class Stage:
     fill: Callable[[Draft, Reporter], str]
     resumable: bool = False
     training: bool = False
-    """Whether what is unfinished took long to make: other settings do not remove it, and one run at a time writes there."""
-    shared: bool = False
-    """Whether runs with other outputs may write there, of which one at a time may."""
+    """Whether what is unfinished took long to make: other settings do not remove it."""
     whole: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
     derived: bool = False
@@ -81,27 +78,24 @@ class Stage:
         if found is not None:
             show.kept(console, self.name)
             return found
-        with self._lease() as held:
-            if held is not None and (found := self.finished()) is not None:  # another run has made it since
+        # One run at a time writes there: the lease lies beside the folder, which only its plan may fill.
+        with lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") as held:
+            if (found := self.finished()) is not None:  # another run has made it since
                 show.kept(console, self.name)
                 return found
             return self._made(console, held)
 
-    def _made(self, console: Console, held: Lease | None) -> Artifact:
+    def _made(self, console: Console, held: Lease) -> Artifact:
         seconds = show.clock()
         with (
             show.stage(console, self.name) as reporter,
-            artifact.writing(self.plan, resumable=self.resumable, precious=self.training, replace=self.derived) as draft,
+            artifact.writing(
+                self.plan, resumable=self.resumable, precious=self.training, replace=self.derived, lease=held
+            ) as draft,
         ):
-            draft.lease = held
             said = self.fill(draft, reporter)
         show.done(console, self.name, seconds(), said)
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
-
-    def _lease(self) -> AbstractContextManager[Lease | None]:
-        """Beside the folder, which only its plan may fill."""
-        alone = self.training or self.shared
-        return lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") if alone else nullcontext()
 
 
 def need(plan: Plan, job: str) -> str:

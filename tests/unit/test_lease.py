@@ -37,6 +37,7 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Nobody else is there in most tests: they need not wait for others to settle."""
     if "unhurried" not in request.fixturenames:
         monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.0)
+        monkeypatch.setattr(leases, "_WATCH_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -129,6 +130,21 @@ def test_a_clock_that_is_ahead_does_not_make_a_lease_look_old(uri: str) -> None:
     put(uri, host="elsewhere", age=-30)
     with pytest.raises(ArtifactError, match="seen 0 s ago"):
         held(uri).__enter__()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_of_a_clock_an_hour_off_only_whether_it_goes_on_counts(uri: str, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """A dead one was waited for as long as its clock was ahead; one that lived was taken for dead where it was behind."""
+    put(uri, host="elsewhere", age=3600 * hours)
+    with held(uri) as lease:
+        lease.check()
+    put(uri, host="elsewhere", age=3600 * hours)
+    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    renewal = threading.Timer(0.2, put, [uri], {"host": "elsewhere", "age": 3600 * hours - 10})
+    renewal.start()
+    with pytest.raises(ArtifactError, match="another run is writing here"):
+        held(uri).__enter__()
+    renewal.join()
 
 
 def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: str) -> None:

@@ -244,3 +244,20 @@ def test_an_attempt_that_went_back_died_where_it_went_on(uri: str) -> None:
     assert deaths(read(uri)) == {"count": 3, "step": 3}
     attempt(uri, start(2), *trained(2, 3, 4), {"kind": "back", "step": 4, "next_step": 3})
     assert deaths(read(uri)) == {"count": 4, "step": 3}
+
+
+def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver whose clock was ahead came after the workers that died later: their deaths were never counted."""
+    clock = [1_000_000]
+    monkeypatch.setattr(runlog.time, "time_ns", lambda: clock[0] * 10**9)
+    driver = RunLog(str(tmp_path))
+    driver.write("driver")
+    clock[0] -= 120
+    for attempt in range(3):
+        log = RunLog(str(tmp_path))
+        log.write("start", next_step=5, attempt=attempt)
+        log.write("step", step=5)
+        log.write("step", step=6)
+    found = runlog.read(str(tmp_path))
+    assert [entries[0].get("attempt") for entries in found] == [None, 0, 1, 2]
+    assert runlog.deaths(found) == {"count": 3, "step": 7}

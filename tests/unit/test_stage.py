@@ -1,12 +1,13 @@
-"""A stage whose folder several runs share."""
+"""A stage whose folder several runs write to."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from data_pipeline import lease
+from data_pipeline import lease, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
 from ray_jobs.console import Reporter
@@ -18,7 +19,7 @@ def stage(folder: Path, filled: list[str]) -> Stage:
         filled.append(draft.uri)
         return "filled"
 
-    return Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill, shared=True)
+    return Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
 
 
 def test_two_runs_do_not_write_to_a_shared_folder_at_once(tmp_path: Path) -> None:
@@ -41,3 +42,20 @@ def test_what_another_run_finished_while_this_one_looked_is_kept(tmp_path: Path,
     own.run(Console(file=said))
     assert len(filled) == 1
     assert "kept" in said.getvalue()
+
+
+def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_made(tmp_path: Path) -> None:
+    """It wrote artifact.json into the other's folder, or emptied it when it was stopped."""
+    folder = tmp_path / "shards"
+
+    def fill(draft: Draft, report: Reporter) -> str:
+        (folder / "theirs.txt").write_text("the other's")
+        storage.write_bytes(
+            f"{folder}.lease.json", json.dumps({"token": "other", "host": "x", "pid": 1, "renewed": 0}).encode()
+        )
+        return "filled"
+
+    one = Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
+    with pytest.raises(ArtifactError, match="another run has taken over"):
+        one.run(Console(file=io.StringIO()))
+    assert sorted(path.name for path in folder.iterdir()) == ["theirs.txt", "unfinished.json"]

@@ -31,7 +31,7 @@ class RunLog:
 
     def __init__(self, uri: str) -> None:
         """`uri` is the folder of all attempts; nothing is written yet."""
-        self._uri, self._stamp = uri, f"{time.time_ns():020d}"
+        self._uri, self._stamp = uri, f"{_later(uri):020d}"
         self._local, self._parts, self._put = storage.is_local(uri), 0, time.monotonic()
         self._lines: list[str] = []
         self._unmerged: list[bytes] = []
@@ -94,6 +94,13 @@ class RunLog:
 
     def _name(self, numbers: str) -> str:
         return storage.join(self._uri, f"{self._stamp}-{numbers}.jsonl")
+
+
+def _later(uri: str) -> int:
+    """A time later than those of all attempts in a folder, whose machines may have other clocks."""
+    with contextlib.suppress(OSError):
+        return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in storage.files(uri))])
+    return time.time_ns()
 
 
 def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
