@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
 from transformers import AutoModelForMaskedLM
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.targets import TargetBatch
 from tests.ranks import on_ranks
+from trainer.engine import loop, together, universal
 from trainer.engine import node_copy as node_copies
-from trainer.engine import together, universal
 from trainer.engine.config import TrainConfig
 from trainer.engine.setup import engine_for
 from trainer.engine.step import optimizer_step, set_rates
+from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import PackedLM
 
 WORLDS = (1, 2, 3)
@@ -150,6 +152,26 @@ def from_own_files(run: Run) -> dict[str, Any]:
     return {"files": together.from_each(files), "wrong": wrong, "left": there, "losses": run.steps(engine, SAVED, STEPS)}
 
 
+def model_near(run: Run) -> dict[str, Any]:
+    """Takes the model from where it lies as if that were an object store, two ranks on a machine."""
+    storage.is_local = lambda uri: not uri.startswith(run.model)  # type: ignore[assignment]
+    node_copies._machine = lambda: str(dist.get_rank() // 2)  # type: ignore[assignment]
+    asked, get = list[str](), LocalFileSystem.get_file
+
+    def counted(self: Any, source: str, *arguments: Any, **named: Any) -> None:
+        asked.append(os.path.basename(source))
+        get(self, source, *arguments, **named)
+
+    LocalFileSystem.get_file = counted
+    with loop.near(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
+        task.module(), task.collator()
+        weights = task.module().state_dict()
+    known = LanguageModelTask(model_uri=shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}"), length=32,
+                              probability=0.15, seed=1).module().state_dict()  # fmt: skip
+    same = all(torch.equal(weights[name], weight) for name, weight in known.items())
+    return {"asked": together.from_each(asked), "same": together.from_each(same)}
+
+
 def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
     """Goes on from the checkpoint of other numbers of ranks that had gone on from the checkpoint of this number."""
     found = {}
@@ -227,6 +249,14 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
     refused("torn", CorruptError, "cannot be converted", torn)
     refused("untrained", TrainingError, r"model\.frozen", untrained)
     refused("empty", CorruptError, "file is missing", lambda native: [path.unlink() for path in native.iterdir()] and None)
+
+
+def test_a_model_on_an_object_store_comes_once_to_each_machine(source_folder: str, tmp_path: Path) -> None:
+    """Every rank fetched all of it, and again for its tokenizer: 64 times 28 GB for a 7B at each attempt."""
+    found = on_ranks(3, model_near, Run(source_folder, str(tmp_path), 1))
+    assert all(found["same"])
+    files = sorted(os.listdir(source_folder))
+    assert sorted(found["asked"][0] + found["asked"][1]) == files == sorted(found["asked"][2])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from data_pipeline import artifact, storage
+from data_pipeline import artifact, fingerprints
 from data_pipeline.artifact import Artifact
 from data_pipeline.errors import ArtifactError
 from ray_jobs import config as configs
@@ -379,9 +379,9 @@ def finish(settings: configs.ScionConfig) -> None:
 
 def test_a_pipeline_reads_each_input_once_for_its_fingerprint(settings: configs.ScionConfig, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     read: list[str] = []
-    digest = storage.hashlib.file_digest
-    monkeypatch.setattr(storage, "SETTLED", 0.0)
-    monkeypatch.setattr(storage.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    digest = fingerprints.hashlib.file_digest
+    monkeypatch.setattr(fingerprints, "SETTLED", 0.0)
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
     plans = [{name: stage.plan for name, stage in pipeline.stages(settings).items()} for _ in range(2)]
     assert plans[0] == plans[1]
     assert sorted(Path(path).name for path in read) == ["config.json", "pairs.txt", "test_pairs.txt", "text.txt"]

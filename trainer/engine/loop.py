@@ -5,7 +5,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
 from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
+from trainer.engine.node_copy import node_copy, reads_all
 from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
@@ -69,7 +71,19 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
             return {"error": attempt.error}
-        return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
+        with near(run.task) as task:
+            return Training(replace(run, task=task), ray.train.get_dataset_shard("train"), attempt).run()
+
+
+@contextmanager
+def near(task: Task) -> Iterator[Any]:
+    """The task with its model on this machine's disk, to which each file comes once; every rank calls it."""
+    uri: str | None = getattr(task, "model_uri", None)
+    if uri is None or storage.is_local(uri):
+        yield task
+        return
+    with node_copy(uri, reads_all) as folder:
+        yield replace(task, model_uri=folder)  # type: ignore[type-var]
 
 
 class Training:
