@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import fsspec
 from fsspec.utils import glob_translate
@@ -36,6 +36,9 @@ LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionE
 """What storage says where asking again is of no help."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 """The same, as numbers of the operating system."""
+ANSWER_SECONDS = 30.0
+_SLOWEST = 4 << 20
+"""How long an object store may take to answer, and bytes of a file that come from there in a second at least."""
 _TOGETHER = 8
 """Files that are fetched or put at the same time."""
 
@@ -77,8 +80,13 @@ def retry(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def patient(ask: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
-    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors."""
+def patient(ask: Callable[Asked, Answer], size: Callable[Asked, int] | None = None) -> Callable[Asked, Answer]:
+    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
+    not answer has failed, too; its first argument then is no path of this machine.
+
+    Args:
+        size: bytes that travel.
+    """
 
     @functools.wraps(ask)
     def asked(*arguments: Asked.args, **named: Asked.kwargs) -> Answer:
@@ -86,9 +94,37 @@ def patient(ask: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
             with as_os_error():
                 return ask(*arguments, **named)
 
-        return retry(once)
+        where = arguments[0]
+        if isinstance(where, str) and is_local(where):
+            return retry(once)
+        longest = ANSWER_SECONDS + (size(*arguments, **named) / _SLOWEST if size is not None else 0.0)
+        return retry(lambda: _answer(once, longest))
 
     return asked
+
+
+def _answer(ask: Callable[[], Answer], seconds: float) -> Answer:
+    """What `ask` gives or raises. One that gives nothing is left behind.
+
+    Raises:
+        TimeoutError: there was no answer.
+    """
+    answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:  # for whoever waits
+            answers.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()  # not of a pool, which would be waited for at the end
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return cast(Answer, answer)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -129,6 +165,9 @@ def _kind(fs: Any, path: str) -> str | None:
         return str(fs.info(path)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+_kind_there = patient(_kind)
 
 
 @patient
@@ -183,7 +222,7 @@ def expand(pattern: str) -> list[str]:
     if is_local(pattern):
         found: Iterator[str] | list[str] = _local_matches(path)
         return sorted(os.path.abspath(one) for one in found if os.path.isfile(one))
-    kind = retry(functools.partial(as_os_error()(_kind), fs, path))
+    kind = _kind_there(fs, path)
     if kind == "file":
         return [pattern]
     if kind == "directory":
@@ -216,13 +255,8 @@ def read_bytes(uri: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-@patient
-def write_bytes(uri: str, content: bytes) -> None:
-    """Writes the whole file or nothing."""
-    _write(uri, content)
-
-
 def _write(uri: str, content: bytes) -> None:
+    """Writes the whole file or nothing."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, content)
@@ -239,6 +273,9 @@ def _write(uri: str, content: bytes) -> None:
         Path(draft).unlink(missing_ok=True)
 
 
+write_bytes = patient(_write, lambda uri, content: len(content))
+
+
 def check_writable(uri: str, seconds: float = 30.0) -> None:
     """Whether a file can be written below the folder `uri`.
 
@@ -246,22 +283,7 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
         OSError: it cannot, or storage did not answer in `seconds`.
         ValueError, ImportError: it is of a kind that is not known here, or whose package is missing.
     """
-    told: queue.Queue[Exception | None] = queue.Queue()
-
-    def tried() -> None:
-        try:
-            _probe(join(uri, f".probe-{secrets.token_hex(6)}"))
-            told.put(None)
-        except Exception as error:  # for whoever waits
-            told.put(error)
-
-    threading.Thread(target=tried, daemon=True).start()  # not of a pool, which would be waited for at the end
-    try:
-        wrong = told.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
-    if wrong is not None:
-        raise wrong
+    _answer(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
 
 
 @as_os_error()
@@ -284,7 +306,13 @@ def _remove(uri: str) -> None:
 
 
 @patient
-def sha256(uri: str) -> str:
+def size(uri: str) -> int:
+    """Bytes of a file; 0 where an object store does not say."""
+    fs, path = filesystem(uri)
+    return int(fs.info(path).get("size") or 0)
+
+
+def _sha256(uri: str) -> str:
     """SHA-256 of a file's content, wherever it is."""
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
@@ -292,6 +320,9 @@ def sha256(uri: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+sha256 = patient(_sha256, size)
 
 
 @contextmanager
@@ -317,32 +348,38 @@ def fetch(uri: str, names: list[str], folder: str) -> None:
     """
     if not names:
         raise FileNotFoundError(errno.ENOENT, "no such files", uri)
-    fs, path = filesystem(uri)
     for parent in {os.path.dirname(os.path.join(folder, name)) for name in names}:
         os.makedirs(parent, exist_ok=True)
-    get = patient(fs.get_file)
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        list(pool.map(lambda name: get(join(path, name), os.path.join(folder, name)), names))
+        list(pool.map(lambda name: _get_file(join(uri, name), os.path.join(folder, name)), names))
+
+
+def _get(uri: str, local: str) -> None:
+    fs, path = filesystem(uri)
+    fs.get_file(path, local)
+
+
+def _put(uri: str, local: str) -> None:
+    """Copies a local file to an object store, whole or not at all."""
+    fs, path = filesystem(uri)
+    fs.put_file(local, path)
+
+
+_get_file = patient(_get, lambda uri, local: size(uri))
+put_file = patient(_put, lambda uri, local: os.path.getsize(local))
 
 
 @contextmanager
 def local_file(uri: str) -> Iterator[str]:
     """A local file with the content and the name of the file `uri`; the file itself when it is local."""
-    fs, path = filesystem(uri)
+    path = filesystem(uri)[1]
     if is_local(uri):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         copy = os.path.join(folder, os.path.basename(path))
-        patient(fs.get_file)(path, copy)
+        _get_file(uri, copy)
         yield copy
-
-
-@patient
-def put_file(local: str, uri: str) -> None:
-    """Copies a local file to an object store, whole or not at all."""
-    fs, path = filesystem(uri)
-    fs.put_file(local, path)
 
 
 @contextmanager
@@ -356,4 +393,4 @@ def local_output(uri: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         yield folder
         with ThreadPoolExecutor(_TOGETHER) as pool:
-            list(pool.map(lambda name: put_file(os.path.join(folder, name), join(uri, name)), files(folder)))
+            list(pool.map(lambda name: put_file(join(uri, name), os.path.join(folder, name)), files(folder)))

@@ -67,7 +67,14 @@ def stages(config: ScionConfig) -> list[Stage]:
     known: dict[str, Rows] = {}
     planned = [(start, plan(config, start)) for start in starts(config)]
     return [
-        Stage(name=f"compare {start.name}", plan=own, fill=partial(fill, config, start, own, known)) for start, own in planned
+        Stage(
+            name=f"compare {start.name}",
+            plan=own,
+            fill=partial(fill, config, start, own, known),
+            resumable=True,
+            training=True,
+        )
+        for start, own in planned
     ]
 
 

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ray_jobs import stopping
@@ -39,7 +40,7 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
     """A bar for the stage on a terminal, nothing elsewhere; the closing line is the caller's."""
 
     def note(text: str) -> None:
-        console.print(f"{name:<22}           {text}", style="dim", highlight=False)
+        console.print(f"{name:<22}           {text}", style="dim", highlight=False, markup=False)
 
     if not console.is_terminal:
         yield Reporter(lambda what, done, total: None, note)
@@ -60,11 +61,11 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
 
 def done(console: Console, name: str, seconds: float, said: str) -> None:
     """The line that closes a stage."""
-    console.print(f"[bold]{name:<22}[/bold] {seconds:7.1f} s  {said}", highlight=False)
+    console.print(f"[bold]{escape(f'{name:<22}')}[/bold] {seconds:7.1f} s  {escape(said)}", highlight=False)
 
 
 def kept(console: Console, name: str) -> None:
-    console.print(f"[bold]{name:<22}[/bold]    kept     finished earlier with the same settings", highlight=False)
+    console.print(f"[bold]{escape(f'{name:<22}')}[/bold]    kept     finished earlier with the same settings", highlight=False)
 
 
 @ray.remote(num_cpus=0)

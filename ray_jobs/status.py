@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline import storage
@@ -58,7 +59,7 @@ def table(attempts: Attempts, now: float) -> Table:
     """The run in two columns."""
     shown = Table.grid(padding=(0, 3))
     for name, said in [*_progress(attempts, now), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
-        shown.add_row(f"[bold]{name}[/bold]", said)
+        shown.add_row(f"[bold]{name}[/bold]", escape(said))
     return shown
 
 

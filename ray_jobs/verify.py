@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline import storage
@@ -188,6 +189,6 @@ def _side(spec: str, seed: int) -> Side:
 
 def _print(finding: Finding, console: Console) -> None:
     mark = "[green]ok[/green]    " if finding.ok else "[red]failed[/red]"
-    console.print(f"{mark} {finding.check:<36} {finding.said}", highlight=False)
+    console.print(f"{mark} {finding.check:<36} {escape(finding.said)}", highlight=False)
     for failure in finding.failures:
         console.print(f"         {failure}", highlight=False, markup=False)

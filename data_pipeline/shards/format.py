@@ -64,12 +64,11 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
         OSError: it could not be read, which says nothing against it.
     """
     try:
-        return storage.retry(lambda: _read_groups(uri, groups))
+        return _read_patiently(uri, groups)
     except storage.LASTING as error:
         raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
 
 
-@storage.as_os_error()
 def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     fs, path = storage.filesystem(uri)
     try:
@@ -87,6 +86,9 @@ def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     if changed:
         raise CorruptError(f"row group {changed[0]} is not what was written.", uri, _MEND)
     return whole.replace_schema_metadata(None)
+
+
+_read_patiently = storage.patient(_read_groups, lambda uri, groups: storage.size(uri))
 
 
 def checksum(rows: pa.Table, number: int) -> str:

@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
+from tests import ranks
 from tests.integration.conftest import Chain, scion
+from trainer.engine import runlog
+from trainer.engine.loop import TrainRun
 
 pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
@@ -28,6 +31,29 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     again = scion("compare", copy.config, *settings)
     assert again.stdout.count("kept") == 3
     assert json.loads((copy.output / "compare.json").read_text()) == found
+
+
+def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
+    """What the cell had trained was removed, while the message said that the same command goes on."""
+    settings = ["compare.methods=[fvt]", "compare.seeds=[0]", "pretrain.train.steps=6"]
+    stops, starts = iter([3, None]), list[int]()
+
+    def fit(run: TrainRun, *, workers: int, **_: object) -> dict:
+        try:
+            return ranks.fit(run, workers=workers, stop=next(stops))
+        finally:
+            log = [entry for attempt in runlog.read(f"{run.uri}/log") for entry in attempt]
+            starts.append([entry["next_step"] for entry in log if entry["kind"] == "start"][-1])
+
+    monkeypatch.setattr("ray_jobs.training.fit", fit)
+    stopped = scion("compare", copy.config, *settings)
+    assert stopped.returncode == 75
+    assert "the same command goes on" in stopped.stderr
+    done = scion("compare", copy.config, *settings)
+    assert done.returncode == 0, done.stderr
+    assert starts[0] == 0
+    assert 3 <= starts[1] < 6
+    assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
 
 
 def test_compare_refuses_an_unknown_method(copy: Chain) -> None:

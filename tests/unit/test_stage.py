@@ -10,6 +10,7 @@ from rich.console import Console
 from data_pipeline import lease, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
+from ray_jobs import console
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage
 
@@ -59,3 +60,13 @@ def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_mad
     with pytest.raises(ArtifactError, match="another run has taken over"):
         one.run(Console(file=io.StringIO()))
     assert sorted(path.name for path in folder.iterdir()) == ["theirs.txt", "unfinished.json"]
+
+
+def test_paths_with_brackets_are_printed_as_they_are() -> None:
+    """rich takes [/x] for the end of a style, and leaves [x] out."""
+    said = io.StringIO()
+    with console.stage(Console(file=said, width=200), "compare [0]") as reporter:
+        reporter.note("could not save to [/data/run]/x")
+    console.done(Console(file=said, width=200), "compare [0]", 1.0, "made [a] of [/b]")
+    for text in ("[/data/run]/x", "made [a] of [/b]", "compare [0]"):
+        assert text in said.getvalue()

@@ -1,6 +1,8 @@
 """Storage that does not answer is not storage where nothing is, and all its errors are OSErrors."""
 
+import itertools
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -188,6 +190,30 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
     for number in range(100):
         storage.remove(f"flaky://run/{number}")
     assert len(storage.files("flaky://run")) == 100
+
+
+def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One PUT that hung stopped a training for ever, without a word."""
+    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    asked, released = itertools.count(1), threading.Event()
+
+    def hanging(operation: str, path: str) -> None:
+        if next(asked) % 10 == 0:
+            released.wait()
+
+    Flaky.fault = hanging
+    with storage.local_output("flaky://run/many") as folder:
+        for number in range(30):
+            Path(folder, str(number)).write_bytes(b"%d" % number)
+    with storage.local_copy("flaky://run/many") as folder:
+        assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == {str(n): b"%d" % n for n in range(30)}
+    format.write("flaky://run/part.parquet", rows := pa.table({"row": list(range(100))}))
+    assert format.read_groups("flaky://run/part.parquet").equals(rows)
+    Flaky.fault = lambda operation, path: released.wait() and None
+    for ask in (storage.exists, storage.files, storage.remove, storage.read_bytes, storage.sha256, storage.expand):
+        with pytest.raises(TimeoutError, match="no answer"):
+            ask("flaky://run/many")
+    released.set()
 
 
 def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ class Store:
             os.makedirs(os.path.dirname(target := storage.filesystem(uri)[1]), exist_ok=True)
             shutil.move(local, target)
         else:
-            storage.put_file(local, uri)
+            storage.put_file(uri, local)
 
     def _write(self, name: str, path: str, content: dict[str, Any]) -> None:
         storage.write_bytes(storage.join(self.uri, name, path), json.dumps(content, indent=1, sort_keys=True).encode())
