@@ -194,7 +194,7 @@ def writing(
         ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
-    left = dict(json.loads(storage.read_bytes(mark))) if storage.exists(mark) else {}
+    left = _left(plan)
     config, inputs = left.get("config", {}), left.get("inputs", {})
     begun = left.get("id") == plan.id or (bool(left) and left["kind"] == plan.kind and plan.goes_on_from(config, inputs))
     if precious and left and not begun:
@@ -259,8 +259,24 @@ def _load(uri: str) -> Artifact | None:
         if content.pop("format") != FORMAT_VERSION:
             raise ArtifactError("written by another version of Scion.", path, "Make it again.")
         return Artifact(uri=uri, **content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ArtifactError:
+    return ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.")
+
+
+def _left(plan: Plan) -> dict[str, Any]:
+    """The mark of whoever began to fill the folder of `plan`; empty if nobody did."""
+    path = storage.join(plan.uri, UNFINISHED)
+    if not storage.exists(path):
+        return {}
+    try:
+        content = dict(json.loads(storage.read_bytes(path)))
+        return {name: content[name] for name in ("id", "kind", "config", "inputs")}
     except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.") from error
+        raise _unreadable(path, error) from error
 
 
 def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:

@@ -4,6 +4,21 @@ Every constructor argument stays in `args`, because Ray pickles an exception on 
 `args` on the driver; an exception that formats its text in `__init__` breaks on that trip.
 """
 
+import re
+from typing import Any
+
+_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+(?=@)")
+
+
+def without_passwords(value: Any) -> Any:
+    """Text, or settings with such text in them, in which a URL has `***` in place of its password: for what is printed and
+    what is kept."""
+    if isinstance(value, dict):
+        return {name: without_passwords(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_passwords(one) for one in value)
+    return _PASSWORD.sub(r"\1***", value) if isinstance(value, str) else value
+
 
 class ScionError(Exception):
     """A failure that Scion explains. Ends a command with exit code 1."""
@@ -16,7 +31,7 @@ class ScionError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        return f"{place}{self.what}{' ' + self.fix if self.fix else ''}"
+        return str(without_passwords(f"{place}{self.what}{' ' + self.fix if self.fix else ''}"))
 
 
 class UserError(ScionError):

@@ -301,8 +301,13 @@ def remove(uri: str) -> None:
 
 def _remove(uri: str) -> None:
     fs, path = filesystem(uri)
-    if _kind(fs, path) is not None:
+    if (kind := _kind(fs, path)) is None:
+        return
+    if is_local(uri) or not glob.has_magic(path):
         fs.rm(path, recursive=True)
+        return
+    for name in [path] if kind == "file" else list(_below(fs, path)):  # fsspec would take the name for a pattern
+        fs.rm_file(name)
 
 
 @patient

@@ -19,7 +19,7 @@ from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
-from ray_jobs.config import ScionConfig, to_yaml
+from ray_jobs.config import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
 from ray_jobs.report import comparison
@@ -137,7 +137,7 @@ def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
     """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
     the pipeline's, whose evaluations are its own."""
     papers = {row.method: chain.paper(row.method) for row in made.rows}
-    facts = {"config": dataclasses.asdict(config), "versions": cell.versions, "papers": papers}
+    facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
     storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())
 

@@ -4,7 +4,7 @@ import glob
 import importlib.metadata
 import math
 import typing
-from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cluster.serve.config import ServeConfig
 from data_pipeline import storage
-from data_pipeline.errors import ConfigError, ScionError
+from data_pipeline.errors import ConfigError, ScionError, without_passwords
 from ray_jobs import config_keys, yaml_text
 from ray_jobs.jobs import JOBS
 from ray_jobs.sections import AUTO, CompareConfig, EmbedConfig, MergeConfig, PretrainConfig, ShardConfig, TransferConfig
@@ -78,6 +78,9 @@ class ScionConfig:
         if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
             where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
             raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
+        for name in ("output", "shards"):
+            if "://" in (value := str(getattr(self, name) or "")) and any(mark in value for mark in "*?["):
+                raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must lie between 0 and 2^63, got {self.seed}.")
         self._check_workers()
@@ -233,8 +236,13 @@ def absolute(config: ScionConfig) -> ScionConfig:
 
 
 def to_yaml(config: ScionConfig) -> str:
-    """The resolved configuration, as it is written beside every run."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The resolved configuration, as it is written beside every run, without passwords."""
+    return str(without_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
+
+
+def to_dict(config: ScionConfig) -> dict[str, Any]:
+    """The same as plain values."""
+    return dict(without_passwords(asdict(config)))
 
 
 def _on_disk(spec: str) -> bool:

@@ -1,6 +1,5 @@
 """`scion report`: `report.html` and `summary.json` from finished stages, and the numbers in the terminal."""
 
-import dataclasses
 import json
 from functools import partial
 
@@ -12,7 +11,7 @@ from rich.text import Text
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config import ScionConfig, to_yaml
+from ray_jobs.config import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
@@ -52,7 +51,7 @@ def write(config: ScionConfig, plans: dict[str, Plan]) -> Summary:
     """
     found = {name: artifact.read(need(plan, name), plan.kind, name) for name, plan in plans.items()}
     folders = {start.name: start.folder for start in starts(config)}
-    summary = summarize(found, folders, dataclasses.asdict(config))
+    summary = summarize(found, folders, to_dict(config))
     resolved = to_yaml(config)
     storage.write_bytes(config.at("config.yaml"), resolved.encode())
     storage.write_bytes(config.at(PAGE), page.render(summary, resolved).encode())

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +170,14 @@ def test_an_unfinished_run_goes_on_under_settings_that_may_change_and_no_others(
     with artifact.writing(growing(uri, steps=3), resumable=True, precious=True):
         assert storage.exists(storage.join(uri, "half"))
     assert growing(uri, steps=4).run_id == growing(uri, steps=6, tail=3).run_id != growing(uri, steps=4, rate=1).run_id
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"id": 1}', "{'é'}".encode("latin1")])
+@pytest.mark.parametrize("name", [artifact.FINISHED, artifact.UNFINISHED])
+def test_a_mark_that_cannot_be_read_is_named_and_nothing_removed(tmp_path: Path, content: bytes, name: str) -> None:
+    uri = str(tmp_path / "out")
+    storage.write_bytes(f"{uri}/{name}", content)
+    storage.write_bytes(f"{uri}/checkpoint", b"precious")
+    with pytest.raises(ArtifactError, match=f"{name}: cannot be read"), artifact.writing(plan(uri)):
+        pass
+    assert storage.exists(f"{uri}/checkpoint")

@@ -9,7 +9,7 @@ from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import Reserved
 from ray_jobs import shard
-from ray_jobs.config import load, to_yaml
+from ray_jobs.config import load, to_dict, to_yaml
 from ray_jobs.yaml_text import parse
 from tests.integration.conftest import write_rows
 from trainer.engine.config import RateChange
@@ -169,3 +169,19 @@ def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
 def test_a_value_that_would_fail_or_train_on_something_else_later_is_refused(path: str, written: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(path, [written])
+
+
+@pytest.mark.parametrize("written", ["output=s3://b/run[1]", "output=gs://b/run*", "shards=s3://b/sh?rds"])
+def test_an_output_that_is_a_pattern_to_an_object_store_is_refused(path: str, written: str) -> None:
+    with pytest.raises(ConfigError, match="would be a pattern to an object store"):
+        load(path, [written])
+
+
+def test_a_password_is_not_kept_beside_the_run(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORPUS_PW", "hunter2")
+    settings = load(path, ["text='https://me:${oc.env:CORPUS_PW}@corpus.example/el.txt'"])
+    assert "hunter2" in settings.text
+    kept = "https://me:***@corpus.example/el.txt"
+    assert kept in to_yaml(settings)
+    assert to_dict(settings)["text"] == kept
+    assert kept in str(DataError("no such file.", f"text={settings.text}"))

@@ -225,3 +225,11 @@ def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pyt
         Flaky.fault = failing("write", "run", error)
         with pytest.raises(kind):
             storage.write_bytes("flaky://run/a", b"a")
+
+
+def test_a_folder_with_brackets_in_its_name_is_removed_and_not_what_it_would_match() -> None:
+    """fsspec takes the name for a pattern: run[1] removed run1."""
+    for name in ("run1/a", "run[1]/a", "run[1]/b/c", "run2/a"):
+        storage.write_bytes(f"flaky://run/{name}", b"a")
+    storage.remove("flaky://run/run[1]")
+    assert storage.files("flaky://run") == ["run1/a", "run2/a"]
