@@ -109,6 +109,22 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
     assert clean(changed)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
+def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_rounding(
+    shards: Any, source_folder: str, tmp_path: Path, before: int, after: int
+) -> None:
+    """As when the optimizer's state turns out not to fit."""
+    expected = [entry["loss"] for entry in trained(run(shards, source_folder, str(tmp_path / "w"), steps=9))["history"]]
+    with pytest.raises(Stopped):
+        trained(run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=before), stop=3)
+    more = {"offload": "all"} if after == 3 else {}
+    changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=after, **more)
+    result = trained(changed)
+    assert np.abs(np.array([entry["loss"] for entry in result["history"]]) - expected).max() < 1e-5
+    assert result["changes"][0]["settings"] == {"zero_stage": [before, after]}
+    assert clean(changed)
+
+
 @pytest.mark.usefixtures("without_ray_train")
 def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) -> None:
     """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""

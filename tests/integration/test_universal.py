@@ -64,7 +64,7 @@ class Run:
 
     def convert(self, name: str) -> None:
         before = set(os.listdir(f"{self.folder}/{name}"))
-        universal.convert(f"{self.folder}/{name}/ds", f"{self.folder}/{name}/uc")
+        universal.convert(f"{self.folder}/{name}/ds", f"{self.folder}/{name}/uc", self.stage)
         assert set(os.listdir(f"{self.folder}/{name}")) - before == {"uc"}
 
 
@@ -206,7 +206,7 @@ def test_any_number_of_ranks_goes_on_from_any_other_and_back(trained: tuple[Run,
         for other, found in on_ranks(world, gone_on, run, WORLDS).items():
             pair = f"{other} to {world}"
             assert found["wrong"] == [], pair
-            assert largest(found["losses"], losses[int(other)][SAVED:]) < 1e-5, pair
+            assert largest(found["losses"], losses[other][SAVED:]) < 1e-5, pair
             run.convert(f"{other}-{world}")
     for world in WORLDS:
         for other, back in on_ranks(world, come_back, run, WORLDS).items():
@@ -224,6 +224,20 @@ def test_a_rank_that_has_only_its_own_files_goes_on(trained: tuple[Run, dict[int
         assert sum(f"zero_pp_rank_{rank}_" in name for name in files) == (2 if run.stage == 3 else 1)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (3, 2), (1, 2), (2, 1)])
+def test_another_zero_stage_goes_on_from_the_very_same_state(
+    before: int, after: int, source_folder: str, tmp_path: Path
+) -> None:
+    """On as many ranks and on another number."""
+    losses = on_ranks(2, straight, Run(source_folder, str(tmp_path), before))
+    other = Run(source_folder, str(tmp_path), after)
+    other.convert("2")
+    for world in (2, 3):
+        found = on_ranks(world, gone_on, other, (2,))[2]
+        assert found["wrong"] == []
+        assert largest(found["losses"], losses[SAVED:]) < 1e-5
+
+
 def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
     run, _ = trained
 
@@ -231,7 +245,7 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
         native = shutil.copytree(f"{run.folder}/2/ds", tmp_path / name / "ds")
         harm(native)
         with pytest.raises(kind, match=what):
-            universal.convert(str(native), str(tmp_path / name / "uc"))
+            universal.convert(str(native), str(tmp_path / name / "uc"), run.stage)
         with pytest.raises(CorruptError, match="no universal checkpoint"):
             universal.load(None, str(tmp_path / name), "uc")
 
@@ -265,6 +279,6 @@ def test_low_precision_goes_on_from_the_very_same_state(stage: int, source_folde
     run = Run(source_folder, str(tmp_path), stage, "bf16")
     losses = on_ranks(2, straight, run)
     run.convert("2")
-    found = on_ranks(3, gone_on, run, (2,))["2"]
+    found = on_ranks(3, gone_on, run, (2,))[2]
     assert found["wrong"] == []
     assert largest(found["losses"], losses[SAVED:]) < 0.03

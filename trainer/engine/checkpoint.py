@@ -121,7 +121,8 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
     content, uri = store.state(name), storage.join(store.uri, name)
     if content["identity"] != identity:
         raise CorruptError("the checkpoint of another run.", uri, "Remove the folder or choose another output=.")
-    if content.pop("world") == dist.get_world_size():
+    stage = content["settings"].get("zero_stage", engine.zero_optimization_stage())
+    if content.pop("world") == dist.get_world_size() and (stage == 3) == (engine.zero_optimization_stage() == 3):
         with node_copy(uri, reads) as folder:
             engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
     else:
@@ -131,13 +132,13 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 
 
 def _load_universal(engine: Any, store: Store, name: str) -> None:
-    """Loads what another number of ranks wrote: the first rank fetches and converts it, in a folder that no checkpoint shares,
+    """Loads what another number of ranks wrote, or another ZeRO stage: the first rank fetches and converts it, in a folder that no checkpoint shares,
     and all load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
     if any(KEY in group for group in engine.optimizer.param_groups):
         raise TrainingError(
-            "the average of the weights (train.ema) cannot be divided among another number of workers.",
+            "the average of the weights (train.ema) cannot be divided among another number of workers or another ZeRO stage.",
             name,
-            "Go on with as many workers as before.",
+            "Go on with as many workers and the stage of before.",
         )
     if any(group["use_muon"] for group in engine.optimizer.param_groups):
         raise TrainingError(
@@ -147,11 +148,13 @@ def _load_universal(engine: Any, store: Store, name: str) -> None:
 
     def convert() -> None:
         with store.local(name) as folder, storage.local_output(uri) as made:
-            universal.convert(os.path.join(folder, TAG), os.path.join(made, TAG))
+            universal.convert(os.path.join(folder, TAG), os.path.join(made, TAG), engine.zero_optimization_stage())
 
     wrong = together(lambda: convert() if dist.get_rank() == 0 else None)
     if wrong:
-        raise TrainingError(f"the checkpoint could not be converted to another number of workers ({wrong}).", name)
+        raise TrainingError(
+            f"the checkpoint could not be converted to another number of workers or another stage ({wrong}).", name
+        )
     with node_copy(uri, reads_all) as made:
         universal.load(engine, made, TAG)
     dist.barrier()
