@@ -132,8 +132,9 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 
 
 def _load_universal(engine: Any, store: Store, name: str) -> None:
-    """Loads what another number of ranks wrote, or another ZeRO stage: the first rank fetches and converts it, in a folder that no checkpoint shares,
-    and all load. Its name begins as those of parts do, so that the next commit removes what a kill left behind."""
+    """Loads what another number of ranks wrote, or another ZeRO stage: the first rank fetches and converts it, in a folder that
+    no checkpoint shares, and all load. Its name begins as those of parts do, so that the next commit removes what a kill left
+    behind."""
     if any(KEY in group for group in engine.optimizer.param_groups):
         raise TrainingError(
             "the average of the weights (train.ema) cannot be divided among another number of workers or another ZeRO stage.",
@@ -152,9 +153,7 @@ def _load_universal(engine: Any, store: Store, name: str) -> None:
 
     wrong = together(lambda: convert() if dist.get_rank() == 0 else None)
     if wrong:
-        raise TrainingError(
-            f"the checkpoint could not be converted to another number of workers or another stage ({wrong}).", name
-        )
+        raise TrainingError(f"the checkpoint could not be converted for these workers and this ZeRO stage ({wrong}).", name)
     with node_copy(uri, reads_all) as made:
         universal.load(engine, made, TAG)
     dist.barrier()

@@ -57,17 +57,15 @@ def convert(native: str, universal: str, stage: int) -> None:
     except (ScionError, OSError):  # such as a full disk: the files are not to blame
         raise
     except Exception as error:  # whatever a pickle, an assertion or a shape that does not fit raises
-        raise CorruptError(
-            f"cannot be converted to another number of workers or ZeRO stage: {reason(error)}", native
-        ) from error
+        raise CorruptError(f"cannot be converted for other workers or another stage: {reason(error)}", native) from error
     for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
         os.rename(os.path.join(made, name), os.path.join(universal, name))
     os.rmdir(made)
 
 
 def _expected(native: str) -> dict[str, torch.Size]:
-    """Names and shapes of the trained parameters. The converter takes the number of ranks from the files that it finds and the value of
-    a parameter without moments from the module, so that it would lose those of a missing rank without a word."""
+    """Names and shapes of the trained parameters. The converter takes the number of ranks from the files that it finds and the
+    value of a parameter without moments from the module, so that it would lose those of a missing rank without a word."""
     files = os.listdir(native)
     models = sorted(name for name in files if name.endswith("_model_states.pt"))
     if not models:
