@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,7 +182,12 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
 
 @contextmanager
 def writing(
-    plan: Plan, *, resumable: bool = False, precious: bool = False, replace: bool = False, lease: Lease | None = None
+    plan: Plan,
+    *,
+    resumable: bool = False,
+    precious: Callable[[], bool] = lambda: False,
+    replace: bool = False,
+    lease: Lease | None = None,
 ) -> Iterator[Draft]:
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
@@ -191,13 +196,13 @@ def writing(
     `lease` neither finishes nor removes it.
 
     Raises:
-        ArtifactError: the folder holds something else; with `precious`, also if that is unfinished.
+        ArtifactError: the folder holds something else; where `precious` says so, also if that is unfinished.
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     left = _left(plan)
     config, inputs = left.get("config", {}), left.get("inputs", {})
     begun = left.get("id") == plan.id or (bool(left) and left["kind"] == plan.kind and plan.goes_on_from(config, inputs))
-    if precious and left and not begun:
+    if left and not begun and precious():
         changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
         raise ArtifactError(
             f"an unfinished run is here that differs in {changed}.",

@@ -30,6 +30,8 @@ from trainer.transfer import chain
 from trainer.transfer.problem import Rows, assemble
 
 CELL = "comparison cell"
+TRAINED = "trained"
+"""Folder of the training below a cell."""
 PAGE, NUMBERS = "compare.html", "compare.json"
 
 
@@ -72,7 +74,7 @@ def stages(config: ScionConfig) -> list[Stage]:
             plan=own,
             fill=partial(fill, config, start, own, known),
             resumable=True,
-            training=True,
+            trains_at=storage.join(own.uri, TRAINED),
         )
         for start, own in planned
     ]
@@ -88,7 +90,7 @@ def plan(config: ScionConfig, start: Start) -> Plan:
 
 def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], draft: Draft, report: Reporter) -> str:
     """Transfers, trains and scores; leaves nothing but the numbers."""
-    model, trained, cache = (storage.join(draft.uri, name) for name in ("model", "trained", "source"))
+    model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
     report(start.method, 0, 1)
     problem = transfer.problem_of(config, start.seed, cache, report.part(start.method), report.note)
     if start.method not in known:

@@ -133,7 +133,7 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         needed = [name for name in missing if name in JOBS[job].needed(lambda key: OmegaConf.select(given, key))]
         if needed:
             raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
-        config = OmegaConf.to_object(OmegaConf.merge(given, dict.fromkeys(missing, "")))
+        config = _built(OmegaConf.merge(given, dict.fromkeys(missing, "")))
     except ScionError:
         raise
     except OmegaConfBaseException as error:
@@ -142,6 +142,30 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
     return _settled(config)
+
+
+def _built(given: Any) -> Any:
+    """The dataclasses, whose errors name their section: a `train` is in two of them."""
+    try:
+        return OmegaConf.to_object(given)
+    except ConfigError as error:
+        raise _placed(given, ScionConfig, "") or error from None
+
+
+def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
+    """The error of the innermost section that raises one, with its name."""
+    for name, hint in typing.get_type_hints(section).items():
+        if not (is_dataclass(hint) and isinstance(hint, type)) or name not in given:
+            continue
+        if inner := _placed(given[name], hint, f"{prefix}{name}."):
+            return inner
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(hint), given[name]))
+        except ConfigError as found:
+            own = f"{prefix}{name}"
+            where = found.where if found.where.startswith(own.partition(".")[0] + ".") else own
+            return ConfigError(found.what, where, found.fix)
+    return None
 
 
 def _settled(config: ScionConfig) -> ScionConfig:

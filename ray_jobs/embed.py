@@ -38,12 +38,13 @@ def plan(config: ScionConfig, start: Start) -> Plan:
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
+    own = plan(config, start)
     return Stage(
         name=f"embed {start.name}",
-        plan=plan(config, start),
+        plan=own,
         fill=lambda draft, report: fill(config, start, draft, report),
         resumable=True,
-        training=True,
+        trains_at=own.uri,
     )
 
 

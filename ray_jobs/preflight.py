@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
 from ray_jobs.config import ScionConfig
+from ray_jobs.jobs import JOBS
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
 
@@ -26,6 +28,7 @@ _CHAINED = ("pipeline", "evaluate", "merge", "report")
 """Jobs that follow the chain of models from the source on."""
 _OF_HEADS = ("classif", "summary", "cls")
 """In the names of dropout rates that are not those of the layers."""
+_TEXTS = ("text", "test_text", "pairs", "test_pairs")
 _FILES = ("vectors", "source_vectors", "target_vectors", "dictionary")
 _MODELS = ("donor", "embedder")
 
@@ -41,6 +44,7 @@ def check(config: ScionConfig, job: str) -> None:
         raise ConfigError(
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
+    _check_inputs(config, job)
     methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
@@ -50,6 +54,17 @@ def check(config: ScionConfig, job: str) -> None:
         _check_source(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
         _check_embedded(config)
+
+
+def _check_inputs(config: ScionConfig, job: str) -> None:
+    """Files and folders that are named are there; no library is imported for it that takes seconds."""
+    read = {key for one in (job, *JOBS[job].after) for key in JOBS[one].keys}
+    given = {key: getattr(config, key) for key in (*_TEXTS, "source_model", "tokenizer") if not JOBS[job].keys or key in read}
+    for key, spec in given.items():
+        if spec and key in _TEXTS:
+            documents.check(spec, key=key)
+        elif spec:
+            _check_there(key, spec)
 
 
 def _check_source(config: ScionConfig, job: str) -> None:
@@ -64,6 +79,23 @@ def _check_source(config: ScionConfig, job: str) -> None:
             "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
+    if job in _PRETRAINS and config.pretrain.train.frozen:
+        _check_frozen(config, source)
+
+
+def _check_frozen(config: ScionConfig, source: PretrainedConfig) -> None:
+    """What `frozen` names is there, by a model of the same architecture that takes no memory."""
+    import torch
+
+    from trainer.engine.freezing import frozen_names
+    from trainer.models import loading
+
+    if not (model := loading.without_memory(source, config.source_model)):
+        return
+    try:
+        frozen_names(torch.nn.ModuleDict({"model": model}), config.pretrain.train.frozen)
+    except ConfigError as error:
+        raise ConfigError(error.what, "pretrain.train.frozen", error.fix) from None
 
 
 def _check_embedded(config: ScionConfig) -> None:

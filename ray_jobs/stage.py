@@ -12,6 +12,7 @@ from data_pipeline.lease import Lease
 from ray_jobs import console as show
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
+from trainer.engine import runlog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ class Stage:
     plan: Plan
     fill: Callable[[Draft, Reporter], str]
     resumable: bool = False
-    training: bool = False
-    """Whether what is unfinished took long to make: other settings do not remove it."""
+    trains_at: str | None = None
+    """The folder of the training in it, if there is one: once that has done a step, other settings do not remove it."""
     whole: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
     derived: bool = False
@@ -90,12 +91,15 @@ class Stage:
         with (
             show.stage(console, self.name) as reporter,
             artifact.writing(
-                self.plan, resumable=self.resumable, precious=self.training, replace=self.derived, lease=held
+                self.plan, resumable=self.resumable, precious=self._has_stepped, replace=self.derived, lease=held
             ) as draft,
         ):
             said = self.fill(draft, reporter)
         show.done(console, self.name, seconds(), said)
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
+
+    def _has_stepped(self) -> bool:
+        return self.trains_at is not None and bool(runlog.steps(runlog.read(storage.join(self.trains_at, runlog.FOLDER))))
 
 
 def need(plan: Plan, job: str) -> str:

@@ -53,6 +53,15 @@ def resolve(spec: str, cache: str, *, key: str) -> list[str]:
     return [_plain(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(found)]
 
 
+def check(spec: str, *, key: str) -> None:
+    """Refuses a path, glob or URI at which no file is that is read; whether there is a dataset of that name is not asked.
+
+    Raises:
+        DataError: so it is.
+    """
+    _found(spec, key)
+
+
 def fingerprint(spec: str, *, key: str) -> str:
     """Identifies the content behind `spec`: the files' content, or the name when it is a dataset's."""
     if found := _found(spec, key):

@@ -133,7 +133,7 @@ def growing(uri: str, **config: object) -> Plan:
 
 
 def test_a_finished_run_grows_from_the_state_that_it_kept(uri: str) -> None:
-    with artifact.writing(growing(uri, steps=4), resumable=True, precious=True):
+    with artifact.writing(growing(uri, steps=4), resumable=True, precious=lambda: True):
         storage.write_bytes(storage.join(uri, "state", "a"), b"weights")
     longer = growing(uri, steps=6, tail=2)
     assert artifact.existing(longer) is None
@@ -143,14 +143,14 @@ def test_a_finished_run_grows_from_the_state_that_it_kept(uri: str) -> None:
         artifact.existing(growing(uri, steps=4, tail=2))
     with pytest.raises(ArtifactError, match=r"part\.rate"):
         artifact.existing(growing(uri, steps=6, rate=2))
-    with artifact.writing(longer, resumable=True, precious=True):
+    with artifact.writing(longer, resumable=True, precious=lambda: True):
         assert storage.read_bytes(storage.join(uri, "state", "a")) == b"weights"
         assert not storage.exists(storage.join(uri, artifact.FINISHED))
     assert artifact.existing(longer) is not None
 
 
 def test_a_finished_run_that_kept_nothing_says_how_to_keep_it(uri: str) -> None:
-    with artifact.writing(growing(uri, steps=4), resumable=True, precious=True):
+    with artifact.writing(growing(uri, steps=4), resumable=True, precious=lambda: True):
         pass
     with pytest.raises(ArtifactError, match=r"kept nothing to go on from; .*steps \(4 -> 6\).*part\.keep=true"):
         artifact.existing(growing(uri, steps=6))
@@ -159,7 +159,7 @@ def test_a_finished_run_that_kept_nothing_says_how_to_keep_it(uri: str) -> None:
 
 def test_an_unfinished_run_goes_on_under_settings_that_may_change_and_no_others(uri: str) -> None:
     def begin(plan: Plan) -> None:
-        with artifact.writing(plan, resumable=True, precious=True):
+        with artifact.writing(plan, resumable=True, precious=lambda: True):
             storage.write_bytes(storage.join(uri, "half"), b"x")
             raise KeyboardInterrupt
 
@@ -167,7 +167,7 @@ def test_an_unfinished_run_goes_on_under_settings_that_may_change_and_no_others(
         begin(growing(uri, steps=4))
     with pytest.raises(ArtifactError, match=r"unfinished run is here that differs in part\.rate \(None -> 1\), part\.steps"):
         begin(growing(uri, steps=6, rate=1))
-    with artifact.writing(growing(uri, steps=3), resumable=True, precious=True):
+    with artifact.writing(growing(uri, steps=3), resumable=True, precious=lambda: True):
         assert storage.exists(storage.join(uri, "half"))
     assert growing(uri, steps=4).run_id == growing(uri, steps=6, tail=3).run_id != growing(uri, steps=4, rate=1).run_id
 

@@ -145,6 +145,9 @@ def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
+        ("pretrain.train.steps=-3", r"pretrain\.train: steps must be at least 1, got -3"),
+        ("embed.train.ema=1.5", r"embed\.train: ema must lie between 0 and 1"),
+        ("shard.tokenizer.vocab_size=10", r"shard\.tokenizer: .*at least 300, got 10"),
         ("pretrain.train.learning_rate=.nan", "expected a finite number"),
         ("pretrain.train.spike=.inf", "expected a finite number"),
         ("worker_cpus=.nan", "expected a finite number"),

@@ -1,5 +1,7 @@
 """Mistakes that used to be found after hours, refused before Ray starts."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -47,6 +49,10 @@ REFUSED = {
         "transfer", ["pairs=null", "method=wechsel", "transfer.methods.wechsel.space.source_vectors={a}"], "wechsel learns",
     ),
     "a given model, and no pairs": ("embed", ["pairs=null", "embed.model={source}"], "pairs: a model that is given learns"),
+    "what is to be frozen and is not there": (
+        "pipeline", ["pretrain.train.frozen=[encoder]"],
+        r"pretrain\.train\.frozen: 'encoder' fits no parameter. They are named as bert\.encoder\.layer\.",
+    ),
     "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
 }  # fmt: skip
 
@@ -61,6 +67,19 @@ def test_a_mistake_is_refused_before_ray_starts(path: str, name: str, monkeypatc
     monkeypatch.setattr("cluster.session.ray_session", lambda **settings: pytest.fail("Ray was started"))
     assert main([job, path, *overrides]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "spec"), [("text", "no/file.txt"), ("pairs", "no-*.jsonl"), ("source_model", "/no/model")])
+def test_a_misspelt_file_is_refused_before_torch_is_imported(path: str, key: str, spec: str) -> None:
+    code = "import sys; from ray_jobs.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    done = subprocess.run([sys.executable, "-c", code, "pipeline", path, f"{key}={spec}"], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "2"]
+    assert f"{key}={spec}: no such f" in done.stderr
+
+
+def test_what_a_job_does_not_read_may_be_elsewhere(path: str) -> None:
+    preflight.check(configs.load(path, ["text=no.txt"]), "serve")
+    preflight.check(configs.load(path, ["text=no.txt"]), "merge")
 
 
 def test_poolings_are_checked_against_the_model(path: str, decoder: str) -> None:

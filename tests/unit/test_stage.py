@@ -13,6 +13,8 @@ from data_pipeline.errors import ArtifactError
 from ray_jobs import console
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage
+from trainer.engine import runlog
+from trainer.engine.runlog import RunLog
 
 
 def stage(folder: Path, filled: list[str]) -> Stage:
@@ -70,3 +72,29 @@ def test_paths_with_brackets_are_printed_as_they_are() -> None:
     console.done(Console(file=said, width=200), "compare [0]", 1.0, "made [a] of [/b]")
     for text in ("[/data/run]/x", "made [a] of [/b]", "compare [0]"):
         assert text in said.getvalue()
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_settings(tmp_path: Path, stepped: bool) -> None:
+    folder = tmp_path / "pretrain"
+
+    def interrupted(draft: Draft, report: Reporter) -> str:
+        log = RunLog(f"{folder}/{runlog.FOLDER}")
+        log.write("start", next_step=0)
+        if stepped:
+            log.write("step", step=0)
+        raise KeyboardInterrupt
+
+    def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
+        own = Plan(uri=str(folder), kind="model", config=settings, inputs={})
+        return Stage(name="pretrain", plan=own, fill=fill, resumable=True, trains_at=own.uri)
+
+    with pytest.raises(KeyboardInterrupt):
+        training({"frozen": "encoder"}, interrupted).run(Console(file=io.StringIO()))
+    corrected = training({"frozen": "body"}, lambda draft, report: "trained")
+    if stepped:
+        with pytest.raises(ArtifactError, match="an unfinished run is here that differs in frozen"):
+            corrected.run(Console(file=io.StringIO()))
+    else:
+        assert corrected.run(Console(file=io.StringIO())).config == {"frozen": "body"}
+        assert not (folder / runlog.FOLDER).exists()

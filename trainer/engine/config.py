@@ -126,8 +126,6 @@ class TrainConfig:
     """Worker failures after which the run gives up; three in the same step end it before."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.checkpoint_steps or 1, *(part.rows for part in self.batch_warmup)) < 1:
-            raise ConfigError("steps, batch_size, checkpoint_steps and the rows of batch_warmup must be at least 1.")
         if self.keep_checkpoints < 3:
             raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
         if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
@@ -136,7 +134,7 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
-        for name in ("evaluate_steps", "export_steps"):
+        for name in ("steps", "batch_size", "checkpoint_steps", "evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if min([0, *self.profile_steps]) < 0:
@@ -151,6 +149,8 @@ class TrainConfig:
         ends = [0, *(part.until for part in self.batch_warmup)]
         if sorted(set(ends)) != ends:
             raise ConfigError(f"the parts of batch_warmup must end one after the other, got until: {ends[1:]}.")
+        if min([1, *(part.rows for part in self.batch_warmup)]) < 1:
+            raise ConfigError(f"the rows of batch_warmup must be at least 1, got {[part.rows for part in self.batch_warmup]}.")
 
     def _check_rates(self) -> None:
         if self.rate_batch is not None and self.rate_batch < 1:

@@ -36,7 +36,7 @@ def frozen_names(module: torch.nn.Module, patterns: Collection[str]) -> set[str]
     for pattern in patterns:
         fits = {name for name, weight in named.items() if _fits(name, id(weight) in rows, pattern)}
         if not fits:
-            example = next(iter(named)).removeprefix("model.")
+            example = list(named)[len(named) // 2].removeprefix("model.")  # of the body, most likely
             raise ConfigError(f"{pattern!r} fits no parameter.", "train.frozen", f"They are named as {example} is.")
         found |= fits
     same = {id(named[name]) for name in found}

@@ -93,6 +93,14 @@ def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] 
         return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder))
 
 
+def without_memory(settings: PretrainedConfig, folder: str) -> PreTrainedModel | None:
+    """A model of the architecture that has names and shapes and no weights; None of a multimodal one."""
+    if multimodal.is_multimodal(settings):
+        return None
+    with torch.device("meta"), quiet():
+        return HEADS[kind(settings, folder)][0].from_config(settings)  # type: ignore[no-any-return]
+
+
 def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A model of the same architecture, sizes and format, its weights drawn from `seed`."""
     with _seeded(seed):
