@@ -26,6 +26,7 @@ from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.averaging import averaged
 from trainer.engine.checkpoint import RunState, Skip
+from trainer.engine.collection import collect, collected_by_step
 from trainer.engine.config import TrainConfig
 from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
@@ -69,7 +70,9 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
             return {"error": attempt.error}
-        return Training(run, ray.train.get_dataset_shard("train"), attempt).run()
+        training = Training(run, ray.train.get_dataset_shard("train"), attempt)
+        with collected_by_step():
+            return training.run()
 
 
 class Training:
@@ -160,6 +163,7 @@ class Training:
             self._state.next_step = step + 1
             self._attempt.stepped()
             self._ledger.note(rows)
+            collect(self._state.next_step)
             self._evaluate()
             if self._heed(outcome):
                 return True
