@@ -36,8 +36,9 @@ from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
+from trainer.engine.stragglers import Stragglers, described, own_seconds
 from trainer.engine.tasks import Batch, Task
-from trainer.engine.together import from_first, together
+from trainer.engine.together import from_each, from_first, together
 from trainer.engine.waiting import Waiting
 from trainer.engine.wishes import Wish, Wishes
 
@@ -102,6 +103,9 @@ class Training:
         self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
         self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._wishes = Wishes(run.config, run.progress)
+        self._stragglers = Stragglers(from_each(socket.gethostname()))
+        self._own = 0.0
+        """Seconds of the last step that this rank needed by itself."""
         self._state = RunState()
         self._careful = 0
         """Steps before this one are not prepared ahead."""
@@ -152,9 +156,10 @@ class Training:
         for step, rows, batches in self._coming(self._state.next_step):
             waited = time.perf_counter() - began
             outcome = self._step(step, batches)
-            self._journal.step(
-                step, self._feed.planned(step), outcome, waited, time.perf_counter() - began, self._waiting.take()
-            )
+            seconds, communication = time.perf_counter() - began, self._waiting.take()
+            self._journal.step(step, self._feed.planned(step), outcome, waited, seconds, communication)
+            self._own = own_seconds(seconds, waited, communication, outcome.seconds)
+            self._watch(outcome)
             if self._first:
                 self._wishes.told(step, outcome.loss)
             if wrong := self._wrong(step, outcome):
@@ -190,7 +195,14 @@ class Training:
         set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
         with profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank()):
-            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
+            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written, self._own)
+
+    def _watch(self, outcome: Outcome) -> None:
+        """Says which rank the others wait for."""
+        if self._first and (finding := self._stragglers.note(outcome.own)) is not None:
+            self._journal.write("straggler", **finding)
+            if self._run.progress is not None:
+                self._run.progress.note.remote(described(finding))
 
     def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
