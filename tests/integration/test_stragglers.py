@@ -2,10 +2,12 @@
 
 import gc
 import io
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -33,7 +35,10 @@ class SlowTask(LanguageModelTask):
     """Of a machine that computes slowly on the last rank; on all, the automatic collection of garbage must be off."""
 
     def module(self) -> PackedLM:
-        module = LanguageModelTask.module(self)
+        module, address = LanguageModelTask.module(self), ray.util.get_node_ip_address()
+        if not address.startswith("127."):  # gloo takes the interface that has the node's address
+            own = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
+            assert address in [one.address for one in own]
         module.register_forward_pre_hook(sleep)
         return module
 

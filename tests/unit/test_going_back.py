@@ -23,6 +23,7 @@ from trainer.engine.config import RateChange, TrainConfig
 from trainer.engine.exports import Exports
 from trainer.engine.guards import PEACE, WINDOW
 from trainer.engine.loop import Training
+from trainer.engine.process_group import TimeOut
 from trainer.engine.saving import Saver
 from trainer.engine.store import Store
 
@@ -51,6 +52,7 @@ class Loop(Training):
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
         self._exports = Exports(config, store, str(folder), self._journal, None)
+        self._time_out = TimeOut()
         self._restore()
         if not self._state.lineage:
             self._save(wait=True)

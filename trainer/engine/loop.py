@@ -32,6 +32,7 @@ from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
 from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
+from trainer.engine.process_group import TimeOut, dumps_found
 from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
@@ -91,8 +92,8 @@ class Training:
         self._engine = setup.engine_for(module, run.config, micro, accumulation)
         self._slow = setup.slow(module, run.config)
         if self._first and run.progress is not None:
-            for reason in module.slow():
-                run.progress.note.remote(reason)
+            for line in [*module.slow(), *dumps_found(run.uri)]:
+                run.progress.note.remote(line)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()
@@ -106,6 +107,7 @@ class Training:
         self._stragglers = Stragglers(from_each(socket.gethostname()))
         self._own = 0.0
         """Seconds of the last step that this rank needed by itself."""
+        self._time_out = TimeOut()
         self._state = RunState()
         self._careful = 0
         """Steps before this one are not prepared ahead."""
@@ -138,12 +140,14 @@ class Training:
                 self._exports.stop()
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
+        self._time_out.set(self._run.config.first_step_minutes)
         self._evaluate()
         self._save_end()
         return self._export()
 
     def _restore(self, at_most: int | None = None) -> None:
         """Loads a checkpoint and goes on under the present settings."""
+        self._time_out.set(self._run.config.first_step_minutes)
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity, at_most)
         if change := changes.adopt(self._state, self._run.config):
             self._journal.write("changed", **change)
@@ -159,6 +163,7 @@ class Training:
             seconds, communication = time.perf_counter() - began, self._waiting.take()
             self._journal.step(step, self._feed.planned(step), outcome, waited, seconds, communication)
             self._own = own_seconds(seconds, waited, communication, outcome.seconds)
+            self._time_out.set(self._run.config.collective_minutes)
             self._watch(outcome)
             if self._first:
                 self._wishes.told(step, outcome.loss)
