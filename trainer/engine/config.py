@@ -117,8 +117,9 @@ class TrainConfig:
     keep_state: bool = field(default=False, metadata={"identity": False})
     """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
     12 bytes a parameter and the weights once more."""
-    tensorboard: bool = field(default=False, metadata={"identity": False})
-    """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(default=(), metadata={"identity": False})
+    """Where the numbers of each step go beside the log: `tensorboard` in the run's folder, `wandb`, `mlflow`; the last two read
+    their own environment variables."""
     profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
     """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
     snapshot of its memory. Such a step takes longer."""

@@ -91,16 +91,15 @@ class Training:
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
         self._engine = setup.engine_for(module, run.config, micro, accumulation)
         self._slow = setup.slow(module, run.config)
-        if self._first and run.progress is not None:
-            for line in [*module.slow(), *dumps_found(run.uri)]:
-                run.progress.note.remote(line)
+        for line in [*module.slow(), *dumps_found(run.uri)]:
+            self._note(line)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
         names = [stream.name for stream in run.rows.plan.streams]
-        self._journal = Journal(run.uri, run.config, names, flops)
+        self._journal = Journal(run.uri, run.identity, run.config, names, flops, self._note)
         self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
         self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._wishes = Wishes(run.config, run.progress)
@@ -151,8 +150,7 @@ class Training:
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity, at_most)
         if change := changes.adopt(self._state, self._run.config):
             self._journal.write("changed", **change)
-            if self._first and self._run.progress is not None:
-                self._run.progress.note.remote(changes.described(change))
+            self._note(changes.described(change))
 
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
@@ -206,8 +204,12 @@ class Training:
         """Says which rank the others wait for."""
         if self._first and (finding := self._stragglers.note(outcome.own)) is not None:
             self._journal.write("straggler", **finding)
-            if self._run.progress is not None:
-                self._run.progress.note.remote(described(finding))
+            self._note(described(finding))
+
+    def _note(self, line: str) -> None:
+        """Shows the user a line, once."""
+        if self._first and self._run.progress is not None:
+            self._run.progress.note.remote(line)
 
     def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
