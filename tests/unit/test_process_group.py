@@ -29,6 +29,7 @@ INTERFACES = {
     [
         ("10.77.0.12", "eth0"), ("2001:db8:0::12", "eth0"), ("fe80::42", "eth0"), ("172.17.0.1", "docker0"),
         ("192.168.1.7", "eth01"), ("127.0.0.1", None), ("127.0.1.1", None), ("::1", None), ("10.0.0.9", None),
+        ("fe80::42%eth0", "eth0"), ("node-7.local", None),
     ],
 )  # fmt: skip
 def test_the_interface_is_that_of_the_node_s_own_address(address: str, name: str | None) -> None:

@@ -1,6 +1,8 @@
 """Starts the workers: Ray Train around `loop.train_worker`, by way of `entry`."""
 
 import math
+import os
+from contextlib import suppress
 from typing import Any
 
 from ray import cloudpickle
@@ -59,6 +61,8 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
         raise _reason(error) from error
     ended = dict(result.return_value)
     storage.remove(storage.join(run.uri, RAYS))
+    with suppress(OSError):  # it stays where NCCL has written to it
+        os.rmdir(flight_folder(run.uri))
     if "error" in ended:
         raise ended["error"]
     if "stopped" in ended:

@@ -34,10 +34,10 @@ def flight_folder(uri: str) -> str:
 
 
 def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
-    """The interface that has the `address` of this node; None if none has, or if it is the loopback, which gloo and NCCL find
-    by themselves."""
-    wanted = ipaddress.ip_address(address)
-    if wanted.is_loopback:
+    """The interface that has the `address` of this node; None if none has, as where it is a name, or if it is the loopback,
+    which gloo and NCCL find by themselves."""
+    wanted = _address(address)
+    if wanted is None or wanted.is_loopback:
         return None
     return next((name for name, found in interfaces.items() if wanted in map(_address, found)), None)
 
