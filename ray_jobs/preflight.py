@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import storage
@@ -45,6 +46,7 @@ def check(config: ScionConfig, job: str) -> None:
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
     _check_inputs(config, job)
+    _check_trackers(config, job)
     methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
@@ -65,6 +67,23 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             documents.check(spec, key=key)
         elif spec:
             _check_there(key, spec)
+
+
+def _check_trackers(config: ScionConfig, job: str) -> None:
+    """The libraries of `train.track` are installed here; workers elsewhere that lack one go on without."""
+    embeds = job == "embed" or (job == "pipeline" and config.pairs is not None)
+    trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
+    for section in (name for name, does in trains.items() if does):
+        for kind in getattr(config, section).train.track:
+            if not _is_installed(kind):
+                raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion[{kind}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # as Python has it where an import was blocked
+        return False
 
 
 def _check_source(config: ScionConfig, job: str) -> None:

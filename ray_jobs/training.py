@@ -1,6 +1,5 @@
 """What `pretrain` and `embed` have in common: workers started, watched and waited for."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from numpy.typing import NDArray
 from cluster.capacity import has_gpus, settled
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Growth, Plan
-from data_pipeline.errors import ConfigError
 from data_pipeline.feed.planned import PlannedRows
 from data_pipeline.feed.reader import NUMBERING
 from data_pipeline.order.plan import OrderPlan, Stage
@@ -71,8 +69,6 @@ def train(
     elastic: bool = True,
 ) -> dict[str, Any]:
     """Trains into the folder of `plan` and returns the run's history; goes on from what a killed run left there."""
-    if settings.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("TensorBoard is not installed.", "train.tensorboard", "pip install 'scion[tensorboard]'")
     with watched(report, "train") as board:
         run = TrainRun(
             task=task,

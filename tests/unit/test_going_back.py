@@ -23,6 +23,7 @@ from trainer.engine.config import RateChange, TrainConfig
 from trainer.engine.exports import Exports
 from trainer.engine.guards import PEACE, WINDOW
 from trainer.engine.loop import Training
+from trainer.engine.process_group import TimeOut
 from trainer.engine.saving import Saver
 from trainer.engine.store import Store
 
@@ -51,6 +52,7 @@ class Loop(Training):
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
         self._exports = Exports(config, store, str(folder), self._journal, None)
+        self._time_out = TimeOut()
         self._restore()
         if not self._state.lineage:
             self._save(wait=True)
@@ -183,7 +185,7 @@ def test_what_cannot_change_a_result_is_no_part_of_its_identity() -> None:
     plain = PretrainConfig()
     other = TrainConfig(
         offload="optimizer", activation_checkpointing=True, compile=True, evaluate_steps=7, spike=0.0, micro_batch=3,
-        checkpoint_steps=7, checkpoint_minutes=3.0, keep_checkpoints=9, keep_state=True, tensorboard=True, max_failures=1,
+        checkpoint_steps=7, checkpoint_minutes=3.0, keep_checkpoints=9, keep_state=True, track=("tensorboard",), max_failures=1,
     )  # fmt: skip
     assert artifact.identity(plain) == artifact.identity(PretrainConfig(train=other))
     assert artifact.identity(plain) != artifact.identity(PretrainConfig(train=TrainConfig(learning_rate=1e-5)))

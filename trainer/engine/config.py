@@ -117,11 +117,17 @@ class TrainConfig:
     keep_state: bool = field(default=False, metadata={"identity": False})
     """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
     12 bytes a parameter and the weights once more."""
-    tensorboard: bool = field(default=False, metadata={"identity": False})
-    """Whether the numbers of each step also go to `tensorboard` in the run's folder."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(default=(), metadata={"identity": False})
+    """Where the numbers of each step go beside the log: `tensorboard` in the run's folder, `wandb`, `mlflow`; the last two read
+    their own environment variables."""
     profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
     """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
     snapshot of its memory. Such a step takes longer."""
+    collective_minutes: float = field(default=30.0, metadata={"identity": False})
+    """The longest that a worker waits for the others during steps before the attempt ends and a new one begins."""
+    first_step_minutes: float = field(default=60.0, metadata={"identity": False})
+    """The same until the first step of an attempt is done, since kernels are compiled and weights fetched, and after the
+    last step, when the model is written."""
     max_failures: int = field(default=20, metadata={"identity": False})
     """Worker failures after which the run gives up; three in the same step end it before."""
 
@@ -134,16 +140,25 @@ class TrainConfig:
             raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
+        self._refuse()
+        self._check_times()
+        self._check_batches()
+        self._check_rates()
+
+    def _check_times(self) -> None:
+        """Steps and minutes at which something besides training happens."""
         for name in ("steps", "batch_size", "checkpoint_steps", "evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if min([0, *self.profile_steps]) < 0:
             raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
-        if self.ema is not None and not 0.0 < self.ema < 1.0:
-            raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
-        self._refuse()
-        self._check_batches()
-        self._check_rates()
+        if not 0 < self.collective_minutes <= self.first_step_minutes:
+            raise ConfigError(
+                "collective_minutes must be above 0 and first_step_minutes at least as long, "
+                f"got {self.collective_minutes} and {self.first_step_minutes}."
+            )
 
     def _check_batches(self) -> None:
         ends = [0, *(part.until for part in self.batch_warmup)]

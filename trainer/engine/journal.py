@@ -1,5 +1,7 @@
-"""What the first rank tells of a run: to its log, and from there to Prometheus and TensorBoard."""
+"""What the first rank tells of a run: to its log, and from there to Prometheus and to trackers."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,13 +13,24 @@ from trainer.engine.config import TrainConfig
 from trainer.engine.runlog import RunLog
 from trainer.engine.sinks import Sinks
 from trainer.engine.step import Outcome
+from trainer.engine.trackers import Tracked
 from trainer.models.flops import Flops, peak
 
 
 class Journal:
     """Silent on all ranks but the first."""
 
-    def __init__(self, uri: str, config: TrainConfig, streams: list[str], flops: Flops) -> None:
+    def __init__(
+        self,
+        uri: str,
+        identity: str,
+        config: TrainConfig,
+        streams: list[str],
+        flops: Flops,
+        note: Callable[[str], None],
+    ) -> None:
+        """`note` shows the user a line."""
+        self._identity, self._note = identity, note
         self._uri, self._config, self._streams, self._flops = uri, config, streams, flops
         self._log = RunLog(storage.join(uri, runlog.FOLDER)) if dist.get_rank() == 0 else None
         self._sinks: Sinks | None = None
@@ -28,11 +41,25 @@ class Journal:
         if self._log is None:
             return
         if kind == "start":
-            self._sinks = Sinks(self._uri, self._config.tensorboard, entry["next_step"])
+            self._sinks = self._tracked(entry["next_step"])
         self._log.write(kind, **entry)
         self._log.sync()
-        if kind == "evaluation" and self._sinks is not None:
+        if self._sinks is None:
+            return
+        if kind == "evaluation":
             self._sinks.evaluation(entry)
+        elif kind in ("finished", "stopped"):
+            self._sinks.close()
+
+    def _tracked(self, next_step: int) -> Sinks:
+        """Where the numbers go. Only a run that is tracked has its log read."""
+        before = runlog.read(storage.join(self._uri, runlog.FOLDER)) if self._config.track else []
+        seen = [entry for entries in before for entry in entries]
+        run = Tracked(
+            uri=self._uri, identity=self._identity, begun=str(seen[0]["time"] if seen else 0), next_step=next_step,
+            settings=asdict(self._config),
+        )  # fmt: skip
+        return Sinks(run, self._config.track, seen, self._note)
 
     def step(
         self, step: int, planned: int, outcome: Outcome, waited: float, seconds: float, communication: float | None

@@ -1,10 +1,13 @@
 """Starts the workers: Ray Train around `loop.train_worker`, by way of `entry`."""
 
+import math
+import os
+from contextlib import suppress
 from typing import Any
 
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from data_pipeline import storage
@@ -13,6 +16,7 @@ from data_pipeline.feed.planned import PlannedData
 from trainer.engine import attempts, runlog
 from trainer.engine.entry import enter
 from trainer.engine.loop import TrainRun
+from trainer.engine.process_group import GroupConfig, flight_folder
 
 RAYS = "ray"
 """Folder below the artefact for what Ray Train notes of its own while the run goes on."""
@@ -35,7 +39,11 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
     trainer = TorchTrainer(
         enter,
         train_loop_config={"run": cloudpickle.dumps(run)},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=GroupConfig(
+            backend="nccl" if gpu else "gloo",
+            timeout_s=math.ceil(60 * run.config.first_step_minutes),
+            flight_folder=flight_folder(run.uri) if gpu else None,
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": worker_cpus} | ({"GPU": 1} if gpu else {})
         ),
@@ -52,6 +60,8 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
     except TrainingFailedError as error:
         raise _reason(error) from error
     storage.remove(storage.join(run.uri, RAYS))
+    with suppress(OSError):  # it stays where NCCL has written to it
+        os.rmdir(flight_folder(run.uri))
     return conclude(run, dict(result.return_value))
 
 

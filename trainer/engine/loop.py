@@ -27,18 +27,21 @@ from trainer.engine import attempts, changes, checkpoint, guards, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.averaging import averaged
 from trainer.engine.checkpoint import RunState, Skip
+from trainer.engine.collection import collect, collected_by_step
 from trainer.engine.config import TrainConfig
 from trainer.engine.exports import Exports
 from trainer.engine.heldout import Heldout
 from trainer.engine.heldout_pairs import HeldoutPairs
 from trainer.engine.journal import Journal
 from trainer.engine.node_copy import node_copy, reads_all
+from trainer.engine.process_group import TimeOut, dumps_found
 from trainer.engine.profiling import profiled
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.store import Store
+from trainer.engine.stragglers import Stragglers, described, own_seconds
 from trainer.engine.tasks import Batch, Task
-from trainer.engine.together import from_first, together
+from trainer.engine.together import from_each, from_first, together
 from trainer.engine.waiting import Waiting
 from trainer.engine.wishes import Wish, Wishes
 
@@ -72,7 +75,9 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
         if attempt.error is not None:
             return {"error": attempt.error}
         with near(run.task) as task:
-            return Training(replace(run, task=task), ray.train.get_dataset_shard("train"), attempt).run()
+            training = Training(replace(run, task=task), ray.train.get_dataset_shard("train"), attempt)
+            with collected_by_step():
+                return training.run()
 
 
 @contextmanager
@@ -100,19 +105,22 @@ class Training:
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
         self._engine = setup.engine_for(module, run.config, micro, accumulation)
         self._slow = setup.slow(module, run.config)
-        if self._first and run.progress is not None:
-            for reason in module.slow():
-                run.progress.note.remote(reason)
+        for line in [*module.slow(), *dumps_found(run.uri)]:
+            self._note(line)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
         self._waiting = Waiting()
         self._collate = run.task.collator()
         self._streams = len(run.rows.plan.streams)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
         names = [stream.name for stream in run.rows.plan.streams]
-        self._journal = Journal(run.uri, run.config, names, flops)
+        self._journal = Journal(run.uri, run.identity, run.config, names, flops, self._note)
         self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
         self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._wishes = Wishes(run.config, run.progress)
+        self._stragglers = Stragglers(from_each(socket.gethostname()))
+        self._own = 0.0
+        """Seconds of the last step that this rank needed by itself."""
+        self._time_out = TimeOut()
         self._state = RunState()
         self._careful = 0
         """Steps before this one are not prepared ahead."""
@@ -145,17 +153,18 @@ class Training:
                 self._exports.stop()
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
+        self._time_out.set(self._run.config.first_step_minutes)
         self._evaluate()
         self._save_end()
         return self._export()
 
     def _restore(self, at_most: int | None = None) -> None:
         """Loads a checkpoint and goes on under the present settings."""
+        self._time_out.set(self._run.config.first_step_minutes)
         self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity, at_most)
         if change := changes.adopt(self._state, self._run.config):
             self._journal.write("changed", **change)
-            if self._first and self._run.progress is not None:
-                self._run.progress.note.remote(changes.described(change))
+            self._note(changes.described(change))
 
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
@@ -163,9 +172,11 @@ class Training:
         for step, rows, batches in self._coming(self._state.next_step):
             waited = time.perf_counter() - began
             outcome = self._step(step, batches)
-            self._journal.step(
-                step, self._feed.planned(step), outcome, waited, time.perf_counter() - began, self._waiting.take()
-            )
+            seconds, communication = time.perf_counter() - began, self._waiting.take()
+            self._journal.step(step, self._feed.planned(step), outcome, waited, seconds, communication)
+            self._own = own_seconds(seconds, waited, communication, outcome.seconds)
+            self._time_out.set(self._run.config.collective_minutes)
+            self._watch(outcome)
             if self._first:
                 self._wishes.told(step, outcome.loss)
             if wrong := self._wrong(step, outcome):
@@ -174,6 +185,7 @@ class Training:
             self._state.next_step = step + 1
             self._attempt.stepped()
             self._ledger.note(rows)
+            collect(self._state.next_step)
             self._evaluate()
             if self._heed(outcome):
                 return True
@@ -200,7 +212,18 @@ class Training:
         set_rates(self._engine, self._run.config, step)
         wishes = self._wishes.now() if self._first else 0
         with profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank()):
-            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written)
+            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written, self._own)
+
+    def _watch(self, outcome: Outcome) -> None:
+        """Says which rank the others wait for."""
+        if self._first and (finding := self._stragglers.note(outcome.own)) is not None:
+            self._journal.write("straggler", **finding)
+            self._note(described(finding))
+
+    def _note(self, line: str) -> None:
+        """Shows the user a line, once."""
+        if self._first and self._run.progress is not None:
+            self._run.progress.note.remote(line)
 
     def _wrong(self, step: int, outcome: Outcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""

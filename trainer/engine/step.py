@@ -12,6 +12,9 @@ import torch.distributed as dist
 from trainer.engine.config import TrainConfig
 from trainer.engine.tasks import Batch
 
+_TOLD = 5
+"""Numbers at the head of the first all-reduce: wish, written, and the three of `_sizes`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -37,6 +40,8 @@ class Outcome:
     """What the first rank wished for, as given."""
     written: int
     """Ranks that said that theirs is written."""
+    own: list[float]
+    """Of each rank, as given: the seconds of the step before that it needed by itself."""
     seconds: dict[str, float]
     """Where the time of this rank went."""
 
@@ -47,14 +52,16 @@ def set_rates(engine: Any, config: TrainConfig, step: int) -> None:
         group["lr"] = config.rate(step, group["embedding"], group["use_muon"])
 
 
-def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool) -> Outcome:
+def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool, own: float = 0.0) -> Outcome:
     """Forward, backward and update; every rank calls it with as many batches.
 
     The sum of losses is divided by the number of targets of the whole step, not batch by batch: ranks whose rows have
     fewer targets would weigh too much otherwise. The first all-reduce carries what the ranks have to tell each other.
     """
     device, world, clock = engine.device, dist.get_world_size(), _Clock()
-    told = [wishes, int(written), *_sizes(batches)]
+    times = [0.0] * world
+    times[dist.get_rank()] = own
+    told = [wishes, int(written), *_sizes(batches), *times]
     shared = torch.tensor(told + _targets(batches, streams), dtype=torch.float64, device=device)
     dist.all_reduce(shared)
     clock.lap("agree")
@@ -66,7 +73,8 @@ def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int,
         batch = batch.to(device)
         # Said each time, because DeepSpeed counts on from step to step, while a warm-up of the batch changes the number.
         engine.set_gradient_accumulation_boundary(number == len(batches))
-        losses = engine(batch)
+        with clock.device("forward", device):
+            losses = engine(batch)
         sums.index_add_(0, batch.streams, losses.detach().double())
         clock.lap("forward")
         engine.backward(losses.sum() * scale)
@@ -74,6 +82,7 @@ def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int,
         if number < len(batches):
             engine.step()
     dist.all_reduce(sums)
+    clock.lap("agree")
     with _refusing_what_is_not_finite(engine.optimizer, sums.sum()):
         engine.step()
     norm = engine.get_global_grad_norm()
@@ -89,9 +98,11 @@ def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int,
         padding=1 - told[2] / max(1.0, told[4]),
         wishes=int(told[0]),
         written=int(told[1]),
+        own=told[_TOLD : _TOLD + world],
         seconds=clock.seconds,
     )
     clock.lap("update")
+    clock.read_device()
     return outcome
 
 
@@ -101,6 +112,25 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def device(self, what: str, device: torch.device) -> Iterator[None]:
+        """On a GPU, marks where the block begins and ends in the device's own work."""
+        if device.type != "cuda":
+            yield
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._events.append((what, begin, end))
+
+    def read_device(self) -> None:
+        """Seconds between those marks, as `device_...`. After the step's numbers have been read, so that nothing waits."""
+        for what, begin, end in self._events:
+            name = f"device_{what}"
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + begin.elapsed_time(end) / 1000, 5)
 
     def lap(self, what: str) -> None:
         now = time.perf_counter()

@@ -1,0 +1,86 @@
+"""A worker that is slow is named in the log, on the console and by `scion status`; garbage waits for its steps."""
+
+import gc
+import io
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from ray_jobs import status
+from tests.integration.test_engine import planned, shards  # noqa: F401
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.stragglers import WINDOW
+from trainer.engine.tasks import LanguageModelTask
+from trainer.models.packed_lm import PackedLM
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SLOW = 0.1
+"""Seconds that the last rank sleeps in each forward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowTask(LanguageModelTask):
+    """Of a machine that computes slowly on the last rank; on all, the automatic collection of garbage must be off."""
+
+    def module(self) -> PackedLM:
+        module, address = LanguageModelTask.module(self), ray.util.get_node_ip_address()
+        if not address.startswith("127."):  # gloo takes the interface that has the node's address
+            own = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
+            assert address in [one.address for one in own]
+        module.register_forward_pre_hook(sleep)
+        return module
+
+
+def sleep(module: torch.nn.Module, _: Any) -> None:
+    if module.training and torch.is_grad_enabled():
+        assert not gc.isenabled()
+        time.sleep(SLOW if dist.get_rank() == dist.get_world_size() - 1 else 0.0)
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+
+    def update(self, done: int, total: int, text: str) -> bool:
+        return False
+
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def notes(self) -> list[str]:
+        return self._notes
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, stage: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    config = TrainConfig(steps=WINDOW + 3, batch_size=4, zero_stage=stage, checkpoint_steps=None)
+    board, folder = Board.remote(), str(tmp_path)
+    run = TrainRun(
+        task=SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1), config=config,
+        rows=planned(shards, 4, None), heldout=None, row_groups={}, uri=folder, export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1, progress=board,
+    )  # fmt: skip
+    fit(run, workers=2, worker_cpus=1, gpu=False)
+    attempts = runlog.read(f"{folder}/log")
+    (found,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]
+    assert (found["rank"], found["host"]) == (1, attempts[-1][0]["host"])
+    assert found["seconds"] > SLOW
+    assert found["others"] < found["seconds"] - 0.5 * SLOW
+    assert [note for note in ray.get(board.notes.remote()) if note.startswith("rank 1 on ")]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(status.table(attempts, time.time()))
+    assert "slow worker" in shown.getvalue()
+    assert f"rank 1 on {found['host']} needs" in shown.getvalue()

@@ -1,0 +1,68 @@
+"""A run that is stopped goes on in the same run of W&B and MLflow, without a step twice."""
+
+import os
+from dataclasses import dataclass, replace
+
+import pytest
+
+from data_pipeline.errors import Stopped
+from tests.integration.test_elastic import StopAt
+from tests.integration.test_engine import planned, shards  # noqa: F401
+from tests.unit.test_sinks import history
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.launch import fit
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+from trainer.models.packed_lm import PackedLM
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+STEPS = 12
+
+
+def offline(folder: str) -> dict[str, str]:
+    store = {"MLFLOW_TRACKING_URI": f"file://{folder}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    return {"WANDB_MODE": "offline", **store}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineTask(LanguageModelTask):
+    """On a worker with these variables in its environment."""
+
+    folder: str
+
+    def module(self) -> PackedLM:
+        os.environ.update(offline(self.folder))
+        return LanguageModelTask.module(self)
+
+
+def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    folder = str(tmp_path / "run")
+    run = TrainRun(
+        task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),
+        config=TrainConfig(steps=STEPS, batch_size=4, checkpoint_steps=50, track=("tensorboard", "wandb", "mlflow")),
+        rows=planned(shards, 4, None), heldout=None, row_groups={}, uri=folder, export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1, progress=StopAt.remote(4),
+    )  # fmt: skip
+    with pytest.raises(Stopped):
+        fit(run, workers=1, worker_cpus=1, gpu=False)
+    fit(replace(run, progress=None), workers=1, worker_cpus=1, gpu=False)
+    losses = {entry["step"]: entry["loss"] for entry in runlog.steps(runlog.read(f"{folder}/log"))}
+    assert list(losses) == list(range(STEPS))
+
+    paths = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(paths) == 2
+    assert len({path.name for path in paths}) == 1
+    assert [(step, row["loss"]) for path in paths for step, row in history(path)] == list(losses.items())
+
+    for name, value in offline(folder).items():
+        monkeypatch.setenv(name, value)
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("scion")
+    (found,) = client.search_runs([experiment.experiment_id])
+    points = client.get_metric_history(found.info.run_id, "loss")
+    assert sorted((point.step, point.value) for point in points) == list(losses.items())
+    assert found.info.status == "FINISHED"

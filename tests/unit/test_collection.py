@@ -1,0 +1,60 @@
+"""Python collects garbage where a run says so, on every rank at the same steps, and by itself before and after."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from trainer.engine.collection import EVERY, collect, collected_by_step
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def automatic() -> Iterator[None]:
+    gc.enable()
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_garbage_goes_at_chosen_steps_only() -> None:
+    gone: dict[int, int] = {}
+    at = 0
+
+    def note(made_at: int) -> None:
+        gone[made_at] = at
+
+    with collected_by_step():
+        assert not gc.isenabled()
+        for at in range(1, 2 * EVERY + 1):
+            weakref.finalize(Cycle(), note, at)
+            for _ in range(100):  # would set the automatic collection off many times
+                Cycle()
+            collect(at)
+    assert gone == {made: EVERY if made <= EVERY else 2 * EVERY for made in range(1, 2 * EVERY + 1)}
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_was_there_before_is_not_looked_at_again() -> None:
+    with collected_by_step():
+        assert gc.get_freeze_count() > 10_000
+
+
+def test_an_error_switches_it_on_again() -> None:
+    with pytest.raises(ValueError, match="mine"), collected_by_step():
+        raise ValueError("mine")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_where_it_was_off_it_stays_off() -> None:
+    gc.disable()
+    with collected_by_step():
+        pass
+    assert not gc.isenabled()
