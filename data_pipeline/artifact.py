@@ -173,11 +173,32 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
         raise ArtifactError(
             f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
             plan.uri,
-            "Choose another output=, or remove that folder.",
+            "Choose another output=, or another shards= where that names the folder; or remove it.",
         )
     if storage.files(plan.uri) and not storage.exists(storage.join(plan.uri, UNFINISHED)):
         raise ArtifactError("the folder is not empty and not Scion's.", plan.uri, "Choose another output=.")
     return None
+
+
+def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bool:
+    """Whether an earlier run with this plan, but for what may change (`Growth`), is unfinished.
+
+    Raises:
+        ArtifactError: one with another plan is, and `precious` says that it is worth something.
+    """
+    left = _left(plan)
+    if not left:
+        return False
+    config, inputs = left["config"], left["inputs"]
+    begun = bool(left["id"] == plan.id or (left["kind"] == plan.kind and plan.goes_on_from(config, inputs)))
+    if not begun and precious():
+        changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
+        raise ArtifactError(
+            f"an unfinished run is here that differs in {changed}.",
+            plan.uri,
+            "Give it the same settings and it goes on; or remove that folder, or choose another output=.",
+        )
+    return begun
 
 
 @contextmanager
@@ -199,16 +220,7 @@ def writing(
         ArtifactError: the folder holds something else; where `precious` says so, also if that is unfinished.
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
-    left = _left(plan)
-    config, inputs = left.get("config", {}), left.get("inputs", {})
-    begun = left.get("id") == plan.id or (bool(left) and left["kind"] == plan.kind and plan.goes_on_from(config, inputs))
-    if left and not begun and precious():
-        changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
-        raise ArtifactError(
-            f"an unfinished run is here that differs in {changed}.",
-            plan.uri,
-            "Give it the same settings and it goes on; or remove that folder, or choose another output=.",
-        )
+    begun = begun_before(plan, precious)
     if not (resumable and (begun or finished or _load(plan.uri))):
         storage.remove(plan.uri)
     storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}))

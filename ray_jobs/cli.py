@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.errors import ScionError, Stopped  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _dispatch(arguments)
         return 0
@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         errors.print("interrupted; the same command goes on from where it was")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_module(file: str) -> NoReturn:
@@ -163,8 +164,8 @@ def _print_methods(console: Console) -> None:
 
 
 def _terminate(signum: int, frame: object) -> None:
-    """SIGTERM (`ray job stop`, the end of a pod) lets a training save what it has. Anything else, and a second SIGTERM, unwinds
-    like Ctrl-C, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
+    """SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C let a training save what it has. Anything else, and a second one,
+    unwinds, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
     C++ part is swallowed there, unless it is a KeyboardInterrupt."""
     if not stopping.wish():
         raise KeyboardInterrupt

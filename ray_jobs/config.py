@@ -81,6 +81,8 @@ class ScionConfig:
         for name in ("output", "shards"):
             if "://" in (value := str(getattr(self, name) or "")) and any(mark in value for mark in "*?["):
                 raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
+            if value.startswith("memory://"):
+                raise ConfigError("memory:// is the memory of one process.", name, "Name a folder or a bucket.")
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must lie between 0 and 2^63, got {self.seed}.")
         self._check_workers()

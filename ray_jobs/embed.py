@@ -78,8 +78,9 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     draft.metrics = {"history": history, "weights": settings.train.exported, "changes": result["changes"]}
     draft.metrics["retrieval"] = result["evaluations"]
     first, last = history[0]["loss"], history[-1]["loss"]
-    return f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} to {last:.3f}" + _said(
-        result["evaluations"], settings.train.steps
+    return (
+        f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} in the first, {last:.3f} in the last"
+        + _said(result["evaluations"], settings.train.steps)
     )
 
 

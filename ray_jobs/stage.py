@@ -71,6 +71,8 @@ class Stage:
             ArtifactError: the folder holds something else.
         """
         found = artifact.existing(self.plan, replace=self.derived)
+        if found is None:
+            artifact.begun_before(self.plan, self._has_stepped)
         return found if found is not None and self.whole() else None
 
     def run(self, console: Console) -> Artifact:

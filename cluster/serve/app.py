@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -31,6 +32,7 @@ from data_pipeline.errors import ClusterError, ConfigError
 from trainer.embedder import Embedder
 
 _APP = "embedder"
+_REPORTED_SECONDS = 0.3
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _log = logging.getLogger("ray.serve")
 
@@ -136,7 +138,18 @@ def running(config: ServeConfig) -> Iterator[str]:
             host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
             yield f"http://{host}:{port}/v1"
         finally:
-            serve.shutdown()
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """Serve kills its controller while that is being shut down, which Ray reports as a task that failed."""
+    worker = ray._private.worker
+    worker._worker_logs_enabled = False
+    try:
+        serve.shutdown()
+        time.sleep(_REPORTED_SECONDS)
+    finally:
+        worker._worker_logs_enabled = True
 
 
 def _start(application: serve.Application, model: str) -> None:

@@ -98,3 +98,22 @@ def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_s
     else:
         assert corrected.run(Console(file=io.StringIO())).config == {"frozen": "body"}
         assert not (folder / runlog.FOLDER).exists()
+
+
+def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    """config.yaml of the run was replaced by that of a command which was then refused."""
+    folder = tmp_path / "pretrain"
+
+    def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
+        own = Plan(uri=str(folder), kind="model", config=settings, inputs={})
+        return Stage(name="pretrain", plan=own, fill=fill, resumable=True, trains_at=own.uri)
+
+    def interrupted(draft: Draft, report: Reporter) -> str:
+        RunLog(f"{folder}/{runlog.FOLDER}").write("step", step=0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training({"rate": 1}, interrupted).run(Console(file=io.StringIO()))
+    assert training({"rate": 1}, interrupted).finished() is None
+    with pytest.raises(ArtifactError, match="an unfinished run is here that differs in rate"):
+        training({"rate": 2}, interrupted).finished()

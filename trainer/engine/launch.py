@@ -24,6 +24,12 @@ _POINTS = 2000
 _KEPT = ("step", "planned", "loss", "norm", "rate", "applied", "seconds", "data_wait")
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to whoever started the training: Ray's own handler aborts it without a checkpoint and without a word."""
+
+    def _register_sigint_handler(self, controller: Any) -> None: ...
+
+
 def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gpu: bool) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if an earlier attempt left one, and returns the run's history.
 
@@ -36,7 +42,7 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
         ScionError: what a worker raised, or a TrainingError that names Ray's reason.
     """
     attempts.begin(run.uri)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         enter,
         train_loop_config={"run": cloudpickle.dumps(run)},
         torch_config=GroupConfig(
