@@ -75,8 +75,8 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
-    draft.metrics = {"history": history, "weights": settings.train.exported, "changes": result["changes"]}
-    draft.metrics["retrieval"] = result["evaluations"]
+    draft.metrics = {"history": history, "weights": settings.train.exported, "retrieval": result["evaluations"]}
+    draft.metrics |= {name: result[name] for name in ("changes", "devices")}
     first, last = history[0]["loss"], history[-1]["loss"]
     return (
         f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} in the first, {last:.3f} in the last"

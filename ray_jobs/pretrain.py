@@ -57,7 +57,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     draft.metrics["bits_per_byte_by_language"] = by_language(draft.uri)
     draft.metrics["weights"] = config.pretrain.train.exported
-    draft.metrics["changes"] = result["changes"]
+    draft.metrics |= {name: result[name] for name in ("changes", "devices")}
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 

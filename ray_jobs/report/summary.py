@@ -58,6 +58,9 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "merged_models": found["merge"].metrics["models"] if "merge" in found else 0,
         "serve": {name: found["serve"].metrics[name] for name in ("requests", "max_abs_diff")} if "serve" in found else {},
         "seconds": {name: found[name].seconds for name in STAGES if name in found},
+        "devices": {
+            name: found[name].metrics["devices"] for name in STAGES if name in found and "devices" in found[name].metrics
+        },
         "versions": _versions(found.values()),
         "config": dict(config),
     }

@@ -42,6 +42,12 @@ def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
     assert "<img" in (finished.output / "report.html").read_text()
 
 
+def test_the_summary_says_on_what_each_training_ran(finished: Chain) -> None:
+    devices = finished.summary()["devices"]
+    assert set(devices) == {"pretrain", "random/pretrain", "embed", "random/embed"}
+    assert all(sum(names.values()) == 2 for names in devices.values())
+
+
 def test_training_ends_with_folders_that_others_load(finished: Chain) -> None:
     """That it learns is seen on held-out text, above: losses of six steps are of other rows each."""
     for start in ("", "random/"):
@@ -95,6 +101,7 @@ def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain, address: str) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""

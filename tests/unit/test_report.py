@@ -71,6 +71,7 @@ def chain(start: str) -> dict[str, dict[str, Any]]:
             "history": history(40, 9.3, 5.0 if own else 6.1),
             "bits_per_byte": {"0": 4.117 if own else 4.122, "40": 2.271 if own else 2.853},
             "bits_per_byte_by_language": {},
+            "devices": {"NVIDIA H100 80GB HBM3": 2},
         },
         "embed": {
             "history": history(30, 3.1, 0.32 if own else 0.71),

@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -68,7 +69,7 @@ class TrainRun:
 
 def train_worker(run: TrainRun) -> dict[str, Any]:
     """Runs on every worker of Ray Train. Returns how it ended, the same on every rank: `{"stopped": step}`, `{"error": ...}`,
-    or `{"world": ..., "evaluations": ..., "changes": ...}`."""
+    or `{"evaluations": ..., "changes": ..., "devices": ...}`."""
     if not torch.cuda.is_available():
         torch.set_num_threads(run.threads)
     with attempts.attempt(run.uri, run.store.lease) as attempt:
@@ -329,4 +330,5 @@ class Training:
             self._exports.finish()
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
-        return {"evaluations": self._state.evaluations, "world": dist.get_world_size(), "changes": self._state.changes}
+        ended = {"evaluations": self._state.evaluations, "changes": self._state.changes}
+        return ended | {"devices": dict(Counter(from_each(setup.device_name())))}

@@ -1,7 +1,10 @@
 """From a task and its settings to a DeepSpeed engine inside a Ray Train worker."""
 
+import contextlib
 import os
+import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +128,17 @@ def slow(module: Any, config: TrainConfig) -> list[str]:
         "activations are computed twice": config.activation_checkpointing,
     }
     return [*module.slow(), *(said for said, holds in found.items() if holds)]
+
+
+def device_name() -> str:
+    """What this worker trains on, as its maker calls it."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int) -> dict[str, float]:
