@@ -223,7 +223,8 @@ def writing(
     begun = begun_before(plan, precious)
     if not (resumable and (begun or finished or _load(plan.uri))):
         storage.remove(plan.uri)
-    storage.write_bytes(mark, _json({"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}))
+    begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
+    storage.write_bytes(mark, _json(begins))
     storage.remove(storage.join(plan.uri, FINISHED))
     draft, start = Draft(plan.uri, lease=lease), time.perf_counter()
     try:
@@ -245,9 +246,22 @@ def writing(
         "seconds": round(time.perf_counter() - start, 3),
         "versions": versions(),
     }
+    storage.write_bytes(mark, _json(begins | {"working": draft.working}))
     storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
-    for uri in [*draft.working, mark]:
-        storage.remove(uri)
+    clear(plan.uri)
+
+
+def is_clear(uri: str) -> bool:
+    """Whether nothing is left of the making of a finished artefact, as a kill at its end leaves it."""
+    return not storage.exists(storage.join(uri, UNFINISHED))
+
+
+def clear(uri: str) -> None:
+    """Removes what was needed until the artefact was finished, and the mark that says so, last."""
+    mark = storage.join(uri, UNFINISHED)
+    for working in json.loads(storage.read_bytes(mark)).get("working", []):
+        storage.remove(working)
+    storage.remove(mark)
 
 
 def _check(lease: Lease | None) -> None:

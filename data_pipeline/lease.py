@@ -112,6 +112,12 @@ def held(uri: str) -> Iterator[Lease]:
                 storage.remove(uri)
 
 
+def is_held(uri: str) -> bool:
+    """Whether somebody holds the lease file `uri`."""
+    found = _read(uri)
+    return found is not None and found.alive(uri)
+
+
 def _renew(lease: Lease, ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
         try:

@@ -78,12 +78,14 @@ class Stage:
     def run(self, console: Console) -> Artifact:
         """Makes the artefact, or keeps the one that is there."""
         found = self.finished()
-        if found is not None:
+        if found is not None and artifact.is_clear(self.plan.uri):
             show.kept(console, self.name)
             return found
         # One run at a time writes there: the lease lies beside the folder, which only its plan may fill.
         with lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") as held:
-            if (found := self.finished()) is not None:  # another run has made it since
+            if (found := self.finished()) is not None:  # another run has made it since, or was killed at its very end
+                if not artifact.is_clear(self.plan.uri):
+                    artifact.clear(self.plan.uri)
                 show.kept(console, self.name)
                 return found
             return self._made(console, held)

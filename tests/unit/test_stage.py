@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_pipeline import lease, storage
+from data_pipeline import artifact, lease, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
 from ray_jobs import console
@@ -117,3 +117,24 @@ def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Pa
     assert training({"rate": 1}, interrupted).finished() is None
     with pytest.raises(ArtifactError, match="an unfinished run is here that differs in rate"):
         training({"rate": 2}, interrupted).finished()
+
+
+def test_what_a_driver_left_that_was_killed_at_the_very_end_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints of a finished run stayed for ever: 100 GB of a 7B."""
+    folder, filled = tmp_path / "pretrain", list[str]()
+
+    def fill(draft: Draft, report: Reporter) -> str:
+        filled.append(draft.uri)
+        storage.write_bytes(f"{folder}/checkpoints/state.pt", b"large")
+        draft.working.append(f"{folder}/checkpoints")
+        return "trained"
+
+    one = Stage(name="pretrain", plan=Plan(uri=str(folder), kind="model", config={}, inputs={}), fill=fill, resumable=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "clear", lambda uri: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            one.run(Console(file=io.StringIO()))
+    assert {path.name for path in folder.iterdir()} == {"artifact.json", "unfinished.json", "checkpoints"}
+    one.run(Console(file=io.StringIO()))
+    assert {path.name for path in folder.iterdir()} == {"artifact.json"}
+    assert len(filled) == 1

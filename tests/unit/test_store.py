@@ -182,3 +182,17 @@ def test_ranks_check_shares_that_cover_all_files(tmp_path: Path) -> None:
                 caught += 1
         assert caught == 1, path
         (tmp_path / name / path).write_bytes(whole)
+
+
+def test_a_checkpoint_that_another_process_reads_is_not_pruned(store: Store) -> None:
+    """`scion export` of a run that went on found its checkpoint changed: it was removed while it was read."""
+    first, read, *_ = [write(store, step) for step in (1, 3, 5)]
+    with store.reading(read):
+        for step in range(7, 15):
+            write(store, step)
+        store.checked(read)
+        assert read in store.usable()
+    write(store, 16)
+    assert read not in store.usable()
+    assert first in store.usable()  # the earliest, to go back to
+    assert not [path for path in storage.files(store.uri) if path.startswith("reading-")]

@@ -120,7 +120,7 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
     local = storage.is_local(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
     try:
-        with artifact.writing(replace(plan, uri=draft), replace=again) as made:
+        with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again) as made:
             dtype = _DTYPES[saved_in]
             weights = weights_in(store, name)
             rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline import lease, storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.step_name import is_name, step_of
@@ -37,6 +38,10 @@ _AT_ONCE = 8
 """Manifests that a commit reads at the same time."""
 _ROOM = 1.2
 """Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
+
+
+_READING = "reading-"
+"""How the marks of those who read a checkpoint begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,22 @@ class Store:
             hashes = dict(zip(map(_manifest, range(world)), pool.map(part, range(world)), strict=True))
         self._write(name, COMMITTED, hashes)
 
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Keeps any process from removing a checkpoint as an older one while the block runs.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        with lease.held(storage.join(self.uri, f"{_READING}{name}.{secrets.token_hex(4)}.json")):
+            yield
+
+    def _read_now(self) -> set[str]:
+        """Checkpoints that some process reads."""
+        marks = [path for path in storage.files(self.uri) if path.startswith(_READING)]
+        held = [mark for mark in marks if lease.is_held(storage.join(self.uri, mark))]
+        return {mark.removeprefix(_READING).partition(".")[0] for mark in held}
+
     def prune(self, name: str, reading: Collection[str] = ()) -> None:
         """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which
         somebody reads, and a few to go back to.
@@ -101,7 +122,7 @@ class Store:
             OSError: something could not be removed; the next call tries again.
         """
         usable = self.usable()
-        kept = {name, *reading, *usable[: self.keep], *_earliest(usable)}
+        kept = {name, *reading, *self._read_now(), *usable[: self.keep], *_earliest(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
