@@ -79,6 +79,12 @@ class RankFeed:
         planned = self.planned(step)
         return self.rows.plan.for_rank(planned, self.rank, self.world, self.rows.micro_of(planned, self.world))
 
+    def expected_in(self, first: int, last: int) -> Iterator[Slots]:
+        """`expected` of each step in [first, last)."""
+        planned = [self.planned(step) for step in range(first, last)]
+        for step, whole in zip(planned, self.rows.plan.steps(planned), strict=True):
+            yield self.rows.plan.part(whole, self.rank, self.world, self.rows.micro_of(step, self.world))
+
     def shape(self, step: int) -> tuple[int, int]:
         """Rows of a micro-step, and micro-steps, of training step `step` on this rank."""
         planned = self.planned(step)
@@ -88,8 +94,8 @@ class RankFeed:
     def local(self, first: int, last: int) -> Iterator[pa.Table]:
         """The rows of each step in [first, last), read in this process."""
         reader = self.rows.reader()
-        for step in range(first, last):
-            yield reader.read(self.expected(step))
+        for slots in self.expected_in(first, last):
+            yield reader.read(slots)
 
     def stream(self, first: int, last: int) -> Iterator[pa.Table]:
         """The same, read ahead by Ray Data tasks and checked on receipt. An execution of Ray Data reads a span of steps, and
@@ -131,10 +137,10 @@ class RankFeed:
         import ray
 
         steps = list[Slots]()
-        for step in range(*span):
+        for slots in self.expected_in(*span):
             if closed.is_set():  # planning a long span takes seconds, and nobody waits for this one
                 return [], iter(())
-            steps.append(self.expected(step))
+            steps.append(slots)
         # Not from_arrow, which asks for a CPU to look at each table.
         tasks = [{"slots": _to_bytes(table)} for table in self.read_tasks(steps)]
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(

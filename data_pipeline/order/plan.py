@@ -5,6 +5,7 @@ two-level shuffle: blocks of rows are permuted, and rows are permuted inside a w
 Any slot is found in constant time and memory, without the slots before it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,8 @@ from data_pipeline.order.permutation import permute
 
 BLOCK = 64
 """Rows that stay together in the first level of the shuffle: a row group of the shards."""
+_TOGETHER = 64
+"""Steps that are looked up together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,15 @@ class OrderPlan:
         """The slots of one step, in order."""
         return self.lookup(self.sizes.offset(step) + np.arange(self.sizes.size(step)))
 
+    def steps(self, steps: Sequence[int]) -> Iterator[Slots]:
+        """The slots of each of some steps. Looked up together: with a hundred languages, one step after the other takes seven
+        times as long."""
+        for first in range(0, len(steps), _TOGETHER):
+            some = steps[first : first + _TOGETHER]
+            found = self.lookup(np.concatenate([self.sizes.offset(step) + np.arange(self.sizes.size(step)) for step in some]))
+            ends = np.cumsum([self.sizes.size(step) for step in some])
+            yield from (found.take(np.arange(end - self.sizes.size(step), end)) for step, end in zip(some, ends, strict=True))
+
     def lookup(self, slots: NDArray[np.int64]) -> Slots:
         """The planned rows of any global slots, each below `LAST_SLOT`."""
         if len(slots) and int(slots.max()) >= LAST_SLOT:
@@ -115,16 +127,19 @@ class OrderPlan:
         return Slots(step=step, slot=slot, stream=chosen, epoch=epoch, row=row, weight=np.ones(len(slots), np.float32))
 
     def for_rank(self, step: int, rank: int, world: int, micro: int) -> Slots:
-        """The slots of `step` that `rank` computes, `micro` to a micro-step.
+        """The slots of `step` that `rank` computes, `micro` to a micro-step (`part`)."""
+        return self.part(self.step(step), rank, world, micro)
+
+    def part(self, whole: Slots, rank: int, world: int, micro: int) -> Slots:
+        """What `rank` computes of the slots of a step.
 
         The slots in order of stream and row are cut into one part a rank, so that a rank reads few row groups. A rank
         computes its part in order of the slots. What does not fill its micro-steps is filled up with copies of its first
         slot at weight 0, so that any number of workers can run any batch.
         """
-        whole = self.step(step)
         start, end = (len(whole) * edge // world for edge in (rank, rank + 1))
         mine = np.sort(np.lexsort((whole.row, whole.stream))[start:end])
-        places = np.arange(self.micro_steps(step, world, micro) * micro)
+        places = np.arange(-(-len(whole) // (micro * world)) * micro)
         real = places < len(mine)
         index = np.zeros_like(places)
         index[real] = mine

@@ -178,6 +178,20 @@ def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: i
     assert real == [(i, int(row)) for i, row in enumerate(plan.step(step).row)]
 
 
+@given(st.integers(1, 3), st.integers(0, 20), st.lists(st.integers(0, 12), max_size=3, unique=True))
+@settings(max_examples=30, deadline=None)
+def test_steps_that_are_looked_up_together_are_what_each_is_alone(seed: int, first: int, left_out: list[int]) -> None:
+    """Across edges of the warm-up and of the stages, and with steps left out."""
+    plan = two(300, 300, batch=20, warmup=((6, 3), (9, 6)), seed=seed)
+    steps = [step for step in range(first, first + 150) if step - first not in left_out]
+    found = list(plan.steps(steps))
+    assert len(found) == len(steps)
+    for step, slots in zip(steps, found, strict=True):
+        alone = plan.step(step)
+        for name in ("step", "slot", "stream", "epoch", "row", "weight"):
+            assert getattr(slots, name).tolist() == getattr(alone, name).tolist(), (step, name)
+
+
 def groups_read(plan: OrderPlan, world: int, steps: range) -> int:
     """Row groups that all ranks read for some steps, each rank for itself and each group once."""
     read = 0
