@@ -50,10 +50,6 @@ class Flaky(MemoryFileSystem):
         self._ask("write", path)
         return super().pipe_file(path, value, *arguments, **options)
 
-    def get_file(self, rpath: str, lpath: str, *arguments: Any, **options: Any) -> Any:
-        self._ask("read", rpath)
-        return super().get_file(rpath, lpath, *arguments, **options)
-
     def put_file(self, lpath: str, rpath: str, *arguments: Any, **options: Any) -> Any:
         self._ask("write", rpath)
         return super().put_file(lpath, rpath, *arguments, **options)

@@ -39,6 +39,9 @@ class Engine:
         content, path = {"value": torch.tensor(self.value)}, os.path.join(folder, tag, "states.pt")
         self.checkpoint_engine.save(state_dict=content, path=path)  # by name, as DeepSpeed does
 
+    def zero_optimization_stage(self) -> int:
+        return 1
+
     def load_checkpoint(self, folder: str, tag: str, load_module_strict: bool) -> None:
         self.value = float(torch.load(os.path.join(folder, tag, "states.pt"))["value"])
 

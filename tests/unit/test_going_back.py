@@ -191,5 +191,5 @@ def test_what_cannot_change_a_result_is_no_part_of_its_identity() -> None:
     assert artifact.identity(plain) != artifact.identity(PretrainConfig(train=TrainConfig(learning_rate=1e-5)))
     free = artifact.adjustable(EmbedConfig(), "embed")
     assert {name.rpartition(".")[2] for name in free} == {
-        "steps", "micro_batch", "schedule", "decay_steps", "smallest_rate", "rate_changes", "export", "spike"
+        "steps", "micro_batch", "schedule", "decay_steps", "smallest_rate", "rate_changes", "export", "spike", "zero_stage"
     }  # fmt: skip

@@ -1,0 +1,96 @@
+"""Every vector method on clusters of many CPUs: `python -m tests.benchmarks.clusters`.
+
+Ray believes in as many CPUs as it is given, so that a machine of two shows what a task asks for and how many run at once on one
+of 256. Each method makes its model on 2, 16, 64 and 256 CPUs; the weights must be the same to the bit. Prints one line of JSON:
+by CPUs and method the seconds, and what differs or fails. Takes some ten minutes.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import ray
+
+from ray_jobs.cli import main as scion
+from tests.conftest import SAMPLE, tiny_model, wordpiece
+
+METHODS = ("wechsel", "ofa", "focus", "aligned", "ramen", "clp", "clp_plus", "omp", "tokenadapt", "ppmi")
+_FAST = "fasttext: {dim: 16, epochs: 1, min_count: 2, buckets: 2000}"
+CONFIG = """
+text: {folder}/text.parquet
+pairs: {folder}/pairs.parquet
+source_model: {folder}/source
+output: {folder}/run
+shard: {{tokenizer: {{vocab_size: 1280}}, length: 32, heldout: 0.2, actors: 1}}
+transfer:
+  methods:
+    wechsel: {{space: {{{fast}}}}}
+    ofa: {{space: {{{fast}}}}}
+    tokenadapt: {{space: {{{fast}}}}}
+    focus: {{{fast}}}
+    clp: {{donor: {folder}/donor, top: 64}}
+    clp_plus: {{donor: {folder}/donor}}
+    omp: {{donor: {folder}/donor}}
+"""
+
+
+def main() -> None:
+    """Makes every model on every cluster, and prints what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cpus", nargs="*", type=int, default=[2, 16, 64, 256])
+    cpus = parser.parse_args().cpus
+    os.environ.update(RAY_prestart_worker_first_driver="0")  # else Ray starts a process for each CPU
+    with tempfile.TemporaryDirectory() as folder:
+        _write_inputs(Path(folder))
+        found = {number: _on(number, folder) for number in cpus}
+    wrong = [
+        f"{method} on {number} CPUs: {made['failed'] or 'other weights'}"
+        for number, methods in found.items()
+        for method, made in methods.items()
+        if made["failed"] or made["weights"] != found[cpus[0]][method]["weights"]
+    ]
+    seconds = {number: {method: made["seconds"] for method, made in methods.items()} for number, methods in found.items()}
+    print(json.dumps({"seconds": seconds, "wrong": wrong}))
+
+
+def _write_inputs(folder: Path) -> None:
+    pairs = pq.read_table(SAMPLE / "test_pairs.parquet")
+    pq.write_table(pairs.slice(0, 240), folder / "pairs.parquet")
+    pq.write_table(pq.read_table(SAMPLE / "test_text.parquet").slice(0, 100), folder / "text.parquet")
+    for name, side in (("source", "anchor"), ("donor", "positive")):
+        tokenizer = wordpiece(pairs[side].to_pylist())
+        tiny_model(tokenizer).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "conf.yaml").write_text(CONFIG.format(folder=folder, fast=_FAST))
+
+
+def _on(cpus: int, folder: str) -> dict[str, dict[str, object]]:
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=300 << 20)
+    try:
+        return {method: _made(method, f"{folder}/run-{cpus}-{method}", folder) for method in METHODS}
+    finally:
+        ray.shutdown()
+
+
+def _made(method: str, output: str, folder: str) -> dict[str, object]:
+    settings = ["method=focus", "transfer.methods.focus.kind=ppmi"] if method == "ppmi" else [f"method={method}"]
+    began, said = time.perf_counter(), io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        code = scion(["transfer", f"{folder}/conf.yaml", *settings, f"output={output}", f"shards={folder}/shards"])
+    weights = Path(output, "transfer", "model.safetensors")
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "failed": said.getvalue().strip() if code else "",
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "",
+    }
+
+
+if __name__ == "__main__":
+    main()
