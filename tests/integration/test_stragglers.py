@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from ray_jobs import status
-from tests.integration.test_engine import planned, shards  # noqa: F401
+from tests.integration.test_engine import planned
 from trainer.engine import runlog
 from trainer.engine.config import TrainConfig
 from trainer.engine.launch import fit
@@ -65,7 +65,7 @@ class Board:
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, stage: int) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, stage: int) -> None:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=WINDOW + 3, batch_size=4, zero_stage=stage, checkpoint_steps=None)
     board, folder = Board.remote(), str(tmp_path)
     run = TrainRun(

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.errors import Stopped
 from tests.integration.test_elastic import StopAt
-from tests.integration.test_engine import planned, shards  # noqa: F401
+from tests.integration.test_engine import planned
 from tests.unit.test_sinks import history
 from trainer.engine import runlog
 from trainer.engine.config import TrainConfig
@@ -37,7 +37,7 @@ class OfflineTask(LanguageModelTask):
         return LanguageModelTask.module(self)
 
 
-def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder = str(tmp_path / "run")
     run = TrainRun(
         task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),
