@@ -40,7 +40,7 @@ class ShardConfig:
         if self.length < 8 or self.actors < 1:
             raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
         if not 0.0 <= self.heldout < 1.0:
-            raise ConfigError(f"shard.heldout is a share, at least 0 and below 1, got {self.heldout}.")
+            raise ConfigError(f"shard.heldout is a share, between 0 and 1, got {self.heldout}.")
 
 
 MethodSettings: Any = make_dataclass(
