@@ -53,7 +53,7 @@ def consumed(run: TrainRun) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("stage", "before", "after"),
-    [(1, 2, 1), (2, 1, 3), (3, 3, 2)],
+    [pytest.param(1, 2, 1, marks=pytest.mark.slow), (2, 1, 3), pytest.param(3, 3, 2, marks=pytest.mark.slow)],
 )
 def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]
     whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)

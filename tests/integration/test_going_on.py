@@ -48,7 +48,7 @@ def clean(one: TrainRun) -> bool:
     return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_last_bit(
     shards: Any,
     source_folder: str,

@@ -224,7 +224,10 @@ def test_a_rank_that_has_only_its_own_files_goes_on(trained: tuple[Run, dict[int
         assert sum(f"zero_pp_rank_{rank}_" in name for name in files) == (2 if run.stage == 3 else 1)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (3, 2), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, 3), (3, 2), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 1), (2, 3), (1, 2), (2, 1)))],
+)
 def test_another_zero_stage_goes_on_from_the_very_same_state(
     before: int, after: int, source_folder: str, tmp_path: Path
 ) -> None:
