@@ -2,7 +2,7 @@
 
 Ray believes in as many CPUs as it is given, so that a machine of two shows what a task asks for and how many run at once on one
 of 256. Each method makes its model on 2, 16, 64 and 256 CPUs; the weights must be the same to the bit. Prints one line of JSON:
-by CPUs and method the seconds, and what differs or fails. Takes some ten minutes.
+by CPUs and method the seconds, and what differs or fails. Takes a minute or two.
 """
 
 import argparse
