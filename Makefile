@@ -37,7 +37,7 @@ test: $(STAMP) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical tests/unit tests/property
 	$(BIN)/python -m pytest -q tests/integration tests/serve
 
-test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 20 minutes)
+test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 45 minutes)
 	$(BIN)/python -m pytest -q -m slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families
 
