@@ -10,7 +10,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,17 +42,10 @@ def fit(run: TrainRun, *, workers: int, stop: int | None = None) -> dict[str, An
     step `stop` on."""
     attempts.begin(run.uri)
     for _ in range(1 + run.config.max_failures):
-        codes, ended = _run(workers, _train, _Sealed(pickle.dumps(replace(run, progress=None))), stop)
+        codes, ended = _run(workers, _train, replace(run, progress=None), stop)
         if codes == [0] * workers:
             return launch.conclude(run, ended)
     raise ended if isinstance(ended, ScionError) else TrainingError(f"ranks died: {codes}", run.uri)
-
-
-@dataclass(frozen=True)
-class _Sealed:
-    """A run that only a rank opens, once the server has forked it."""
-
-    content: bytes
 
 
 class _LocalFeed(RankFeed):
@@ -63,7 +56,7 @@ class _LocalFeed(RankFeed):
 
 
 class _StopAt:
-    """The first rank's wishes, where the driver says stop from a step on and no node is about to go."""
+    """In place of `loop.Wishes`: the driver says stop from a step on, and no node is about to go."""
 
     def __init__(self, stop: int | None) -> None:
         self._stop, self._done = stop, 0
@@ -77,8 +70,7 @@ class _StopAt:
     def saved(self) -> None: ...
 
 
-def _train(sealed: _Sealed, stop: int | None) -> dict[str, Any]:
-    run: TrainRun = pickle.loads(sealed.content)
+def _train(run: TrainRun, stop: int | None) -> dict[str, Any]:
     loop.Wishes = lambda *arguments: _StopAt(stop)  # type: ignore[assignment, misc]
     torch.set_num_threads(run.threads)
     with attempts.attempt(run.uri, run.store.lease) as attempt:

@@ -24,7 +24,7 @@ class Run:
     """Whether vectors have groups of their own, as in every run, or come before the matrices in the only one."""
 
 
-def told(run: Run) -> list[str]:
+def slow(run: Run) -> list[str]:
     """What the run says is slow."""
     model = XLMRobertaForMaskedLM(
         XLMRobertaConfig(vocab_size=301, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -41,10 +41,10 @@ def told(run: Run) -> list[str]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int) -> None:
-    assert on_ranks(2, told, Run(str(tmp_path), stage)) == []  # type: ignore[arg-type]
+    assert on_ranks(2, slow, Run(str(tmp_path), stage)) == []  # type: ignore[arg-type]
 
 
 def test_matrices_that_are_not_are_told(tmp_path: Path) -> None:
     """One group for all, as most trainers have it."""
-    (said,) = on_ranks(2, told, Run(str(tmp_path), 1, apart=False))
+    (said,) = on_ranks(2, slow, Run(str(tmp_path), 1, apart=False))
     assert "do not lie at multiples of 16 bytes" in said

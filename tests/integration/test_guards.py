@@ -127,9 +127,9 @@ def entries(folder: str, kind: str) -> list[dict[str, Any]]:
     return [entry for attempt in runlog.read(f"{folder}/log") for entry in attempt if entry["kind"] == kind]
 
 
-def clean(told: TrainRun) -> bool:
-    uri = storage.join(told.uri, ledger.FOLDER)
-    return all(finding.ok for finding in audit.audit(uri, told.rows, audit.finished(uri)))
+def clean(one: TrainRun) -> bool:
+    uri = storage.join(one.uri, ledger.FOLDER)
+    return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
 
 
 @pytest.mark.parametrize(
@@ -141,39 +141,39 @@ def clean(told: TrainRun) -> bool:
     ],
 )
 def test_a_step_whose_loss_is_not_finite_is_left_out(shards, source_folder: str, tmp_path, stage, precision, value) -> None:  # type: ignore[no-untyped-def]
-    told = run(shards, source_folder, str(tmp_path), stage, 6, factors={2: value}, precision=precision)
-    history = fit(told, workers=2)["history"]
+    one = run(shards, source_folder, str(tmp_path), stage, 6, factors={2: value}, precision=precision)
+    history = fit(one, workers=2)["history"]
     assert [entry["applied"] for entry in history] == [True, True, False, True, True, True]
     assert all(entry["loss"] < 2 * history[0]["loss"] for entry in history if entry["applied"])
-    assert clean(told)
+    assert clean(one)
 
 
 def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    told = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
-    result = fit(told, workers=2)
+    one = run(shards, source_folder, str(tmp_path), 2, 50, factors={44: 30.0})
+    result = fit(one, workers=2)
     back = entries(str(tmp_path), "back")
     assert [(entry["step"], entry["next_step"], entry["first"], entry["last"]) for entry in back] == [(44, 0, 0, 45)]
     assert "robust standard deviations" in back[0]["why"]
     history = result["history"]
     assert [entry["planned"] for entry in history] == [*range(45, 95)]
     assert max(entry["loss"] for entry in history) < 2 * history[0]["loss"]
-    assert clean(told)
+    assert clean(one)
     assert audit.finished(f"{tmp_path}/ledger").skipped == ((0, 45),)
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path, ray) -> None:  # type: ignore[no-untyped-def]
-    told = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, deadly=(3,))
+    one = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, deadly=(3,))
     with pytest.raises(
         TrainingError, match=r"step 3 \(planned step 3, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
     ):
-        launch.fit(told, workers=1, worker_cpus=1, gpu=False) if ray else fit(told, workers=1)
+        launch.fit(one, workers=1, worker_cpus=1, gpu=False) if ray else fit(one, workers=1)
     # The first one died while it prepared the step ahead, in an earlier one; from then on none is prepared before it is due.
     assert len(entries(str(tmp_path), "start")) == 4
     rows = entries(str(tmp_path), "error")[0]["rows"]
-    assert rows == [f"el {row}" for row in told.rows.plan.step(3).row]
-    assert told.store.usable()
+    assert rows == [f"el {row}" for row in one.rows.plan.step(3).row]
+    assert one.store.usable()
 
 
 def test_an_exception_before_the_first_step_is_done_ends_the_run_at_once(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -220,8 +220,8 @@ def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, so
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    told = planned(shards, BATCH, None)
-    rows = told.reader().read(told.plan.step(0))
+    one = planned(shards, BATCH, None)
+    rows = one.reader().read(one.plan.step(0))
     batch = task.collator()(rows)
     poisoned = Poisoned(task, {0: 2.0})
     assert isinstance(task.module(), PackedLM)
