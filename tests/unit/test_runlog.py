@@ -250,8 +250,10 @@ def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: P
     """A driver whose clock was ahead came after the workers that died later: their deaths were never counted."""
     clock = [1_000_000]
     monkeypatch.setattr(runlog.time, "time_ns", lambda: clock[0] * 10**9)
+    (tmp_path / ".nfs0001").write_text("of the file system")
     driver = RunLog(str(tmp_path))
     driver.write("driver")
+    (tmp_path / ".nfs0001").unlink()
     clock[0] -= 120
     for attempt in range(3):
         log = RunLog(str(tmp_path))

@@ -39,7 +39,8 @@ def adopt(state: RunState, config: TrainConfig) -> dict[str, Any] | None:
         return None
     if any(name in changed for name in _GUARD):
         state.skips = [replace(skip, counts=False) for skip in state.skips]
-    rates = {name: value for name, value in before.items() if name not in ("zero_stage", "micro_batch")}
+    # The stage has no part in the rates, and other settings of now may not go with that of before.
+    rates = {name: value for name, value in before.items() if name != "zero_stage"}
     then = replace(config, **{**rates, "rate_changes": tuple(RateChange(**one) for one in before["rate_changes"])})
     same = all(then.rate(step, True) == config.rate(step, True) for step in range(state.next_step))
     change = {"step": state.next_step, "settings": changed, "from_the_start": same}

@@ -98,7 +98,7 @@ class RunLog:
 
 def _later(uri: str) -> int:
     """A time later than those of all attempts in a folder, whose machines may have other clocks."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # what others have put there has no stamp
         return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in storage.files(uri))])
     return time.time_ns()
 
