@@ -37,8 +37,9 @@ LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionE
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 """The same, as numbers of the operating system."""
 ANSWER_SECONDS = 30.0
+MANY_SECONDS = 300.0
 _SLOWEST = 4 << 20
-"""How long an object store may take to answer, and bytes of a file that come from there in a second at least."""
+"""How long an object store may take to answer, how much longer about many files, and bytes of a file in a second at least."""
 _TOGETHER = 8
 """Files that are fetched or put at the same time."""
 
@@ -80,12 +81,12 @@ def retry(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def patient(ask: Callable[Asked, Answer], size: Callable[Asked, int] | None = None) -> Callable[Asked, Answer]:
+def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
     """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
     not answer has failed, too; its first argument then is no path of this machine.
 
     Args:
-        size: bytes that travel.
+        more: seconds that the answer may take beside `ANSWER_SECONDS`.
     """
 
     @functools.wraps(ask)
@@ -97,7 +98,7 @@ def patient(ask: Callable[Asked, Answer], size: Callable[Asked, int] | None = No
         where = arguments[0]
         if isinstance(where, str) and is_local(where):
             return retry(once)
-        longest = ANSWER_SECONDS + (size(*arguments, **named) / _SLOWEST if size is not None else 0.0)
+        longest = ANSWER_SECONDS + (more(*arguments, **named) if more is not None else 0.0)
         return retry(lambda: _answer(once, longest))
 
     return asked
@@ -170,7 +171,6 @@ def _kind(fs: Any, path: str) -> str | None:
 _kind_there = patient(_kind)
 
 
-@patient
 def files(uri: str) -> list[str]:
     """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder.
 
@@ -178,10 +178,11 @@ def files(uri: str) -> list[str]:
         OSError: it could not be listed.
     """
     fs, path = filesystem(uri)
-    if _kind(fs, path) != "directory":
+    if _kind_there(fs, path) != "directory":
         return []
     root = path.rstrip("/") + "/"
-    return sorted(found[len(root) :] for found in (_walk(path) if is_local(uri) else _below(fs, path)))
+    found = retry(lambda: list(_walk(path))) if is_local(uri) else _below(fs, path)
+    return sorted(one[len(root) :] for one in found)
 
 
 def _walk(path: str) -> Iterator[str]:
@@ -205,11 +206,13 @@ def _below(fs: Any, path: str, deep: int = 1 << 10) -> Iterator[str]:
             yield from _below(fs, entry["name"], deep - 1)
 
 
-@patient
-def entries(fs: Any, path: str) -> list[dict[str, Any]]:
+def _entries(fs: Any, path: str) -> list[dict[str, Any]]:
     """What an object store says about each file and folder directly in a folder, as it is now."""
     fs.invalidate_cache(path)
     return list(fs.ls(path, detail=True))
+
+
+entries = patient(_entries, lambda fs, path: MANY_SECONDS)
 
 
 def expand(pattern: str) -> list[str]:
@@ -220,8 +223,7 @@ def expand(pattern: str) -> list[str]:
     """
     fs, path = filesystem(pattern)
     if is_local(pattern):
-        found: Iterator[str] | list[str] = _local_matches(path)
-        return sorted(os.path.abspath(one) for one in found if os.path.isfile(one))
+        return sorted(os.path.abspath(one) for one in _local_matches(path) if os.path.isfile(one))
     kind = _kind_there(fs, path)
     if kind == "file":
         return [pattern]
@@ -273,7 +275,7 @@ def _write(uri: str, content: bytes) -> None:
         Path(draft).unlink(missing_ok=True)
 
 
-write_bytes = patient(_write, lambda uri, content: len(content))
+write_bytes = patient(_write, lambda uri, content: len(content) / _SLOWEST)
 
 
 def check_writable(uri: str, seconds: float = 30.0) -> None:
@@ -293,13 +295,8 @@ def _probe(uri: str) -> None:
     _remove(uri)
 
 
-@patient
-def remove(uri: str) -> None:
-    """Removes a file or a folder with all that is in it, if it is there."""
-    _remove(uri)
-
-
 def _remove(uri: str) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
     fs, path = filesystem(uri)
     if (kind := _kind(fs, path)) is None:
         return
@@ -310,11 +307,14 @@ def _remove(uri: str) -> None:
         fs.rm_file(name)
 
 
+remove = patient(_remove, lambda uri: MANY_SECONDS)
+
+
 @patient
-def size(uri: str) -> int:
-    """Bytes of a file; 0 where an object store does not say."""
+def travel_seconds(uri: str) -> float:
+    """What a file of an object store may take to come from there; 0 where the store does not say how large it is."""
     fs, path = filesystem(uri)
-    return int(fs.info(path).get("size") or 0)
+    return int(fs.info(path).get("size") or 0) / _SLOWEST
 
 
 def _sha256(uri: str) -> str:
@@ -327,7 +327,7 @@ def _sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-sha256 = patient(_sha256, size)
+sha256 = patient(_sha256, travel_seconds)
 
 
 @contextmanager
@@ -370,8 +370,8 @@ def _put(uri: str, local: str) -> None:
     fs.put_file(local, path)
 
 
-_get_file = patient(_get, lambda uri, local: size(uri))
-put_file = patient(_put, lambda uri, local: os.path.getsize(local))
+_get_file = patient(_get, lambda uri, local: travel_seconds(uri))
+put_file = patient(_put, lambda uri, local: os.path.getsize(local) / _SLOWEST)
 
 
 @contextmanager
@@ -391,8 +391,7 @@ def local_file(uri: str) -> Iterator[str]:
 def local_output(uri: str) -> Iterator[str]:
     """A local folder whose files are at `uri` when the block ends without an error."""
     if is_local(uri):
-        path = filesystem(uri)[1]
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(path := filesystem(uri)[1], exist_ok=True)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:

@@ -79,7 +79,7 @@ class ScionConfig:
             where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
             raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
         for name in ("output", "shards"):
-            if "://" in (value := str(getattr(self, name) or "")) and any(mark in value for mark in "*?["):
+            if "://" in (value := str(getattr(self, name) or "")) and glob.has_magic(value):
                 raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
             if value.startswith("memory://"):
                 raise ConfigError("memory:// is the memory of one process.", name, "Name a folder or a bucket.")

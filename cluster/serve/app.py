@@ -33,6 +33,7 @@ from trainer.embedder import Embedder
 
 _APP = "embedder"
 _REPORTED_SECONDS = 0.3
+"""Within which Ray reports a task that failed."""
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _log = logging.getLogger("ray.serve")
 

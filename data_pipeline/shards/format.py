@@ -88,7 +88,7 @@ def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     return whole.replace_schema_metadata(None)
 
 
-_read_patiently = storage.patient(_read_groups, lambda uri, groups: storage.size(uri))
+_read_patiently = storage.patient(_read_groups, lambda uri, groups: storage.travel_seconds(uri))
 
 
 def checksum(rows: pa.Table, number: int) -> str:

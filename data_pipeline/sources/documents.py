@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +76,7 @@ def _found(spec: str, key: str) -> list[str]:
     Raises:
         DataError: no such file, or a kind of file that is not read.
     """
-    looks_like_path = _kind(spec) in KINDS or any(mark in spec for mark in "*?[") or "://" in spec
+    looks_like_path = _kind(spec) in KINDS or has_magic(spec) or "://" in spec
     found = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
     odd = [path for path in found if _kind(path) not in KINDS]
     if odd:

@@ -195,6 +195,7 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
 def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One PUT that hung stopped a training for ever, without a word."""
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "MANY_SECONDS", 0.0)
     asked, released = itertools.count(1), threading.Event()
 
     def hanging(operation: str, path: str) -> None:
@@ -214,6 +215,16 @@ def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, mon
         with pytest.raises(TimeoutError, match="no answer"):
             ask("flaky://run/many")
     released.set()
+
+
+def test_a_listing_of_many_folders_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        storage.write_bytes(f"flaky://run/{number}/file", b"")
+    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    Flaky.fault = lambda operation, path: time.sleep(0.02)
+    assert len(storage.files("flaky://run")) == 40
+    storage.remove("flaky://run")
+    assert storage.files("flaky://run") == []
 
 
 def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
