@@ -1,6 +1,6 @@
-"""`scion compare`: methods side by side on the user's own model and text: the same shards, steps and seeds for all.
+"""`scion compare`: starts side by side on the user's own model and text: the same shards, steps and seeds for all.
 
-A cell of the comparison is one method with one seed: transferred, scored, trained, scored on the way and at the end. Only
+A cell of the comparison is one start with one seed: transferred, scored, trained, scored on the way and at the end. Only
 its numbers are kept, as an artefact of its own, so that a comparison that was stopped goes on where it was.
 """
 
@@ -19,6 +19,7 @@ from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
+from ray_jobs.compared import compared
 from ray_jobs.config import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
@@ -39,45 +40,37 @@ def main(config: ScionConfig, console: Console) -> None:
     """Runs the cells that are not finished, then writes `compare.json` and `compare.html` and prints the table."""
     config = _evaluated_on_the_way(config)
     ordered = stages(config)
-    for one in ordered:
+    for one in ordered.values():
         artifact.existing(one.plan)
     shard.stage(config).run(console)
-    cells = [one.run(console) for one in ordered]
-    metrics = {(start.method, start.seed): cell.metrics for start, cell in zip(starts(config), cells, strict=True)}
-    made = comparison.compare(metrics)
-    write(config, made, cells[0])
+    cells = {key: one.run(console) for key, one in ordered.items()}
+    made = comparison.compare({key: cell.metrics for key, cell in cells.items()})
+    write(config, made, next(iter(cells.values())))
     console.print(table(made))
     if flat := comparison.flat(made):
         console.print(Text(flat))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
-def starts(config: ScionConfig) -> list[Start]:
-    """Every cell, method by method."""
-    return [
-        Start(name=f"{method} {seed}", method=method, folder=f"compare/{method}-{seed}", seed=seed)
-        for method in config.compare.methods
-        for seed in config.compare.seeds
-    ]
-
-
-def stages(config: ScionConfig) -> list[Stage]:
-    """The cells' stages. What a method learned from the text is the same for every seed, so it is made once.
+def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
+    """The cells' stages by name and seed. What a start learned from the text is the same for every seed, so it is made once.
 
     A plan hashes the model and the texts, so each is made once and handed on.
     """
     known: dict[str, Rows] = {}
-    planned = [(start, plan(config, start)) for start in starts(config)]
-    return [
-        Stage(
-            name=f"compare {start.name}",
-            plan=own,
-            fill=partial(fill, config, start, own, known),
-            resumable=True,
-            trains_at=storage.join(own.uri, TRAINED),
-        )
-        for start, own in planned
-    ]
+    found = {}
+    for name, own in compared(config).items():
+        for seed in config.compare.seeds:
+            start = Start(name=f"{name} {seed}", method=own.method, folder=f"compare/{name}-{seed}", seed=seed)
+            planned = plan(own, start)
+            found[name, seed] = Stage(
+                name=f"compare {start.name}",
+                plan=planned,
+                fill=partial(fill, own, name, start, planned, known),
+                resumable=True,
+                trains_at=storage.join(planned.uri, TRAINED),
+            )
+    return found
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
@@ -88,14 +81,16 @@ def plan(config: ScionConfig, start: Start) -> Plan:
     return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 
 
-def fill(config: ScionConfig, start: Start, own: Plan, known: dict[str, Rows], draft: Draft, report: Reporter) -> str:
+def fill(
+    config: ScionConfig, name: str, start: Start, own: Plan, known: dict[str, Rows], draft: Draft, report: Reporter
+) -> str:
     """Transfers, trains and scores; leaves nothing but the numbers."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
     report(start.method, 0, 1)
     problem = transfer.problem_of(config, start.seed, cache, report.part(start.method), report.note)
-    if start.method not in known:
-        known[start.method] = transfer.rows_of(config, start.method, problem)
-    made = assemble(problem, known[start.method], start.method)
+    if name not in known:
+        known[name] = transfer.rows_of(config, start.method, problem)
+    made = assemble(problem, known[name], start.method)
     transfer.write(config, problem, made, model)
     training = dataclasses.replace(own, uri=trained)
     result = pretrain.continued(config, model, made, start.seed, training, draft, report)
@@ -138,7 +133,7 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
     """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
     the pipeline's, whose evaluations are its own."""
-    papers = {row.method: chain.paper(row.method) for row in made.rows}
+    papers = {name: chain.paper(own.method) for name, own in compared(config).items()}
     facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
     storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())
@@ -149,7 +144,7 @@ def table(made: Comparison) -> Table:
     shown = Table(title=comparison.TITLE.format(made=made), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in made.columns:
         # Two short lines, so that the table fits a terminal of 80 columns.
-        shown.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right", no_wrap=True)
+        shown.add_column(name.replace(" ", "\n"), justify="left" if name == "start" else "right", no_wrap=True)
     for row in made.rows:
         shown.add_row(*comparison.cells(made, row))
     return shown

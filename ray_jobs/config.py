@@ -4,6 +4,7 @@ import glob
 import importlib.metadata
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,17 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ScionError, without_passwords
 from ray_jobs import config_keys, yaml_text
 from ray_jobs.jobs import JOBS
-from ray_jobs.sections import AUTO, CompareConfig, EmbedConfig, MergeConfig, PretrainConfig, ShardConfig, TransferConfig
+from ray_jobs.sections import (
+    AUTO,
+    RUN_KEYS,
+    RUN_RULE,
+    CompareConfig,
+    EmbedConfig,
+    MergeConfig,
+    PretrainConfig,
+    ShardConfig,
+    TransferConfig,
+)
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 
@@ -170,6 +181,21 @@ def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
     return None
 
 
+def varied(config: ScionConfig, changes: Mapping[str, Any], where: str) -> ScionConfig:
+    """The same with other values, given in sections as in YAML.
+
+    Raises:
+        ConfigError: a value out of its range; the message begins with `where`.
+    """
+    part = _with_items(_with_words(OmegaConf.create(dict(changes))), ScionConfig)
+    try:
+        found = _built(OmegaConf.merge(OmegaConf.structured(config), part))
+    except ConfigError as error:
+        raise ConfigError(error.what, f"{where}.{error.where}", error.fix) from None
+    assert isinstance(found, ScionConfig)
+    return found
+
+
 def _settled(config: ScionConfig) -> ScionConfig:
     """With methods in place of `auto`."""
     suitable = [
@@ -178,7 +204,8 @@ def _settled(config: ScionConfig) -> ScionConfig:
         if entry.learns_from != "donor"
         and (config.pairs or not chain.needs_pairs(name, partial(getattr, config.transfer.methods)))
     ]
-    methods = dict.fromkeys(name for given in config.compare.methods for name in (suitable if given == AUTO else [given]))
+    compared = config.compare.methods or (() if config.compare.runs else (AUTO,))
+    methods = dict.fromkeys(name for given in compared for name in (suitable if given == AUTO else [given]))
     method = ("focus" if config.pairs is None else "ramen") if config.method == AUTO else config.method
     return replace(config, method=method, compare=replace(config.compare, methods=tuple(methods)))
 
@@ -218,6 +245,8 @@ def _checked(given: Any, where: str) -> Any:
     for name, hint, value in config_keys.values(OmegaConf.to_container(given), ScionConfig, where):
         if isinstance(value, str) and (value == MISSING or "${" in value):
             continue
+        if name == "compare.runs" and isinstance(value, list):
+            _check_runs(value, f"{where}{name}")
         one = make_dataclass("One", [("value", hint, MISSING)])
         try:
             OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
@@ -227,6 +256,16 @@ def _checked(given: Any, where: str) -> Any:
         if not _is_finite(value):
             raise ConfigError(f"expected a finite number, got {config_keys.written(value)}.", f"{where}{name}")
     return _with_items(given, ScionConfig)
+
+
+def _check_runs(runs: list[Any], where: str) -> None:
+    """Each run of a comparison is a piece of a configuration, and a name."""
+    for place, run in enumerate(runs):
+        if not isinstance(run, dict):
+            raise ConfigError(f"expected a section, got {config_keys.written(run)}.", f"{where}[{place}]", RUN_RULE)
+        for key in set(run) - {"name", *RUN_KEYS}:
+            raise ConfigError("no key of a run.", f"{where}[{place}].{key}", RUN_RULE)
+        _checked(_with_words(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
 
 
 def _is_finite(value: Any) -> bool:

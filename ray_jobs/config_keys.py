@@ -61,7 +61,7 @@ def described(hint: Any) -> str:
         return " or ".join("null" if one is types.NoneType else described(one) for one in inside)
     if origin is tuple:
         return f"list of {described(inside[0])}"
-    if origin is dict:
+    if origin is dict and inside[1] is not Any:
         return f"map of {described(inside[0])} to {described(inside[1])}"
     return _NAMES.get(hint, "section")
 

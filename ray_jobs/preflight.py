@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
+from ray_jobs.compared import compared
 from ray_jobs.config import ScionConfig
 from ray_jobs.jobs import JOBS
 from trainer.models.pooling import check_pooling
@@ -47,15 +48,21 @@ def check(config: ScionConfig, job: str) -> None:
         )
     _check_inputs(config, job)
     _check_trackers(config, job)
-    methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
-    for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
-        _check_method(method, getattr(config.transfer.methods, method))
-        if config.pairs is None and chain.needs_pairs(method, partial(getattr, config.transfer.methods)):
-            raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs=, or take method=focus.")
+    transfers = list(compared(config).values()) if job == "compare" else [config] if job in ("transfer", "pipeline") else []
+    for one in transfers:
+        _check_methods(one)
     if job in _PACKED:
         _check_source(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
         _check_embedded(config)
+
+
+def _check_methods(config: ScionConfig) -> None:
+    """A method, or each of a chain, has what it learns from."""
+    for method in chain.parts(config.method):
+        _check_method(method, getattr(config.transfer.methods, method))
+        if config.pairs is None and chain.needs_pairs(method, partial(getattr, config.transfer.methods)):
+            raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs=, or take method=focus.")
 
 
 def _check_inputs(config: ScionConfig, job: str) -> None:
@@ -98,21 +105,22 @@ def _check_source(config: ScionConfig, job: str) -> None:
             "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
-    if job in _PRETRAINS and config.pretrain.train.frozen:
-        _check_frozen(config, source)
+    runs = compared(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
+    for frozen in dict.fromkeys(one.pretrain.train.frozen for one in runs if one.pretrain.train.frozen):
+        _check_frozen(config.source_model, frozen, source)
 
 
-def _check_frozen(config: ScionConfig, source: PretrainedConfig) -> None:
+def _check_frozen(model_name: str, frozen: tuple[str, ...], source: PretrainedConfig) -> None:
     """What `frozen` names is there, by a model of the same architecture that takes no memory."""
     import torch
 
     from trainer.engine.freezing import frozen_names
     from trainer.models import loading
 
-    if not (model := loading.without_memory(source, config.source_model)):
+    if not (model := loading.without_memory(source, model_name)):
         return
     try:
-        frozen_names(torch.nn.ModuleDict({"model": model}), config.pretrain.train.frozen)
+        frozen_names(torch.nn.ModuleDict({"model": model}), frozen)
     except ConfigError as error:
         raise ConfigError(error.what, "pretrain.train.frozen", error.fix) from None
 

@@ -180,13 +180,21 @@ class MergeConfig:
     """Folders of embedders; the embedder before and after contrastive training when empty."""
 
 
+RUN_KEYS = ("method", "transfer", "pretrain")
+"""Sections in which the runs of a comparison may differ: all have the same shards."""
+RUN_RULE = f"A run is a section such as {{name: fast, method: focus, pretrain: ...}}, of name and {', '.join(RUN_KEYS)}."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """Methods side by side; how long they are trained is `pretrain.train`."""
+    """Starts side by side; how long they are trained is `pretrain.train`."""
 
-    methods: tuple[str, ...] = (AUTO,)
+    methods: tuple[str, ...] = ()
     """auto is all that need no donor, and no pairs where there are none; any may be a chain, `[aligned, focus]` or
-    `aligned+focus`."""
+    `aligned+focus`. auto when neither methods nor runs are given."""
+    runs: tuple[dict[str, Any], ...] = ()
+    """The same with other settings, such as `{name: fast, method: focus, pretrain: {train: {learning_rate: 1.0e-3}}}`; what a
+    run does not say is as in the rest of the configuration. Without a name it has that of its method."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of random rows, the order of the rows, masks and dropout."""
 
@@ -194,5 +202,5 @@ class CompareConfig:
         for name in self.methods:
             if name != AUTO:
                 chain.check(name, "compare.methods")
-        if not self.methods or not self.seeds:
-            raise ConfigError("compare needs at least one method and one seed.", "compare")
+        if not self.seeds:
+            raise ConfigError("compare needs at least one seed.", "compare.seeds")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_jobs.report import page, plots
 
-COLUMNS = ("rank", "method", "step 0", "final", "speed-up")
+COLUMNS = ("rank", "start", "step 0", "final", "speed-up")
 RETRIEVAL = ("accuracy@1 before", "accuracy@1 after")
 TITLE = "bits per byte of held-out text, {made.steps:,} steps, {made.spread} (less is better)"
 CONTROL = "random"
@@ -27,17 +27,18 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A method over all seeds."""
+    """A start over all seeds."""
 
     rank: int
-    """Methods share a rank while their final means lie within two standard deviations of the first one's."""
-    method: str
+    """Starts share a rank while their final means lie within two standard deviations of the first one's."""
+    name: str
+    """Of the start: its method, or what `compare.runs` calls it."""
     first: Figure
     """Bits per byte before training."""
     final: Figure
     """Bits per byte after it."""
     steps_to_random: Figure | None
-    """Steps after which the method is as good as the random start at its end, by `steps_to`; None when it is never, with some
+    """Steps after which the start is as good as the random start at its end, by `steps_to`; None when it is never, with some
     seed, or when there is no random start."""
     flat_from: int | None
     """The step from which on the mean curve no longer falls, where that is in the first three quarters of the run."""
@@ -70,29 +71,28 @@ def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:
     """The ranking.
 
     Args:
-        cells: the metrics of every cell, by method and seed.
+        cells: the metrics of every cell, by the name of the start and seed.
     """
-    methods = list(dict.fromkeys(method for method, _ in cells))
+    names = list(dict.fromkeys(name for name, _ in cells))
     seeds = list(dict.fromkeys(seed for _, seed in cells))
     curves = {key: {int(step): bits for step, bits in cell["bits_per_byte"].items()} for key, cell in cells.items()}
     steps = max(next(iter(curves.values())))
-    ordered = sorted(methods, key=lambda method: statistics.fmean(curves[method, seed][steps] for seed in seeds))
-    finals = {method: figure([curves[method, seed][steps] for seed in seeds]) for method in methods}
-    ranks = _ranks([finals[method] for method in ordered])
+    ordered = sorted(names, key=lambda name: statistics.fmean(curves[name, seed][steps] for seed in seeds))
+    finals = {name: figure([curves[name, seed][steps] for seed in seeds]) for name in names}
+    ranks = _ranks([finals[name] for name in ordered])
     rows = []
-    for rank, method in zip(ranks, ordered, strict=True):
+    for rank, name in zip(ranks, ordered, strict=True):
         reached = [
-            steps_to(curves[method, seed], falling(curves[CONTROL, seed])[steps]) if CONTROL in methods else None
-            for seed in seeds
+            steps_to(curves[name, seed], falling(curves[CONTROL, seed])[steps]) if CONTROL in names else None for seed in seeds
         ]
-        own = [cells[method, seed]["retrieval"] for seed in seeds]
-        curve = {step: figure([curves[method, seed][step] for seed in seeds]) for step in sorted(curves[method, seeds[0]])}
+        own = [cells[name, seed]["retrieval"] for seed in seeds]
+        curve = {step: figure([curves[name, seed][step] for seed in seeds]) for step in sorted(curves[name, seeds[0]])}
         rows.append(
             Row(
                 rank=rank,
-                method=method,
-                first=figure([curves[method, seed][0] for seed in seeds]),
-                final=finals[method],
+                name=name,
+                first=figure([curves[name, seed][0] for seed in seeds]),
+                final=finals[name],
                 steps_to_random=figure([step for step in reached if step is not None]) if None not in reached else None,
                 before=None if None in own else figure([_accuracy(scores["before"]) for scores in own]),
                 after=None if None in own else figure([_accuracy(scores["after"]) for scores in own]),
@@ -139,7 +139,7 @@ def _flat_from(curve: Mapping[int, float]) -> int | None:
 
 def flat(made: Comparison) -> str:
     """Which curves had stopped to fall, since steps say little about them; nothing where none had."""
-    named = [f"{row.method} from step {row.flat_from}" for row in made.rows if row.flat_from is not None]
+    named = [f"{row.name} from step {row.flat_from}" for row in made.rows if row.flat_from is not None]
     return f"flat at their end, so that steps say little: {', '.join(named)}" if named else ""
 
 
@@ -162,7 +162,7 @@ def cells(made: Comparison, row: Row) -> list[str]:
     """A row as text, in the order of the comparison's columns."""
     return [
         str(row.rank),
-        row.method,
+        row.name,
         str(row.first),
         str(row.final),
         _speed_up(made, row),
@@ -172,27 +172,27 @@ def cells(made: Comparison, row: Row) -> list[str]:
 
 def _speed_up(made: Comparison, row: Row) -> str:
     """How many times fewer steps than the random start, whose own steps are found by the same rule: its speed-up is 1."""
-    control = next((other.steps_to_random for other in made.rows if other.method == CONTROL), None)
+    control = next((other.steps_to_random for other in made.rows if other.name == CONTROL), None)
     if row.steps_to_random is None or control is None:
         return "never"
     if row.steps_to_random.mean < 0.5:
-        return "1.0 x" if row.method == CONTROL else "at once"
+        return "1.0 x" if row.name == CONTROL else "at once"
     return f"{control.mean / row.steps_to_random.mean:.1f} x"
 
 
 def render(made: Comparison, papers: Mapping[str, str], source_model: str, config_yaml: str) -> str:
     """The page. Equal arguments give equal bytes."""
-    curves = {row.method: {step: (value.mean, value.sd) for step, value in row.curve.items()} for row in made.rows}
+    curves = {row.name: {step: (value.mean, value.sd) for step, value in row.curve.items()} for row in made.rows}
     best, worst = made.rows[0], made.rows[-1]
     return page.filled(
         "compare.html.j2",
         made=made,
         title=TITLE.format(made=made),
         columns=made.columns,
-        rows=[(cells(made, row), papers[row.method]) for row in made.rows],
+        rows=[(cells(made, row), papers[row.name]) for row in made.rows],
         flat=flat(made),
         curves=plots.comparison(curves),
-        alt="; ".join(f"{row.method} {row.first.mean:.3f} to {row.final.mean:.3f}" for row in made.rows),
+        alt="; ".join(f"{row.name} {row.first.mean:.3f} to {row.final.mean:.3f}" for row in made.rows),
         best=best,
         worst=worst,
         source_model=source_model,

@@ -1,5 +1,6 @@
 """A user who has a text and a model, and no pairs: job by job, as the pipeline, and compared."""
 
+import json
 import os
 
 import pytest
@@ -49,9 +50,14 @@ def test_jobs_run_one_by_one_and_the_pipeline_keeps_them(text: Chain, greek) -> 
 
 
 def test_a_comparison_needs_no_pairs(text: Chain) -> None:
-    said = done("compare", text, "compare.methods=[fvt,random]", "compare.seeds=[0]")
+    fast = "compare.runs=[{name: fast, method: fvt, pretrain: {train: {learning_rate: 1.0e-3}}}]"
+    said = done("compare", text, "compare.methods=[fvt,random]", fast, "compare.seeds=[0]")
     assert "bits per byte" in said
     assert "accuracy@1" not in said
+    rows = {row["name"]: row for row in json.loads((text.output / "compare.json").read_text())["rows"]}
+    assert set(rows) == {"fvt", "random", "fast"}
+    assert rows["fast"]["first"] == rows["fvt"]["first"]  # the same start, at another rate
+    assert rows["fast"]["final"] != rows["fvt"]["final"]
 
 
 def test_runs_share_their_shards(text: Chain) -> None:

@@ -20,7 +20,7 @@ def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_
         ("focus", 0): cell(3.0, 2.0, 1.52), ("focus", 1): cell(3.0, 2.0, 1.62),
     }  # fmt: skip
     found = compare(cells)
-    assert [(row.rank, row.method) for row in found.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
+    assert [(row.rank, row.name) for row in found.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
     assert found.rows[0].final.mean == pytest.approx(1.55)
     assert found.rows[0].final.sd == pytest.approx(0.1 / 2**0.5)
     assert (found.steps, found.seeds) == (20, 2)
@@ -52,7 +52,7 @@ def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
     for name, curve in (("random", control), ("fvt", faster)):
         cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
     found = compare(cells)
-    assert {row.method: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
+    assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
     assert found.rows[1].flat_from == 18
     assert found.rows[0].flat_from is None
     assert flat(found) == "flat at their end, so that steps say little: random from step 18"

@@ -1,0 +1,72 @@
+"""What `scion compare` sets side by side: methods, and runs with settings of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import ConfigError
+from ray_jobs import config as configs
+from ray_jobs.compared import compared
+
+RUNS = """
+text: t
+source_model: m
+output: o
+pretrain: {train: {learning_rate: 1.0e-4, schedule: cosine, steps: 40}, alpha: 0.5}
+compare:
+  runs:
+    - {method: focus}
+    - {name: fast, method: [focus, fvt], pretrain: {train: {learning_rate: 1.0e-3}}}
+    - {name: warm, pretrain: {train: {batch_warmup: [{until: 4, rows: 8}]}}, transfer: {copy_shared: false}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    made = tmp_path / "config.yaml"
+    made.write_text(RUNS)
+    return str(made)
+
+
+def test_a_run_is_the_configuration_with_other_values(path: str) -> None:
+    found = compared(configs.load(path, ["method=fvt"], "compare"))
+    assert list(found) == ["focus", "fast", "warm"]
+    assert [one.method for one in found.values()] == ["focus", "focus+fvt", "fvt"]
+    assert [one.pretrain.train.learning_rate for one in found.values()] == [1e-4, 1e-3, 1e-4]
+    assert {one.pretrain.train.schedule for one in found.values()} == {"cosine"}
+    assert {one.pretrain.alpha for one in found.values()} == {0.5}
+    assert found["warm"].pretrain.train.sizes.size(0) == 8
+    assert [one.transfer.copy_shared for one in found.values()] == [True, True, False]
+
+
+def test_methods_are_compared_besides(path: str) -> None:
+    found = compared(configs.load(path, ["compare.methods=[random,mean]"], "compare"))
+    assert list(found) == ["random", "mean", "focus", "fast", "warm"]
+
+
+def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path: Path) -> None:
+    first = configs.load(path, [], "compare")
+    (tmp_path / "again.yaml").write_text(configs.to_yaml(first))
+    assert compared(configs.load(str(tmp_path / "again.yaml"), [], "compare")) == compared(first)
+
+
+WRONG = {
+    "[{method: focs}]": r"compare\.runs\[0\]\.method: focs is not a method",
+    "[{pretrain: {train: {lerning_rate: 1}}}]": r"compare\.runs\[0\]\.pretrain\.train\.lerning_rate: .*learning_rate",
+    "[{pretrain: {train: {learning_rate: fast}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: expected number",
+    "[{pretrain: {train: {learning_rate: .nan}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: .*finite",
+    "[{pretrain: {train: {clip: -1.0}}}]": r"compare\.runs\[0\]\.pretrain\.train: .*clip",
+    "[{shard: {length: 32}}]": r"compare\.runs\[0\]\.shard: no key of a run",
+    "[focus]": r"compare\.runs\[0\]: expected a section, got focus",
+    "[{name: a/b}]": r"compare\.runs\[0\]\.name: 'a/b' is not the name of a folder",
+    "[{method: fvt}, {method: fvt, transfer: {copy_shared: false}}]": r"compare\.runs\[1\]: two starts are called fvt",
+    "[{pretrain: {train: {steps: 10}}}]": r"compare\.runs\[0\]\.pretrain\.train\.steps: curves .* but 10 is not 40",
+    "[{pretrain: {heldout_rows: 10}}]": r"compare\.runs\[0\]\.pretrain\.heldout_rows: curves",
+    "[{transfer: {plan: p}}]": r"compare\.runs\[0\]\.transfer\.plan: a comparison makes its own plans",
+}
+
+
+@pytest.mark.parametrize("runs", WRONG)
+def test_a_run_that_cannot_be(path: str, runs: str) -> None:
+    with pytest.raises(ConfigError, match=WRONG[runs]):
+        compared(configs.load(path, [f"compare.runs={runs}", "method=mean"], "compare"))
