@@ -1,4 +1,4 @@
-"""What a user sees while jobs run: bars on a terminal, one line a stage elsewhere."""
+"""What a user sees while jobs run: bars on a terminal; elsewhere a line now and then, and one when a stage is done."""
 
 import threading
 import time
@@ -17,6 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ray_jobs import stopping
 
 _POLL_SECONDS = 0.5
+_LINE_SECONDS = (60.0, 600.0)
+"""Where there is no terminal: how long a stage runs before its first line of progress, and the longest time between two. Each
+wait is twice the one before."""
 
 
 @dataclass(slots=True)
@@ -37,13 +40,13 @@ class Reporter:
 
 @contextmanager
 def stage(console: Console, name: str) -> Iterator[Reporter]:
-    """A bar for the stage on a terminal, nothing elsewhere; the closing line is the caller's."""
+    """A bar for the stage on a terminal, lines elsewhere; the closing line is the caller's."""
 
     def note(text: str) -> None:
         console.print(f"{name:<22}           {text}", style="dim", highlight=False, markup=False)
 
     if not console.is_terminal:
-        yield Reporter(lambda what, done, total: None, note)
+        yield Reporter(_lines(note), note)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -57,6 +60,21 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
         yield Reporter(
             lambda what, done, total: bars.update(task, description=f"{name}: {what}", completed=done, total=total), note
         )
+
+
+def _lines(note: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """Progress as lines, ever more seldom."""
+    wait, longest = _LINE_SECONDS
+    due = time.monotonic() + wait
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal wait, due
+        if (now := time.monotonic()) >= due:
+            wait = min(2 * wait, longest)
+            due = now + wait
+            note(f"{what}: {done:,} of {total:,}")
+
+    return update
 
 
 def done(console: Console, name: str, seconds: float, said: str) -> None:

@@ -82,11 +82,13 @@ def continued(
     task.check()
     weights = _weights(tokens, settings.weights, settings.alpha)
     stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
+    order = planned_rows(settings.train, folder, rows, weights, seed, stages)
+    report.note(f"the text is gone over {_passes(order.plan.passes(settings.train.steps))} in {settings.train.steps:,} steps")
     return train(
         config,
         settings.train,
         task,
-        planned_rows(settings.train, folder, rows, weights, seed, stages),
+        order,
         plan,
         draft,
         report,
@@ -98,6 +100,12 @@ def continued(
         ),
         row_groups=made.groups(),
     )
+
+
+def _passes(found: dict[str, float]) -> str:
+    """How often, least and most where there are several languages."""
+    least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
+    return f"{found[least]:.2g} times" if least == most else f"{found[least]:.2g} ({least}) to {found[most]:.2g} times ({most})"
 
 
 def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> dict[str, float]:

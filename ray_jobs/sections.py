@@ -21,7 +21,7 @@ class ShardConfig:
     """Text to packed shards."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    length: int = 128
+    length: int = 512
     """Tokens in a packed row."""
     packing: Literal["concat", "first_fit", "best_fit"] = "concat"
     """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
@@ -125,7 +125,7 @@ class MixtureStage:
 class PretrainConfig:
     """Masked-LM continued pretraining."""
 
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(micro_batch=16))
     probability: float = 0.15
     """Share of the tokens that is masked."""
     alpha: float = 0.3
@@ -150,7 +150,7 @@ class PretrainConfig:
 class EmbedConfig:
     """Contrastive training of the embedder."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=30, batch_size=48, learning_rate=2e-4))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch_size=256, learning_rate=5e-5))
     temperature: float = 0.05
     """Cosines are divided by it before the softmax."""
     symmetric: bool = True

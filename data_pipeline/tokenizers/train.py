@@ -33,7 +33,7 @@ _COMPARED = 200
 class TokenizerConfig:
     """What the new vocabulary shall be."""
 
-    vocab_size: int = 12032
+    vocab_size: int = 32_000
     """Pieces, special tokens included, and never more. A multiple of 128 leaves no padding rows in the model. With `extend`
     the size of the vocabulary from which the old one takes what it lacks."""
 

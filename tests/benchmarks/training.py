@@ -108,7 +108,7 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
     settings = transformers.TrainingArguments(
         output_dir=output, per_device_train_batch_size=config.micro_batch or config.batch_size, max_steps=config.steps,
         gradient_accumulation_steps=config.batch_size // (config.micro_batch or config.batch_size),
-        learning_rate=RATE, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, max_grad_norm=config.clip,
+        learning_rate=RATE, warmup_steps=config.warmup, weight_decay=config.weight_decay, max_grad_norm=config.clip,
         lr_scheduler_type="linear", use_cpu=not gpu, bf16=config.precision == "bf16", save_strategy="no", report_to=[],
         logging_strategy="steps", logging_steps=1, disable_tqdm=True, seed=SEED,
         deepspeed=_zero1(config) if deepspeed else None,

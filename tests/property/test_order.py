@@ -144,6 +144,16 @@ def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]]
     assert plan.step(step).row[inside] == alone.row[0]
 
 
+@given(STAGES, st.integers(1, 40))
+@settings(max_examples=40)
+def test_passes_are_what_the_steps_read(raw, steps: int) -> None:  # type: ignore[no-untyped-def]
+    plan = two(150, 70, stages=staged(raw), warmup=((3, 2),))
+    streams = np.concatenate([plan.step(step).stream for step in range(steps)])
+    read = np.bincount(streams, minlength=2)
+    wanted = {stream.name: count / stream.rows for stream, count in zip(plan.streams, read.tolist(), strict=True)}
+    assert plan.passes(steps) == wanted
+
+
 def test_a_step_is_as_large_as_the_warm_up_says() -> None:
     plan = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
     assert [plan.sizes.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]

@@ -163,9 +163,9 @@ def test_a_run_that_gave_up_goes_on_by_what_its_error_advises(tmp_path: Path, ad
 
 
 def test_a_run_keeps_a_record_of_what_was_changed_and_when() -> None:
-    before = TrainConfig(steps=40, schedule="wsd", decay_steps=8)
+    before = TrainConfig(warmup_steps=2, steps=40, schedule="wsd", decay_steps=8)
     state = RunState(next_step=30, settings=changes.settings_of(before), skips=[Skip(3, 5, "leapt")])
-    grown = TrainConfig(steps=60, schedule="wsd", decay_steps=8, micro_batch=4, activation_checkpointing=True)
+    grown = TrainConfig(warmup_steps=2, steps=60, schedule="wsd", decay_steps=8, micro_batch=4, activation_checkpointing=True)
     change = changes.adopt(state, grown)
     assert change == {"step": 30, "settings": {"steps": [40, 60], "micro_batch": [None, 4]}, "from_the_start": True}
     assert changes.described(change) == "goes on from step 30 with steps 40 -> 60, micro_batch None -> 4"

@@ -15,7 +15,7 @@ from ray_jobs.cli import main
 
 @pytest.fixture
 def path(tmp_path: Any, source_folder: str) -> str:
-    text = f"text: t\npairs: p\ntest_pairs: q\nsource_model: {source_folder}\noutput: {tmp_path}/run\n"
+    text = f"text: t\npairs: p\ntest_pairs: q\nsource_model: {source_folder}\noutput: {tmp_path}/run\nshard: {{length: 64}}\n"
     (tmp_path / "a.yaml").write_text(text)
     return str(tmp_path / "a.yaml")
 

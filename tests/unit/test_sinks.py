@@ -171,7 +171,7 @@ def test_a_tracker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
 def test_a_library_that_is_not_installed_is_named_before_anything_starts(
     tmp_path: Path, source_folder: str, monkeypatch: pytest.MonkeyPatch, kind: str, job: str, section: str
 ) -> None:
-    text = f"text: t\npairs: p\ntest_pairs: q\nsource_model: {source_folder}\noutput: {tmp_path}/run\n"
+    text = f"text: t\npairs: p\ntest_pairs: q\nsource_model: {source_folder}\noutput: {tmp_path}/run\nshard: {{length: 64}}\n"
     (tmp_path / "a.yaml").write_text(text)
     config = configs.load(str(tmp_path / "a.yaml"), [f"{section}.train.track=[{kind}]"])
     preflight.check(config, job)

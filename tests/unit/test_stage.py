@@ -74,6 +74,19 @@ def test_paths_with_brackets_are_printed_as_they_are() -> None:
         assert text in said.getvalue()
 
 
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that says nothing for hours is taken for one that hangs."""
+    said, now = io.StringIO(), 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.stage(Console(file=said, width=200), "pretrain random") as reporter:
+        for second in range(3600):
+            now = float(second)
+            reporter("train, loss 2.718", 1000 + second, 10_000)
+    lines = [line.split() for line in said.getvalue().splitlines()]
+    assert lines[0] == ["pretrain", "random", "train,", "loss", "2.718:", "1,060", "of", "10,000"]
+    assert [int(line[-3].replace(",", "")) - 1000 for line in lines] == [60, 180, 420, 900, 1500, 2100, 2700, 3300]
+
+
 @pytest.mark.parametrize("stepped", [False, True])
 def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_settings(tmp_path: Path, stepped: bool) -> None:
     folder = tmp_path / "pretrain"

@@ -27,7 +27,7 @@ def test_config_prints_doc_type_and_default(capsys: pytest.CaptureFixture[str]) 
     assert "transfer.methods.focus.kind: fasttext or ppmi, default fasttext\n" in printed
     assert "transfer.methods.focus.vectors: text or null, default null\n    A `.bin` or `.vec` file of the new" in printed
     assert "transfer.methods.focus.fasttext.epochs: integer, default 3\n" in printed  # not fastText's own default
-    assert "embed.train.steps: integer, default 30\n" in printed
+    assert "embed.train.steps: integer, default 1000\n" in printed
     assert "pretrain" not in printed
     assert main(["config"]) == 0
     assert "transfer.methods.omp.k: integer, default 64\n    Atoms of" in (printed := capsys.readouterr().out)  # inherited

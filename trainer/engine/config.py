@@ -40,15 +40,15 @@ class TrainConfig:
     `adjustable` may, too, and the run keeps a record of it (`changes.adopt`).
     """
 
-    steps: int = field(default=40, metadata={"adjustable": True})
+    steps: int = field(default=10_000, metadata={"adjustable": True})
     """Optimizer steps of the whole run."""
-    batch_size: int = 32
+    batch_size: int = 128
     """Rows of one optimizer step over all workers, whatever their number."""
     batch_warmup: tuple[BatchPart, ...] = ()
     """Other batch sizes at the beginning of the run, in order."""
     micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
     """Rows that a worker computes at once; the whole of its share when not given."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """The highest, reached after the warm-up, which is measured in rows."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})
     """How the rate falls from there to the end of the run, measured in rows: in a line, along half a cosine, in a line in the
@@ -65,8 +65,8 @@ class TrainConfig:
     muon_rate: float | None = None
     """The highest rate of Muon, which then learns the matrices of the body: the spectral norm of an update, 0.02 as a rule.
     AdamW learns all when not given."""
-    warmup_steps: int = 5
-    """Steps in which the rate rises from 0."""
+    warmup_steps: int | None = None
+    """Steps in which the rate rises from 0; a twentieth of the run, but at most 500, when not given."""
     embedding_steps: int = 0
     """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
     the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
@@ -105,9 +105,9 @@ class TrainConfig:
     spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
     """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
     least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
-    checkpoint_steps: int | None = field(default=20, metadata={"identity": False})
+    checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
     """Steps between checkpoints; not counted when not given."""
-    checkpoint_minutes: float | None = field(default=None, metadata={"identity": False})
+    checkpoint_minutes: float | None = field(default=15.0, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
     export_steps: int | None = field(default=None, metadata={"identity": False})
     """Steps between model folders that the run leaves on its way, RUN-step-STEP, made out of checkpoints beside the training;
@@ -136,8 +136,6 @@ class TrainConfig:
             raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
         if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
             raise ConfigError("spike must be at least 0 and checkpoint_minutes above 0.")
-        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
-            raise ConfigError(f"micro_batch must lie between 1 and batch_size={self.batch_size}, got {self.micro_batch}.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
@@ -149,7 +147,7 @@ class TrainConfig:
 
     def _check_times(self) -> None:
         """Steps and minutes at which something besides training happens."""
-        for name in ("steps", "batch_size", "checkpoint_steps", "evaluate_steps", "export_steps"):
+        for name in ("steps", "batch_size", "micro_batch", "checkpoint_steps", "evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if min([0, *self.profile_steps]) < 0:
@@ -171,7 +169,7 @@ class TrainConfig:
         if self.rate_batch is not None and self.rate_batch < 1:
             raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
         rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]
-        if min(rates) <= 0 or min(self.clip, self.warmup_steps, self.embedding_steps) < 0:
+        if min(rates) <= 0 or min(self.clip, self.warmup_steps or 0, self.embedding_steps) < 0:
             raise ConfigError("learning_rate and muon_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay}.")
@@ -188,9 +186,9 @@ class TrainConfig:
             raise ConfigError(
                 f"decay_steps is of schedule=wsd, not of {self.schedule}, which falls over the whole run or never."
             )
-        if self.decay_steps is not None and not 1 <= self.decay_steps <= self.steps - self.warmup_steps:
+        if self.decay_steps is not None and not 1 <= self.decay_steps <= self.steps - self.warmup:
             raise ConfigError(
-                f"decay_steps must lie between 1 and the {self.steps - self.warmup_steps} steps after the warm-up, "
+                f"decay_steps must lie between 1 and the {self.steps - self.warmup} steps after the warm-up, "
                 f"got {self.decay_steps}."
             )
 
@@ -224,15 +222,20 @@ class TrainConfig:
         if step < self.embedding_steps and not embedding:
             return 0.0
         sizes = self.sizes
-        size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup_steps)
+        size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup)
         found = self.muon_rate if muon and self.muon_rate is not None else self.learning_rate
         highest = found * math.sqrt(size / (self.rate_batch or self.batch_size)) * self._factor(step)
-        if step < self.warmup_steps:
+        if step < self.warmup:
             return highest * (before + size) / warm
         decay = self.decay_steps or max(1, self.steps // 10)
-        start = sizes.offset(max(self.warmup_steps, self.steps - decay)) if self.schedule == "wsd" else warm
+        start = sizes.offset(max(self.warmup, self.steps - decay)) if self.schedule == "wsd" else warm
         share = schedule.SHARES[self.schedule](before, start, max(sizes.offset(self.steps), start + size))
         return highest * (self.smallest_rate + (1.0 - self.smallest_rate) * share)
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the rate rises."""
+        return min(self.steps // 20, 500) if self.warmup_steps is None else self.warmup_steps
 
     def _factor(self, step: int) -> float:
         """Of the last of `rate_changes` that holds in a step."""
