@@ -7,6 +7,7 @@ which documents stay, the second writes them. Each file depends on its unit and 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ from data_pipeline.text.reserved import Reserved
 Progress = Callable[[int, int], None]
 SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("text", pa.string())])
 _DIGEST = 16
+_FATES = ("train", "heldout", "empty", "duplicate", "in_heldout")
+"""What becomes of a document; it stays with the first two."""
+_PARTS = 16
+"""Parts of the hashes that are compared one after the other: equal ones are in the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,55 +157,58 @@ def _scan(job: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
 def _of_each_language(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
     """Rows by unit to hold out besides, so that each language of two documents or more has one held out: the row that chance
     came nearest to."""
-    held: set[str] = set()
+    held = {scan["langs"][0][code] for scan in scans for code in np.unique(scan["langs"][1][_is_text(scan) & scan["heldout"]])}
     seen: dict[str, set[bytes]] = {}
     nearest: dict[str, tuple[float, int, int]] = {}
     for place, scan in enumerate(scans):
         names, codes = scan["langs"]
-        for row, code in enumerate(codes.tolist()):
-            lang, name = names[code], scan["hashes"][row * _DIGEST : (row + 1) * _DIGEST]
-            if name == bytes(_DIGEST) or lang in held:
-                continue
-            if scan["heldout"][row]:
-                held.add(lang)
-                seen.pop(lang, None)
-                continue
+        lacking = np.array([lang not in held for lang in names], bool)
+        for row in np.flatnonzero(_is_text(scan) & lacking[codes]).tolist():
+            lang, name = names[codes[row]], scan["hashes"][row * _DIGEST : (row + 1) * _DIGEST]
             if len(texts := seen.setdefault(lang, set())) < 2:
                 texts.add(name)
             nearest[lang] = min(nearest.get(lang, (2.0, 0, 0)), (float(scan["chances"][row]), place, row))
     moved: dict[int, set[int]] = {}
     for lang, (_, place, row) in nearest.items():
-        if lang not in held and len(seen[lang]) > 1:
+        if len(seen[lang]) > 1:
             moved.setdefault(place, set()).add(row)
     return {place: frozenset(rows) for place, rows in sorted(moved.items())}
 
 
+def _is_text(scan: dict[str, Any]) -> np.ndarray:
+    """Which rows of a unit have text left."""
+    return np.frombuffer(scan["hashes"], np.dtype(f"S{_DIGEST}")) != b""
+
+
 def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Which rows of each unit stay: the first of equal documents, and none that is also held out."""
-    fates = dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0)
-    units = [[scan["hashes"][i : i + _DIGEST] for i in range(0, len(scan["hashes"]), _DIGEST)] for scan in scans]
-    reserved = {
-        name for scan, names in zip(scans, units, strict=True) for name, held in zip(names, scan["heldout"], strict=True)
-        if held
-    }  # fmt: skip
-    seen: set[bytes] = set()
-    keeps = []
-    for scan, names in zip(scans, units, strict=True):
-        keep = np.zeros(len(names), bool)
-        for row, (name, held) in enumerate(zip(names, scan["heldout"], strict=True)):
-            fate = "heldout" if held else "train"
-            if name == bytes(_DIGEST):
-                fate = "empty"
-            elif name in seen:
-                fate = "duplicate"
-            elif not held and name in reserved:
-                fate = "in_heldout"
-            keep[row] = fate in ("train", "heldout")
-            fates[fate] += 1
-            if keep[row]:
-                seen.add(name)
-        keeps.append(keep)
-    return keeps, fates
+    """Which rows of each unit stay: the first of equal documents, and none that is also held out.
+
+    A row takes 16 bytes of hash and one of fate; what is needed besides is needed for a part of the hashes at a time.
+    """
+    ends = np.cumsum([0, *(len(scan["heldout"]) for scan in scans)])
+    names = np.frombuffer(b"".join(scan["hashes"] for scan in scans), np.dtype(f"S{_DIGEST}"))
+    held = np.concatenate([scan["heldout"] for scan in scans]) if scans else np.zeros(0, bool)
+    fates = np.full(len(names), _FATES.index("empty"), np.uint8)
+    parts = names.view(np.uint8)[::_DIGEST] % _PARTS
+    for part in range(_PARTS):
+        rows = np.flatnonzero((parts == part) & (names != b""))
+        fates[rows] = _fates(names[rows], held[rows])
+    kept = fates <= _FATES.index("heldout")
+    counts = dict(zip(_FATES, np.bincount(fates, minlength=len(_FATES)).tolist(), strict=True))
+    return [kept[start:end] for start, end in pairwise(ends.tolist())], counts
+
+
+def _fates(names: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The fate of each row by number, of rows in their order with all that have the same name."""
+    groups, group = np.unique(names, return_inverse=True)
+    reserved = np.zeros(len(groups), bool)
+    reserved[group[held]] = True
+    may_stay = np.flatnonzero(held | ~reserved[group])
+    first = np.zeros(len(groups), np.int64)
+    first[group[may_stay[::-1]]] = may_stay[::-1]  # what is written last stays: the first row
+    place = np.arange(len(names))
+    found = np.where(place < first[group], _FATES.index("in_heldout"), _FATES.index("duplicate"))
+    return np.where(place == first[group], held, found)
 
 
 def _write(job: dict[str, Any], reserved: Reserved) -> dict[str, str]:

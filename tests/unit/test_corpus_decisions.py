@@ -1,0 +1,72 @@
+"""Which documents stay: by the rules as loops over sets, on hashes that often repeat."""
+
+import numpy as np
+import pytest
+
+from data_pipeline.shards import corpus
+
+EMPTY = bytes(16)
+
+
+def scan(random: np.random.Generator, rows: int) -> dict:
+    names = [bytes([value % 5]) * 15 + bytes([value]) if value else EMPTY for value in random.integers(0, 30, rows)]
+    codes = random.integers(0, 3, rows)
+    return {
+        "hashes": b"".join(names),
+        "heldout": random.random(rows) < random.choice([0.0, 0.2]),
+        "langs": (["el", "tr", "ja"], codes),
+        "chances": random.random(rows),
+    }
+
+
+def one_after_the_other(scans: list[dict]) -> tuple[list[list[bool]], dict[str, int]]:
+    rows = [
+        (part["hashes"][16 * place : 16 * place + 16], bool(held))
+        for part in scans for place, held in enumerate(part["heldout"])
+    ]  # fmt: skip
+    reserved = {name for name, held in rows if held}
+    fates, seen = [], set()
+    for name, held in rows:
+        if name == EMPTY:
+            fates.append("empty")
+        elif name in seen:
+            fates.append("duplicate")
+        elif not held and name in reserved:
+            fates.append("in_heldout")
+        else:
+            fates.append("heldout" if held else "train")
+            seen.add(name)
+    left = iter(fates)
+    keeps = [[next(left) in ("train", "heldout") for _ in part["heldout"]] for part in scans]
+    return keeps, {name: fates.count(name) for name in ("train", "heldout", "empty", "duplicate", "in_heldout")}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_first_of_equal_documents_stays_and_none_that_is_held_out(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scans = [scan(random, int(rows)) for rows in random.integers(0, 12, 6)]
+    keeps, fates = corpus._decide(scans)
+    wanted, counted = one_after_the_other(scans)
+    assert [keep.tolist() for keep in keeps] == wanted
+    assert fates == counted
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_language_without_a_held_out_document_gets_the_one_that_chance_came_nearest_to(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scans = [scan(random, int(rows)) for rows in random.integers(0, 6, 4)]
+    wanted: dict[int, set[int]] = {}
+    for code in range(3):
+        rows = [
+            (float(part["chances"][row]), place, row, part["hashes"][16 * row : 16 * row + 16], bool(part["heldout"][row]))
+            for place, part in enumerate(scans) for row in range(len(part["heldout"]))
+            if part["langs"][1][row] == code and part["hashes"][16 * row : 16 * row + 16] != EMPTY
+        ]  # fmt: skip
+        if not any(held for *_, held in rows) and len({name for *_, name, _ in rows}) > 1:
+            _, place, row, *_ = min(rows)
+            wanted.setdefault(place, set()).add(row)
+    assert {place: set(rows) for place, rows in corpus._of_each_language(scans).items()} == wanted
+
+
+def test_nothing_is_nothing() -> None:
+    assert corpus._decide([]) == ([], dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0))
