@@ -133,7 +133,9 @@ def _faults(attempts: Attempts) -> list[tuple[str, str]]:
     rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]
     goodput, recover = told["goodput"], told["time_to_recover"]
     rows.append(("attempts", f"{told['attempts']}, {told['replayed_steps']} steps made again"))
-    rows.append(("goodput", "-" if goodput is None else f"{goodput:.1%}"))
+    hours = (told["idle"] or 0.0) / 3600
+    idle = f" ({hours:.1f} h in which no command ran are left out)" if hours >= 0.1 else ""
+    rows.append(("goodput", "-" if goodput is None else f"{goodput:.1%}{idle}"))
     if recover is not None:
         rows.append(("time to recover", f"{recover:.0f} s"))
     return rows

@@ -44,9 +44,21 @@ def test_steps_that_were_made_again_count_once() -> None:
 def test_a_pause_on_purpose_is_not_charged() -> None:
     later = [start(1000, 10), step(10, 1001), step(11, 1002)]
     told = account([DIED, [*WENT_ON, STOPPED], [{"kind": "driver", "time": 990.0}], later])
-    assert told["seconds"] == pytest.approx(1002 - (1000 - 41))
+    assert told["idle"] == pytest.approx(990 - 41)
+    assert told["seconds"] == pytest.approx(1002 - told["idle"])
     assert told["goodput"] == pytest.approx(12 / told["seconds"], abs=1e-4)
     assert account([])["goodput"] is None
+
+
+def test_the_night_between_a_kill_and_the_next_command_is_not_charged() -> None:
+    morning = [{"kind": "driver", "time": 30_000.0}]
+    later = [start(30_020, 4), *(step(n, 30_020 + n) for n in range(4, 10))]
+    told = account([DIED, morning, later])
+    assert told["idle"] == 30_000 - 14
+    assert told["seconds"] == 30_029 - told["idle"]
+    assert told["time_to_recover"] == 24
+    assert "8.3 h in which no command ran" in shown([DIED, morning, later], 30_030)
+    assert "no command" not in shown([DIED, WENT_ON], 41)
 
 
 def shown(attempts: list[list[dict[str, Any]]], now: float) -> str:

@@ -9,23 +9,35 @@ from trainer.engine import runlog
 def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | None]:
     """Goodput, replays and recovery of a run.
 
-    `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. A run
-    that was stopped on purpose, or had ended before it grew, is not charged for the time until it went on. `time_to_recover` is
-    the mean time from the last entry of an attempt that died to the first step after it.
+    `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. The time
+    in which no command ran, after the run was stopped, had ended or was killed with its driver, is `idle`, and not charged:
+    it lasts until the next command's first word. `time_to_recover` is the mean time from the last entry of an attempt that
+    died, or from the next command where there was one, to the first step after it.
     """
-    ran = [entries for entries in attempts if entries and entries[0]["kind"] != "driver"]
+    ran: list[list[dict[str, Any]]] = []
+    begun: list[float | None] = []
+    command: float | None = None
+    for entries in filter(None, attempts):
+        if entries[0]["kind"] == "driver":
+            command = entries[0]["time"]
+            continue
+        ran.append(entries)
+        begun.append(command)
+        command = None
     if not ran:
-        return {"attempts": 0, "replayed_steps": 0, "goodput": None, "time_to_recover": None, "seconds": 0.0}
+        return {"attempts": 0, "replayed_steps": 0, "goodput": None, "time_to_recover": None, "seconds": 0.0, "idle": 0.0}
     counted = runlog.steps(attempts)
     made = sum(entry["kind"] == "step" for entries in ran for entry in entries)
-    pauses, recoveries = 0.0, []
-    for before, after in pairwise(ran):
+    idle, recoveries = 0.0, []
+    for (before, after), again in zip(pairwise(ran), begun[1:], strict=True):
+        last = before[-1]
+        ended = last["kind"] in ("stopped", "finished")
+        since = again if again is not None else after[0]["time"] if ended else last["time"]
+        idle += max(0.0, since - last["time"])
         first = next((entry["time"] for entry in after if entry["kind"] == "step"), None)
-        if before[-1]["kind"] in ("stopped", "finished"):
-            pauses += after[0]["time"] - before[-1]["time"]
-        elif first is not None:
-            recoveries.append(first - before[-1]["time"])
-    seconds = ran[-1][-1]["time"] - ran[0][0]["time"] - pauses
+        if first is not None and not ended:
+            recoveries.append(first - since)
+    seconds = ran[-1][-1]["time"] - ran[0][0]["time"] - idle
     useful = sum(entry["seconds"] for entry in counted)
     return {
         "attempts": len(ran),
@@ -33,4 +45,5 @@ def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | Non
         "goodput": round(min(1.0, useful / seconds), 4) if seconds > 0 else None,
         "time_to_recover": round(sum(recoveries) / len(recoveries), 1) if recoveries else None,
         "seconds": round(seconds, 1),
+        "idle": round(idle, 1),
     }
