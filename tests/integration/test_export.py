@@ -32,6 +32,10 @@ class Run:
                                   precision=precision, export=saved_in)  # type: ignore[arg-type]  # fmt: skip
 
 
+NAME = "run [1] (a+b)"
+"""Of a run, in which globs and regular expressions would read other things."""
+
+
 def train(run: Run) -> list[str]:
     import torch.distributed as dist
 
@@ -87,10 +91,10 @@ def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
 
 
 def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_written(source_folder: str, tmp_path: Path) -> None:
-    run = Run(source_folder, str(tmp_path / "run"), 1, "fp32", "fp32")
-    (tmp_path / "run").mkdir()
+    run = Run(source_folder, str(tmp_path / NAME), 1, "fp32", "fp32")
+    (tmp_path / NAME).mkdir()
     names = on_ranks(1, train, run)
-    store = Store(f"{tmp_path}/run/checkpoints", 3)
+    store = Store(f"{tmp_path}/{NAME}/checkpoints", 3)
     with pytest.raises(ArtifactError, match="do not say what they are of"):
         export.export(store, names[0], str(tmp_path / "early"))
     export.write_task(store, run.task)
@@ -101,21 +105,21 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
         command = [sys.executable, "-c", code, "export", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment(None), capture_output=True, text=True, check=False)
 
-    done = scion(str(tmp_path / "run"))
+    done = scion(str(tmp_path / NAME))
     assert done.returncode == 0, done.stderr
-    assert f"model after 3 steps: {tmp_path}/run-step-3" in done.stdout
-    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run-step-3")
-    assert AutoTokenizer.from_pretrained(tmp_path / "run-step-3")("help").input_ids
-    refused = scion(str(tmp_path / "run"), "2")
+    assert f"model after 3 steps: {tmp_path}/{NAME}-step-3" in done.stdout
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / f"{NAME}-step-3")
+    assert AutoTokenizer.from_pretrained(tmp_path / f"{NAME}-step-3")("help").input_ids
+    refused = scion(str(tmp_path / NAME), "2")
     assert refused.returncode == 2
     assert "there is no checkpoint of step 2. There is one of 1, 3." in refused.stderr
     assert scion(str(tmp_path)).returncode == 2
 
-    before = (tmp_path / "run-step-3" / "artifact.json").stat().st_mtime_ns
-    export.export(store, names[0], str(tmp_path / "run-step-3"))
-    assert (tmp_path / "run-step-3" / "artifact.json").stat().st_mtime_ns == before
+    before = (tmp_path / f"{NAME}-step-3" / "artifact.json").stat().st_mtime_ns
+    export.export(store, names[0], str(tmp_path / f"{NAME}-step-3"))
+    assert (tmp_path / f"{NAME}-step-3" / "artifact.json").stat().st_mtime_ns == before
     with pytest.raises(ArtifactError, match="differs in checkpoint"):
-        export.export(store, names[1], str(tmp_path / "run-step-3"))
+        export.export(store, names[1], str(tmp_path / f"{NAME}-step-3"))
     path = next(Path(store.uri, names[1], "ds").glob("*_optim_states.pt"))
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CorruptError, match="changed since it was written"):

@@ -26,6 +26,7 @@ BATCH = 6
 
 
 def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
+    folder += " [1] (a+b)"  # globs and regular expressions would read other things in it
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     return TrainRun(

@@ -17,6 +17,7 @@ from trainer.engine import universal
 from trainer.engine.averaging import KEY
 from trainer.engine.freezing import all_trained
 from trainer.engine.node_copy import node_copy, reads, reads_all
+from trainer.engine.plain_path import plain_path
 from trainer.engine.store import PART, Store
 from trainer.engine.together import agreed, from_first, together
 
@@ -123,7 +124,7 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
         raise CorruptError("the checkpoint of another run.", uri, "Remove the folder or choose another output=.")
     stage = content["settings"].get("zero_stage", engine.zero_optimization_stage())
     if content.pop("world") == dist.get_world_size() and (stage == 3) == (engine.zero_optimization_stage() == 3):
-        with node_copy(uri, reads) as folder:
+        with node_copy(uri, reads) as copy, plain_path(copy) as folder:
             engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
     else:
         _load_universal(engine, store, name)

@@ -19,6 +19,7 @@ from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
 from trainer.embedder import EmbedderSpec
 from trainer.engine.averaging import KEY
 from trainer.engine.checkpoint import TAG
+from trainer.engine.plain_path import plain_path
 from trainer.engine.setup import before_deepspeed
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask, Task
@@ -63,14 +64,14 @@ def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
     before_deepspeed()
     from deepspeed.utils import zero_to_fp32
 
-    with store.local(name) as folder, _averages_read(zero_to_fp32):
+    with store.local(name) as copy, plain_path(copy) as folder, _averages_read(zero_to_fp32):
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG))
         except (ScionError, OSError):
             raise
         except Exception as error:  # whatever a pickle or a shape that does not fit raises
-            raise CorruptError(f"the weights cannot be joined: {reason(error)}", os.path.join(folder, TAG)) from error
+            raise CorruptError(f"the weights cannot be joined: {reason(error)}", os.path.join(copy, TAG)) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
 from trainer.engine.freezing import all_trained
+from trainer.engine.plain_path import plain_path
 from trainer.engine.setup import before_deepspeed
 
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -42,14 +43,15 @@ def convert(native: str, universal: str, stage: int) -> None:
     # The converter writes a file beside its output folder, hence a folder within.
     made = os.path.join(universal, "made")
     os.makedirs(made)
-    settings = argparse.Namespace(
-        input_folder=native, output_folder=made, inject_missing_state=True, strict=True, keep_temp_folder=False,
-        num_extract_workers=1, num_merge_workers=1,
-    )  # fmt: skip
     try:
         shapes = _expected(native)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            ds_to_universal.main(settings)
+        with (
+            plain_path(native) as source,
+            plain_path(universal) as target,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            ds_to_universal.main(_settings(source, os.path.join(target, os.path.basename(made))))
         _check_whole(made, set(shapes))
         _write_for_every_stage(made, set(shapes))
         if stage < 3:
@@ -61,6 +63,14 @@ def convert(native: str, universal: str, stage: int) -> None:
     for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
         os.rename(os.path.join(made, name), os.path.join(universal, name))
     os.rmdir(made)
+
+
+def _settings(native: str, made: str) -> argparse.Namespace:
+    """Of DeepSpeed's converter."""
+    return argparse.Namespace(
+        input_folder=native, output_folder=made, inject_missing_state=True, strict=True, keep_temp_folder=False,
+        num_extract_workers=1, num_merge_workers=1,
+    )  # fmt: skip
 
 
 def _expected(native: str) -> dict[str, torch.Size]:
@@ -139,7 +149,8 @@ def load(engine: Any, folder: str, tag: str) -> None:
     config = engine._config
     config.load_universal_checkpoint = True
     try:
-        engine.load_checkpoint(folder, tag=tag, load_module_strict=all_trained(engine.module))
+        with plain_path(folder) as link:
+            engine.load_checkpoint(link, tag=tag, load_module_strict=all_trained(engine.module))
     finally:
         config.load_universal_checkpoint = False  # or it would take DeepSpeed's own files for universal ones later
     _mend(engine.optimizer.optimizer, made)
