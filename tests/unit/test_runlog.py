@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,30 @@ def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: P
     found = runlog.read(str(tmp_path))
     assert [entries[0].get("attempt") for entries in found] == [None, 0, 1, 2]
     assert runlog.deaths(found) == {"count": 3, "step": 7}
+
+
+def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
+    """It hid that the same step had killed three attempts, and all clocks."""
+    for _ in range(4):
+        log = RunLog(str(tmp_path))
+        log.write("start", next_step=7)
+    for name in ("notes.txt", ".DS_Store", ".nfs0001", "sub/x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("hi\n")
+    assert runlog.deaths(runlog.read(str(tmp_path), 3)) == {"count": 3, "step": 7}
+    future = f"{time.time_ns() + 10**15:020d}"
+    (tmp_path / f"{future}-000000.jsonl").write_text('{"kind": "start", "next_step": 7}\n')
+    assert RunLog(str(tmp_path))._stamp > future
+
+
+def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk leaves it."""
+    RunLog(str(tmp_path)).write("start", next_step=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        full = RunLog(str(tmp_path))
+        full._lines.append("{}")
+        full.sync()
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / f"{time.time_ns() + 10**9:020d}-000000.jsonl").touch()
+    assert [entries[0]["kind"] for entries in runlog.read(str(tmp_path))] == ["start"]

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,8 @@ _MERGED = 256
 """Objects that are merged to one."""
 _AT_ONCE = 16
 """Objects that are read at the same time."""
+_OURS = re.compile(r"\d{20}-\d{6}(-\d{6})?\.jsonl")
+"""Names of the files: a stamp, and the number of the object or the first and last of those that it was merged of."""
 _ENDED = ("driver", "stopped", "finished", "error", "preempted")
 """Entries of attempts that did not die of a step."""
 
@@ -87,6 +90,8 @@ class RunLog:
                     os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
+                if not before:  # an attempt without a word is none
+                    os.unlink(path)
                 raise
 
     def _part(self) -> str:
@@ -98,9 +103,14 @@ class RunLog:
 
 def _later(uri: str) -> int:
     """A time later than those of all attempts in a folder, whose machines may have other clocks."""
-    with contextlib.suppress(OSError, ValueError):  # what others have put there has no stamp
-        return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in storage.files(uri))])
+    with contextlib.suppress(OSError):
+        return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in _files(uri))])
     return time.time_ns()
+
+
+def _files(uri: str) -> list[str]:
+    """The files of the log, without what others have put there."""
+    return [path for path in storage.files(uri) if _OURS.fullmatch(path)]
 
 
 def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
@@ -112,7 +122,7 @@ def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
 
 
 def _read(uri: str, last: int | None) -> list[list[dict[str, Any]]]:
-    files = storage.files(uri)
+    files = _files(uri)
     stamps = sorted({path.partition("-")[0] for path in files})
     attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
     paths = [path for path in _not_merged(files) if path.partition("-")[0] in attempts]
@@ -120,7 +130,7 @@ def _read(uri: str, last: int | None) -> list[list[dict[str, Any]]]:
         contents = pool.map(lambda path: storage.read_bytes(storage.join(uri, path)), paths)
         for path, content in zip(paths, contents, strict=True):
             attempts[path.partition("-")[0]] += _entries(content)
-    return list(attempts.values())
+    return [entries for entries in attempts.values() if entries]
 
 
 def _not_merged(files: list[str]) -> list[str]:
