@@ -68,6 +68,8 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
     testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
     storage.remove(storage.join(draft.uri, "source"))
+    if config.pairs is not None and not testing:
+        report.note("retrieval is not measured: there are no test_pairs")
     if testing:
         draft.metrics |= _retrieval(uris, testing, report)
     elif not draft.metrics["bits_per_byte"]:

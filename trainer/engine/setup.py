@@ -117,7 +117,8 @@ def _compile(module: Any, zero_stage: int) -> None:
 
 def slow(module: Any, config: TrainConfig) -> list[str]:
     """What in this set-up costs speed, in words (`specs/performance.md`). After the engine is made."""
-    astray = [name for name, weight in module.named_parameters() if weight.ndim > 1 and weight.data_ptr() % _ALIGNED]
+    trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad and weight.ndim > 1]
+    astray = [name for name, weight in trained if weight.data_ptr() % _ALIGNED]
     found = {
         f"{len(astray)} matrices, {', '.join(astray[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that products "
         "take slow kernels: one before them has an odd number of entries": bool(astray),
