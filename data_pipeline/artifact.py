@@ -222,7 +222,7 @@ def writing(
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     begun = begun_before(plan, precious)
     if not (resumable and (begun or finished or _load(plan.uri))):
-        storage.remove(plan.uri)
+        storage.clear(plan.uri, UNFINISHED)
     begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
     storage.write_bytes(mark, _json(begins))
     storage.remove(storage.join(plan.uri, FINISHED))
@@ -234,7 +234,7 @@ def writing(
         if not resumable:
             with contextlib.suppress(ArtifactError):
                 _check(lease)
-                storage.remove(plan.uri)
+                storage.clear(plan.uri, UNFINISHED)
         raise
     content = {
         "format": FORMAT_VERSION,

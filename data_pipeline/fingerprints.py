@@ -3,19 +3,24 @@
 import hashlib
 import os
 import time
+from collections import Counter
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from data_pipeline import storage
+from data_pipeline.patience import patient
 
 _MARKS = ("ETag", "etag", "md5Hash")
 """Where the listings of object stores say what identifies the content."""
+_MANY = 16
+"""Files of a folder from which on one listing is quicker than a request each, whatever else is in the folder."""
 SETTLED = 2.0
 """Seconds since the last change of a file after which another change gets another time, whatever the file system's clock."""
 _fingerprints: dict[tuple[int, ...], str] = {}
 """Of this process, by `_state`."""
 
 
-@storage.patient
+@patient
 def fingerprint(uri: str) -> str:
     """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere.
 
@@ -35,11 +40,13 @@ def fingerprint(uri: str) -> str:
 
 
 def fingerprints(uris: list[str]) -> list[str]:
-    """That of each file. An object store is asked once a folder, not once a file."""
+    """That of each file. An object store is asked once a folder, not once a file, where many are in one."""
     known: dict[str, str] = {}
-    for folder in sorted({uri.rpartition("/")[0] for uri in uris if not storage.is_local(uri)}):
+    folders = Counter(uri.rpartition("/")[0] for uri in uris if not storage.is_local(uri))
+    for folder in sorted(folder for folder, count in folders.items() if count >= _MANY):
         fs, path = storage.filesystem(folder)
-        known |= {fs.unstrip_protocol(entry["name"]): _mark(entry) for entry in storage.entries(fs, path)}
+        with suppress(OSError):  # there is no such folder, or it may not be listed: the files are asked one by one
+            known |= {fs.unstrip_protocol(entry["name"]): _mark(entry) for entry in storage.entries(fs, path)}
     return [known.get(uri) or fingerprint(uri) for uri in uris]
 
 

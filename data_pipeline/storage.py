@@ -6,136 +6,38 @@ moment: what each does can be done twice.
 """
 
 import errno
-import functools
 import glob
 import hashlib
 import os
 import posixpath
-import queue
 import re
 import secrets
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import fsspec
 from fsspec.utils import glob_translate
 
-from data_pipeline.errors import ScionError, reason
+from data_pipeline.patience import MANY_SECONDS, Unanswered, answered, as_os_error, patient, retry
+from data_pipeline.patience import is_local as is_local
 
-Answer = TypeVar("Answer")
-Asked = ParamSpec("Asked")
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between the attempts of `retry`."""
-LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-"""What storage says where asking again is of no help."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-"""The same, as numbers of the operating system."""
-ANSWER_SECONDS = 30.0
-MANY_SECONDS = 300.0
 _SLOWEST = 4 << 20
-"""How long an object store may take to answer, how much longer about many files, and bytes of a file in a second at least."""
+"""Bytes of a file that come or go in a second at least."""
+_LATE_SECONDS = 1800.0
+"""How long an answer is waited for without which the next step would not be safe."""
+_DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
 _TOGETHER = 8
 """Files that are fetched or put at the same time."""
-
-
-@contextmanager
-def as_os_error() -> Iterator[None]:
-    """Raises what a file system raises as an OSError.
-
-    gcsfs, adlfs, botocore and aiohttp have classes of their own, and adlfs raises plain RuntimeErrors. Other exceptions of
-    Python itself are mistakes in a program.
-    """
-    try:
-        yield
-    except (OSError, ScionError):
-        raise
-    except Exception as error:
-        if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
-            raise
-        if "Credential" in type(error).__name__:
-            raise PermissionError(errno.EACCES, f"{type(error).__name__}: {reason(error)}") from error
-        raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}") from error
-
-
-def retry(ask: Callable[[], Answer]) -> Answer:
-    """Asks again, after `WAITS`, where the storage fails for a moment.
-
-    Raises:
-        OSError: it failed each time, or in a way that lasts.
-    """
-    for wait in WAITS:
-        try:
-            return ask()
-        except LASTING:
-            raise
-        except OSError as error:
-            if error.errno in _FULL:
-                raise
-            time.sleep(wait)
-    return ask()
-
-
-def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
-    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
-    not answer has failed, too; its first argument then is no path of this machine.
-
-    Args:
-        more: seconds that the answer may take beside `ANSWER_SECONDS`.
-    """
-
-    @functools.wraps(ask)
-    def asked(*arguments: Asked.args, **named: Asked.kwargs) -> Answer:
-        def once() -> Answer:
-            with as_os_error():
-                return ask(*arguments, **named)
-
-        where = arguments[0]
-        if isinstance(where, str) and is_local(where):
-            return retry(once)
-        longest = ANSWER_SECONDS + (more(*arguments, **named) if more is not None else 0.0)
-        return retry(lambda: _answer(once, longest))
-
-    return asked
-
-
-def _answer(ask: Callable[[], Answer], seconds: float) -> Answer:
-    """What `ask` gives or raises. One that gives nothing is left behind.
-
-    Raises:
-        TimeoutError: there was no answer.
-    """
-    answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
-
-    def work() -> None:
-        try:
-            answers.put((ask(), None))
-        except Exception as error:  # for whoever waits
-            answers.put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()  # not of a pool, which would be waited for at the end
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
-    if error is not None:
-        raise error
-    return cast(Answer, answer)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path inside it."""
     fs, path = fsspec.core.url_to_fs(uri)
     return fs, path
-
-
-def is_local(uri: str) -> bool:
-    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
 
 
 def absolute(uri: str) -> str:
@@ -172,7 +74,8 @@ _kind_there = patient(_kind)
 
 
 def files(uri: str) -> list[str]:
-    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder.
+    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder. What a kill left
+    of a write is no file.
 
     Raises:
         OSError: it could not be listed.
@@ -182,7 +85,7 @@ def files(uri: str) -> list[str]:
         return []
     root = path.rstrip("/") + "/"
     found = retry(lambda: list(_walk(path))) if is_local(uri) else _below(fs, path)
-    return sorted(one[len(root) :] for one in found)
+    return sorted(one[len(root) :] for one in found if not _DRAFT.search(one))
 
 
 def _walk(path: str) -> Iterator[str]:
@@ -285,7 +188,7 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
         OSError: it cannot, or storage did not answer in `seconds`.
         ValueError, ImportError: it is of a kind that is not known here, or whose package is missing.
     """
-    _answer(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
+    answered(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
 
 
 @as_os_error()
@@ -308,6 +211,40 @@ def _remove(uri: str) -> None:
 
 
 remove = patient(_remove, lambda uri: MANY_SECONDS)
+"""Where a name is written again afterwards, `clear` is what to use."""
+
+
+def clear(uri: str, last: str) -> None:
+    """Removes a folder with all that is in it, so that it can be filled again: `last`, a file in it, when all else is gone.
+
+    A request that an object store has not answered is waited for, since it might yet remove what comes after it.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    mark = join(uri, last)
+    if is_local(uri):
+        path = filesystem(uri)[1]
+        for name in os.listdir(path) if os.path.isdir(path) else []:
+            if name != last:
+                remove(join(uri, name))
+        remove(uri)
+        return
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        list(pool.map(_remove_surely, [join(uri, name) for name in files(uri) if name != last]))
+    _remove_surely(mark)
+
+
+def _remove_surely(uri: str) -> None:
+    """Removes a file of an object store, if it is there."""
+    fs, path = filesystem(uri)
+
+    @as_os_error()
+    def ask() -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    retry(lambda: answered(ask, _LATE_SECONDS, Unanswered))
 
 
 @patient

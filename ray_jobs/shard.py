@@ -86,7 +86,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     try:
         manifests, text = _filled(config, draft, cache, report)
     except UserError:
-        storage.remove(draft.uri)
+        storage.clear(draft.uri, artifact.UNFINISHED)
         raise
     finally:
         storage.remove(cache)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data_pipeline import storage
 from data_pipeline.errors import CorruptError, reason
 from data_pipeline.order.plan import BLOCK
+from data_pipeline.patience import LASTING, patient
 from data_pipeline.shards.pack import Packed
 
 GROUP_ROWS = BLOCK
@@ -65,7 +66,7 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
     """
     try:
         return _read_patiently(uri, groups)
-    except storage.LASTING as error:
+    except LASTING as error:
         raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
 
 
@@ -88,7 +89,7 @@ def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     return whole.replace_schema_metadata(None)
 
 
-_read_patiently = storage.patient(_read_groups, lambda uri, groups: storage.travel_seconds(uri))
+_read_patiently = patient(_read_groups, lambda uri, groups: storage.travel_seconds(uri))
 
 
 def checksum(rows: pa.Table, number: int) -> str:

@@ -26,14 +26,18 @@ def decompressed(path: str, target: str, *, key: str) -> str:
         DataError: it is not compressed as its ending says, or cut short.
     """
     codec = CODECS[os.path.splitext(path)[1].lower()]
-    fs, inner = storage.filesystem(path)
+    with storage.local_file(path) as local:
+        _decompress(local, codec, target, f"{key}={path}")
+    return target
+
+
+def _decompress(path: str, codec: str, target: str, where: str) -> None:
     try:
-        with fs.open(inner) as raw, _written(target) as file:
+        with open(path, "rb") as raw, _written(target) as file:
             content = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
             shutil.copyfileobj(content, file, _CHUNK)
     except OSError as error:
-        raise DataError(f"cannot be decompressed ({reason(error)}).", f"{key}={path}", "Compress the file again.") from error
-    return target
+        raise DataError(f"cannot be decompressed ({reason(error)}).", where, "Compress the file again.") from error
 
 
 def dataset(spec: str, target: str, *, key: str) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline import fingerprints, storage
 from data_pipeline.errors import DataError
+from data_pipeline.patience import MANY_SECONDS, patient
 from data_pipeline.sources import copies
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
@@ -110,7 +111,7 @@ def units(paths: list[str]) -> list[Unit]:
     """Cuts files into units of about `UNIT_BYTES`."""
     cuts: list[tuple[str, int, int]] = []
     for path in paths:
-        cuts.extend((path, start, stop) for start, stop in _cut(path))
+        cuts.extend((path, start, stop) for start, stop in _patiently_cut(path))
     above = len(_common([path.split("/")[:-1] for path in paths]))
     return [Unit(number=i, path=path, name=path[above:], start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
 
@@ -129,12 +130,7 @@ def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key
             UTF-8; names file and line.
     """
     suffix = os.path.splitext(unit.path)[1].lower()
-    if suffix in PARQUET:
-        table = _read_parquet(unit, columns, optional, key)
-    elif suffix in JSONL:
-        table = _read_jsonl(unit, columns + optional, key)
-    else:
-        table = pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
+    table = _patiently_read(unit.path, unit, columns, optional, key)
     missing = [name for name in columns if name not in table.column_names]
     if missing and (len(table) or suffix in PARQUET + TEXT):
         raise DataError(
@@ -145,28 +141,45 @@ def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key
     return table.select([name for name in columns + optional if name in table.column_names])
 
 
+def _read(path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
+    """The rows of a unit of the file at `path`, with the columns that it has."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in PARQUET:
+        return _read_parquet(unit, columns, optional, key)
+    if suffix in JSONL:
+        return _read_jsonl(unit, columns + optional, key)
+    return pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
+
+
+_patiently_read = patient(_read, lambda *arguments: MANY_SECONDS)
+
+
 def row_id(unit: Unit, row: int) -> str:
     """The id of a row that names none: its place in the files, so that it is stable between runs."""
     return f"{unit.name}:{unit.start}:{row}"
 
 
-def _cut(path: str) -> Iterator[tuple[int, int]]:
+def _cut(path: str) -> list[tuple[int, int]]:
+    """Where the units of a file start and stop."""
     fs, inner = storage.filesystem(path)
     if os.path.splitext(path)[1].lower() not in PARQUET:
         size = int(fs.size(inner))
-        yield from ((start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES))
-        return
+        return [(start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES)]
     try:
         with fs.open(inner) as file:
             meta = pq.ParquetFile(file).metadata
     except pa.ArrowInvalid as error:
         raise DataError(f"not a readable Parquet file ({error}).", path, "Write it again.") from error
-    start, filled = 0, 0
+    found, start, filled = [], 0, 0
     for group in range(meta.num_row_groups):
         filled += meta.row_group(group).total_byte_size
         if filled >= UNIT_BYTES or group == meta.num_row_groups - 1:
-            yield start, group + 1
+            found.append((start, group + 1))
             start, filled = group + 1, 0
+    return found
+
+
+_patiently_cut = patient(_cut)
 
 
 def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:

@@ -1,6 +1,7 @@
 """An object store in memory that fails on purpose: `flaky://`, registered with fsspec while the fixture `flaky` is in use."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_pipeline import storage
+from data_pipeline import patience, storage
 
 Fault = Callable[[str, str], None]
 
@@ -24,6 +25,8 @@ class Flaky(MemoryFileSystem):
     cachable = False
     fault: Fault | None = None
     calls = 0
+    inside = threading.local()
+    """Of a thread: whether it removes a file as one of a folder, which is one operation."""
 
     def _ask(self, operation: str, path: str) -> None:
         Flaky.calls += 1
@@ -56,7 +59,16 @@ class Flaky(MemoryFileSystem):
 
     def rm(self, path: str, *arguments: Any, **options: Any) -> Any:
         self._ask("remove", path)
-        return super().rm(path, *arguments, **options)
+        Flaky.inside.rm = True
+        try:
+            return super().rm(path, *arguments, **options)
+        finally:
+            Flaky.inside.rm = False
+
+    def rm_file(self, path: str) -> None:
+        if not getattr(Flaky.inside, "rm", False):
+            self._ask("remove", path)
+        super().rm_file(path)
 
 
 def failing(operation: str, part: str, error: Exception, times: int = 10**9) -> Fault:
@@ -85,7 +97,7 @@ def every(number: int, error: Exception) -> Fault:
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Flaky]]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr(storage, "WAITS", (0.0,) * len(storage.WAITS))
+    monkeypatch.setattr(patience, "WAITS", (0.0,) * len(patience.WAITS))
     monkeypatch.setattr(Flaky, "fault", None)
     storage.remove("flaky://run")
     yield Flaky

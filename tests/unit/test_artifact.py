@@ -181,3 +181,31 @@ def test_a_mark_that_cannot_be_read_is_named_and_nothing_removed(tmp_path: Path,
     with pytest.raises(ArtifactError, match=f"{name}: cannot be read"), artifact.writing(plan(uri)):
         pass
     assert storage.exists(f"{uri}/checkpoint")
+
+
+def test_a_removal_that_is_cut_short_leaves_a_folder_that_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mark went first, and the next command refused the folder."""
+    plan = Plan(uri=str(tmp_path / "transfer"), kind="model", config={}, inputs={})
+    real, removed = storage.os.unlink, []
+
+    def unlink(path: object, **options: object) -> None:
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        real(path, **options)  # type: ignore[arg-type]
+
+    def interrupted() -> None:
+        with artifact.writing(plan):
+            for name in ("a", "b", "model.safetensors", "x", "y", "z"):
+                (tmp_path / "transfer" / name).write_text("")
+            monkeypatch.setattr(storage.os, "unlink", unlink)
+            monkeypatch.setattr(storage.os, "remove", unlink)
+            raise RuntimeError
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    monkeypatch.undo()
+    assert (tmp_path / "transfer" / artifact.UNFINISHED).exists()
+    with artifact.writing(plan):
+        pass
+    assert sorted(path.name for path in (tmp_path / "transfer").iterdir()) == [artifact.FINISHED]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFile
 
-from data_pipeline import fingerprints, storage
+from data_pipeline import fingerprints, patience, storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.shards import format
@@ -96,11 +96,11 @@ def test_a_retry_ends_and_does_not_wait_for_what_is_not_there() -> None:
             raise error
         return len(calls)
 
-    assert storage.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
-    for error, tries in ((TimeoutError("no answer"), 1 + len(storage.WAITS)), (FileNotFoundError("gone"), 1)):
+    assert patience.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
+    for error, tries in ((TimeoutError("no answer"), 1 + len(patience.WAITS)), (FileNotFoundError("gone"), 1)):
         calls.clear()
         with pytest.raises(type(error)):
-            storage.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
+            patience.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
         assert len(calls) == tries
 
 
@@ -194,7 +194,7 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
 
 def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One PUT that hung stopped a training for ever, without a word."""
-    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(storage, "MANY_SECONDS", 0.0)
     asked, released = itertools.count(1), threading.Event()
 
@@ -220,18 +220,58 @@ def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, mon
 def test_a_listing_of_many_folders_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         storage.write_bytes(f"flaky://run/{number}/file", b"")
-    monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
     Flaky.fault = lambda operation, path: time.sleep(0.02)
     assert len(storage.files("flaky://run")) == 40
     storage.remove("flaky://run")
     assert storage.files("flaky://run") == []
 
 
+def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asked for again, and the first request then removed the files of the next artefact."""
+    for name in ("model.safetensors", "unfinished.json"):
+        storage.write_bytes(f"flaky://run/{name}", b"old")
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.1)
+    late, asked = threading.Event(), []
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "remove":
+            asked.append(path)
+            if len(asked) == 1:
+                late.wait()
+
+    Flaky.fault = fault
+    threading.Timer(1.0, late.set).start()
+    storage.clear("flaky://run", "unfinished.json")
+    assert late.is_set()
+    assert storage.files("flaky://run") == []
+    assert [path.rpartition("/")[2] for path in asked] == ["model.safetensors", "unfinished.json"]
+
+    storage.write_bytes("flaky://run/unfinished.json", b"new")
+    monkeypatch.setattr(storage, "_LATE_SECONDS", 0.1)
+    never = threading.Event()
+    Flaky.fault = lambda operation, path: operation == "remove" and never.wait() and None
+    with pytest.raises(TimeoutError, match="no answer"):
+        storage.clear("flaky://run", "unfinished.json")
+    never.set()
+
+
+def test_a_draft_that_a_kill_left_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scion transfer` learned from it as from the file."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "replace", lambda draft, path: None)
+        patch.setattr(storage.Path, "unlink", lambda path, missing_ok: None)
+        storage.write_bytes(f"{tmp_path}/part-00001.parquet", b"half")
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".draft")
+    assert storage.files(str(tmp_path)) == []
+
+
 def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
         """As botocore's."""
 
-    monkeypatch.setattr(storage, "WAITS", (60.0,))
+    monkeypatch.setattr(patience, "WAITS", (60.0,))
     for error, kind in ((OSError(28, "No space left on device"), OSError), (NoCredentialsError("none"), PermissionError)):
         Flaky.fault = failing("write", "run", error)
         with pytest.raises(kind):

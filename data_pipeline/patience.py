@@ -1,0 +1,123 @@
+"""How storage is asked that fails for a moment, or does not answer."""
+
+import errno
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar, cast
+
+import fsspec
+
+from data_pipeline.errors import ScionError, reason
+
+Answer = TypeVar("Answer")
+Asked = ParamSpec("Asked")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between the attempts of `retry`."""
+
+
+class Unanswered(TimeoutError):
+    """Of a request that must not be made a second time while the first may yet be carried out."""
+
+
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, Unanswered)
+"""What storage says where asking again is of no help."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""The same, as numbers of the operating system."""
+ANSWER_SECONDS = 30.0
+MANY_SECONDS = 300.0
+"""How long an object store may take to answer, and how much longer about many files."""
+_REFUSED = (401, 403)
+"""What HTTP says to somebody who may not."""
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path of this machine."""
+    return isinstance(fsspec.core.url_to_fs(uri)[0], fsspec.implementations.local.LocalFileSystem)
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Raises what a file system raises as an OSError.
+
+    gcsfs, adlfs, botocore and aiohttp have classes of their own, and adlfs raises plain RuntimeErrors. Other exceptions of
+    Python itself are mistakes in a program.
+    """
+    try:
+        yield
+    except (OSError, ScionError):
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
+            raise
+        if "Credential" in type(error).__name__ or getattr(error, "status", None) in _REFUSED:
+            raise PermissionError(errno.EACCES, f"{type(error).__name__}: {reason(error)}") from error
+        raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}") from error
+
+
+def retry(ask: Callable[[], Answer]) -> Answer:
+    """Asks again, after `WAITS`, where the storage fails for a moment.
+
+    Raises:
+        OSError: it failed each time, or in a way that lasts.
+    """
+    for wait in WAITS:
+        try:
+            return ask()
+        except LASTING:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            time.sleep(wait)
+    return ask()
+
+
+def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
+    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
+    not answer has failed, too; its first argument then is no path of this machine.
+
+    Args:
+        more: seconds that the answer may take beside `ANSWER_SECONDS`.
+    """
+
+    @functools.wraps(ask)
+    def asked(*arguments: Asked.args, **named: Asked.kwargs) -> Answer:
+        def once() -> Answer:
+            with as_os_error():
+                return ask(*arguments, **named)
+
+        where = arguments[0]
+        if isinstance(where, str) and is_local(where):
+            return retry(once)
+        longest = ANSWER_SECONDS + (more(*arguments, **named) if more is not None else 0.0)
+        return retry(lambda: answered(once, longest))
+
+    return asked
+
+
+def answered(ask: Callable[[], Answer], seconds: float, error: type[TimeoutError] = TimeoutError) -> Answer:
+    """What `ask` gives or raises. One that gives nothing is left behind.
+
+    Raises:
+        TimeoutError: there was no answer; of the class `error`.
+    """
+    answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as raised:  # for whoever waits
+            answers.put((None, raised))
+
+    threading.Thread(target=work, daemon=True).start()  # not of a pool, which would be waited for at the end
+    try:
+        answer, raised = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise error(f"no answer in {seconds:.0f} s") from None
+    if raised is not None:
+        raise raised
+    return cast(Answer, answer)
