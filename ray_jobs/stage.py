@@ -10,6 +10,7 @@ from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.errors import ArtifactError
 from data_pipeline.lease import Lease
 from ray_jobs import console as show
+from ray_jobs import stopping
 from ray_jobs.config import ScionConfig
 from ray_jobs.console import Reporter
 from trainer.engine import runlog
@@ -100,6 +101,8 @@ class Stage:
         ):
             said = self.fill(draft, reporter)
         show.done(console, self.name, seconds(), said)
+        if stopping.left_over():  # what was under way is done, and nothing else is begun
+            raise KeyboardInterrupt
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
 
     def _has_stepped(self) -> bool:

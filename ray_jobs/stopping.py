@@ -11,15 +11,21 @@ def training(under_way: bool) -> None:
         _training.set()
     else:
         _training.clear()
-        _wished.clear()
 
 
 def wish() -> bool:
-    """Wishes for the end; whether anybody will heed it. Not a second time, so that who insists is not kept waiting."""
-    heeded = _training.is_set() and not _wished.is_set()
+    """Wishes for the end; whether a training will see to it. Not a second time, so that who insists is not kept waiting."""
+    taken = _training.is_set() and not _wished.is_set()
     _wished.set()
-    return heeded
+    return taken
 
 
 def wished() -> bool:
     return _wished.is_set() and _training.is_set()
+
+
+def left_over() -> bool:
+    """Whether there was a wish that came after a training's last step; it is forgotten now."""
+    was = _wished.is_set()
+    _wished.clear()
+    return was

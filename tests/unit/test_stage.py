@@ -10,7 +10,7 @@ from rich.console import Console
 from data_pipeline import artifact, lease, storage
 from data_pipeline.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
-from ray_jobs import console
+from ray_jobs import console, stopping
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage
 from trainer.engine import runlog
@@ -151,3 +151,20 @@ def test_what_a_driver_left_that_was_killed_at_the_very_end_goes(tmp_path: Path,
     one.run(Console(file=io.StringIO()))
     assert {path.name for path in folder.iterdir()} == {"artifact.json"}
     assert len(filled) == 1
+
+
+def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_stage(tmp_path: Path) -> None:
+    """It was forgotten, and the next stage began."""
+
+    def fill(draft: Draft, report: Reporter) -> str:
+        stopping.training(True)
+        assert stopping.wish()  # taken: a training would save
+        stopping.training(False)
+        return "trained"
+
+    plan = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+    stage = Stage(name="pretrain", plan=plan, fill=fill, resumable=True)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(Console(file=io.StringIO()))
+    assert stage.finished() is not None
+    assert not stopping.left_over()
