@@ -26,7 +26,7 @@ RENEW_SECONDS = 10.0
 TTL_SECONDS = 60.0
 """A lease that was not renewed for so long is nobody's: several times the clock skew between machines."""
 _WATCH_SECONDS = 3 * RENEW_SECONDS
-"""How long a lease from another machine is watched whose time, by the clock here, has passed or is yet to come."""
+"""How long a lease is watched whose time, by the clock here, has passed or is yet to come."""
 _SETTLE_SECONDS = 0.5
 """Two that write to an object store at the same moment see within this who was last; on a disk within a fifth of it."""
 
@@ -44,16 +44,17 @@ class _Holder:
     def alive(self, uri: str) -> bool:
         """Whether it still holds the lease file `uri`. Of a clock on another machine nothing is known but that it goes on."""
         here = self.host == socket.gethostname() and self.space in (None, _space())
-        if abs(time.time() - self.renewed) <= TTL_SECONDS:
-            return not here or os.path.exists(f"/proc/{self.pid}")
-        return not here and self._renews(uri)
+        if here and not os.path.exists(f"/proc/{self.pid}"):
+            return False
+        # A clock may leap, and a machine may sleep: what lives goes on renewing.
+        return abs(time.time() - self.renewed) <= TTL_SECONDS or self._renews(uri)
 
     def _renews(self, uri: str) -> bool:
         end = time.monotonic() + _WATCH_SECONDS
         while time.monotonic() < end:
             time.sleep(min(1.0, _WATCH_SECONDS))
-            if _read(uri) != self:
-                return True
+            if (found := _read(uri)) != self:
+                return found is not None
         return False
 
 
@@ -144,6 +145,7 @@ def _read(uri: str) -> _Holder | None:
     if not storage.exists(uri):
         return None
     try:
-        return _Holder(**json.loads(storage.read_bytes(uri)))
-    except (ValueError, TypeError, FileNotFoundError):
+        content = json.loads(storage.read_bytes(uri))
+        return _Holder(**content | {"renewed": float(content["renewed"])})
+    except (ValueError, TypeError, KeyError, FileNotFoundError):
         return None  # not a lease, or gone in between

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from data_pipeline import lease
 from data_pipeline.errors import ArtifactError, CorruptError
 from tests.integration.conftest import ROOT, environment
 from tests.integration.test_universal import ROWS, batch
@@ -124,7 +125,9 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CorruptError, match="changed since it was written"):
         export.export(store, names[1], str(tmp_path / "torn"))
-    assert {found.name for found in tmp_path.iterdir()} == {"run", "run-step-3"}
+    with lease.held(f"{tmp_path}/both.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
+        export.export(store, names[0], str(tmp_path / "both"))
+    assert {found.name for found in tmp_path.iterdir()} == {NAME, f"{NAME}-step-3"}
 
 
 def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -202,7 +202,9 @@ def test_storage_that_is_away_for_a_moment_does_not_end_the_renewing(uri: str, m
         until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
 
 
-GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"token": "a", "host": "b", "pid": 1, "ren', b"{}"]
+GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"token": "a", "host": "b", "pid": 1, "ren', b"{}",
+           b'{"token": "a", "host": "b", "pid": 1, "renewed": "soon"}',
+           b'{"token": "a", "host": "b", "pid": 1, "renewed": null}']  # fmt: skip
 
 
 @pytest.mark.parametrize("content", GARBAGE)
@@ -385,3 +387,27 @@ def test_two_writers_with_one_process_number_do_not_share_a_draft(tmp_path: Path
     monkeypatch.setattr(os, "replace", rival_writes_meanwhile)
     storage.write_bytes(uri, b"ours")
     assert Path(uri).read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_leap_of_the_clock_does_not_take_a_lease_from_a_process_that_lives(
+    uri: str, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """As after a machine has slept."""
+    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    put(uri, age=3600 * hours)
+    renewal = threading.Timer(0.2, put, [uri], {"age": 0.0})
+    renewal.start()
+    with pytest.raises(ArtifactError, match="another run is writing here"):
+        held(uri).__enter__()
+    renewal.join()
+
+
+def test_one_that_ends_while_it_is_watched_is_free(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    put(uri, host="elsewhere", age=2 * TTL_SECONDS)
+    end = threading.Timer(0.2, storage.remove, [uri])
+    end.start()
+    with held(uri) as lease:
+        lease.check()
+    end.join()

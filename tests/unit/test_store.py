@@ -1,15 +1,17 @@
 """A checkpoint is there as a whole or not at all, whatever happens while it is written and afterwards."""
 
 import itertools
+import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import storage
+from data_pipeline import lease, storage
 from data_pipeline.errors import CorruptError
 from data_pipeline.step_name import new_name, step_of
 from tests.unit.flaky_storage import Flaky, every, flaky  # noqa: F401
@@ -196,3 +198,30 @@ def test_a_checkpoint_that_another_process_reads_is_not_pruned(store: Store) -> 
     assert read not in store.usable()
     assert first in store.usable()  # the earliest, to go back to
     assert not [path for path in storage.files(store.uri) if path.startswith("reading-")]
+
+
+def test_the_marks_of_readers_that_died_elsewhere_are_watched_once_and_go(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each held up every later save by half a minute."""
+    watched = []
+    monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(lease.time, "sleep", watched.append)
+    name = write(store, 1)
+    for number in range(3):
+        mark = {"token": "x", "host": "elsewhere", "pid": 1, "renewed": time.time() - 3600}
+        storage.write_bytes(f"{store.uri}/reading-{name}.{number}.json", json.dumps(mark).encode())
+    write(store, 3)
+    assert not [path for path in storage.files(store.uri) if path.startswith("reading-")]
+    watched.clear()
+    write(store, 5)
+    assert not watched
+
+
+def test_what_is_read_stays_when_the_run_has_ended(store: Store) -> None:
+    read, newest = write(store, 1), write(store, 3)
+    with store.reading(read):
+        store.keep_newest()
+        assert set(store.usable()) == {read, newest}
+    store.keep_newest()
+    assert store.usable() == [newest]

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from data_pipeline import artifact, storage
+from data_pipeline import artifact, lease, storage
 from data_pipeline.artifact import Artifact, Plan
 from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
+from data_pipeline.lease import Lease
 from trainer.embedder import EmbedderSpec
 from trainer.engine.averaging import KEY
 from trainer.engine.checkpoint import TAG
@@ -99,16 +100,22 @@ def _averages_read(joiner: Any) -> Iterator[None]:
 
 def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:
     """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
-    rename, on an object store because `artifact.json` comes last. One that is there already is kept.
+    rename, on an object store because `artifact.json` comes last. One that is there already is kept. One process at a time
+    writes there.
 
     Args:
         again: a folder of the same step of the same run is replaced, which then went back and made that step another time.
 
     Raises:
-        ArtifactError: the folder holds something else, or the run does not say what it trains.
+        ArtifactError: the folder holds something else, another process writes it, or the run does not say what it trains.
         CorruptError: the checkpoint is not intact.
         OSError: the storage fails.
     """
+    with lease.held(f"{uri.rstrip('/')}.lease.json") as held:
+        return _export(store, name, uri, again, held)
+
+
+def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Artifact:
     kind, task, frozen = read_task(store)
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
@@ -121,7 +128,7 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
     local = storage.is_local(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
     try:
-        with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again) as made:
+        with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as made:
             dtype = _DTYPES[saved_in]
             weights = weights_in(store, name)
             rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}

@@ -109,10 +109,14 @@ class Store:
             yield
 
     def _read_now(self) -> set[str]:
-        """Checkpoints that some process reads."""
+        """Checkpoints that some process reads. The marks of those that died are removed: to find out takes time."""
         marks = [path for path in storage.files(self.uri) if path.startswith(_READING)]
-        held = [mark for mark in marks if lease.is_held(storage.join(self.uri, mark))]
-        return {mark.removeprefix(_READING).partition(".")[0] for mark in held}
+        with ThreadPoolExecutor(max(1, len(marks))) as pool:
+            held = list(pool.map(lambda mark: lease.is_held(storage.join(self.uri, mark)), marks))
+        for mark, alive in zip(marks, held, strict=True):
+            if not alive:
+                storage.remove(storage.join(self.uri, mark))
+        return {mark.removeprefix(_READING).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
 
     def prune(self, name: str, reading: Collection[str] = ()) -> None:
         """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which
@@ -128,13 +132,13 @@ class Store:
                 storage.remove(storage.join(self.uri, other))
 
     def keep_newest(self) -> None:
-        """Removes all but the newest checkpoint: the run has ended.
+        """Removes all but the newest checkpoint, and those that somebody reads: the run has ended.
 
         Raises:
             OSError: the storage fails.
         """
-        newest = self.usable()[:1]
-        for other in {path.split("/")[0] for path in storage.files(self.uri)}.difference(newest):
+        kept = {*self.usable()[:1], *self._read_now()}
+        for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if is_name(other) or other.startswith(PART):
                 storage.remove(storage.join(self.uri, other))
 
