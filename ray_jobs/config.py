@@ -89,6 +89,9 @@ class ScionConfig:
         if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
             where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
             raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
+        if self.test_text is None and self.shard.heldout == 0:
+            fix = "Give test_text=, or a share above 0."
+            raise ConfigError("nothing would be held out to measure on.", "shard.heldout", fix)
         for name in ("output", "shards"):
             if "://" in (value := str(getattr(self, name) or "")) and glob.has_magic(value):
                 raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
@@ -173,7 +176,7 @@ def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
         if inner := _placed(given[name], hint, f"{prefix}{name}."):
             return inner
         try:
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(hint), given[name]))
+            OmegaConf.to_object(given[name])
         except ConfigError as found:
             own = f"{prefix}{name}"
             where = found.where if found.where.startswith(own.partition(".")[0] + ".") else own

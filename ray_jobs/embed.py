@@ -115,6 +115,19 @@ def _elastic(config: ScionConfig) -> bool:
     return config.embed.train.micro_batch is None
 
 
+def needs_ray(config: ScionConfig) -> bool:
+    """Whether there is something to train.
+
+    Raises:
+        ArtifactError: what it trains is not there.
+    """
+    if stage(config, transferred(config)).finished() is not None:
+        return False
+    if config.embed.model is None:
+        need(pretrain.plan(config, transferred(config)), "pretrain")
+    return True
+
+
 def main(config: ScionConfig, console: Console) -> None:
     stage(config, transferred(config)).run(console)
 

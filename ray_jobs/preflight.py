@@ -21,7 +21,7 @@ from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
 """Jobs whose rows are `shard.length` long."""
@@ -107,22 +107,21 @@ def _check_source(config: ScionConfig, job: str) -> None:
     _check_length("shard.length", config.shard.length, source, config.source_model)
     runs = compared(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
     for frozen in dict.fromkeys(one.pretrain.train.frozen for one in runs if one.pretrain.train.frozen):
-        _check_frozen(config.source_model, frozen, source)
+        _check_frozen(frozen, loading.without_memory(source, config.source_model), "pretrain.train.frozen")
 
 
-def _check_frozen(model_name: str, frozen: tuple[str, ...], source: PretrainedConfig) -> None:
+def _check_frozen(frozen: tuple[str, ...], model: PreTrainedModel | None, key: str) -> None:
     """What `frozen` names is there, by a model of the same architecture that takes no memory."""
     import torch
 
     from trainer.engine.freezing import frozen_names
-    from trainer.models import loading
 
-    if not (model := loading.without_memory(source, model_name)):
+    if model is None:
         return
     try:
         frozen_names(torch.nn.ModuleDict({"model": model}), frozen)
     except ConfigError as error:
-        raise ConfigError(error.what, "pretrain.train.frozen", error.fix) from None
+        raise ConfigError(error.what, key, error.fix) from None
 
 
 def _check_embedded(config: ScionConfig) -> None:
@@ -134,6 +133,8 @@ def _check_embedded(config: ScionConfig) -> None:
     settings = _settings("source_model", given)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
+    if config.embed.train.frozen:
+        _check_frozen(config.embed.train.frozen, loading.encoder_without_memory(settings), "embed.train.frozen")
     _check_length("embed.max_length", config.embed.max_length, settings, given)
     check_pooling(config.embed.pooling, loading.is_causal(settings), given)
     if config.pairs is None:

@@ -120,6 +120,19 @@ def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> d
     return {lang: given.get(lang, 0.0) for lang in tokens} if given else temperature_weights(tokens, alpha)
 
 
+def needs_ray(config: ScionConfig) -> bool:
+    """Whether there is something to train.
+
+    Raises:
+        ArtifactError: what it trains is not there.
+    """
+    if stage(config, transferred(config)).finished() is not None:
+        return False
+    need(shard.plan(config), "shard")
+    need(transfer.plan(config, transferred(config)), "transfer")
+    return True
+
+
 def main(config: ScionConfig, console: Console) -> None:
     stage(config, transferred(config)).run(console)
 

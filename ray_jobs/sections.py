@@ -202,5 +202,5 @@ class CompareConfig:
         for name in self.methods:
             if name != AUTO:
                 chain.check(name, "compare.methods")
-        if not self.seeds:
-            raise ConfigError("compare needs at least one seed.", "compare.seeds")
+        if not self.seeds or not all(0 <= seed < 1 << 63 for seed in self.seeds):
+            raise ConfigError("compare needs at least one seed, each between 0 and 2^63.", "compare.seeds")

@@ -73,7 +73,7 @@ def build(
     Raises:
         DataError: nothing is left to train on or to hold out.
     """
-    if not 0.0 < fraction < 1.0:
+    if heldout_text is None and not 0.0 < fraction < 1.0:
         raise ConfigError(f"shard.heldout must lie between 0 and 1, got {fraction}.")
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]

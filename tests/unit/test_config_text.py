@@ -188,3 +188,24 @@ def test_a_password_is_not_kept_beside_the_run(path: str, monkeypatch: pytest.Mo
     assert kept in to_yaml(settings)
     assert to_dict(settings)["text"] == kept
     assert kept in str(DataError("no such file.", f"text={settings.text}"))
+
+
+WRONG = {
+    "shard.heldout=0": r"shard\.heldout: nothing would be held out",
+    "compare.seeds=[-1]": r"compare\.seeds: .*between 0 and",
+    "compare.seeds=[99999999999999999999]": r"compare\.seeds",
+    "pretrain.train.first_step_minutes=1e300": r"pretrain\.train: .*first_step_minutes",
+    "embed={max_length: '${shard.length}', temperature: -1}": r"embed: embed needs a temperature above 0",
+}
+
+
+@pytest.mark.parametrize("written", WRONG)
+def test_what_was_found_after_hours_is_found_at_once(tmp_path: Path, written: str) -> None:
+    (tmp_path / "c.yaml").write_text("text: a.txt\nsource_model: m\noutput: o\n")
+    with pytest.raises(ConfigError, match=WRONG[written]):
+        load(str(tmp_path / "c.yaml"), [written])
+
+
+def test_with_held_out_text_nothing_else_need_be_held_out(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("text: a.txt\ntest_text: b.txt\nsource_model: m\noutput: o\nshard: {heldout: 0}\n")
+    assert load(str(tmp_path / "c.yaml"), []).shard.heldout == 0

@@ -53,6 +53,11 @@ REFUSED = {
         "pipeline", ["pretrain.train.frozen=[encoder]"],
         r"pretrain\.train\.frozen: 'encoder' fits no parameter. They are named as bert\.encoder\.layer\.",
     ),
+    "what the embedder is to freeze and is not there": (
+        "pipeline", ["embed.train.frozen=[nothing.like.this]"], r"embed\.train\.frozen: 'nothing\.like\.this' fits no",
+    ),
+    "an embedder of which all is frozen": ("embed", ["embed.train.frozen=[body,embeddings]"], r"embed\.train\.frozen"),
+    "text at storage that is not known": ("shard", ["text=foo://b/x.txt"], r"foo://b/x\.txt: this kind of storage is not"),
     "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.order.batch_sizes import BatchSizes
 from trainer.engine import schedule
 
+_LONGEST_MINUTES = 60 * 24 * 7
 _MANY = 8
 """Micro-batches from which on their gradients are summed in fp32."""
 
@@ -152,9 +153,9 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if min([0, *self.profile_steps]) < 0:
             raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
-        if not 0 < self.collective_minutes <= self.first_step_minutes:
+        if not 0 < self.collective_minutes <= self.first_step_minutes <= _LONGEST_MINUTES:
             raise ConfigError(
-                "collective_minutes must be above 0 and first_step_minutes at least as long, "
+                f"collective_minutes must be above 0 and first_step_minutes at least as long, up to {_LONGEST_MINUTES:,}, "
                 f"got {self.collective_minutes} and {self.first_step_minutes}."
             )
 

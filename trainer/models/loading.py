@@ -101,6 +101,17 @@ def without_memory(settings: PretrainedConfig, folder: str) -> PreTrainedModel |
         return HEADS[kind(settings, folder)][0].from_config(settings)  # type: ignore[no-any-return]
 
 
+def encoder_without_memory(settings: PretrainedConfig) -> PreTrainedModel | None:
+    """The same of the model without a head; None of one of which only a part is the embedder."""
+    if multimodal.is_multimodal(settings) or settings.is_encoder_decoder:
+        return None
+    with torch.device("meta"), quiet():
+        try:
+            return AutoModel.from_config(settings, add_pooling_layer=False)  # type: ignore[no-any-return]
+        except TypeError:  # it has none
+            return AutoModel.from_config(settings)  # type: ignore[no-any-return]
+
+
 def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A model of the same architecture, sizes and format, its weights drawn from `seed`."""
     with _seeded(seed):
