@@ -24,8 +24,8 @@ def has_gpus() -> bool:
     return max(ray.cluster_resources().get("GPU", 0.0), _most().get("GPU", 0.0)) >= 1
 
 
-def cpus_for(workers: int | None, worker_cpus: float) -> float:
-    """CPUs of a job."""
+def cpus_for(workers: int, worker_cpus: float) -> float:
+    """CPUs of a job; of one on CPUs where there are 0 workers."""
     return (workers or ON_CPUS) * worker_cpus + _READER
 
 

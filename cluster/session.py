@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from cluster import capacity
 from data_pipeline.errors import ClusterError
@@ -58,7 +59,9 @@ def ray_session(
         _check_reachable(address)
         settings["address"] = address
     else:
-        settings |= _own_cluster(max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers, worker_cpus))))
+        settings |= _own_cluster(
+            max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)))
+        )
     try:
         with _native_lines_aside():
             ray.init(**settings)
