@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.errors import ArtifactError
+from data_pipeline.errors import ArtifactError, without_passwords
 from data_pipeline.lease import Lease
 
 FORMAT_VERSION = 1
@@ -175,6 +175,8 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
             plan.uri,
             "Choose another output=, or another shards= where that names the folder; or remove it.",
         )
+    if storage.is_file(plan.uri):
+        raise ArtifactError("a file is here, not a folder.", plan.uri, "Name another place.")
     if storage.files(plan.uri) and not storage.exists(storage.join(plan.uri, UNFINISHED)):
         raise ArtifactError("the folder is not empty and not Scion's.", plan.uri, "Choose another output=.")
     return None
@@ -242,10 +244,11 @@ def writing(
         "id": plan.id,
         "config": plan.config,
         "inputs": plan.inputs,
-        "metrics": draft.metrics,
+        "metrics": without_passwords(draft.metrics),
         "seconds": round(time.perf_counter() - start, 3),
         "versions": versions(),
     }
+    storage.settle(plan.uri)
     storage.write_bytes(mark, _json(begins | {"working": draft.working}))
     storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
     clear(plan.uri)

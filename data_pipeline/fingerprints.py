@@ -28,7 +28,7 @@ def fingerprint(uri: str) -> str:
     """
     fs, path = storage.filesystem(uri)
     if not storage.is_local(uri):
-        return _mark(fs.info(path))
+        return _mark(storage.info(fs, path))
     with open(path, "rb") as file:
         state = _state(file)
         if state not in _fingerprints:

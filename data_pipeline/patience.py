@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import fsspec
 
-from data_pipeline.errors import ScionError, reason
+from data_pipeline.errors import ConfigError, ScionError, reason
 
 Answer = TypeVar("Answer")
 Asked = ParamSpec("Asked")
@@ -34,9 +34,22 @@ _REFUSED = (401, 403)
 """What HTTP says to somebody who may not."""
 
 
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of `uri` and the path inside it.
+
+    Raises:
+        ConfigError: it is of a kind that is not known here, or whose package is missing.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"this kind of storage is not at hand ({reason(error)}).", uri, "Name another place.") from error
+    return fs, path
+
+
 def is_local(uri: str) -> bool:
     """Whether it is a path of this machine."""
-    return isinstance(fsspec.core.url_to_fs(uri)[0], fsspec.implementations.local.LocalFileSystem)
+    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.utils import glob_translate
 
+from data_pipeline.errors import ConfigError
 from data_pipeline.patience import MANY_SECONDS, Unanswered, answered, as_os_error, patient, retry
+from data_pipeline.patience import filesystem as filesystem
 from data_pipeline.patience import is_local as is_local
 
 _SLOWEST = 4 << 20
@@ -34,22 +35,25 @@ _TOGETHER = 8
 """Files that are fetched or put at the same time."""
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of `uri` and the path inside it."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    return fs, path
-
-
 def absolute(uri: str) -> str:
     """A local path made absolute, so that a worker with another working directory finds it; other URIs unchanged."""
     try:
         return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri
-    except (ValueError, ImportError):  # of a kind that is not known here: whoever reads or writes it will say so
+    except ConfigError:  # of a kind that is not known here: whoever reads or writes it will say so
         return uri
 
 
 def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file, not a folder, is there.
+
+    Raises:
+        OSError: the storage did not say.
+    """
+    return _kind_there(*filesystem(uri)) == "file"
 
 
 @patient
@@ -62,10 +66,17 @@ def exists(uri: str) -> bool:
     return _kind(*filesystem(uri)) is not None
 
 
+def info(fs: Any, path: str) -> dict[str, Any]:
+    """What the storage says of a file or folder now; s3fs and its like answer from the last listing of the folder above."""
+    for listed in (path, fs._parent(path)):
+        fs.invalidate_cache(listed)
+    return dict(fs.info(path))
+
+
 def _kind(fs: Any, path: str) -> str | None:
     """`file` or `directory`; None where nothing is."""
     try:
-        return str(fs.info(path)["type"])
+        return str(info(fs, path)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -181,12 +192,26 @@ def _write(uri: str, content: bytes) -> None:
 write_bytes = patient(_write, lambda uri, content: len(content) / _SLOWEST)
 
 
+def settle(uri: str) -> None:
+    """Returns when the content and the names of all files below a local folder are on the disk, whatever wrote them. Objects of
+    a store are safe once they are there."""
+    if not is_local(uri):
+        return
+    for folder, _, names in os.walk(filesystem(uri)[1]):
+        for path in (*(os.path.join(folder, name) for name in names), folder):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
 def check_writable(uri: str, seconds: float = 30.0) -> None:
     """Whether a file can be written below the folder `uri`.
 
     Raises:
         OSError: it cannot, or storage did not answer in `seconds`.
-        ValueError, ImportError: it is of a kind that is not known here, or whose package is missing.
+        ConfigError: it is of a kind that is not known here, or whose package is missing.
     """
     answered(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
 
@@ -228,7 +253,9 @@ def clear(uri: str, last: str) -> None:
         for name in os.listdir(path) if os.path.isdir(path) else []:
             if name != last:
                 remove(join(uri, name))
-        remove(uri)
+        remove(mark)
+        if os.path.isdir(path) and not os.path.islink(path):  # a link to another disk is the user's
+            os.rmdir(path)
         return
     with ThreadPoolExecutor(_TOGETHER) as pool:
         list(pool.map(_remove_surely, [join(uri, name) for name in files(uri) if name != last]))
@@ -251,7 +278,7 @@ def _remove_surely(uri: str) -> None:
 def travel_seconds(uri: str) -> float:
     """What a file of an object store may take to come from there; 0 where the store does not say how large it is."""
     fs, path = filesystem(uri)
-    return int(fs.info(path).get("size") or 0) / _SLOWEST
+    return int(info(fs, path).get("size") or 0) / _SLOWEST
 
 
 def _sha256(uri: str) -> str:

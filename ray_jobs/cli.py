@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     except ScionError as error:
         errors.print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
         return error.exit_code
+    except PermissionError as error:
+        errors.print(f"[bold red]error:[/bold red] access is denied: {_escaped(str(error))}")
+        return 1
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from where it was")
         return 130
@@ -152,7 +155,7 @@ def _check_writable(output: str) -> None:
 
     try:
         storage.check_writable(output)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"nothing can be written there ({reason(error)}).", f"output={output}", "Name another.") from error
 
 

@@ -54,7 +54,7 @@ def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
     model = config.serve.model or need(embed.plan(config, transferred(config)), "embed")
     with running(replace(config.serve, model=model)) as url:
-        console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False)
+        console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False, markup=False)
         try:
             while True:
                 time.sleep(3600)

@@ -37,6 +37,8 @@ def _decompress(path: str, codec: str, target: str, where: str) -> None:
             content = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
             shutil.copyfileobj(content, file, _CHUNK)
     except OSError as error:
+        if error.errno is not None:  # the disk's, not pyarrow's
+            raise
         raise DataError(f"cannot be decompressed ({reason(error)}).", where, "Compress the file again.") from error
 
 

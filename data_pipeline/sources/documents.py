@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline import fingerprints, storage
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, reason
 from data_pipeline.patience import MANY_SECONDS, patient
 from data_pipeline.sources import copies
 
@@ -163,7 +163,9 @@ def _cut(path: str) -> list[tuple[int, int]]:
     """Where the units of a file start and stop."""
     fs, inner = storage.filesystem(path)
     if os.path.splitext(path)[1].lower() not in PARQUET:
-        size = int(fs.size(inner))
+        size = fs.size(inner)
+        if size is None:  # a web server need not say
+            return [(0, 1 << 62)]
         return [(start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES)]
     try:
         with fs.open(inner) as file:
@@ -189,7 +191,12 @@ def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...
         present = [name for name in columns + optional if name in parquet.schema_arrow.names]
         if not all(name in present for name in columns):
             return parquet.schema_arrow.empty_table()
-        return parquet.read_row_groups(range(unit.start, unit.stop), columns=present)
+        try:
+            return parquet.read_row_groups(range(unit.start, unit.stop), columns=present)
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the storage's, not pyarrow's
+                raise
+            raise DataError(f"damaged ({reason(error)}).", f"{key}={unit.path}", "Write it again.") from error
 
 
 def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
@@ -245,8 +252,10 @@ def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
 def _parse(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"the line at byte {at} is not JSON ({error}).", f"{key}={unit.path}", "Correct the line.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"the line at byte {at} is not JSON that can be read ({error}).", f"{key}={unit.path}", "Correct the line."
+        ) from error
     if not isinstance(row, dict):
         raise DataError(f"the line at byte {at} is not a JSON object.", f"{key}={unit.path}", "Correct the line.")
     return row

@@ -1,5 +1,6 @@
 """A folder is an artefact when `artifact.json` is there, and never before."""
 
+import os
 import pickle
 import time
 from pathlib import Path
@@ -209,3 +210,40 @@ def test_a_removal_that_is_cut_short_leaves_a_folder_that_is_ours(tmp_path: Path
     with artifact.writing(plan):
         pass
     assert sorted(path.name for path in (tmp_path / "transfer").iterdir()) == [artifact.FINISHED]
+
+
+def test_what_is_finished_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lost power kept artifact.json, and a model that was cut short."""
+    synced = []
+    real = storage.os.fsync
+    monkeypatch.setattr(
+        storage.os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
+    )
+    with artifact.writing(Plan(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})):
+        (tmp_path / "a" / "deep").mkdir()
+        (tmp_path / "a" / "deep" / "model.safetensors").write_text("weights")
+    finished = next(place for place, path in enumerate(synced) if "artifact.json" in path)
+    for path in ("a/deep/model.safetensors", "a/deep", "a"):
+        assert str(tmp_path / path) in synced[:finished]
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
+    """`shards=corpus.parquet` and `scion export RUN output=FILE` replaced it."""
+    (tmp_path / "corpus.parquet").write_text("precious")
+    plan = Plan(uri=str(tmp_path / "corpus.parquet"), kind="shards", config={}, inputs={})
+    with pytest.raises(ArtifactError, match="a file is here, not a folder"), artifact.writing(plan):
+        pass
+    assert (tmp_path / "corpus.parquet").read_text() == "precious"
+
+
+def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "pretrain").symlink_to(tmp_path / "scratch")
+    plan = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+    for _ in range(2):
+        with pytest.raises(RuntimeError), artifact.writing(plan):
+            raise RuntimeError
+    with artifact.writing(plan):
+        pass
+    assert (tmp_path / "pretrain").is_symlink()
+    assert (tmp_path / "scratch" / artifact.FINISHED).exists()

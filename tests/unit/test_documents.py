@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from data_pipeline import fingerprints, patience, storage
 from data_pipeline.errors import DataError
@@ -226,3 +228,30 @@ class TestOnAStore:
         Flaky.fault = failing("list", "corpus", error)
         assert documents.fingerprint("flaky://run/corpus/000.txt", key="text") == expected
         assert fingerprints.fingerprints(paths) == [fingerprints.fingerprint(path) for path in paths]
+
+
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text('{"text": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"deep\.jsonl: the line at byte 0 is not JSON that can be read"):
+        texts([str(tmp_path / "deep.jsonl")])
+    pq.write_table(pa.table({"text": [f"line {n}" for n in range(1000)]}), path := tmp_path / "page.parquet")
+    content = bytearray(path.read_bytes())
+    content[50:500] = bytes(450)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"page\.parquet"):
+        texts([str(path)])
+
+
+def test_a_full_disk_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"line\n"))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(copies.shutil, "copyfileobj", lambda *arguments: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left"):
+        documents.resolve(str(tmp_path / "x.txt.gz"), str(tmp_path / "cache"), key="text")
+
+
+def test_a_file_whose_size_is_not_known_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a web server that does not say."""
+    (tmp_path / "x.txt").write_text("\n".join(LINES))
+    monkeypatch.setattr(LocalFileSystem, "size", lambda self, path: None)
+    assert texts([str(tmp_path / "x.txt")]) == LINES

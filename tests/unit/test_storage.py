@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from fsspec.implementations.memory import MemoryFile
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from data_pipeline import fingerprints, patience, storage
 from data_pipeline.errors import CorruptError
@@ -284,3 +284,28 @@ def test_a_folder_with_brackets_in_its_name_is_removed_and_not_what_it_would_mat
         storage.write_bytes(f"flaky://run/{name}", b"a")
     storage.remove("flaky://run/run[1]")
     assert storage.files("flaky://run") == ["run1/a", "run2/a"]
+
+
+def test_what_another_process_has_written_since_the_last_listing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs and its like answer `info` from the last listing of the folder above: a lease that was held was not seen."""
+    listed: dict[str, list[str]] = {}
+
+    def remembering(fs: Flaky, path: str, detail: bool = True, **options: object) -> object:
+        found = MemoryFileSystem.ls(fs, path, detail=True)
+        listed.setdefault(fs._strip_protocol(path), [entry["name"] for entry in found])
+        return found
+
+    def answering(fs: Flaky, path: str, **options: object) -> object:
+        path = fs._strip_protocol(path)
+        if path not in listed.get(fs._parent(path), [path]):
+            raise FileNotFoundError(path)
+        return MemoryFileSystem.info(fs, path)
+
+    monkeypatch.setattr(Flaky, "ls", remembering)
+    monkeypatch.setattr(Flaky, "info", answering)
+    monkeypatch.setattr(Flaky, "invalidate_cache", lambda fs, path: listed.pop(fs._strip_protocol(path), None), raising=False)
+    storage.write_bytes("flaky://run/corpus.txt", b"")
+    assert storage.files("flaky://run") == ["corpus.txt"]
+    storage.write_bytes("flaky://run/out.lease.json", b"")
+    assert storage.exists("flaky://run/out.lease.json")
+    assert storage.is_file("flaky://run/out.lease.json")

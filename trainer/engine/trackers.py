@@ -147,7 +147,7 @@ class Tracker:
             with TRACKERS[self._kind](self._run) as send:
                 while rows := self._next():
                     send(rows)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._fail(f"{type(error).__name__}: {reason(error)}")
 
     def _next(self) -> list[Row]:
