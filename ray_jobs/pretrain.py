@@ -83,7 +83,7 @@ def continued(
     weights = _weights(tokens, settings.weights, settings.alpha)
     stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
     order = planned_rows(settings.train, folder, rows, weights, seed, stages)
-    report.note(f"the text is gone over {_passes(order.plan.passes(settings.train.steps))} in {settings.train.steps:,} steps")
+    report.note(f"{settings.train.steps:,} steps read the text {_passes(order.plan.passes(settings.train.steps))}")
     return train(
         config,
         settings.train,
