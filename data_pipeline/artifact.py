@@ -186,11 +186,15 @@ def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bo
     """Whether an earlier run with this plan, but for what may change (`Growth`), is unfinished.
 
     Raises:
-        ArtifactError: one with another plan is, and `precious` says that it is worth something.
+        ArtifactError: one with another plan is, and `precious` says that it is worth something; or one of another kind.
     """
     left = _left(plan)
     if not left:
         return False
+    if left["kind"] != plan.kind:
+        raise ArtifactError(
+            f"an unfinished {left['kind']} artefact is here, not a {plan.kind} artefact.", plan.uri, "Name another folder."
+        )
     config, inputs = left["config"], left["inputs"]
     begun = bool(left["id"] == plan.id or (left["kind"] == plan.kind and plan.goes_on_from(config, inputs)))
     if not begun and precious():

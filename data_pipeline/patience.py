@@ -112,25 +112,53 @@ def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = 
     return asked
 
 
+class Clock:
+    """Of a request: how long nothing has moved."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Something has moved."""
+        self._at = time.monotonic()
+
+    def stands(self) -> float:
+        """Seconds since something moved."""
+        return time.monotonic() - self._at
+
+
+_clocks = threading.local()
+
+
+def clock() -> Clock:
+    """That of the request which this thread makes: whoever fetches much restarts it again and again."""
+    return getattr(_clocks, "own", None) or Clock()
+
+
 def answered(ask: Callable[[], Answer], seconds: float, error: type[TimeoutError] = TimeoutError) -> Answer:
-    """What `ask` gives or raises. One that gives nothing is left behind.
+    """What `ask` gives or raises. One that gives nothing, and of which nothing moves (`clock`), is left behind.
 
     Raises:
         TimeoutError: there was no answer; of the class `error`.
     """
     answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
+    own = Clock()
 
     def work() -> None:
+        _clocks.own = own
         try:
             answers.put((ask(), None))
         except Exception as raised:  # for whoever waits
             answers.put((None, raised))
 
     threading.Thread(target=work, daemon=True).start()  # not of a pool, which would be waited for at the end
-    try:
-        answer, raised = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise error(f"no answer in {seconds:.0f} s") from None
+    while True:
+        try:
+            answer, raised = answers.get(timeout=max(0.0, seconds - own.stands()))
+            break
+        except queue.Empty:
+            if own.stands() >= seconds:
+                raise error(f"no answer in {seconds:.0f} s") from None
     if raised is not None:
         raise raised
     return cast(Answer, answer)

@@ -19,15 +19,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fsspec import Callback
 from fsspec.utils import glob_translate
 
 from data_pipeline.errors import ConfigError
-from data_pipeline.patience import MANY_SECONDS, Unanswered, answered, as_os_error, patient, retry
+from data_pipeline.patience import MANY_SECONDS, Unanswered, answered, as_os_error, clock, patient, retry
 from data_pipeline.patience import filesystem as filesystem
 from data_pipeline.patience import is_local as is_local
 
 _SLOWEST = 4 << 20
-"""Bytes of a file that come or go in a second at least."""
+"""Bytes of a file that come or go in a second at least, where the storage does not say how far it is."""
 _LATE_SECONDS = 1800.0
 """How long an answer is waited for without which the next step would not be safe."""
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
@@ -284,10 +285,11 @@ def travel_seconds(uri: str) -> float:
 def _sha256(uri: str) -> str:
     """SHA-256 of a file's content, wherever it is."""
     fs, path = filesystem(uri)
-    digest = hashlib.sha256()
+    digest, moving = hashlib.sha256(), clock()
     with fs.open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            moving.restart()
     return digest.hexdigest()
 
 
@@ -323,15 +325,29 @@ def fetch(uri: str, names: list[str], folder: str) -> None:
         list(pool.map(lambda name: _get_file(join(uri, name), os.path.join(folder, name)), names))
 
 
+class _Moving(Callback):
+    """Restarts the clock of a request when fsspec says that bytes have come or gone: a slow line is not one that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = clock()
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._clock.restart()
+
+    def absolute_update(self, value: int) -> None:
+        self._clock.restart()
+
+
 def _get(uri: str, local: str) -> None:
     fs, path = filesystem(uri)
-    fs.get_file(path, local)
+    fs.get_file(path, local, callback=_Moving())
 
 
 def _put(uri: str, local: str) -> None:
     """Copies a local file to an object store, whole or not at all."""
     fs, path = filesystem(uri)
-    fs.put_file(local, path)
+    fs.put_file(local, path, callback=_Moving())
 
 
 _get_file = patient(_get, lambda uri, local: travel_seconds(uri))

@@ -3,6 +3,7 @@
 import glob
 import importlib.metadata
 import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
@@ -124,6 +125,7 @@ class ScionConfig:
 
 
 _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
+_HEAD = b"# What this run was given, written by Scion.\n"
 _REQUIRED = ("text", "source_model", "output")
 
 
@@ -308,6 +310,13 @@ def to_yaml(config: ScionConfig) -> str:
     return str(without_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
 
 
+def keep(config: ScionConfig) -> None:
+    """Writes `OUTPUT/config.yaml`. A file of that name which Scion did not write is the user's, and stays."""
+    uri = config.at("config.yaml")
+    if not storage.exists(uri) or storage.read_bytes(uri).startswith(_HEAD):
+        storage.write_bytes(uri, _HEAD + to_yaml(config).encode())
+
+
 def to_dict(config: ScionConfig) -> dict[str, Any]:
     """The same as plain values."""
     return dict(without_passwords(asdict(config)))
@@ -315,7 +324,7 @@ def to_dict(config: ScionConfig) -> dict[str, Any]:
 
 def _on_disk(spec: str) -> bool:
     """Whether a path or glob names something here; the name of a dataset or a hub model does not."""
-    return "://" not in spec and bool(glob.glob(spec, recursive=True))
+    return "://" not in spec and bool(glob.glob(os.path.expanduser(spec), recursive=True))
 
 
 def _unresolved(error: OmegaConfBaseException, path: str) -> ConfigError:

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from data_pipeline import storage
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config import ScionConfig, to_yaml
+from ray_jobs.config import ScionConfig, keep
 from ray_jobs.report import job as report
 from ray_jobs.stage import Stage, starts
 
@@ -34,7 +34,7 @@ def main(config: ScionConfig, console: Console) -> None:
     for stage in ordered.values():
         stage.run(console)
         # Not before the first stage has accepted its input: bad input leaves nothing behind.
-        storage.write_bytes(config.at("config.yaml"), to_yaml(config).encode())
+        keep(config)
     report.show(config, {name: stage.plan for name, stage in ordered.items() if name != "report"}, console)
 
 

@@ -68,7 +68,10 @@ def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, 
 def _run(folder: str, named: dict[str, str]) -> list[Finding]:
     """What a training was trained on, against its plan and the shards."""
     uri = storage.join(folder, ledger.FOLDER)
-    rows = planned.load(storage.join(uri, ledger.PLAN), named.get("shards"))
+    given = named.get("shards")
+    if given and storage.exists(storage.join(given, "rows", manifest.NAME)):  # as `scion shard` wrote them
+        given = storage.join(given, "rows")
+    rows = planned.load(storage.join(uri, ledger.PLAN), given)
     return audit.audit(uri, rows, audit.finished(uri) or _so_far(folder))
 
 

@@ -200,8 +200,10 @@ def load(uri: str, folder: str | None) -> PlannedRows:
         stages=tuple(Stage(until=stage["until"], weights=tuple(stage["weights"])) for stage in told["stages"]),
         window=told["window"],
     )
-    folder = folder or content["folder"]
+    given, folder = folder, folder or content["folder"]
     there = storage.exists(storage.join(folder, manifests.NAME))
+    if given and not there:
+        raise ArtifactError("no shards are here.", folder, "Name them: shards=FOLDER.")
     found = manifests.load(folder) if there else Manifest(length=0, vocab_size=0, tokenizer="", streams={})
     if there and found.id != content["manifest"]:
         raise ArtifactError("these are not the shards that the run was trained on.", folder, "Name them: shards=FOLDER.")

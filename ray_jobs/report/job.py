@@ -11,7 +11,7 @@ from rich.text import Text
 from data_pipeline import artifact, storage
 from data_pipeline.artifact import Draft, Plan
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config import ScionConfig, to_dict, to_yaml
+from ray_jobs.config import ScionConfig, keep, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
@@ -53,7 +53,7 @@ def write(config: ScionConfig, plans: dict[str, Plan]) -> Summary:
     folders = {start.name: start.folder for start in starts(config)}
     summary = summarize(found, folders, to_dict(config))
     resolved = to_yaml(config)
-    storage.write_bytes(config.at("config.yaml"), resolved.encode())
+    keep(config)
     storage.write_bytes(config.at(PAGE), page.render(summary, resolved).encode())
     storage.write_bytes(config.at(SUMMARY), to_json(summary))
     return summary

@@ -1,5 +1,6 @@
 """A model folder out of the checkpoints of a run: the one that the run itself would have written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data_pipeline import lease
+from data_pipeline import artifact, lease
 from data_pipeline.errors import ArtifactError, CorruptError
 from tests.integration.conftest import ROOT, environment
 from tests.integration.test_universal import ROWS, batch
@@ -125,6 +126,10 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CorruptError, match="changed since it was written"):
         export.export(store, names[1], str(tmp_path / "torn"))
+    (tmp_path / NAME / artifact.UNFINISHED).write_text(json.dumps({"id": "x", "kind": "model", "config": {}, "inputs": {}}))
+    with pytest.raises(ArtifactError, match="an unfinished run is here"):
+        export.export(store, names[0], str(tmp_path / NAME))
+    assert store.usable()
     with lease.held(f"{tmp_path}/both.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
         export.export(store, names[0], str(tmp_path / "both"))
     assert {found.name for found in tmp_path.iterdir()} == {NAME, f"{NAME}-step-3"}

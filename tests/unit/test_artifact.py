@@ -247,3 +247,20 @@ def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "pretrain").is_symlink()
     assert (tmp_path / "scratch" / artifact.FINISHED).exists()
+
+
+def test_unfinished_work_of_another_kind_stays(tmp_path: Path) -> None:
+    """`shards=RUNS/a/pretrain` removed the checkpoints there."""
+    training = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+
+    def killed() -> None:
+        with artifact.writing(training, resumable=True):
+            (tmp_path / "pretrain" / "checkpoint").write_text("weeks")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    shards = Plan(uri=str(tmp_path / "pretrain"), kind="shards", config={}, inputs={})
+    with pytest.raises(ArtifactError, match="an unfinished model artefact is here"), artifact.writing(shards):
+        pass
+    assert (tmp_path / "pretrain" / "checkpoint").exists()

@@ -543,6 +543,8 @@ def test_other_shards_are_refused(rows: PlannedRows, uri: str, tmp_path: Path) -
     shards(str(tmp_path / "other"), seed=50)
     with pytest.raises(ArtifactError, match="not the shards that the run was trained on"):
         planned.load(storage.join(uri, ledger.PLAN), str(tmp_path / "other"))
+    with pytest.raises(ArtifactError, match="no shards are here"):
+        planned.load(storage.join(uri, ledger.PLAN), str(tmp_path / "nowhere"))
     shards(rows.folder, seed=50)
     with pytest.raises(ArtifactError, match="not the shards that the run was trained on"):
         planned.load(storage.join(uri, ledger.PLAN), None)

@@ -9,7 +9,7 @@ from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import Reserved
 from ray_jobs import shard
-from ray_jobs.config import load, to_dict, to_yaml
+from ray_jobs.config import keep, load, to_dict, to_yaml
 from ray_jobs.yaml_text import parse
 from tests.integration.conftest import write_rows
 from trainer.engine.config import RateChange
@@ -209,3 +209,14 @@ def test_what_was_found_after_hours_is_found_at_once(tmp_path: Path, written: st
 def test_with_held_out_text_nothing_else_need_be_held_out(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("text: a.txt\ntest_text: b.txt\nsource_model: m\noutput: o\nshard: {heldout: 0}\n")
     assert load(str(tmp_path / "c.yaml"), []).shard.heldout == 0
+
+
+def test_a_config_yaml_of_the_users_own_stays(tmp_path: Path) -> None:
+    """`scion pipeline config.yaml output=.` wrote over it: comments were gone, passwords stars."""
+    own = "# mine\ntext: a.txt\nsource_model: m\noutput: .\n"
+    (tmp_path / "config.yaml").write_text(own)
+    keep(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}"]))
+    assert (tmp_path / "config.yaml").read_text() == own
+    for seed in (0, 1):
+        keep(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}/run", f"seed={seed}"]))
+        assert load(str(tmp_path / "run" / "config.yaml"), []).seed == seed

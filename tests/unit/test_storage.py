@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec import Callback
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from data_pipeline import fingerprints, patience, storage
@@ -309,3 +310,30 @@ def test_what_another_process_has_written_since_the_last_listing_is_seen(monkeyp
     storage.write_bytes("flaky://run/out.lease.json", b"")
     assert storage.exists("flaky://run/out.lease.json")
     assert storage.is_file("flaky://run/out.lease.json")
+
+
+@pytest.mark.parametrize("way", ["get", "put"])
+def test_a_slow_line_is_not_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Large models could no longer be fetched below 32 MiB/s."""
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
+    (tmp_path / "weights").write_bytes(bytes(20))
+    asked = []
+
+    def slowly(fs: Flaky, one: str, other: str, callback: Callback, **options: object) -> None:
+        asked.append(one)
+        for _ in range(10):
+            time.sleep(0.1)
+            callback.relative_update(2)
+        if way == "get":
+            Path(other).write_bytes(bytes(20))
+        else:
+            MemoryFileSystem.put_file(fs, one, other)
+
+    storage.write_bytes("flaky://run/model/weights", bytes(20))
+    monkeypatch.setattr(Flaky, f"{way}_file", slowly)
+    if way == "get":
+        with storage.local_copy("flaky://run/model") as folder:
+            assert Path(folder, "weights").read_bytes() == bytes(20)
+    else:
+        storage.put_file("flaky://run/weights", str(tmp_path / "weights"))
+    assert len(asked) == 1

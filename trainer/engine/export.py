@@ -125,6 +125,7 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     found = artifact.existing(plan, replace=again)
     if found is not None:
         return found
+    artifact.begun_before(plan, lambda: True)  # a training, most likely this one, is no place for a model
     local = storage.is_local(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
     try:
