@@ -19,7 +19,7 @@ from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
 from trainer.embedder import EmbedderSpec
 from trainer.engine.averaging import KEY
 from trainer.engine.checkpoint import TAG
-from trainer.engine.setup import before_deepspeed
+from trainer.engine.environment import before_deepspeed
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask, Task
 
