@@ -23,8 +23,8 @@ import torch.distributed as dist
 from data_pipeline.errors import ScionError, TrainingError
 from data_pipeline.feed.planned import RankFeed
 from trainer.engine import attempts, launch, loop
+from trainer.engine.environment import before_deepspeed
 from trainer.engine.loop import Training, TrainRun
-from trainer.engine.setup import before_deepspeed
 from trainer.engine.wishes import Wish
 
 _LONGEST_SECONDS = 120

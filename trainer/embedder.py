@@ -23,6 +23,8 @@ from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
 from trainer.models.pooling import POOLINGS
 
+SHARD = "5GB"
+"""The most that a file of a model's folder holds."""
 _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
 
@@ -115,7 +117,7 @@ class Embedder:
             for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
         }
         with storage.local_output(uri) as folder:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, max_shard_size=SHARD)
             self.tokenizer.model_max_length = self.spec.max_length
             self.tokenizer.save_pretrained(folder)
             for path, _ in modules[1:]:

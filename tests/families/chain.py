@@ -23,10 +23,11 @@ from data_pipeline.shards.pack import concat_split
 from data_pipeline.tokenizers import train
 from ray_jobs import verify
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine import setup
+from trainer.engine import environment, setup
 from trainer.engine.config import TrainConfig
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+from trainer.engine.weights import trained_weights
 from trainer.models import loading
 from trainer.static.texts import Texts
 from trainer.transfer.graft import graft
@@ -184,7 +185,8 @@ def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None
         outcomes.append(optimizer_step(engine, [batch_of(step)], 1, 0, False))
     for outcome in outcomes:
         assert outcome.applied and np.isfinite(outcome.loss), f"a loss of {outcome.loss}"  # noqa: PT018
-    task.export(setup.weights_of(engine, config), made)
+    with trained_weights(engine, config, made) as weights:
+        task.export(weights, made)
     engine.destroy()
     return outcomes
 
@@ -194,7 +196,7 @@ def one_process() -> None:
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    setup.before_deepspeed()
+    environment.before_deepspeed()
 
 
 def as_facts(rows: list[Row]) -> list[dict[str, Any]]:

@@ -34,13 +34,14 @@ def trained(run: Run, first: int) -> list[float]:
     import torch.distributed as dist
 
     from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint, setup
+    from trainer.engine import checkpoint, partitioned, setup
     from trainer.engine.averaging import averaged
     from trainer.engine.saving import Saver
     from trainer.engine.step import optimizer_step, set_rates
+    from trainer.engine.weights import trained_weights
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
-    engine = setup.engine_for(run.task.module(), run.config, 1, ROWS // world)
+    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
     engine.train()
     saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     if first:
@@ -52,16 +53,17 @@ def trained(run: Run, first: int) -> list[float]:
         losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
         state.next_step = step + 1
         if run.look:
-            before = {name: weight.clone() for name, weight in setup.weights_of(engine, run.config).items()}
+            with trained_weights(engine, run.config, run.folder) as weights:
+                before = {name: weight.clone() for name, weight in weights.items()}
             with averaged(engine):
-                setup.weights_of(engine, run.config)
-            assert same(before, setup.weights_of(engine, run.config))
+                pass
+            with trained_weights(engine, run.config, run.folder) as weights:
+                assert same(before, weights)
             if rank == 0:
                 torch.save(before, f"{run.folder}/weights-{step}.pt")
         saver.begin(state)
         saver.finish(state)
-    with averaged(engine):
-        weights = setup.weights_of(engine, run.config)
+    with averaged(engine), trained_weights(engine, run.config, run.folder) as weights:
         if rank == 0:
             run.task.export(weights, f"{run.folder}/from-{first}")
     return losses

@@ -56,11 +56,12 @@ class Run:
 def scored(run: Run) -> list[dict[str, Any]]:
     import torch.distributed as dist
 
-    from trainer.engine import setup
+    from trainer.engine import partitioned, setup
     from trainer.engine.step import optimizer_step, set_rates
+    from trainer.engine.weights import trained_weights
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = setup.engine_for(run.task.module(), run.config, TRAINED // world, 1)
+    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, TRAINED // world, 1)
     engine.train()
     heldout = heldout_pairs.choose(run.testing, MOST, run.task)
     found = [heldout.score(engine, rank, world)]
@@ -72,9 +73,9 @@ def scored(run: Run) -> list[dict[str, Any]]:
     everywhere: list[Any] = [None] * world
     dist.all_gather_object(everywhere, found)
     assert all(others == found for others in everywhere)
-    weights = setup.weights_of(engine, run.config)
-    if rank == 0:
-        run.task.export(weights, f"{run.folder}/embedder")
+    with trained_weights(engine, run.config, run.folder) as weights:
+        if rank == 0:
+            run.task.export(weights, f"{run.folder}/embedder")
     return found
 
 

@@ -39,12 +39,13 @@ def trained(run: Run, first: int) -> list[float]:
     import torch.distributed as dist
 
     from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint, setup
+    from trainer.engine import checkpoint, partitioned, setup
     from trainer.engine.saving import Saver
     from trainer.engine.step import optimizer_step, set_rates
+    from trainer.engine.weights import trained_weights
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
-    engine = setup.engine_for(run.task.module(), run.config, 1, ROWS // world)
+    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
     engine.train()
     saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     if first:
@@ -57,9 +58,9 @@ def trained(run: Run, first: int) -> list[float]:
         state.next_step = step + 1
         saver.begin(state)
         saver.finish(state)
-    weights = setup.weights_of(engine, run.config)
-    if rank == 0:
-        run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen)
+    with trained_weights(engine, run.config, run.folder) as weights:
+        if rank == 0:
+            run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen)
     return losses
 
 

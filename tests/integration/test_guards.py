@@ -36,8 +36,8 @@ class Poisoned:
     def length(self) -> int:
         return self.task.length
 
-    def module(self) -> Any:
-        module = self.task.module()
+    def module(self, each: Any = None) -> Any:
+        module = self.task.module(each)
         forward, factors, failing = module.forward, self.factors, self.failing
 
         def poisoned(batch: Any) -> Any:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from trainer.engine.setup import before_deepspeed
+from trainer.engine.environment import before_deepspeed
 
 
 def main() -> int:

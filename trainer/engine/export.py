@@ -20,8 +20,8 @@ from data_pipeline.lease import Lease
 from trainer.embedder import EmbedderSpec
 from trainer.engine.averaging import KEY
 from trainer.engine.checkpoint import TAG
+from trainer.engine.environment import before_deepspeed
 from trainer.engine.plain_path import plain_path
-from trainer.engine.setup import before_deepspeed
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask, Task
 

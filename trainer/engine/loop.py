@@ -24,7 +24,7 @@ from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name, step_of
-from trainer.engine import attempts, changes, checkpoint, guards, setup
+from trainer.engine import attempts, changes, checkpoint, guards, partitioned, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.averaging import averaged
 from trainer.engine.checkpoint import RunState, Skip
@@ -44,6 +44,7 @@ from trainer.engine.stragglers import Stragglers, described, own_seconds
 from trainer.engine.tasks import Batch, Task
 from trainer.engine.together import from_each, from_first, together
 from trainer.engine.waiting import Waiting
+from trainer.engine.weights import trained_weights
 from trainer.engine.wishes import Wish, Wishes
 
 
@@ -98,9 +99,9 @@ class Training:
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
         self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
         self._attempt = attempt
-        module: Any = run.task.module()
+        module: Any = partitioned.module_of(run.task, run.config)
         forward = setup.checked(module, run.config, run.task.length)
-        flops = module.flops()  # before ZeRO-3 takes the parameters apart
+        flops = module.flops()
         micro, _ = feed.shape(0)
         # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
@@ -319,11 +320,11 @@ class Training:
         """The trained model, and what the rows since the last checkpoint were."""
         name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
-        with averaged(self._engine):
-            weights = setup.weights_of(self._engine, self._run.config)
+        run = self._run
+        with averaged(self._engine), trained_weights(self._engine, run.config, run.store.uri) as weights:
             if self._first:
-                self._run.store.check_lease()
-                self._run.task.export(weights, self._run.export_uri, self._run.config.frozen)
+                run.store.check_lease()
+                run.task.export(weights, run.export_uri, run.config.frozen)
         if self._first:
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)

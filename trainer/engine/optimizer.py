@@ -36,8 +36,9 @@ def parameter_groups(module: torch.nn.Module, config: TrainConfig) -> list[dict[
     groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            matrix, embedding = parameter.ndim > 1, id(parameter) in rows
-            muon = config.muon_rate is not None and parameter.ndim == 2 and not embedding and id(parameter) not in tables
+            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 has cut it already
+            matrix, embedding = dimensions > 1, id(parameter) in rows
+            muon = config.muon_rate is not None and dimensions == 2 and not embedding and id(parameter) not in tables
             groups.setdefault((matrix, embedding, muon), []).append(parameter)
     return [
         {"params": members, "weight_decay": config.weight_decay if matrix else 0.0, "embedding": embedding, "use_muon": muon}

@@ -1,9 +1,7 @@
 """From a task and its settings to a DeepSpeed engine inside a Ray Train worker."""
 
 import contextlib
-import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from trainer.engine import partitioned
 from trainer.engine.averaging import keep_average
 from trainer.engine.config import TrainConfig
-from trainer.engine.freezing import freeze, frozen_names
+from trainer.engine.environment import before_deepspeed
+from trainer.engine.freezing import freeze
 from trainer.engine.optimizer import optimizer_for
 from trainer.models.cpu_dropout import replace_dropout
 from trainer.models.forward_check import Checked
@@ -25,32 +25,33 @@ _ALIGNED = 16
 own keep vectors, such as the bias of an odd vocabulary, out of the matrices' buffers (`optimizer.parameter_groups`)."""
 
 
-def before_deepspeed() -> None:
-    """What DeepSpeed reads at import: the device, and where compiled ops are kept: beside the packages that they were
-    compiled for, so that two environments do not overwrite each other's."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
-
-
 def checked(module: Any, config: TrainConfig, length: int) -> Checked:
     """Takes the leanest forward of `module` that is right on every rank, on their devices and in the precision of the run.
 
     Raises:
         ModelError: on some rank no forward is right.
     """
-    # As DeepSpeed does a moment later: weights take the run's precision, buffers, such as rotary frequencies, stay fp32.
-    if torch.cuda.is_available() and config.offload != "all":
-        module.to("cuda")
-    whole = _rounded(module) if config.precision == "bf16" else []
-    own = module.check(length)
-    for weight, data in whole:
-        weight.data = data
+    if config.zero_stage == 3:
+        with partitioned.gathered(module):
+            own = module.check(length)
+    else:
+        own = _checked_whole(module, config, length)
     found: list[Any] = [own] * dist.get_world_size()
     dist.all_gather_object(found, own)
     most = max(found, key=lambda one: one.way.order)
     module.settle(most)
     return most
+
+
+def _checked_whole(module: Any, config: TrainConfig, length: int) -> Checked:
+    """As DeepSpeed does a moment later, weights take the run's precision; buffers, such as rotary frequencies, stay fp32."""
+    if torch.cuda.is_available():
+        module.to("cuda")
+    whole = _rounded(module) if config.precision == "bf16" else []
+    own: Checked = module.check(length)
+    for weight, data in whole:
+        weight.data = data
+    return own
 
 
 def _rounded(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
@@ -75,11 +76,12 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         replace_dropout(module)
     freeze(module, config.frozen)
     optimizer = optimizer_for(module, config)
-    exact = config.precision == "bf16"
+    exact = config.precision == "bf16" and config.zero_stage < 3
     before = {name: parameter.data.cpu() for name, parameter in module.named_parameters()} if exact else {}
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config.deepspeed(micro, accumulation))
     if exact:
         _restore_masters(engine, before)
+    partitioned.restore_masters(engine)
     if config.ema is not None:
         keep_average(engine, config.ema)
     return engine
@@ -87,19 +89,11 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
 
 def _restore_masters(engine: Any, before: dict[str, torch.Tensor]) -> None:
     """The optimizer's fp32 weights as the model had them: DeepSpeed makes them of weights that it has rounded to bf16."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        weight = before.pop(name).to(engine.device)
-        if not hasattr(parameter, "ds_id"):
-            safe_set_full_fp32_param(parameter, weight)
-            continue
-        # ZeRO-3's parts are equally long. Where that does not divide a weight, DeepSpeed's setter of whole weights fails.
-        size, rank = parameter.partition_numel(), dist.get_rank()
-        filled = torch.nn.functional.pad(weight.flatten(), (0, size * dist.get_world_size() - weight.numel()))
-        safe_set_local_fp32_param(parameter, filled[rank * size : (rank + 1) * size])
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, before.pop(name).to(engine.device))
 
 
 def _compile(module: Any, zero_stage: int) -> None:
@@ -151,33 +145,3 @@ def row_norms(engine: Any, groups: dict[str, NDArray[np.int64]], zero_stage: int
     with torch.no_grad(), deepspeed.zero.GatheredParameters([weight], enabled=zero_stage == 3):
         lengths = weight.float().norm(dim=1).cpu().numpy()
     return {name: round(float(lengths[rows].mean()), 5) for name, rows in groups.items() if len(rows)}
-
-
-def weights_of(engine: Any, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The module's whole state dict on rank 0, without what is frozen, in the format of `config.export`; every rank calls it.
-
-    A bf16 run exported in fp32 gives the optimizer's fp32 masters: small updates live in the digits that bf16 lacks.
-    """
-    if config.precision == "bf16" and config.export == "fp32":
-        return _masters(engine)
-    state = engine._zero3_consolidated_16bit_state_dict() if config.zero_stage == 3 else engine.module.state_dict()
-    dtype, frozen = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.export], frozen_names(engine.module, config.frozen)
-    trained = {name: value for name, value in (state or {}).items() if name not in frozen}
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in trained.items()}
-
-
-def _masters(engine: Any) -> dict[str, torch.Tensor]:
-    """The fp32 masters on rank 0, gathered one by one, and the buffers."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    first, found = dist.get_rank() == 0, dict[str, torch.Tensor]()
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        whole = safe_get_full_fp32_param(parameter)
-        if first:
-            found[name] = whole.detach().cpu()
-    if first:
-        parameters = dict(engine.module.named_parameters(remove_duplicate=False))
-        found |= {name: value for name, value in engine.module.state_dict().items() if name not in parameters}
-    return found

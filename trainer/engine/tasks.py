@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import torch
@@ -16,7 +16,7 @@ from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
-from trainer.embedder import Embedder, EmbedderSpec, with_padding
+from trainer.embedder import SHARD, Embedder, EmbedderSpec, with_padding
 from trainer.engine.freezing import frozen_names
 from trainer.models import loading
 from trainer.models.dual_encoder import DualEncoder
@@ -98,7 +98,13 @@ class Task(Protocol):
         """Tokens in the longest row."""
         ...
 
-    def module(self) -> "Module": ...
+    def module(self, each: loading.Each | None = None) -> "Module":
+        """What is to be trained, whole or with weights that `each` has changed as they were read.
+
+        Raises:
+            ModelError: the folder holds no model that can be trained so.
+        """
+        ...
 
     def collator(self) -> Callable[[pa.Table], Batch]:
         """Made once a worker: rows of the feed to a batch."""
@@ -120,11 +126,11 @@ class LanguageModelTask:
     """Share of masked tokens; of no meaning for a decoder."""
     seed: int
 
-    def module(self) -> PackedLM:
+    def module(self, each: loading.Each | None = None, dtype: loading.Format = torch.float32) -> PackedLM:
         with storage.local_copy(self.model_uri) as folder:
             kind = self._kind(folder)
             share = 1.0 if kind == "causal" else self.probability
-            return PackedLM(loading.language_model(folder, self.seed), kind == "causal", share)
+            return PackedLM(loading.language_model(folder, self.seed, dtype, each), kind == "causal", share)
 
     def collator(self) -> Masker | NextToken:
         with storage.local_copy(self.model_uri, is_tokenizer_file) as folder:
@@ -162,11 +168,11 @@ class LanguageModelTask:
         return kind
 
     def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
-        module = self.module()
+        module = self.module(dtype=torch.float32 if frozen else "auto")
         load_weights(module.model, weights, frozen_names(module, frozen))
         module.to(dtype_of(weights))
         with storage.local_output(uri) as folder:
-            module.model.save_pretrained(folder)
+            module.model.save_pretrained(folder, max_shard_size=SHARD)
             load_tokenizer(self.model_uri).save_pretrained(folder)
 
 
@@ -183,16 +189,16 @@ class ContrastiveTask:
     def length(self) -> int:
         return self.spec.max_length
 
-    def module(self) -> DualEncoder:
+    def module(self, each: loading.Each | None = None, dtype: loading.Format = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
-            model = loading.encoder(folder)
+            model = loading.encoder(folder, dtype, each)
         return DualEncoder(model, self.spec.pooling, self.temperature, self.symmetric)
 
     def collator(self) -> Callable[[pa.Table], Batch]:
         return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
 
     def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
-        module = self.module()
+        module = self.module(dtype=torch.float32 if frozen else "auto")
         load_weights(module.model, weights, frozen_names(module, frozen))
         module.to(dtype_of(weights))
         Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
@@ -204,9 +210,13 @@ def dtype_of(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], frozen: Collection[str] = ()) -> None:
-    """Loads the weights of a module's `model.` part, all but the `frozen`; tied weights may be named once or twice."""
-    own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
-    missing, unexpected = model.load_state_dict(own, strict=False)
-    tied: Any = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
-    lost = [name for name in missing if name not in set(tied) and f"model.{name}" not in frozen]
+    """Puts the weights of a module's `model.` part, all but the `frozen`, in the place of the model's own, without a copy; tied
+    weights may be named once or twice."""
+    there = model.state_dict(keep_vars=True)
+    given = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    unexpected = [name for name, value in given.items() if name not in there or value.shape != there[name].shape]
+    known = {id(there[name]) for name in given if name in there}
+    lost = [name for name, one in there.items() if id(one) not in known and f"model.{name}" not in frozen]
     assert not lost + unexpected, f"weights do not fit: missing {lost[:3]}, unexpected {unexpected[:3]}"
+    for name, value in given.items():
+        there[name].data = value

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
+from trainer.engine.environment import before_deepspeed
 from trainer.engine.freezing import all_trained
 from trainer.engine.plain_path import plain_path
-from trainer.engine.setup import before_deepspeed
 
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")

@@ -66,9 +66,14 @@ def auto_of(settings: PretrainedConfig, folder: str) -> Any:
     return None
 
 
+def is_rebuilt(settings: PretrainedConfig) -> bool:
+    """Whether `encoder` makes another model of it."""
+    return isinstance(settings, BartConfig | MBartConfig)
+
+
 def encoder(model: PreTrainedModel) -> PreTrainedModel:
     """The encoder of a model of BART's family as BERT or RoBERTa, with the same output; any other model as it is."""
-    if not isinstance(model.config, BartConfig | MBartConfig):
+    if not is_rebuilt(model.config):
         return model
     old: Any = model.config
     sizes: dict[str, Any] = {

@@ -77,7 +77,7 @@ class Factored(PreTrainedModel):
         super().initialize_weights()
         for part in (self.get_input_embeddings(), self.get_output_embeddings()):
             if isinstance(part, FactoredEmbedding | FactoredHead):
-                initialization.normal_(part.projection, std=len(part.projection) ** -0.5)
+                initialization.normal_(part.projection, std=self.config.embedding_rank**-0.5)
 
     def _get_resized_lm_head(self, old_lm_head: Any, *args: Any, **kwargs: Any) -> Any:
         """Resizing is for F, and transformers makes a plain layer of it; P belongs to no token."""

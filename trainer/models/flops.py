@@ -34,8 +34,8 @@ class Flops:
         outer = [p for p in model.parameters() if id(p) not in inner]
         output = model.get_output_embeddings() if head else None
         last = [] if output is None else list(output.parameters())
-        on_targets = {id(p): p.numel() for p in [*outer, *last]} if head else {}
-        body = sum(p.numel() for p in model.parameters() if id(p) not in rows and id(p) not in on_targets)
+        on_targets = {id(p): _size(p) for p in [*outer, *last]} if head else {}
+        body = sum(_size(p) for p in model.parameters() if id(p) not in rows and id(p) not in on_targets)
         config = model.config
         layers, width = int(getattr(config, "num_hidden_layers", 0)), int(getattr(config, "hidden_size", 0))
         return cls(body=body, head=sum(on_targets.values()), attention=4 * layers * width)
@@ -43,6 +43,11 @@ class Flops:
     def step(self, tokens: float, targets: float, pairs: float) -> float:
         """Operations of a step over all workers; `pairs` counts pairs of tokens that see each other."""
         return 3 * (2 * self.body * tokens + 2 * self.head * targets + self.attention * pairs)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Numbers in it, also where ZeRO-3 has cut it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def peak() -> float | None:

@@ -7,7 +7,7 @@ language-model head or a pooler.
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
+    core_model_loading,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +36,8 @@ _POSITIONS_AFTER_PAD = {
     "longformer", "luke", "lilt", "markuplm", "layoutlmv3",
 }  # fmt: skip
 
+_NOT_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
+"""A variable that keeps transformers from reading weights ahead of those that it puts in."""
 
 HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, ("ForMaskedLM", "ForPreTraining")),
@@ -76,12 +79,18 @@ def kind(settings: PretrainedConfig, folder: str) -> str:
     )
 
 
-def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
+Format = torch.dtype | Literal["auto"]
+"""Of weights; `auto` for the one that they are saved in."""
+Each = Callable[[torch.nn.Parameter], None]
+"""What is done with each weight as soon as it is read, before the next one is."""
+
+
+def language_model(folder: str, seed: int, dtype: Format = torch.float32, each: Each | None = None) -> PreTrainedModel:
     """The model with its language-model head. A head that the folder lacks is drawn from `seed`. Of a multimodal checkpoint
     the text tower, as a model of its own.
 
     Args:
-        dtype: `auto` for the format that the weights are saved in.
+        each: not called for weights that are drawn or tied, nor for those of a multimodal checkpoint.
 
     Raises:
         ModelError: no model there, one that is no language model, or one that lacks weights other than the head's.
@@ -90,7 +99,7 @@ def language_model(folder: str, seed: int, dtype: torch.dtype | Literal["auto"] 
     with _seeded(seed), quiet():
         if multimodal.is_multimodal(AutoConfig.from_pretrained(folder)):
             return with_soft_cap(multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder)))
-        return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype), folder))
+        return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype, each), folder))
 
 
 def without_memory(settings: PretrainedConfig, folder: str) -> PreTrainedModel | None:
@@ -119,9 +128,12 @@ def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return fresh.to(model.dtype).eval()  # type: ignore[no-any-return]
 
 
-def encoder(folder: str) -> PreTrainedModel:
-    """The model without a head, in fp32 and in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint
-    the text tower. `AutoModel` and sentence-transformers run what `save_pretrained` writes of it in the same way.
+def encoder(folder: str, dtype: Format = torch.float32, each: Each | None = None) -> PreTrainedModel:
+    """The model without a head, in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint the text
+    tower. `AutoModel` and sentence-transformers run what `save_pretrained` writes of it in the same way.
+
+    Args:
+        each: as in `language_model`; nor for weights of BART's family, which are computed from what is read.
 
     Raises:
         ModelError: no model there, one that lacks weights, or an encoder-decoder whose encoder is no model of its own.
@@ -129,11 +141,12 @@ def encoder(folder: str) -> PreTrainedModel:
 
     def load(auto: Any) -> Any:
         try:
-            return _whole(auto, folder, torch.float32, add_pooling_layer=False)
+            return _whole(auto, folder, dtype, each, add_pooling_layer=False)
         except TypeError:  # an architecture that never had a pooler
-            return _whole(auto, folder, torch.float32)
+            return _whole(auto, folder, dtype, each)
 
     settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+    each = None if multimodal.is_multimodal(settings) or encoder_decoders.is_rebuilt(settings) else each
     with _seeded(0), quiet():
         if multimodal.is_multimodal(settings):
             multimodal.check(settings, folder)
@@ -247,9 +260,10 @@ def _class(auto: Any, folder: str) -> Any:
     return getattr(factored_embeddings, settings.auto_map[auto.__name__].rpartition(".")[2])
 
 
-def _whole(auto: Any, folder: str, dtype: torch.dtype | Literal["auto"], **options: Any) -> Any:
+def _whole(auto: Any, folder: str, dtype: Format, each: Each | None = None, **options: Any) -> Any:
     """The model, once none of its weights is missing but those of a head or a pooler."""
-    model, found = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    with nullcontext() if each is None else _calling(each):
+        model, found = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     missing = sorted(name for name in found["missing_keys"] if not _may_be_new(model, name))
     if missing:
         ends = {_end(name) for name in missing}
@@ -311,3 +325,33 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+@contextmanager
+def _calling(each: Each) -> Iterator[None]:
+    """While the block runs, transformers' loader reads one weight after the other and gives each to `each`.
+
+    It builds models without memory and then puts in weights by `set_param_for_module`, once they have their names, format and
+    form; afterwards it compares tied weights and adds rows to their biases, so that modules with those stay whole.
+    """
+    put = core_model_loading.set_param_for_module
+
+    def put_and_call(model: PreTrainedModel, name: str, *arguments: Any, **options: Any) -> None:
+        put(model, name, *arguments, **options)
+        path, _, own = name.rpartition(".")
+        tied = {one.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for one in pair}
+        weight = getattr(model.get_submodule(path), own)
+        if isinstance(weight, torch.nn.Parameter) and not weight.is_meta and path not in tied:
+            each(weight)
+
+    ahead = os.environ.get(_NOT_AHEAD)
+    core_model_loading.set_param_for_module = put_and_call  # type: ignore[assignment]
+    os.environ[_NOT_AHEAD] = "1"
+    try:
+        yield
+    finally:
+        core_model_loading.set_param_for_module = put
+        if ahead is None:
+            del os.environ[_NOT_AHEAD]
+        else:
+            os.environ[_NOT_AHEAD] = ahead

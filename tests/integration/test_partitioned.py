@@ -1,0 +1,141 @@
+"""ZeRO-3 cuts weights as they are read: what is loaded, trained and written is what a model that was whole at first gives."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import FAMILIES as TOKENIZERS
+from tests.families.configs import COMMON, FAMILIES, tiny
+from tests.integration.test_universal import ROWS, batch
+from tests.ranks import on_ranks
+from trainer.embedder import EmbedderSpec
+from trainer.engine.config import TrainConfig
+from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+
+OTHERS = tuple(name for name in FAMILIES if name not in COMMON and name not in ("mobilebert", "funnel"))
+
+
+def tasks(folder: str, name: str) -> list[Any]:
+    found: list[Any] = [ContrastiveTask(model_uri=folder, spec=EmbedderSpec(max_length=32), temperature=0.05, symmetric=True)]
+    if FAMILIES[name].kind in ("masked", "causal", "multimodal"):
+        found.append(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1))
+    return found
+
+
+def different(whole: Any, cut: Any) -> list[str]:
+    """Names of weights and buffers that are not the same to the last bit; of all if names, ties or the flops are not."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    names = [name for name, _ in whole.named_parameters()]
+    if names != [name for name, _ in cut.named_parameters()] or whole.flops() != cut.flops():
+        return ["names, ties or flops"]
+    buffers = dict(cut.named_buffers())
+    wrong = [name for name, one in whole.named_buffers() if not torch.equal(one, buffers[name])]
+    for (name, one), other in zip(whole.named_parameters(), cut.parameters(), strict=True):
+        with GatheredParameters([other]):
+            if not torch.equal(other, one.to(other.dtype)) or other.requires_grad != one.requires_grad:
+                wrong.append(name)
+    return wrong
+
+
+def compare(folders: dict[str, str], precision: str) -> list[str]:
+    """What differs between a module that is cut while it is read and one that is read whole."""
+    from data_pipeline.errors import ModelError
+    from trainer.engine import partitioned, setup
+
+    config, wrong = TrainConfig(zero_stage=3, precision=precision), []  # type: ignore[arg-type]
+    for name, folder in folders.items():
+        for task in tasks(folder, name):
+            said = f"{name} {type(task).__name__}"
+            whole, cut = task.module(), partitioned.module_of(task, config)
+            wrong += [f"{said}: {what}" for what in different(whole, cut)]
+            ways = []
+            for module, stage in ((whole, 1), (cut, 3)):
+                try:
+                    ways.append(setup.checked(module, TrainConfig(zero_stage=stage, precision=precision), 32).way)  # type: ignore[arg-type]
+                except ModelError:
+                    ways.append(None)  # type: ignore[arg-type]
+            if ways[0] != ways[1]:
+                wrong.append(f"{said}: {ways}")
+            if any(weight.numel() for weight in cut.parameters()):
+                wrong.append(f"{said}: whole weights after the check")
+    return wrong
+
+
+def _saved(names: tuple[str, ...], home: Path, english: list[str]) -> dict[str, str]:
+    for name in names:
+        tokenizer = TOKENIZERS[FAMILIES[name].tokenizer](english[:100], 400)
+        tiny(name, len(tokenizer), pad_token_id=tokenizer.pad_token_id).save_pretrained(home / name)
+        tokenizer.save_pretrained(home / name)
+    return {name: str(home / name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("world", "names", "precision"),
+    [
+        (2, (*COMMON, "mixtral", "t5", "bart", "gemma3", "mamba"), "fp32"),
+        (3, ("bert", "llama", "gpt2", "mixtral", "mbart"), "bf16"),
+        pytest.param(3, OTHERS, "fp32", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_cut_while_it_is_read_is_what_is_read_whole(
+    tmp_path: Path, english: list[str], world: int, names: tuple[str, ...], precision: str
+) -> None:
+    """Names, ties, weights and buffers to the last bit, and the way that the check of the forward finds."""
+    assert on_ranks(world, compare, _saved(names, tmp_path, english), precision) == []
+
+
+def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list[float]:
+    """Two steps, and the model's folder as Scion wrote it before: gathered whole, copied into a model, saved."""
+    import torch.distributed as dist
+
+    from trainer.engine import partitioned, setup
+    from trainer.engine.step import optimizer_step, set_rates
+    from trainer.engine.weights import trained_weights
+
+    task = LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    config = TrainConfig(steps=2, batch_size=ROWS, micro_batch=1, zero_stage=stage, precision=precision, warmup_steps=0)  # type: ignore[arg-type]
+    module: Any = partitioned.module_of(task, config) if cut else task.module()
+    engine = setup.engine_for(module, config, 1, ROWS // world)
+    engine.train()
+    losses = []
+    for step in range(2):
+        set_rates(engine, config, step)
+        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
+    if cut:
+        with trained_weights(engine, config, home) as weights:
+            if rank == 0:
+                task.export(weights, f"{home}/cut")
+        return losses
+    state = engine._zero3_consolidated_16bit_state_dict() if stage == 3 else engine.module.state_dict()
+    if rank == 0:
+        model = task.module().model
+        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        model.save_pretrained(f"{home}/whole")
+    return losses
+
+
+@pytest.mark.parametrize(("world", "stage"), [(2, 3), (3, 3), (2, 1)])
+def test_a_run_gives_the_same_losses_and_the_same_folder(source_folder: str, tmp_path: Path, world: int, stage: int) -> None:
+    whole = on_ranks(world, train, source_folder, str(tmp_path), stage, "fp32", False)
+    assert on_ranks(world, train, source_folder, str(tmp_path), stage, "fp32", True) == whole
+    before, now = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert before.keys() == now.keys()
+    assert all(torch.equal(before[name], now[name]) for name in before)
+    assert (tmp_path / "whole" / "config.json").read_text() == (tmp_path / "cut" / "config.json").read_text()
+    assert set(os.listdir(tmp_path)) == {"whole", "cut"}
+
+
+def test_two_matrices_that_could_be_tied_and_differ_stay_two(tmp_path: Path, english: list[str]) -> None:
+    """transformers finds that out by comparing them, which it could not if they were cut."""
+    folder = _saved(("llama",), tmp_path, english)["llama"]
+    weights = load_file(f"{folder}/model.safetensors")
+    settings = Path(folder, "config.json")
+    assert "lm_head.weight" in weights
+    settings.write_text(settings.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    assert on_ranks(2, compare, {"llama": folder}, "fp32") == []
