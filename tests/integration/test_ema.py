@@ -73,7 +73,7 @@ def trained(run: Run, first: int) -> list[float]:
     ("world", "stage", "precision"),
     [
         (2, 1, "fp32"),
-        (3, 3, "bf16"),
+        pytest.param(3, 3, "bf16", marks=pytest.mark.slow),
         pytest.param(2, 2, "bf16", marks=pytest.mark.slow),
         pytest.param(2, 3, "fp32", marks=pytest.mark.slow),
         pytest.param(1, 1, "bf16", marks=pytest.mark.slow),

@@ -52,6 +52,7 @@ def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "run", "run-step-3", "run-step-6"}
 
 
+@pytest.mark.slow
 def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
     shards: Any, source_folder: str, tmp_path: Path
 ) -> None:

@@ -115,7 +115,9 @@ def reference(run: Run) -> tuple[dict[str, torch.Tensor], set[str]]:
     return module.state_dict(), muon
 
 
-@pytest.mark.parametrize(("stage", "world"), [pytest.param(1, 1, marks=pytest.mark.slow), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("stage", "world"), [pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow), (2, 3)]
+)
 def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
     on_ranks(world, one_step, run)

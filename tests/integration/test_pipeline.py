@@ -132,6 +132,7 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_shards_that_sigterm_interrupted_are_gone_on_with(finished: Chain, copy: Chain) -> None:
     """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
     running = started("shard", copy)

@@ -40,6 +40,7 @@ def arrays() -> tuple[torch.Tensor, torch.Tensor]:
     return kernels.unit(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
 
 
+@pytest.mark.slow
 def test_any_number_of_cpus_gives_the_same_bits_within_any_memory() -> None:
     """Nine CPUs and more used to be refused with the default of 4 GiB: each had 450 MiB of it."""
     queries, keys = arrays()

@@ -64,7 +64,8 @@ class Board:
         return self._notes
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, stage: int) -> None:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=WINDOW + 3, batch_size=4, zero_stage=stage, checkpoint_steps=None)
     board, folder = Board.remote(), str(tmp_path)

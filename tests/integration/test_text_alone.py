@@ -69,6 +69,7 @@ def test_runs_share_their_shards(text: Chain) -> None:
     assert sorted(os.listdir(text.folder / "other")) == ["transfer"]
 
 
+@pytest.mark.slow
 def test_pairs_without_test_pairs_train_an_embedder_that_is_served_and_not_scored(text: Chain) -> None:
     found = scion("pipeline", text.config, "test_pairs=null", "control=false", *FEW[2:])
     assert found.returncode == 0, found.stdout + found.stderr

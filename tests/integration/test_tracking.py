@@ -37,6 +37,7 @@ class OfflineTask(LanguageModelTask):
         return LanguageModelTask.module(self)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder = str(tmp_path / "run")
     run = TrainRun(

@@ -33,6 +33,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     assert json.loads((copy.output / "compare.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
     """What the cell had trained was removed, while the message said that the same command goes on."""
     settings = ["compare.methods=[fvt]", "compare.seeds=[0]", "pretrain.train.steps=6"]
@@ -132,7 +133,7 @@ def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(fi
     assert "another new tokenizer" in done.stderr
 
 
-@pytest.mark.parametrize("keep", ["true", "false"])
+@pytest.mark.parametrize("keep", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_factorised_embeddings_are_saved_both_ways_and_verified(copy: Chain, keep: str) -> None:
     settings = ["transfer.factorise.rank=12", f"transfer.factorise.keep={keep}"]
     done = scion("transfer", copy.config, *settings)
