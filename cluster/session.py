@@ -19,8 +19,10 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 _WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }
+_START, _START_SECONDS, _ELASTIC_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300", "20"
+"""How long Ray Train waits for room for the workers: for all, which may have to be started; or where the run may go on with
+fewer. Ray believes for a while that a machine which is gone has room."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 """Of an own cluster. Its only node cannot be drained: a process fewer in each training. Its workers are few, and asked often: a
 training that has ended is known sooner."""
@@ -50,17 +52,17 @@ def ray_session(
         yield capacity.settled(workers)
         return
     # Ray Train reads these in the driver and passes them on; values that the user has set stay.
-    for name, value in _WORKER_ENV.items():
-        os.environ.setdefault(name, value)
+    wanted = _WORKER_ENV | {_START: _START_SECONDS if least in (None, workers) else _ELASTIC_SECONDS}
+    given = {name: os.environ.setdefault(name, value) for name, value in wanted.items()}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    settings["runtime_env"] = {"env_vars": dict(_WORKER_ENV)}
+    settings["runtime_env"] = {"env_vars": given}
     if address:
         _check_reachable(address)
         settings["address"] = address
     else:
         settings |= _own_cluster(
-            max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)))
+            max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus))), given
         )
     try:
         with _native_lines_aside():
@@ -92,14 +94,15 @@ def _no_cluster(error: Exception, address: str | None) -> ClusterError:
     return ClusterError(f"no cluster ({reason}).", where, fix)
 
 
-def _own_cluster(cpus: int) -> dict[str, Any]:
-    """Arguments of `ray.init`. Ray Train asks the dashboard whether its controller lives, and would look for one by itself: it
-    may find that of another cluster of this machine, which knows no such controller, whereupon the workers are taken away."""
+def _own_cluster(cpus: int, given: dict[str, str]) -> dict[str, Any]:
+    """Arguments of `ray.init`, with the environment of the workers. Ray Train asks the dashboard whether its controller lives,
+    and would look for one by itself: it may find that of another cluster of this machine, which knows no such controller. Then
+    the workers are taken away."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return {
         "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE,
-        "runtime_env": {"env_vars": _WORKER_ENV | _ONE_MACHINE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
+        "runtime_env": {"env_vars": given | _ONE_MACHINE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
         "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
     }  # fmt: skip
 

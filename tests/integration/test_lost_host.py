@@ -1,0 +1,100 @@
+"""A machine of the cluster that is gone from one moment to the next: a run that may go on with fewer workers does so soon."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.conftest import ROOT, Chain, scion
+from trainer.engine import runlog
+
+CLUSTER = """
+import ray
+from ray.cluster_utils import Cluster
+
+size = {"num_cpus": 1, "object_store_memory": 1 << 27}
+nodes = Cluster(initialize_head=True, head_node_args=size | {"include_dashboard": True, "dashboard_port": 0})
+others = [nodes.add_node(**size) for _ in range(2)]
+print(nodes.address, flush=True)
+input()
+ray.init(nodes.address, log_to_driver=False, logging_level="error")
+actors = ray._private.state.actors().values()
+homes = {actor["Address"]["NodeID"] for actor in actors
+         if "RayTrainWorker" in actor["ActorClassName"] and actor["State"] == "ALIVE"}
+lost = next(node for node in others if node.node_id in homes)
+nodes.remove_node(lost, allow_graceful=False)
+print("lost", flush=True)
+input()
+"""
+
+
+def own(address: str | None) -> dict[str, str]:
+    """An environment in which nothing is said of the session's cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | ({"RAY_ADDRESS": address} if address else {})
+
+
+@pytest.fixture
+def cluster() -> Iterator[subprocess.Popen[str]]:
+    """Three machines with a core each; a line that is written to it ends one on which a worker trains."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own(None)
+    )
+    yield running
+    running.kill()
+    running.wait()
+
+
+def entries(uri: str, kind: str, world: int) -> list[dict]:
+    attempts = runlog.read(f"{uri}/{runlog.FOLDER}")
+    found, current = [], 0
+    for entry in (entry for attempt in attempts for entry in attempt):
+        current = entry["world"] if entry["kind"] == "start" else current
+        if entry["kind"] == kind and current == world:
+            found.append(entry)
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_with_min_workers_goes_on_soon_after_a_host_is_lost(copy: Chain, cluster: subprocess.Popen[str]) -> None:
+    assert scion("transfer", copy.config, "method=mean").returncode == 0
+    assert cluster.stdout is not None
+    assert cluster.stdin is not None
+    address = cluster.stdout.readline().strip()
+    settings = [
+        "method=mean",
+        "workers=2",
+        "min_workers=1",
+        "pretrain.train.steps=100000",
+        "pretrain.train.checkpoint_steps=20",
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.cli", "pretrain", copy.config, *settings],
+        cwd=ROOT, env=own(address), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    uri = str(copy.output / "pretrain")
+    try:
+        until(lambda: len(entries(uri, "step", 2)) > 30, running, 300)
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        while cluster.stdout.readline() != "lost\n":  # Ray's own words come before it
+            pass
+        lost = time.time()
+        until(lambda: len(entries(uri, "step", 1)) > 0, running, 600)
+        seconds = entries(uri, "step", 1)[0]["time"] - lost
+        print(f"a lost host costs {seconds:.0f} s")
+        assert seconds < 120  # Ray Train alone waited 300 s for the machine that was gone
+    finally:
+        running.kill()
+        running.wait()
+
+
+def until(said, running: subprocess.Popen[bytes], seconds: float) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not said():
+        assert running.poll() is None, running.stderr.read().decode()  # type: ignore[union-attr]
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.5)
