@@ -46,7 +46,7 @@ def check(config: ScionConfig, job: str) -> None:
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
     _check_inputs(config, job)
-    _check_trackers(config, job)
+    _check_libraries(config, job)
     methods = config.compare.methods if job == "compare" else (config.method,) if job in ("transfer", "pipeline") else ()
     for method in dict.fromkeys(name for one in methods for name in chain.parts(one)):
         _check_method(method, getattr(config.transfer.methods, method))
@@ -69,14 +69,16 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             _check_there(key, spec)
 
 
-def _check_trackers(config: ScionConfig, job: str) -> None:
-    """The libraries of `train.track` are installed here; workers elsewhere that lack one go on without."""
+def _check_libraries(config: ScionConfig, job: str) -> None:
+    """The libraries of `train.track` and `train.lora_rank` are installed here; workers go on without one of the former."""
     embeds = job == "embed" or (job == "pipeline" and config.pairs is not None)
     trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
     for section in (name for name, does in trains.items() if does):
         for kind in getattr(config, section).train.track:
             if not _is_installed(kind):
                 raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion[{kind}]'")
+        if getattr(config, section).train.lora is not None and not _is_installed("peft"):
+            raise ConfigError("peft is not installed.", f"{section}.train.lora_rank", "pip install 'scion[lora]'")
 
 
 def _is_installed(package: str) -> bool:
@@ -100,6 +102,8 @@ def _check_source(config: ScionConfig, job: str) -> None:
     _check_length("shard.length", config.shard.length, source, config.source_model)
     if job in _PRETRAINS and config.pretrain.train.frozen:
         _check_frozen(config, source)
+    if job in _PRETRAINS and config.pretrain.train.lora_targets:
+        _check_targets(config, source)
 
 
 def _check_frozen(config: ScionConfig, source: PretrainedConfig) -> None:
@@ -115,6 +119,20 @@ def _check_frozen(config: ScionConfig, source: PretrainedConfig) -> None:
         frozen_names(torch.nn.ModuleDict({"model": model}), config.pretrain.train.frozen)
     except ConfigError as error:
         raise ConfigError(error.what, "pretrain.train.frozen", error.fix) from None
+
+
+def _check_targets(config: ScionConfig, source: PretrainedConfig) -> None:
+    """Likewise the layers that are to have adapters."""
+    from trainer.models import loading
+    from trainer.models.adapters import add_adapters
+
+    model, lora = loading.without_memory(source, config.source_model), config.pretrain.train.lora
+    if model is None or lora is None:
+        return
+    try:
+        add_adapters(model, lora)
+    except ConfigError as error:
+        raise ConfigError(error.what, "pretrain.train.lora_targets", error.fix) from None
 
 
 def _check_embedded(config: ScionConfig) -> None:
