@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from data_pipeline.sources.models import is_path
 from ray_jobs.compared import compared
 from ray_jobs.config import ScionConfig
 from ray_jobs.jobs import JOBS
+from trainer.engine.config import TrainConfig
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
 
@@ -47,7 +48,7 @@ def check(config: ScionConfig, job: str) -> None:
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
     _check_inputs(config, job)
-    _check_trackers(config, job)
+    _check_libraries(config, job)
     transfers = list(compared(config).values()) if job == "compare" else [config] if job in ("transfer", "pipeline") else []
     for one in transfers:
         _check_methods(one)
@@ -76,14 +77,16 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             _check_there(key, spec)
 
 
-def _check_trackers(config: ScionConfig, job: str) -> None:
-    """The libraries of `train.track` are installed here; workers elsewhere that lack one go on without."""
+def _check_libraries(config: ScionConfig, job: str) -> None:
+    """The libraries of `train.track` and `train.lora_rank` are installed here; workers go on without one of the former."""
     embeds = job == "embed" or (job == "pipeline" and config.pairs is not None)
     trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
     for section in (name for name, does in trains.items() if does):
         for kind in getattr(config, section).train.track:
             if not _is_installed(kind):
                 raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion[{kind}]'")
+        if getattr(config, section).train.lora is not None and not _is_installed("peft"):
+            raise ConfigError("peft is not installed.", f"{section}.train.lora_rank", "pip install 'scion[lora]'")
 
 
 def _is_installed(package: str) -> bool:
@@ -106,22 +109,27 @@ def _check_source(config: ScionConfig, job: str) -> None:
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
     runs = compared(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
-    for frozen in dict.fromkeys(one.pretrain.train.frozen for one in runs if one.pretrain.train.frozen):
-        _check_frozen(frozen, loading.without_memory(source, config.source_model), "pretrain.train.frozen")
+    for train in (one.pretrain.train for one in runs):
+        _check_names(train, lambda: loading.without_memory(source, config.source_model), "pretrain.train")
 
 
-def _check_frozen(frozen: tuple[str, ...], model: PreTrainedModel | None, key: str) -> None:
-    """What `frozen` names is there, by a model of the same architecture that takes no memory."""
+def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None], section: str) -> None:
+    """What `frozen` and `lora_targets` name is there, by a model of the same architecture that takes no memory."""
     import torch
 
     from trainer.engine.freezing import frozen_names
+    from trainer.models.adapters import add_adapters
 
-    if model is None:
+    key = "frozen" if train.frozen else "lora_targets"
+    if not (train.frozen or train.lora_targets) or (model := made()) is None:
         return
     try:
-        frozen_names(torch.nn.ModuleDict({"model": model}), frozen)
+        if train.lora is not None:
+            add_adapters(model, train.lora)
+        else:
+            frozen_names(torch.nn.ModuleDict({"model": model}), train.frozen)
     except ConfigError as error:
-        raise ConfigError(error.what, key, error.fix) from None
+        raise ConfigError(error.what, f"{section}.{key}", error.fix) from None
 
 
 def _check_embedded(config: ScionConfig) -> None:
@@ -133,8 +141,7 @@ def _check_embedded(config: ScionConfig) -> None:
     settings = _settings("source_model", given)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
-    if config.embed.train.frozen:
-        _check_frozen(config.embed.train.frozen, loading.encoder_without_memory(settings), "embed.train.frozen")
+    _check_names(config.embed.train, lambda: loading.encoder_without_memory(settings), "embed.train")
     _check_length("embed.max_length", config.embed.max_length, settings, given)
     check_pooling(config.embed.pooling, loading.is_causal(settings), given)
     if config.pairs is None:

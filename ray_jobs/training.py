@@ -83,7 +83,7 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        export.write_task(run.store, task, settings.frozen)
+        export.write_task(run.store, task, settings.frozen, settings.lora)
         if not settings.keep_state:
             draft.working.append(run.store.uri)
         most = settled(config.workers)

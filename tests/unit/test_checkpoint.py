@@ -259,3 +259,26 @@ def test_a_save_that_failed_is_told_once(store: Store, monkeypatch) -> None:
 
 def full(*arguments: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only OSErrors are tried again by the next attempt; as a TrainingError it ended the run."""
+    engine: Any = Engine()
+    engine.optimizer = type("Optimizer", (), {"param_groups": [{"use_muon": False}]})()
+    saved(store, 3)
+    name = store.usable()[0]
+    state = store.state(name)
+    storage.write_bytes(storage.join(store.uri, name, "state.json"), json.dumps(state | {"world": 2}).encode())
+
+    def fails(error: Exception) -> Callable[..., None]:
+        def convert(native: str, made: str, stage: int) -> None:
+            raise error
+
+        return convert
+
+    monkeypatch.setattr(checkpoint.universal, "convert", fails(OSError("no answer")))
+    with pytest.raises(OSError, match="no answer"):
+        checkpoint._load(engine, store, name, "a")
+    monkeypatch.setattr(checkpoint.universal, "convert", fails(CorruptError("cannot be converted.", name)))
+    with pytest.raises(TrainingError, match="cannot be converted"):
+        checkpoint._load(engine, store, name, "a")

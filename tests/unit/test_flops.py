@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.feed.targets import TargetBatch
 from tests.conftest import tiny_decoder, tiny_model, wordpiece
+from trainer.engine.freezing import freeze
 from trainer.models.packed_lm import PackedLM
 
 
@@ -47,4 +48,16 @@ def test_a_decoder_s_step_without_attention_is_what_torch_counts(english, kind: 
         module(batch).sum().backward()
     scores = 3 * module.flops().attention * 2 * 48 * 48
     own = module.flops().step(batch.tokens, len(batch.labels), 0) + scores
+    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
+
+
+@pytest.mark.parametrize("layers", ["0", "1", "[01]"])
+def test_frozen_layers_cost_no_gradient_of_their_weights(english, layers: str) -> None:
+    """The embeddings learn, so that gradients pass through all layers."""
+    module = PackedLM(tiny_model(wordpiece(english)), causal=False, share=1.0)
+    freeze(module, [f"bert.encoder.layer.{layers}.*"])
+    batch = whole_rows(3, 64, 1, causal=False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        module(batch).sum().backward()
+    own = module.flops().step(batch.tokens, len(batch.labels), batch.pairs)
     assert own == pytest.approx(counted.get_total_flops(), rel=0.06)

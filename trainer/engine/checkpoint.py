@@ -5,13 +5,14 @@ DeepSpeed's files are pickles, and a torn file must not be trained from: nothing
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptError, TrainingError, reason
+from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
 from data_pipeline.step_name import step_of
 from trainer.engine import universal
 from trainer.engine.averaging import KEY
@@ -132,6 +133,17 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
     return RunState(**content | {"skips": [Skip(**skip) for skip in content["skips"]]})
 
 
+def _said_by_kind(do: Callable[[], None]) -> tuple[str, str]:
+    """What went wrong with a storage, which may be gone at the next attempt, and what else; empty if all went well."""
+    try:
+        do()
+    except OSError as error:
+        return reason(error), ""
+    except (RuntimeError, ScionError) as error:
+        return "", str(error) if isinstance(error, ScionError) else reason(error)
+    return "", ""
+
+
 def _load_universal(engine: Any, store: Store, name: str) -> None:
     """Loads what another number of ranks wrote, or another ZeRO stage: the first rank fetches and converts it, in a folder that
     no checkpoint shares, and all load. Its name begins as those of parts do, so that the next commit removes what a kill left
@@ -152,9 +164,12 @@ def _load_universal(engine: Any, store: Store, name: str) -> None:
         with store.local(name) as folder, storage.local_output(uri) as made:
             universal.convert(os.path.join(folder, TAG), os.path.join(made, TAG), engine.zero_optimization_stage())
 
-    wrong = together(lambda: convert() if dist.get_rank() == 0 else None)
+    unread, wrong = from_first(lambda: _said_by_kind(convert))
+    what = "the checkpoint could not be converted for these workers and this ZeRO stage"
+    if unread:
+        raise OSError(f"{what} ({unread}). It was left as it is.")
     if wrong:
-        raise TrainingError(f"the checkpoint could not be converted for these workers and this ZeRO stage ({wrong}).", name)
+        raise TrainingError(f"{what} ({wrong}).", name)
     with node_copy(uri, reads_all) as made:
         universal.load(engine, made, TAG)
     dist.barrier()

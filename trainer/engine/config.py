@@ -7,6 +7,7 @@ from typing import Any, Literal
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.batch_sizes import BatchSizes
 from trainer.engine import schedule
+from trainer.models.adapters import Lora
 
 _LONGEST_MINUTES = 60 * 24 * 7
 _MANY = 8
@@ -74,6 +75,14 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()
     """What keeps the source's weights: `body`, `embeddings` (with the head and its bias), or names of parameters, in which `*`
     stands for anything, as in `*.layer.[0-3].*`."""
+    lora_rank: int | None = None
+    """The rank of adapters (LoRA, Hu et al. 2022, by the library peft) that learn in place of the weights of linear layers; the
+    embeddings and the head learn in full, all other weights stay the source's, and the trained model is a plain one. No
+    adapters when not given."""
+    lora_alpha: int = 32
+    """An adapter counts `lora_alpha / lora_rank` times."""
+    lora_targets: tuple[str, ...] = ()
+    """Ends of the names of the layers that have adapters, such as `q_proj`; all linear ones but the head when not given."""
     weight_decay: float = 0.01
     """The decoupled weight decay of matrices; vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -139,6 +148,8 @@ class TrainConfig:
             raise ConfigError("spike must be at least 0 and checkpoint_minutes above 0.")
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
+        if min(self.lora_alpha if self.lora_rank is None else self.lora_rank, self.lora_alpha) < 1:
+            raise ConfigError(f"lora_rank and lora_alpha must be at least 1, got {self.lora_rank} and {self.lora_alpha}.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
         self._refuse()
@@ -196,7 +207,15 @@ class TrainConfig:
     def _refuse(self) -> None:
         """What does not go together."""
         whole, muon = self.zero_stage == 3, self.muon_rate is not None
+        frozen, average = bool(self.frozen), self.ema is not None
         refused = {
+            "adapters leave the body as it is already: frozen or lora_rank, not both.": self.lora is not None and frozen,
+            "the average of two adapters' products is no product of their averages: ema or lora_rank, not both.":
+                self.lora is not None and average,
+            "Muon on the thin matrices of adapters is not tried: muon_rate or lora_rank, not both.":
+                self.lora is not None and muon,
+            "lora_targets say where adapters are, and there are none without lora_rank.":
+                self.lora is None and bool(self.lora_targets),
             "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
             'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
                 self.offload == "all" and not whole,
@@ -213,6 +232,12 @@ class TrainConfig:
         for said, holds in refused.items():
             if holds:
                 raise ConfigError(said, "train")
+
+    @property
+    def lora(self) -> Lora | None:
+        if self.lora_rank is None:
+            return None
+        return Lora(rank=self.lora_rank, alpha=self.lora_alpha, targets=tuple(self.lora_targets))
 
     def compiles(self, gpu: bool) -> bool:
         return self.zero_stage < 3 and gpu if self.compile is None else self.compile

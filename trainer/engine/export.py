@@ -24,20 +24,24 @@ from trainer.engine.environment import before_deepspeed
 from trainer.engine.plain_path import plain_path
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask, Task
+from trainer.models.adapters import Lora
 
 TASK = "task.json"
 """Beside the checkpoints of a run: what it trains, as `read_task` reads it."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def write_task(store: Store, task: LanguageModelTask | ContrastiveTask, frozen: Collection[str] = ()) -> None:
+def write_task(
+    store: Store, task: LanguageModelTask | ContrastiveTask, frozen: Collection[str] = (), lora: Lora | None = None
+) -> None:
     kind = "model" if isinstance(task, LanguageModelTask) else "embedder"
-    content = {"kind": kind, "task": asdict(task), "frozen": list(frozen)}
+    content: dict[str, Any] = {"kind": kind, "task": asdict(task), "frozen": list(frozen)}
+    content["lora"] = None if lora is None else asdict(lora)
     storage.write_bytes(storage.join(store.uri, TASK), json.dumps(content).encode())
 
 
-def read_task(store: Store) -> tuple[str, Task, list[str]]:
-    """The kind of folder that a run makes, its task, and what is frozen in it.
+def read_task(store: Store) -> tuple[str, Task, list[str], Lora | None]:
+    """The kind of folder that a run makes, its task, what is frozen in it, and its adapters.
 
     Raises:
         ArtifactError: an earlier version of Scion began the run.
@@ -47,10 +51,13 @@ def read_task(store: Store) -> tuple[str, Task, list[str]]:
         raise ArtifactError("the checkpoints do not say what they are of.", path, "Go on with the run, which writes it.")
     content = json.loads(storage.read_bytes(path))
     settings: dict[str, Any] = content["task"]
+    given = content.get("lora")
+    lora = None if given is None else Lora(**given | {"targets": tuple(given["targets"])})
+    frozen: list[str] = content.get("frozen", [])
     if content["kind"] == "model":
-        return "model", LanguageModelTask(**settings), content.get("frozen", [])
+        return "model", LanguageModelTask(**settings), frozen, lora
     spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
-    return "embedder", ContrastiveTask(**settings | {"spec": spec}), content.get("frozen", [])
+    return "embedder", ContrastiveTask(**settings | {"spec": spec}), frozen, lora
 
 
 def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
@@ -116,7 +123,7 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
 
 
 def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Artifact:
-    kind, task, frozen = read_task(store)
+    kind, task, frozen, lora = read_task(store)
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
     config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
@@ -133,7 +140,7 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
             dtype = _DTYPES[saved_in]
             weights = weights_in(store, name)
             rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
-            task.export(rounded, draft, frozen)
+            task.export(rounded, draft, frozen, lora)
             made.metrics = {"changes": state["changes"], "skips": state["skips"]}
         if local:
             storage.remove(uri)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import ConfigError
+from trainer.models.adapters import is_adapter
 
 PARTS = ("body", "embeddings")
 """Names that stand for what has no row per token, and for what has one: the embeddings, the head and its bias."""
@@ -46,13 +47,20 @@ def frozen_names(module: torch.nn.Module, patterns: Collection[str]) -> set[str]
     return found
 
 
-def freeze(module: torch.nn.Module, patterns: Collection[str]) -> None:
-    """Keeps what `patterns` name from being trained; before an optimizer is made.
+def names_without_adapters(module: torch.nn.Module) -> set[str]:
+    """Names of the parameters that adapters leave as they are: all but those of adapters, embeddings and head."""
+    rows = rows_of(module)
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, weight in named if id(weight) not in rows and not is_adapter(name)}
+
+
+def freeze(module: torch.nn.Module, patterns: Collection[str], adapted: bool = False) -> None:
+    """Keeps what `patterns` name from being trained, or where layers have adapters, those layers; before an optimizer is made.
 
     Raises:
         ConfigError: as `frozen_names`.
     """
-    names = frozen_names(module, patterns)
+    names = names_without_adapters(module) if adapted else frozen_names(module, patterns)
     for name, weight in module.named_parameters():
         weight.requires_grad_(name not in names)
 

@@ -101,11 +101,11 @@ class Training:
         self._attempt = attempt
         module: Any = partitioned.module_of(run.task, run.config)
         forward = setup.checked(module, run.config, run.task.length)
-        flops = module.flops()
         micro, _ = feed.shape(0)
         # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
         self._engine = setup.engine_for(module, run.config, micro, accumulation)
+        flops = module.flops()  # now that it is known what learns
         self._slow = setup.slow(module, run.config)
         for line in [*module.slow(), *dumps_found(run.uri)]:
             self._note(line)
@@ -324,7 +324,8 @@ class Training:
         with averaged(self._engine), trained_weights(self._engine, run.config, run.store.uri) as weights:
             if self._first:
                 run.store.check_lease()
-                run.task.export(weights, run.export_uri, run.config.frozen)
+                adapters = {} if run.config.lora is None else {"lora": run.config.lora}
+                run.task.export(weights, run.export_uri, run.config.frozen, **adapters)
         if self._first:
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from trainer.engine.config import TrainConfig
 from trainer.engine.environment import before_deepspeed
 from trainer.engine.tasks import Task
+from trainer.models.adapters import add_adapters
 
 _MASTER = "fp32_part"
 """The attribute of a weight that holds this rank's part of it before it was rounded, until the optimizer has it."""
@@ -27,16 +28,23 @@ _MOST_KEPT = 32 << 20
 
 
 def module_of(task: Task, config: TrainConfig) -> Any:
-    """The task's module: under ZeRO-3 with weights that are cut, and on this worker's device. Every rank calls it.
+    """The task's module, with adapters if there are to be some; under ZeRO-3 with weights that are cut, and on this worker's
+    device. Every rank calls it.
 
     Raises:
         ModelError: as `Task.module`.
+        ConfigError: as `add_adapters`.
     """
     if config.zero_stage < 3:
-        return task.module()
+        module: Any = task.module()
+        if config.lora is not None:
+            add_adapters(module.model, config.lora)
+        return module
     cut = _Cutter(config)
     with memory_returned():
-        module: Any = task.module(cut)
+        module = task.module(cut)
+        if config.lora is not None:
+            add_adapters(module.model, config.lora)
         for weight in module.parameters():  # those that were drawn, tied or computed
             if not hasattr(weight, "ds_id"):
                 cut(weight)

@@ -74,7 +74,7 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         _compile(module, config.zero_stage)
     elif not torch.cuda.is_available():
         replace_dropout(module)
-    freeze(module, config.frozen)
+    freeze(module, config.frozen, adapted=config.lora is not None)
     optimizer = optimizer_for(module, config)
     exact = config.precision == "bf16" and config.zero_stage < 3
     before = {name: parameter.data.cpu() for name, parameter in module.named_parameters()} if exact else {}

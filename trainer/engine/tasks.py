@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
@@ -17,8 +17,9 @@ from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
 from trainer.embedder import SHARD, Embedder, EmbedderSpec, with_padding
-from trainer.engine.freezing import frozen_names
+from trainer.engine.freezing import frozen_names, names_without_adapters
 from trainer.models import loading
+from trainer.models.adapters import Lora, add_adapters, merge_adapters
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.flops import Flops
 from trainer.models.forward_check import Checked
@@ -110,9 +111,11 @@ class Task(Protocol):
         """Made once a worker: rows of the feed to a batch."""
         ...
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
+    def export(
+        self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None
+    ) -> None:
         """Writes the trained model, from the module's state dict, as a folder that users can load. What `frozen` names
-        (`TrainConfig.frozen`) is not in `weights` and stays the source's."""
+        (`TrainConfig.frozen`) is not in `weights` and stays the source's; adapters of `lora` are added to its weights."""
         ...
 
 
@@ -167,10 +170,11 @@ class LanguageModelTask:
             )
         return kind
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
-        module = self.module(dtype=torch.float32 if frozen else "auto")
-        load_weights(module.model, weights, frozen_names(module, frozen))
-        module.to(dtype_of(weights))
+    def export(
+        self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None
+    ) -> None:
+        module = self.module(dtype=torch.float32 if frozen or lora else "auto")
+        fill(module, weights, frozen, lora)
         with storage.local_output(uri) as folder:
             module.model.save_pretrained(folder, max_shard_size=SHARD)
             load_tokenizer(self.model_uri).save_pretrained(folder)
@@ -197,16 +201,29 @@ class ContrastiveTask:
     def collator(self) -> Callable[[pa.Table], Batch]:
         return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
 
-    def export(self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = ()) -> None:
-        module = self.module(dtype=torch.float32 if frozen else "auto")
-        load_weights(module.model, weights, frozen_names(module, frozen))
-        module.to(dtype_of(weights))
+    def export(
+        self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None
+    ) -> None:
+        module = self.module(dtype=torch.float32 if frozen or lora else "auto")
+        fill(module, weights, frozen, lora)
         Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
 
 
 def dtype_of(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
     """The format in which the trained weights are to be saved."""
     return next(value.dtype for value in weights.values() if value.is_floating_point())
+
+
+def fill(module: Any, weights: Mapping[str, torch.Tensor], frozen: Collection[str], lora: Lora | None) -> None:
+    """Makes a module that was just loaded the trained one, in the format of `weights`."""
+    if lora is None:
+        load_weights(module.model, weights, frozen_names(module, frozen))
+    else:
+        add_adapters(module.model, lora)
+        load_weights(module.model, weights, names_without_adapters(module))
+        module.float()
+        merge_adapters(module.model)
+    module.to(dtype_of(weights))
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], frozen: Collection[str] = ()) -> None:

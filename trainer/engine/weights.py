@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from data_pipeline import storage
 from trainer.engine.config import TrainConfig
-from trainer.engine.freezing import frozen_names
 from trainer.engine.partitioned import memory_returned
 from trainer.engine.store import PART
 
@@ -35,11 +34,11 @@ def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict
 
 def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) -> dict[str, torch.Tensor]:
     first, dtype = dist.get_rank() == 0, _DTYPES[config.export]
-    frozen, masters = frozen_names(engine.module, config.frozen), config.precision == "bf16" and config.export == "fp32"
+    masters = config.precision == "bf16" and config.export == "fp32"
     found: dict[str, torch.Tensor] = {}
     with memory_returned():
         for name, weight in engine.module.named_parameters():
-            if name in frozen:
+            if not weight.requires_grad:
                 continue
             with _whole(weight, masters) as value:
                 if first:
