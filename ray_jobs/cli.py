@@ -18,7 +18,7 @@ from ray_jobs.jobs import JOBS
 COMMANDS = {
     "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
     "status": "RUN: how a training is doing, live on a terminal",
-    "export": "RUN [STEP]: a model folder out of a checkpoint of a training, by default the newest",
+    "export": "RUN [STEP] [output=FOLDER]: a model folder out of a training's checkpoint, by default the newest, RUN-step-STEP",
     "diff": "PLAN PLAN: which rows two plans make differently",
 }
 """What takes folders in place of a configuration, and needs no Ray."""
@@ -136,7 +136,9 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         module.main(config, console)
         return
     from cluster.session import ray_session
+    from trainer.engine.environment import before_deepspeed
 
+    before_deepspeed()  # transformers imports it to save a model, where accelerate is installed
     with ray_session(
         workers=config.workers,
         worker_cpus=config.worker_cpus,

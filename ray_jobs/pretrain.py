@@ -23,6 +23,8 @@ from trainer.transfer.plan import TransferPlan
 
 KIND = "model"
 _EVALUATION_SEED = -1
+_OFTEN = 50
+"""Passes over a text that are hardly meant."""
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
@@ -83,7 +85,7 @@ def continued(
     weights = _weights(tokens, settings.weights, settings.alpha)
     stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
     order = planned_rows(settings.train, folder, rows, weights, seed, stages)
-    report.note(f"{settings.train.steps:,} steps read the text {_passes(order.plan.passes(settings.train.steps))}")
+    report.note(_passes(order.plan.passes(settings.train.steps), settings.train.steps))
     return train(
         config,
         settings.train,
@@ -102,10 +104,16 @@ def continued(
     )
 
 
-def _passes(found: dict[str, float]) -> str:
-    """How often, least and most where there are several languages."""
+def _passes(found: dict[str, float], steps: int) -> str:
+    """How often the run reads its text: least and most where there are several languages."""
     least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
-    return f"{found[least]:.2g} times" if least == most else f"{found[least]:.2g} ({least}) to {found[most]:.2g} times ({most})"
+    times = f"{_number(found[least])} ({least}) to {_number(found[most])} times ({most})"
+    said = f"{steps:,} steps read the text {times if least != most else f'{_number(found[most])} times'}"
+    return said if found[most] < _OFTEN else f"{said}; {max(1, round(steps / found[most])):,} would read it once"
+
+
+def _number(times: float) -> str:
+    return f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
 
 
 def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> dict[str, float]:

@@ -38,9 +38,9 @@ class ShardConfig:
         if not is_tag(self.lang):
             raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
         if self.length < 8 or self.actors < 1:
-            raise ConfigError(f"shard needs length >= 8 and actors >= 1, got {self.length} and {self.actors}.")
+            raise ConfigError(f"length must be at least 8 and actors at least 1, got {self.length} and {self.actors}.")
         if not 0.0 <= self.heldout < 1.0:
-            raise ConfigError(f"shard.heldout is a share, between 0 and 1, got {self.heldout}.")
+            raise ConfigError(f"heldout is a share, between 0 and 1, got {self.heldout}.")
 
 
 MethodSettings: Any = make_dataclass(

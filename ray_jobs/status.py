@@ -19,6 +19,7 @@ _SECONDS = 2.0
 _RECENT = 20
 """Steps that rates are the mean of."""
 _SILENT_SECONDS = 120.0
+_INTERRUPTED = "interrupted; the same command goes on"
 _PARTS = ("data_wait", "forward", "backward", "update", "communication")
 Attempts = list[list[dict[str, Any]]]
 
@@ -36,40 +37,48 @@ def command(arguments: list[str], console: Console) -> None:
     if not runlog.read(uri):
         raise ArtifactError("no training has run here.", arguments[0], "Name the folder of one, such as runs/demo/pretrain.")
     if not console.is_terminal:
-        console.print(table(runlog.read(uri), time.time()))
+        console.print(table(runlog.read(uri), time.time(), _driven(arguments[0])))
         return
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            attempts = runlog.read(uri)
-            live.update(table(attempts, time.time()))
-            if state(attempts, time.time()) in ("finished", "stopped"):
+            attempts, driven = runlog.read(uri), _driven(arguments[0])
+            live.update(table(attempts, time.time(), driven))
+            if state(attempts, time.time(), driven) in ("finished", "stopped", _INTERRUPTED):
                 return
             time.sleep(_SECONDS)
 
 
-def state(attempts: Attempts, now: float) -> str:
-    """In a word or two, what the run is doing."""
+def _driven(run: str) -> bool:
+    """Whether a command holds the run, or the cell of a comparison that it is in."""
+    folders = (run.rstrip("/"), run.rstrip("/").rpartition("/")[0])
+    return any(storage.exists(f"{folder}.lease.json") for folder in folders if folder)
+
+
+def state(attempts: Attempts, now: float, driven: bool = True) -> str:
+    """In a word or two, what the run is doing; `driven`: a command may be at it."""
     last = attempts[-1][-1]
     if last["kind"] in ("finished", "stopped", "error"):
         return str(last["kind"])
     silent = now - last["time"]
-    return "running" if silent < _SILENT_SECONDS else f"silent for {silent:.0f} s"
+    if silent < _SILENT_SECONDS:
+        return "running"
+    return f"silent for {silent:.0f} s" if driven else _INTERRUPTED
 
 
-def table(attempts: Attempts, now: float) -> Table:
+def table(attempts: Attempts, now: float, driven: bool = True) -> Table:
     """The run in two columns."""
     shown = Table.grid(padding=(0, 3))
-    for name, said in [*_progress(attempts, now), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
+    for name, said in [*_progress(attempts, now, driven), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
         shown.add_row(f"[bold]{name}[/bold]", escape(said))
     return shown
 
 
-def _progress(attempts: Attempts, now: float) -> list[tuple[str, str]]:
+def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, str]]:
     starts, done = _all(attempts, "start"), runlog.steps(attempts)
     if not starts:
         return [("state", "starting")]
     step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
-    rows = [("state", state(attempts, now)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
+    rows = [("state", state(attempts, now, driven)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
     rows += [("slow", said) for said in starts[-1].get("slow", [])]
     if recent := done[-_RECENT:]:
         left = (steps - step) * sum(entry["seconds"] for entry in recent) / len(recent)

@@ -58,11 +58,11 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
-            raise ConfigError(f"tokenizer.vocab_size must be at least 300, got {self.vocab_size}.")
+            raise ConfigError(f"vocab_size must be at least 300, got {self.vocab_size}.")
         if not 0.0 < self.character_coverage <= 1.0:
-            raise ConfigError(f"tokenizer.character_coverage must lie between 0 and 1, got {self.character_coverage}.")
+            raise ConfigError(f"character_coverage must lie between 0 and 1, got {self.character_coverage}.")
         if not 0.0 <= self.alpha <= 1.0 or self.sample_bytes < 1:
-            raise ConfigError("tokenizer needs an alpha between 0 and 1 and sample_bytes above 0.")
+            raise ConfigError("alpha must lie between 0 and 1 and sample_bytes above 0.")
 
 
 def train(

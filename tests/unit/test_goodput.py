@@ -80,6 +80,8 @@ def test_the_table_says_what_the_log_says() -> None:
              "retrieval": {way: {"accuracy_at_1": 0.5, "mrr_at_10": 0.7} for way in ("forward", "backward")}}  # fmt: skip
     assert "accuracy@1 0.500 / 0.500 on 300 test pairs at step 4" in shown([[*DIED, pairs]], 20)
     assert "silent for 200 s" in shown([WENT_ON], 240)
+    assert status.state([WENT_ON], 240, driven=False) == "interrupted; the same command goes on"
+    assert status.state([WENT_ON], 50, driven=False) == "running"  # a moment after its end nobody knows
     assert "stopped" in shown([[*WENT_ON, STOPPED]], 10_000)
     assert "starting" in shown([[{"kind": "driver", "time": 1.0}]], 2)
 
