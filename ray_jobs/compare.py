@@ -22,7 +22,7 @@ from ray_jobs import evaluate, pretrain, shard, transfer
 from ray_jobs.compared import compared
 from ray_jobs.config import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import data_fingerprints
+from ray_jobs.inputs import asked_once, data_fingerprints
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
@@ -52,6 +52,7 @@ def main(config: ScionConfig, console: Console) -> None:
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
+@asked_once()
 def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
     """The cells' stages by name and seed. What a start learned from the text is the same for every seed, so it is made once.
 

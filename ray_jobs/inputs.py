@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from data_pipeline import fingerprints, storage
@@ -11,7 +14,25 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
 from ray_jobs.config import ScionConfig
 
+_answers: ContextVar[dict[tuple[str, str], str] | None] = ContextVar("answers", default=None)
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """While the block runs, an object store is asked once about each input: the plans of a pipeline ask sixty times."""
+    token = _answers.set({})
+    try:
+        yield
+    finally:
+        _answers.reset(token)
+
+
+def _once(kind: str, spec: str, ask: Callable[[], str]) -> str:
+    known = _answers.get()
+    if known is None or "://" not in spec:
+        return ask()
+    return known[kind, spec] if (kind, spec) in known else known.setdefault((kind, spec), ask())
 
 
 def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: bool = False) -> str:
@@ -23,6 +44,11 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
     Raises:
         ModelError: the path looks like a folder and is not there.
     """
+    kind = "tokenizer" if tokenizer_only else "model"
+    return _once(kind, spec, partial(_model_fingerprint, spec, key, tokenizer_only))
+
+
+def _model_fingerprint(spec: str, key: str, tokenizer_only: bool) -> str:
     if "://" not in spec and not os.path.isdir(spec):
         if is_path(spec):
             raise ModelError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
@@ -38,7 +64,11 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
 def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
     """Of the documents or pairs that keys of the configuration name, by key; one that is not given is left out."""
     given = {key: getattr(config, key) for key in keys}
-    return {key: documents.fingerprint(spec, key=key) for key, spec in given.items() if spec is not None}
+    return {
+        key: _once("text", spec, partial(documents.fingerprint, spec, key=key))
+        for key, spec in given.items()
+        if spec is not None
+    }
 
 
 def given_files(settings: Any) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,12 @@ from rich.console import Console
 from data_pipeline import storage
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config import ScionConfig, keep
+from ray_jobs.inputs import asked_once
 from ray_jobs.report import job as report
 from ray_jobs.stage import Stage, starts
 
 
+@asked_once()
 def stages(config: ScionConfig) -> dict[str, Stage]:
     """Every stage by its name in the summary, in the order in which it runs. Without pairs the last model is the pretrained
     one."""
