@@ -173,7 +173,7 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
         raise ArtifactError(
             f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
             plan.uri,
-            "Choose another output=, or another shards= where that names the folder; or remove it.",
+            "Give what it was made with, or choose another output=, or another shards= where that names the folder.",
         )
     if storage.is_file(plan.uri):
         raise ArtifactError("a file is here, not a folder.", plan.uri, "Name another place.")
@@ -321,7 +321,7 @@ def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Pla
     """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
     old, new = _flat(config), _flat(plan.config)
     changed = _changed(config, inputs, plan)
-    return [name if name in plan.inputs else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
+    return [name if name in {*plan.inputs, *inputs} else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
 
 
 def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:

@@ -98,7 +98,9 @@ def _speed(attempts: Attempts) -> list[tuple[str, str]]:
         said = f"{sum(entry['tflops'] for entry in recent) / len(recent):.3g} useful TFLOP/s a worker"
         rows.append(("operations", said + ("" if mfu is None else f", {mfu:.1%} of the peak")))
     parts = {part: sum(entry.get(part) or 0.0 for entry in recent) / seconds for part in _PARTS}
-    rows.append(("a step", ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in parts.items() if share)))
+    within = parts.pop("communication")
+    shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in parts.items() if share)
+    rows.append(("a step", shares + (f"; communication, within these, {within:.0%}" if within else "")))
     rows.append(("padding", f"{sum(entry['padding'] for entry in recent) / len(recent):.1%}"))
     return rows
 

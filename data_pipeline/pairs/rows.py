@@ -10,6 +10,9 @@ from data_pipeline.sources import documents
 from data_pipeline.text.clean import clean
 from data_pipeline.text.reserved import Reserved
 
+_NAMED = 20
+"""Ids in a message at most."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
@@ -75,10 +78,16 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
     same = [name for name, *texts, negatives in sides if any(map(reserved.stands_in, [*texts, *negatives]))]
     if same:
         raise DataError(
-            f"a sentence of test_pairs= stands in {len(same):,} of {len(train):,} pairs (the first has the id {same[0]!r}).",
+            f"a sentence of test_pairs= stands in {len(same):,} of {len(train):,} pairs, those with the ids {_listed(same)}.",
             "pairs",
-            "Remove those pairs, or the sentences from test_pairs=: a model must not be tested on what it was trained on.",
+            "Remove those pairs, or the sentences from test_pairs=: a model must not be tested on what it was trained on. "
+            "Case and blanks count for nothing, and a sentence of five words is found within a longer text, too.",
         )
+
+
+def _listed(names: list[str]) -> str:
+    """The first of many."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _check_types(table: pa.Table, where: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, Stopped
 from tests.integration.test_export import Run, train
-from tests.integration.test_going_on import run, trained, weights
+from tests.integration.test_going_on import ODD, run, trained, weights
 from tests.ranks import on_ranks
 from trainer.engine import export, runlog
 from trainer.engine.config import TrainConfig
@@ -49,7 +49,7 @@ def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
     assert not same(load_file(f"{folders[3]}/model.safetensors"), weights(one))
     assert AutoModelForMaskedLM.from_pretrained(folders[3])
     assert AutoTokenizer.from_pretrained(folders[3])("help").input_ids
-    assert {path.name for path in tmp_path.iterdir()} == {"plain", "run", "run-step-3", "run-step-6"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"plain{ODD}", f"run{ODD}", f"run{ODD}-step-3", f"run{ODD}-step-6"}
 
 
 @pytest.mark.slow
@@ -90,6 +90,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     exports.add(last)
     assert exports.reading == {last}
     exports.add(first)
+    assert exports.reading == {last, first}  # what waits is kept, too
     store.drop(first)
     exports.finish()
     assert [(entry["step"], entry["wrong"]) for entry in journal.entries] == [

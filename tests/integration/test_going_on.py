@@ -23,10 +23,12 @@ from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
 
 BATCH = 6
+ODD = " [1] (a+b)"
+"""At the end of a run's folder: globs and regular expressions would read other things in it."""
 
 
 def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
-    folder += " [1] (a+b)"  # globs and regular expressions would read other things in it
+    folder += ODD
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     return TrainRun(

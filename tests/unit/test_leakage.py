@@ -36,7 +36,7 @@ TEST = pairs((SENTENCE, GREEK), ("OK", "Εντάξει"), first=100)
     ("ok", "Ναι"),
 ])  # fmt: skip
 def test_a_test_sentence_on_either_side_of_training_is_refused(row: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match=r"a sentence of test_pairs= stands in 1 of 2 pairs \(the first has the id '1'\)"):
+    with pytest.raises(DataError, match=r"a sentence of test_pairs= stands in 1 of 2 pairs, those with the ids 1\."):
         check_disjoint(pairs(("fine", "καλά"), row), TEST)
 
 

@@ -94,7 +94,7 @@ class TrainConfig:
     trained model's folder holds; none when not given."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
-    zero_stage: int = field(default=1, metadata={"adjustable": True})
+    zero_stage: int = field(default=1, metadata={"identity": False, "adjustable": True})
     """What ZeRO divides among the workers: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     hpz: int = 1
     """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""

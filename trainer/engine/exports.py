@@ -23,6 +23,8 @@ from trainer.engine.journal import Journal
 from trainer.engine.store import Store
 
 _SECONDS = 0.2
+_HELD = 2
+"""Checkpoints that are kept for exports that wait, beside that of the one under way."""
 
 
 @dataclass(slots=True)
@@ -49,9 +51,10 @@ class Exports:
 
     @property
     def reading(self) -> set[str]:
-        """Checkpoints that must not be removed now; asked by the thread that removes them."""
-        current = self._current
-        return set() if current is None else {current.name}
+        """Checkpoints that must not be removed now; asked by the thread that removes them. Of those that wait the next few: a
+        run that goes on may have several to make up for."""
+        current, waiting = self._current, self._waiting[:_HELD]
+        return {*([] if current is None else [current.name]), *waiting}
 
     def resume(self, lineage: list[str]) -> None:
         """Adds what a kill prevented: checkpoints in `lineage` that are still there and have no folder."""
