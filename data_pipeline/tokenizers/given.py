@@ -40,7 +40,7 @@ def adopted(
         warn(f"{lost}; without tokenizer= one is trained that does not")
     if (found := rules.cuts(given.backend_tokenizer.pre_tokenizer, texts)).share > rules.CUT:
         warn(
-            f"the tokenizer cuts {found.share:.0%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
+            f"the tokenizer cuts {found.share:.1%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
             f"({found.example}); without tokenizer= one is trained that does not where the model's class allows it"
         )
     given.name_or_path = source.name_or_path

@@ -104,7 +104,7 @@ def dropped_note(normalizer: Normalizer | None, texts: Iterable[str]) -> str | N
     if normalizer is None or share <= CUT:
         return None
     becomes = normalizer.normalize_str(word)
-    return f"the tokenizer drops accents or vowel signs of {share:.0%} of the words ({word} becomes {becomes})"
+    return f"the tokenizer drops accents or vowel signs of {share:.1%} of the words ({word} becomes {becomes})"
 
 
 def _marks(text: str) -> int:

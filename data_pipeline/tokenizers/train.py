@@ -130,9 +130,13 @@ def _cost(
     old = json.loads(source.backend_tokenizer.to_str())
     better = _trained(source, old | {"pre_tokenizer": rules.with_marks(old["pre_tokenizer"])}, corpus, config)
     now, then = (rules.fertility(one, corpus) for one in (made.backend_tokenizer, Tokenizer.from_str(json.dumps(better))))
-    reason = "an extended vocabulary keeps the old rules" if config.extend else "transformers fixes the rules of this class"
+    reason = (
+        "an extended vocabulary keeps the old rules"
+        if config.extend
+        else "transformers keeps the rules of this class as they are"
+    )
     return (
-        f"the tokenizer cuts {found.share:.0%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
+        f"the tokenizer cuts {found.share:.1%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
         f"({found.example}): {now:.2f} pieces a word, {then:.2f} without these cuts; {reason}"
     )
 

@@ -171,9 +171,12 @@ def cells(made: Comparison, row: Row) -> list[str]:
 
 
 def _speed_up(made: Comparison, row: Row) -> str:
-    """How many times fewer steps than the random start, whose own steps are found by the same rule: its speed-up is 1."""
+    """How many times fewer steps than the random start, whose own steps are found by the same rule: its speed-up is 1.
+    A dash where no random start was trained."""
     control = next((other.steps_to_random for other in made.rows if other.name == CONTROL), None)
-    if row.steps_to_random is None or control is None:
+    if control is None:
+        return "-"
+    if row.steps_to_random is None:
         return "never"
     if row.steps_to_random.mean < 0.5:
         return "1.0 x" if row.name == CONTROL else "at once"

@@ -36,6 +36,7 @@ def test_a_start_that_never_gets_there_and_one_that_is_there_at_once() -> None:
     assert found.rows[2].steps_to_random is None
     without = compare({("a", 0): cell(1.9, 1.0)})
     assert without.rows[0].steps_to_random is None
+    assert comparison.cells(without, without.rows[0])[4] == "-"
 
 
 def test_a_crossing_lies_on_the_line_between_two_points() -> None:

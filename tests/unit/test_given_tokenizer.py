@@ -88,11 +88,11 @@ def test_what_the_rules_of_a_given_tokenizer_do_to_words_is_said(english, greek)
     adopted(wordpiece(greek[:100]), wordpiece(english), greek[:40], said.append)
     assert len(said) == 1
     assert re.match(
-        r"the tokenizer drops accents or vowel signs of \d+% of the words \(.+ becomes .+\); without tokeni", said[0]
+        r"the tokenizer drops accents or vowel signs of [\d.]+% of the words \(.+ becomes .+\); without tokeni", said[0]
     )
     said.clear()
     adopted(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, said.append)
     assert len(said) == 1
-    assert "cuts 100% of the words at vowel signs" in said[0]
+    assert "cuts 100.0% of the words at vowel signs" in said[0]
     adopted(unigram(greek[:100]), llama3(english), greek[:40], said.append)
     assert len(said) == 1

@@ -153,7 +153,7 @@ def test_a_class_that_fixes_its_pattern_is_warned_of(english, tmp_path) -> None:
     source.save_pretrained(tmp_path)
     said: list[str] = []
     made = train.train(train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), said.append)
-    assert "transformers fixes the rules of this class" in said[0]
+    assert "transformers keeps the rules of this class as they are" in said[0]
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     said.clear()
     made = train.train(train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), said.append)
