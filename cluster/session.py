@@ -61,9 +61,10 @@ def ray_session(
         _check_reachable(address)
         settings["address"] = address
     else:
-        settings |= _own_cluster(
-            max(os.cpu_count() or 1, math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus))), given
-        )
+        needed, cores = math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)), os.cpu_count() or 1
+        if workers is not None and workers > cores:
+            say(f"{workers} workers share the {cores} cores of this machine")
+        settings |= _own_cluster(max(cores, needed), given)
     try:
         with _native_lines_aside():
             ray.init(**settings)

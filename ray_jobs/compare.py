@@ -19,7 +19,7 @@ from data_pipeline.artifact import Artifact, Draft, Plan
 from data_pipeline.pairs import rows as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
-from ray_jobs.compared import compared
+from ray_jobs.compared import compared, described
 from ray_jobs.config import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import asked_once, data_fingerprints
@@ -27,7 +27,6 @@ from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
 from trainer.models import loading
-from trainer.transfer import chain
 from trainer.transfer.problem import Rows, assemble
 
 CELL = "comparison cell"
@@ -134,7 +133,7 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
     """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
     the pipeline's, whose evaluations are its own."""
-    papers = {name: chain.paper(own.method) for name, own in compared(config).items()}
+    papers = described(config)
     facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
     storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())

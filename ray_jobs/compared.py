@@ -1,11 +1,14 @@
 """The starts that `scion compare` sets side by side: methods, and runs with settings of their own."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from data_pipeline.errors import ConfigError
 from ray_jobs.config import ScionConfig, varied
 from ray_jobs.sections import RUN_KEYS
+from trainer.transfer import chain
 
 _NAME = re.compile(r"[\w.+-]+", re.ASCII)
 """A name is a folder, on object stores too."""
@@ -22,7 +25,7 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
     for place, run in enumerate(config.compare.runs):
         where = f"{_WHERE}[{place}]"
         own = varied(config, {key: run[key] for key in RUN_KEYS if key in run}, where)
-        name = str(run.get("name") or own.method)
+        name = _name(run, own)
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
         if name in found:
@@ -30,6 +33,26 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
         _check_alike(config, own, where)
         found[name] = own
     return found
+
+
+def _name(run: Mapping[str, Any], own: ScionConfig) -> str:
+    return str(run.get("name") or own.method)
+
+
+def described(config: ScionConfig) -> dict[str, str]:
+    """What each start is: the paper of its method, and the settings that a run has of its own."""
+    found = {name: chain.paper(own.method) for name, own in compared(config).items()}
+    for run in config.compare.runs:
+        name = _name(run, varied(config, {key: run[key] for key in RUN_KEYS if key in run}, _WHERE))
+        own = [setting for key in ("transfer", "pretrain") for setting in _flat(run.get(key, {}), key)]
+        found[name] = "; ".join([found[name], *own])
+    return found
+
+
+def _flat(value: Any, name: str) -> list[str]:
+    if not isinstance(value, Mapping):
+        return [f"{name}={value}"]
+    return [setting for key, inner in value.items() for setting in _flat(inner, f"{name}.{key}")]
 
 
 def _check_alike(config: ScionConfig, run: ScionConfig, where: str) -> None:

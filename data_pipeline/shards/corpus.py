@@ -96,7 +96,7 @@ def build(
             f"no document is left to hold out ({_told(fates)}).", "shard.heldout", "Give more documents, or test_text=."
         )
     writes = [
-        {**job, "keep": keep, "uri": storage.join(folder, "{}", f"part-{number:05d}.parquet")}
+        {**job, "keep": keep, "folder": folder, "name": f"part-{number:05d}.parquet"}
         for number, (job, keep) in enumerate(zip(jobs, keeps, strict=True))
     ]
     written = run(_write, writes, progress=lambda done, n: progress(n + done, 2 * n))
@@ -216,7 +216,7 @@ def _write(job: dict[str, Any], reserved: Reserved) -> dict[str, str]:
     paths = {}
     for part in ("train", "heldout"):
         rows = [row[:3] for row in kept if row[3] == (part == "heldout")]
-        paths[part] = job["uri"].format(part) if rows else ""
+        paths[part] = storage.join(job["folder"], part, job["name"]) if rows else ""
         if rows:
             columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
             format.write(paths[part], pa.Table.from_arrays(columns, schema=SCHEMA), group_rows=1024)

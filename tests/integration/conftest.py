@@ -127,7 +127,7 @@ def finished(inputs: Chain, address: str) -> Chain:
 
 @pytest.fixture(scope="session")
 def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) -> tuple[str, Manifest]:
-    folder = tmp_path_factory.mktemp("shards")
+    folder = tmp_path_factory.mktemp("shards {x}")  # braces were filled in
     (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
     text = corpus.build(
         [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),

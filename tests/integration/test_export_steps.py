@@ -59,10 +59,10 @@ def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
     folder = str(tmp_path / "run")
     with pytest.raises(Stopped):
         trained(begin(run(shards, source_folder, folder, steps=6, export_steps=2)), stop=3)
-    shutil.rmtree(f"{folder}-step-2", ignore_errors=True)
+    shutil.rmtree(f"{folder}{ODD}-step-2", ignore_errors=True)
     one = begin(run(shards, source_folder, folder, steps=6, export_steps=2))
     trained(one)
-    made = {step: Path(f"{folder}-step-{step}", "model.safetensors").exists() for step in (2, 4, 6)}
+    made = {step: Path(f"{folder}{ODD}-step-{step}", "model.safetensors").exists() for step in (2, 4, 6)}
     assert all(made.values()), (made, entries(one, "export"))
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from ray_jobs import config as configs
-from ray_jobs.compared import compared
+from ray_jobs.compared import compared, described
+from trainer.transfer.methods import METHODS
 
 RUNS = """
 text: t
@@ -48,6 +49,14 @@ def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path
     first = configs.load(path, [], "compare")
     (tmp_path / "again.yaml").write_text(configs.to_yaml(first))
     assert compared(configs.load(str(tmp_path / "again.yaml"), [], "compare")) == compared(first)
+
+
+def test_what_a_run_is(path: str) -> None:
+    found = described(configs.load(path, ["method=fvt"], "compare"))
+    assert found["fast"].endswith("; pretrain.train.learning_rate=0.001")
+    assert found["warm"].startswith(METHODS["fvt"].paper)
+    assert "transfer.copy_shared=False" in found["warm"]
+    assert found["focus"] == METHODS["focus"].paper
 
 
 WRONG = {

@@ -340,8 +340,10 @@ def _calling(each: Each) -> Iterator[None]:
         put(model, name, *arguments, **options)
         path, _, own = name.rpartition(".")
         tied = {one.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for one in pair}
-        weight = getattr(model.get_submodule(path), own)
-        if isinstance(weight, torch.nn.Parameter) and not weight.is_meta and path not in tied:
+        module = model.get_submodule(path)
+        weight = getattr(module, own)
+        computed = hasattr(module, "create_weight")  # sinusoids, as RoFormer's, whose shape it asks for afterwards
+        if isinstance(weight, torch.nn.Parameter) and not weight.is_meta and path not in tied and not computed:
             each(weight)
 
     ahead = os.environ.get(_NOT_AHEAD)
