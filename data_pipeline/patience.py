@@ -23,7 +23,7 @@ class Unanswered(TimeoutError):
     """Of a request that must not be made a second time while the first may yet be carried out."""
 
 
-LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, Unanswered)
+LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, Unanswered)
 """What storage says where asking again is of no help."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 """The same, as numbers of the operating system."""
