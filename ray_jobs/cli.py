@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.errors import ScionError, Stopped  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    stopping.left_over()  # of a command before this one, in the same process
     before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _dispatch(arguments)

@@ -15,9 +15,10 @@ def training(under_way: bool) -> None:
 
 def wish() -> bool:
     """Wishes for the end; whether a training will see to it. Not a second time, so that who insists is not kept waiting."""
-    taken = _training.is_set() and not _wished.is_set()
+    if not _training.is_set() or _wished.is_set():
+        return False
     _wished.set()
-    return taken
+    return True
 
 
 def wished() -> bool:

@@ -168,3 +168,5 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_s
         stage.run(Console(file=io.StringIO()))
     assert stage.finished() is not None
     assert not stopping.left_over()
+    assert not stopping.wish()  # nothing trains: whoever asks is to unwind, and nobody is asked later
+    assert not stopping.left_over()
