@@ -35,8 +35,8 @@ transfer:
     ofa: {{space: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}}}
     tokenadapt: {{space: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}}}
     focus: {{fasttext: {{dim: 16, epochs: 1, min_count: 2, buckets: 2000}}}}
-pretrain: {{train: {{steps: 6, batch_size: 7, checkpoint_steps: 2}}, heldout_rows: 16}}
-embed: {{train: {{steps: 4, batch_size: 8, checkpoint_steps: 2}}, max_length: 32}}
+pretrain: {{train: {{steps: 6, batch_size: 7, checkpoint_steps: 2, warmup_steps: 5}}, heldout_rows: 16}}
+embed: {{train: {{steps: 4, batch_size: 8, checkpoint_steps: 2, warmup_steps: 5}}, max_length: 32}}
 """
 
 

@@ -22,6 +22,7 @@ from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+from trainer.models.adapters import Lora
 
 
 class Run:
@@ -143,5 +144,6 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
         ContrastiveTask(model_uri="/m", spec=spec, temperature=0.1, symmetric=False),
         LanguageModelTask(model_uri="/m", length=8, probability=0.2, seed=3),
     ):
-        export.write_task(store, task, ["body"])
-        assert export.read_task(store)[1:] == (task, ["body"])
+        for frozen, lora in ((["body"], None), ([], Lora(rank=4, alpha=8, targets=("q_proj",)))):
+            export.write_task(store, task, frozen, lora)
+            assert export.read_task(store)[1:] == (task, frozen, lora)

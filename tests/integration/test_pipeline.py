@@ -165,7 +165,7 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     assert f"{reached['next_step']} of 300" in told
     other = scion("pretrain", copy.config, *longer, "pretrain.train.learning_rate=1e-5")
     assert other.returncode == 2
-    assert "pretrain.train.learning_rate (0.0003 -> 1e-05)" in other.stderr
+    assert "pretrain.train.learning_rate (0.0001 -> 1e-05)" in other.stderr
     assert scion("verify", run).returncode == 0
     assert scion("pretrain", copy.config, *longer).returncode == 0
     starts = [entry["next_step"] for entries in runlog.read(f"{run}/log") for entry in entries if entry["kind"] == "start"]

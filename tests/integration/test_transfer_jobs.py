@@ -21,7 +21,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     done = scion("compare", copy.config, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((copy.output / "compare.json").read_text())
-    assert {row["method"] for row in found["rows"]} == {"random", "aligned+fvt"}
+    assert {row["name"] for row in found["rows"]} == {"random", "aligned+fvt"}
     assert [row["final"]["mean"] for row in found["rows"]] == sorted(row["final"]["mean"] for row in found["rows"])
     assert list(found["rows"][0]["curve"]) == ["0", "1", "2", "3", "4"]
     assert all(0 <= row["after"]["mean"] <= 1 for row in found["rows"])
