@@ -117,7 +117,7 @@ def test_a_run_trains_as_peft_does_and_leaves_a_plain_model(source_folder: str, 
     assert type(model.bert.encoder.layer[0].attention.self.query) is torch.nn.Linear
 
 
-@pytest.mark.parametrize(("world", "stage", "precision"), [(2, 1, "fp32"), (3, 3, "bf16")])
+@pytest.mark.parametrize(("world", "stage", "precision"), [(2, 1, "fp32"), pytest.param(3, 3, "bf16", marks=pytest.mark.slow)])
 def test_a_run_goes_on_to_the_last_bit(source_folder: str, tmp_path: Path, world: int, stage: int, precision: str) -> None:
     run = Run(source_folder, str(tmp_path), stage, precision)
     losses = on_ranks(world, train, run, 0)

@@ -90,7 +90,7 @@ def by_hand(run: Run) -> list[float]:
     ("world", "stage", "precision", "frozen"),
     [
         (2, 1, "fp32", "body"),
-        (3, 3, "bf16", "embeddings"),
+        pytest.param(3, 3, "bf16", "embeddings", marks=pytest.mark.slow),
         pytest.param(2, 2, "bf16", "*.layer.0.*", marks=pytest.mark.slow),
         pytest.param(2, 3, "fp32", "body", marks=pytest.mark.slow),
         pytest.param(1, 1, "bf16", "embeddings", marks=pytest.mark.slow),

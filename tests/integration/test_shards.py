@@ -33,6 +33,7 @@ def jsonl(tmp_path, greek) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_for_one_and_three_actors(jsonl, tmp_path, source_folder, monkeypatch) -> None:
     monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
     assert len(documents.units([jsonl])) > 5

@@ -60,6 +60,7 @@ def test_a_comparison_needs_no_pairs(text: Chain) -> None:
     assert rows["fast"]["final"] != rows["fvt"]["final"]
 
 
+@pytest.mark.slow
 def test_runs_share_their_shards(text: Chain) -> None:
     shared = f"shards={text.folder}/shared"
     done("shard", text, shared)

@@ -121,6 +121,7 @@ def test_diff_counts_the_rows_that_two_methods_make_differently(finished: Chain)
     assert "exact_copy" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(finished: Chain, copy: Chain) -> None:
     """Another checkpoint of the same model: no method runs, the rows are those of its own matrix."""
     given = f"transfer.plan={finished.output / 'transfer'}"

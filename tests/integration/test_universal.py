@@ -200,6 +200,7 @@ def trained(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory
     shutil.rmtree(run.folder)
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_goes_on_from_any_other_and_back(trained: tuple[Run, dict[int, list[float]]]) -> None:
     run, losses = trained
     for world in WORLDS:
