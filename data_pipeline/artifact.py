@@ -196,7 +196,7 @@ def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bo
             f"an unfinished {left['kind']} artefact is here, not a {plan.kind} artefact.", plan.uri, "Name another folder."
         )
     config, inputs = left["config"], left["inputs"]
-    begun = bool(left["id"] == plan.id or (left["kind"] == plan.kind and plan.goes_on_from(config, inputs)))
+    begun = bool(left["id"] == plan.id or plan.goes_on_from(config, inputs))
     if not begun and precious():
         changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
         raise ArtifactError(

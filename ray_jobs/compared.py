@@ -25,7 +25,7 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
     for place, run in enumerate(config.compare.runs):
         where = f"{_WHERE}[{place}]"
         own = varied(config, {key: run[key] for key in RUN_KEYS if key in run}, where)
-        name = _name(run, own)
+        name = str(run.get("name") or own.method)
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
         if name in found:
@@ -35,15 +35,10 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
     return found
 
 
-def _name(run: Mapping[str, Any], own: ScionConfig) -> str:
-    return str(run.get("name") or own.method)
-
-
 def described(config: ScionConfig) -> dict[str, str]:
     """What each start is: the paper of its method, and the settings that a run has of its own."""
     found = {name: chain.paper(own.method) for name, own in compared(config).items()}
-    for run in config.compare.runs:
-        name = _name(run, varied(config, {key: run[key] for key in RUN_KEYS if key in run}, _WHERE))
+    for name, run in zip(list(found)[len(config.compare.methods) :], config.compare.runs, strict=True):
         own = [setting for key in ("transfer", "pretrain") for setting in _flat(run.get(key, {}), key)]
         found[name] = "; ".join([found[name], *own])
     return found

@@ -14,7 +14,7 @@ def training(under_way: bool) -> None:
 
 
 def wish() -> bool:
-    """Wishes for the end; whether a training will see to it. Not a second time, so that who insists is not kept waiting."""
+    """Asks the training under way to end. Whether it will: a second call answers no, since the user does not want to wait."""
     if not _training.is_set() or _wished.is_set():
         return False
     _wished.set()

@@ -10,11 +10,11 @@ from transformers import AutoModelForMaskedLM
 
 from data_pipeline.errors import ConfigError
 from tests.families.configs import COMMON, tiny
+from tests.integration.stepwise import stepwise
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine import export
-from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig
 from trainer.engine.store import Store
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
@@ -36,32 +36,11 @@ def train(run: Run, first: int) -> list[float]:
     """From the checkpoint at `first` on, saving after each step."""
     import torch.distributed as dist
 
-    from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint, partitioned, setup
-    from trainer.engine.saving import Saver
-    from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
+    from trainer.engine import partitioned, setup
 
-    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
     module = partitioned.module_of(run.task, run.config)
     setup.checked(module, run.config, 32)
-    engine = setup.engine_for(module, run.config, 1, ROWS // world)
-    engine.train()
-    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
-    if first:
-        state = checkpoint.restore(engine, store, "a", at_most=first)
-        assert state.next_step == first
-    losses = []
-    for step in range(first, STEPS):
-        set_rates(engine, run.config, step)
-        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
-        state.next_step = step + 1
-        saver.begin(state)
-        saver.finish(state)
-    with trained_weights(engine, run.config, run.folder) as weights:
-        if rank == 0:
-            run.task.export(weights, f"{run.folder}/from-{first}", (), run.config.lora)
-    return losses
+    return stepwise(run, setup.engine_for(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
 
 def by_hand(run: Run) -> tuple[list[float], Any]:

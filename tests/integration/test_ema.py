@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_pipeline.errors import ConfigError
+from tests.integration.stepwise import stepwise
 from tests.integration.test_frozen import same
-from tests.integration.test_universal import ROWS, batch
+from tests.integration.test_universal import ROWS
 from tests.ranks import on_ranks
 from trainer.engine import export
-from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig
 from trainer.engine.store import Store
 from trainer.engine.tasks import LanguageModelTask
@@ -33,40 +33,25 @@ class Run:
 def trained(run: Run, first: int) -> list[float]:
     import torch.distributed as dist
 
-    from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint, partitioned, setup
+    from trainer.engine import partitioned, setup
     from trainer.engine.averaging import averaged
-    from trainer.engine.saving import Saver
-    from trainer.engine.step import optimizer_step, set_rates
     from trainer.engine.weights import trained_weights
 
-    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
-    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
-    engine.train()
-    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
-    if first:
-        state = checkpoint.restore(engine, store, "a", at_most=first)
-        assert state.next_step == first
-    losses = []
-    for step in range(first, STEPS):
-        set_rates(engine, run.config, step)
-        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
-        state.next_step = step + 1
-        if run.look:
-            with trained_weights(engine, run.config, run.folder) as weights:
-                before = {name: weight.clone() for name, weight in weights.items()}
-            with averaged(engine):
-                pass
-            with trained_weights(engine, run.config, run.folder) as weights:
-                assert same(before, weights)
-            if rank == 0:
-                torch.save(before, f"{run.folder}/weights-{step}.pt")
-        saver.begin(state)
-        saver.finish(state)
-    with averaged(engine), trained_weights(engine, run.config, run.folder) as weights:
-        if rank == 0:
-            run.task.export(weights, f"{run.folder}/from-{first}")
-    return losses
+    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
+
+    def look(step: int) -> None:
+        if not run.look:
+            return
+        with trained_weights(engine, run.config, run.folder) as weights:
+            before = {name: weight.clone() for name, weight in weights.items()}
+        with averaged(engine):
+            pass
+        with trained_weights(engine, run.config, run.folder) as weights:
+            assert same(before, weights)
+        if dist.get_rank() == 0:
+            torch.save(before, f"{run.folder}/weights-{step}.pt")
+
+    return stepwise(run, engine, first, look)
 
 
 @pytest.mark.parametrize(

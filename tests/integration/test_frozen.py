@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import ConfigError
+from tests.integration.stepwise import stepwise
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.engine import export
-from trainer.engine.checkpoint import RunState
 from trainer.engine.config import TrainConfig
 from trainer.engine.freezing import frozen_names
 from trainer.engine.store import Store
@@ -38,30 +38,10 @@ def trained(run: Run, first: int) -> list[float]:
     """Steps from `first` on, from the checkpoint before them; the folder is named after `first`."""
     import torch.distributed as dist
 
-    from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint, partitioned, setup
-    from trainer.engine.saving import Saver
-    from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
+    from trainer.engine import partitioned, setup
 
-    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
-    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
-    engine.train()
-    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
-    if first:
-        state = checkpoint.restore(engine, store, "a", at_most=first)
-        assert state.next_step == first
-    losses = []
-    for step in range(first, STEPS):
-        set_rates(engine, run.config, step)
-        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
-        state.next_step = step + 1
-        saver.begin(state)
-        saver.finish(state)
-    with trained_weights(engine, run.config, run.folder) as weights:
-        if rank == 0:
-            run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen)
-    return losses
+    module = partitioned.module_of(run.task, run.config)
+    return stepwise(run, setup.engine_for(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
 
 def by_hand(run: Run) -> list[float]:

@@ -1,0 +1,44 @@
+"""A training in steps that are each saved, on forked ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.integration.test_universal import ROWS, batch
+from trainer.engine.checkpoint import RunState
+from trainer.engine.store import Store
+
+
+def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = lambda step: None) -> list[float]:
+    """Steps from `first` on, from the checkpoint before them; the model's folder is named after `first`.
+
+    Args:
+        run: has a task, a config and a folder.
+        look: called with the number of each step, before it is saved.
+    """
+    import torch.distributed as dist
+
+    from data_pipeline.feed.ledger import Ledger
+    from trainer.engine import checkpoint
+    from trainer.engine.averaging import averaged
+    from trainer.engine.saving import Saver
+    from trainer.engine.step import optimizer_step, set_rates
+    from trainer.engine.weights import trained_weights
+
+    rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
+    engine.train()
+    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    if first:
+        state = checkpoint.restore(engine, store, "a", at_most=first)
+        assert state.next_step == first
+    losses = []
+    for step in range(first, run.config.steps):
+        set_rates(engine, run.config, step)
+        losses.append(optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False).loss)
+        state.next_step = step + 1
+        look(step)
+        saver.begin(state)
+        saver.finish(state)
+    with averaged(engine), trained_weights(engine, run.config, run.folder) as weights:
+        if rank == 0:
+            run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen, run.config.lora)
+    return losses
