@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM
@@ -77,17 +78,24 @@ def _weights(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
 
 
 def _commits(run: Run, faults: list[str]) -> Iterator[str]:
-    """An attempt begins at the newest checkpoint, or at an earlier one if that was spoilt."""
-    spoilt = sum(fault in ("flip_checkpoint", "tear_checkpoint", "flip_weights") for fault in faults)
-    committed: list[int] = []
-    for entries in run.log():
-        for entry in entries:
-            if entry["kind"] == "checkpoint":
-                committed.append(entry["next_step"])
-            if entry["kind"] == "start" and committed and entry["next_step"] < max(committed):
-                if not spoilt or entry["next_step"] not in committed:
-                    yield f"an attempt began at step {entry['next_step']}, though {max(committed)} was committed"
-                spoilt -= 1
+    return began_early(run.log(), sum(fault in ("flip_checkpoint", "tear_checkpoint", "flip_weights") for fault in faults))
+
+
+def began_early(log: list[list[dict[str, Any]]], spoilt: int) -> Iterator[str]:
+    """An attempt begins at the newest checkpoint, or at an earlier one if that was spoilt, as `spoilt` of them were.
+
+    A worker that dies between a commit and its entry leaves only the start of the next attempt to tell of the checkpoint.
+    """
+    committed = set[int]()
+    for entry in (entry for entries in log for entry in entries):
+        at, newest = entry.get("next_step", 0), max(committed, default=0)
+        if entry["kind"] == "start" and at < newest:
+            if not spoilt or at not in committed:
+                yield f"an attempt began at step {at}, though {newest} was committed"
+            spoilt -= 1
+            committed = {step for step in committed if step < at}
+        if entry["kind"] in ("start", "checkpoint"):
+            committed.add(at)
 
 
 def _left(run: Run, before: Left) -> Iterator[str]:
