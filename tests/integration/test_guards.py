@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -31,6 +31,8 @@ class Poisoned:
     factors: dict[int, float]
     deadly: tuple[int, ...] = ()
     failing: tuple[int, ...] = ()
+
+    divisible: ClassVar[bool] = True
 
     @property
     def length(self) -> int:

@@ -221,6 +221,15 @@ def test_deaths_in_other_steps_are_not_counted(uri: str) -> None:
     assert deaths(read(uri)) == {"count": 2, "step": 3}
 
 
+def test_deaths_with_other_micro_batches_are_not_counted(uri: str) -> None:
+    """Each had half the rows of the one before, for which there was no memory."""
+    for micro in (8, 4, 2):
+        attempt(uri, start(3) | {"micro": micro})
+        assert deaths(read(uri)) == {"count": 1, "step": 3}
+    attempt(uri, start(3) | {"micro": 2})
+    assert deaths(read(uri)) == {"count": 2, "step": 3}
+
+
 def test_nothing_has_died_of_nothing(uri: str) -> None:
     assert deaths(read(uri)) == {"count": 0, "step": 0}
     attempt(uri, {"kind": "evaluation", "step": 3})

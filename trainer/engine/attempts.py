@@ -25,6 +25,7 @@ from data_pipeline.errors import ArtifactError, ScionError, TrainingError, reaso
 from data_pipeline.feed.planned import RankFeed
 from data_pipeline.lease import Lease
 from trainer.engine import guards, runlog
+from trainer.engine.fitting import NOTE, TooLarge, out_of_memory
 from trainer.engine.runlog import RunLog
 from trainer.engine.together import from_first
 
@@ -34,8 +35,14 @@ _FATAL, _STARTING, _FAILED = "fatal.json", "starting.json", "failed"
 """In the notes."""
 _NAMED = 12
 """Rows that an error names."""
-_OUTSIDE = (OSError, RayError, dist.DistError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
-"""Of storage, network, other processes and broken devices: they may be gone at the next attempt."""
+_OUTSIDE = (
+    OSError,
+    RayError,
+    TooLarge,
+    dist.DistError,
+    *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),
+)
+"""Of storage, network, other processes, full and broken devices: they may be gone at the next attempt."""
 _KILLED = "without an exception: killed from outside, as for want of memory"
 
 
@@ -94,7 +101,7 @@ def begin(uri: str) -> None:
 
 def clear(uri: str) -> None:
     """The run has ended well."""
-    for name in (_NOTES, _STEPPED):
+    for name in (_NOTES, _STEPPED, NOTE):
         storage.remove(storage.join(uri, name))
 
 
@@ -150,7 +157,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         return "Lower train.micro_batch, raise train.zero_stage, or set train.offload or train.activation_checkpointing."
     return "This would come again, so nothing was retried; report it with the log of Ray Train if it is not yours."
 

@@ -49,7 +49,8 @@ class TrainConfig:
     batch_warmup: tuple[BatchPart, ...] = ()
     """Other batch sizes at the beginning of the run, in order."""
     micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
-    """Rows that a worker computes at once; the whole of its share when not given."""
+    """Rows that a worker computes at once; the whole of its share when not given. Where a device has no memory for them,
+    `pretrain` goes on with half as many, and so on."""
     learning_rate: float = 1e-4
     """The highest, reached after the warm-up, which is measured in rows."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})

@@ -6,7 +6,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from data_pipeline.feed.ahead import DEPTH, ahead
 from data_pipeline.feed.ledger import Ledger
 from data_pipeline.feed.planned import PlannedRows, RankFeed
 from data_pipeline.step_name import new_name, step_of
-from trainer.engine import attempts, changes, checkpoint, guards, partitioned, setup
+from trainer.engine import attempts, changes, checkpoint, fitting, guards, partitioned, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.averaging import averaged
 from trainer.engine.checkpoint import RunState, Skip
@@ -97,16 +97,19 @@ class Training:
     """One worker's part of a run."""
 
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
-        self._run, self._feed, self._first = run, feed, dist.get_rank() == 0
+        self._run, self._feed, self._first = run, fitting.fitted(run.uri, feed), dist.get_rank() == 0
         self._attempt = attempt
         module: Any = partitioned.module_of(run.task, run.config)
         forward = setup.checked(module, run.config, run.task.length)
+        feed = self._feed
         micro, _ = feed.shape(0)
         # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
         self._engine = setup.engine_for(module, run.config, micro, accumulation)
         flops = module.flops()  # now that it is known what learns
         self._slow = setup.slow(module, run.config)
+        if micro != run.rows.micro_of(0, feed.world):
+            self._note(f"{micro} rows at once (micro_batch): there was no memory for {2 * micro}")
         for line in [*module.slow(), *dumps_found(run.uri)]:
             self._note(line)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
@@ -138,6 +141,7 @@ class Training:
         self._attempt.started()
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
+            micro=feed.shape(self._state.next_step)[0],
             host=socket.gethostname(), pid=os.getpid(), slow=self._slow, forward=self._forward,
         )  # fmt: skip
         if self._first:
@@ -212,9 +216,15 @@ class Training:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)
-        wishes = self._wishes.now() if self._first else 0
-        with profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank()):
+        wishes, uri = self._wishes.now() if self._first else 0, self._run.uri
+        with self._halving(step), profiled(uri, step, self._run.config.profile_steps, dist.get_rank()):
             return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written, self._own)
+
+    def _halving(self, step: int) -> AbstractContextManager[None]:
+        """Around the computation of a step: half as many rows at once next time, if there was no memory for them."""
+        if not self._run.task.divisible:
+            return nullcontext()
+        return fitting.halving(self._run.uri, self._run.rows.micro, self._feed.shape(step)[0])
 
     def _watch(self, outcome: Outcome) -> None:
         """Says which rank the others wait for."""

@@ -156,13 +156,14 @@ def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def deaths(attempts: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """How many of the last attempts died in the same step, one after the other, as `count`, and in which, as `step`."""
-    count, last = 0, None
+    """How many of the last attempts died in the same step with as many rows at once, one after the other, as `count`, and in
+    which, as `step`."""
+    count, last, micro = 0, None, None
     for entries in reversed(attempts):
-        died = _died(entries)
-        if died is None or last not in (None, died):
+        died, rows = _died(entries), next((entry.get("micro") for entry in entries if entry["kind"] == "start"), None)
+        if died is None or last not in (None, died) or (count and micro != rows):
             break
-        count, last = count + 1, died
+        count, last, micro = count + 1, died, rows
     return {"count": count, "step": last or 0}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import torch
@@ -99,6 +99,11 @@ class Task(Protocol):
         """Tokens in the longest row."""
         ...
 
+    @property
+    def divisible(self) -> bool:
+        """Whether a step is the same however its rows are divided into micro-batches."""
+        ...
+
     def module(self, each: loading.Each | None = None) -> "Module":
         """What is to be trained, whole or with weights that `each` has changed as they were read.
 
@@ -123,6 +128,7 @@ class Task(Protocol):
 class LanguageModelTask:
     """Continued pretraining: masked tokens for an encoder, the next token for a decoder."""
 
+    divisible: ClassVar[bool] = True
     model_uri: str
     length: int
     probability: float
@@ -184,6 +190,8 @@ class LanguageModelTask:
 class ContrastiveTask:
     """Embedder training on pairs."""
 
+    divisible: ClassVar[bool] = False
+    """The negatives are those of a micro-batch."""
     model_uri: str
     spec: EmbedderSpec
     temperature: float

@@ -1,0 +1,117 @@
+"""A run whose micro-batches do not fit a device: the machine here has no GPU, so that the error of one is raised by hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.errors import Stopped, TrainingError
+from tests.integration.test_engine import planned
+from tests.ranks import fit
+from trainer.engine import runlog
+from trainer.engine.config import TrainConfig
+from trainer.engine.fitting import out_of_memory
+from trainer.engine.loop import TrainRun
+from trainer.engine.store import Store
+from trainer.engine.tasks import LanguageModelTask
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Cramped:
+    """A task that trains on devices of which the last rank's holds few rows."""
+
+    task: LanguageModelTask
+    most: int
+    divisible: ClassVar[bool] = True
+
+    @property
+    def length(self) -> int:
+        return self.task.length
+
+    def module(self, each: Any = None) -> Any:
+        module, most = self.task.module(each), self.most
+        forward = module.forward
+
+        def cramped(batch: Any) -> Any:
+            last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+            if torch.is_grad_enabled() and last and len(batch.input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(batch)
+
+        module.forward = cramped
+        return module
+
+    def collator(self) -> Callable[..., Any]:
+        return self.task.collator()
+
+    def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
+        self.task.export(weights, uri, frozen)
+
+
+class Bound(Cramped):
+    """Its rows belong together, as pairs and their negatives do."""
+
+    divisible = False
+
+
+def run(found: Any, source: str, folder: Path, most: int, micro: int | None) -> TrainRun:
+    config = TrainConfig(steps=6, batch_size=BATCH, micro_batch=micro, zero_stage=2, checkpoint_steps=2)
+    task = LanguageModelTask(model_uri=source, length=32, probability=0.5, seed=1)
+    return TrainRun(
+        task=Cramped(task, most), config=config, rows=planned(found, BATCH, micro), heldout=None, row_groups={},
+        uri=str(folder), export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        progress=None,
+    )  # fmt: skip
+
+
+def starts(one: TrainRun) -> list[int]:
+    return [entry["micro"] for entries in runlog.read(f"{one.uri}/log") for entry in entries if entry["kind"] == "start"]
+
+
+def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    one = run(shards, source_folder, tmp_path / "a", most=1, micro=None)
+    fit(one, workers=2)
+    assert starts(one) == [4, 2, 1]
+    asked = run(shards, source_folder, tmp_path / "b", most=1, micro=1)
+    fit(asked, workers=2)
+    own, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, asked))
+    assert all(torch.equal(own[name], other[name]) for name in other)
+    assert not list(tmp_path.glob("*/micro.json"))
+
+
+def test_one_row_that_does_not_fit_ends_the_run_and_says_what_helps(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    one = run(shards, source_folder, tmp_path, most=0, micro=4)
+    with pytest.raises(TrainingError, match=r"OutOfMemoryError: CUDA out of memory.*raise train.zero_stage"):
+        fit(one, workers=2)
+    assert starts(one) == [4, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_remembers_what_fits_until_another_number_is_asked_for(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    one = run(shards, source_folder, tmp_path, most=2, micro=4)
+    for step in (1, 2):
+        with pytest.raises(Stopped):
+            fit(one, workers=2, stop=step)
+    assert starts(one) == [4, 2, 2]
+    fit(replace(one, rows=planned(shards, BATCH, 3)), workers=2)
+    assert starts(one) == [4, 2, 2, 3, 1]
+
+
+def test_rows_that_belong_together_are_not_divided(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    one = run(shards, source_folder, tmp_path, most=1, micro=None)
+    with pytest.raises(TrainingError, match="OutOfMemoryError"):
+        fit(replace(one, task=Bound(one.task.task, 1)), workers=1)
+    assert starts(one) == [8]
+
+
+def test_memory_of_the_host_counts_too() -> None:
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert out_of_memory(full.value)
+    assert not out_of_memory(RuntimeError("The size of tensor a (8) must match"))
