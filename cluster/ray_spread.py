@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
+from cluster.capacity import has_gpus
 from data_pipeline.errors import ConfigError
 
 T = TypeVar("T")
@@ -75,6 +77,16 @@ class RaySpread:
         while running:
             yield ray.get(running.popleft())
             self._progress(len(parts) - len(running), len(parts))
+
+    def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
+        """In a task on a node that has a GPU; here, where none has."""
+        if not has_gpus():
+            return function(*arguments)
+        try:
+            answer: T = ray.get(ray.remote(num_gpus=1)(function).remote(*arguments))
+        except RayTaskError as error:
+            raise error.cause from error
+        return answer
 
     def _cpus_of_a_task(self, held: int) -> int:
         """What a task asks for, so that no machine runs more of them than fit beside the driver and its `held` bytes."""

@@ -33,6 +33,10 @@ class Spread(Protocol):
         done."""
         ...
 
+    def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The answer of one call, which finds a GPU where there is one."""
+        ...
+
 
 class Local:
     """In this process, one part after the other."""
@@ -44,6 +48,9 @@ class Local:
 
     def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
         return (function(part, *shared) for part in parts)
+
+    def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(*arguments)
 
 
 def blocks(rows: torch.Tensor, row_bytes: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:

@@ -38,16 +38,20 @@ def test_workers_ask_their_own_cluster_and_not_one_that_was_here_before() -> Non
 
 
 GROWS = """
-import ray
+import os, ray
 from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY as KEY, GCS_AUTOSCALER_STATE_NAMESPACE as SPACE
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.experimental.internal_kv import _internal_kv_put
 from cluster import capacity
+from cluster.ray_spread import RaySpread
+from data_pipeline.errors import ScionError
+from trainer.transfer.methods import tokenadapt
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 1 << 27})
 ray.init(nodes.address, log_to_driver=False, logging_level="error")
 print(capacity.has_gpus(), capacity.settled(None))
+print("in this process:", RaySpread(8 << 30).on_gpu(os.getpid) == os.getpid())
 group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
 _internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
 capacity._SAID_EVERY = 0.0
@@ -58,6 +62,11 @@ def add_node(line):
 
 capacity.wait_for(2, 1.0, add_node)
 print(capacity.has_gpus(), capacity.settled(None))
+print("GPUs of a task:", len(RaySpread(8 << 30).on_gpu(ray.get_gpu_ids)))
+try:
+    RaySpread(8 << 30).on_gpu(tokenadapt._encoded, "/nothing/here", [])
+except ScionError as error:
+    print(type(error).__name__)
 ray.shutdown()
 nodes.shutdown()
 """
@@ -65,12 +74,16 @@ nodes.shutdown()
 
 @pytest.mark.slow
 def test_gpu_nodes_that_come_later_are_waited_for() -> None:
-    """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each."""
+    """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each. What wants a GPU
+    finds it on one of them."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run([sys.executable, "-c", GROWS], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == [
         "False 2",
+        "in this process: True",
         "waiting for the autoscaler: 1 of 3 CPUs, 0 of 2 GPUs are there",
         "waiting for the autoscaler: 1 of 2 GPUs are there",
         "True 2",
+        "GPUs of a task: 1",
+        "ModelError",
     ], done.stderr[-2000:]

@@ -96,8 +96,6 @@ def _embedded(
     """phi of the old and of the new tokens: ids and vectors [n, A] of either."""
     import torch
 
-    from trainer.embedder import Embedder
-
     all_old = np.arange(len(old_tokens))
     if config.embedder is None:
         source, target = word_space.aligned(problem.texts, config.space, problem.spread)
@@ -105,15 +103,27 @@ def _embedded(
             word_space.vectors_of(problem.source, old_tokens, all_old, source),
             word_space.vectors_of(problem.target, problem.tokens, problem.new, target),
         )
-    embedder = Embedder.load(config.embedder)
+    (old_ids, old), (new_ids, new) = _texts(old_tokens, all_old), _texts(problem.tokens, problem.new)
+    vectors = problem.spread.on_gpu(_encoded, config.embedder, old + new)
+    return (old_ids, torch.from_numpy(vectors[: len(old)])), (new_ids, torch.from_numpy(vectors[len(old) :]))
 
-    def phi(tokens: list[Token | None], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], torch.Tensor]:
-        named = [(int(number), word_space.text_of(tokens[number])) for number in ids]
-        kept = [(number, text) for number, text in named if text]
-        found = embedder.encode([text for _, text in kept])
-        return np.array([number for number, _ in kept], np.int64), torch.from_numpy(np.asarray(found, np.float32))
 
-    return phi(old_tokens, all_old), phi(problem.tokens, problem.new)
+def _texts(tokens: list[Token | None], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+    """Those of `ids` whose tokens are text, and the texts."""
+    named = [(int(number), word_space.text_of(tokens[number])) for number in ids]
+    return np.array([number for number, text in named if text], np.int64), [text for _, text in named if text]
+
+
+def _encoded(embedder: str, texts: list[str]) -> NDArray[np.float32]:
+    """[n, A] vectors of texts."""
+    import torch
+
+    from trainer.embedder import Embedder
+
+    loaded = Embedder.load(embedder)
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")
+    return np.array(loaded.encode(texts), np.float32)
 
 
 def _local(
