@@ -62,6 +62,10 @@ class Plan:
     inputs: dict[str, str]
     growth: Growth | None = None
 
+    def __post_init__(self) -> None:
+        """Passwords decide about no result, and a model folder that is published holds its plan."""
+        object.__setattr__(self, "config", without_passwords(self.config))
+
     @property
     def id(self) -> str:
         return self._hash(self.config)

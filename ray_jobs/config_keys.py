@@ -15,6 +15,16 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError
 
+_ELSEWHERE = {
+    "lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "steps",
+    "per_device_train_batch_size": "micro_batch", "gradient_accumulation_steps": "batch_size",
+    "global_batch_size": "batch_size", "max_grad_norm": "clip", "gradient_clipping": "clip", "bf16": "precision",
+    "fp16": "precision", "dtype": "precision", "gradient_checkpointing": "activation_checkpointing", "adam_epsilon": "eps",
+    "lr_scheduler_type": "schedule", "warmup_ratio": "warmup_steps", "save_steps": "checkpoint_steps",
+    "eval_steps": "evaluate_steps", "report_to": "track", "max_seq_length": "length", "block_size": "length",
+    "torch_compile": "compile", "lora_r": "lora_rank", "mlm_probability": "probability", "model_name_or_path": "source_model",
+}  # fmt: skip
+"""Names that the Trainer of transformers, peft and others have for our keys, which look unlike them."""
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
@@ -118,7 +128,7 @@ def advice(name: str, root: type) -> str:
     known = [key.name.split(".") for key in keys(root)]
     every = dict.fromkeys(".".join(parts[:depth]) for parts in known for depth in range(1, len(parts) + 1))
     ends = {key: key.rpartition(".")[2] for key in every}
-    near = difflib.get_close_matches(last, ends.values(), n=1)
+    near = difflib.get_close_matches(_ELSEWHERE.get(last, last), ends.values(), n=1)
     same = [key for key, end in ends.items() if end in near]
     here = [key for key in same if key.rpartition(".")[0] == section]
     return f"Did you mean {' or '.join((here or same)[:3])}?" if same else "`scion config` lists every key."

@@ -2,7 +2,9 @@
 
 from rich.console import Console
 
-from data_pipeline.errors import ConfigError
+from data_pipeline import storage
+from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.tokenizers import folder as tokenizers
 from trainer.transfer import plan
 from trainer.transfer.diff import diff
 
@@ -24,5 +26,16 @@ def command(arguments: list[str], console: Console) -> None:
     for (before, after), count in found.moves.items():
         console.print(f"  {count:>8,}  {before} -> {after}", highlight=False, markup=False)
     if len(found.rows):
-        listed = ", ".join(f"{row} ({far:.2f})" for row, far in zip(found.rows[:_LISTED], found.distance, strict=False))
+        tokens = _tokens(arguments[0], found.rows[:_LISTED].tolist())
+        listed = ", ".join(f"{token} ({far:.2f})" for token, far in zip(tokens, found.distance, strict=False))
         console.print(f"farthest apart: {listed}", highlight=False, markup=False)
+
+
+def _tokens(uri: str, rows: list[int]) -> list[str]:
+    """The tokens of rows, or their ids where no tokenizer lies beside the plan; rows that fill the vocabulary up have none."""
+    try:
+        with storage.local_copy(uri, tokenizers.is_tokenizer_file) as local:
+            tokens = tokenizers.load(local).convert_ids_to_tokens(rows)
+    except ModelError:
+        return [f"row {row}" for row in rows]
+    return [f"row {row}" if token is None else repr(token) for row, token in zip(rows, tokens, strict=True)]

@@ -163,7 +163,7 @@ def _cut(path: str) -> list[tuple[int, int]]:
     """Where the units of a file start and stop."""
     fs, inner = storage.filesystem(path)
     if os.path.splitext(path)[1].lower() not in PARQUET:
-        size = fs.size(inner)
+        size = storage.info(fs, inner)["size"]
         if size is None:  # a web server need not say
             return [(0, 1 << 62)]
         return [(start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES)]

@@ -1,6 +1,7 @@
 """Checkpoints that go on with another number of ranks."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -240,6 +241,17 @@ def test_another_zero_stage_goes_on_from_the_very_same_state(
         found = on_ranks(world, gone_on, other, (2,))[2]
         assert found["wrong"] == []
         assert largest(found["losses"], losses[SAVED:]) < 1e-5
+
+
+def test_a_full_disk_is_not_held_against_the_checkpoint(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+    run, _ = trained
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match="pos|writ|large"):
+            universal.convert(f"{run.folder}/2/ds", str(tmp_path / "uc"), run.stage)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:

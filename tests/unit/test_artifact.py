@@ -264,3 +264,11 @@ def test_unfinished_work_of_another_kind_stays(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="an unfinished model artefact is here"), artifact.writing(shards):
         pass
     assert (tmp_path / "pretrain" / "checkpoint").exists()
+
+
+def test_a_password_is_in_no_artefact_and_another_one_makes_the_same(uri: str) -> None:
+    """A model folder is published with its artifact.json."""
+    with artifact.writing(plan(uri, model="sftp://me:geheim@host/model")):
+        pass
+    assert b"geheim" not in storage.read_bytes(storage.join(uri, artifact.FINISHED))
+    assert artifact.existing(plan(uri, model="sftp://me:anders@host/model")) is not None

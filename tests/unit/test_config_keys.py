@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ConfigError
-from ray_jobs.config import load, to_yaml
+from ray_jobs import config_keys
+from ray_jobs.config import ScionConfig, load, to_yaml
 from ray_jobs.sections import MixtureStage
 from trainer.engine.config import BatchPart
 
@@ -22,6 +23,8 @@ REFUSED = {
     "nonsense=1": "nonsense: there is no such key. `scion config` lists every key.",
     "pretrain.train.step=3": "pretrain.train.step: there is no such key. Did you mean pretrain.train.steps?",
     "steps=3": "steps: there is no such key. Did you mean pretrain.train.steps or embed.train.steps?",
+    "pretrain.train.lr=3": "pretrain.train.lr: there is no such key. Did you mean pretrain.train.learning_rate?",
+    "embed.train.max_grad_norm=1": "embed.train.max_grad_norm: there is no such key. Did you mean embed.train.clip?",
     "pretrian.train.steps=3": "pretrian: there is no such key. Did you mean pretrain?",
     "pretrain.lenght=3": "pretrain.lenght: there is no such key. Did you mean shard.length?",
     "transfer.methods.focs.kind=ppmi": "transfer.methods.focs: there is no such key. Did you mean transfer.methods.focus?",
@@ -75,3 +78,9 @@ def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path)
     assert config.pretrain.train.batch_warmup == (BatchPart(until=3, rows=8),)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load(str(tmp_path / "again.yaml"), []) == config
+
+
+def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
+    ends = {key.name.rpartition(".")[2] for key in config_keys.keys(ScionConfig)}
+    assert set(config_keys._ELSEWHERE.values()) <= ends
+    assert not set(config_keys._ELSEWHERE) & ends

@@ -22,6 +22,8 @@ from trainer.engine.plain_path import plain_path
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """The names that an engine under ZeRO-1 or 2 looks for, and under ZeRO-3."""
+_FULL = ("PytorchStreamWriter failed", "unexpected pos")
+"""What the RuntimeErrors say that `torch.save` raises where a file cannot grow."""
 
 
 def convert(native: str, universal: str, stage: int) -> None:
@@ -59,6 +61,8 @@ def convert(native: str, universal: str, stage: int) -> None:
     except (ScionError, OSError):  # such as a full disk: the files are not to blame
         raise
     except Exception as error:  # whatever a pickle, an assertion or a shape that does not fit raises
+        if any(said in str(error) for said in _FULL):
+            raise OSError(reason(error)) from error
         raise CorruptError(f"cannot be converted for other workers or another stage: {reason(error)}", native) from error
     for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
         os.rename(os.path.join(made, name), os.path.join(universal, name))
