@@ -248,7 +248,7 @@ def test_a_full_disk_is_not_held_against_the_checkpoint(trained: tuple[Run, dict
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(OSError, match="pos|writ|large"):
+        with pytest.raises(OSError, match=r"pos|writ|large"):
             universal.convert(f"{run.folder}/2/ds", str(tmp_path / "uc"), run.stage)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
