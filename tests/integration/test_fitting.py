@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import Stopped, TrainingError
 from tests.integration.test_engine import planned
+from tests.integration.test_guards import clean
 from tests.ranks import fit
 from trainer.engine import runlog
 from trainer.engine.config import TrainConfig
@@ -82,6 +83,7 @@ def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for
     fit(asked, workers=2)
     own, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, asked))
     assert all(torch.equal(own[name], other[name]) for name in other)
+    assert clean(one)
     assert not list(tmp_path.glob("*/micro.json"))
 
 

@@ -109,7 +109,7 @@ class Training:
         flops = module.flops()  # now that it is known what learns
         self._slow = setup.slow(module, run.config)
         if micro != run.rows.micro_of(0, feed.world):
-            self._note(f"{micro} rows at once (micro_batch): there was no memory for {2 * micro}")
+            self._note(f"{micro} rows at once (micro_batch): there was no memory for more")
         for line in [*module.slow(), *dumps_found(run.uri)]:
             self._note(line)
         self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
