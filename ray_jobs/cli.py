@@ -116,7 +116,7 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
     if job == "config" and not _asks_for_help(rest):
         usage.print_keys(rest, console)
     elif job in COMMANDS:
-        console.print(f"usage: scion {job} {COMMANDS[job]}")
+        console.print(f"usage: scion {job} {COMMANDS[job]}", markup=False)
     elif job == "config":
         console.print("usage: scion config [SECTION ...], e.g. scion config pretrain.train", markup=False)
     else:

@@ -10,9 +10,11 @@ from ray_jobs.config import ScionConfig, varied
 from ray_jobs.sections import RUN_KEYS
 from trainer.transfer import chain
 
-_NAME = re.compile(r"[\w.+-]+", re.ASCII)
+_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 """A name is a folder, on object stores too."""
 _WHERE = "compare.runs"
+CONTROL = "random"
+"""The start that the others are measured by."""
 
 
 def compared(config: ScionConfig) -> dict[str, ScionConfig]:
@@ -30,6 +32,12 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
             raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
         if name in found:
             raise ConfigError(f"two starts are called {name}.", where, "Give this one a name of its own.")
+        if name == CONTROL and (own.method != CONTROL or set(run) - {"name", "method"}):
+            raise ConfigError(
+                f"{CONTROL} is the random start with everybody's settings, which the others are measured by.",
+                f"{where}.name",
+                "Give this one another name.",
+            )
         _check_alike(config, own, where)
         found[name] = own
     return found

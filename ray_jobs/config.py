@@ -198,7 +198,7 @@ def varied(config: ScionConfig, changes: Mapping[str, Any], where: str) -> Scion
     except ConfigError as error:
         raise ConfigError(error.what, f"{where}.{error.where}", error.fix) from None
     assert isinstance(found, ScionConfig)
-    return found
+    return _settled(found)
 
 
 def _settled(config: ScionConfig) -> ScionConfig:
@@ -248,10 +248,10 @@ def _checked(given: Any, where: str) -> Any:
         ConfigError: the first that is not.
     """
     for name, hint, value in config_keys.values(OmegaConf.to_container(given), ScionConfig, where):
-        if isinstance(value, str) and (value == MISSING or "${" in value):
-            continue
         if name == "compare.runs" and isinstance(value, list):
             _check_runs(value, f"{where}{name}")
+        if value == MISSING or _refers(value):
+            continue
         one = make_dataclass("One", [("value", hint, MISSING)])
         try:
             OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
@@ -271,6 +271,13 @@ def _check_runs(runs: list[Any], where: str) -> None:
         for key in set(run) - {"name", *RUN_KEYS}:
             raise ConfigError("no key of a run.", f"{where}[{place}].{key}", RUN_RULE)
         _checked(_with_words(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
+
+
+def _refers(value: Any) -> bool:
+    """Whether it holds a reference to another key, which only the whole configuration resolves."""
+    if isinstance(value, dict | list):
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and "${" in value
 
 
 def _is_finite(value: Any) -> bool:

@@ -10,6 +10,7 @@ from trainer.engine import export
 from trainer.engine.store import WORKING, Store
 
 USAGE = "scion export RUN [STEP] [output=FOLDER]"
+_OUTPUT = "output="
 
 
 def command(arguments: list[str], console: Console) -> None:
@@ -19,13 +20,11 @@ def command(arguments: list[str], console: Console) -> None:
         ConfigError: the arguments are not as in `USAGE`, or there is no checkpoint of that step.
         ArtifactError: no training has left a checkpoint in RUN.
     """
-    named = dict(item.split("=", 1) for item in arguments if "=" in item)
-    run, step = _positional([item for item in arguments if "=" not in item])
-    if set(named) - {"output"}:
-        raise ConfigError("the arguments are not right.", "scion export", f"Usage: {USAGE}")
+    outputs = [item.removeprefix(_OUTPUT) for item in arguments if item.startswith(_OUTPUT)]
+    run, step = _positional([item for item in arguments if not item.startswith(_OUTPUT)])
     store = Store(storage.join(run, WORKING), keep=3)
     name = choose(store, run, step)
-    uri = storage.absolute(named.get("output") or f"{run.rstrip('/')}-step-{step_of(name)}")
+    uri = storage.absolute("".join(outputs[-1:]) or f"{run.rstrip('/')}-step-{step_of(name)}")
     made = export.export(store, name, uri)
     console.print(f"{made.kind} after {step_of(name)} steps: {uri}", highlight=False, markup=False)
 

@@ -114,14 +114,15 @@ def _check_source(config: ScionConfig, job: str) -> None:
 
 
 def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None], section: str) -> None:
-    """What `frozen` and `lora_targets` name is there, by a model of the same architecture that takes no memory."""
+    """What `frozen` names is there, and what is to have adapters can, by a model of the same architecture that takes no
+    memory."""
     import torch
 
     from trainer.engine.freezing import frozen_names
     from trainer.models.adapters import add_adapters
 
-    key = "frozen" if train.frozen else "lora_targets"
-    if not (train.frozen or train.lora_targets) or (model := made()) is None:
+    key = "lora_targets" if train.lora else "frozen"
+    if not (train.frozen or train.lora) or (model := made()) is None:
         return
     try:
         if train.lora is not None:

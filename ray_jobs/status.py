@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipeline import storage
+from data_pipeline import lease, storage
 from data_pipeline.errors import ArtifactError, ConfigError
 from trainer.engine import runlog
 from trainer.engine.goodput import account
@@ -20,6 +20,7 @@ _RECENT = 20
 """Steps that rates are the mean of."""
 _SILENT_SECONDS = 120.0
 _INTERRUPTED = "interrupted; the same command goes on"
+_ENDS = ("finished", "stopped", "error", _INTERRUPTED)
 _PARTS = ("data_wait", "forward", "backward", "update", "communication")
 Attempts = list[list[dict[str, Any]]]
 
@@ -43,7 +44,7 @@ def command(arguments: list[str], console: Console) -> None:
         while True:
             attempts, driven = runlog.read(uri), _driven(arguments[0])
             live.update(table(attempts, time.time(), driven))
-            if state(attempts, time.time(), driven) in ("finished", "stopped", _INTERRUPTED):
+            if state(attempts, time.time(), driven) in _ENDS:
                 return
             time.sleep(_SECONDS)
 
@@ -51,7 +52,7 @@ def command(arguments: list[str], console: Console) -> None:
 def _driven(run: str) -> bool:
     """Whether a command holds the run, or the cell of a comparison that it is in."""
     folders = (run.rstrip("/"), run.rstrip("/").rpartition("/")[0])
-    return any(storage.exists(f"{folder}.lease.json") for folder in folders if folder)
+    return any(lease.is_held(f"{folder}.lease.json") for folder in folders if folder)
 
 
 def state(attempts: Attempts, now: float, driven: bool = True) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ray_jobs.compared import CONTROL
 from ray_jobs.report import page, plots
 
 COLUMNS = ("rank", "start", "step 0", "final", "speed-up")
 RETRIEVAL = ("accuracy@1 before", "accuracy@1 after")
 TITLE = "bits per byte of held-out text, {made.steps:,} steps, {made.spread} (less is better)"
-CONTROL = "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_workers(source_folder: str, tmp_pa
     assert on_ranks(3, train, run, 1) == pytest.approx(losses[1:], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [*COMMON, "mixtral", "t5", "falcon"])
+@pytest.mark.parametrize("name", [*COMMON, "mixtral", "qwen3_next", "mamba", "t5", "falcon"])
 def test_adapters_of_every_family_are_nothing_at_first_and_can_be_merged(name: str) -> None:
     model = tiny(name).eval()
     names, inputs = list(model.state_dict()), {"input_ids": torch.arange(5, 25)[None]}
@@ -168,9 +168,14 @@ def test_targets_without_a_linear_layer_of_the_body_are_refused(source_folder: s
         adapters.add_adapters(model, Lora(rank=4, alpha=8, targets=targets))
 
 
-def test_adapters_of_experts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="experts"):
-        adapters.add_adapters(tiny("mixtral"), Lora(rank=4, alpha=8, targets=("w1", "w3")))
+@pytest.mark.parametrize(
+    ("name", "targets", "said"),
+    [("mixtral", ("w1", "w3"), "no layer can have adapters"), ("mamba", ("in_proj", "out_proj"), "past any adapter")],
+)
+def test_weights_that_no_layer_multiplies_with_have_no_adapters(name: str, targets: tuple[str, ...], said: str) -> None:
+    """Experts are no layers, and Mamba's kernels read a layer's weight."""
+    with pytest.raises(ConfigError, match=said):
+        adapters.add_adapters(tiny(name), Lora(rank=4, alpha=8, targets=targets))
 
 
 @pytest.mark.parametrize("other", [{"frozen": ("body",)}, {"ema": 0.9}, {"muon_rate": 0.02, "clip": 0.0}, {"lora_rank": 0}])

@@ -35,7 +35,7 @@ class Run:
                                   precision=precision, export=saved_in)  # type: ignore[arg-type]  # fmt: skip
 
 
-NAME = "run [1] (a+b)"
+NAME = "run [1] (a+b) lr=1e-4"
 """Of a run, in which globs and regular expressions would read other things."""
 
 

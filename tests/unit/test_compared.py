@@ -51,6 +51,13 @@ def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path
     assert compared(configs.load(str(tmp_path / "again.yaml"), [], "compare")) == compared(first)
 
 
+def test_a_run_takes_the_method_that_suits_and_refers_to_what_holds_for_all(path: str) -> None:
+    one = "compare.runs=[{method: auto}, {name: a, pretrain: {train: {learning_rate: '${pretrain.alpha}'}}}]"
+    found = compared(configs.load(path, [one, "method=mean"], "compare"))
+    assert [run.method for run in found.values()] == ["focus", "mean"]
+    assert found["a"].pretrain.train.learning_rate == found["a"].pretrain.alpha
+
+
 def test_what_a_run_is(path: str) -> None:
     found = described(configs.load(path, ["method=fvt"], "compare"))
     assert found["fast"].endswith("; pretrain.train.learning_rate=0.001")
@@ -71,6 +78,9 @@ WRONG = {
     "[{method: fvt}, {method: fvt, transfer: {copy_shared: false}}]": r"compare\.runs\[1\]: two starts are called fvt",
     "[{pretrain: {train: {steps: 10}}}]": r"compare\.runs\[0\]\.pretrain\.train\.steps: curves .* but 10 is not 40",
     "[{pretrain: {heldout_rows: 10}}]": r"compare\.runs\[0\]\.pretrain\.heldout_rows: curves",
+    "[{name: .., method: fvt}]": r"compare\.runs\[0\]\.name: '\.\.' is not the name of a folder",
+    "[{name: random, method: focus}]": r"compare\.runs\[0\]\.name: random is the random start",
+    "[{method: random, pretrain: {alpha: 1.0}}]": r"compare\.runs\[0\]\.name: random is the random start",
     "[{transfer: {plan: p}}]": r"compare\.runs\[0\]\.transfer\.plan: a comparison makes its own plans",
 }
 

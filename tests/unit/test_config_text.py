@@ -220,3 +220,10 @@ def test_a_config_yaml_of_the_users_own_stays(tmp_path: Path) -> None:
     for seed in (0, 1):
         keep(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}/run", f"seed={seed}"]))
         assert load(str(tmp_path / "run" / "config.yaml"), []).seed == seed
+
+
+def test_a_reference_may_stand_in_a_list_and_in_a_map(path: str) -> None:
+    given = ["merge.models=['${output}/a', '${output}/b']", "pretrain.weights={el: '${pretrain.alpha}'}"]
+    found = load(path, given, "merge")
+    assert list(found.merge.models) == [f"{found.output}/a", f"{found.output}/b"]
+    assert found.pretrain.weights == {"el": found.pretrain.alpha}

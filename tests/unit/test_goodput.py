@@ -2,12 +2,14 @@
 
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from data_pipeline import lease
 from data_pipeline.errors import ArtifactError, ConfigError
 from ray_jobs import status
 from trainer.engine.goodput import account
@@ -96,3 +98,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     status.command([str(tmp_path)], console)
     assert "0 of 100" in console.file.getvalue()
+
+
+def test_the_lease_that_a_kill_left_holds_nothing(tmp_path: Path) -> None:
+    """`scion status` said "silent for 7195 s" of a dead run for ever."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with lease.held(f"{tmp_path}/run.lease.json"):
+        assert status._driven(f"{tmp_path}/run")
+        left = json.loads((tmp_path / "run.lease.json").read_text())
+    (tmp_path / "run.lease.json").write_text(json.dumps(left | {"pid": gone.pid}))
+    assert not status._driven(f"{tmp_path}/run")

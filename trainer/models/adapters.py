@@ -10,6 +10,11 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError, reason
 
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_READ_BY_KERNELS = (".x_proj", ".dt_proj", ".out_proj", ".conv1d")
+"""Layers of these models (as peft 0.21 lists them) whose weights a kernel of transformers 5.23 reads without calling the layer:
+an adapter there would never learn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
@@ -30,14 +35,21 @@ def add_adapters(model: Any, settings: Lora, seed: int = 0) -> None:
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora.layer import ParamWrapper
     from transformers.pytorch_utils import Conv1D
 
+    # Without a config beside it, by which peft takes what is called as Mixtral's experts are for experts, which are no layers.
+    alone = torch.nn.ModuleDict({"model": model})
     parts = (model.get_input_embeddings(), model.get_output_embeddings())
-    whole = [name for name, part in model.named_modules() if any(part is one for one in parts)]
-    # Not peft's "all-linear", by which it means Mixtral's experts, too, which are no layers.
-    linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear | Conv1D)]
-    targets = list(settings.targets) or [name for name in linear if name not in whole]
+    whole = [name for name, part in alone.named_modules() if any(part is one for one in parts)]
+    linear = [name for name, part in alone.named_modules() if isinstance(part, torch.nn.Linear | Conv1D)]
+    excluded = _READ_BY_KERNELS if model.config.model_type in _MAMBA else ()
+    targets = list(settings.targets) or [name for name in linear if name not in whole and not name.endswith(excluded)]
+    if any(f".{target}".endswith(excluded) for target in targets):
+        raise ConfigError(
+            f"a kernel of {model.config.model_type} reads the weights of {', '.join(_READ_BY_KERNELS)} past any adapter.",
+            "train.lora_targets",
+            "Name other layers.",
+        )
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=whole, lora_dropout=0.0
     )
@@ -45,15 +57,13 @@ def add_adapters(model: Any, settings: Lora, seed: int = 0) -> None:
         warnings.simplefilter("ignore")  # peft says what it settles by itself, as that GPT-2's matrices are transposed
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(config, model)
+            inject_adapter_in_model(config, alone)
         except ValueError as error:
             raise ConfigError(
                 f"no layer can have adapters ({reason(error)}).",
                 "train.lora_targets",
                 "Name ends of the names of linear layers, other than the head.",
             ) from error
-    if any(isinstance(part, ParamWrapper) for part in model.modules()):
-        raise ConfigError("experts have no adapters.", "train.lora_targets", "Name linear layers, as those of the attention.")
     for name, weight in model.named_parameters():
         if is_adapter(name):
             weight.data = weight.data.float()  # peft takes the format of the layer
@@ -72,4 +82,3 @@ def merge_adapters(model: Any) -> None:
         if isinstance(part, BaseTunerLayer):
             part.merge()
             model.set_submodule(name, part.get_base_layer())
-    del model.peft_config
