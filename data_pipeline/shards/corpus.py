@@ -4,7 +4,7 @@ Two passes of Ray Data over the units: the first hashes every clean document, th
 which documents stay, the second writes them. Each file depends on its unit and those decisions only.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -63,8 +63,8 @@ def build(
 
     Args:
         text: files to train on.
-        heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id, and at
-            least one document of each language that has two.
+        heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id; a language
+            of two documents or more has at least one on either side.
         forbidden: texts of the test pairs; lines in which one of them stands (see `Reserved`) are cut from the training
             documents.
         lang: language of documents that name none.
@@ -83,8 +83,8 @@ def build(
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = run(_scan, jobs, progress=lambda done, n: progress(done, 2 * n))
     if heldout_text is None:
-        moved = _of_each_language(scans)
-        jobs = [{**job, "held": moved.get(place, frozenset())} for place, job in enumerate(jobs)]
+        moved = _to_move(scans)
+        jobs = [{**job, "moved": moved.get(place, frozenset())} for place, job in enumerate(jobs)]
         again = run(_scan, [jobs[place] for place in moved])
         for place, scan in zip(moved, again, strict=True):
             scans[place] = scan
@@ -126,7 +126,7 @@ def _documents(job: dict[str, Any], reserved: Reserved) -> list[tuple[str, str, 
         name = documents.row_id(unit, number) if row.get("id") is None else str(row["id"])
         heldout = job["key"] == "test_text"
         if job["fraction"] is not None:
-            heldout = _chance(job["seed"], name) < job["fraction"] or number in job.get("held", ())
+            heldout = (_chance(job["seed"], name) < job["fraction"]) != (number in job.get("moved", ()))
         text = clean(row["text"] or "", job["layout"])
         if not heldout:
             text = "\n".join(line for line in text.split("\n") if not reserved.stands_in(line)).strip("\n")
@@ -154,25 +154,41 @@ def _scan(job: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
     }
 
 
-def _of_each_language(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
-    """Rows by unit to hold out besides, so that each language of two documents or more has one held out: the row that chance
-    came nearest to."""
-    held = {scan["langs"][0][code] for scan in scans for code in np.unique(scan["langs"][1][_is_text(scan) & scan["heldout"]])}
+def _to_move(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
+    """Rows by unit that go to the other side, so that each language of two documents or more has some on both: where chance has
+    held out none, the row that it came nearest to; where it has held out all, as where they share an id, all but that one's
+    text. A language of one document has it in training."""
+    trained, held = (_languages(scans, side) for side in (False, True))
     seen: dict[str, set[bytes]] = {}
-    nearest: dict[str, tuple[float, int, int]] = {}
-    for place, scan in enumerate(scans):
-        names, codes = scan["langs"]
-        lacking = np.array([lang not in held for lang in names], bool)
-        for row in np.flatnonzero(_is_text(scan) & lacking[codes]).tolist():
-            lang, name = names[codes[row]], scan["hashes"][row * _DIGEST : (row + 1) * _DIGEST]
-            if len(texts := seen.setdefault(lang, set())) < 2:
-                texts.add(name)
-            nearest[lang] = min(nearest.get(lang, (2.0, 0, 0)), (float(scan["chances"][row]), place, row))
+    nearest: dict[str, tuple[float, int, int, bytes]] = {}
+    for place, row, lang, name in _rows_of(scans, trained ^ held):
+        if len(texts := seen.setdefault(lang, set())) < 2:
+            texts.add(name)
+        nearest[lang] = min(nearest.get(lang, (2.0, 0, 0, b"")), (float(scans[place]["chances"][row]), place, row, name))
+    several = {lang: found for lang, found in nearest.items() if len(seen[lang]) > 1}
     moved: dict[int, set[int]] = {}
-    for lang, (_, place, row) in nearest.items():
-        if len(seen[lang]) > 1:
+    for lang, (_, place, row, _) in several.items():
+        if lang in trained:
+            moved.setdefault(place, set()).add(row)
+    for place, row, lang, name in _rows_of(scans, held - trained):
+        if lang not in several or several[lang][-1] != name:
             moved.setdefault(place, set()).add(row)
     return {place: frozenset(rows) for place, rows in sorted(moved.items())}
+
+
+def _languages(scans: list[dict[str, Any]], heldout: bool) -> set[str]:
+    """Those with text on one side."""
+    codes = ((scan, np.unique(scan["langs"][1][_is_text(scan) & (scan["heldout"] == heldout)])) for scan in scans)
+    return {scan["langs"][0][code] for scan, own in codes for code in own}
+
+
+def _rows_of(scans: list[dict[str, Any]], langs: set[str]) -> Iterator[tuple[int, int, str, bytes]]:
+    """Unit, row, language and hash of each text in these languages."""
+    for place, scan in enumerate(scans):
+        names, codes = scan["langs"]
+        among = np.array([lang in langs for lang in names], bool)
+        for row in np.flatnonzero(_is_text(scan) & among[codes]).tolist():
+            yield place, row, names[codes[row]], scan["hashes"][row * _DIGEST : (row + 1) * _DIGEST]
 
 
 def _is_text(scan: dict[str, Any]) -> np.ndarray:

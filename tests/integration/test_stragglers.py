@@ -34,8 +34,8 @@ SLOW = 0.1
 class SlowTask(LanguageModelTask):
     """Of a machine that computes slowly on the last rank; on all, the automatic collection of garbage must be off."""
 
-    def module(self) -> PackedLM:
-        module, address = LanguageModelTask.module(self), ray.util.get_node_ip_address()
+    def module(self, *arguments: Any, **settings: Any) -> PackedLM:
+        module, address = LanguageModelTask.module(self, *arguments, **settings), ray.util.get_node_ip_address()
         if not address.startswith("127."):  # gloo takes the interface that has the node's address
             own = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
             assert address in [one.address for one in own]

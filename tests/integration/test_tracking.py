@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ class OfflineTask(LanguageModelTask):
 
     folder: str
 
-    def module(self) -> PackedLM:
+    def module(self, *arguments: Any, **settings: Any) -> PackedLM:
         os.environ.update(offline(self.folder))
-        return LanguageModelTask.module(self)
+        return LanguageModelTask.module(self, *arguments, **settings)
 
 
 @pytest.mark.slow
