@@ -34,6 +34,8 @@ _LATE_SECONDS = 1800.0
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
 _TOGETHER = 8
 """Files that are fetched or put at the same time."""
+_OF_A_DISK = "lost+found"
+"""The file system's own folder, where a disk is mounted."""
 
 
 def absolute(uri: str) -> str:
@@ -252,10 +254,11 @@ def clear(uri: str, last: str) -> None:
     if is_local(uri):
         path = filesystem(uri)[1]
         for name in os.listdir(path) if os.path.isdir(path) else []:
-            if name != last:
+            if name not in (last, _OF_A_DISK):
                 remove(join(uri, name))
         remove(mark)
-        if os.path.isdir(path) and not os.path.islink(path):  # a link to another disk is the user's
+        # A link to another disk is the user's, and so is the place where one is mounted.
+        if os.path.isdir(path) and not os.path.islink(path) and not os.path.ismount(path):
             os.rmdir(path)
         return
     with ThreadPoolExecutor(_TOGETHER) as pool:

@@ -59,7 +59,8 @@ def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
     """
     known: dict[str, Rows] = {}
     found = {}
-    for name, own in compared(config).items():
+    for name, run in compared(config).items():
+        own = _evaluated_on_the_way(run)
         for seed in config.compare.seeds:
             start = Start(name=f"{name} {seed}", method=own.method, folder=f"compare/{name}-{seed}", seed=seed)
             planned = plan(own, start)

@@ -108,6 +108,13 @@ class ScionConfig:
         most = math.inf if self.workers is None else self.workers
         if self.min_workers is not None and not 1 <= self.min_workers <= most:
             raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
+        for name, train in (("pretrain", self.pretrain.train), ("embed", self.embed.train)):
+            if self.workers is not None and self.workers % train.hpz:
+                raise ConfigError(
+                    f"{train.hpz} workers share a copy of the weights, and {self.workers} are no multiple of that.",
+                    f"{name}.train.hpz",
+                    "Give a number that divides workers.",
+                )
         averages = self.pretrain.train.ema or self.embed.train.ema
         for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
             if value is not None and self.min_workers not in (None, self.workers):
@@ -152,6 +159,9 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         if needed:
             raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
         config = _built(OmegaConf.merge(given, dict.fromkeys(missing, "")))
+        for name in (*_PATHS, "output", "shards"):
+            if getattr(config, name) == "" and name not in missing:
+                raise ConfigError("it is empty.", name, "Name a file or folder, or leave the key out.")
     except ScionError:
         raise
     except OmegaConfBaseException as error:

@@ -48,10 +48,11 @@ def check(config: ScionConfig, job: str) -> None:
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
     _check_inputs(config, job)
-    _check_libraries(config, job)
-    transfers = list(compared(config).values()) if job == "compare" else [config] if job in ("transfer", "pipeline") else []
-    for one in transfers:
-        _check_methods(one)
+    runs = list(compared(config).values()) if job == "compare" else [config]
+    for one in runs:
+        _check_libraries(one, job)
+        if job in ("transfer", "pipeline", "compare"):
+            _check_methods(one)
     if job in _PACKED:
         _check_source(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):

@@ -4,6 +4,7 @@ PyYAML follows YAML 1.1, in which `no`, the tag of Norwegian, is false, `010` is
 Here they are text, which a setting that is a number still reads as one.
 """
 
+import json
 import re
 from collections.abc import Hashable
 from typing import Any, ClassVar
@@ -47,7 +48,12 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML.
     """
-    return yaml.load(text, Loader=_Loader)
+    found = yaml.load(text, Loader=_Loader)
+    try:
+        json.dumps(found, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise yaml.YAMLError(f"it holds half of a character, {error.object[error.start]!r}") from error
+    return found
 
 
 def parse_value(text: str) -> Any:

@@ -84,3 +84,25 @@ def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
     ends = {key.name.rpartition(".")[2] for key in config_keys.keys(ScionConfig)}
     assert set(config_keys._ELSEWHERE.values()) <= ends
     assert not set(config_keys._ELSEWHERE) & ends
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["output=''"], "output: it is empty. Name a file or folder, or leave the key out."),
+        (["output=${oc.env:SCION_TEST_EMPTY}"], "output: it is empty."),
+        (["test_text=''"], "test_text: it is empty."),
+        (["pretrain.train.max_failures=-5"], "max_failures must be at least 0"),
+        (["workers=2", "embed.train={zero_stage: 3, hpz: 3}"], "embed.train.hpz: 3 workers share .* and 2 are no multiple"),
+    ],
+)
+def test_what_would_fail_hours_later(path: str, given: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCION_TEST_EMPTY", "")
+    with pytest.raises(ConfigError, match=said):
+        load(path, given)
+
+
+def test_half_of_a_character_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(BASE + 'shards: "\\ud83d"\n')
+    with pytest.raises(ConfigError, match="half of a character"):
+        load(str(tmp_path / "c.yaml"), [])

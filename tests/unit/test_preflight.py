@@ -144,3 +144,10 @@ def test_without_pairs_dropout_has_to_make_two_views(path: str, decoder: str, tm
 def test_vectors_and_a_dictionary_stand_in_for_pairs(path: str) -> None:
     files = [f"transfer.methods.wechsel.space.{name}={path}" for name in ("source_vectors", "dictionary")]
     preflight.check(configs.load(path, ["pairs=null", "method=wechsel", *files]), "transfer")
+
+
+def test_a_library_that_only_a_run_of_a_comparison_needs_is_missed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_is_installed", lambda package: package != "peft")
+    runs = "compare.runs=[{name: thin, pretrain: {train: {lora_rank: 4}}}]"
+    with pytest.raises(ConfigError, match="peft is not installed"):
+        preflight.check(configs.load(path, [runs], "compare"), "compare")

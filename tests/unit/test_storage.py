@@ -257,6 +257,15 @@ def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(mo
     never.set()
 
 
+def test_the_place_where_a_disk_is_mounted_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of its own, in a pod: its folder cannot be removed, nor what the file system keeps in it."""
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    (tmp_path / "disk" / "left.txt").write_text("of a run before")
+    monkeypatch.setattr(storage.os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    storage.clear(str(tmp_path / "disk"), "unfinished.json")
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["lost+found"]
+
+
 def test_a_draft_that_a_kill_left_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`scion transfer` learned from it as from the file."""
     with monkeypatch.context() as patch:

@@ -163,6 +163,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "micro_batch", "checkpoint_steps", "evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.max_failures < 0 or self.hpz < 1:
+            raise ConfigError(f"max_failures must be at least 0 and hpz at least 1, got {self.max_failures} and {self.hpz}.")
         if min([0, *self.profile_steps]) < 0:
             raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
         if not 0 < self.collective_minutes <= self.first_step_minutes <= _LONGEST_MINUTES:
