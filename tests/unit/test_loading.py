@@ -102,6 +102,14 @@ def test_a_head_and_a_pooler_may_be_new(tmp_path, body) -> None:
     assert loading.encoder(str(tmp_path)) is not None
 
 
+def test_a_weight_of_another_shape_is_named_with_both(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """transformers points to a report above, which Scion does not show."""
+    name = "bert.embeddings.LayerNorm.bias"
+    folder = saved(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, lambda weights: weights | {name: torch.zeros(3)})
+    with pytest.raises(ModelError, match=rf"{name} is \(3,\) in the file, and \(\d+,\) by config\.json"):
+        loading.language_model(folder, 0)
+
+
 @pytest.mark.parametrize(
     "model",
     [GPT2LMHeadModel(GPT2), T5ForConditionalGeneration(T5Config(**T5)), BertForMaskedLM(BertConfig(**SMALL))],

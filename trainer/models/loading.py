@@ -263,7 +263,16 @@ def _class(auto: Any, folder: str) -> Any:
 def _whole(auto: Any, folder: str, dtype: Format, each: Each | None = None, **options: Any) -> Any:
     """The model, once none of its weights is missing but those of a head or a pooler."""
     with nullcontext() if each is None else _calling(each):
-        model, found = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        model, found = auto.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    if odd := sorted(found["mismatched_keys"]):
+        name, there, wanted = odd[0]
+        raise ModelError(
+            f"{name} is {tuple(there)} in the file, and {tuple(wanted)} by config.json.",
+            f"model {folder}",
+            "Weights and config.json do not belong together: save both again with save_pretrained.",
+        )
     missing = sorted(name for name in found["missing_keys"] if not _may_be_new(model, name))
     if missing:
         ends = {_end(name) for name in missing}
