@@ -40,6 +40,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     Raises:
         ConfigError: it is of a kind that is not known here, or whose package is missing.
     """
+    if "://" not in uri:  # fsspec would take `::` in it for a chain of file systems
+        local = fsspec.filesystem("file")
+        return local, local._strip_protocol(uri)
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:

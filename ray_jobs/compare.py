@@ -40,7 +40,7 @@ def main(config: ScionConfig, console: Console) -> None:
     config = _evaluated_on_the_way(config)
     ordered = stages(config)
     for one in ordered.values():
-        artifact.existing(one.plan)
+        one.finished()
     shard.stage(config).run(console)
     cells = {key: one.run(console) for key, one in ordered.items()}
     made = comparison.compare({key: cell.metrics for key, cell in cells.items()})

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic
 from typing import Any
@@ -18,13 +19,15 @@ import pyarrow.parquet as pq
 
 from data_pipeline import fingerprints, storage
 from data_pipeline.errors import DataError, reason
-from data_pipeline.patience import MANY_SECONDS, patient
+from data_pipeline.patience import MANY_SECONDS, clock, patient
 from data_pipeline.sources import copies
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
 KINDS = PARQUET + JSONL + TEXT
 UNIT_BYTES = 8 << 20
 """Size on disk at which a file is cut; a row group of Parquet is never cut."""
+_PIECE, _BUFFER = 32 << 20, 1 << 16
+"""Bytes that are asked of a storage at once, at most and at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,7 @@ def _cut(path: str) -> list[tuple[int, int]]:
             return [(0, 1 << 62)]
         return [(start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES)]
     try:
-        with fs.open(inner) as file:
+        with _opened(path) as file:
             meta = pq.ParquetFile(file).metadata
     except pa.ArrowInvalid as error:
         raise DataError(f"not a readable Parquet file ({error}).", path, "Write it again.") from error
@@ -185,8 +188,7 @@ _patiently_cut = patient(_cut)
 
 
 def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
-    fs, inner = storage.filesystem(unit.path)
-    with fs.open(inner) as file:
+    with _opened(unit.path) as file:
         parquet = pq.ParquetFile(file)
         present = [name for name in columns + optional if name in parquet.schema_arrow.names]
         if not all(name in present for name in columns):
@@ -234,9 +236,7 @@ def _sound(text: str) -> str:
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
     """The lines that begin in the unit, with the byte at which each begins; blank lines are passed over."""
-    fs, inner = storage.filesystem(unit.path)
-    with fs.open(inner) as raw:
-        file = io.BufferedReader(raw) if isinstance(raw, io.RawIOBase) else raw
+    with _opened(unit.path) as file:
         # A line belongs to the unit in which it begins: start one byte early and drop what is left of that line.
         file.seek(max(0, unit.start - 1))
         at = max(0, unit.start - 1) + (len(file.readline()) if unit.start else 0)
@@ -247,6 +247,39 @@ def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
             if line.strip():
                 yield at, line.rstrip(b"\r\n")
             at += len(line)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[io.BufferedReader]:
+    """A file to read from, which may be far away and large: as long as bytes come, its storage answers."""
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner) as file:
+        yield io.BufferedReader(_InPieces(file), _BUFFER)
+
+
+class _InPieces(io.RawIOBase):
+    """Reads another file a piece at a time, and restarts the clock of the request that opened it after each."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._clock = file, clock()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._file.read(min(len(buffer), _PIECE))
+        buffer[: len(piece)] = piece
+        self._clock.restart()
+        return len(piece)
 
 
 def _parse(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:

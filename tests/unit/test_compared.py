@@ -1,10 +1,13 @@
 """What `scion compare` sets side by side: methods, and runs with settings of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ArtifactError, ConfigError
+from ray_jobs import compare
 from ray_jobs import config as configs
 from ray_jobs.compared import compared, described
 from trainer.transfer.methods import METHODS
@@ -89,3 +92,28 @@ WRONG = {
 def test_a_run_that_cannot_be(path: str, runs: str) -> None:
     with pytest.raises(ConfigError, match=WRONG[runs]):
         compared(configs.load(path, [f"compare.runs={runs}", "method=mean"], "compare"))
+
+
+def test_a_cell_that_was_begun_with_other_settings_is_refused_before_any_is_made(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused when its turn came, hours later."""
+    run = []
+
+    class Cell:
+        def __init__(self, fault: Exception | None) -> None:
+            self.fault = fault
+
+        def finished(self) -> None:
+            if self.fault is not None:
+                raise self.fault
+
+        def run(self, console: Any) -> None:
+            run.append(self)
+
+    cells = {("focus", 0): Cell(None), ("fast", 0): Cell(ArtifactError("begun with other settings."))}
+    monkeypatch.setattr(compare, "stages", lambda config: cells)
+    monkeypatch.setattr(compare.shard, "stage", lambda config: Cell(None))
+    with pytest.raises(ArtifactError, match="begun with other settings"):
+        compare.main(configs.load(path, [], "compare"), Console())
+    assert not run

@@ -2,12 +2,14 @@
 
 import bz2
 import gzip
+import io
 import json
 import os
 import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -204,6 +206,26 @@ class TestOnAStore:
         paths += documents.resolve("flaky://run/one.txt.gz", str(tmp_path), key="text")
         found = [documents.read(unit, ("text",), (), key="text") for unit in documents.units(paths)]
         assert sum(map(len, found)) == 101 * 20
+
+    def test_a_large_read_over_a_slow_line_is_answered_while_bytes_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A row group of Parquet is one read, and is never cut."""
+        content = io.BytesIO()
+        pq.write_table(pa.table({"text": [f"{number:064d}" for number in range(2000)]}), content, compression="none")
+        storage.write_bytes("flaky://run/large.parquet", content.getvalue())
+        monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(documents, "MANY_SECONDS", 0.0)
+        monkeypatch.setattr(documents, "_PIECE", 8000)
+        read, asked = documents._InPieces.readinto, []
+
+        def slow(self: documents._InPieces, buffer: Any) -> int:
+            asked.append(len(buffer))
+            time.sleep(0.03)
+            return read(self, buffer)
+
+        monkeypatch.setattr(documents._InPieces, "readinto", slow)
+        (unit,) = documents.units(["flaky://run/large.parquet"])
+        assert len(documents.read(unit, ("text",), (), key="text")) == 2000
+        assert 15 < len(asked) < 40
 
     def test_a_read_that_is_never_answered_is_made_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)

@@ -346,3 +346,13 @@ def test_a_slow_line_is_not_one_that_hangs(tmp_path: Path, monkeypatch: pytest.M
     else:
         storage.put_file("flaky://run/weights", str(tmp_path / "weights"))
     assert len(asked) == 1
+
+
+def test_colons_in_a_local_path_are_no_chain_of_file_systems(tmp_path: Path) -> None:
+    """fsspec cut the path there, and all files of a stage were one."""
+    uri = f"{tmp_path}/c::d/run"
+    assert storage.absolute(uri) == uri
+    storage.write_bytes(f"{uri}/a", b"one")
+    storage.write_bytes(f"{uri}/b", b"two")
+    assert storage.files(uri) == ["a", "b"]
+    assert (tmp_path / "c::d" / "run" / "b").read_bytes() == b"two"
