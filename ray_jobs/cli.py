@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in rows)
         print(HELP.format(jobs=jobs, commands=commands))
         return 0 if arguments else 2
-    from data_pipeline.errors import ScionError, Stopped  # the help text should not wait for imports
+    from data_pipeline.errors import ScionError, Stopped, reason  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     stopping.left_over()  # of a command before this one, in the same process
@@ -61,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except PermissionError as error:
         errors.print(f"[bold red]error:[/bold red] access is denied: {_escaped(str(error))}")
+        return 1
+    except OSError as error:  # of a task on a worker, Ray says where before it says what
+        said = _escaped(reason(getattr(error, "cause", None) or error))
+        errors.print(f"[bold red]error:[/bold red] the disk or the storage failed ({said}). The same command goes on.")
         return 1
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from where it was")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_jobs import cli
 from ray_jobs.jobs import JOBS
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,18 @@ def test_ray_is_quiet_however_a_job_is_started() -> None:
     code = "import ray_jobs, os, sys; print('ray' in sys.modules, os.environ['RAY_DATA_LOGGING_CONFIG'])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout == f"False {ROOT / 'cluster' / 'ray_data_logging.yaml'}\n"
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no answer in 330 s"), OSError(28, "No space left on device")])
+def test_storage_that_fails_is_a_line_and_no_traceback(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["shard", DEMO]) == 1
+    said = capsys.readouterr().err
+    assert "the disk or the storage failed" in said
+    assert str(error) in said
+    assert "Traceback" not in said
