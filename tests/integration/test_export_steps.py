@@ -1,23 +1,29 @@
 """Model folders that a run leaves on its way, on real ranks."""
 
+import io
 import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, Stopped
+from data_pipeline.step_name import new_name
 from tests.integration.test_export import Run, train
 from tests.integration.test_going_on import ODD, run, trained, weights
 from tests.ranks import on_ranks
 from trainer.engine import export, runlog
 from trainer.engine.config import TrainConfig
-from trainer.engine.exports import Exports
+from trainer.engine.exports import Exports, _Export
 from trainer.engine.loop import TrainRun
+from trainer.engine.process_group import TimeOut
 from trainer.engine.store import Store
 
 
@@ -76,6 +82,24 @@ class Noted:
         self.entries.append({"kind": kind} | entry)
 
 
+def waited(folder: str) -> list[dict[str, Any]]:
+    """An export that takes longer than ranks wait for each other."""
+    TimeOut().set(1 / 60)
+    journal = Noted()
+    exports = Exports(TrainConfig(export_steps=1), Store(f"{folder}/checkpoints", 3), folder, journal, None)  # type: ignore[arg-type]
+    if dist.get_rank() == 0:
+        process = subprocess.Popen(["sleep", "4"])
+        exports._current = _Export(new_name(1, 2), process, io.BytesIO(), time.perf_counter())  # type: ignore[arg-type]
+    exports.finish()
+    dist.barrier()
+    return journal.entries
+
+
+def test_exports_that_are_left_at_the_end_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path) -> None:
+    """Three attempts died at the end of a run, each with the export under way."""
+    assert [entry["step"] for entry in on_ranks(2, waited, str(tmp_path))] == [1]
+
+
 def test_an_export_that_fails_is_noted_with_its_reason(
     source_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +110,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     (tmp_path / "run-step-3").mkdir()
     (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("trainer.engine.exports.from_first", lambda make: make())
     exports = Exports(TrainConfig(export_steps=1), store, f"{tmp_path}/run", journal, None)  # type: ignore[arg-type]
     exports.add(last)
     assert exports.reading == {last}

@@ -21,6 +21,7 @@ from data_pipeline.step_name import step_of
 from trainer.engine.config import TrainConfig
 from trainer.engine.journal import Journal
 from trainer.engine.store import Store
+from trainer.engine.together import from_first
 
 _SECONDS = 0.2
 _HELD = 2
@@ -82,10 +83,14 @@ class Exports:
                 self._failed(name, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints")
 
     def finish(self) -> None:
-        """Waits for all of them."""
-        while self._current is not None:
+        """Waits for all of them; every rank calls it. The others ask the first again and again: what waits for it in one
+        collective ends when the time-out of the group has passed, and these may take hours."""
+        while from_first(self._has_more):
             time.sleep(_SECONDS)
-            self.poll()
+
+    def _has_more(self) -> bool:
+        self.poll()
+        return self._current is not None
 
     def stop(self) -> None:
         """Ends the export under way, which leaves nothing behind; `resume` makes it again."""

@@ -339,7 +339,7 @@ class Training:
         if self._first:
             history = {"lineage": [*self._state.lineage, name], "skipped": self._state.skipped, "steps": self._state.next_step}
             self._ledger.finish(history)
-            self._exports.finish()
+        self._exports.finish()
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
         ended = {"evaluations": self._state.evaluations, "changes": self._state.changes}
