@@ -132,7 +132,7 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
 def _faults(attempts: Attempts) -> list[tuple[str, str]]:
     told, saves = account(attempts), _all(attempts, "checkpoint")
     rows = []
-    if saves:
+    if saves and attempts[-1][-1]["kind"] != "finished":
         rows.append(
             ("checkpoint", f"step {saves[-1]['next_step']:,}, saved in {saves[-1]['seconds']:.1f} s beside the training")
         )
