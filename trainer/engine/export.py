@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -107,8 +108,8 @@ def _averages_read(joiner: Any) -> Iterator[None]:
 
 def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:
     """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
-    rename, on an object store because `artifact.json` comes last. One that is there already is kept. One process at a time
-    writes there.
+    rename, on an object store because `artifact.json` comes last. One that is there already
+    is kept. One process at a time writes there.
 
     Args:
         again: a folder of the same step of the same run is replaced, which then went back and made that step another time.
@@ -118,8 +119,33 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
         CorruptError: the checkpoint is not intact.
         OSError: the storage fails.
     """
-    with lease.held(f"{uri.rstrip('/')}.lease.json") as held:
+    with _held(uri) as held:
+        _remove_drafts(uri)
         return _export(store, name, uri, again, held)
+
+
+def remove_drafts(uri: str) -> None:
+    """Removes what exports to folder `uri` that were killed left beside it.
+
+    Raises:
+        ArtifactError: another process writes there.
+        OSError: the storage fails.
+    """
+    with _held(uri):
+        _remove_drafts(uri)
+
+
+def _held(uri: str) -> contextlib.AbstractContextManager[Lease]:
+    return lease.held(f"{uri.rstrip('/')}.lease.json")
+
+
+def _remove_drafts(uri: str) -> None:
+    if not storage.is_local(uri):
+        return
+    home, name = os.path.split(storage.filesystem(uri)[1].rstrip("/"))
+    drafts = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{12}}\.draft")
+    for left in filter(drafts.fullmatch, os.listdir(home) if os.path.isdir(home) else []):
+        storage.remove(os.path.join(home, left))
 
 
 def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Artifact:

@@ -17,8 +17,10 @@ from typing import IO, Any
 import torch.distributed as dist
 
 from data_pipeline import storage
+from data_pipeline.errors import ArtifactError
 from data_pipeline.step_name import step_of
 from trainer.engine.config import TrainConfig
+from trainer.engine.export import remove_drafts
 from trainer.engine.journal import Journal
 from trainer.engine.store import Store
 
@@ -110,6 +112,8 @@ class Exports:
             export.errors.seek(0)
             said = export.errors.read().decode(errors="replace").strip().splitlines()
         if export.process.returncode:
+            with contextlib.suppress(ArtifactError, OSError):  # one that was killed could not remove its draft
+                remove_drafts(self._folder(export.name))
             self._failed(export.name, said[-1] if said else f"it ended with code {export.process.returncode}")
             return
         seconds = round(time.perf_counter() - export.began, 3)
