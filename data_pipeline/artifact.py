@@ -146,7 +146,7 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
     Raises:
         ArtifactError: nothing there, not finished, or of another kind; names the command that makes it.
     """
-    found = _load(uri)
+    found = load(uri)
     if found is None:
         state = "is not finished" if storage.exists(storage.join(uri, UNFINISHED)) else "is not there"
         raise ArtifactError(f"the {kind} artefact {state}.", uri, f"Make it with `scion {made_by}`.")
@@ -164,7 +164,7 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     Raises:
         ArtifactError: the folder holds something else, which is left as it is.
     """
-    found = _load(plan.uri)
+    found = load(plan.uri)
     if found is not None:
         if found.id == plan.id:
             return found
@@ -231,7 +231,7 @@ def writing(
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     begun = begun_before(plan, precious)
-    if not (resumable and (begun or finished or _load(plan.uri))):
+    if not (resumable and (begun or finished or load(plan.uri))):
         storage.clear(plan.uri, UNFINISHED)
     begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
     storage.write_bytes(mark, _json(begins))
@@ -292,7 +292,12 @@ def _check_state(plan: Plan, found: Artifact) -> None:
         )
 
 
-def _load(uri: str) -> Artifact | None:
+def load(uri: str) -> Artifact | None:
+    """The finished artefact at `uri`, of any kind; None if there is none.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
     path = storage.join(uri, FINISHED)
     if not storage.exists(path):
         return None

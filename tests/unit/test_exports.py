@@ -1,5 +1,6 @@
 """Which model folders a run makes when it resumes, and what an export that was killed leaves."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,37 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exports:
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     store = Store(f"{tmp_path}/run/checkpoints", 3)
     return Exports(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
+
+
+def finish(folder: Path, checkpoint: str) -> None:
+    folder.mkdir()
+    content = {"format": 1, "kind": "model", "id": "x", "config": {"checkpoint": checkpoint}, "inputs": {}}
+    (folder / "artifact.json").write_text(json.dumps(content | {"metrics": {}, "seconds": 1.0, "versions": {}}))
+
+
+def resumed(made: Exports, lineage: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints of which a run that resumes makes folders."""
+    begun: list[str] = []
+    monkeypatch.setattr(Exports, "_begin", lambda self, name: begun.append(name))
+    made.resume(lineage)
+    return begun
+
+
+def test_a_folder_of_an_abandoned_checkpoint_is_made_again(
+    made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run went back, made step 100 another time, and was killed before the export."""
+    finish(tmp_path / "run-step-100", OLD)
+    finish(tmp_path / "run-step-200", NEXT)
+    assert resumed(made, [NEW, NEXT], monkeypatch) == [NEW]
+
+
+def test_the_last_checkpoint_of_a_step_counts(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes back saves the step once more, without the rows that it leaves out."""
+    finish(tmp_path / "run-step-100", NEW)
+    (tmp_path / "run-step-200").mkdir()
+    (tmp_path / "run-step-200" / "artifact.json").write_text("the user's")
+    assert resumed(made, [OLD, NEW, NEXT], monkeypatch) == [NEXT]
 
 
 def test_a_killed_export_leaves_no_draft(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
