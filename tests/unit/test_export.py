@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline import artifact
 from trainer.engine import export
 from trainer.engine.store import Store
 
@@ -58,3 +59,18 @@ def test_drafts_of_a_process_that_was_killed_are_removed_at_once(tmp_path: Path)
     assert (tmp_path / "out.lease.json").exists()
     export.remove_drafts(f"{tmp_path}/out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_another_disk_stays(store: Store, tmp_path: Path) -> None:
+    """A folder on the small disk took its place, and the draft lay there, too."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large")
+    export.export(store, NAME, f"{tmp_path}/out")
+    assert (tmp_path / "out").is_symlink()
+    assert artifact.read(f"{tmp_path}/out", "model", "export").config["checkpoint"] == NAME
+    assert {path.name for path in (tmp_path / "large").iterdir()} == {"artifact.json", "model.safetensors"}
+
+
+def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
+    assert not export._can_be_renamed_to("/proc")
+    assert export._can_be_renamed_to(f"{tmp_path}/out")

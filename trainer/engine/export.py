@@ -108,7 +108,7 @@ def _averages_read(joiner: Any) -> Iterator[None]:
 
 def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:
     """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
-    rename, on an object store because `artifact.json` comes last. One that is there already
+    rename; on an object store, and in a folder of another disk, because `artifact.json` comes last. One that is there already
     is kept. One process at a time writes there.
 
     Args:
@@ -159,8 +159,8 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     if found is not None:
         return found
     artifact.begun_before(plan, lambda: True)  # a training, most likely this one, is no place for a model
-    local = storage.is_local(uri)
-    draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
+    renamed = _can_be_renamed_to(uri)
+    draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if renamed else uri
     try:
         with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as made:
             dtype = _DTYPES[saved_in]
@@ -168,13 +168,21 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
             rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
             task.export(rounded, draft, frozen, lora)
             made.metrics = {"changes": state["changes"], "skips": state["skips"]}
-        if local:
+        if renamed:
             storage.remove(uri)
             os.rename(storage.filesystem(draft)[1], storage.filesystem(uri)[1])
     finally:
-        if local:
+        if renamed:
             storage.remove(draft)
     return artifact.read(uri, kind, "export")
+
+
+def _can_be_renamed_to(uri: str) -> bool:
+    """Whether a folder beside `uri` can take its place: not that of a link or a mount point, which stands for another disk."""
+    if not storage.is_local(uri):
+        return False
+    path = storage.filesystem(uri)[1].rstrip("/")
+    return not os.path.islink(path) and not os.path.ismount(path)
 
 
 def _is_of_same_step(plan: Plan) -> bool:
