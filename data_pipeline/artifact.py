@@ -17,10 +17,12 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError, without_passwords
-from data_pipeline.lease import Lease
+from data_pipeline.lease import Lease, is_held
 
 FORMAT_VERSION = 1
 FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
+READING = "reading-"
+"""Begins the names of leases in a working folder that those hold who read there."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "datasets", "pyarrow", "omegaconf", "numpy")
 
 
@@ -268,11 +270,22 @@ def is_clear(uri: str) -> bool:
 
 
 def clear(uri: str) -> None:
-    """Removes what was needed until the artefact was finished, and the mark that says so, last."""
+    """Removes what was needed until the artefact was finished, and the mark that says so, last.
+
+    While somebody reads there (`READING`) all of it stays, and the next command clears it.
+    """
     mark = storage.join(uri, UNFINISHED)
-    for working in json.loads(storage.read_bytes(mark)).get("working", []):
-        storage.remove(working)
+    working = json.loads(storage.read_bytes(mark)).get("working", [])
+    if any(map(_is_read, working)):
+        return
+    for folder in working:
+        storage.remove(folder)
     storage.remove(mark)
+
+
+def _is_read(folder: str) -> bool:
+    marks = [name for name in storage.files(folder) if name.startswith(READING)]
+    return any(is_held(storage.join(folder, mark)) for mark in marks)
 
 
 def _check(lease: Lease | None) -> None:
