@@ -17,10 +17,12 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import ArtifactError, without_passwords
-from data_pipeline.lease import Lease
+from data_pipeline.lease import Lease, is_held
 
 FORMAT_VERSION = 1
 FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
+READING = "reading-"
+"""Begins the names of leases in a working folder that those hold who read there."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "datasets", "pyarrow", "omegaconf", "numpy")
 
 
@@ -146,7 +148,7 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
     Raises:
         ArtifactError: nothing there, not finished, or of another kind; names the command that makes it.
     """
-    found = _load(uri)
+    found = load(uri)
     if found is None:
         state = "is not finished" if storage.exists(storage.join(uri, UNFINISHED)) else "is not there"
         raise ArtifactError(f"the {kind} artefact {state}.", uri, f"Make it with `scion {made_by}`.")
@@ -164,7 +166,7 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     Raises:
         ArtifactError: the folder holds something else, which is left as it is.
     """
-    found = _load(plan.uri)
+    found = load(plan.uri)
     if found is not None:
         if found.id == plan.id:
             return found
@@ -231,7 +233,7 @@ def writing(
     """
     finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
     begun = begun_before(plan, precious)
-    if not (resumable and (begun or finished or _load(plan.uri))):
+    if not (resumable and (begun or finished or load(plan.uri))):
         storage.clear(plan.uri, UNFINISHED)
     begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
     storage.write_bytes(mark, _json(begins))
@@ -268,11 +270,22 @@ def is_clear(uri: str) -> bool:
 
 
 def clear(uri: str) -> None:
-    """Removes what was needed until the artefact was finished, and the mark that says so, last."""
+    """Removes what was needed until the artefact was finished, and the mark that says so, last.
+
+    While somebody reads there (`READING`) all of it stays, and the next command clears it.
+    """
     mark = storage.join(uri, UNFINISHED)
-    for working in json.loads(storage.read_bytes(mark)).get("working", []):
-        storage.remove(working)
+    working = json.loads(storage.read_bytes(mark)).get("working", [])
+    if any(map(_is_read, working)):
+        return
+    for folder in working:
+        storage.remove(folder)
     storage.remove(mark)
+
+
+def _is_read(folder: str) -> bool:
+    marks = [name for name in storage.files(folder) if name.startswith(READING)]
+    return any(is_held(storage.join(folder, mark)) for mark in marks)
 
 
 def _check(lease: Lease | None) -> None:
@@ -292,7 +305,12 @@ def _check_state(plan: Plan, found: Artifact) -> None:
         )
 
 
-def _load(uri: str) -> Artifact | None:
+def load(uri: str) -> Artifact | None:
+    """The finished artefact at `uri`, of any kind; None if there is none.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
     path = storage.join(uri, FINISHED)
     if not storage.exists(path):
         return None

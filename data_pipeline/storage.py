@@ -197,16 +197,22 @@ write_bytes = patient(_write, lambda uri, content: len(content) / _SLOWEST)
 
 def settle(uri: str) -> None:
     """Returns when the content and the names of all files below a local folder are on the disk, whatever wrote them. Objects of
-    a store are safe once they are there."""
+    a store are safe once they are there. Links and pipes of others are passed over, and what others remove meanwhile."""
     if not is_local(uri):
         return
     for folder, _, names in os.walk(filesystem(uri)[1]):
-        for path in (*(os.path.join(folder, name) for name in names), folder):
-            number = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
+        paths = [os.path.join(folder, name) for name in names]
+        for path in (*(path for path in paths if os.path.isfile(path) and not os.path.islink(path)), folder):
+            with suppress(FileNotFoundError):
+                _sync(path)
+
+
+def _sync(path: str) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def check_writable(uri: str, seconds: float = 30.0) -> None:

@@ -66,7 +66,8 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
 
 def by_language(uri: str) -> dict[str, dict[str, float]]:
     """Bits per byte of each language by step, from the log of the run; empty where there is one language."""
-    entries = (entry for attempt in runlog.read(storage.join(uri, runlog.FOLDER)) for entry in attempt)
+    attempts = runlog.read(storage.join(uri, runlog.FOLDER), fields=("step", "by_language"))
+    entries = (entry for attempt in attempts for entry in attempt)
     scored = {str(entry["step"]): dict(entry["by_language"]) for entry in entries if entry["kind"] == "evaluation"}
     return scored if any(len(scores) > 1 for scores in scored.values()) else {}
 

@@ -106,7 +106,9 @@ class Stage:
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
 
     def _has_stepped(self) -> bool:
-        return self.trains_at is not None and bool(runlog.steps(runlog.read(storage.join(self.trains_at, runlog.FOLDER))))
+        if self.trains_at is None:
+            return False
+        return bool(runlog.steps(runlog.read(storage.join(self.trains_at, runlog.FOLDER), fields=("step",))))
 
 
 def need(plan: Plan, job: str) -> str:

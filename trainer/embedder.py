@@ -6,7 +6,9 @@ those files it pools by the mean and normalises.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +27,8 @@ from trainer.models.pooling import POOLINGS
 
 SHARD = "5GB"
 """The most that a file of a model's folder holds."""
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""Files into which `save_pretrained` writes weights, whole or in shards."""
 _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
 
@@ -116,7 +120,7 @@ class Embedder:
             f"pooling_mode_{mode}": mode.startswith(self.spec.pooling)
             for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
         }
-        with storage.local_output(uri) as folder:
+        with model_output(uri) as folder:
             self.model.save_pretrained(folder, max_shard_size=SHARD)
             self.tokenizer.model_max_length = self.spec.max_length
             self.tokenizer.save_pretrained(folder)
@@ -144,6 +148,19 @@ class Embedder:
         tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = self._pool(tokens, mask)[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
+
+
+@contextmanager
+def model_output(uri: str) -> Iterator[str]:
+    """A local folder for a model, whose files are at `uri` when the block ends without an error.
+
+    Weights of an earlier save are removed first: a run that resumes may write other shards, or one file in place of shards, and
+    loaders prefer `model.safetensors` to an index.
+    """
+    for name in filter(_WEIGHTS.fullmatch, storage.files(uri)):
+        storage.remove(storage.join(uri, name))
+    with storage.local_output(uri) as folder:
+        yield folder
 
 
 def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -139,3 +139,44 @@ def test_two_matrices_that_could_be_tied_and_differ_stay_two(tmp_path: Path, eng
     assert "lm_head.weight" in weights
     settings.write_text(settings.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
     assert on_ranks(2, compare, {"llama": folder}, "fp32") == []
+
+
+def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) -> Any:
+    """The check of the forward where one layer fails on one rank alone, as for want of memory."""
+    import torch.distributed as dist
+
+    from data_pipeline.errors import ModelError
+    from trainer.engine import partitioned, setup
+    from trainer.engine.together import from_each
+
+    config = TrainConfig(zero_stage=stage)  # type: ignore[arg-type]
+    module: Any = partitioned.module_of(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1), config)
+    failing = module.model.bert.encoder.layer[layer]
+    forward = failing.forward
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if module.way.kernel == kernel:
+            raise RuntimeError("out of memory here")
+        return forward(*arguments, **options)
+
+    if dist.get_rank() == 1:
+        failing.forward = fail
+    try:
+        found = setup.checked(module, config, 32)
+    except ModelError as error:
+        return from_each(error.what)
+    assert stage < 3 or not any(weight.numel() for weight in module.parameters())
+    return from_each((found.way.kernel, found.reasons))
+
+
+@pytest.mark.parametrize(("stage", "layer"), [(1, 0), (3, 0), (3, 1)])
+def test_a_kernel_that_fails_on_one_rank_is_given_up_on_all(source_folder: str, stage: int, layer: int) -> None:
+    """Under ZeRO-3 one rank went on to the next kernel while the other still gathered weights for the first."""
+    expected = ("eager", ("packed rows with sdpa attention fail (out of memory here)",))
+    assert on_ranks(2, check_with_failure, source_folder, stage, layer, "sdpa") == [expected] * 2
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_model_s_own_forward_that_fails_on_one_rank_is_refused_on_all(source_folder: str, stage: int) -> None:
+    refusals = on_ranks(2, check_with_failure, source_folder, stage, 1, None)
+    assert refusals == ["the forward of BertForMaskedLM fails on 32 random tokens (out of memory here)."] * 2

@@ -272,3 +272,21 @@ def test_a_password_is_in_no_artefact_and_another_one_makes_the_same(uri: str) -
         pass
     assert b"geheim" not in storage.read_bytes(storage.join(uri, artifact.FINISHED))
     assert artifact.existing(plan(uri, model="sftp://me:anders@host/model")) is not None
+
+
+def test_what_others_keep_in_the_folder_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases links its log, `wandb sync --clean` removes what the link names; marks of readers come and go."""
+    own = Plan(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})
+    walk = storage.os.walk
+
+    def walk_and_lose(path: str) -> list[tuple[str, list[str], list[str]]]:
+        found = list(walk(path))
+        (tmp_path / "a" / "mark.json").unlink()
+        return found
+
+    monkeypatch.setattr(storage.os, "walk", walk_and_lose)
+    with artifact.writing(own):
+        (tmp_path / "a" / "debug.log").symlink_to("run/logs/debug.log")
+        (tmp_path / "a" / "mark.json").write_text("{}")
+        os.mkfifo(tmp_path / "a" / "pipe")
+    assert artifact.read(own.uri, "model", "pretrain").id == own.id

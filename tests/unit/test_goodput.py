@@ -63,6 +63,19 @@ def test_the_night_between_a_kill_and_the_next_command_is_not_charged() -> None:
     assert "no command" not in shown([DIED, WENT_ON], 41)
 
 
+@pytest.mark.parametrize("word", [False, True])
+def test_a_clock_that_leaps_back_makes_no_time_negative(word: bool) -> None:
+    """It gave -3541 seconds and a recovery of -3565 s."""
+    late = [{"kind": "driver", "time": 28.0 - 3600}] if word else []
+    leapt = [start(30 - 3600, 4), *(step(n, 31 + n - 3600) for n in range(4, 10))]
+    counted = account([DIED, *([late] if late else []), leapt])
+    assert counted["seconds"] == 14 + 10
+    assert counted["goodput"] == pytest.approx(10 / 24, abs=1e-4)
+    assert counted["time_to_recover"] == (7 if word else None)
+    assert counted["idle"] == 0
+    assert account([[start(100), step(0, 101), step(1, 51)]])["seconds"] == 0
+
+
 def shown(attempts: list[list[dict[str, Any]]], now: float) -> str:
     console = Console(file=io.StringIO(), width=120)
     console.print(status.table(attempts, now))

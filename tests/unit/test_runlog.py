@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,20 @@ def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / f"{time.time_ns() + 10**9:020d}-000000.jsonl").touch()
     assert [entries[0]["kind"] for entries in runlog.read(str(tmp_path))] == ["start"]
+
+
+def test_a_long_log_of_many_languages_is_read_in_little_memory(tmp_path: Path) -> None:
+    """One of 100,000 steps in 200 languages has 1.1 GB; the driver was killed when the training had ended."""
+    streams = {f"l{number:03d}": {"loss": 2.3456789012345 + number, "targets": 512} for number in range(200)}
+    attempt(str(tmp_path), start(0), *trained(*range(300), loss=2.0, streams=streams))
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert steps(read(str(tmp_path)))[7]["streams"] == streams
+    tracemalloc.start()
+    found = read(str(tmp_path), fields=("step", "next_step", "loss"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < size / 4
+    assert [entry["loss"] for entry in steps(found)] == [2.0] * 300
+    assert found[0][0].keys() == {"kind", "time", "next_step"}
+    assert found[0][1].keys() == {"kind", "time", "step", "loss"}
+    assert deaths(read(str(tmp_path), 1, runlog.DEATH_FIELDS)) == {"count": 1, "step": 300}

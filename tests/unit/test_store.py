@@ -1,5 +1,6 @@
 """A checkpoint is there as a whole or not at all, whatever happens while it is written and afterwards."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import lease, storage
+from data_pipeline import artifact, lease, storage
+from data_pipeline.artifact import Plan
 from data_pipeline.errors import CorruptError
 from data_pipeline.step_name import new_name, step_of
 from tests.unit.flaky_storage import Flaky, every, flaky  # noqa: F401
@@ -225,3 +227,22 @@ def test_what_is_read_stays_when_the_run_has_ended(store: Store) -> None:
         assert set(store.usable()) == {read, newest}
     store.keep_newest()
     assert store.usable() == [newest]
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_what_is_read_stays_until_the_next_command(tmp_path: Path, where: str) -> None:
+    """The end of the run removed the checkpoint under an export, which called it changed."""
+    uri = str(tmp_path / "run") if where == "local" else "memory://test-store-read"
+    storage.remove(uri)
+    store, reader = Store(f"{uri}/checkpoints", 3), contextlib.ExitStack()
+    with artifact.writing(Plan(uri=uri, kind="model", config={}, inputs={}), resumable=True) as draft:
+        name = write(store, 1)
+        draft.working.append(store.uri)
+        reader.enter_context(store.reading(name))
+    assert artifact.read(uri, "model", "pretrain")
+    artifact.clear(uri)
+    assert store.usable() == [name]
+    assert not artifact.is_clear(uri)
+    reader.close()
+    artifact.clear(uri)
+    assert storage.files(uri) == [artifact.FINISHED]

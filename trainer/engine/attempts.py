@@ -191,7 +191,7 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
         TrainingError: the last attempts all died in the same step; names it and its rows. Or after the last of `steps`.
     """
     folder = storage.join(current.uri, runlog.FOLDER)
-    found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS)))
+    found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS, runlog.DEATH_FIELDS)))
     if found["count"] < guards.DEATHS:
         return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)

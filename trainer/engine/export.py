@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -107,8 +108,8 @@ def _averages_read(joiner: Any) -> Iterator[None]:
 
 def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifact:
     """Writes the model of checkpoint `name` to folder `uri`, which is there as a whole or not at all: on a local disk by
-    rename, on an object store because `artifact.json` comes last. One that is there already is kept. One process at a time
-    writes there.
+    rename; on an object store, and in a folder of another disk, because `artifact.json` comes last. One that is there already
+    is kept. One process at a time writes there.
 
     Args:
         again: a folder of the same step of the same run is replaced, which then went back and made that step another time.
@@ -118,8 +119,33 @@ def export(store: Store, name: str, uri: str, *, again: bool = False) -> Artifac
         CorruptError: the checkpoint is not intact.
         OSError: the storage fails.
     """
-    with lease.held(f"{uri.rstrip('/')}.lease.json") as held:
+    with _held(uri) as held:
+        _remove_drafts(uri)
         return _export(store, name, uri, again, held)
+
+
+def remove_drafts(uri: str) -> None:
+    """Removes what exports to folder `uri` that were killed left beside it.
+
+    Raises:
+        ArtifactError: another process writes there.
+        OSError: the storage fails.
+    """
+    with _held(uri):
+        _remove_drafts(uri)
+
+
+def _held(uri: str) -> contextlib.AbstractContextManager[Lease]:
+    return lease.held(f"{uri.rstrip('/')}.lease.json")
+
+
+def _remove_drafts(uri: str) -> None:
+    if not storage.is_local(uri):
+        return
+    home, name = os.path.split(storage.filesystem(uri)[1].rstrip("/"))
+    drafts = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{12}}\.draft")
+    for left in filter(drafts.fullmatch, os.listdir(home) if os.path.isdir(home) else []):
+        storage.remove(os.path.join(home, left))
 
 
 def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Artifact:
@@ -133,8 +159,8 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     if found is not None:
         return found
     artifact.begun_before(plan, lambda: True)  # a training, most likely this one, is no place for a model
-    local = storage.is_local(uri)
-    draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if local else uri
+    renamed = _can_be_renamed_to(uri)
+    draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if renamed else uri
     try:
         with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as made:
             dtype = _DTYPES[saved_in]
@@ -142,13 +168,21 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
             rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
             task.export(rounded, draft, frozen, lora)
             made.metrics = {"changes": state["changes"], "skips": state["skips"]}
-        if local:
+        if renamed:
             storage.remove(uri)
             os.rename(storage.filesystem(draft)[1], storage.filesystem(uri)[1])
     finally:
-        if local:
+        if renamed:
             storage.remove(draft)
     return artifact.read(uri, kind, "export")
+
+
+def _can_be_renamed_to(uri: str) -> bool:
+    """Whether a folder beside `uri` can take its place: not that of a link or a mount point, which stands for another disk."""
+    if not storage.is_local(uri):
+        return False
+    path = storage.filesystem(uri)[1].rstrip("/")
+    return not os.path.islink(path) and not os.path.ismount(path)
 
 
 def _is_of_same_step(plan: Plan) -> bool:

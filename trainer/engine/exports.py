@@ -16,9 +16,11 @@ from typing import IO, Any
 
 import torch.distributed as dist
 
-from data_pipeline import storage
+from data_pipeline import artifact
+from data_pipeline.errors import ArtifactError
 from data_pipeline.step_name import step_of
 from trainer.engine.config import TrainConfig
+from trainer.engine.export import remove_drafts
 from trainer.engine.journal import Journal
 from trainer.engine.store import Store
 from trainer.engine.together import from_first
@@ -58,11 +60,21 @@ class Exports:
         return {*([] if current is None else [current.name]), *waiting}
 
     def resume(self, lineage: list[str]) -> None:
-        """Adds what a kill prevented: checkpoints in `lineage` that are still there and have no folder."""
+        """Adds what a kill prevented: checkpoints in `lineage` that are still there and of which there is no
+        folder."""
         if self._first and self._config.export_steps is not None:
-            for name in sorted(set(self._store.usable()) & set(lineage), key=step_of):
-                if not storage.exists(storage.join(self._folder(name), "artifact.json")):
+            usable = self._store.usable()
+            last = {step_of(name): name for name in lineage}  # one that went back has saved a step twice
+            for _, name in sorted(last.items()):
+                if name in usable and not self._is_made(name):
                     self.add(name)
+
+    def _is_made(self, name: str) -> bool:
+        """Whether the folder is of this checkpoint, not of another after as many steps before which the run went back."""
+        with contextlib.suppress(ArtifactError):  # not readable: the export will say so
+            found = artifact.load(self._folder(name))
+            return found is not None and found.config.get("checkpoint") == name
+        return False
 
     def add(self, name: str) -> None:
         """A checkpoint was committed: its model is made if its step is due."""
@@ -115,6 +127,8 @@ class Exports:
             export.errors.seek(0)
             said = export.errors.read().decode(errors="replace").strip().splitlines()
         if export.process.returncode:
+            with contextlib.suppress(ArtifactError, OSError):  # one that was killed could not remove its draft
+                remove_drafts(self._folder(export.name))
             self._failed(export.name, said[-1] if said else f"it ended with code {export.process.returncode}")
             return
         seconds = round(time.perf_counter() - export.began, 3)

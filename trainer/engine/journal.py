@@ -53,7 +53,7 @@ class Journal:
 
     def _tracked(self, next_step: int) -> Sinks:
         """Where the numbers go. Only a run that is tracked has its log read."""
-        before = runlog.read(storage.join(self._uri, runlog.FOLDER)) if self._config.track else []
+        before = runlog.read(storage.join(self._uri, runlog.FOLDER), fields=("step",)) if self._config.track else []
         seen = [entry for entries in before for entry in entries]
         run = Tracked(
             uri=self._uri, identity=self._identity, begun=str(seen[0]["time"] if seen else 0), next_step=next_step,

@@ -83,7 +83,8 @@ def conclude(run: TrainRun, ended: dict[str, Any]) -> dict[str, Any]:
     if "stopped" in ended:
         raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
     attempts.clear(run.uri)
-    return ended | {"history": _history(runlog.steps(runlog.read(storage.join(run.uri, runlog.FOLDER))))}
+    read = runlog.read(storage.join(run.uri, runlog.FOLDER), fields=_KEPT)
+    return ended | {"history": _history(runlog.steps(read))}
 
 
 def _history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from trainer.engine.config import TrainConfig
 from trainer.engine.environment import before_deepspeed
 from trainer.engine.tasks import Task
 from trainer.models.adapters import add_adapters
+from trainer.models.forward_check import OtherRankError, agree
 
 _MASTER = "fp32_part"
 """The attribute of a weight that holds this rank's part of it before it was rounded, until the optimizer has it."""
@@ -108,7 +109,10 @@ def restore_masters(engine: Any) -> None:
 @contextmanager
 def gathered(module: torch.nn.Module) -> Iterator[None]:
     """While the block runs, a forward of any part of `module` finds its weights whole: those of a layer while that layer runs,
-    those beside the layers all the time. Every rank makes the same calls. No gradients.
+    those beside the layers all the time. Every rank makes the same calls, until one fails. No gradients.
+
+    A rank on which the forward fails must `agree` with the others, whose next layer then raises an OtherRankError in place of
+    waiting for its weights.
 
     DeepSpeed's own hooks want each forward to begin with the whole module and to end well.
     """
@@ -122,6 +126,8 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
 
     def gather(layer: torch.nn.Module, _: Any) -> None:
         held[id(layer)] = ExitStack()
+        if failure := agree(""):
+            raise OtherRankError(failure)
         held[id(layer)].enter_context(GatheredParameters([one for one in layer.parameters() if one not in always]))
 
     def release(layer: torch.nn.Module, *_: Any) -> None:

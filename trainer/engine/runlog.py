@@ -11,10 +11,12 @@ import json
 import os
 import re
 import time
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from data_pipeline import storage
+from data_pipeline.patience import retry
 
 FOLDER = "log"
 """Below a run's folder."""
@@ -25,6 +27,8 @@ _AT_ONCE = 16
 """Objects that are read at the same time."""
 _OURS = re.compile(r"\d{20}-\d{6}(-\d{6})?\.jsonl")
 """Names of the files: a stamp, and the number of the object or the first and last of those that it was merged of."""
+DEATH_FIELDS = ("next_step", "step", "micro")
+"""Of an entry, what `deaths` needs."""
 _ENDED = ("driver", "stopped", "finished", "error", "preempted")
 """Entries of attempts that did not die of a step."""
 
@@ -113,23 +117,27 @@ def _files(uri: str) -> list[str]:
     return [path for path in storage.files(uri) if _OURS.fullmatch(path)]
 
 
-def read(uri: str, last: int | None = None) -> list[list[dict[str, Any]]]:
-    """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out."""
+def read(uri: str, last: int | None = None, fields: Collection[str] | None = None) -> list[list[dict[str, Any]]]:
+    """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out.
+
+    Args:
+        fields: what to keep of an entry beside `kind` and `time`; everything if None. A step of many languages has 11 KB.
+    """
     try:
-        return _read(uri, last)
+        return _read(uri, last, fields)
     except FileNotFoundError:  # merged since it was listed
-        return _read(uri, last)
+        return _read(uri, last, fields)
 
 
-def _read(uri: str, last: int | None) -> list[list[dict[str, Any]]]:
+def _read(uri: str, last: int | None, fields: Collection[str] | None) -> list[list[dict[str, Any]]]:
     files = _files(uri)
     stamps = sorted({path.partition("-")[0] for path in files})
     attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
     paths = [path for path in _not_merged(files) if path.partition("-")[0] in attempts]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        contents = pool.map(lambda path: storage.read_bytes(storage.join(uri, path)), paths)
-        for path, content in zip(paths, contents, strict=True):
-            attempts[path.partition("-")[0]] += _entries(content)
+        contents = pool.map(lambda path: _entries(storage.join(uri, path), fields), paths)
+        for path, entries in zip(paths, contents, strict=True):
+            attempts[path.partition("-")[0]] += entries
     return [entries for entries in attempts.values() if entries]
 
 
@@ -141,11 +149,25 @@ def _not_merged(files: list[str]) -> list[str]:
     return [path for path in files if path not in gone]
 
 
-def _entries(content: bytes) -> list[dict[str, Any]]:
+def _entries(uri: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
+    """The entries of a file. One on a disk may have gigabytes and is read line by line; objects of a store are small."""
+    if storage.is_local(uri):
+        return retry(lambda: _local_entries(storage.filesystem(uri)[1], fields))
+    return _parse(storage.read_bytes(uri).splitlines(), fields)
+
+
+def _local_entries(path: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
+    with open(path, "rb") as file:
+        return _parse(file, fields)
+
+
+def _parse(lines: Iterable[bytes], fields: Collection[str] | None) -> list[dict[str, Any]]:
     found = []
-    for line in content.decode(errors="replace").splitlines():
+    for line in lines:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+            entry = json.loads(line)
+            kept = entry if fields is None else {name: entry[name] for name in ("kind", "time", *fields) if name in entry}
+            found.append(kept)
     return found
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline import lease, storage
+from data_pipeline.artifact import READING
 from data_pipeline.errors import CorruptError
 from data_pipeline.lease import Lease
 from data_pipeline.step_name import is_name, step_of
@@ -38,10 +39,6 @@ _AT_ONCE = 8
 """Manifests that a commit reads at the same time."""
 _ROOM = 1.2
 """Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
-
-
-_READING = "reading-"
-"""How the marks of those who read a checkpoint begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +102,18 @@ class Store:
         Raises:
             OSError: the storage fails.
         """
-        with lease.held(storage.join(self.uri, f"{_READING}{name}.{secrets.token_hex(4)}.json")):
+        with lease.held(storage.join(self.uri, f"{READING}{name}.{secrets.token_hex(4)}.json")):
             yield
 
     def _read_now(self) -> set[str]:
         """Checkpoints that some process reads. The marks of those that died are removed: to find out takes time."""
-        marks = [path for path in storage.files(self.uri) if path.startswith(_READING)]
+        marks = [path for path in storage.files(self.uri) if path.startswith(READING)]
         with ThreadPoolExecutor(max(1, len(marks))) as pool:
             held = list(pool.map(lambda mark: lease.is_held(storage.join(self.uri, mark)), marks))
         for mark, alive in zip(marks, held, strict=True):
             if not alive:
                 storage.remove(storage.join(self.uri, mark))
-        return {mark.removeprefix(_READING).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
+        return {mark.removeprefix(READING).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
 
     def prune(self, name: str, reading: Collection[str] = ()) -> None:
         """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which

@@ -16,7 +16,7 @@ from data_pipeline.feed.targets import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
-from trainer.embedder import SHARD, Embedder, EmbedderSpec, with_padding
+from trainer.embedder import SHARD, Embedder, EmbedderSpec, model_output, with_padding
 from trainer.engine.freezing import frozen_names, names_without_adapters
 from trainer.models import loading
 from trainer.models.adapters import Lora, add_adapters, merge_adapters
@@ -181,7 +181,7 @@ class LanguageModelTask:
     ) -> None:
         module = self.module(dtype=torch.float32 if frozen or lora else "auto")
         fill(module, weights, frozen, lora)
-        with storage.local_output(uri) as folder:
+        with model_output(uri) as folder:
             module.model.save_pretrained(folder, max_shard_size=SHARD)
             load_tokenizer(self.model_uri).save_pretrained(folder)
 

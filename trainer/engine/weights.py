@@ -24,6 +24,9 @@ def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict
     A bf16 run exported in fp32 gives the optimizer's fp32 masters: small updates live in the digits that bf16 lacks.
     Each weight is gathered by itself and written to a file below `uri`, or below the temporary folder where `uri` is not local.
     The files are mapped into memory: they take pages of the file cache, which the system may write out.
+
+    Raises:
+        OSError: there is no room for the files.
     """
     home = storage.filesystem(uri)[1] if storage.is_local(uri) else None
     if home is not None:
@@ -64,7 +67,21 @@ def _whole(weight: torch.nn.Parameter, master: bool) -> Iterator[torch.Tensor]:
 
 
 def _kept(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
-    """The value in the host's memory and in `dtype`, mapped from a new file."""
+    """The value in the host's memory and in `dtype`, mapped from a new file.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
     if not value.numel():
         return value.to("cpu", dtype)
+    _allocate(path, value.numel() * dtype.itemsize)
     return torch.from_file(path, shared=True, size=value.numel(), dtype=dtype).view(value.shape).copy_(value)
+
+
+def _allocate(path: str, size: int) -> None:
+    """Makes a file with disk blocks for all its bytes: writing to a mapped file on a full disk kills the process by SIGBUS."""
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from error

@@ -4,14 +4,19 @@ Two rows of random tokens, one document in the first, several and padding in the
 document also goes through the model alone, as transformers runs it. A way whose logits differ is not used: its mask may lack
 the model's window, or the model may ignore the mask; positions may start elsewhere; a kernel may leave a soft cap out. After
 packed rows come rows of one document each, padded. Where those differ too, the architecture is refused.
+
+The ranks of a training check together: a way that fails on one of them is given up on all before the next is tried. Under
+ZeRO-3 they gather weights for each other, so that they must be at the same layer of the same way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, get_args
 
 import torch
+import torch.distributed as dist
 
 from data_pipeline.errors import ModelError, reason
 from data_pipeline.feed.targets import TargetBatch
@@ -52,6 +57,10 @@ class Checked:
     """What the precision allows."""
     reasons: tuple[str, ...] = ()
     """Why leaner ways were left out."""
+
+
+class OtherRankError(Exception):
+    """Another rank has failed in the middle of what all of them compute; says why."""
 
 
 class Encoder(Protocol):
@@ -109,35 +118,61 @@ def check(module: Checkable, length: int) -> Checked:
     weight = next(module.model.parameters())
     batch, close = rows_of_documents(module, length).to(weight.device), bound(weight.dtype)
     with _evaluating(module):
-        module.take(Way(kernel=None, head="whole"))
-        try:
-            head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
-            expected = torch.cat(list(logits_alone(module, batch, head)))
-        except Exception as error:
+        found, failure = _attempt(partial(_own_logits, module, batch, close))
+        if failure:
             raise ModelError(
-                f"the forward of {type(module.model).__name__} fails on {length} random tokens ({reason(error)}).",
+                f"the forward of {type(module.model).__name__} fails on {length} random tokens ({failure}).",
                 _named(module.model),
                 "Take shorter rows (shard.length), or another model.",
-            ) from error
+            )
+        head, expected = found
         tried: list[str] = []
         for kernel in (*module.kernels, None):
             way = Way(kernel=kernel, head=head)
-            said = "rows of one document" if kernel is None else f"packed rows with {kernel} attention"
-            try:
-                difference = _difference(module, way, batch, expected)
-            except Exception as error:  # whatever an architecture raises on arguments that it does not know
-                tried.append(f"{said} fail ({reason(error)})")
-                continue
-            if difference <= close:
+            rows = "rows of one document" if kernel is None else f"packed rows with {kernel} attention"
+            difference, failure = _attempt(partial(_difference, module, way, batch, expected))
+            if failure:
+                tried.append(f"{rows} fail ({failure})")
+            elif wrong := agree("" if difference <= close else f"differ by {difference:.2g}"):
+                tried.append(f"{rows} {wrong}")
+            else:
                 _check_causality(module, batch, close)
                 return Checked(way=way, difference=difference, bound=close, reasons=tuple(tried))
-            tried.append(f"{said} differ by {difference:.2g}")
     raise ModelError(
         f"{type(module.model).__name__} does not give the same logits for a document in a batch as alone: {'; '.join(tried)}; "
         f"{close:.2g} is allowed.",
         _named(module.model),
         "Its forward is not one that Scion can train: report the architecture, or take another model.",
     )
+
+
+def agree(wrong: str) -> str:
+    """What is wrong on the first rank on which something is, on every rank alike; empty if nothing is. Every rank of a training
+    calls it."""
+    if not dist.is_initialized():
+        return wrong
+    found = [wrong] * dist.get_world_size()
+    dist.all_gather_object(found, wrong)
+    return next(filter(None, found), "")
+
+
+def _attempt(do: Callable[[], Any]) -> tuple[Any, str]:
+    """What `do` gives, and why it failed, on every rank alike; empty if it did on none."""
+    made, failure = None, ""
+    try:
+        made = do()
+    except OtherRankError as error:
+        return None, str(error)
+    except Exception as error:  # whatever an architecture raises on arguments that it does not know
+        failure = reason(error)
+    return made, agree(failure)
+
+
+def _own_logits(module: Checkable, batch: TargetBatch, close: float) -> tuple[Head, torch.Tensor]:
+    """The leanest head, and the logits of each document alone."""
+    module.take(Way(kernel=None, head="whole"))
+    head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
+    return head, torch.cat(list(logits_alone(module, batch, head)))
 
 
 def _named(model: Any) -> str:

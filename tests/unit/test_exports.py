@@ -1,0 +1,81 @@
+"""Which model folders a run makes when it resumes, and what an export that was killed leaves."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.engine import exports
+from trainer.engine.config import TrainConfig
+from trainer.engine.exports import Exports
+from trainer.engine.store import COMMITTED, Store
+
+OLD, NEW, NEXT = "step_000000100-w2-aaa", "step_000000100-w2-bbb", "step_000000200-w2-ccc"
+
+
+class Noted:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def write(self, kind: str, **entry: Any) -> None:
+        self.entries.append({"kind": kind} | entry)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exports:
+    """Of a run with three checkpoints, two of them after step 100."""
+    for name in (OLD, NEW, NEXT):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name / COMMITTED).write_text("{}")
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    store = Store(f"{tmp_path}/run/checkpoints", 3)
+    return Exports(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
+
+
+def finish(folder: Path, checkpoint: str) -> None:
+    folder.mkdir()
+    content = {"format": 1, "kind": "model", "id": "x", "config": {"checkpoint": checkpoint}, "inputs": {}}
+    (folder / "artifact.json").write_text(json.dumps(content | {"metrics": {}, "seconds": 1.0, "versions": {}}))
+
+
+def resumed(made: Exports, lineage: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints of which a run that resumes makes folders."""
+    begun: list[str] = []
+    monkeypatch.setattr(Exports, "_begin", lambda self, name: begun.append(name))
+    made.resume(lineage)
+    return begun
+
+
+def test_a_folder_of_an_abandoned_checkpoint_is_made_again(
+    made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run went back, made step 100 another time, and was killed before the export."""
+    finish(tmp_path / "run-step-100", OLD)
+    finish(tmp_path / "run-step-200", NEXT)
+    assert resumed(made, [NEW, NEXT], monkeypatch) == [NEW]
+
+
+def test_the_last_checkpoint_of_a_step_counts(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes back saves the step once more, without the rows that it leaves out."""
+    finish(tmp_path / "run-step-100", NEW)
+    (tmp_path / "run-step-200").mkdir()
+    (tmp_path / "run-step-200" / "artifact.json").write_text("the user's")
+    assert resumed(made, [OLD, NEW, NEXT], monkeypatch) == [NEXT]
+
+
+def test_a_killed_export_leaves_no_draft(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many bytes as the model, where nothing looked for it."""
+    killed = tmp_path / "python"
+    killed.write_text('#!/bin/sh\nmkdir "$5.0123456789ab.draft"\nkill -9 $$\n')
+    killed.chmod(0o755)
+    monkeypatch.setattr(exports.sys, "executable", str(killed))
+    made.add(NEXT)
+    assert made.reading == {NEXT}
+    time.sleep(0.1)
+    made.finish()
+    assert made._journal.entries[0]["wrong"] == "it ended with code -9"  # type: ignore[attr-defined]
+    assert [path.name for path in tmp_path.iterdir() if "step" in path.name] == []
