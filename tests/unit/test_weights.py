@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.engine import weights
+
 CODE = """
 import sys, torch
 from trainer.engine.weights import _kept
@@ -40,3 +42,12 @@ def test_a_disk_that_fills_is_an_error_that_names_it(tmp_path: Path) -> None:
     done = on_small_disk(tmp_path, sys.executable, "-c", CODE, str(tmp_path))
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert done.stdout.strip() == f"[Errno 28] No space left on device: '{tmp_path}/1'"
+
+
+def test_what_a_killed_attempt_left_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".rank-export-91seicpu").mkdir()
+    (tmp_path / ".rank-export-91seicpu" / "0").write_bytes(bytes(100))
+    (tmp_path / ".rank-00000-a").mkdir()  # another rank's part of a checkpoint
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    weights._remove_left(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".rank-00000-a"]

@@ -14,6 +14,7 @@ from trainer.engine.config import TrainConfig
 from trainer.engine.partitioned import memory_returned
 from trainer.engine.store import PART
 
+_PREFIX = f"{PART}export-"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -31,8 +32,16 @@ def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict
     home = storage.filesystem(uri)[1] if storage.is_local(uri) else None
     if home is not None:
         os.makedirs(home, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{PART}export-", dir=home) if dist.get_rank() == 0 else nullcontext("") as folder:
+        _remove_left(home)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=home) if dist.get_rank() == 0 else nullcontext("") as folder:
         yield _weights(engine, config, lambda number: os.path.join(folder, str(number)))
+
+
+def _remove_left(home: str) -> None:
+    """What attempts that were killed here have left takes the room that this one needs."""
+    if dist.get_rank() == 0:
+        for name in filter(lambda name: name.startswith(_PREFIX), os.listdir(home)):
+            storage.remove(os.path.join(home, name))
 
 
 def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) -> dict[str, torch.Tensor]:
