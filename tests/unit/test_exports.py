@@ -32,6 +32,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exports:
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / name / COMMITTED).write_text("{}")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("trainer.engine.exports.from_first", lambda make: make())
     store = Store(f"{tmp_path}/run/checkpoints", 3)
     return Exports(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
 
