@@ -81,7 +81,7 @@ def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, s
     step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
     rows = [("state", state(attempts, now, driven)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
     rows += [("slow", said) for said in starts[-1].get("slow", [])]
-    if recent := done[-_RECENT:]:
+    if (recent := done[-_RECENT:]) and rows[0][1] == "running":
         left = (steps - step) * sum(entry["seconds"] for entry in recent) / len(recent)
         rows.append(("time left", f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"))
     return rows

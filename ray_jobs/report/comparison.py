@@ -178,7 +178,7 @@ def _speed_up(made: Comparison, row: Row) -> str:
         return "-"
     if row.steps_to_random is None:
         return "never"
-    if row.steps_to_random.mean < 0.5:
+    if not row.steps_to_random.mean:
         return "1.0 x" if row.name == CONTROL else "at once"
     return f"{control.mean / row.steps_to_random.mean:.1f} x"
 

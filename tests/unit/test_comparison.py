@@ -60,6 +60,14 @@ def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
     assert "random from step 18" in comparison.render(found, {"random": "", "fvt": ""}, "m", "")
 
 
+def test_what_gets_there_within_half_a_step_was_not_there_before() -> None:
+    cells = {("random", 0): cell(), ("fvt", 0): cell()}
+    for name, curve in (("random", {0: 1.942, 6: 1.937}), ("fvt", {0: 1.946, 1: 1.9, 6: 1.8})):
+        cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
+    found = compare(cells)
+    assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "30.7 x"}
+
+
 def test_the_falling_curve_is_the_nearest_one() -> None:
     """Against scipy's own isotonic regression."""
     from scipy.optimize import isotonic_regression
