@@ -87,6 +87,7 @@ def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for
     assert not list(tmp_path.glob("*/micro.json"))
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_ends_the_run_and_says_what_helps(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
     one = run(shards, source_folder, tmp_path, most=0, micro=4)
     with pytest.raises(TrainingError, match=r"OutOfMemoryError: CUDA out of memory.*raise train.zero_stage"):
