@@ -45,7 +45,8 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
 
 def described(config: ScionConfig) -> dict[str, str]:
     """What each start is: the paper of its method, and the settings that a run has of its own."""
-    found = {name: chain.paper(own.method) for name, own in compared(config).items()}
+    starts = compared(config).items()
+    found = {name: f"{'' if name == own.method else f'{own.method}: '}{chain.paper(own.method)}" for name, own in starts}
     for name, run in zip(list(found)[len(config.compare.methods) :], config.compare.runs, strict=True):
         own = [setting for key in ("transfer", "pretrain") for setting in _flat(run.get(key, {}), key)]
         found[name] = "; ".join([found[name], *own])

@@ -61,6 +61,7 @@ def summarize(found: Mapping[str, Artifact], folders: Mapping[str, str], config:
         "devices": {
             name: found[name].metrics["devices"] for name in STAGES if name in found and "devices" in found[name].metrics
         },
+        "changes": {name: changes for name in STAGES if name in found and (changes := found[name].metrics.get("changes"))},
         "versions": _versions(found.values()),
         "config": dict(config),
     }

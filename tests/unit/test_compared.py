@@ -64,7 +64,7 @@ def test_a_run_takes_the_method_that_suits_and_refers_to_what_holds_for_all(path
 def test_what_a_run_is(path: str) -> None:
     found = described(configs.load(path, ["method=fvt"], "compare"))
     assert found["fast"].endswith("; pretrain.train.learning_rate=0.001")
-    assert found["warm"].startswith(METHODS["fvt"].paper)
+    assert found["warm"].startswith(f"fvt: {METHODS['fvt'].paper}")
     assert "transfer.copy_shared=False" in found["warm"]
     assert found["focus"] == METHODS["focus"].paper
 

@@ -72,6 +72,7 @@ def chain(start: str) -> dict[str, dict[str, Any]]:
             "bits_per_byte": {"0": 4.117 if own else 4.122, "40": 2.271 if own else 2.853},
             "bits_per_byte_by_language": {},
             "devices": {"NVIDIA H100 80GB HBM3": 2},
+            "changes": [{"step": 18, "settings": {"steps": [30, 40]}, "from_the_start": False}] if own else [],
         },
         "embed": {
             "history": history(30, 3.1, 0.32 if own else 0.71),
@@ -501,3 +502,10 @@ def test_retrieval_in_training_is_drawn_where_it_was_measured_on_the_way() -> No
     (drawn,) = [figure for figure in figures(found | {"retrieval_in_training": {"random": curve}}) if "training" in figure.name]
     assert drawn.title == "Accuracy@1 while the embedder trains, both ways: 0.100 / 0.000 to 0.700 / 0.600 (random)"
     assert drawn.image.startswith("data:image/svg")
+
+
+def test_a_run_whose_settings_changed_on_the_way_says_so(pages: dict[str, str]) -> None:
+    """The configuration alone makes another run."""
+    said = "pretrain goes on from step 18 with steps 30 -> 40; the steps before had the rates of the settings before"
+    assert said in " ".join(Reader(pages["aligned"]).text.split())
+    assert "changed its settings on the way" not in Reader(pages["random"]).text
