@@ -68,16 +68,19 @@ def dataset(spec: str, target: str, *, key: str) -> str:
     if first is None:
         raise DataError("the dataset has no rows.", f"{key}={spec}", "Name another split.")
     with _written(target) as file, pq.ParquetWriter(file, first.schema) as writer:
-        for table in chain([first], _read(tables, f"{key}={spec}")):
+        for table in chain([first], _read(tables, key, spec)):
             writer.write_table(table.cast(first.schema))
     return target
 
 
-def _read(tables: Iterator[pa.Table], where: str) -> Iterator[pa.Table]:
+def _read(tables: Iterator[pa.Table], key: str, spec: str) -> Iterator[pa.Table]:
     try:
         yield from tables
     except Exception as error:
-        raise DataError(f"the dataset broke off ({reason(error)}).", where, "Run it again, or look at its files.") from error
+        files = (
+            f"name them, {key}='{spec}/*': then their other columns may differ" if os.path.isdir(spec) else "look at its files"
+        )
+        raise DataError(f"the dataset broke off ({reason(error)}).", f"{key}={spec}", f"Run it again, or {files}.") from error
 
 
 @contextmanager
