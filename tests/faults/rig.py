@@ -31,6 +31,9 @@ _SOON = {
 }
 """How soon the head takes a silent node for dead."""
 _NOTICE_SECONDS = 40
+_LONGEST_SECONDS = 400.0
+"""Until the next step after a fault. Where workers may be fewer, Ray Train's coordinator keeps the room of a run whose driver
+was killed for 180 s (`AUTOSCALING_REQUESTS_EXPIRE_TIME_S`), however free its CPUs are."""
 _OWN = (
     "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::_StatsActor",
     "ray::_UsageCollectionActor",
@@ -196,7 +199,7 @@ class Run:
         """The furthest step that was made."""
         return max((entry["step"] for entry in self.entries("step")), default=-1)
 
-    def wait(self, true: Callable[[], Any], what: str, seconds: float = 240) -> Any:
+    def wait(self, true: Callable[[], Any], what: str, seconds: float = _LONGEST_SECONDS) -> Any:
         """Waits until something is so, while the driver runs."""
         end = time.monotonic() + seconds
         while not (answer := true()):
