@@ -1,7 +1,7 @@
 """Micro-batches that fit: where a device has no memory for one, the run's next attempt computes half as many rows at once.
 
-A step is the same however its rows are divided, so that nothing else changes; an objective for which they are not is left alone
-(`Task.divisible`). An attempt that has run out of memory is not gone on with: gradients may be half summed, on some ranks only.
+A step comes to the same however its rows are divided, so that nothing else changes; an objective of which that is not true is
+left alone (`Task.divisible`). The attempt ends, because some ranks may already have added gradients of the step that failed.
 """
 
 import json

@@ -97,11 +97,11 @@ class Training:
     """One worker's part of a run."""
 
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
-        self._run, self._feed, self._first = run, fitting.fitted(run.uri, feed), dist.get_rank() == 0
+        self._feed = feed = fitting.fitted(run.uri, feed)
+        self._run, self._first = run, dist.get_rank() == 0
         self._attempt = attempt
         module: Any = partitioned.module_of(run.task, run.config)
         forward = setup.checked(module, run.config, run.task.length)
-        feed = self._feed
         micro, _ = feed.shape(0)
         # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
@@ -216,8 +216,9 @@ class Training:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)
-        wishes, uri = self._wishes.now() if self._first else 0, self._run.uri
-        with self._halving(step), profiled(uri, step, self._run.config.profile_steps, dist.get_rank()):
+        wishes = self._wishes.now() if self._first else 0
+        profile = profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank())
+        with self._halving(step), profile:
             return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written, self._own)
 
     def _halving(self, step: int) -> AbstractContextManager[None]:
