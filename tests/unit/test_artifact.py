@@ -16,14 +16,6 @@ def plan(uri: str, **config: object) -> Plan:
     return Plan(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"})
 
 
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "out")
-    storage.remove("memory://test-artifact")
-    return "memory://test-artifact"
-
-
 def test_a_finished_folder_is_kept(uri: str) -> None:
     with artifact.writing(plan(uri, size=1)) as draft:
         storage.write_bytes(storage.join(draft.uri, "data"), b"x")

@@ -1,7 +1,6 @@
 """A model folder that is written again holds the weights of the last save only."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +13,7 @@ from trainer.embedder import EmbedderSpec
 from trainer.engine import tasks
 from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
 
-MEMORY = "memory://test-model-output"
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "run")
-    storage.remove(MEMORY)
-    return MEMORY
 
 
 @pytest.fixture(params=["model", "embedder"])

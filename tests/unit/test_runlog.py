@@ -16,14 +16,6 @@ from trainer.engine.runlog import RunLog, deaths, read, steps
 MEMORY = "memory://test-runlog"
 
 
-@pytest.fixture(params=["local", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "log")
-    storage.remove(MEMORY)
-    return MEMORY
-
-
 def attempt(uri: str, *entries: dict[str, Any]) -> None:
     log = RunLog(uri)
     for entry in entries:

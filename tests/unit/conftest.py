@@ -1,0 +1,17 @@
+"""What unit tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet, on a disk and on an object store."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    memory = "memory://test-folder"
+    storage.remove(memory)
+    return memory
