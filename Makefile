@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel -c constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[demo,sources,dev]'
-	$(BIN)/python -m trainer.engine.build_ops
+	$(BIN)/python -m trainer.deepspeed_bridge.build_ops
 	@touch $(STAMP)
 
 demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedder; prints a table and the report's path
@@ -68,7 +68,7 @@ bench-shards: $(ORACLE)/.ready ## text to shards beside datatrove and datasets.m
 	$(ORACLE)/bin/python -m tests.benchmarks.shard_build
 
 bench-train: $(ORACLE)/.ready ## training beside Hugging Face's Trainer, what Ray costs, and where a step's time goes (about 40 minutes on a CPU)
-	$(ORACLE)/bin/python -m trainer.engine.build_ops
+	$(ORACLE)/bin/python -m trainer.deepspeed_bridge.build_ops
 	$(ORACLE)/bin/python -m tests.benchmarks.train_cpu
 	$(ORACLE)/bin/python -m tests.benchmarks.ray_overhead
 	$(ORACLE)/bin/python -m tests.benchmarks.step_profile

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from ray_jobs import stopping
+from ray_jobs import stop_request
 from ray_jobs.jobs import JOBS
 
 COMMANDS = {
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.errors import ScionError, Stopped, reason  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    stopping.left_over()  # of a command before this one, in the same process
+    stop_request.left_over()  # of a command before this one, in the same process
     before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _dispatch(arguments)
@@ -115,22 +115,22 @@ def _asks_for_help(arguments: list[str]) -> bool:
 
 
 def _print_help(job: str, rest: list[str], console: Console) -> None:
-    from ray_jobs import usage
+    from ray_jobs import help_text
 
     if job == "config" and not _asks_for_help(rest):
-        usage.print_keys(rest, console)
+        help_text.print_keys(rest, console)
     elif job in COMMANDS:
         console.print(f"usage: scion {job} {COMMANDS[job]}", markup=False)
     elif job == "config":
         console.print("usage: scion config [SECTION ...], e.g. scion config pretrain.train", markup=False)
     else:
         _check_job(job)
-        usage.print_job(job, console)
+        help_text.print_job(job, console)
 
 
 def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     warnings.filterwarnings("ignore")
-    from ray_jobs import config as configs
+    from ray_jobs.config import load as configs
 
     config = configs.absolute(configs.load(path, overrides, job))
     if job != "serve":
@@ -141,7 +141,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         module.main(config, console)
         return
     from cluster.session import ray_session
-    from trainer.engine.environment import before_deepspeed
+    from trainer.deepspeed_bridge.environment import before_deepspeed
 
     before_deepspeed()  # transformers imports it to save a model, where accelerate is installed
     with ray_session(
@@ -157,7 +157,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
 
 def _check_writable(output: str) -> None:
     """Before anything is begun: a job should not find out after hours."""
-    from data_pipeline import storage
+    from data_pipeline.artifacts import storage
     from data_pipeline.errors import ConfigError, reason
 
     try:
@@ -177,7 +177,7 @@ def _terminate(signum: int, frame: object) -> None:
     """SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C let a training save what it has. Anything else, and a second one,
     unwinds, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
     C++ part is swallowed there, unless it is a KeyboardInterrupt."""
-    if not stopping.wish():
+    if not stop_request.wish():
         raise KeyboardInterrupt
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Artifact, Draft, Plan
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Artifact, Draft, Plan
+from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
-from ray_jobs.compared import compared, described
-from ray_jobs.config import ScionConfig, to_dict, to_yaml
+from ray_jobs.compared_runs import compared, described
+from ray_jobs.config.load import ScionConfig, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import asked_once, data_fingerprints
 from ray_jobs.report import comparison

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ray_jobs import stopping
+from ray_jobs import stop_request
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = (60.0, 600.0)
@@ -129,9 +129,9 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
             for note in notes:
                 reporter.note(note)
             if total:
-                stopping.training(True)
+                stop_request.training(True)
                 reporter(f"{what}, {text}", number, total)
-            if stopping.wished():
+            if stop_request.wished():
                 board.stop.remote()
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -141,7 +141,7 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
     finally:
         stop.set()
         thread.join(timeout=5)
-        stopping.training(False)
+        stop_request.training(False)
         ray.kill(board)
 
 

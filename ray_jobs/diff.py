@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.tokenizers import folder as tokenizers
 from trainer.transfer import plan

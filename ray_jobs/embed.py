@@ -4,21 +4,21 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Draft, Plan
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.pairs import shards
-from data_pipeline.pairs.unsupervised import from_text
+from data_pipeline.pairs import text_pairs as pairs
+from data_pipeline.pairs.builders.simcse import from_text
 from ray_jobs import pretrain, shard
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import growth, planned_rows, train
 from trainer.embedder import EmbedderSpec
-from trainer.engine import heldout_pairs
-from trainer.engine.tasks import ContrastiveTask
 from trainer.models.pooling import pooling_name
+from trainer.tasks import heldout_pairs
+from trainer.tasks.tasks import ContrastiveTask
 
 KIND = "embedder"
 

@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from data_pipeline import storage
-from data_pipeline.artifact import FINISHED
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.artifact import FINISHED
 from data_pipeline.errors import ArtifactError, ConfigError
-from data_pipeline.step_name import step_of
-from trainer.engine import export
-from trainer.engine.store import WORKING, Store
+from trainer.checkpoints import export
+from trainer.checkpoints.store import WORKING, Store
+from trainer.ledger.step_name import step_of
 
 USAGE = "scion export RUN [STEP] [output=FOLDER]"
 _OUTPUT = "output="

@@ -8,11 +8,11 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from data_pipeline import fingerprints, storage
+from data_pipeline.artifacts import fingerprints, storage
 from data_pipeline.errors import ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
 
 _answers: ContextVar[dict[tuple[str, str], str] | None] = ContextVar("answers", default=None)
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")

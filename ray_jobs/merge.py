@@ -4,12 +4,12 @@ from functools import partial
 
 from rich.console import Console
 
-from data_pipeline import artifact
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline.artifacts import artifact
+from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from ray_jobs import embed, pretrain
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage, need, transferred

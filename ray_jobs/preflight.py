@@ -10,14 +10,14 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
-from ray_jobs.compared import compared
-from ray_jobs.config import ScionConfig
+from ray_jobs.compared_runs import compared
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.jobs import JOBS
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
 
@@ -119,8 +119,8 @@ def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None],
     memory."""
     import torch
 
-    from trainer.engine.freezing import frozen_names
     from trainer.models.adapters import add_adapters
+    from trainer.models.freezing import frozen_names
 
     key = "lora_targets" if train.lora else "frozen"
     if not (train.frozen or train.lora) or (model := made()) is None:

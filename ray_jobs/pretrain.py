@@ -5,19 +5,19 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import growth, planned_rows, train
-from trainer.engine import runlog
-from trainer.engine.heldout import Heldout
-from trainer.engine.tasks import LanguageModelTask
+from trainer.monitoring import run_log
+from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.tasks import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
 from trainer.transfer.plan import TransferPlan
 
@@ -66,7 +66,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
 
 def by_language(uri: str) -> dict[str, dict[str, float]]:
     """Bits per byte of each language by step, from the log of the run; empty where there is one language."""
-    attempts = runlog.read(storage.join(uri, runlog.FOLDER), fields=("step", "by_language"))
+    attempts = run_log.read(storage.join(uri, run_log.FOLDER), fields=("step", "by_language"))
     entries = (entry for attempt in attempts for entry in attempt)
     scored = {str(entry["step"]): dict(entry["by_language"]) for entry in entries if entry["kind"] == "evaluation"}
     return scored if any(len(scores) > 1 for scores in scored.values()) else {}

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.cached import once
 from data_pipeline.errors import UserError
-from data_pipeline.once import once
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.framing import frame_of
@@ -21,11 +21,11 @@ from data_pipeline.shards.sample import balanced, thinned
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.given import adopted
-from ray_jobs.config import ScionConfig
+from data_pipeline.tokenizers.adopt import adopted
+from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ShardConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
-from ray_jobs.sections import ShardConfig
 from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import by_language, fertility
 from trainer.models import loading

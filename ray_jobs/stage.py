@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from data_pipeline import artifact, lease, storage
-from data_pipeline.artifact import Artifact, Draft, Plan
+from data_pipeline.artifacts import artifact, lease, storage
+from data_pipeline.artifacts.artifact import Artifact, Draft, Plan
+from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError
-from data_pipeline.lease import Lease
 from ray_jobs import console as show
-from ray_jobs import stopping
-from ray_jobs.config import ScionConfig
+from ray_jobs import stop_request
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.console import Reporter
-from trainer.engine import runlog
+from trainer.monitoring import run_log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +101,14 @@ class Stage:
         ):
             said = self.fill(draft, reporter)
         show.done(console, self.name, seconds(), said)
-        if stopping.left_over():  # what was under way is done, and nothing else is begun
+        if stop_request.left_over():  # what was under way is done, and nothing else is begun
             raise KeyboardInterrupt
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
 
     def _has_stepped(self) -> bool:
         if self.trains_at is None:
             return False
-        return bool(runlog.steps(runlog.read(storage.join(self.trains_at, runlog.FOLDER), fields=("step",))))
+        return bool(run_log.steps(run_log.read(storage.join(self.trains_at, run_log.FOLDER), fields=("step",))))
 
 
 def need(plan: Plan, job: str) -> str:

@@ -8,11 +8,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from data_pipeline import lease, storage
+from data_pipeline.artifacts import lease, storage
 from data_pipeline.errors import ArtifactError, ConfigError
-from trainer.engine import runlog
-from trainer.engine.goodput import account
-from trainer.engine.stragglers import described
+from trainer.monitoring import run_log
+from trainer.monitoring.goodput import account
+from trainer.monitoring.stragglers import described
 
 USAGE = "scion status RUN"
 _SECONDS = 2.0
@@ -34,15 +34,15 @@ def command(arguments: list[str], console: Console) -> None:
     """
     if len(arguments) != 1:
         raise ConfigError("the arguments are not right.", "scion status", f"Usage: {USAGE}")
-    uri = storage.join(arguments[0], runlog.FOLDER)
-    if not runlog.read(uri):
+    uri = storage.join(arguments[0], run_log.FOLDER)
+    if not run_log.read(uri):
         raise ArtifactError("no training has run here.", arguments[0], "Name the folder of one, such as runs/demo/pretrain.")
     if not console.is_terminal:
-        console.print(table(runlog.read(uri), time.time(), _driven(arguments[0])))
+        console.print(table(run_log.read(uri), time.time(), _driven(arguments[0])))
         return
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            attempts, driven = runlog.read(uri), _driven(arguments[0])
+            attempts, driven = run_log.read(uri), _driven(arguments[0])
             live.update(table(attempts, time.time(), driven))
             if state(attempts, time.time(), driven) in _ENDS:
                 return
@@ -75,7 +75,7 @@ def table(attempts: Attempts, now: float, driven: bool = True) -> Table:
 
 
 def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, str]]:
-    starts, done = _all(attempts, "start"), runlog.steps(attempts)
+    starts, done = _all(attempts, "start"), run_log.steps(attempts)
     if not starts:
         return [("state", "starting")]
     step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
@@ -88,7 +88,7 @@ def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, s
 
 
 def _speed(attempts: Attempts) -> list[tuple[str, str]]:
-    recent = [entry for entry in runlog.steps(attempts)[-_RECENT:] if entry["seconds"]]
+    recent = [entry for entry in run_log.steps(attempts)[-_RECENT:] if entry["seconds"]]
     if not recent:
         return []
     seconds = sum(entry["seconds"] for entry in recent)
@@ -107,7 +107,7 @@ def _speed(attempts: Attempts) -> list[tuple[str, str]]:
 
 
 def _quality(attempts: Attempts) -> list[tuple[str, str]]:
-    done, scores = runlog.steps(attempts), _all(attempts, "evaluation")
+    done, scores = run_log.steps(attempts), _all(attempts, "evaluation")
     rows = []
     if done:
         rows.append(("loss", f"{done[-1]['loss']:.4f}"))

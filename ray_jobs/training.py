@@ -6,22 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.capacity import has_gpus, settled
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Draft, Growth, Plan
-from data_pipeline.feed.planned import PlannedRows
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Draft, Growth, Plan
+from data_pipeline.feed.rank_feed import PlannedRows
 from data_pipeline.feed.reader import NUMBERING
-from data_pipeline.order.plan import OrderPlan, Stage
+from data_pipeline.order.row_order import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
 from ray_jobs.console import Reporter, watched
-from trainer.engine import export
-from trainer.engine.config import TrainConfig
-from trainer.engine.heldout import Heldout
-from trainer.engine.heldout_pairs import HeldoutPairs
+from trainer.checkpoints import export
+from trainer.checkpoints.store import WORKING, Store
+from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import WORKING, Store
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.heldout_pairs import HeldoutPairs
+from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 
 
 def planned_rows(

@@ -7,30 +7,30 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from cluster.ray_spread import RaySpread
-from data_pipeline import artifact, fingerprints, storage
-from data_pipeline.artifact import Draft, Plan
+from cluster.ray_executor import RaySpread
+from data_pipeline.artifacts import artifact, fingerprints, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError, ConfigError
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.shards import manifest, sample
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import vocabulary_hash
 from ray_jobs import shard
-from ray_jobs.config import ScionConfig
+from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import FactoriseConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, given_files, model_fingerprint
-from ray_jobs.sections import FactoriseConfig
 from ray_jobs.stage import Stage, Start, need, transferred
 from trainer.models import loading
-from trainer.static.texts import Texts
 from trainer.transfer import chain
 from trainer.transfer.factorise import multiplied_out, rank_for_energy, rank_for_parameters, with_factors
 from trainer.transfer.graft import graft
 from trainer.transfer.plan import TransferPlan
 from trainer.transfer.plan import load as load_plan
 from trainer.transfer.problem import Problem, Rows, assemble
+from trainer.word_vectors.texts import Texts
 
 KIND = "model"
 TEXT_BYTES = 1 << 30

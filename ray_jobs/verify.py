@@ -9,19 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_pipeline import storage
-from data_pipeline.artifact import FINISHED
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.artifact import FINISHED
+from data_pipeline.artifacts.check_result import Finding
 from data_pipeline.errors import ArtifactError, ConfigError, ModelError, ScionError, VerifyError
-from data_pipeline.feed import audit, ledger, planned
-from data_pipeline.feed.audit import History
-from data_pipeline.finding import Finding
+from data_pipeline.feed import rank_feed
 from data_pipeline.shards import manifest
 from data_pipeline.shards import verify as shards
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers import verify as tokenizers
 from ray_jobs import shard
-from trainer.engine.store import WORKING, Store
+from trainer.checkpoints.store import WORKING, Store
+from trainer.ledger import audit, ledger
+from trainer.ledger.audit import History
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
 from trainer.transfer import chain, plan
@@ -71,7 +72,7 @@ def _run(folder: str, named: dict[str, str]) -> list[Finding]:
     given = named.get("shards")
     if given and storage.exists(storage.join(given, "rows", manifest.NAME)):  # as `scion shard` wrote them
         given = storage.join(given, "rows")
-    rows = planned.load(storage.join(uri, ledger.PLAN), given)
+    rows = rank_feed.load(storage.join(uri, ledger.PLAN), given)
     return audit.audit(uri, rows, audit.finished(uri) or _so_far(folder))
 
 

@@ -30,8 +30,8 @@ from transformers import (
 )  # fmt: skip
 
 from data_pipeline.tokenizers import train
-from trainer.static.texts import Texts
 from trainer.transfer.problem import Problem
+from trainer.word_vectors.texts import Texts
 
 SAMPLE = Path(__file__).parent.parent / "data_pipeline" / "sources" / "sample"
 hypothesis.settings.register_profile("scion", deadline=None)  # a loaded machine is slow, not wrong

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import ScionError, TrainingError
-from data_pipeline.feed.planned import RankFeed
+from data_pipeline.feed.rank_feed import RankFeed
+from trainer.deepspeed_bridge.environment import before_deepspeed
 from trainer.engine import attempts, launch, loop
-from trainer.engine.environment import before_deepspeed
 from trainer.engine.loop import Training, TrainRun
-from trainer.engine.wishes import Wish
+from trainer.engine.requests import Wish
 
 _LONGEST_SECONDS = 120
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers

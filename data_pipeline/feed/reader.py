@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, DataOrderError
-from data_pipeline.order.plan import Slots
+from data_pipeline.order.row_order import Slots
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 

@@ -5,8 +5,9 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline import keyed_random, storage
-from data_pipeline.pairs.rows import Pairs
+from data_pipeline import keyed_random
+from data_pipeline.artifacts import storage
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
 from data_pipeline.shards.build import fingerprint, load_tokenizer

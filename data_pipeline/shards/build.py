@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline import storage
-from data_pipeline.once import once
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.cached import once
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
 from data_pipeline.shards.framing import frame_of

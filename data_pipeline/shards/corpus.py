@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import keyed_random, storage
+from data_pipeline import keyed_random
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.ray_map import ray_map
 from data_pipeline.shards import format

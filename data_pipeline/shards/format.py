@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.retries import LASTING, patient
 from data_pipeline.errors import CorruptError, reason
-from data_pipeline.order.plan import BLOCK
-from data_pipeline.patience import LASTING, patient
+from data_pipeline.order.row_order import BLOCK
 from data_pipeline.shards.pack import Packed
 
 GROUP_ROWS = BLOCK

@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ArtifactError
-from data_pipeline.order.plan import Stream
+from data_pipeline.order.row_order import Stream
 
 NAME = "manifest.json"
 

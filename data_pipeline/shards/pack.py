@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.ragged import Ragged
+from data_pipeline.tokenizers.ragged import Ragged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections import defaultdict
 
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.check_result import Finding
 from data_pipeline.errors import ScionError
-from data_pipeline.finding import Finding
 from data_pipeline.shards import corpus, format
 from data_pipeline.shards.build import fingerprint, load_tokenizer
 from data_pipeline.shards.manifest import Manifest, Shard

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import fingerprints, storage
+from data_pipeline.artifacts import fingerprints, storage
+from data_pipeline.artifacts.retries import MANY_SECONDS, clock, patient
 from data_pipeline.errors import DataError, reason
-from data_pipeline.patience import MANY_SECONDS, clock, patient
 from data_pipeline.sources import copies
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lxml import etree, html
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import DataError, ScionError
 from data_pipeline.keyed_random import key
 from data_pipeline.text.near_repeats import NearRepeats, compared

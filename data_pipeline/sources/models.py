@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data_pipeline.ragged import Ragged
+from data_pipeline.tokenizers.ragged import Ragged
 from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, parts
 
 Cuts = Literal["nowhere", "before blanks", "behind words"]

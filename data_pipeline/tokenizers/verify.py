@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline.finding import Finding
+from data_pipeline.artifacts.check_result import Finding
 from data_pipeline.text.words import words
 from data_pipeline.tokenizers.canonical import canonical_tokens, matching_roles, script, special_roles
 from data_pipeline.tokenizers.template import inserted, inserted_ids

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ray_jobs.compared import CONTROL
+from ray_jobs.compared_runs import CONTROL
 from ray_jobs.report import page, plots
 
 COLUMNS = ("rank", "start", "step 0", "final", "speed-up")

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline import artifact, storage
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config import ScionConfig, keep, to_dict, to_yaml
+from ray_jobs.config.load import ScionConfig, keep, to_dict, to_yaml
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json

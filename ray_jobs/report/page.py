@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import Summary, before_and_after, best, languages, models, starts

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data_pipeline.artifact import Artifact
+from data_pipeline.artifacts.artifact import Artifact
 
 Summary = dict[str, Any]
 

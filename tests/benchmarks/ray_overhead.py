@@ -21,7 +21,7 @@ import tempfile
 from typing import Any
 
 from tests.benchmarks import made_up, training
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 LENGTH, VOCABULARY, FIRST = 128, 8_064, 4
 SIDES = ("ray", "torchrun")

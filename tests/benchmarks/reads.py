@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
 from data_pipeline.feed.reader import read_located
-from data_pipeline.order.plan import OrderPlan
+from data_pipeline.order.row_order import OrderPlan
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks import made_up

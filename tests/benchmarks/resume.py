@@ -37,7 +37,7 @@ import numpy as np
 import psutil
 
 from data_pipeline.order.mixture import temperature_weights
-from data_pipeline.order.plan import OrderPlan, Stream
+from data_pipeline.order.row_order import OrderPlan, Stream
 from data_pipeline.shards import format, manifest
 from tests.benchmarks import made_up
 
@@ -90,7 +90,7 @@ def ours(place: Place, ray_data: bool) -> Way:
     """Our feed, as a job has it: Ray Data tasks read ahead, for which Ray runs, but not Ray Data; or read in this process."""
     import torch
 
-    from data_pipeline.feed.planned import PlannedRows, RankFeed
+    from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
 
     stack = ExitStack()
     if ray_data:

@@ -30,25 +30,25 @@ import torch
 
 from data_pipeline import keyed_random
 from data_pipeline.feed.masking import Masker
-from data_pipeline.pairs.rows import Pairs
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards import format
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.pack import concat_split
 from data_pipeline.sources import libreoffice_help as source
 from data_pipeline.tokenizers import train as tokenizers
 from data_pipeline.tokenizers.encode import encode
-from ray_jobs.config import _package
+from ray_jobs.config.load import _package
+from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine.config import TrainConfig
 from trainer.evaluation import retrieval
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM, bits_per_byte
-from trainer.static.texts import Texts
 from trainer.transfer import chain
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, assemble
+from trainer.word_vectors.texts import Texts
 
 LENGTH, VOCABULARY = 64, 12_032
 TEST_PAIRS, HELDOUT = 300, 600

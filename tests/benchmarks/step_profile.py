@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from tests.benchmarks import made_up, train_cpu, train_gpu, training
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 FIRST = 3
 KINDS = {

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 from tests.benchmarks import made_up, training
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 LENGTH, FIRST = 128, 3
 VOCABULARIES = {"8k": 8_064, "250k": 250_112}

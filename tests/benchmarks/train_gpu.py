@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks import made_up, training
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 FIRST = 10
 SIDES = ("ours", "hf_trainer", "plain")
@@ -86,7 +86,7 @@ def child(side: str, name: str, folder: str, steps: int) -> dict[str, Any]:
 
 def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     """Rows are collated beforehand."""
-    from data_pipeline.feed.planned import RankFeed
+    from data_pipeline.feed.rank_feed import RankFeed
 
     gpu = torch.cuda.is_available()
     feed = RankFeed(rows=training.planned(rows, config), rank=0, world=1)

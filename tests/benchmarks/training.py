@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.feed.planned import PlannedRows, RankFeed
-from data_pipeline.order.plan import OrderPlan
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.order.row_order import OrderPlan
 from data_pipeline.shards import manifest
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.engine.setup import engine_for
 from trainer.engine.step import Outcome, optimizer_step, set_rates
-from trainer.engine.tasks import LanguageModelTask
+from trainer.tasks.tasks import LanguageModelTask
 
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
 
@@ -37,10 +37,10 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
     """Ray Train, Ray Data and DeepSpeed, with the log, the ledger and the first checkpoint: all that `scion pretrain` does."""
     from cluster.capacity import has_gpus
     from cluster.session import ray_session
-    from trainer.engine import runlog
+    from trainer.checkpoints.store import Store
     from trainer.engine.launch import fit
     from trainer.engine.loop import TrainRun
-    from trainer.engine.store import Store
+    from trainer.monitoring import run_log
 
     found = planned(rows, config)
     run = TrainRun(
@@ -52,7 +52,7 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
         if gpu and not has_gpus():
             sys.exit("torch finds a GPU and Ray none: its workers would wait for ever")
         fit(run, workers=workers, worker_cpus=cpus, gpu=gpu)
-    steps = runlog.steps(runlog.read(f"{run.uri}/log"))
+    steps = run_log.steps(run_log.read(f"{run.uri}/log"))
     names = ("data_wait", "agree", "forward", "backward", "update", "memory")
     parts = {name: [step.get(name) for step in steps] for name in names}
     return {"seconds": [step["seconds"] for step in steps], "losses": [step["loss"] for step in steps], "parts": parts}

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from trainer.transfer import apply
 from trainer.transfer.factorise import factorise
-from trainer.transfer.kernels import top_softmax, top_sparsemax, unit
 from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.transfer.search.neighbours import top_softmax, top_sparsemax, unit
 
 AUXILIARY, WIDTH = 300, 768
 NEIGHBOURS, TEMPERATURE = 10, 0.1
@@ -248,7 +248,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def huge(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds on the clock and memory of WECHSEL's kernel on Ray, for two vocabularies of 250,000."""
-    from cluster.ray_spread import RaySpread
+    from cluster.ray_executor import RaySpread
     from cluster.session import ray_session
 
     size = int(250_000 * options.scale)

@@ -30,8 +30,8 @@ from transformers import (
 from cluster.session import ray_session
 from data_pipeline.errors import ScionError
 from data_pipeline.tokenizers import train
-from ray_jobs import config as configs
 from ray_jobs import verify
+from ray_jobs.config import load as configs
 from ray_jobs.transfer import main as transfer
 from tests.conftest import ROBERTA_SPECIAL, SAMPLE, _roberta_like, byte_level, tiny_decoder
 from trainer.transfer.methods import METHODS

@@ -15,24 +15,25 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError, ScionError
 from data_pipeline.pairs.shards import text_key
-from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.pack import concat_split
 from data_pipeline.tokenizers import train
+from data_pipeline.tokenizers.ragged import Ragged
 from ray_jobs import verify
+from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge import environment
+from trainer.deepspeed_bridge.trained_weights import trained_weights
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine import environment, setup
-from trainer.engine.config import TrainConfig
+from trainer.engine import setup
 from trainer.engine.step import Outcome, optimizer_step, set_rates
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
-from trainer.engine.weights import trained_weights
 from trainer.models import loading
-from trainer.static.texts import Texts
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.problem import Problem, assemble
+from trainer.word_vectors.texts import Texts
 
 LENGTH, STEPS, ROWS = 64, 2, 4
 SAMPLE = ("Το αρχείο δεν βρέθηκε.", "Choose a file.", "Αποθήκευση ως")

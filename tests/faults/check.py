@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM
 
-from data_pipeline.feed import audit, ledger, planned
+from data_pipeline.feed import rank_feed
 from tests.faults.rig import Run
-from trainer.engine import runlog
+from trainer.ledger import audit, ledger
+from trainer.monitoring import run_log
 
 _RELATIVE = 1e-4
 """Weights of runs whose number of workers changed: sums in another order, carried on by Adam for all steps."""
@@ -59,7 +60,7 @@ def violations(run: Run, reference: Path, before: Left, faults: list[str], elast
 
 def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
     uri = f"{run.uri}/{ledger.FOLDER}"
-    rows, told = planned.load(f"{uri}/{ledger.PLAN}", None), audit.finished(uri)
+    rows, told = rank_feed.load(f"{uri}/{ledger.PLAN}", None), audit.finished(uri)
     if told is None:
         yield "the run left no history"
         return
@@ -117,7 +118,7 @@ def _attempts(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _metrics(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
-    own, other = (runlog.steps(runlog.read(f"{path}/log")) for path in (run.uri, reference / "run" / "pretrain"))
+    own, other = (run_log.steps(run_log.read(f"{path}/log")) for path in (run.uri, reference / "run" / "pretrain"))
     if [entry["step"] for entry in own] != [entry["step"] for entry in other]:
         yield f"{len(own)} steps in the log, {len(other)} in that of the undisturbed run"
         return

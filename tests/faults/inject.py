@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from tests.faults.rig import Run
 
 _DRAIN_SECONDS = 30

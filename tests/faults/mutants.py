@@ -40,7 +40,7 @@ MUTANTS = {
         "kill_worker",
     ),
     "a checkpoint that is taken without a look at its hashes": Mutant(
-        "trainer/engine/store.py",
+        "trainer/checkpoints/store.py",
         "        if found != known:\n",
         "        if found is None:\n",
         "flip_weights",

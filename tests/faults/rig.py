@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from trainer.engine import runlog
-from trainer.engine.store import Store
+from trainer.checkpoints.store import Store
+from trainer.monitoring import run_log
 
 ROOT = Path(__file__).parent.parent.parent
 WORKERS, CPUS = 2, 2
@@ -190,7 +190,7 @@ class Run:
         return code
 
     def log(self) -> list[list[dict[str, Any]]]:
-        return runlog.read(f"{self.uri}/log")
+        return run_log.read(f"{self.uri}/log")
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
         return [entry for attempt in self.log() for entry in attempt if entry["kind"] == kind]

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from data_pipeline.feed.targets import TargetBatch
 from tests.benchmarks import made_up, train_gpu, training
 from tests.families.configs import COMMON, FAMILIES, tiny
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.models import forward_check
 from trainer.models.forward_check import Way
 from trainer.models.packed_lm import PackedLM

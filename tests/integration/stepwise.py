@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.integration.test_universal import ROWS, batch
-from trainer.engine.checkpoint import RunState
-from trainer.engine.store import Store
+from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.store import Store
 
 
 def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = lambda step: None) -> list[float]:
@@ -17,18 +17,18 @@ def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = la
     """
     import torch.distributed as dist
 
-    from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import checkpoint
-    from trainer.engine.averaging import averaged
-    from trainer.engine.saving import Saver
+    from trainer.checkpoints import restore
+    from trainer.checkpoints.writer import Saver
+    from trainer.deepspeed_bridge.trained_weights import trained_weights
+    from trainer.deepspeed_bridge.weight_average import averaged
     from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
+    from trainer.ledger.ledger import Ledger
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
     engine.train()
     saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     if first:
-        state = checkpoint.restore(engine, store, "a", at_most=first)
+        state = restore.restore(engine, store, "a", at_most=first)
         assert state.next_step == first
     losses = []
     for step in range(first, run.config.steps):

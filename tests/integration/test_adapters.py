@@ -13,13 +13,13 @@ from tests.families.configs import COMMON, tiny
 from tests.integration.stepwise import stepwise
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
+from trainer.checkpoints import export
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine import export
-from trainer.engine.config import TrainConfig
-from trainer.engine.store import Store
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
 from trainer.models import adapters
 from trainer.models.adapters import Lora
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 
 STEPS = 3
 
@@ -36,7 +36,8 @@ def train(run: Run, first: int) -> list[float]:
     """From the checkpoint at `first` on, saving after each step."""
     import torch.distributed as dist
 
-    from trainer.engine import partitioned, setup
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.engine import setup
 
     module = partitioned.module_of(run.task, run.config)
     setup.checked(module, run.config, 32)

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from tests.ranks import on_ranks
+from trainer.config.train import TrainConfig
 from trainer.engine import setup
-from trainer.engine.config import TrainConfig
 from trainer.models.packed_lm import PackedLM
 
 

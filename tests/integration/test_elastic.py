@@ -8,15 +8,15 @@ import pytest
 import ray
 
 from data_pipeline.errors import Stopped
-from data_pipeline.feed import audit, ledger
 from tests.integration.test_engine import planned
 from tests.ranks import fit
-from trainer.engine import runlog
-from trainer.engine.config import TrainConfig
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
-from trainer.engine.wishes import Wish, Wishes
+from trainer.engine.requests import Wish, Wishes
+from trainer.ledger import audit, ledger
+from trainer.monitoring import run_log
+from trainer.tasks.tasks import LanguageModelTask
 
 STEPS, BATCH = 12, 7
 """Rows that neither 2 nor 3 workers divide."""
@@ -60,11 +60,11 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
     with pytest.raises(Stopped, match="the same command goes on"):
         trained(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
     run = trained(shards, source_folder, str(tmp_path / "parted"), stage, after)
-    attempts = runlog.read(f"{run.uri}/log")
+    attempts = run_log.read(f"{run.uri}/log")
     starts = [entry for entries in attempts for entry in entries if entry["kind"] == "start"]
     assert [entry["world"] for entry in starts] == [before, after]
     assert 4 <= starts[1]["next_step"] < STEPS
-    losses = [[step["loss"] for step in runlog.steps(runlog.read(f"{path.uri}/log"))] for path in (whole, run)]
+    losses = [[step["loss"] for step in run_log.steps(run_log.read(f"{path.uri}/log"))] for path in (whole, run)]
     assert np.abs(np.subtract(*losses)).max() < 1e-5
     assert consumed(run) == consumed(whole)
     assert all(finding.ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.finished(f"{run.uri}/ledger")))

@@ -12,10 +12,10 @@ from tests.integration.stepwise import stepwise
 from tests.integration.test_frozen import same
 from tests.integration.test_universal import ROWS
 from tests.ranks import on_ranks
-from trainer.engine import export
-from trainer.engine.config import TrainConfig
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
+from trainer.checkpoints import export
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
+from trainer.tasks.tasks import LanguageModelTask
 
 STEPS, DECAY = 4, 0.7
 
@@ -33,9 +33,10 @@ class Run:
 def trained(run: Run, first: int) -> list[float]:
     import torch.distributed as dist
 
-    from trainer.engine import partitioned, setup
-    from trainer.engine.averaging import averaged
-    from trainer.engine.weights import trained_weights
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.deepspeed_bridge.trained_weights import trained_weights
+    from trainer.deepspeed_bridge.weight_average import averaged
+    from trainer.engine import setup
 
     engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
 

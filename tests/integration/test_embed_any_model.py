@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import status
 from tests.conftest import tiny_decoder
 from tests.integration.conftest import Chain, scion

@@ -11,15 +11,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.evaluation import TranslationEvaluator
 
 from data_pipeline.pairs.batch import PairBatch
-from data_pipeline.pairs.rows import Pairs
 from data_pipeline.pairs.shards import text_key, token_ids
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
 from tests.ranks import on_ranks
+from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine import heldout_pairs
-from trainer.engine.config import TrainConfig
-from trainer.engine.tasks import ContrastiveTask
 from trainer.evaluation import retrieval
+from trainer.tasks import heldout_pairs
+from trainer.tasks.tasks import ContrastiveTask
 
 MOST, TRAINED = 40, 6
 
@@ -56,9 +56,10 @@ class Run:
 def scored(run: Run) -> list[dict[str, Any]]:
     import torch.distributed as dist
 
-    from trainer.engine import partitioned, setup
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.deepspeed_bridge.trained_weights import trained_weights
+    from trainer.engine import setup
     from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
 
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, TRAINED // world, 1)

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import CorruptError, DataOrderError
-from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
 from data_pipeline.feed.reader import check_received
 from data_pipeline.order.mixture import temperature_weights
-from data_pipeline.order.plan import OrderPlan
+from data_pipeline.order.row_order import OrderPlan
 from data_pipeline.shards.manifest import Manifest
 from tests import ranks
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine import launch
-from trainer.engine.config import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
+from trainer.tasks.tasks import LanguageModelTask
 
 
 def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> PlannedRows:

@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data_pipeline import artifact, lease
+from data_pipeline.artifacts import artifact, lease
 from data_pipeline.errors import ArtifactError, CorruptError
 from tests.integration.conftest import ROOT, environment
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
+from trainer.checkpoints import export
+from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
-from trainer.engine import export
-from trainer.engine.checkpoint import RunState
-from trainer.engine.config import TrainConfig
-from trainer.engine.store import Store
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
 from trainer.models.adapters import Lora
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 
 
 class Run:
@@ -42,11 +42,12 @@ NAME = "run [1] (a+b) lr=1e-4"
 def train(run: Run) -> list[str]:
     import torch.distributed as dist
 
-    from data_pipeline.feed.ledger import Ledger
-    from trainer.engine import changes, partitioned, setup
-    from trainer.engine.saving import Saver
+    from trainer.checkpoints.writer import Saver
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.deepspeed_bridge.trained_weights import trained_weights
+    from trainer.engine import changes, setup
     from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
+    from trainer.ledger.ledger import Ledger
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 3)
     engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)

@@ -15,16 +15,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, Stopped
-from data_pipeline.step_name import new_name
 from tests.integration.test_export import Run, train
 from tests.integration.test_going_on import ODD, run, trained, weights
 from tests.ranks import on_ranks
-from trainer.engine import export, runlog
-from trainer.engine.config import TrainConfig
-from trainer.engine.exports import Exports, _Export
+from trainer.checkpoints import export
+from trainer.checkpoints.export_queue import Exports, _Export
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
 from trainer.engine.process_group import TimeOut
-from trainer.engine.store import Store
+from trainer.ledger.step_name import new_name
+from trainer.monitoring import run_log
 
 
 def begin(one: TrainRun) -> TrainRun:
@@ -37,7 +38,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def entries(one: TrainRun, kind: str) -> list[dict[str, Any]]:
-    return [entry for part in runlog.read(f"{one.uri}/{runlog.FOLDER}") for entry in part if entry["kind"] == kind]
+    return [entry for part in run_log.read(f"{one.uri}/{run_log.FOLDER}") for entry in part if entry["kind"] == kind]
 
 
 def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
@@ -110,7 +111,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     (tmp_path / "run-step-3").mkdir()
     (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.engine.exports.from_first", lambda make: make())
+    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first", lambda make: make())
     exports = Exports(TrainConfig(export_steps=1), store, f"{tmp_path}/run", journal, None)  # type: ignore[arg-type]
     exports.add(last)
     assert exports.reading == {last}

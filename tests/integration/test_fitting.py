@@ -13,12 +13,12 @@ from data_pipeline.errors import Stopped, TrainingError
 from tests.integration.test_engine import planned
 from tests.integration.test_guards import clean
 from tests.ranks import fit
-from trainer.engine import runlog
-from trainer.engine.config import TrainConfig
-from trainer.engine.fitting import out_of_memory
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
+from trainer.engine.micro_batches import out_of_memory
+from trainer.monitoring import run_log
+from trainer.tasks.tasks import LanguageModelTask
 
 BATCH = 8
 
@@ -72,7 +72,7 @@ def run(found: Any, source: str, folder: Path, most: int, micro: int | None) -> 
 
 
 def starts(one: TrainRun) -> list[int]:
-    return [entry["micro"] for entries in runlog.read(f"{one.uri}/log") for entry in entries if entry["kind"] == "start"]
+    return [entry["micro"] for entries in run_log.read(f"{one.uri}/log") for entry in entries if entry["kind"] == "start"]
 
 
 def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]

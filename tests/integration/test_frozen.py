@@ -11,11 +11,11 @@ from data_pipeline.errors import ConfigError
 from tests.integration.stepwise import stepwise
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
-from trainer.engine import export
-from trainer.engine.config import TrainConfig
-from trainer.engine.freezing import frozen_names
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
+from trainer.checkpoints import export
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
+from trainer.models.freezing import frozen_names
+from trainer.tasks.tasks import LanguageModelTask
 
 STEPS = 3
 EMBEDDINGS = {
@@ -38,7 +38,8 @@ def trained(run: Run, first: int) -> list[float]:
     """Steps from `first` on, from the checkpoint before them; the folder is named after `first`."""
     import torch.distributed as dist
 
-    from trainer.engine import partitioned, setup
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.engine import setup
 
     module = partitioned.module_of(run.task, run.config)
     return stepwise(run, setup.engine_for(module, run.config, 1, ROWS // dist.get_world_size()), first)

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import Stopped
-from data_pipeline.feed import audit, ledger
 from tests.integration.conftest import Chain, scion
 from tests.integration.test_engine import planned
 from tests.ranks import fit
-from trainer.engine import runlog
-from trainer.engine.config import TrainConfig
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
+from trainer.ledger import audit, ledger
+from trainer.monitoring import run_log
+from trainer.tasks.tasks import LanguageModelTask
 
 BATCH = 6
 ODD = " [1] (a+b)"
@@ -152,7 +152,7 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     assert made["config"]["pretrain"]["train"]["steps"] == 6
     assert made["metrics"]["changes"] == [{"step": 4, "settings": {"steps": [4, 6]}, "from_the_start": True}]
     assert set(made["metrics"]["bits_per_byte"]) == {"0", "4", "6"}
-    starts = [entry["next_step"] for attempt in runlog.read(f"{folder}/log") for entry in attempt if entry["kind"] == "start"]
+    starts = [entry["next_step"] for attempt in run_log.read(f"{folder}/log") for entry in attempt if entry["kind"] == "start"]
     assert starts == [0, 4]
     checked = scion("verify", str(folder))
     assert checked.returncode == 0

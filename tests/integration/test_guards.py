@@ -8,17 +8,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import TrainingError
-from data_pipeline.feed import audit, ledger
 from tests.integration.test_engine import planned
 from tests.ranks import fit
-from trainer.engine import launch, runlog
-from trainer.engine.config import TrainConfig
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
+from trainer.engine import launch
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
+from trainer.ledger import audit, ledger
 from trainer.models.packed_lm import PackedLM
+from trainer.monitoring import run_log
+from trainer.tasks.tasks import LanguageModelTask
 
 BATCH = 4
 
@@ -126,7 +127,7 @@ def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison
 
 
 def entries(folder: str, kind: str) -> list[dict[str, Any]]:
-    return [entry for attempt in runlog.read(f"{folder}/log") for entry in attempt if entry["kind"] == kind]
+    return [entry for attempt in run_log.read(f"{folder}/log") for entry in attempt if entry["kind"] == kind]
 
 
 def clean(one: TrainRun) -> bool:

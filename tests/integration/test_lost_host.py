@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import ROOT, Chain, scion
-from trainer.engine import runlog
+from trainer.monitoring import run_log
 
 CLUSTER = """
 from ray.cluster_utils import Cluster
@@ -43,7 +43,7 @@ def cluster() -> Iterator[subprocess.Popen[str]]:
 
 
 def entries(uri: str, kind: str, world: int) -> list[dict]:
-    attempts = runlog.read(f"{uri}/{runlog.FOLDER}")
+    attempts = run_log.read(f"{uri}/{run_log.FOLDER}")
     found, current = [], 0
     for entry in (entry for attempt in attempts for entry in attempt):
         current = entry["world"] if entry["kind"] == "start" else current

@@ -12,9 +12,9 @@ from transformers import AutoModelForMaskedLM
 from data_pipeline.errors import TrainingError
 from tests.integration.test_universal import ROWS, batch, largest
 from tests.ranks import on_ranks
-from trainer.engine.checkpoint import _load_universal
-from trainer.engine.config import TrainConfig
-from trainer.engine.optimizer import parameter_groups
+from trainer.checkpoints.restore import _load_universal
+from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge.optimizer import parameter_groups
 from trainer.engine.setup import engine_for
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM

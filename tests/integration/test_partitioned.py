@@ -12,9 +12,9 @@ from tests.conftest import FAMILIES as TOKENIZERS
 from tests.families.configs import COMMON, FAMILIES, tiny
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
+from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
-from trainer.engine.config import TrainConfig
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 
 OTHERS = tuple(name for name in FAMILIES if name not in COMMON and name not in ("mobilebert", "funnel"))
 
@@ -45,7 +45,8 @@ def different(whole: Any, cut: Any) -> list[str]:
 def compare(folders: dict[str, str], precision: str) -> list[str]:
     """What differs between a module that is cut while it is read and one that is read whole."""
     from data_pipeline.errors import ModelError
-    from trainer.engine import partitioned, setup
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.engine import setup
 
     config, wrong = TrainConfig(zero_stage=3, precision=precision), []  # type: ignore[arg-type]
     for name, folder in folders.items():
@@ -93,9 +94,10 @@ def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list
     """Two steps, and the model's folder as Scion wrote it before: gathered whole, copied into a model, saved."""
     import torch.distributed as dist
 
-    from trainer.engine import partitioned, setup
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.deepspeed_bridge.trained_weights import trained_weights
+    from trainer.engine import setup
     from trainer.engine.step import optimizer_step, set_rates
-    from trainer.engine.weights import trained_weights
 
     task = LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1)
     world, rank = dist.get_world_size(), dist.get_rank()
@@ -146,8 +148,9 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
     import torch.distributed as dist
 
     from data_pipeline.errors import ModelError
-    from trainer.engine import partitioned, setup
-    from trainer.engine.together import from_each
+    from trainer.collectives import from_each
+    from trainer.deepspeed_bridge import partitioned
+    from trainer.engine import setup
 
     config = TrainConfig(zero_stage=stage)  # type: ignore[arg-type]
     module: Any = partitioned.module_of(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1), config)

@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tests.integration.conftest import ROOT, Chain, environment, scion, scion_process
 from trainer.embedder import Embedder
-from trainer.engine import runlog
+from trainer.monitoring import run_log
 
 STARTS = ["source_model", "random_untrained", "random_trained", "transferred_untrained", "transferred_trained"]
 
@@ -152,11 +152,11 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     run, longer = str(copy.output / "pretrain"), ("pretrain.train.steps=300", "pretrain.train.checkpoint_steps=null")
     running = started("pretrain", copy, *longer)
     _wait_for(copy.output, "pretrain/checkpoints/step_*/COMMITTED", running)
-    while not runlog.steps(runlog.read(f"{run}/log")):
+    while not run_log.steps(run_log.read(f"{run}/log")):
         time.sleep(0.1)
     time.sleep(1)  # the driver looks twice a second
     assert terminated(running, signal.SIGINT) == 75
-    reached = runlog.read(f"{run}/log")[-1][-1]
+    reached = run_log.read(f"{run}/log")[-1][-1]
     assert reached["kind"] == "stopped"
     assert 0 < reached["next_step"] < 300
     assert not (copy.output / "pretrain" / "artifact.json").exists()
@@ -168,7 +168,7 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     assert "pretrain.train.learning_rate (0.0001 -> 1e-05)" in other.stderr
     assert scion("verify", run).returncode == 0
     assert scion("pretrain", copy.config, *longer).returncode == 0
-    starts = [entry["next_step"] for entries in runlog.read(f"{run}/log") for entry in entries if entry["kind"] == "start"]
+    starts = [entry["next_step"] for entries in run_log.read(f"{run}/log") for entry in entries if entry["kind"] == "start"]
     assert starts == [0, reached["next_step"]]
     checked = scion("verify", run)
     assert checked.returncode == 0

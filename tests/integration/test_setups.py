@@ -50,7 +50,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     import torch.distributed as dist
 
     from tests.unit.test_packed_lm import batch_of, made
-    from trainer.engine.config import TrainConfig
+    from trainer.config.train import TrainConfig
     from trainer.engine.setup import engine_for
     from trainer.engine.step import optimizer_step, set_rates
     from trainer.models.packed_lm import PackedLM

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import fingerprints, storage
-from data_pipeline.pairs import rows as pairs
+from data_pipeline.artifacts import fingerprints, storage
+from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.shards import build, corpus, format, manifest
 from data_pipeline.sources import documents
 from data_pipeline.tokenizers import train as tokenizers

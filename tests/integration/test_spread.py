@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.ray_spread import RaySpread
+from cluster.ray_executor import RaySpread
 from data_pipeline.errors import ConfigError
-from trainer.transfer import kernels
+from trainer.transfer.search import neighbours
 
 ROOT = Path(__file__).parent.parent.parent
 MANY = """
@@ -36,15 +36,15 @@ print(json.dumps(found))
 def arrays() -> tuple[torch.Tensor, torch.Tensor]:
     """With ties: every tenth key occurs twice."""
     generator = torch.Generator().manual_seed(0)
-    keys = kernels.unit(torch.randn(3000, 48, generator=generator))
-    return kernels.unit(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
+    keys = neighbours.unit(torch.randn(3000, 48, generator=generator))
+    return neighbours.unit(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
 
 
 @pytest.mark.slow
 def test_any_number_of_cpus_gives_the_same_bits_within_any_memory() -> None:
     """Nine CPUs and more used to be refused with the default of 4 GiB: each had 450 MiB of it."""
     queries, keys = arrays()
-    answers = kernels.top_softmax(queries, keys, 10, 0.1), kernels.top_sparsemax(queries, keys)
+    answers = neighbours.top_softmax(queries, keys, 10, 0.1), neighbours.top_sparsemax(queries, keys)
     here = [hashlib.sha256(index.tobytes() + weights.tobytes()).hexdigest() for index, weights in answers]
     command = [sys.executable, "-c", MANY, "1x40", "2x1", "16x4"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
@@ -67,10 +67,10 @@ def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, no
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_would_not_fit_is_refused_before_it_starts() -> None:
-    keys = kernels.unit(torch.randn(200_000, 300))
+    keys = neighbours.unit(torch.randn(200_000, 300))
     said: list[str] = []
     with pytest.raises(ConfigError, match=r"transfer.max_memory: .* GiB are needed, 1.0 are allowed"):
-        kernels.top_softmax(keys[:10], keys, 10, 0.1, RaySpread(1 << 30, said.append))
+        neighbours.top_softmax(keys[:10], keys, 10, 0.1, RaySpread(1 << 30, said.append))
     assert not said
 
 
@@ -79,7 +79,7 @@ def test_size_and_time_are_said_before_it_starts() -> None:
     said: list[str] = []
     steps: list[tuple[int, int]] = []
     queries, keys = arrays()
-    kernels.top_softmax(queries, keys, 10, 0.1, RaySpread(8 << 30, said.append, lambda *a: steps.append(a)))
+    neighbours.top_softmax(queries, keys, 10, 0.1, RaySpread(8 << 30, said.append, lambda *a: steps.append(a)))
     assert len(said) == 1
     assert "GiB" in said[0]
     assert steps[-1][0] == steps[-1][1] > 0

@@ -16,14 +16,14 @@ from rich.console import Console
 
 from ray_jobs import status
 from tests.integration.test_engine import planned
-from trainer.engine import runlog
-from trainer.engine.config import TrainConfig
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.stragglers import WINDOW
-from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import PackedLM
+from trainer.monitoring import run_log
+from trainer.monitoring.stragglers import WINDOW
+from trainer.tasks.tasks import LanguageModelTask
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SLOW = 0.1
@@ -75,7 +75,7 @@ def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, sta
         store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1, progress=board,
     )  # fmt: skip
     fit(run, workers=2, worker_cpus=1, gpu=False)
-    attempts = runlog.read(f"{folder}/log")
+    attempts = run_log.read(f"{folder}/log")
     (found,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]
     assert (found["rank"], found["host"]) == (1, attempts[-1][0]["host"])
     assert found["seconds"] > SLOW

@@ -10,13 +10,13 @@ from data_pipeline.errors import Stopped
 from tests.integration.test_elastic import StopAt
 from tests.integration.test_engine import planned
 from tests.unit.test_sinks import history
-from trainer.engine import runlog
-from trainer.engine.config import TrainConfig
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
-from trainer.engine.store import Store
-from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import PackedLM
+from trainer.monitoring import run_log
+from trainer.tasks.tasks import LanguageModelTask
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 STEPS = 12
@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_
     with pytest.raises(Stopped):
         fit(run, workers=1, worker_cpus=1, gpu=False)
     fit(replace(run, progress=None), workers=1, worker_cpus=1, gpu=False)
-    losses = {entry["step"]: entry["loss"] for entry in runlog.steps(runlog.read(f"{folder}/log"))}
+    losses = {entry["step"]: entry["loss"] for entry in run_log.steps(run_log.read(f"{folder}/log"))}
     assert list(losses) == list(range(STEPS))
 
     paths = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

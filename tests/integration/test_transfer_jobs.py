@@ -10,8 +10,8 @@ from transformers import AutoModelForMaskedLM
 
 from tests import ranks
 from tests.integration.conftest import Chain, scion
-from trainer.engine import runlog
 from trainer.engine.loop import TrainRun
+from trainer.monitoring import run_log
 
 pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
@@ -43,7 +43,7 @@ def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chai
         try:
             return ranks.fit(run, workers=workers, stop=next(stops))
         finally:
-            log = [entry for attempt in runlog.read(f"{run.uri}/log") for entry in attempt]
+            log = [entry for attempt in run_log.read(f"{run.uri}/log") for entry in attempt]
             starts.append([entry["next_step"] for entry in log if entry["kind"] == "start"][-1])
 
     monkeypatch.setattr("ray_jobs.training.fit", fit)

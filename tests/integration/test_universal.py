@@ -14,17 +14,19 @@ import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from transformers import AutoModelForMaskedLM
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from data_pipeline.feed.targets import TargetBatch
 from tests.ranks import on_ranks
-from trainer.engine import loop, together, universal
-from trainer.engine import node_copy as node_copies
-from trainer.engine.config import TrainConfig
+from trainer import collectives
+from trainer.checkpoints import node_copy as node_copies
+from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge import universal_checkpoint
+from trainer.engine import loop
 from trainer.engine.setup import engine_for
 from trainer.engine.step import optimizer_step, set_rates
-from trainer.engine.tasks import LanguageModelTask
 from trainer.models.packed_lm import PackedLM
+from trainer.tasks.tasks import LanguageModelTask
 
 WORLDS = (1, 2, 3)
 ROWS, LENGTH = 6, 12
@@ -65,7 +67,7 @@ class Run:
 
     def convert(self, name: str) -> None:
         before = set(os.listdir(f"{self.folder}/{name}"))
-        universal.convert(f"{self.folder}/{name}/ds", f"{self.folder}/{name}/uc", self.stage)
+        universal_checkpoint.convert(f"{self.folder}/{name}/ds", f"{self.folder}/{name}/uc", self.stage)
         assert set(os.listdir(f"{self.folder}/{name}")) - before == {"uc"}
 
 
@@ -129,7 +131,7 @@ def gone_on(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
     found = {}
     for other in worlds:
         engine = run.engine()
-        universal.load(engine, f"{run.folder}/{other}", "uc")
+        universal_checkpoint.load(engine, f"{run.folder}/{other}", "uc")
         wrong = different(everything(engine), torch.load(f"{run.folder}/{other}/whole.pt"))
         losses = run.steps(engine, SAVED, AGAIN)
         folder = f"{run.folder}/{other}-{dist.get_world_size()}"
@@ -148,9 +150,9 @@ def from_own_files(run: Run) -> dict[str, Any]:
     with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
         files = sorted(os.listdir(f"{folder}/ds"))
         engine.load_checkpoint(folder, tag="ds")
-    there = all(os.path.exists(copy) for copy in together.from_each(folder))
+    there = all(os.path.exists(copy) for copy in collectives.from_each(folder))
     wrong = different(everything(engine), torch.load(f"{run.folder}/{world}/whole.pt"))
-    return {"files": together.from_each(files), "wrong": wrong, "left": there, "losses": run.steps(engine, SAVED, STEPS)}
+    return {"files": collectives.from_each(files), "wrong": wrong, "left": there, "losses": run.steps(engine, SAVED, STEPS)}
 
 
 def model_near(run: Run) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def model_near(run: Run) -> dict[str, Any]:
     known = LanguageModelTask(model_uri=shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}"), length=32,
                               probability=0.15, seed=1).module().state_dict()  # fmt: skip
     same = all(torch.equal(weights[name], weight) for name, weight in known.items())
-    return {"asked": together.from_each(asked), "same": together.from_each(same)}
+    return {"asked": collectives.from_each(asked), "same": collectives.from_each(same)}
 
 
 def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
@@ -178,7 +180,7 @@ def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
     found = {}
     for other in worlds:
         engine = run.engine()
-        universal.load(engine, f"{run.folder}/{dist.get_world_size()}-{other}", "uc")
+        universal_checkpoint.load(engine, f"{run.folder}/{dist.get_world_size()}-{other}", "uc")
         found[other] = run.steps(engine, AGAIN, STEPS)
     return found
 
@@ -249,7 +251,7 @@ def test_a_full_disk_is_not_held_against_the_checkpoint(trained: tuple[Run, dict
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
         with pytest.raises(OSError, match=r"pos|writ|large"):
-            universal.convert(f"{run.folder}/2/ds", str(tmp_path / "uc"), run.stage)
+            universal_checkpoint.convert(f"{run.folder}/2/ds", str(tmp_path / "uc"), run.stage)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -261,9 +263,9 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
         native = shutil.copytree(f"{run.folder}/2/ds", tmp_path / name / "ds")
         harm(native)
         with pytest.raises(kind, match=what):
-            universal.convert(str(native), str(tmp_path / name / "uc"), run.stage)
+            universal_checkpoint.convert(str(native), str(tmp_path / name / "uc"), run.stage)
         with pytest.raises(CorruptError, match="no universal checkpoint"):
-            universal.load(None, str(tmp_path / name), "uc")
+            universal_checkpoint.load(None, str(tmp_path / name), "uc")
 
     def untrained(native: Path) -> None:
         path = min(native.glob("*_model_states.pt"))

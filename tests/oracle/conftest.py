@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES
-from trainer.static.texts import Texts
 from trainer.transfer import apply
 from trainer.transfer.problem import Problem, Rows, assemble
+from trainer.word_vectors.texts import Texts
 
 collect_ignore_glob = [] if find_spec("wechsel") else ["test_*.py"]
 BLANKS = ["if x:\n\n\treturn\n", "    indented\n        twice\t\tand tabs\r\n", "世界 № ½ ﬁ"] * 20

@@ -12,13 +12,13 @@ from langsfer.similarity import CosineSimilarity
 from langsfer.weights import IdentityWeights, SoftmaxWeights, SparsemaxWeights, TopKWeights
 
 from tests.oracle.conftest import apart, dense
-from trainer.spread import Local
-from trainer.static import fasttext
-from trainer.static.fasttext import FastTextConfig
-from trainer.static.texts import Texts
-from trainer.transfer import kernels
+from trainer.executor import Local
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
+from trainer.transfer.search import neighbours
+from trainer.word_vectors import fasttext
+from trainer.word_vectors.fasttext import FastTextConfig
+from trainer.word_vectors.texts import Texts
 
 NEW, SHARED, WIDTH = 400, 700, 40
 
@@ -44,7 +44,7 @@ def test_focus_rows_are_those_of_deepfocus(vectors) -> None:
         {str(n): NewToken(token[n], new[n].numpy()) for n in range(NEW)},
         torch.zeros(NEW, 64),
     )
-    ours = kernels.top_sparsemax(kernels.unit(new), kernels.unit(shared))
+    ours = neighbours.top_sparsemax(neighbours.unit(new), neighbours.unit(shared))
     assert apart(mixed(*ours, old), theirs) < 1e-5
 
 
@@ -78,18 +78,18 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
 def test_sparsemax_is_entmax_and_langsfer(vectors) -> None:
     new, shared = vectors
     cosines = CosineSimilarity().apply(new.double().numpy(), shared.double().numpy())
-    ours = dense(*kernels.top_sparsemax(kernels.unit(new), kernels.unit(shared)), SHARED)
+    ours = dense(*neighbours.top_sparsemax(neighbours.unit(new), neighbours.unit(shared)), SHARED)
     assert apart(ours, entmax.sparsemax(torch.from_numpy(cosines), dim=1)) < 1e-6
     assert apart(ours, SparsemaxWeights().apply(cosines)) < 1e-6
     ordered = -np.sort(-cosines, axis=1)
-    assert apart(kernels.sparsemax_sorted(ordered)[0], entmax.sparsemax(torch.from_numpy(ordered), dim=1)) < 1e-12
+    assert apart(neighbours.sparsemax_sorted(ordered)[0], entmax.sparsemax(torch.from_numpy(ordered), dim=1)) < 1e-12
 
 
 def test_softmax_of_the_nearest_is_langsfer_s(vectors) -> None:
     new, shared = vectors
     cosines = CosineSimilarity().apply(new.double().numpy(), shared.double().numpy())
     theirs = TopKWeights(10).compose(SoftmaxWeights(0.1)).apply(cosines)
-    ours = dense(*kernels.top_softmax(kernels.unit(new), kernels.unit(shared), 10, 0.1), SHARED)
+    ours = dense(*neighbours.top_softmax(neighbours.unit(new), neighbours.unit(shared), 10, 0.1), SHARED)
     assert apart(ours, theirs) < 1e-6
 
 

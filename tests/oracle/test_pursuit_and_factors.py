@@ -11,11 +11,11 @@ from sklearn.linear_model import orthogonal_mp
 
 from tests.conftest import tiny_decoder
 from tests.oracle.conftest import apart, dense, finished, old_rows
-from trainer.transfer.batch_omp import PursuitConfig, combinations
 from trainer.transfer.factorise import factorise
-from trainer.transfer.kernels import unit
 from trainer.transfer.methods import fvt, mean
 from trainer.transfer.problem import Problem
+from trainer.transfer.search.batch_omp import PursuitConfig, combinations
+from trainer.transfer.search.neighbours import unit
 
 K = 8
 

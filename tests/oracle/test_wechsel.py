@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
 from tests.conftest import FAMILIES
 from tests.oracle.conftest import Pair, apart, finished, old_rows
-from trainer.static import dictionary, fasttext, word_space
-from trainer.static.fasttext import FastTextConfig, FastTextVectors
-from trainer.static.procrustes import procrustes
-from trainer.static.texts import Texts
-from trainer.static.vectors import TableVectors
-from trainer.static.word_space import SpaceConfig
 from trainer.transfer.methods import wechsel
 from trainer.transfer.problem import Problem
+from trainer.word_alignment import dictionary
+from trainer.word_vectors import fasttext, word_space
+from trainer.word_vectors.fasttext import FastTextConfig, FastTextVectors
+from trainer.word_vectors.procrustes import procrustes
+from trainer.word_vectors.texts import Texts
+from trainer.word_vectors.vectors import TableVectors
+from trainer.word_vectors.word_space import SpaceConfig
 
 K, TEMPERATURE = 10, 0.1
 

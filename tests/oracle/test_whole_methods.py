@@ -10,13 +10,13 @@ from mergekit.tokensurgeon import DistanceMetric, WeightingScheme, batch_omp, co
 
 from tests.conftest import tiny_model
 from tests.oracle.conftest import Pair, apart, dense, finished, old_rows
-from trainer.spread import Local
-from trainer.static import fasttext
-from trainer.static.fasttext import FastTextConfig, FastTextVectors
-from trainer.static.texts import Texts
-from trainer.transfer.batch_omp import PursuitConfig, combinations
+from trainer.executor import Local
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
+from trainer.transfer.search.batch_omp import PursuitConfig, combinations
+from trainer.word_vectors import fasttext
+from trainer.word_vectors.fasttext import FastTextConfig, FastTextVectors
+from trainer.word_vectors.texts import Texts
 
 
 def varied(model: fasttext.FastTextVectors, path: str) -> FastTextVectors:

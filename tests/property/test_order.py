@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised, temperature_weights
 from data_pipeline.order.permutation import permute
-from data_pipeline.order.plan import OrderPlan, Stage, Stream, planned_step
+from data_pipeline.order.row_order import OrderPlan, Stage, Stream, planned_step
 
 KEYS = st.integers(0, 2**64 - 1)
 

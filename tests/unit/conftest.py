@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_pipeline import patience, storage
+from data_pipeline.artifacts import retries, storage
 
 Fault = Callable[[str, str], None]
 
@@ -97,7 +97,7 @@ def every(number: int, error: Exception) -> Fault:
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Flaky]]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr(patience, "WAITS", (0.0,) * len(patience.WAITS))
+    monkeypatch.setattr(retries, "WAITS", (0.0,) * len(retries.WAITS))
     monkeypatch.setattr(Flaky, "fault", None)
     storage.remove("flaky://run")
     yield Flaky

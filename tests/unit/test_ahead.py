@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_pipeline.feed.ahead import ahead
+from data_pipeline.feed.prefetch import ahead
 
 
 def test_all_items_come_in_order() -> None:

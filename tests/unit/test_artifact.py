@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import artifact, errors, storage
-from data_pipeline.artifact import Growth, Plan
+from data_pipeline import errors
+from data_pipeline.artifacts import artifact, storage
+from data_pipeline.artifacts.artifact import Growth, Plan
 from data_pipeline.errors import ArtifactError
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from ray_jobs import compare, pipeline
-from ray_jobs.config import load
+from ray_jobs.config.load import load
 from tests.unit.flaky_storage import Flaky, flaky  # noqa: F401
 
 

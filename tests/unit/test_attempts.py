@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.lease import Lease, held
 from data_pipeline.errors import ArtifactError, ConfigError, TrainingError
-from data_pipeline.lease import Lease, held
-from trainer.engine import attempts, runlog
+from trainer.engine import attempts
 from trainer.engine.attempts import Attempt
-from trainer.engine.runlog import RunLog
+from trainer.monitoring import run_log
+from trainer.monitoring.run_log import RunLog
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,7 @@ def test_what_a_superseded_run_writes_late_is_not_read(tmp_path, monkeypatch) ->
 
 def test_attempts_that_die_at_the_end_blame_no_rows(tmp_path) -> None:
     for _ in range(3):
-        log = RunLog(str(tmp_path / runlog.FOLDER))
+        log = RunLog(str(tmp_path / run_log.FOLDER))
         log.write("start", next_step=8)
         log.sync()
     with pytest.raises(OSError, match="No space"):

@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.check_result import Finding
 from data_pipeline.errors import ArtifactError
-from data_pipeline.feed import audit as audits
-from data_pipeline.feed import ledger, planned
-from data_pipeline.feed.audit import History
-from data_pipeline.feed.ledger import Ledger
-from data_pipeline.feed.planned import PlannedRows, RankFeed
-from data_pipeline.finding import Finding
-from data_pipeline.order.plan import OrderPlan, Stage
+from data_pipeline.feed import rank_feed
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.order.row_order import OrderPlan, Stage
 from data_pipeline.shards import format, manifest
 from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.pack import Packed
-from data_pipeline.step_name import new_name
+from trainer.ledger import audit as audits
+from trainer.ledger import ledger
+from trainer.ledger.audit import History
+from trainer.ledger.ledger import Ledger
+from trainer.ledger.step_name import new_name
 
 LENGTH, VOCABULARY = 4, 1000
 ROWS = {"el": (100, 41), "en": (70,)}
@@ -422,7 +423,7 @@ def test_shards_without_their_manifest_end_in_a_finding(run: Run) -> None:
     run.to(9, 2)
     run.rows.save(storage.join(run.uri, ledger.PLAN))
     storage.remove(storage.join(run.rows.folder, manifest.NAME))
-    run.rows = planned.load(storage.join(run.uri, ledger.PLAN), None)
+    run.rows = rank_feed.load(storage.join(run.uri, ledger.PLAN), None)
     found = run.audit()
     assert found["order"].ok
 
@@ -523,7 +524,7 @@ def test_a_checksum_is_of_what_a_row_says_and_not_of_where_it_lies(rows: Planned
 def test_a_plan_is_read_as_it_was_saved(rows: PlannedRows, uri: str, micro: int | None) -> None:
     saved = replace(rows, micro=micro)
     saved.save(storage.join(uri, ledger.PLAN))
-    assert planned.load(storage.join(uri, ledger.PLAN), None) == saved
+    assert rank_feed.load(storage.join(uri, ledger.PLAN), None) == saved
     assert json.loads(storage.read_bytes(storage.join(uri, ledger.PLAN)))["manifest"] == rows.manifest.id
 
 
@@ -531,9 +532,9 @@ def test_shards_that_were_moved_are_named(rows: PlannedRows, uri: str, tmp_path:
     rows.save(storage.join(uri, ledger.PLAN))
     moved = str(tmp_path / "moved")
     Path(rows.folder).rename(moved)
-    loaded = planned.load(storage.join(uri, ledger.PLAN), moved)
+    loaded = rank_feed.load(storage.join(uri, ledger.PLAN), moved)
     assert loaded == replace(rows, folder=moved)
-    without = planned.load(storage.join(uri, ledger.PLAN), None)
+    without = rank_feed.load(storage.join(uri, ledger.PLAN), None)
     assert without.plan == rows.plan
     assert without.manifest.streams == {}
 
@@ -542,19 +543,19 @@ def test_other_shards_are_refused(rows: PlannedRows, uri: str, tmp_path: Path) -
     rows.save(storage.join(uri, ledger.PLAN))
     shards(str(tmp_path / "other"), seed=50)
     with pytest.raises(ArtifactError, match="not the shards that the run was trained on"):
-        planned.load(storage.join(uri, ledger.PLAN), str(tmp_path / "other"))
+        rank_feed.load(storage.join(uri, ledger.PLAN), str(tmp_path / "other"))
     with pytest.raises(ArtifactError, match="no shards are here"):
-        planned.load(storage.join(uri, ledger.PLAN), str(tmp_path / "nowhere"))
+        rank_feed.load(storage.join(uri, ledger.PLAN), str(tmp_path / "nowhere"))
     shards(rows.folder, seed=50)
     with pytest.raises(ArtifactError, match="not the shards that the run was trained on"):
-        planned.load(storage.join(uri, ledger.PLAN), None)
+        rank_feed.load(storage.join(uri, ledger.PLAN), None)
 
 
 def test_a_run_is_audited_from_what_it_left(run: Run) -> None:
     run.skipped = ((6, 8),)
     run.to(13, 3)
     run.rows.save(storage.join(run.uri, ledger.PLAN))
-    run.rows = planned.load(storage.join(run.uri, ledger.PLAN), None)
+    run.rows = rank_feed.load(storage.join(run.uri, ledger.PLAN), None)
     assert run.wrong() == {}
     assert audits.finished(run.uri) == History(lineage=tuple(run.lineage), steps=13, skipped=((6, 8),))
 

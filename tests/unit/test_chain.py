@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import ArtifactError, ConfigError
-from ray_jobs import config as configs
+from ray_jobs.config import load as configs
 from tests.unit.test_transfer import CONFIGS, old_rows
 from trainer.transfer import apply, chain, plan
 from trainer.transfer.diff import diff

@@ -12,16 +12,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, TrainingError
-from data_pipeline.feed import ledger
-from data_pipeline.feed.ledger import Ledger
-from data_pipeline.step_name import step_of
 from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
-from trainer.engine import checkpoint, saving
-from trainer.engine.checkpoint import RunState
-from trainer.engine.saving import Saver
-from trainer.engine.store import BAD, COMMITTED, Store
+from trainer.checkpoints import restore, writer
+from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.store import BAD, COMMITTED, Store
+from trainer.checkpoints.writer import Saver
+from trainer.ledger import ledger
+from trainer.ledger.ledger import Ledger
+from trainer.ledger.step_name import step_of
 
 
 class Writer:
@@ -74,16 +74,16 @@ def saved(store: Store, *steps: int) -> RunState:
 
 def test_a_run_goes_on_from_the_newest(store: Store) -> None:
     engine = Engine()
-    assert checkpoint.restore(engine, store, "a") == RunState(identity="a")
+    assert restore.restore(engine, store, "a") == RunState(identity="a")
     saved(store, 2, 4)
-    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert restore.restore(engine, store, "a").next_step == 4
     assert engine.value == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("at_most", "step"), [(100, 90), (90, 90), (89, 20), (20, 20), (19, 20), (-40, 20)])
 def test_a_run_goes_back_to_the_newest_not_after_a_step_or_else_the_earliest(store: Store, at_most: int, step: int) -> None:
     saved(store, 20, 90, 110)
-    assert checkpoint.restore(Engine(), store, "a", at_most).next_step == step
+    assert restore.restore(Engine(), store, "a", at_most).next_step == step
 
 
 def test_going_back_passes_over_what_is_torn_to_the_one_before_and_then_after(store: Store) -> None:
@@ -91,7 +91,7 @@ def test_going_back_passes_over_what_is_torn_to_the_one_before_and_then_after(st
     for step in (90, 20):
         name = next(name for name in store.usable() if step_of(name) == step)
         os.remove(Path(store.uri, name, "ds", "states.pt"))
-    assert checkpoint.restore(Engine(), store, "a", 100).next_step == 110
+    assert restore.restore(Engine(), store, "a", 100).next_step == 110
 
 
 @pytest.mark.parametrize("path", ["ds/states.pt", "state.json", "manifest-00000.json", "COMMITTED"])
@@ -100,7 +100,7 @@ def test_of_a_checkpoint_that_changed_the_one_before_is_taken(store: Store, path
     newest = Path(store.uri, store.usable()[0])
     (newest / path).write_bytes((newest / path).read_bytes()[:-2])
     engine = Engine()
-    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert restore.restore(engine, store, "a").next_step == 4
     assert engine.value == pytest.approx(0.4)
     assert path in json.loads((newest / BAD).read_text())["why"]
     assert len(store.usable()) == 2
@@ -111,7 +111,7 @@ def test_with_no_checkpoint_intact_the_run_does_not_silently_begin_again(store: 
     for name in store.usable():
         os.remove(Path(store.uri, name, "ds", "states.pt"))
     with pytest.raises(CorruptError, match="no checkpoint is intact"):
-        checkpoint.restore(Engine(), store, "a")
+        restore.restore(Engine(), store, "a")
 
 
 @pytest.mark.parametrize("error", [TimeoutError("no answer"), HttpError("503")])
@@ -121,7 +121,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(flaky, path: str, error: 
     saved(store, 2, 4)
     Flaky.fault = failing("read|info|list", path, error, times=3)
     engine = Engine()
-    assert checkpoint.restore(engine, store, "a").next_step == 4
+    assert restore.restore(engine, store, "a").next_step == 4
     assert engine.value == pytest.approx(0.4)
     assert len(store.usable()) == 2
 
@@ -133,10 +133,10 @@ def test_storage_that_stays_away_condemns_no_checkpoint(flaky, path: str) -> Non
     before = store.usable()
     Flaky.fault = failing("read|info|list", path, TimeoutError("no answer"))
     with pytest.raises(OSError, match="no answer"):
-        checkpoint.restore(Engine(), store, "a")
+        restore.restore(Engine(), store, "a")
     Flaky.fault = None
     assert store.usable() == before
-    assert checkpoint.restore(Engine(), store, "a").next_step == 4
+    assert restore.restore(Engine(), store, "a").next_step == 4
 
 
 def test_a_bad_checkpoint_that_cannot_be_marked_is_passed_over_once(flaky) -> None:  # noqa: F811
@@ -144,10 +144,10 @@ def test_a_bad_checkpoint_that_cannot_be_marked_is_passed_over_once(flaky) -> No
     saved(store, 2, 4)
     storage.write_bytes(storage.join(store.uri, store.usable()[0], "ds", "states.pt"), b"torn")
     Flaky.fault = failing("write", BAD, HttpError("503"))
-    assert checkpoint.restore(Engine(), store, "a").next_step == 2
+    assert restore.restore(Engine(), store, "a").next_step == 2
     storage.write_bytes(storage.join(store.uri, store.usable()[1], "ds", "states.pt"), b"torn")
     with pytest.raises(CorruptError, match="no checkpoint is intact"):
-        checkpoint.restore(Engine(), store, "a")
+        restore.restore(Engine(), store, "a")
 
 
 def test_a_clean_up_that_fails_costs_no_save(flaky) -> None:  # noqa: F811
@@ -220,14 +220,14 @@ def test_a_commit_that_fails_behind_the_step_gives_its_rows_to_the_next(flaky, w
 def test_another_run_s_checkpoint_is_refused(store: Store) -> None:
     saved(store, 2)
     with pytest.raises(CorruptError, match="another run"):
-        checkpoint.restore(Engine(), store, "b")
+        restore.restore(Engine(), store, "b")
 
 
 def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_intact(store: Store, monkeypatch) -> None:
     state = saved(store, 2)
     before = sorted(Path(store.uri).rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(saving.torch, "save", full)
+        patch.setattr(writer.torch, "save", full)
         for _ in range(2):
             state.next_step += 1
             save(Engine(), state, store)
@@ -235,20 +235,20 @@ def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_in
     state.next_step += 1
     save(Engine(0.7), state, store)
     assert state.missed == []
-    monkeypatch.setattr(saving.torch, "save", full)
+    monkeypatch.setattr(writer.torch, "save", full)
     for _ in range(2):
         save(Engine(), state, store)
     with pytest.raises(TrainingError, match=r"3 checkpoints in a row could not be saved \(rank 0: .*No space left"):
         save(Engine(), state, store)
     engine = Engine()
-    assert checkpoint.restore(engine, store, "a").next_step == 5
+    assert restore.restore(engine, store, "a").next_step == 5
     assert engine.value == pytest.approx(0.7)
 
 
 def test_a_save_that_failed_is_told_once(store: Store, monkeypatch) -> None:
     state, saver = saved(store, 2), Saver(Engine(), store, Ledger(store.uri + "-ledger", 0))
     with monkeypatch.context() as patch:
-        patch.setattr(saving.torch, "save", full)
+        patch.setattr(writer.torch, "save", full)
         saver.begin(state)
         told = saver.finish(state)
     assert "No space left" in told.wrong
@@ -276,9 +276,9 @@ def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monke
 
         return convert
 
-    monkeypatch.setattr(checkpoint.universal, "convert", fails(OSError("no answer")))
+    monkeypatch.setattr(restore.universal, "convert", fails(OSError("no answer")))
     with pytest.raises(OSError, match="no answer"):
-        checkpoint._load(engine, store, name, "a")
-    monkeypatch.setattr(checkpoint.universal, "convert", fails(CorruptError("cannot be converted.", name)))
+        restore._load(engine, store, name, "a")
+    monkeypatch.setattr(restore.universal, "convert", fails(CorruptError("cannot be converted.", name)))
     with pytest.raises(TrainingError, match="cannot be converted"):
-        checkpoint._load(engine, store, name, "a")
+        restore._load(engine, store, name, "a")

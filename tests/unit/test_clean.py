@@ -9,7 +9,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 from data_pipeline.shards import corpus
 from data_pipeline.text.clean import clean
 from ray_jobs import shard
-from ray_jobs.config import load
+from ray_jobs.config.load import load
 from tests.integration.conftest import CONFIG
 from tests.unit.test_many_languages import in_this_process
 

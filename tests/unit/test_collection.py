@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.engine.collection import EVERY, collect, collected_by_step
+from trainer.engine.garbage import EVERY, collect, collected_by_step
 
 
 class Cycle:

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from data_pipeline.errors import ArtifactError, ConfigError
 from ray_jobs import compare
-from ray_jobs import config as configs
-from ray_jobs.compared import compared, described
+from ray_jobs.compared_runs import compared, described
+from ray_jobs.config import load as configs
 from trainer.transfer.methods import METHODS
 
 RUNS = """

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ConfigError
-from ray_jobs import config_keys
-from ray_jobs.config import ScionConfig, load, to_yaml
-from ray_jobs.sections import MixtureStage
-from trainer.engine.config import BatchPart
+from ray_jobs.config import keys
+from ray_jobs.config.load import ScionConfig, load, to_yaml
+from ray_jobs.config.schema import MixtureStage
+from trainer.config.train import BatchPart
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
 
@@ -81,9 +81,9 @@ def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path)
 
 
 def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
-    ends = {key.name.rpartition(".")[2] for key in config_keys.keys(ScionConfig)}
-    assert set(config_keys._ELSEWHERE.values()) <= ends
-    assert not set(config_keys._ELSEWHERE) & ends
+    ends = {key.name.rpartition(".")[2] for key in keys.keys(ScionConfig)}
+    assert set(keys._ELSEWHERE.values()) <= ends
+    assert not set(keys._ELSEWHERE) & ends
 
 
 @pytest.mark.parametrize(

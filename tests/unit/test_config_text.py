@@ -9,10 +9,10 @@ from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import Reserved
 from ray_jobs import shard
-from ray_jobs.config import keep, load, to_dict, to_yaml
-from ray_jobs.yaml_text import parse
+from ray_jobs.config.load import keep, load, to_dict, to_yaml
+from ray_jobs.config.yaml_text import parse
 from tests.integration.conftest import write_rows
-from trainer.engine.config import RateChange
+from trainer.config.train import RateChange
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from data_pipeline import fingerprints, patience, storage
+from data_pipeline.artifacts import fingerprints, retries, storage
 from data_pipeline.errors import DataError
-from data_pipeline.pairs import rows
+from data_pipeline.pairs import text_pairs
 from data_pipeline.sources import copies, documents
 from tests.unit.flaky_storage import Flaky, every, failing, flaky  # noqa: F401
 
@@ -122,7 +122,7 @@ def test_a_dataset_that_breaks_off_is_named(tmp_path: Path, monkeypatch) -> None
 
 def written(path: Path, *rows: object) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    path.write_text("\n".join(json.dumps(row) for row in text_pairs))
     return str(path)
 
 
@@ -131,8 +131,8 @@ def table(path: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> pa.
 
 
 def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
-    rows = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
-    found = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
+    text_pairs = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
+    found = table(written(tmp_path / "a.jsonl", *text_pairs), ("text",), ("lang", "id"))
     assert found["lang"].to_pylist() == [None, *["el"] * 5]
     assert found["id"].to_pylist() == [None, *map(str, range(5))]
     later = written(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})
@@ -165,11 +165,11 @@ def test_a_value_of_another_kind_is_named_with_its_line(name: str, value: object
 def test_rows_of_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     for folder in ("train", "test", "el", "tr"):
         written(tmp_path / folder / "pairs.jsonl", {"anchor": f"to {folder}", "positive": f"προς {folder}"})
-    sides = {key: rows.load(str(tmp_path / key / "pairs.jsonl"), "", key=key) for key in ("train", "test")}
-    rows.check_disjoint(sides["train"], sides["test"])
-    both = rows.load(f"{tmp_path}/[et][lr]/pairs.jsonl", "", key="pairs")
+    sides = {key: text_pairs.load(str(tmp_path / key / "pairs.jsonl"), "", key=key) for key in ("train", "test")}
+    text_pairs.check_disjoint(sides["train"], sides["test"])
+    both = text_pairs.load(f"{tmp_path}/[et][lr]/pairs.jsonl", "", key="pairs")
     assert len(set(both.ids)) == len(both) == 2
-    moved = rows.load(f"{tmp_path}/el/pairs.jsonl", "", key="pairs")
+    moved = text_pairs.load(f"{tmp_path}/el/pairs.jsonl", "", key="pairs")
     assert moved.ids == ["pairs/pairs.jsonl:0:0"]
 
 
@@ -177,7 +177,7 @@ def test_an_id_twice_is_found_in_one_pass(tmp_path: Path) -> None:
     many = [{"id": str(i), "anchor": f"a {i}", "positive": f"b {i}"} for i in [*range(40_000), 39_999]]
     path, began = written(tmp_path / "pairs.jsonl", *many), time.process_time()
     with pytest.raises(DataError, match="the id '39999' occurs more than once"):
-        rows.load(path, "", key="pairs")
+        text_pairs.load(path, "", key="pairs")
     assert time.process_time() - began < 5  # 15 s by counting each
 
 
@@ -212,7 +212,7 @@ class TestOnAStore:
         content = io.BytesIO()
         pq.write_table(pa.table({"text": [f"{number:064d}" for number in range(2000)]}), content, compression="none")
         storage.write_bytes("flaky://run/large.parquet", content.getvalue())
-        monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.2)
         monkeypatch.setattr(documents, "MANY_SECONDS", 0.0)
         monkeypatch.setattr(documents, "_PIECE", 8000)
         read, asked = documents._InPieces.readinto, []
@@ -228,7 +228,7 @@ class TestOnAStore:
         assert 15 < len(asked) < 40
 
     def test_a_read_that_is_never_answered_is_made_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
+        monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
         monkeypatch.setattr(documents, "MANY_SECONDS", 0.0)
         (unit,) = documents.units(["flaky://run/corpus/000.txt"])
         never, asked = threading.Event(), []

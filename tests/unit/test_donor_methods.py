@@ -12,13 +12,14 @@ from data_pipeline.errors import ConfigError, DataError, ModelError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import canonical_tokens
 from tests.conftest import FAMILIES, tiny_model
-from trainer.spread import Local
-from trainer.static.texts import Texts
-from trainer.transfer import apply, batch_omp, donor, exact
-from trainer.transfer.batch_omp import PursuitConfig, combinations
+from trainer.executor import Local
+from trainer.transfer import apply, donor
 from trainer.transfer.methods import METHODS, clp, clp_plus, omp
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, assemble
+from trainer.transfer.search import batch_omp, exact
+from trainer.transfer.search.batch_omp import PursuitConfig, combinations
+from trainer.word_vectors.texts import Texts
 
 DONOR_METHODS = ("clp", "clp_plus", "omp")
 

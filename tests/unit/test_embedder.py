@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from tests.conftest import FAMILIES, tiny_model
 from trainer.embedder import Embedder, EmbedderSpec, batches

@@ -32,8 +32,8 @@ from transformers import (
 from data_pipeline.errors import ConfigError, ModelError
 from tests.unit.test_loading import gemma3
 from trainer.embedder import Embedder, EmbedderSpec
-from trainer.engine.tasks import ContrastiveTask
 from trainer.models.pooling import check_pooling, pooling_name
+from trainer.tasks.tasks import ContrastiveTask
 
 SIZE = 300
 SMALL = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,

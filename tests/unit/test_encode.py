@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from data_pipeline.ragged import Ragged
 from data_pipeline.tokenizers.encode import _LOCAL_PATTERNS, cuts, encode
+from data_pipeline.tokenizers.ragged import Ragged
 from tests.conftest import FAMILIES
 
 AWKWARD = [

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline import artifact
-from trainer.engine import export
-from trainer.engine.store import Store
+from data_pipeline.artifacts import artifact
+from trainer.checkpoints import export
+from trainer.checkpoints.store import Store
 
 NAME = "step_000000100-w1-abc"
 KILLED = """

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from trainer.engine import exports
-from trainer.engine.config import TrainConfig
-from trainer.engine.exports import Exports
-from trainer.engine.store import COMMITTED, Store
+from trainer.checkpoints import export_queue
+from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.store import COMMITTED, Store
+from trainer.config.train import TrainConfig
 
 OLD, NEW, NEXT = "step_000000100-w2-aaa", "step_000000100-w2-bbb", "step_000000200-w2-ccc"
 
@@ -32,7 +32,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exports:
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / name / COMMITTED).write_text("{}")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.engine.exports.from_first", lambda make: make())
+    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first", lambda make: make())
     store = Store(f"{tmp_path}/run/checkpoints", 3)
     return Exports(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ def test_a_killed_export_leaves_no_draft(made: Exports, tmp_path: Path, monkeypa
     killed = tmp_path / "python"
     killed.write_text('#!/bin/sh\nmkdir "$5.0123456789ab.draft"\nkill -9 $$\n')
     killed.chmod(0o755)
-    monkeypatch.setattr(exports.sys, "executable", str(killed))
+    monkeypatch.setattr(export_queue.sys, "executable", str(killed))
     made.add(NEXT)
     assert made.reading == {NEXT}
     time.sleep(0.1)

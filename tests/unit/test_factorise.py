@@ -27,12 +27,12 @@ from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from tests.unit.test_graft import untied
 from trainer.models import factored_embeddings, loading
-from trainer.static.texts import Texts
 from trainer.transfer import apply, factorise
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import aligned
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, assemble
+from trainer.word_vectors.texts import Texts
 
 RANK = 12
 IDS = torch.arange(5, 65)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.feed.targets import TargetBatch
 from tests.conftest import tiny_decoder, tiny_model, wordpiece
-from trainer.engine.freezing import freeze
+from trainer.models.freezing import freeze
 from trainer.models.packed_lm import PackedLM
 
 

@@ -10,13 +10,13 @@ import pytest
 from transformers import RobertaConfig
 
 from data_pipeline.errors import ConfigError, ModelError
-from data_pipeline.pairs.rows import Pairs
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.given import adopted
+from data_pipeline.tokenizers.adopt import adopted
 from data_pipeline.tokenizers.verify import verify
 from ray_jobs import shard
-from ray_jobs.config import load
+from ray_jobs.config.load import load
 from tests.conftest import FAMILIES, byte_level, unigram, wordpiece
 from tests.integration.conftest import CONFIG, write_rows
 from tests.tokenizer_styles import STYLES, llama3, qwen3

@@ -9,23 +9,24 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from data_pipeline import artifact
+from data_pipeline.artifacts import artifact
 from data_pipeline.errors import TrainingError
-from data_pipeline.feed.ledger import Ledger
-from data_pipeline.feed.planned import RankFeed
-from data_pipeline.order.plan import OrderPlan, Stage, Stream
-from data_pipeline.step_name import step_of
-from ray_jobs.sections import EmbedConfig, PretrainConfig
+from data_pipeline.feed.rank_feed import RankFeed
+from data_pipeline.order.row_order import OrderPlan, Stage, Stream
+from ray_jobs.config.schema import EmbedConfig, PretrainConfig
 from tests.unit.test_checkpoint import Engine
-from trainer.engine import changes, checkpoint
-from trainer.engine.checkpoint import RunState, Skip
-from trainer.engine.config import RateChange, TrainConfig
-from trainer.engine.exports import Exports
+from trainer.checkpoints import restore
+from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.restore import RunState, Skip
+from trainer.checkpoints.store import Store
+from trainer.checkpoints.writer import Saver
+from trainer.config.train import RateChange, TrainConfig
+from trainer.engine import changes
 from trainer.engine.guards import PEACE, WINDOW
 from trainer.engine.loop import Training
 from trainer.engine.process_group import TimeOut
-from trainer.engine.saving import Saver
-from trainer.engine.store import Store
+from trainer.ledger.ledger import Ledger
+from trainer.ledger.step_name import step_of
 
 EVERY = 20
 
@@ -84,7 +85,7 @@ def test_an_update_that_is_older_than_the_newest_checkpoint_is_undone(tmp_path: 
     assert gone["first"] <= harm < gone["last"]
     usable = loop._run.store.usable()
     assert step_of(usable[0]) == gone["next_step"]
-    again = checkpoint.restore(Engine(1.0), loop._run.store, "a")  # as after a kill: with what is left out known
+    again = restore.restore(Engine(1.0), loop._run.store, "a")  # as after a kill: with what is left out known
     assert again.skipped == ((gone["first"], gone["last"]),)
     loop.train(400, harm, late)
     assert loop._state.next_step == 400

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from data_pipeline import lease
+from data_pipeline.artifacts import lease
 from data_pipeline.errors import ArtifactError, ConfigError
 from ray_jobs import status
-from trainer.engine.goodput import account
+from trainer.monitoring.goodput import account
 
 
 def step(number: int, time: float, seconds: float = 1.0, **more: Any) -> dict[str, Any]:

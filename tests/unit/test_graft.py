@@ -24,12 +24,12 @@ from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from trainer.models import loading
-from trainer.static.texts import Texts
 from trainer.transfer import apply, plan
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, aligned
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, assemble
+from trainer.word_vectors.texts import Texts
 
 
 @pytest.fixture(scope="module")

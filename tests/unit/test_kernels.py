@@ -8,14 +8,14 @@ import scipy.special
 import torch
 
 from data_pipeline.errors import DataError
-from trainer.spread import Local
-from trainer.static.procrustes import procrustes
-from trainer.transfer import kernels
+from trainer.executor import Local
+from trainer.transfer.search import neighbours
+from trainer.word_vectors.procrustes import procrustes
 
 
 def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return kernels.unit(torch.randn(n, width, generator=generator))
+    return neighbours.unit(torch.randn(n, width, generator=generator))
 
 
 def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
@@ -31,7 +31,7 @@ def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
 
 def test_top_softmax_is_the_formula() -> None:
     queries, keys = unit_rows(2500, 20, 1), unit_rows(300, 20, 2)
-    columns, weights = kernels.top_softmax(queries, keys, 10, 0.1)
+    columns, weights = neighbours.top_softmax(queries, keys, 10, 0.1)
     cosines = (queries.double() @ keys.double().T).numpy()
     for row in range(0, 2500, 97):
         best = np.argsort(-cosines[row])[:10]
@@ -50,7 +50,7 @@ def projection(z: np.ndarray) -> np.ndarray:
 def test_top_sparsemax_is_exact(width: int) -> None:
     """In width 3 supports are large, so that the first 64 candidates are too few and the certificate must notice."""
     queries, keys = unit_rows(40, width, 1), unit_rows(900, width, 2)
-    columns, weights = kernels.top_sparsemax(queries, keys)
+    columns, weights = neighbours.top_sparsemax(queries, keys)
     cosines = (queries.double() @ keys.double().T).numpy()
     for row in range(40):
         dense = np.zeros(900)
@@ -60,12 +60,12 @@ def test_top_sparsemax_is_exact(width: int) -> None:
 
 
 def test_top_sparsemax_with_fewer_keys_than_candidates() -> None:
-    columns, weights = kernels.top_sparsemax(unit_rows(5, 8, 1), unit_rows(2, 8, 2))
+    columns, weights = neighbours.top_sparsemax(unit_rows(5, 8, 1), unit_rows(2, 8, 2))
     assert columns.shape[1] <= 2
     assert np.abs(weights.sum(axis=1) - 1).max() < 1e-6
 
 
-@pytest.mark.parametrize("kernel", [lambda *a: kernels.top_softmax(*a[:2], 10, 0.1, *a[2:]), kernels.top_sparsemax])
+@pytest.mark.parametrize("kernel", [lambda *a: neighbours.top_softmax(*a[:2], 10, 0.1, *a[2:]), neighbours.top_sparsemax])
 def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) -> None:
     """Not to the last bit, with ties (rows that occur three times) and with rows that need more candidates."""
     keys = torch.cat([unit_rows(300, 12, 1)] * 3 + [unit_rows(9000, 12, 2)])
@@ -76,7 +76,7 @@ def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) ->
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
     for fast in (False, True):
-        monkeypatch.setattr(kernels, "_bf16_is_fast", lambda fast=fast: fast)
+        monkeypatch.setattr(neighbours, "_bf16_is_fast", lambda fast=fast: fast)
         again = kernel(queries, keys)
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
@@ -91,7 +91,7 @@ def rounded_farthest(n: int, up: bool) -> torch.Tensor:
     rows = torch.zeros(n, 940)
     rows[:, :900] = 2**-5 * (1 + 2**-8 + (1 if up else -1) * 2**-12)
     rows[torch.arange(n), 901 + torch.arange(n)] = (1 - (rows**2).sum(dim=1)).sqrt()
-    return kernels.unit(rows)
+    return neighbours.unit(rows)
 
 
 def ordinary(n: int, seed: int) -> torch.Tensor:
@@ -108,9 +108,9 @@ def ordinary(n: int, seed: int) -> torch.Tensor:
 )
 def test_no_key_outside_the_proposed_exceeds_their_bound(queries, keys) -> None:
     exact = (queries.double() @ keys.double().T).numpy()
-    halves, lost = kernels._halves(keys)
+    halves, lost = neighbours._halves(keys)
     for columns, moved in ((halves, lost), (keys.T, 0.0)):
-        index, outside = kernels._proposed(queries, columns, moved, 5)
+        index, outside = neighbours._proposed(queries, columns, moved, 5)
         for row in range(len(queries)):
             others = np.setdiff1d(np.arange(len(keys)), index[row])
             assert len(others) == len(keys) - 5
@@ -121,7 +121,7 @@ def test_no_key_outside_the_proposed_exceeds_their_bound(queries, keys) -> None:
 def test_the_highest_are_found_among_the_best_groups(size: int) -> None:
     scores = torch.randn(50, size, generator=torch.Generator().manual_seed(size))
     for count in (1, 5, min(60, size), size):
-        columns, lowest = kernels._highest(scores, count)
+        columns, lowest = neighbours._highest(scores, count)
         expected = scores.topk(count, dim=1)
         assert (np.sort(columns, axis=1) == expected.indices.sort(dim=1).values.numpy()).all()
         assert (lowest == expected.values[:, -1].numpy()).all()
@@ -129,5 +129,5 @@ def test_the_highest_are_found_among_the_best_groups(size: int) -> None:
 
 def test_of_equal_keys_the_first_are_taken() -> None:
     keys = unit_rows(5, 8, 1).repeat(40, 1)
-    columns, _ = kernels.top_softmax(keys[:5], keys, 3, 0.1)
+    columns, _ = neighbours.top_softmax(keys[:5], keys, 3, 0.1)
     assert columns.tolist() == [[i, i + 5, i + 10] for i in range(5)]

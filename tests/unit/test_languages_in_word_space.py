@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from trainer.spread import Local
-from trainer.static import dictionary, word_space
-from trainer.static.ppmi import PpmiConfig
-from trainer.static.texts import Texts
-from trainer.static.vectors import Joined, TableVectors
-from trainer.static.word_space import SpaceConfig
+from trainer.executor import Local
+from trainer.word_alignment import dictionary
+from trainer.word_vectors import word_space
+from trainer.word_vectors.ppmi import PpmiConfig
+from trainer.word_vectors.texts import Texts
+from trainer.word_vectors.vectors import Joined, TableVectors
+from trainer.word_vectors.word_space import SpaceConfig
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 CIPHERS = {"el": "αβγδεζηθικλμνξοπρστυφχψωϊϋ", "ru": "абвгдежзийклмнопрстуфхцчшщ"}

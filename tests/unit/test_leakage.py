@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.pairs.rows import Pairs, check_disjoint
+from data_pipeline.pairs.text_pairs import Pairs, check_disjoint
 from data_pipeline.shards import corpus
 from data_pipeline.text.reserved import Reserved
 from data_pipeline.text.words import words

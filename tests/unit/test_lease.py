@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import lease as leases
-from data_pipeline import storage
+from data_pipeline.artifacts import lease as leases
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.lease import TTL_SECONDS, Lease, held
 from data_pipeline.errors import ArtifactError, CorruptError
-from data_pipeline.lease import TTL_SECONDS, Lease, held
 
 HERE = socket.gethostname()
 PATIENCE = 60.0

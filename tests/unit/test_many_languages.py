@@ -16,10 +16,10 @@ from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.shards.sample import balanced, rates_within, thinned
 from data_pipeline.tokenizers import train
-from ray_jobs.sections import MixtureStage, PretrainConfig
+from ray_jobs.config.schema import MixtureStage, PretrainConfig
 from tests.conftest import byte_level
-from trainer.engine.heldout import Heldout
 from trainer.evaluation.fertility import by_language
+from trainer.tasks.heldout_text import Heldout
 
 LANGS = [f"x{number:02d}" for number in range(100)]
 SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}

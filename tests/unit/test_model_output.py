@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from trainer import embedder
 from trainer.embedder import EmbedderSpec
-from trainer.engine import tasks
-from trainer.engine.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks import tasks
+from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
 
 INDEX = "model.safetensors.index.json"
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from tests.unit.flaky_storage import Flaky, failing, flaky  # noqa: F401
-from trainer.engine.node_copy import node_copy, reads, reads_all, share
+from trainer.checkpoints.node_copy import node_copy, reads, reads_all, share
 
 
 def names(world: int, stage: int) -> list[str]:

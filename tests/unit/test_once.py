@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_pipeline import storage
-from data_pipeline.once import once
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.cached import once
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken, TargetBatch
-from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split
+from data_pipeline.tokenizers.ragged import Ragged
 from tests.families.configs import COMMON, FAMILIES, VOCABULARY, tiny
 from trainer.models.forward_check import Way
 from trainer.models.packed_lm import PackedLM

@@ -8,9 +8,9 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, ViTConfig
 
 from data_pipeline.errors import ConfigError, ModelError
-from ray_jobs import config as configs
 from ray_jobs import preflight
 from ray_jobs.cli import main
+from ray_jobs.config import load as configs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import ConfigError
-from trainer.engine.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.engine.process_group import TimeOut, dumps_found, flight_folder, interface_of, variables
 
 INTERFACES = {

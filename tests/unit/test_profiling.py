@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_pipeline.errors import ConfigError
-from trainer.engine.config import TrainConfig
-from trainer.engine.profiling import profiled
+from trainer.config.train import TrainConfig
+from trainer.monitoring.profiling import profiled
 
 
 def test_only_chosen_steps_leave_a_trace(tmp_path: Path) -> None:

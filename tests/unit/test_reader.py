@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.feed.reader import RowReader
-from data_pipeline.order.plan import BLOCK, Slots
+from data_pipeline.order.row_order import BLOCK, Slots
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest, Shard
 

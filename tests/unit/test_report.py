@@ -15,15 +15,15 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from data_pipeline import artifact, fingerprints
-from data_pipeline.artifact import Artifact
+from data_pipeline.artifacts import artifact, fingerprints
+from data_pipeline.artifacts.artifact import Artifact
 from data_pipeline.errors import ArtifactError
-from ray_jobs import config as configs
 from ray_jobs import evaluate, pipeline
+from ray_jobs.config import load as configs
+from ray_jobs.config.schema import CompareConfig
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
-from ray_jobs.sections import CompareConfig
 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from data_pipeline.errors import ModelError
-from data_pipeline.pairs.rows import Pairs, load
+from data_pipeline.pairs.text_pairs import Pairs, load
 from trainer.evaluation import retrieval
 from trainer.evaluation.fertility import fertility
 from trainer.merging.uniform import average

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import storage
-from trainer.engine import runlog
-from trainer.engine.runlog import RunLog, deaths, read, steps
+from data_pipeline.artifacts import storage
+from trainer.monitoring import run_log
+from trainer.monitoring.run_log import RunLog, deaths, read, steps
 
 MEMORY = "memory://test-runlog"
 
@@ -116,7 +116,7 @@ def test_an_object_that_could_not_be_put_is_put_with_the_next(monkeypatch: pytes
 def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     storage.remove(MEMORY)
     now = [100.0]
-    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
     log = RunLog(MEMORY)
     log.write("start", next_step=0)
     assert storage.files(MEMORY) == []
@@ -139,7 +139,7 @@ def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("harm", ["none", "died before it removed", "could not be put"])
 def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     storage.remove(MEMORY)
-    monkeypatch.setattr(runlog, "_MERGED", 8)
+    monkeypatch.setattr(run_log, "_MERGED", 8)
     put = storage.write_bytes
 
     def away(uri: str, content: bytes) -> None:
@@ -149,9 +149,9 @@ def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         if harm == "died before it removed":
-            patch.setattr(runlog.storage, "remove", lambda uri: None)
+            patch.setattr(run_log.storage, "remove", lambda uri: None)
         if harm == "could not be put":
-            patch.setattr(runlog.storage, "write_bytes", away)
+            patch.setattr(run_log.storage, "write_bytes", away)
         log = RunLog(MEMORY)
         for step in range(20):
             log.write("step", step=step)
@@ -174,7 +174,7 @@ def test_a_log_that_is_merged_while_it_is_read_is_read_again(monkeypatch: pytest
             storage.remove(uri)
         return get(uri)
 
-    monkeypatch.setattr(runlog.storage, "read_bytes", late)
+    monkeypatch.setattr(run_log.storage, "read_bytes", late)
     assert [entry["kind"] for entry in read(MEMORY)[0]] == ["start", "step"]
 
 
@@ -252,7 +252,7 @@ def test_an_attempt_that_went_back_died_where_it_went_on(uri: str) -> None:
 def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver whose clock was ahead came after the workers that died later: their deaths were never counted."""
     clock = [1_000_000]
-    monkeypatch.setattr(runlog.time, "time_ns", lambda: clock[0] * 10**9)
+    monkeypatch.setattr(run_log.time, "time_ns", lambda: clock[0] * 10**9)
     (tmp_path / ".nfs0001").write_text("of the file system")
     driver = RunLog(str(tmp_path))
     driver.write("driver")
@@ -263,9 +263,9 @@ def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: P
         log.write("start", next_step=5, attempt=attempt)
         log.write("step", step=5)
         log.write("step", step=6)
-    found = runlog.read(str(tmp_path))
+    found = run_log.read(str(tmp_path))
     assert [entries[0].get("attempt") for entries in found] == [None, 0, 1, 2]
-    assert runlog.deaths(found) == {"count": 3, "step": 7}
+    assert run_log.deaths(found) == {"count": 3, "step": 7}
 
 
 def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
     for name in ("notes.txt", ".DS_Store", ".nfs0001", "sub/x.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("hi\n")
-    assert runlog.deaths(runlog.read(str(tmp_path), 3)) == {"count": 3, "step": 7}
+    assert run_log.deaths(run_log.read(str(tmp_path), 3)) == {"count": 3, "step": 7}
     future = f"{time.time_ns() + 10**15:020d}"
     (tmp_path / f"{future}-000000.jsonl").write_text('{"kind": "start", "next_step": 7}\n')
     assert RunLog(str(tmp_path))._stamp > future
@@ -286,13 +286,13 @@ def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.M
     """As a full disk leaves it."""
     RunLog(str(tmp_path)).write("start", next_step=7)
     with monkeypatch.context() as patch:
-        patch.setattr(runlog.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(run_log.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         full = RunLog(str(tmp_path))
         full._lines.append("{}")
         full.sync()
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / f"{time.time_ns() + 10**9:020d}-000000.jsonl").touch()
-    assert [entries[0]["kind"] for entries in runlog.read(str(tmp_path))] == ["start"]
+    assert [entries[0]["kind"] for entries in run_log.read(str(tmp_path))] == ["start"]
 
 
 def test_a_long_log_of_many_languages_is_read_in_little_memory(tmp_path: Path) -> None:
@@ -309,4 +309,4 @@ def test_a_long_log_of_many_languages_is_read_in_little_memory(tmp_path: Path) -
     assert [entry["loss"] for entry in steps(found)] == [2.0] * 300
     assert found[0][0].keys() == {"kind", "time", "next_step"}
     assert found[0][1].keys() == {"kind", "time", "step", "loss"}
-    assert deaths(read(str(tmp_path), 1, runlog.DEATH_FIELDS)) == {"count": 1, "step": 300}
+    assert deaths(read(str(tmp_path), 1, run_log.DEATH_FIELDS)) == {"count": 1, "step": 300}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import CorruptError
 from data_pipeline.feed.masking import Masker
-from data_pipeline.ragged import Ragged
 from data_pipeline.shards import format
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.pack import PACKINGS, best_fit, concat_split, first_fit, segments
+from data_pipeline.tokenizers.ragged import Ragged
 
 DOCUMENTS = st.lists(st.lists(st.integers(1, 60_000), min_size=1, max_size=30), min_size=0, max_size=20)
 

@@ -13,11 +13,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.errors import ConfigError
-from ray_jobs import config as configs
 from ray_jobs import preflight
-from trainer.engine import trackers
-from trainer.engine.sinks import Sinks
-from trainer.engine.trackers import FOLDER, Tracked
+from ray_jobs.config import load as configs
+from trainer.monitoring import trackers
+from trainer.monitoring.metrics import Sinks
+from trainer.monitoring.trackers import FOLDER, Tracked
 
 
 def entry(step: int, loss: float) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_pipeline import artifact, lease, storage
-from data_pipeline.artifact import Draft, Plan
+from data_pipeline.artifacts import artifact, lease, storage
+from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
-from ray_jobs import console, stopping
+from ray_jobs import console, stop_request
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage
-from trainer.engine import runlog
-from trainer.engine.runlog import RunLog
+from trainer.monitoring import run_log
+from trainer.monitoring.run_log import RunLog
 
 
 def stage(folder: Path, filled: list[str]) -> Stage:
@@ -92,7 +92,7 @@ def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_s
     folder = tmp_path / "pretrain"
 
     def interrupted(draft: Draft, report: Reporter) -> str:
-        log = RunLog(f"{folder}/{runlog.FOLDER}")
+        log = RunLog(f"{folder}/{run_log.FOLDER}")
         log.write("start", next_step=0)
         if stepped:
             log.write("step", step=0)
@@ -110,7 +110,7 @@ def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_s
             corrected.run(Console(file=io.StringIO()))
     else:
         assert corrected.run(Console(file=io.StringIO())).config == {"frozen": "body"}
-        assert not (folder / runlog.FOLDER).exists()
+        assert not (folder / run_log.FOLDER).exists()
 
 
 def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Pa
         return Stage(name="pretrain", plan=own, fill=fill, resumable=True, trains_at=own.uri)
 
     def interrupted(draft: Draft, report: Reporter) -> str:
-        RunLog(f"{folder}/{runlog.FOLDER}").write("step", step=0)
+        RunLog(f"{folder}/{run_log.FOLDER}").write("step", step=0)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -157,9 +157,9 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_s
     """It was forgotten, and the next stage began."""
 
     def fill(draft: Draft, report: Reporter) -> str:
-        stopping.training(True)
-        assert stopping.wish()  # taken: a training would save
-        stopping.training(False)
+        stop_request.training(True)
+        assert stop_request.wish()  # taken: a training would save
+        stop_request.training(False)
         return "trained"
 
     plan = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
@@ -167,6 +167,6 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_s
     with pytest.raises(KeyboardInterrupt):
         stage.run(Console(file=io.StringIO()))
     assert stage.finished() is not None
-    assert not stopping.left_over()
-    assert not stopping.wish()  # nothing trains: whoever asks is to unwind, and nobody is asked later
-    assert not stopping.left_over()
+    assert not stop_request.left_over()
+    assert not stop_request.wish()  # nothing trains: whoever asks is to unwind, and nobody is asked later
+    assert not stop_request.left_over()

@@ -11,9 +11,9 @@ import pytest
 from fsspec import Callback
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from data_pipeline import fingerprints, patience, storage
+from data_pipeline.artifacts import fingerprints, retries, storage
+from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import CorruptError
-from data_pipeline.lease import Lease
 from data_pipeline.shards import format
 from tests.unit.flaky_storage import Flaky, HttpError, every, failing, flaky  # noqa: F401
 
@@ -97,11 +97,11 @@ def test_a_retry_ends_and_does_not_wait_for_what_is_not_there() -> None:
             raise error
         return len(calls)
 
-    assert patience.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
-    for error, tries in ((TimeoutError("no answer"), 1 + len(patience.WAITS)), (FileNotFoundError("gone"), 1)):
+    assert retries.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
+    for error, tries in ((TimeoutError("no answer"), 1 + len(retries.WAITS)), (FileNotFoundError("gone"), 1)):
         calls.clear()
         with pytest.raises(type(error)):
-            patience.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
+            retries.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
         assert len(calls) == tries
 
 
@@ -195,7 +195,7 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
 
 def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One PUT that hung stopped a training for ever, without a word."""
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(storage, "MANY_SECONDS", 0.0)
     asked, released = itertools.count(1), threading.Event()
 
@@ -221,7 +221,7 @@ def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, mon
 def test_a_listing_of_many_folders_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         storage.write_bytes(f"flaky://run/{number}/file", b"")
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
     Flaky.fault = lambda operation, path: time.sleep(0.02)
     assert len(storage.files("flaky://run")) == 40
     storage.remove("flaky://run")
@@ -232,7 +232,7 @@ def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(mo
     """It was asked for again, and the first request then removed the files of the next artefact."""
     for name in ("model.safetensors", "unfinished.json"):
         storage.write_bytes(f"flaky://run/{name}", b"old")
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.1)
     late, asked = threading.Event(), []
 
     def fault(operation: str, path: str) -> None:
@@ -281,7 +281,7 @@ def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pyt
     class NoCredentialsError(Exception):
         """As botocore's."""
 
-    monkeypatch.setattr(patience, "WAITS", (60.0,))
+    monkeypatch.setattr(retries, "WAITS", (60.0,))
     for error, kind in ((OSError(28, "No space left on device"), OSError), (NoCredentialsError("none"), PermissionError)):
         Flaky.fault = failing("write", "run", error)
         with pytest.raises(kind):
@@ -324,7 +324,7 @@ def test_what_another_process_has_written_since_the_last_listing_is_seen(monkeyp
 @pytest.mark.parametrize("way", ["get", "put"])
 def test_a_slow_line_is_not_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Large models could no longer be fetched below 32 MiB/s."""
-    monkeypatch.setattr(patience, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(retries, "ANSWER_SECONDS", 2.0)
     (tmp_path / "weights").write_bytes(bytes(20))
     asked = []
 

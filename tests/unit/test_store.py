@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import artifact, lease, storage
-from data_pipeline.artifact import Plan
+from data_pipeline.artifacts import artifact, lease, storage
+from data_pipeline.artifacts.artifact import Plan
 from data_pipeline.errors import CorruptError
-from data_pipeline.step_name import new_name, step_of
 from tests.unit.flaky_storage import Flaky, every, flaky  # noqa: F401
-from trainer.engine import store as stores
+from trainer.checkpoints import store as stores
+from trainer.checkpoints.store import BAD, COMMITTED, Store
 from trainer.engine.guards import WINDOW, rollback_step
-from trainer.engine.store import BAD, COMMITTED, Store
+from trainer.ledger.step_name import new_name, step_of
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.engine.stragglers import WINDOW, Stragglers, described
+from trainer.monitoring.stragglers import WINDOW, Stragglers, described
 
 
 def findings(world: int, steps: int, slow: Any) -> list[dict[str, Any]]:

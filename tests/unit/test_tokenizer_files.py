@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import load_tokenizer
 from tests.benchmarks import made_up
 from tests.unit.flaky_storage import Flaky, flaky  # noqa: F401
-from trainer.engine.heldout import Heldout, evaluate
-from trainer.engine.tasks import LanguageModelTask
+from trainer.tasks.heldout_text import Heldout, evaluate
+from trainer.tasks.tasks import LanguageModelTask
 
 URI = "flaky://run/model"
 

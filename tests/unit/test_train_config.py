@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from data_pipeline.errors import ConfigError
-from trainer.engine.config import BatchPart, RateChange, TrainConfig
-from trainer.engine.optimizer import optimizer_for
+from trainer.config.train import BatchPart, RateChange, TrainConfig
+from trainer.deepspeed_bridge.optimizer import optimizer_for
 
 
 def test_without_a_batch_warm_up_the_rate_rises_and_falls_by_steps() -> None:

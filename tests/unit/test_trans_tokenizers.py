@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import canonical_tokens
 from tests.conftest import wordpiece
-from trainer.static.texts import Texts
 from trainer.transfer.methods import trans_tokenizers
 from trainer.transfer.methods.trans_tokenizers import TransTokenizersConfig, Words, mixtures, relatives, shares
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.word_vectors.texts import Texts
 
 CONFIG = TransTokenizersConfig()
 

@@ -16,15 +16,16 @@ from data_pipeline.errors import ArtifactError, DataError, ModelError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import family_of
 from tests.conftest import FAMILIES, tiny_model
-from trainer.static import dictionary, fasttext, word_space
-from trainer.static.fasttext import FastTextConfig
-from trainer.static.texts import Texts
-from trainer.static.word_space import SpaceConfig
 from trainer.transfer import apply, plan
 from trainer.transfer.diff import diff
 from trainer.transfer.methods import METHODS, aligned, focus, fvt, ofa, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, assemble
+from trainer.word_alignment import dictionary
+from trainer.word_vectors import fasttext, word_space
+from trainer.word_vectors.fasttext import FastTextConfig
+from trainer.word_vectors.texts import Texts
+from trainer.word_vectors.word_space import SpaceConfig
 
 SMALL = FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000)
 CONFIGS = {

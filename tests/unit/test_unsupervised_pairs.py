@@ -5,8 +5,8 @@ import random
 import pytest
 
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.pairs.unsupervised import from_text
-from ray_jobs.config import load
+from data_pipeline.pairs.builders.simcse import from_text
+from ray_jobs.config.load import load
 from ray_jobs.jobs import JOBS
 
 TEXT = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.cli import main
-from ray_jobs.config import ScionConfig, load
-from ray_jobs.config_keys import keys
+from ray_jobs.config.keys import keys
+from ray_jobs.config.load import ScionConfig, load
 from ray_jobs.jobs import COMMON, JOBS
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.engine import weights
+from trainer.deepspeed_bridge import trained_weights
 
 CODE = """
 import sys, torch
@@ -49,5 +49,5 @@ def test_what_a_killed_attempt_left_gives_its_room_back(tmp_path: Path, monkeypa
     (tmp_path / ".rank-export-91seicpu" / "0").write_bytes(bytes(100))
     (tmp_path / ".rank-00000-a").mkdir()  # another rank's part of a checkpoint
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    weights._remove_left(str(tmp_path))
+    trained_weights._remove_left(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [".rank-00000-a"]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import artifact
+from data_pipeline.artifacts import artifact
 from ray_jobs import evaluate
-from ray_jobs.config import load
+from ray_jobs.config.load import load
 from tests.integration.conftest import write_rows
 
 BASE = ["source_model", "random_untrained", "random_pretrained", "transferred_untrained", "transferred_pretrained"]

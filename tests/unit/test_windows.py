@@ -10,10 +10,10 @@ import pytest
 from ray import cloudpickle
 
 from data_pipeline.errors import DataOrderError
-from data_pipeline.feed import planned, windows
-from data_pipeline.feed.planned import PlannedRows, RankFeed
+from data_pipeline.feed import rank_feed, read_tasks
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
 from data_pipeline.feed.reader import read_located
-from data_pipeline.order.plan import BLOCK, OrderPlan, Slots, Stream
+from data_pipeline.order.row_order import BLOCK, OrderPlan, Slots, Stream
 from data_pipeline.shards.manifest import Manifest, Shard
 from tests.benchmarks import made_up
 
@@ -37,9 +37,9 @@ def rows_read(task: Slots) -> int:
 def test_a_rank_reads_at_most_twice_the_rows_that_it_trains_on(count: int, world: int, most: float) -> None:
     """But where its share of a step is less than a row group, 64 rows, and no later step needs the rest of the group."""
     plan, share = languages(count), BATCH // world
-    longest = max(windows.spans(plan, (0, 400), share, world, LENGTH), key=lambda span: span[1] - span[0])
+    longest = max(read_tasks.spans(plan, (0, 400), share, world, LENGTH), key=lambda span: span[1] - span[0])
     first, last = longest[0], min(longest[1], longest[0] + 160)
-    read = sum(rows_read(task) for task in windows.tasks(steps_of(plan, first, last, world // 2, world), LENGTH))
+    read = sum(rows_read(task) for task in read_tasks.tasks(steps_of(plan, first, last, world // 2, world), LENGTH))
     assert read <= most * share * (last - first)
 
 
@@ -47,13 +47,13 @@ def test_a_rank_reads_at_most_twice_the_rows_that_it_trains_on(count: int, world
 def test_tasks_hold_each_slot_once_and_no_later_than_it_is_due(world: int) -> None:
     plan = languages(5, rows=700)
     steps = steps_of(plan, 3, 20, 0, world)
-    window = max(1, windows.WINDOW_ROWS // len(steps[0]))
-    found = list(windows.tasks(steps, LENGTH))
+    window = max(1, read_tasks.WINDOW_ROWS // len(steps[0]))
+    found = list(read_tasks.tasks(steps, LENGTH))
     slots = Slots.joined(found)
-    planned = Slots.joined(steps)
+    rank_feed = Slots.joined(steps)
     order = np.lexsort((slots.slot, slots.step))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
-        assert (getattr(slots, name)[order] == getattr(planned, name)).all(), name
+        assert (getattr(slots, name)[order] == getattr(rank_feed, name)).all(), name
     due = [(int(task.step.min()) - 3) // window for task in found]
     assert due == sorted(due)
     assert all((np.diff(task.step) >= 0).all() for task in found)
@@ -62,24 +62,24 @@ def test_tasks_hold_each_slot_once_and_no_later_than_it_is_due(world: int) -> No
 def test_a_block_of_another_epoch_is_read_when_that_is_due() -> None:
     """A stream of one block comes again and again: its rows must not be sent for all epochs at once."""
     plan = languages(1, rows=BLOCK)
-    first = next(windows.tasks(steps_of(plan, 0, 20, 0, 4), LENGTH))
+    first = next(read_tasks.tasks(steps_of(plan, 0, 20, 0, 4), LENGTH))
     assert first.epoch.max() <= BATCH // BLOCK
 
 
 def test_a_task_is_small_however_many_languages_there_are() -> None:
     plan = languages(100)
-    sizes = [len(task) for task in windows.tasks(steps_of(plan, 0, 50, 0, 1), LENGTH)]
+    sizes = [len(task) for task in read_tasks.tasks(steps_of(plan, 0, 50, 0, 1), LENGTH)]
     assert max(sizes) <= 2048 + BLOCK
 
 
 def test_spans_grow_from_one_window_to_what_memory_allows() -> None:
     plan = languages(20)
-    cuts = windows.spans(plan, (7, 100_000), 32, 64, LENGTH)
-    assert cuts[0] == (7, 7 + windows.WINDOW_ROWS // 32)
+    cuts = read_tasks.spans(plan, (7, 100_000), 32, 64, LENGTH)
+    assert cuts[0] == (7, 7 + read_tasks.WINDOW_ROWS // 32)
     assert all(before[1] == after[0] for before, after in pairwise(cuts))
     assert cuts[-1][1] == 100_000
     for length, count in ((LENGTH, 20), (LENGTH, 500), (8192, 100)):
-        cuts = windows.spans(languages(count), (0, 100_000), 32, 1, length)
+        cuts = read_tasks.spans(languages(count), (0, 100_000), 32, 1, length)
         assert max(end - start for start, end in cuts) * 32 * length <= 1 << 26
 
 
@@ -129,6 +129,6 @@ def test_a_task_carries_its_own_rows_and_not_the_manifest() -> None:
     plan = OrderPlan(streams=found.order_streams({"a": 1.0}), batch=64, seed=0)
     feed = RankFeed(rows=PlannedRows(plan=plan, folder="s3://shards", manifest=found, micro=None), rank=0, world=1)
     tasks = feed.read_tasks([feed.expected(step) for step in range(100)])
-    sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((planned._read_task, feed.rows.folder))) for task in tasks]
+    sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed._read_task, feed.rows.folder))) for task in tasks]
     assert len(pickle.dumps(found)) > 1 << 20
     assert max(sent) < 64 << 10

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from trainer.static import word_alignment
-from trainer.static.word_alignment import TO_EMPTY, Bitext, align, bitext, hmm_posteriors, hmm_step, model1_step
+from trainer.word_alignment import hmm
+from trainer.word_alignment.hmm import TO_EMPTY, Bitext, align, bitext, hmm_posteriors, hmm_step, model1_step
 
 TINY = [
     (["the", "house"], ["das", "haus"]),
@@ -179,7 +179,7 @@ def test_a_planted_dictionary_is_found_again() -> None:
 def test_a_second_run_and_another_cut_give_the_same_links(real, monkeypatch) -> None:
     once = align(*real)
     assert align(*real).tobytes() == once.tobytes()
-    monkeypatch.setattr(word_alignment, "_BATCH_CELLS", 500)
+    monkeypatch.setattr(hmm, "_BATCH_CELLS", 500)
     assert (align(*real) == once).all()
 
 

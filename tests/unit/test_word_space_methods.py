@@ -11,16 +11,16 @@ import torch
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, script
-from trainer.spread import Local
-from trainer.static import files, ppmi, word_space
-from trainer.static.fasttext import FastTextConfig
-from trainer.static.ppmi import PpmiConfig
-from trainer.static.vectors import TableVectors
-from trainer.static.word_space import SpaceConfig
+from trainer.executor import Local
 from trainer.transfer import apply
 from trainer.transfer.methods import focus, fvt, ofa, script_moments, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import assemble
+from trainer.word_vectors import files, ppmi, word_space
+from trainer.word_vectors.fasttext import FastTextConfig
+from trainer.word_vectors.ppmi import PpmiConfig
+from trainer.word_vectors.vectors import TableVectors
+from trainer.word_vectors.word_space import SpaceConfig
 
 SMALL = SpaceConfig(fasttext=FastTextConfig(dim=16, epochs=2, min_count=2, buckets=2000))
 

@@ -6,7 +6,7 @@ import pytest
 import regex
 
 from data_pipeline.text.words import words
-from trainer.static import dictionary
+from trainer.word_alignment import dictionary
 
 BY_HAND = {
     "hindi": ("यह हिन्दी में क्‍षमता का विवरण है।", ["यह", "हिन्दी", "में", "क्‍षमता", "का", "विवरण", "है"]),

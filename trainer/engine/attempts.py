@@ -20,14 +20,16 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
 
-from data_pipeline import errors, storage
+from data_pipeline import errors
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError, ScionError, TrainingError, reason
-from data_pipeline.feed.planned import RankFeed
-from data_pipeline.lease import Lease
-from trainer.engine import guards, runlog
-from trainer.engine.fitting import NOTE, TooLarge, out_of_memory
-from trainer.engine.runlog import RunLog
-from trainer.engine.together import from_first
+from data_pipeline.feed.rank_feed import RankFeed
+from trainer.collectives import from_first
+from trainer.engine import guards
+from trainer.engine.micro_batches import NOTE, TooLarge, out_of_memory
+from trainer.monitoring import run_log
+from trainer.monitoring.run_log import RunLog
 
 _NOTES, _STEPPED = "attempts", "stepped.json"
 """In a run's folder."""
@@ -94,7 +96,7 @@ def begin(uri: str) -> None:
         OSError: nothing can be written there.
     """
     storage.remove(storage.join(uri, _NOTES))
-    log = RunLog(storage.join(uri, runlog.FOLDER))
+    log = RunLog(storage.join(uri, run_log.FOLDER))
     log.write("driver")
     log.sync()
 
@@ -190,8 +192,8 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
     Raises:
         TrainingError: the last attempts all died in the same step; names it and its rows. Or after the last of `steps`.
     """
-    folder = storage.join(current.uri, runlog.FOLDER)
-    found = from_first(lambda: runlog.deaths(runlog.read(folder, guards.DEATHS, runlog.DEATH_FIELDS)))
+    folder = storage.join(current.uri, run_log.FOLDER)
+    found = from_first(lambda: run_log.deaths(run_log.read(folder, guards.DEATHS, run_log.DEATH_FIELDS)))
     if found["count"] < guards.DEATHS:
         return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)

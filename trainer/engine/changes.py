@@ -3,10 +3,10 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from data_pipeline import artifact
+from data_pipeline.artifacts import artifact
 from data_pipeline.errors import TrainingError
-from trainer.engine.checkpoint import RunState
-from trainer.engine.config import RateChange, TrainConfig
+from trainer.checkpoints.restore import RunState
+from trainer.config.train import RateChange, TrainConfig
 
 _GUARD = ("spike", "rate_changes")
 """Whoever changes these has looked at why the run went back."""

@@ -10,13 +10,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ScionError, Stopped, TrainingError
-from data_pipeline.feed.planned import PlannedData
-from trainer.engine import attempts, runlog
+from data_pipeline.feed.rank_feed import PlannedData
+from trainer.engine import attempts
 from trainer.engine.entry import enter
 from trainer.engine.loop import TrainRun
 from trainer.engine.process_group import GroupConfig, flight_folder
+from trainer.monitoring import run_log
 
 RAYS = "ray"
 """Folder below the artefact for what Ray Train notes of its own while the run goes on."""
@@ -83,8 +84,8 @@ def conclude(run: TrainRun, ended: dict[str, Any]) -> dict[str, Any]:
     if "stopped" in ended:
         raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
     attempts.clear(run.uri)
-    read = runlog.read(storage.join(run.uri, runlog.FOLDER), fields=_KEPT)
-    return ended | {"history": _history(runlog.steps(read))}
+    read = run_log.read(storage.join(run.uri, run_log.FOLDER), fields=_KEPT)
+    return ended | {"history": _history(run_log.steps(read))}
 
 
 def _history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

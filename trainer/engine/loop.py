@@ -17,35 +17,38 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from data_pipeline import keyed_random, storage
+from data_pipeline import keyed_random
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import TrainingError
-from data_pipeline.feed import ledger
-from data_pipeline.feed.ahead import DEPTH, ahead
-from data_pipeline.feed.ledger import Ledger
-from data_pipeline.feed.planned import PlannedRows, RankFeed
-from data_pipeline.step_name import new_name, step_of
-from trainer.engine import attempts, changes, checkpoint, fitting, guards, partitioned, setup
+from data_pipeline.feed.prefetch import DEPTH, ahead
+from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from trainer.checkpoints import restore
+from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.node_copy import node_copy, reads_all
+from trainer.checkpoints.restore import RunState, Skip
+from trainer.checkpoints.store import Store
+from trainer.checkpoints.writer import Saved, Saver
+from trainer.collectives import from_each, from_first, together
+from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge import partitioned
+from trainer.deepspeed_bridge.collective_timer import Waiting
+from trainer.deepspeed_bridge.trained_weights import trained_weights
+from trainer.deepspeed_bridge.weight_average import averaged
+from trainer.engine import attempts, changes, guards, micro_batches, setup
 from trainer.engine.attempts import Attempt
-from trainer.engine.averaging import averaged
-from trainer.engine.checkpoint import RunState, Skip
-from trainer.engine.collection import collect, collected_by_step
-from trainer.engine.config import TrainConfig
-from trainer.engine.exports import Exports
-from trainer.engine.heldout import Heldout
-from trainer.engine.heldout_pairs import HeldoutPairs
-from trainer.engine.journal import Journal
-from trainer.engine.node_copy import node_copy, reads_all
+from trainer.engine.garbage import collect, collected_by_step
 from trainer.engine.process_group import TimeOut, dumps_found
-from trainer.engine.profiling import profiled
-from trainer.engine.saving import Saved, Saver
+from trainer.engine.requests import Wish, Wishes
 from trainer.engine.step import Outcome, optimizer_step, set_rates
-from trainer.engine.store import Store
-from trainer.engine.stragglers import Stragglers, described, own_seconds
-from trainer.engine.tasks import Batch, Task
-from trainer.engine.together import from_each, from_first, together
-from trainer.engine.waiting import Waiting
-from trainer.engine.weights import trained_weights
-from trainer.engine.wishes import Wish, Wishes
+from trainer.ledger import ledger
+from trainer.ledger.ledger import Ledger
+from trainer.ledger.step_name import new_name, step_of
+from trainer.monitoring.journal import Journal
+from trainer.monitoring.profiling import profiled
+from trainer.monitoring.stragglers import Stragglers, described, own_seconds
+from trainer.tasks.heldout_pairs import HeldoutPairs
+from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.tasks import Batch, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,7 @@ class Training:
     """One worker's part of a run."""
 
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
-        self._feed = feed = fitting.fitted(run.uri, feed)
+        self._feed = feed = micro_batches.fitted(run.uri, feed)
         self._run, self._first = run, dist.get_rank() == 0
         self._attempt = attempt
         module: Any = partitioned.module_of(run.task, run.config)
@@ -167,7 +170,7 @@ class Training:
     def _restore(self, at_most: int | None = None) -> None:
         """Loads a checkpoint and goes on under the present settings."""
         self._time_out.set(self._run.config.first_step_minutes)
-        self._state = checkpoint.restore(self._engine, self._run.store, self._run.identity, at_most)
+        self._state = restore.restore(self._engine, self._run.store, self._run.identity, at_most)
         if change := changes.adopt(self._state, self._run.config):
             self._journal.write("changed", **change)
             self._note(changes.described(change))
@@ -225,7 +228,7 @@ class Training:
         """Around the computation of a step: half as many rows at once next time, if there was no memory for them."""
         if not self._run.task.divisible:
             return nullcontext()
-        return fitting.halving(self._run.uri, self._run.rows.micro, self._feed.shape(step)[0])
+        return micro_batches.halving(self._run.uri, self._run.rows.micro, self._feed.shape(step)[0])
 
     def _watch(self, outcome: Outcome) -> None:
         """Says which rank the others wait for."""

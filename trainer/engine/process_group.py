@@ -18,7 +18,7 @@ from ray.train.torch.config import _TorchBackend
 from ray.util import get_node_ip_address
 from torch.distributed import distributed_c10d
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 
 FLIGHT = "nccl"
 """Below a run's folder: NCCL's flight recorder, a file a rank."""

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from trainer.engine import partitioned
-from trainer.engine.averaging import keep_average
-from trainer.engine.config import TrainConfig
-from trainer.engine.environment import before_deepspeed
-from trainer.engine.freezing import freeze
-from trainer.engine.optimizer import optimizer_for
+from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge import partitioned
+from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.optimizer import optimizer_for
+from trainer.deepspeed_bridge.weight_average import keep_average
 from trainer.models.cpu_dropout import replace_dropout
 from trainer.models.forward_check import Checked
+from trainer.models.freezing import freeze
 from trainer.models.graphs import compiled
 
 _ALIGNED = 16

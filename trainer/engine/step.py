@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.engine.config import TrainConfig
-from trainer.engine.tasks import Batch
+from trainer.config.train import TrainConfig
+from trainer.tasks.tasks import Batch
 
 _TOLD = 5
 """Numbers at the head of the first all-reduce: wish, written, and the three of `_sizes`."""

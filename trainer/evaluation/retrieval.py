@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from data_pipeline.pairs.rows import Pairs
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.text.clean import digest
 from trainer.embedder import Embedder
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
 from data_pipeline.sources.models import on_hub
 from trainer.models import encoder_decoders, factored_embeddings, multimodal

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from data_pipeline import storage
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:

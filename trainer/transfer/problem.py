@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, vocabulary_hash
-from trainer.spread import Local, Spread
-from trainer.static.texts import Texts
+from trainer.executor import Local, Spread
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
+from trainer.word_vectors.texts import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

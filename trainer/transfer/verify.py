@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_pipeline.finding import Finding
+from data_pipeline.artifacts.check_result import Finding
 from data_pipeline.tokenizers import verify as tokenizers
 from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, vocabulary_hash
 from trainer.transfer import apply

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.errors import ConfigError
-from trainer.static.cooccurrence import dice, occurrences
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.word_alignment.dice import dice, occurrences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
-from trainer.spread import Spread, blocks
+from trainer.executor import Spread, blocks
 from trainer.transfer import donor
-from trainer.transfer.exact import directions, products
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.exact import directions, products
 
 if TYPE_CHECKING:
     import torch

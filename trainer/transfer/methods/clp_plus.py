@@ -11,10 +11,10 @@ computed exactly from the highest cosines alone (see `kernels.top_sparsemax`, al
 from dataclasses import dataclass
 
 from trainer.transfer import donor
-from trainer.transfer.exact import directions
-from trainer.transfer.kernels import top_sparsemax
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.exact import directions
+from trainer.transfer.search.neighbours import top_sparsemax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
-from trainer.static import fasttext, files, ppmi, word_space
-from trainer.static.fasttext import FastTextConfig
-from trainer.static.ppmi import PpmiConfig
-from trainer.static.vectors import Vectors
-from trainer.transfer.kernels import top_sparsemax, unit
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.neighbours import top_sparsemax, unit
+from trainer.word_vectors import fasttext, files, ppmi, word_space
+from trainer.word_vectors.fasttext import FastTextConfig
+from trainer.word_vectors.ppmi import PpmiConfig
+from trainer.word_vectors.vectors import Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipeline.errors import ConfigError
-from trainer.static import word_space
-from trainer.static.vectors import Vectors
-from trainer.static.word_space import SpaceConfig
-from trainer.transfer.kernels import top_softmax, unit
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.word_vectors import word_space
+from trainer.word_vectors.vectors import Vectors
+from trainer.word_vectors.word_space import SpaceConfig
 
 SPELLINGS = ("{}", " {}", "{^}", " {^}")
 """Each word plain and behind a blank, as it is and in title case."""

@@ -13,9 +13,9 @@ once in each of the donor's two matrices. Weights may be negative and need not s
 from dataclasses import dataclass
 
 from trainer.transfer import donor
-from trainer.transfer.batch_omp import PursuitConfig, combinations
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.batch_omp import PursuitConfig, combinations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,13 @@ from typing import Literal
 import numpy as np
 
 from data_pipeline.errors import DataError
-from trainer.static import word_alignment, word_space
-from trainer.static.vectors import Vectors
-from trainer.static.word_space import SpaceConfig
-from trainer.transfer.kernels import top_sparsemax, unit
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.neighbours import top_sparsemax, unit
+from trainer.word_alignment import hmm
+from trainer.word_vectors import word_space
+from trainer.word_vectors.vectors import Vectors
+from trainer.word_vectors.word_space import SpaceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def links(problem: Problem) -> Counter[tuple[int, int]]:
     anchors = problem.source.backend_tokenizer.encode_batch(texts.anchors, add_special_tokens=False)
     positives = problem.target.backend_tokenizer.encode_batch(texts.positives, add_special_tokens=False)
     same = problem.target.backend_tokenizer.encode_batch(texts.anchors, add_special_tokens=False)
-    found = word_alignment.align([text.tokens for text in anchors], [text.tokens for text in positives])
+    found = hmm.align([text.tokens for text in anchors], [text.tokens for text in positives])
     counts = Counter((anchors[pair].ids[old], positives[pair].ids[new]) for pair, old, new in found.tolist())
     for left, right in zip(anchors, same, strict=True):
         counts.update(

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
-from trainer.static import word_space
-from trainer.static.word_space import SpaceConfig
-from trainer.transfer.kernels import top_softmax, unit
 from trainer.transfer.methods.fvt import split
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.word_vectors import word_space
+from trainer.word_vectors.word_space import SpaceConfig
 
 if TYPE_CHECKING:
     import torch

@@ -37,9 +37,9 @@ from tokenizers import Regex, pre_tokenizers
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, special_roles
-from trainer.static import word_alignment
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.word_alignment import hmm
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -104,7 +104,7 @@ def word_pairs(problem: Problem) -> WordPairs:
         found.update((pieces, same[span]) for span, pieces in left.items() if span in same)
         old.append((_texts(anchor, left), list(left.values())))
         new.append((_texts(positive, right), list(right.values())))
-    links = word_alignment.align([texts for texts, _ in old], [texts for texts, _ in new])
+    links = hmm.align([texts for texts, _ in old], [texts for texts, _ in new])
     found.update((old[pair][1][i], new[pair][1][j]) for pair, i, j in links.tolist())
     return found
 

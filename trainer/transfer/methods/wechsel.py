@@ -17,11 +17,11 @@ import numpy as np
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import canonical_tokens
-from trainer.static import word_space
-from trainer.static.word_space import SpaceConfig
-from trainer.transfer.kernels import top_softmax, unit
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.word_vectors import word_space
+from trainer.word_vectors.word_space import SpaceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Files at any URI, and the folders that jobs leave behind."""

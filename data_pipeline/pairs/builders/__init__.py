@@ -1,0 +1,1 @@
+"""Ways to make training pairs: one a file."""

@@ -1,0 +1,1 @@
+"""The configuration: dataclasses, and the way from YAML to them."""

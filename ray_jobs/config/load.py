@@ -1,0 +1,373 @@
+"""From YAML and the command line to dataclasses. The only file that knows OmegaConf."""
+
+import glob
+import importlib.metadata
+import math
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cluster.serve.config import ServeConfig
+from data_pipeline.artifacts import storage
+from data_pipeline.errors import ConfigError, ScionError, without_passwords
+from ray_jobs.config import keys, yaml_text
+from ray_jobs.config.schema import (
+    AUTO,
+    RUN_KEYS,
+    RUN_RULE,
+    CompareConfig,
+    EmbedConfig,
+    MergeConfig,
+    PretrainConfig,
+    ShardConfig,
+    TransferConfig,
+)
+from ray_jobs.jobs import JOBS
+from trainer.transfer import chain
+from trainer.transfer.methods import METHODS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScionConfig:
+    """The whole chain: shared keys at the top, a section a job."""
+
+    text: str = MISSING
+    """Documents in the new language, with column text, optional lang and id: a path, glob or URI of .parquet, .jsonl or .txt,
+    the last two also compressed (.gz, .bz2, .zst, .lz4), or the NAME[@REVISION][:CONFIG[:SPLIT]] of a dataset."""
+    test_text: str | None = None
+    """Held-out documents of the same form; a share of text= when not given."""
+    pairs: str | None = None
+    """Aligned pairs with columns anchor and positive, optional negatives and id. Without them the pipeline ends with the
+    pretrained model."""
+    test_pairs: str | None = None
+    """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
+    source_model: str = MISSING
+    """A model folder, or a name on the hub, `NAME` or `NAME@REVISION`."""
+    tokenizer: str | None = None
+    """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
+    method: str = AUTO
+    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`; auto
+    is ramen where there are pairs, else focus."""
+    control: bool = True
+    """Whether the pipeline also trains a model whose new rows start at random, to compare with."""
+    output: str = MISSING
+    """The folder or URI below which every job writes."""
+    shards: str | None = None
+    """The folder of the shards, which runs with the same text and tokenizer share; OUTPUT/shards when not given."""
+    seed: int = 0
+    """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
+    workers: int | None = None
+    """Training workers of Ray Train, with a GPU each where there are GPUs; auto (null) is as many as the cluster has GPUs, or 2
+    on CPUs."""
+    min_workers: int | None = field(default=None, metadata={"identity": False})
+    """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
+    worker_cpus: float = field(default=1.0, metadata={"identity": False})
+    """Cores that Ray reserves for a training worker."""
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+
+    def __post_init__(self) -> None:
+        if self.method != AUTO:
+            chain.check(self.method, "method")
+        if self.tokenizer is not None and self.shard.tokenizer.extend:
+            raise ConfigError(
+                "an existing tokenizer is taken as it is, so there is nothing to extend.",
+                "shard.tokenizer.extend",
+                "Leave extend or tokenizer out.",
+            )
+        if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
+            where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
+            raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
+        if self.test_text is None and self.shard.heldout == 0:
+            fix = "Give test_text=, or a share above 0."
+            raise ConfigError("nothing would be held out to measure on.", "shard.heldout", fix)
+        for name in ("output", "shards"):
+            if "://" in (value := str(getattr(self, name) or "")) and glob.has_magic(value):
+                raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
+            if value.startswith("memory://"):
+                raise ConfigError("memory:// is the memory of one process.", name, "Name a folder or a bucket.")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must lie between 0 and 2^63, got {self.seed}.")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        if (self.workers is not None and self.workers < 1) or self.worker_cpus <= 0:
+            raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
+        most = math.inf if self.workers is None else self.workers
+        if self.min_workers is not None and not 1 <= self.min_workers <= most:
+            raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
+        for name, train in (("pretrain", self.pretrain.train), ("embed", self.embed.train)):
+            if self.workers is not None and self.workers % train.hpz:
+                raise ConfigError(
+                    f"{train.hpz} workers share a copy of the weights, and {self.workers} are no multiple of that.",
+                    f"{name}.train.hpz",
+                    "Give a number that divides workers.",
+                )
+        averages = self.pretrain.train.ema or self.embed.train.ema
+        for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
+            if value is not None and self.min_workers not in (None, self.workers):
+                raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
+        if self.workers is None and self.embed.train.micro_batch is not None:
+            raise ConfigError(
+                "a micro-batch's negatives are those of all workers, so their number belongs to the embedder.",
+                "workers",
+                "Give the number, or leave embed.train.micro_batch out.",
+            )
+
+    def at(self, stage: str) -> str:
+        """The folder of a stage's artefact."""
+        return storage.join(self.output, stage)
+
+
+_PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
+_HEAD = b"# What this run was given, written by Scion.\n"
+_REQUIRED = ("text", "source_model", "output")
+
+
+def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
+    """Reads a YAML file, applies `key=value` overrides, and settles what is `auto`. What `job` does not need and nobody gave
+    is empty.
+
+    Raises:
+        ConfigError: no such file, a key that does not exist (names the nearest), a value of another type, a missing one.
+    """
+    if not Path(path).is_file():
+        raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
+    wrong = [item for item in overrides if "=" not in item]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
+    try:
+        parts = [
+            _checked(_with_words(part), where)
+            for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
+        ]
+        given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
+        missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
+        needed = [name for name in missing if name in JOBS[job].needed(lambda key: OmegaConf.select(given, key))]
+        if needed:
+            raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
+        config = _built(OmegaConf.merge(given, dict.fromkeys(missing, "")))
+        for name in (*_PATHS, "output", "shards"):
+            if getattr(config, name) == "" and name not in missing:
+                raise ConfigError("it is empty.", name, "Name a file or folder, or leave the key out.")
+    except ScionError:
+        raise
+    except OmegaConfBaseException as error:
+        raise _unresolved(error, path) from error
+    except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
+        raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
+    assert isinstance(config, ScionConfig)
+    return _settled(config)
+
+
+def _built(given: Any) -> Any:
+    """The dataclasses, whose errors name their section: a `train` is in two of them."""
+    try:
+        return OmegaConf.to_object(given)
+    except ConfigError as error:
+        raise _placed(given, ScionConfig, "") or error from None
+
+
+def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
+    """The error of the innermost section that raises one, with its name."""
+    for name, hint in typing.get_type_hints(section).items():
+        if not (is_dataclass(hint) and isinstance(hint, type)) or name not in given:
+            continue
+        if inner := _placed(given[name], hint, f"{prefix}{name}."):
+            return inner
+        try:
+            OmegaConf.to_object(given[name])
+        except ConfigError as found:
+            own = f"{prefix}{name}"
+            where = found.where if found.where.startswith(own.partition(".")[0] + ".") else own
+            return ConfigError(found.what, where, found.fix)
+    return None
+
+
+def varied(config: ScionConfig, changes: Mapping[str, Any], where: str) -> ScionConfig:
+    """The same with other values, given in sections as in YAML.
+
+    Raises:
+        ConfigError: a value out of its range; the message begins with `where`.
+    """
+    part = _with_items(_with_words(OmegaConf.create(dict(changes))), ScionConfig)
+    try:
+        found = _built(OmegaConf.merge(OmegaConf.structured(config), part))
+    except ConfigError as error:
+        raise ConfigError(error.what, f"{where}.{error.where}", error.fix) from None
+    assert isinstance(found, ScionConfig)
+    return _settled(found)
+
+
+def _settled(config: ScionConfig) -> ScionConfig:
+    """With methods in place of `auto`."""
+    suitable = [
+        name
+        for name, entry in METHODS.items()
+        if entry.learns_from != "donor"
+        and (config.pairs or not chain.needs_pairs(name, partial(getattr, config.transfer.methods)))
+    ]
+    compared = config.compare.methods or (() if config.compare.runs else (AUTO,))
+    methods = dict.fromkeys(name for given in compared for name in (suitable if given == AUTO else [given]))
+    method = ("focus" if config.pairs is None else "ramen") if config.method == AUTO else config.method
+    return replace(config, method=method, compare=replace(config.compare, methods=tuple(methods)))
+
+
+def _from_file(path: str) -> Any:
+    return OmegaConf.create(yaml_text.parse(Path(path).read_text(encoding="utf-8")) or {})
+
+
+def _from_overrides(overrides: list[str]) -> Any:
+    given = OmegaConf.create()
+    for item in overrides:
+        key, _, value = item.partition("=")
+        OmegaConf.update(given, key, yaml_text.parse_value(value))
+    return given
+
+
+def _with_words(given: Any) -> Any:
+    """Chains of methods by their names: `[aligned, focus]` becomes `aligned+focus`. A number that is `auto` is null."""
+    if not OmegaConf.is_dict(given):
+        return given
+    if given.get("workers") == AUTO:
+        given.workers = None
+    if OmegaConf.is_list(given.get("method")):
+        given.method = "+".join(map(str, given.method))
+    compared = given.get("compare")
+    if OmegaConf.is_dict(compared) and OmegaConf.is_list(compared.get("methods")):
+        compared.methods = ["+".join(map(str, one)) if OmegaConf.is_list(one) else one for one in compared.methods]
+    return given
+
+
+def _checked(given: Any, where: str) -> Any:
+    """The same, once each key exists and each value is of its type, with the items of lists as what they are.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    for name, hint, value in keys.values(OmegaConf.to_container(given), ScionConfig, where):
+        if name == "compare.runs" and isinstance(value, list):
+            _check_runs(value, f"{where}{name}")
+        if value == MISSING or _refers(value):
+            continue
+        one = make_dataclass("One", [("value", hint, MISSING)])
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
+        except OmegaConfBaseException as error:
+            wanted, got = keys.described(hint), keys.written(value)
+            raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
+        if not _is_finite(value):
+            raise ConfigError(f"expected a finite number, got {keys.written(value)}.", f"{where}{name}")
+    return _with_items(given, ScionConfig)
+
+
+def _check_runs(runs: list[Any], where: str) -> None:
+    """Each run of a comparison is a piece of a configuration, and a name."""
+    for place, run in enumerate(runs):
+        if not isinstance(run, dict):
+            raise ConfigError(f"expected a section, got {keys.written(run)}.", f"{where}[{place}]", RUN_RULE)
+        for key in set(run) - {"name", *RUN_KEYS}:
+            raise ConfigError("no key of a run.", f"{where}[{place}].{key}", RUN_RULE)
+        _checked(_with_words(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
+
+
+def _refers(value: Any) -> bool:
+    """Whether it holds a reference to another key, which only the whole configuration resolves."""
+    if isinstance(value, dict | list):
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and "${" in value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether each number in it is one: every comparison with NaN is false, so that no check of a range would find it."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _with_items(given: Any, section: type) -> Any:
+    """OmegaConf 2.4 leaves the items of `tuple[SomeDataclass, ...]` what YAML makes of them, so they are typed here."""
+    for name, hint in typing.get_type_hints(section).items():
+        if not OmegaConf.is_dict(given) or name not in given:
+            continue
+        if is_dataclass(hint) and isinstance(hint, type):
+            _with_items(given[name], hint)
+        elif (inner := keys.item(hint)) is not None and OmegaConf.is_list(given[name]):
+            given[name] = [OmegaConf.merge(OmegaConf.structured(inner), one) for one in given[name]]
+    return given
+
+
+def absolute(config: ScionConfig) -> ScionConfig:
+    """The same with absolute local paths: workers run in other directories."""
+    paths = {name: getattr(config, name) for name in _PATHS}
+    if config.embed.model is not None and _on_disk(config.embed.model):
+        config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
+    found: dict[str, Any] = {
+        name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
+    }
+    # What is not there yet is no less a path.
+    found |= {name: storage.absolute(value) for name in ("output", "shards") if (value := getattr(config, name))}
+    return replace(config, **found)
+
+
+def to_yaml(config: ScionConfig) -> str:
+    """The resolved configuration, as it is written beside every run, without passwords."""
+    return str(without_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
+
+
+def keep(config: ScionConfig) -> None:
+    """Writes `OUTPUT/config.yaml`. A file of that name which Scion did not write is the user's, and stays."""
+    uri = config.at("config.yaml")
+    if not storage.exists(uri) or storage.read_bytes(uri).startswith(_HEAD):
+        storage.write_bytes(uri, _HEAD + to_yaml(config).encode())
+
+
+def to_dict(config: ScionConfig) -> dict[str, Any]:
+    """The same as plain values."""
+    return dict(without_passwords(asdict(config)))
+
+
+def _on_disk(spec: str) -> bool:
+    """Whether a path or glob names something here; the name of a dataset or a hub model does not."""
+    return "://" not in spec and bool(glob.glob(os.path.expanduser(spec), recursive=True))
+
+
+def _unresolved(error: OmegaConfBaseException, path: str) -> ConfigError:
+    """Of a `${...}`, which is all that OmegaConf may still stumble over once keys and types are checked."""
+    said = next(line.strip() for line in str(error).splitlines() if line.strip())
+    key = f"{path}: {error.full_key}" if error.full_key else path
+    fix = "Correct the ${...}: ${KEY} is another key, ${oc.env:NAME} a variable of the environment."
+    return ConfigError(f"its value cannot be found ({said}).", key, fix)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+def _package(name: str, folder: str) -> str:
+    """`${package:NAME,FOLDER}`: a folder inside an installed distribution."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError("the package is not installed.", f"package:{name}", f"pip install {name}") from error
+    inside = [file for file in files if f"/{folder}/" in f"/{file}"]
+    if not inside:
+        raise ConfigError(f"the package has no folder {folder}.", f"package:{name}", "Check the folder's name.")
+    path = str(inside[0].locate())
+    return path[: path.rindex(f"/{folder}/") + len(folder) + 1]
+
+
+OmegaConf.register_resolver("package", _package, replace=True)

@@ -1,0 +1,206 @@
+"""The sections of the configuration, one a job."""
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
+
+from data_pipeline.errors import ConfigError
+from data_pipeline.text.language import TAG_RULE, is_tag
+from data_pipeline.tokenizers.train import TokenizerConfig
+from trainer.config.train import TrainConfig
+from trainer.models.pooling import pooling_name
+from trainer.transfer import chain
+from trainer.transfer.methods import METHODS
+from trainer.transfer.overlap import LEVELS
+
+AUTO = "auto"
+"""What is settled by the other settings, or by the cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardConfig:
+    """Text to packed shards."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    length: int = 512
+    """Tokens in a packed row."""
+    packing: Literal["concat", "first_fit", "best_fit"] = "concat"
+    """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
+    lang: str = "und"
+    """Language of documents that name none."""
+    layout: bool | None = None
+    """Whether indentation and empty lines of the text stay; where not given they do for decoders, which write text."""
+    heldout: float = 0.05
+    """Share of the documents that is held out when test_text= names none."""
+    actors: int = field(default=2, metadata={"identity": False})
+    """Tokenizing actors; the shards are the same for any number."""
+
+    def __post_init__(self) -> None:
+        if not is_tag(self.lang):
+            raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
+        if self.length < 8 or self.actors < 1:
+            raise ConfigError(f"length must be at least 8 and actors at least 1, got {self.length} and {self.actors}.")
+        if not 0.0 <= self.heldout < 1.0:
+            raise ConfigError(f"heldout is a share, between 0 and 1, got {self.heldout}.")
+
+
+MethodSettings: Any = make_dataclass(
+    "MethodSettings",
+    [(name, entry.config, field(default_factory=entry.config)) for name, entry in METHODS.items()],
+    frozen=True,
+    kw_only=True,
+)
+"""A section for each method of the table, so that one YAML can hold the settings of several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactoriseConfig:
+    """Embeddings of low rank, E = F P; off unless one of the first three is given."""
+
+    rank: int | None = None
+    """The width of the factors."""
+    energy: float | None = None
+    """The smallest rank that keeps this share of the old embeddings' energy."""
+    parameters: int | None = None
+    """The largest rank at which new embeddings have at most so many parameters."""
+    split: Literal["balanced", "paper"] = "balanced"
+    """What the factors take of the singular values: their root each (`balanced`), or P all of them, as in OFA (`paper`)."""
+    keep: bool = False
+    """Whether the folder keeps the factors, with code of its own, instead of their product in a standard folder."""
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.rank, self.energy, self.parameters)) > 1:
+            raise ConfigError("give one of rank, energy and parameters.", "transfer.factorise")
+        if min(self.rank or 1, self.parameters or 1) < 1 or 0 in (self.rank, self.parameters):
+            raise ConfigError("rank and parameters must be at least 1.", "transfer.factorise")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ConfigError(f"energy is a share above 0, got {self.energy}.", "transfer.factorise")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """Old embeddings to new ones."""
+
+    copy_shared: bool = True
+    """Whether a token that both vocabularies have keeps its old row."""
+    match: tuple[str, ...] = ("exact", "bytes")
+    """How alike two tokens must be to be the same: any of exact, bytes, case, start, nfkc, from strict to loose."""
+    plan: str | None = None
+    """A plan that was made before, to be applied to another model with the same tokenizer: the folder that it is in."""
+    factorise: FactoriseConfig = field(default_factory=FactoriseConfig)
+    max_memory: float = field(default=4.0, metadata={"identity": False})
+    """GiB that the search for neighbours may take on a machine, all processes together; slower with less, never other."""
+    methods: MethodSettings = field(default_factory=MethodSettings)
+
+    def __post_init__(self) -> None:
+        unknown = [level for level in self.match if level not in LEVELS]
+        if unknown:
+            raise ConfigError(f"{unknown[0]!r} is not a comparison.", "transfer.match", f"Choose from {', '.join(LEVELS)}.")
+        if self.max_memory <= 0:
+            raise ConfigError(f"transfer.max_memory must be above 0 GiB, got {self.max_memory}.")
+
+
+def _check_mixture(alpha: float, weights: dict[str, float], where: str) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}.", where)
+    if weights and (min(weights.values()) < 0 or max(weights.values()) == 0):
+        raise ConfigError(f"weights must be at least 0, and one of them above, got {weights}.", where)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureStage:
+    """A part of the run with other proportions of the languages."""
+
+    until: int
+    """The step at which it ends."""
+    alpha: float = 0.3
+    """As in `pretrain.alpha`, for this part."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """In place of alpha."""
+
+    def __post_init__(self) -> None:
+        _check_mixture(self.alpha, self.weights, "pretrain.stages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Masked-LM continued pretraining."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(micro_batch=16))
+    probability: float = 0.15
+    """Share of the tokens that is masked."""
+    alpha: float = 0.3
+    """Several languages are drawn in proportion to tokens ** alpha: 1 is as found, 0 is equally often."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
+    stages: tuple[MixtureStage, ...] = ()
+    """Other proportions at the beginning of the run, in order."""
+    heldout_rows: int = 96
+    """Held-out rows scored for bits per byte, before and after."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability < 1.0 or self.heldout_rows < 1:
+            raise ConfigError("pretrain needs a probability between 0 and 1 and heldout_rows of at least 1.")
+        _check_mixture(self.alpha, self.weights, "pretrain")
+        ends = [0, *(stage.until for stage in self.stages)]
+        if sorted(set(ends)) != ends:
+            raise ConfigError(f"the stages must end one after the other, got until: {ends[1:]}.", "pretrain.stages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """Contrastive training of the embedder."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch_size=256, learning_rate=5e-5))
+    temperature: float = 0.05
+    """Cosines are divided by it before the softmax."""
+    symmetric: bool = True
+    """Whether positives also have to find their anchors."""
+    pooling: str = "mean"
+    """mean, cls (the first token) or lasttoken; last and first are understood."""
+    max_length: int = 128
+    """Tokens of a text; what is longer is cut."""
+    heldout_pairs: int = field(default=1000, metadata={"identity": False})
+    """Test pairs on which retrieval is measured while it trains, spread evenly over them; all where there are fewer."""
+    model: str | None = None
+    """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
+    actors: int = field(default=2, metadata={"identity": False})
+    """Actors that tokenize the pairs; the shards are the same for any number."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.max_length < 4 or self.heldout_pairs < 1:
+            raise ConfigError("embed needs a temperature above 0, max_length of at least 4 and heldout_pairs of at least 1.")
+        pooling_name(self.pooling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeConfig:
+    """Embedders to one."""
+
+    models: tuple[str, ...] = ()
+    """Folders of embedders; the embedder before and after contrastive training when empty."""
+
+
+RUN_KEYS = ("method", "transfer", "pretrain")
+"""Sections in which the runs of a comparison may differ: all have the same shards."""
+RUN_RULE = f"A run is a section such as {{name: fast, method: focus, pretrain: ...}}, of name and {', '.join(RUN_KEYS)}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """Starts side by side; how long they are trained is `pretrain.train`."""
+
+    methods: tuple[str, ...] = ()
+    """auto is all that need no donor, and no pairs where there are none; any may be a chain, `[aligned, focus]` or
+    `aligned+focus`. auto when neither methods nor runs are given."""
+    runs: tuple[dict[str, Any], ...] = ()
+    """The same with other settings, such as `{name: fast, method: focus, pretrain: {train: {learning_rate: 1.0e-3}}}`; what a
+    run does not say is as in the rest of the configuration. Without a name it has that of its method."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of random rows, the order of the rows, masks and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name != AUTO:
+                chain.check(name, "compare.methods")
+        if not self.seeds or not all(0 <= seed < 1 << 63 for seed in self.seeds):
+            raise ConfigError("compare needs at least one seed, each between 0 and 2^63.", "compare.seeds")

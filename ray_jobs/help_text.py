@@ -1,0 +1,69 @@
+"""`scion JOB --help` and `scion config [SECTION]`: keys, their types and defaults, and what they mean."""
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import MISSING
+
+from rich.console import Console
+
+from data_pipeline.errors import ConfigError
+from ray_jobs.config.keys import Key, advice, described, keys, written
+from ray_jobs.config.load import ScionConfig
+from ray_jobs.jobs import COMMON, JOBS
+
+_WIDTH = 110
+
+
+def print_job(name: str, console: Console) -> None:
+    """What the job reads and writes, and every key that it uses."""
+    job = JOBS[name]
+    lines = [
+        f"usage: scion {name} CONFIG [key=value ...]",
+        "",
+        f"{job.what}",
+        f"reads   {job.reads}",
+        f"writes  {job.writes}",
+        "",
+    ]
+    chosen = [key for key in _every() if not job.keys or _within(key, (*COMMON, *job.keys))]
+    _print([*lines, *_rows(chosen)], console)
+    if job.after:
+        names = ", ".join(f"`scion {one} --help`" for one in job.after)
+        _print(
+            ["", "Artefacts that it reads are those of the same settings, so that the keys of other jobs count, too:", names],
+            console,
+        )
+
+
+def print_keys(sections: list[str], console: Console) -> None:
+    """Every key, or those of some sections.
+
+    Raises:
+        ConfigError: there is no such section; names the nearest.
+    """
+    for section in sections:
+        if not any(_within(key, (section,)) for key in _every()):
+            raise ConfigError("there is no such section or key.", section, advice(section, ScionConfig))
+    _print(_rows(key for key in _every() if not sections or _within(key, sections)), console)
+
+
+def _every() -> list[Key]:
+    return list(keys(ScionConfig))
+
+
+def _within(key: Key, sections: Iterable[str]) -> bool:
+    return any(f"{key.name}.".startswith((f"{section}.", f"{section}[")) for section in sections)
+
+
+def _rows(chosen: Iterable[Key]) -> list[str]:
+    lines = []
+    for key in chosen:
+        default = "must be given" if key.default is MISSING else f"default {written(key.default)}"
+        head = f"{key.name}: {described(key.type)}, {default}"
+        lines += textwrap.wrap(head, _WIDTH, subsequent_indent="        ", break_long_words=False, break_on_hyphens=False)
+        lines += textwrap.wrap(key.doc, _WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    return lines
+
+
+def _print(lines: Iterable[str], console: Console) -> None:
+    console.print("\n".join(lines), markup=False)

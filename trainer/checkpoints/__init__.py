@@ -1,0 +1,1 @@
+"""Checkpoints: write, keep, restore, and export as model folders."""

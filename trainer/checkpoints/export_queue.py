@@ -1,0 +1,141 @@
+"""Model folders made while a run goes on, out of its checkpoints.
+
+Each is made by a process of its own with the lowest priority: reading a checkpoint and building a model would hold up the
+training in the worker's process, and both draw random numbers. It takes memory for two fp32 copies of the model, on the host of
+the first rank.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+import torch.distributed as dist
+
+from data_pipeline.artifacts import artifact
+from data_pipeline.errors import ArtifactError
+from trainer.checkpoints.export import remove_drafts
+from trainer.checkpoints.store import Store
+from trainer.collectives import from_first
+from trainer.config.train import TrainConfig
+from trainer.ledger.step_name import step_of
+from trainer.monitoring.journal import Journal
+
+_SECONDS = 0.2
+_HELD = 2
+"""Checkpoints that are kept for exports that wait, beside that of the one under way."""
+
+
+@dataclass(slots=True)
+class _Export:
+    """One that is under way."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    began: float
+
+
+class Exports:
+    """One at a time, in order; only on the first rank. What fails is written to the log and shown to the user, and the run goes
+    on."""
+
+    def __init__(self, config: TrainConfig, store: Store, uri: str, journal: Journal, progress: Any) -> None:
+        """`uri` is the run's folder; that of a step is named after it."""
+        self._config, self._store, self._uri = config, store, uri
+        self._journal, self._progress = journal, progress
+        self._first = dist.get_rank() == 0
+        self._waiting: list[str] = []
+        self._current: _Export | None = None
+
+    @property
+    def reading(self) -> set[str]:
+        """Checkpoints that must not be removed now; asked by the thread that removes them. Of those that wait the next few: a
+        run that goes on may have several to make up for."""
+        current, waiting = self._current, self._waiting[:_HELD]
+        return {*([] if current is None else [current.name]), *waiting}
+
+    def resume(self, lineage: list[str]) -> None:
+        """Adds what a kill prevented: checkpoints in `lineage` that are still there and of which there is no
+        folder."""
+        if self._first and self._config.export_steps is not None:
+            usable = self._store.usable()
+            last = {step_of(name): name for name in lineage}  # one that went back has saved a step twice
+            for _, name in sorted(last.items()):
+                if name in usable and not self._is_made(name):
+                    self.add(name)
+
+    def _is_made(self, name: str) -> bool:
+        """Whether the folder is of this checkpoint, not of another after as many steps before which the run went back."""
+        with contextlib.suppress(ArtifactError):  # not readable: the export will say so
+            found = artifact.load(self._folder(name))
+            return found is not None and found.config.get("checkpoint") == name
+        return False
+
+    def add(self, name: str) -> None:
+        """A checkpoint was committed: its model is made if its step is due."""
+        if self._first and self._config.exports(step_of(name)):
+            self._waiting.append(name)
+            self.poll()
+
+    def poll(self) -> None:
+        """Notes the end of the export under way and begins the next; does not wait."""
+        if self._current is not None and self._current.process.poll() is not None:
+            self._end(self._current)
+            self._current = None
+        while self._current is None and self._waiting:
+            name = self._waiting.pop(0)
+            if name in self._store.usable():
+                self._current = self._begin(name)
+            else:
+                self._failed(name, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints")
+
+    def finish(self) -> None:
+        """Waits for all of them; every rank calls it. The others ask the first again and again: what waits for it in one
+        collective ends when the time-out of the group has passed, and these may take hours."""
+        while from_first(self._has_more):
+            time.sleep(_SECONDS)
+
+    def _has_more(self) -> bool:
+        self.poll()
+        return self._current is not None
+
+    def stop(self) -> None:
+        """Ends the export under way, which leaves nothing behind; `resume` makes it again."""
+        if self._current is not None:
+            self._current.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._current.process.wait(timeout=10)
+        self._current, self._waiting = None, []
+
+    def _folder(self, name: str) -> str:
+        return f"{self._uri.rstrip('/')}-step-{step_of(name)}"
+
+    def _begin(self, name: str) -> _Export:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "trainer.checkpoints.export", self._store.uri, name, self._folder(name)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        return _Export(name, process, errors, time.perf_counter())
+
+    def _end(self, export: _Export) -> None:
+        with export.errors:
+            export.errors.seek(0)
+            said = export.errors.read().decode(errors="replace").strip().splitlines()
+        if export.process.returncode:
+            with contextlib.suppress(ArtifactError, OSError):  # one that was killed could not remove its draft
+                remove_drafts(self._folder(export.name))
+            self._failed(export.name, said[-1] if said else f"it ended with code {export.process.returncode}")
+            return
+        seconds = round(time.perf_counter() - export.began, 3)
+        self._journal.write("export", step=step_of(export.name), uri=self._folder(export.name), seconds=seconds)
+
+    def _failed(self, name: str, why: str) -> None:
+        step = step_of(name)
+        self._journal.write("export", step=step, uri=self._folder(name), wrong=why)
+        if self._progress is not None:
+            self._progress.note.remote(f"no model folder of step {step}: {why}")

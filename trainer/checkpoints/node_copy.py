@@ -1,0 +1,76 @@
+"""A folder of an object store on the disks of the machines that need it: each file once a machine.
+
+Ranks of one machine share a folder and divide the fetching. A file that one rank reads is fetched by that rank, and not at all
+on machines where none reads it: ZeRO's optimizer states, most of a checkpoint, travel once.
+"""
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch.distributed as dist
+
+from data_pipeline.artifacts import storage
+from trainer.collectives import from_each, together
+
+_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")
+"""In the names of the files of one rank's part (`_get_rank_zero_ckpt_name` and `_get_ckpt_name` in DeepSpeed 0.19's engine)."""
+
+
+def reads(path: str, rank: int) -> bool:
+    """Whether a rank reads a file of DeepSpeed's own checkpoint, written by as many ranks as there are."""
+    owner = _OF_RANK.search(path)
+    return owner is None or int(owner[1]) == rank
+
+
+def reads_all(path: str, rank: int) -> bool:
+    """For files that every rank reads."""
+    return True
+
+
+def share(paths: list[str], rank: int, machines: list[str], wanted: Callable[[str, int], bool]) -> list[str]:
+    """The files that a rank fetches, so that its machine has all that the ranks there read.
+
+    Args:
+        machines: of each rank.
+        wanted: whether a rank reads a file.
+    """
+    here = [one for one, machine in enumerate(machines) if machine == machines[rank]]
+    readers = {path: [one for one in here if wanted(path, one)] for path in paths}
+    return [path for number, path in enumerate(paths) if (of := readers[path]) and of[number % len(of)] == rank]
+
+
+@contextmanager
+def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
+    """A local folder with the files of the folder `uri` that this rank reads; the folder itself when it is local. Every rank
+    calls it, and leaves it at about the same time.
+
+    Raises:
+        OSError: the storage fails, on any rank.
+    """
+    if storage.is_local(uri):
+        yield storage.filesystem(uri)[1]
+        return
+    rank, machines = dist.get_rank(), from_each(_machine())
+    first = machines.index(machines[rank])
+    with tempfile.TemporaryDirectory(prefix="scion-") if rank == first else nullcontext("") as made:
+        folder = from_each(made)[first]
+
+        def fetch() -> None:
+            mine = share(storage.files(uri), rank, machines, wanted)
+            if mine:
+                storage.fetch(uri, mine, folder)
+
+        if wrong := together(fetch):
+            raise OSError(f"{uri} could not be read ({wrong}).")
+        yield folder
+        dist.barrier()  # whoever has read first must not remove what others still read
+
+
+def _machine() -> str:
+    """Equal for ranks that see the same temporary folder: containers may share a name and no disk."""
+    place = os.stat(tempfile.gettempdir())
+    return f"{socket.gethostname()} {place.st_dev} {place.st_ino}"

@@ -1,0 +1,321 @@
+"""Settings of a training run, shared by all objectives."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_pipeline.errors import ConfigError
+from data_pipeline.order.batch_sizes import BatchSizes
+from trainer.config import schedule
+from trainer.models.adapters import Lora
+
+_LONGEST_MINUTES = 60 * 24 * 7
+_MANY = 8
+"""Micro-batches from which on their gradients are summed in fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPart:
+    """A part of the run with another batch size."""
+
+    until: int
+    """The step at which it ends."""
+    rows: int
+    """Rows of one optimizer step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateChange:
+    """Other learning rates in the rest of the run."""
+
+    since: int
+    """The step from which on it holds."""
+    factor: float
+    """What the rates of the schedule are multiplied by, until the next change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, how fast and how to train. Sizes count rows; rates are per optimizer step.
+
+    Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on. Those marked
+    `adjustable` may, too, and the run keeps a record of it (`changes.adopt`).
+    """
+
+    steps: int = field(default=10_000, metadata={"adjustable": True})
+    """Optimizer steps of the whole run."""
+    batch_size: int = 128
+    """Rows of one optimizer step over all workers, whatever their number."""
+    batch_warmup: tuple[BatchPart, ...] = ()
+    """Other batch sizes at the beginning of the run, in order."""
+    micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
+    """Rows that a worker computes at once; the whole of its share when not given. Where a device has no memory for them,
+    `pretrain` goes on with half as many, and so on."""
+    learning_rate: float = 1e-4
+    """The highest, reached after the warm-up, which is measured in rows."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})
+    """How the rate falls from there to the end of the run, measured in rows: in a line, along half a cosine, in a line in the
+    last `decay_steps` only (warmup-stable-decay), or not at all."""
+    decay_steps: int | None = field(default=None, metadata={"adjustable": True})
+    """Steps at the end of `wsd` in which the rate falls; a tenth of the run when not given."""
+    smallest_rate: float = field(default=0.0, metadata={"adjustable": True})
+    """What the rate falls to, as a share of the highest."""
+    rate_changes: tuple[RateChange, ...] = field(default=(), metadata={"adjustable": True})
+    """Factors for the rates from some steps on, in order: how a run that became unstable goes on more slowly."""
+    rate_batch: int | None = None
+    """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
+    (Malladi et al. 2022, for Adam). `batch_size` when not given, so that only the warm-up of the batch is scaled."""
+    muon_rate: float | None = None
+    """The highest rate of Muon, which then learns the matrices of the body: the spectral norm of an update, 0.02 as a rule.
+    AdamW learns all when not given."""
+    warmup_steps: int | None = None
+    """Steps in which the rate rises from 0; a twentieth of the run, but at most 500, when not given."""
+    embedding_steps: int = 0
+    """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
+    the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
+    frozen: tuple[str, ...] = ()
+    """What keeps the source's weights: `body`, `embeddings` (with the head and its bias), or names of parameters, in which `*`
+    stands for anything, as in `*.layer.[0-3].*`."""
+    lora_rank: int | None = None
+    """The rank of adapters (LoRA, Hu et al. 2022, by the library peft) that learn in place of the weights of linear layers; the
+    embeddings and the head learn in full, all other weights stay the source's, and the trained model is a plain one. No
+    adapters when not given."""
+    lora_alpha: int = 32
+    """An adapter counts `lora_alpha / lora_rank` times."""
+    lora_targets: tuple[str, ...] = ()
+    """Ends of the names of the layers that have adapters, such as `q_proj`; all linear ones but the head when not given."""
+    weight_decay: float = 0.01
+    """The decoupled weight decay of matrices; vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the mean gradient and of its mean square."""
+    eps: float = 1e-8
+    """What AdamW adds to the root of the mean square."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999: the average is what is evaluated and what the
+    trained model's folder holds; none when not given."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    zero_stage: int = field(default=1, metadata={"identity": False, "adjustable": True})
+    """What ZeRO divides among the workers: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well."""
+    hpz: int = 1
+    """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""
+    offload: Literal["optimizer", "all"] | None = field(default=None, metadata={"identity": False})
+    """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What is computed in; bf16 keeps fp32 weights in the optimizer."""
+    export: Literal["fp32", "bf16"] = field(default="fp32", metadata={"adjustable": True})
+    """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
+    compile: bool | None = field(default=None, metadata={"identity": False})
+    """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
+    not given."""
+    activation_checkpointing: bool = field(default=False, metadata={"identity": False})
+    """Whether activations within a layer are computed again in the backward pass instead of being kept."""
+    evaluate_steps: int | None = field(default=None, metadata={"identity": False})
+    """Steps between evaluations on held-out text, or of an embedder on test pairs; only before and after training when not
+    given."""
+    spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
+    """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
+    least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
+    checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
+    """Steps between checkpoints; not counted when not given."""
+    checkpoint_minutes: float | None = field(default=15.0, metadata={"identity": False})
+    """The longest time between checkpoints; no limit when not given."""
+    export_steps: int | None = field(default=None, metadata={"identity": False})
+    """Steps between model folders that the run leaves on its way, RUN-step-STEP, made out of checkpoints beside the training;
+    none when not given."""
+    keep_checkpoints: int = field(default=3, metadata={"identity": False})
+    """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
+    keep_state: bool = field(default=False, metadata={"identity": False})
+    """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
+    12 bytes a parameter and the weights once more."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(default=(), metadata={"identity": False})
+    """Where the numbers of each step go beside the log: `tensorboard` in the run's folder, `wandb`, `mlflow`; the last two read
+    their own environment variables."""
+    profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
+    """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
+    snapshot of its memory. Such a step takes longer."""
+    collective_minutes: float = field(default=30.0, metadata={"identity": False})
+    """The longest that a worker waits for the others during steps before the attempt ends and a new one begins."""
+    first_step_minutes: float = field(default=60.0, metadata={"identity": False})
+    """The same until the first step of an attempt is done, since kernels are compiled and weights fetched, and after the
+    last step, when the model is written."""
+    max_failures: int = field(default=20, metadata={"identity": False})
+    """Worker failures after which the run gives up; three in the same step end it before."""
+
+    def __post_init__(self) -> None:
+        if self.keep_checkpoints < 3:
+            raise ConfigError(f"keep_checkpoints must be at least 3, got {self.keep_checkpoints}.")
+        if self.spike < 0 or (self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0):
+            raise ConfigError("spike must be at least 0 and checkpoint_minutes above 0.")
+        if self.zero_stage not in (1, 2, 3):
+            raise ConfigError(f"zero_stage must be 1, 2 or 3, got {self.zero_stage}.")
+        if min(self.lora_alpha if self.lora_rank is None else self.lora_rank, self.lora_alpha) < 1:
+            raise ConfigError(f"lora_rank and lora_alpha must be at least 1, got {self.lora_rank} and {self.lora_alpha}.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(f"ema must lie between 0 and 1, got {self.ema}.")
+        self._refuse()
+        self._check_times()
+        self._check_batches()
+        self._check_rates()
+
+    def _check_times(self) -> None:
+        """Steps and minutes at which something besides training happens."""
+        for name in ("steps", "batch_size", "micro_batch", "checkpoint_steps", "evaluate_steps", "export_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.max_failures < 0 or self.hpz < 1:
+            raise ConfigError(f"max_failures must be at least 0 and hpz at least 1, got {self.max_failures} and {self.hpz}.")
+        if min([0, *self.profile_steps]) < 0:
+            raise ConfigError(f"profile_steps count from 0, got {list(self.profile_steps)}.")
+        if not 0 < self.collective_minutes <= self.first_step_minutes <= _LONGEST_MINUTES:
+            raise ConfigError(
+                f"collective_minutes must be above 0 and first_step_minutes at least as long, up to {_LONGEST_MINUTES:,}, "
+                f"got {self.collective_minutes} and {self.first_step_minutes}."
+            )
+
+    def _check_batches(self) -> None:
+        ends = [0, *(part.until for part in self.batch_warmup)]
+        if sorted(set(ends)) != ends:
+            raise ConfigError(f"the parts of batch_warmup must end one after the other, got until: {ends[1:]}.")
+        if min([1, *(part.rows for part in self.batch_warmup)]) < 1:
+            raise ConfigError(f"the rows of batch_warmup must be at least 1, got {[part.rows for part in self.batch_warmup]}.")
+
+    def _check_rates(self) -> None:
+        if self.rate_batch is not None and self.rate_batch < 1:
+            raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
+        rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]
+        if min(rates) <= 0 or min(self.clip, self.warmup_steps or 0, self.embedding_steps) < 0:
+            raise ConfigError("learning_rate and muon_rate must be above 0, clip, warmup_steps and embedding_steps at least 0.")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay}.")
+        if not 0.0 <= self.smallest_rate <= 1.0:
+            raise ConfigError(f"smallest_rate is a share of the highest, between 0 and 1, got {self.smallest_rate}.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas) or self.eps <= 0:
+            raise ConfigError(
+                f"betas must be two that lie between 0 and 1 and eps above 0, got {list(self.betas)} and {self.eps}."
+            )
+        starts, factors = [change.since for change in self.rate_changes], [change.factor for change in self.rate_changes]
+        if sorted(set(starts)) != starts or min([0, *starts]) < 0 or min([1.0, *factors]) <= 0:
+            raise ConfigError("the steps of rate_changes must rise from 0 on, and their factors be above 0.")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ConfigError(
+                f"decay_steps is of schedule=wsd, not of {self.schedule}, which falls over the whole run or never."
+            )
+        if self.decay_steps is not None and not 1 <= self.decay_steps <= self.steps - self.warmup:
+            raise ConfigError(
+                f"decay_steps must lie between 1 and the {self.steps - self.warmup} steps after the warm-up, "
+                f"got {self.decay_steps}."
+            )
+
+    def _refuse(self) -> None:
+        """What does not go together."""
+        whole, muon = self.zero_stage == 3, self.muon_rate is not None
+        frozen, average = bool(self.frozen), self.ema is not None
+        refused = {
+            "adapters leave the body as it is already: frozen or lora_rank, not both.": self.lora is not None and frozen,
+            "the average of two adapters' products is no product of their averages: ema or lora_rank, not both.":
+                self.lora is not None and average,
+            "Muon on the thin matrices of adapters is not tried: muon_rate or lora_rank, not both.":
+                self.lora is not None and muon,
+            "lora_targets say where adapters are, and there are none without lora_rank.":
+                self.lora is None and bool(self.lora_targets),
+            "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
+            'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
+                self.offload == "all" and not whole,
+            "DeepSpeed's Muon steps wrongly on ZeRO-3 where gradients are summed (DeepSpeed #8443): zero_stage=1 or 2.":
+                muon and whole,
+            "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "
+            "clip=0, which Muon does not need.": muon and self.clip > 0,
+            "embedding_steps trains the embeddings alone at first, and they are frozen.":
+                self.embedding_steps > 0 and "embeddings" in self.frozen,
+            "An average of the weights was tried with AdamW on the device only: ema without muon_rate, offload and hpz.":
+                self.ema is not None and (muon or self.offload is not None or self.hpz != 1),
+            "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
+        }  # fmt: skip
+        for said, holds in refused.items():
+            if holds:
+                raise ConfigError(said, "train")
+
+    @property
+    def lora(self) -> Lora | None:
+        if self.lora_rank is None:
+            return None
+        return Lora(rank=self.lora_rank, alpha=self.lora_alpha, targets=tuple(self.lora_targets))
+
+    def compiles(self, gpu: bool) -> bool:
+        return self.zero_stage < 3 and gpu if self.compile is None else self.compile
+
+    def rate(self, step: int, embedding: bool, muon: bool = False) -> float:
+        """The learning rate of a step for what has a row per token, what Muon learns, or the rest: a pure function, so that a
+        resumed run has the same."""
+        if step < self.embedding_steps and not embedding:
+            return 0.0
+        sizes = self.sizes
+        size, before, warm = sizes.size(step), sizes.offset(step), sizes.offset(self.warmup)
+        found = self.muon_rate if muon and self.muon_rate is not None else self.learning_rate
+        highest = found * math.sqrt(size / (self.rate_batch or self.batch_size)) * self._factor(step)
+        if step < self.warmup:
+            return highest * (before + size) / warm
+        decay = self.decay_steps or max(1, self.steps // 10)
+        start = sizes.offset(max(self.warmup, self.steps - decay)) if self.schedule == "wsd" else warm
+        share = schedule.SHARES[self.schedule](before, start, max(sizes.offset(self.steps), start + size))
+        return highest * (self.smallest_rate + (1.0 - self.smallest_rate) * share)
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the rate rises."""
+        return min(self.steps // 20, 500) if self.warmup_steps is None else self.warmup_steps
+
+    def _factor(self, step: int) -> float:
+        """Of the last of `rate_changes` that holds in a step."""
+        return next((change.factor for change in reversed(self.rate_changes) if step >= change.since), 1.0)
+
+    @property
+    def exported(self) -> dict[str, str]:
+        """From which numbers the trained model is made; `artifact.json` says so."""
+        weights = "the optimizer's fp32 weights" if self.export == "fp32" else f"{self.precision} weights"
+        made_from = weights if self.ema is None else f"the moving average (decay {self.ema}) of {weights}"
+        return {"trained_in": self.precision, "saved_in": self.export, "made_from": made_from}
+
+    @property
+    def sizes(self) -> BatchSizes:
+        return BatchSizes(batch=self.batch_size, warmup=tuple((part.until, part.rows) for part in self.batch_warmup))
+
+    def evaluates(self, done: int) -> bool:
+        """Whether held-out text is scored after `done` steps."""
+        return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due after `done` steps, whatever the time."""
+        due = self.checkpoint_steps is not None and done % self.checkpoint_steps == 0
+        return (due or self.exports(done)) and done < self.steps
+
+    def exports(self, done: int) -> bool:
+        """Whether a model folder is due of the checkpoint after `done` steps."""
+        return self.export_steps is not None and done > 0 and done % self.export_steps == 0
+
+    def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
+        """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
+        # Many small gradients that are summed in bf16 vanish beside their sum.
+        exact = self.precision == "bf16" and accumulation >= _MANY
+        # For ZeRO-1 with such sums DeepSpeed has an optimizer of its own, which skips no step for a loss that is not finite.
+        stage = 2 if exact and self.zero_stage == 1 else self.zero_stage
+        zero: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+        if self.hpz > 1:
+            zero["zero_hpz_partition_size"] = self.hpz
+        if self.offload is not None:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if self.offload == "all":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        return {
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": accumulation,
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
+            # The scan for overflow launches six kernels a parameter; our own guard reads loss and norm instead.
+            "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": False},
+            "data_types": {"grad_accum_dtype": "fp32" if exact else None},
+            "gradient_clipping": self.clip,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 30,
+        }

@@ -1,0 +1,173 @@
+"""A checkpoint that was written by one number of ranks or under one ZeRO stage, for an engine of another: DeepSpeed's
+Universal Checkpoint.
+
+ZeRO cuts the master weights and the optimizer's moments into as many parts as there are ranks, and its own load takes back
+only as many. Its converter joins the parts to whole tensors, one folder a parameter, which every rank cuts anew. What lies
+beside them is in one form for ZeRO-1 and 2 and in another for ZeRO-3; here both are written.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
+from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.plain_path import plain_path
+from trainer.models.freezing import all_trained
+
+_TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
+_MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+"""The names that an engine under ZeRO-1 or 2 looks for, and under ZeRO-3."""
+_FULL = ("PytorchStreamWriter failed", "unexpected pos")
+"""What the RuntimeErrors say that `torch.save` raises where a file cannot grow."""
+
+
+def convert(native: str, universal: str, stage: int) -> None:
+    """Joins DeepSpeed's files of one checkpoint, written by any number of ranks, to a universal checkpoint.
+
+    Needs no process group. `universal` is a new folder, and nothing is written elsewhere; one that a kill left behind
+    without its model states, which come last, does not load.
+
+    Args:
+        stage: the ZeRO stage of the engines that will load it.
+
+    Raises:
+        CorruptError: the files of a rank are missing, or cannot be read.
+        TrainingError: it holds something that a universal checkpoint would lose.
+    """
+    before_deepspeed()
+    from deepspeed.checkpoint import ds_to_universal
+
+    # The converter writes a file beside its output folder, hence a folder within.
+    made = os.path.join(universal, "made")
+    os.makedirs(made)
+    try:
+        shapes = _expected(native)
+        with (
+            plain_path(native) as source,
+            plain_path(universal) as target,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            ds_to_universal.main(_settings(source, os.path.join(target, os.path.basename(made))))
+        _check_whole(made, set(shapes))
+        _write_for_every_stage(made, set(shapes))
+        if stage < 3:
+            _shape(made, shapes)
+    except (ScionError, OSError):  # such as a full disk: the files are not to blame
+        raise
+    except Exception as error:  # whatever a pickle, an assertion or a shape that does not fit raises
+        if any(said in str(error) for said in _FULL):
+            raise OSError(reason(error)) from error
+        raise CorruptError(f"cannot be converted for other workers or another stage: {reason(error)}", native) from error
+    for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
+        os.rename(os.path.join(made, name), os.path.join(universal, name))
+    os.rmdir(made)
+
+
+def _settings(native: str, made: str) -> argparse.Namespace:
+    """Of DeepSpeed's converter."""
+    return argparse.Namespace(
+        input_folder=native, output_folder=made, inject_missing_state=True, strict=True, keep_temp_folder=False,
+        num_extract_workers=1, num_merge_workers=1,
+    )  # fmt: skip
+
+
+def _expected(native: str) -> dict[str, torch.Size]:
+    """Names and shapes of the trained parameters. The converter takes the number of ranks from the files that it finds and the
+    value of a parameter without moments from the module, so that it would lose those of a missing rank without a word."""
+    files = os.listdir(native)
+    models = sorted(name for name in files if name.endswith("_model_states.pt"))
+    if not models:
+        raise CorruptError("the module's file is missing.", native)
+    state = torch.load(os.path.join(native, models[0]), map_location="cpu", weights_only=False, mmap=True)
+    world = state["dp_world_size"]
+    if sum(name.endswith("_optim_states.pt") for name in files) != world or len(models) not in (1, world):
+        raise CorruptError(f"written by {world} ranks, but not all their files are there.", native)
+    trained = {name: shape for group in state["param_shapes"] for name, shape in group.items()}
+    if others := set(state["module"]) - set(trained) - set(state["shared_params"]):
+        raise TrainingError(
+            f"the number of workers cannot change where the model has what is not trained ({min(others)}).",
+            native,
+            "Go on with as many workers as before.",
+        )
+    return trained
+
+
+def _check_whole(made: str, names: set[str]) -> None:
+    for name in names:
+        for tensor in _TENSORS:
+            if not os.path.exists(os.path.join(made, "zero", name, f"{tensor}.pt")):
+                raise CorruptError(f"{tensor} of {name} is missing after the conversion.", made)
+
+
+def _write_for_every_stage(made: str, names: set[str]) -> None:
+    """The counters and settings in the form of every stage: the optimizer's step both for all parameters and for each, its
+    groups both at the top and inside, the module's states, without weights, which are read from elsewhere, by both names."""
+    path = os.path.join(made, "zero", "optimizer_state.pt")
+    saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    groups = saved["param_groups"]
+    if "optimizer_state_dict" in saved:
+        step = saved["optimizer_state_dict"]["state"][0]["step"]
+    else:
+        step = torch.load(os.path.join(made, "zero", min(names), "step.pt"), weights_only=False)
+    models = [name for name in os.listdir(made) if name.endswith("_model_states.pt")]
+    module = torch.load(os.path.join(made, min(models)), map_location="cpu", weights_only=False, mmap=True)
+    version = module["ds_version"]
+    kept = {name: saved[name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow")}
+    inner = {"state": {0: {"step": step}}, "param_groups": groups}
+    content = kept | {"ds_version": version, "param_groups": groups, "optimizer_state_dict": inner}
+    os.remove(path)  # it is mapped: what is written below must be another file
+    torch.save(content, path)
+    for name in names:
+        torch.save(step, os.path.join(made, "zero", name, "step.pt"))
+    for name in models:
+        os.remove(os.path.join(made, name))
+    for name in _MODEL_STATES:
+        torch.save(module | {"module": {}}, os.path.join(made, name))
+
+
+def _shape(made: str, shapes: dict[str, torch.Size]) -> None:
+    """Tensors as ZeRO-1 and 2 want them: what was written under ZeRO-3 is flat."""
+    for name, shape in shapes.items():
+        for tensor in _TENSORS:
+            path = os.path.join(made, "zero", name, f"{tensor}.pt")
+            content = torch.load(path, weights_only=False)
+            if isinstance(content, torch.Tensor):
+                torch.save({"param": content[: shape.numel()].reshape(shape)}, path)
+
+
+def load(engine: Any, folder: str, tag: str) -> None:
+    """Loads the universal checkpoint `folder/tag` into an engine of any number of ranks; every rank calls it.
+
+    Raises:
+        CorruptError: there is none that is whole.
+    """
+    made = os.path.join(folder, tag)
+    if not all(os.path.exists(os.path.join(made, name)) for name in _MODEL_STATES):
+        raise CorruptError("no universal checkpoint that is whole.", made)
+    config = engine._config
+    config.load_universal_checkpoint = True
+    try:
+        with plain_path(folder) as link:
+            engine.load_checkpoint(link, tag=tag, load_module_strict=all_trained(engine.module))
+    finally:
+        config.load_universal_checkpoint = False  # or it would take DeepSpeed's own files for universal ones later
+    _mend(engine.optimizer.optimizer, made)
+
+
+def _mend(optimizer: torch.optim.Optimizer, made: str) -> None:
+    """Under ZeRO-3, DeepSpeed gives the settings of the first parameter group, such as its weight decay, to all of them. And
+    it gives all the same tensor as step counter, which each then counts up: Adam's bias correction would be of a step far
+    ahead. Both are done again here, under any stage; a fused optimizer, moreover, wants its counter on the device."""
+    path = os.path.join(made, "zero", "optimizer_state.pt")
+    saved = torch.load(path, map_location="cpu", weights_only=False)["param_groups"]
+    for group, known in zip(optimizer.param_groups, saved, strict=True):
+        group.update({key: value for key, value in known.items() if key != "params"})
+    on_device = optimizer.param_groups[0].get("fused")
+    for state in optimizer.state.values():
+        state["step"] = state["step"].to(state["exp_avg"].device if on_device else "cpu", copy=True)

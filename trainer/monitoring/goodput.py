@@ -1,0 +1,56 @@
+"""What became of a run's time, from its log: pure functions."""
+
+from itertools import pairwise
+from typing import Any
+
+from trainer.monitoring import run_log
+
+
+def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | None]:
+    """Goodput, replays and recovery of a run.
+
+    `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. The time
+    in which no command ran, after the run was stopped, had ended or was killed with its driver, is `idle`, and not charged:
+    it lasts until the next command's first word. `time_to_recover` is the mean time from the last entry of an attempt that
+    died, or from the next command where there was one, to the first step after it, without those that a set clock hides.
+    """
+    ran: list[list[dict[str, Any]]] = []
+    begun: list[float | None] = []
+    command: float | None = None
+    for entries in filter(None, attempts):
+        if entries[0]["kind"] == "driver":
+            command = entries[0]["time"]
+            continue
+        ran.append(entries)
+        begun.append(command)
+        command = None
+    if not ran:
+        return {"attempts": 0, "replayed_steps": 0, "goodput": None, "time_to_recover": None, "seconds": 0.0, "idle": 0.0}
+    counted = run_log.steps(attempts)
+    made = sum(entry["kind"] == "step" for entries in ran for entry in entries)
+    seconds = sum(_passed(entries[0]["time"], entries[-1]["time"]) for entries in ran)
+    idle, recoveries = 0.0, []
+    for (before, after), again in zip(pairwise(ran), begun[1:], strict=True):
+        last = before[-1]
+        ended = last["kind"] in ("stopped", "finished")
+        since = again if again is not None else after[0]["time"] if ended else last["time"]
+        between = _passed(last["time"], after[0]["time"])
+        idle_here = min(between, _passed(last["time"], since))
+        idle, seconds = idle + idle_here, seconds + between - idle_here
+        first = next((entry["time"] for entry in after if entry["kind"] == "step"), None)
+        if first is not None and first >= since and not ended:
+            recoveries.append(first - since)
+    useful = sum(entry["seconds"] for entry in counted)
+    return {
+        "attempts": len(ran),
+        "replayed_steps": made - len(counted),
+        "goodput": round(min(1.0, useful / seconds), 4) if seconds > 0 else None,
+        "time_to_recover": round(sum(recoveries) / len(recoveries), 1) if recoveries else None,
+        "seconds": round(seconds, 1),
+        "idle": round(idle, 1),
+    }
+
+
+def _passed(earlier: float, later: float) -> float:
+    """Seconds between two entries; none where the clock was set back, or another machine's is behind."""
+    return max(0.0, later - earlier)

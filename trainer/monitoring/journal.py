@@ -1,0 +1,99 @@
+"""What the first rank tells of a run: to its log, and from there to Prometheus and to trackers."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.artifacts import storage
+from trainer.config.train import TrainConfig
+from trainer.engine.step import Outcome
+from trainer.models.flops import Flops, peak
+from trainer.monitoring import run_log
+from trainer.monitoring.metrics import Sinks
+from trainer.monitoring.run_log import RunLog
+from trainer.monitoring.trackers import Tracked
+
+
+class Journal:
+    """Silent on all ranks but the first."""
+
+    def __init__(
+        self,
+        uri: str,
+        identity: str,
+        config: TrainConfig,
+        streams: list[str],
+        flops: Flops,
+        note: Callable[[str], None],
+    ) -> None:
+        """`note` shows the user a line."""
+        self._identity, self._note = identity, note
+        self._uri, self._config, self._streams, self._flops = uri, config, streams, flops
+        self._log = RunLog(storage.join(uri, run_log.FOLDER)) if dist.get_rank() == 0 else None
+        self._sinks: Sinks | None = None
+        self._peak = peak()
+
+    def write(self, kind: str, **entry: Any) -> None:
+        """An entry that is on the disk when this returns."""
+        if self._log is None:
+            return
+        if kind == "start":
+            self._sinks = self._tracked(entry["next_step"])
+        self._log.write(kind, **entry)
+        self._log.sync()
+        if self._sinks is None:
+            return
+        if kind == "evaluation":
+            self._sinks.evaluation(entry)
+        elif kind in ("finished", "stopped"):
+            self._sinks.close()
+
+    def _tracked(self, next_step: int) -> Sinks:
+        """Where the numbers go. Only a run that is tracked has its log read."""
+        before = run_log.read(storage.join(self._uri, run_log.FOLDER), fields=("step",)) if self._config.track else []
+        seen = [entry for entries in before for entry in entries]
+        run = Tracked(
+            uri=self._uri, identity=self._identity, begun=str(seen[0]["time"] if seen else 0), next_step=next_step,
+            settings=asdict(self._config),
+        )  # fmt: skip
+        return Sinks(run, self._config.track, seen, self._note)
+
+    def step(
+        self, step: int, planned: int, outcome: Outcome, waited: float, seconds: float, communication: float | None
+    ) -> None:
+        """A step that was made in `seconds`, of which `waited` for its rows and `communication` in collectives."""
+        if self._log is None or self._sinks is None:
+            return
+        world = dist.get_world_size()
+        tflops = self._flops.step(outcome.tokens, sum(outcome.targets), outcome.pairs) / seconds / world / 1e12
+        streams = {
+            name: {"loss": loss, "targets": targets}
+            for name, loss, targets in zip(self._streams, outcome.losses, outcome.targets, strict=True)
+            if targets
+        }
+        entry = {
+            "step": step,
+            "planned": planned,
+            "loss": outcome.loss,
+            "norm": outcome.norm,
+            "applied": outcome.applied,
+            "rate": self._config.rate(step, True),
+            "world": world,
+            "tokens": outcome.tokens,
+            "padding": round(outcome.padding, 5),
+            "streams": streams,
+            "seconds": round(seconds, 5),
+            "data_wait": round(waited, 5),
+            "communication": communication,
+            "data_wait_share": round(waited / seconds, 5),
+            "tokens_per_second": round(outcome.tokens / seconds, 1),
+            "tflops": round(tflops, 6),
+            "mfu": None if self._peak is None else round(tflops * 1e12 / self._peak, 5),
+            "memory": round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else None,
+            **outcome.seconds,
+        }
+        self._log.write("step", **entry)
+        self._sinks.step(entry)

@@ -1,0 +1,202 @@
+"""The log of a run: one JSON object a line, a file an attempt, written by the first rank.
+
+It is written step by step, so that it tells of steps that no checkpoint holds. Where attempts overlap, the later one counts.
+On an object store, which cannot append, lines are put there every few seconds, each time as a new object; many of these are
+merged to one, whose name says which, so that a log of a week is read in seconds.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from data_pipeline.artifacts import storage
+from data_pipeline.artifacts.retries import retry
+
+FOLDER = "log"
+"""Below a run's folder."""
+_PUT_SECONDS = 10.0
+_MERGED = 256
+"""Objects that are merged to one."""
+_AT_ONCE = 16
+"""Objects that are read at the same time."""
+_OURS = re.compile(r"\d{20}-\d{6}(-\d{6})?\.jsonl")
+"""Names of the files: a stamp, and the number of the object or the first and last of those that it was merged of."""
+DEATH_FIELDS = ("next_step", "step", "micro")
+"""Of an entry, what `deaths` needs."""
+_ENDED = ("driver", "stopped", "finished", "error", "preempted")
+"""Entries of attempts that did not die of a step."""
+
+
+class RunLog:
+    """The log of this attempt."""
+
+    def __init__(self, uri: str) -> None:
+        """`uri` is the folder of all attempts; nothing is written yet."""
+        self._uri, self._stamp = uri, f"{_later(uri):020d}"
+        self._local, self._parts, self._put = storage.is_local(uri), 0, time.monotonic()
+        self._lines: list[str] = []
+        self._unmerged: list[bytes] = []
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="log")
+
+    def write(self, kind: str, **entry: Any) -> None:
+        """An entry; `kind` says which. Where it cannot be written, as on a full disk, it waits for the next one."""
+        self._lines.append(json.dumps({"kind": kind, "time": round(time.time(), 3), **entry}))
+        if self._local or time.monotonic() - self._put > _PUT_SECONDS:
+            self._out(sync=False)
+
+    def sync(self) -> None:
+        """What could be written survives the machine when this returns."""
+        self._out(sync=True)
+
+    def _out(self, sync: bool) -> None:
+        content = "".join(line + "\n" for line in self._lines).encode()
+        with contextlib.suppress(OSError):
+            if self._local:
+                self._append(content, sync)
+            elif content:
+                storage.write_bytes(self._part(), content)
+                self._parts, self._put = self._parts + 1, time.monotonic()
+                self._merge(content)
+            self._lines = []
+
+    def _merge(self, content: bytes) -> None:
+        """Merges the last objects once there are `_MERGED` of them, in a thread: first the new object, then those it replaces
+        go. Where a kill comes between, `read` leaves those out."""
+        self._unmerged.append(content)
+        if len(self._unmerged) < _MERGED:
+            return
+        whole, numbers = b"".join(self._unmerged), range(self._parts - _MERGED, self._parts)
+        self._unmerged = []
+
+        def merge() -> None:
+            with contextlib.suppress(OSError):
+                storage.write_bytes(self._name(f"{numbers[0]:06d}-{numbers[-1]:06d}"), whole)
+                for number in numbers:
+                    storage.remove(self._name(f"{number:06d}"))
+
+        self._behind.submit(merge)
+
+    def _append(self, content: bytes, sync: bool) -> None:
+        path = storage.filesystem(self._part())[1]
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                if not before:  # an attempt without a word is none
+                    os.unlink(path)
+                raise
+
+    def _part(self) -> str:
+        return self._name(f"{self._parts:06d}")
+
+    def _name(self, numbers: str) -> str:
+        return storage.join(self._uri, f"{self._stamp}-{numbers}.jsonl")
+
+
+def _later(uri: str) -> int:
+    """A time later than those of all attempts in a folder, whose machines may have other clocks."""
+    with contextlib.suppress(OSError):
+        return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in _files(uri))])
+    return time.time_ns()
+
+
+def _files(uri: str) -> list[str]:
+    """The files of the log, without what others have put there."""
+    return [path for path in storage.files(uri) if _OURS.fullmatch(path)]
+
+
+def read(uri: str, last: int | None = None, fields: Collection[str] | None = None) -> list[list[dict[str, Any]]]:
+    """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out.
+
+    Args:
+        fields: what to keep of an entry beside `kind` and `time`; everything if None. A step of many languages has 11 KB.
+    """
+    try:
+        return _read(uri, last, fields)
+    except FileNotFoundError:  # merged since it was listed
+        return _read(uri, last, fields)
+
+
+def _read(uri: str, last: int | None, fields: Collection[str] | None) -> list[list[dict[str, Any]]]:
+    files = _files(uri)
+    stamps = sorted({path.partition("-")[0] for path in files})
+    attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
+    paths = [path for path in _not_merged(files) if path.partition("-")[0] in attempts]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        contents = pool.map(lambda path: _entries(storage.join(uri, path), fields), paths)
+        for path, entries in zip(paths, contents, strict=True):
+            attempts[path.partition("-")[0]] += entries
+    return [entries for entries in attempts.values() if entries]
+
+
+def _not_merged(files: list[str]) -> list[str]:
+    """The files without those whose lines another has as well."""
+    parts = {path: path.removesuffix(".jsonl").split("-") for path in files}
+    merged = [numbers for numbers in parts.values() if len(numbers) == 3]
+    gone = {f"{stamp}-{number:06d}.jsonl" for stamp, first, last in merged for number in range(int(first), int(last) + 1)}
+    return [path for path in files if path not in gone]
+
+
+def _entries(uri: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
+    """The entries of a file. One on a disk may have gigabytes and is read line by line; objects of a store are small."""
+    if storage.is_local(uri):
+        return retry(lambda: _local_entries(storage.filesystem(uri)[1], fields))
+    return _parse(storage.read_bytes(uri).splitlines(), fields)
+
+
+def _local_entries(path: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
+    with open(path, "rb") as file:
+        return _parse(file, fields)
+
+
+def _parse(lines: Iterable[bytes], fields: Collection[str] | None) -> list[dict[str, Any]]:
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            kept = entry if fields is None else {name: entry[name] for name in ("kind", "time", *fields) if name in entry}
+            found.append(kept)
+    return found
+
+
+def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The entries of all steps in order, of those that came several times the last."""
+    found = {entry["step"]: entry for entries in attempts for entry in entries if entry["kind"] == "step"}
+    return [found[step] for step in sorted(found)]
+
+
+def deaths(attempts: list[list[dict[str, Any]]]) -> dict[str, int]:
+    """How many of the last attempts died in the same step with as many rows at once, one after the other, as `count`, and in
+    which, as `step`."""
+    count, last, micro = 0, None, None
+    for entries in reversed(attempts):
+        died, rows = _died(entries), next((entry.get("micro") for entry in entries if entry["kind"] == "start"), None)
+        if died is None or last not in (None, died) or (count and micro != rows):
+            break
+        count, last, micro = count + 1, died, rows
+    return {"count": count, "step": last or 0}
+
+
+def _died(entries: list[dict[str, Any]]) -> int | None:
+    """The step that an attempt was at when it died; None if it did not die of a step."""
+    at = None
+    for entry in entries:
+        if entry["kind"] in _ENDED:
+            return None
+        if entry["kind"] in ("start", "back"):
+            at = entry["next_step"]
+        elif entry["kind"] == "step":
+            at = entry["step"] + 1
+    return at

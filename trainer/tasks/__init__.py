@@ -1,0 +1,1 @@
+"""What connects rows, model and objective: one kind of training a file."""

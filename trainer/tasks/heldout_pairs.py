@@ -1,0 +1,76 @@
+"""Retrieval on held-out pairs, computed by all ranks together in the middle of training."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_pipeline.pairs.batch import padded
+from data_pipeline.pairs.shards import token_ids
+from data_pipeline.pairs.text_pairs import Pairs
+from data_pipeline.shards.build import load_tokenizer
+from trainer.collectives import from_first
+from trainer.embedder import batches, with_padding
+from trainer.evaluation import retrieval
+from trainer.tasks.tasks import ContrastiveTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutPairs:
+    """The pairs that are searched for each other, the same at every step of every run."""
+
+    measure: ClassVar[str] = "retrieval"
+    """Which of the scores the run keeps."""
+    pairs: Pairs
+    ids: list[list[int]]
+    """Token ids of all anchors, then of all positives."""
+    pad: int
+
+    def score(self, engine: Any, rank: int, world: int) -> dict[str, Any]:
+        """The same on every rank, and for any number of ranks; every rank calls it.
+
+        `retrieval` holds accuracy@1 and MRR@10 both ways, `by_language` those of each language, if there are several.
+        """
+        vectors = _vectors(engine, self, rank, world).cpu().numpy()
+        ways, by_language = from_first(
+            lambda: retrieval.scores(vectors[: len(self.pairs)], vectors[len(self.pairs) :], self.pairs)
+        )
+        return {"retrieval": ways, "by_language": by_language, "pairs": len(self.pairs)}
+
+
+def choose(pairs: Pairs, most: int, task: ContrastiveTask) -> HeldoutPairs:
+    """At most `most` of the pairs, spread evenly over them, as the task's model reads them."""
+    places = range(len(pairs)) if len(pairs) <= most else np.linspace(0, len(pairs) - 1, most).astype(int).tolist()
+    columns = {spec.name: getattr(pairs, spec.name) for spec in fields(pairs)}
+    chosen = Pairs(**{name: [column[place] for place in places] if column else [] for name, column in columns.items()})
+    tokenizer = with_padding(load_tokenizer(task.model_uri))
+    pad = int(tokenizer.pad_token_id)
+    rows = token_ids(tokenizer, [*chosen.anchors, *chosen.positives], task.length)
+    return HeldoutPairs(pairs=chosen, ids=[row or [pad] for row in rows], pad=pad)
+
+
+def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch.Tensor:
+    """Unit vectors [2n, d] of all texts, on every rank.
+
+    The batches do not depend on the number of ranks, so that rounding does not either. They are dealt to the ranks in turn; a
+    rank without one in the last round repeats another, because a forward under ZeRO-3 is collective.
+    """
+    dealt = list(batches(heldout.ids))
+    found: torch.Tensor | None = None
+    engine.eval()
+    with torch.no_grad():
+        for start in range(0, len(dealt), world):
+            mine = start + rank
+            rows = dealt[mine % len(dealt)]
+            ids, mask = padded([heldout.ids[row] for row in rows], heldout.pad)
+            vectors = engine.module((ids.to(engine.device), mask.to(engine.device)))
+            if found is None:
+                found = vectors.new_zeros(len(heldout.ids), vectors.shape[1])
+            if mine < len(dealt):
+                found[rows] = vectors
+    engine.train()
+    assert found is not None
+    dist.all_reduce(found)  # one rank has each row, the others 0
+    return found

@@ -1,0 +1,1 @@
+"""Which words of a text translate which words of another: HMM, Dice, dictionaries."""

@@ -1,0 +1,1 @@
+"""Vectors of words and tokens: training, files, spaces and the rotation between two of them."""
