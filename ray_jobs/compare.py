@@ -20,7 +20,8 @@ from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
 from ray_jobs.compared_runs import compared, described
-from ray_jobs.config.load import ScionConfig, to_dict, to_yaml
+from ray_jobs.config.load import to_dict, to_yaml
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import asked_once, data_fingerprints
 from ray_jobs.report import comparison

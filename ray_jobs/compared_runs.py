@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from data_pipeline.errors import ConfigError
-from ray_jobs.config.load import ScionConfig, varied
-from ray_jobs.config.schema import RUN_KEYS
+from ray_jobs.config.load import varied
+from ray_jobs.config.schema import RUN_KEYS, ScionConfig
 from trainer.transfer import chain
 
 _NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)

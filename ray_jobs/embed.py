@@ -10,7 +10,7 @@ from data_pipeline.pairs import shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.builders.simcse import from_text
 from ray_jobs import pretrain, shard
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred

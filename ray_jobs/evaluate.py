@@ -14,7 +14,7 @@ from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed, merge, pretrain, transfer
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, need, starts

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from data_pipeline.errors import ConfigError
 from ray_jobs.config.keys import Key, advice, described, keys, written
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.jobs import COMMON, JOBS
 
 _WIDTH = 110

@@ -12,7 +12,7 @@ from data_pipeline.artifacts import fingerprints, storage
 from data_pipeline.errors import ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 
 _answers: ContextVar[dict[tuple[str, str], str] | None] = ContextVar("answers", default=None)
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")

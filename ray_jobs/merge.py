@@ -9,7 +9,7 @@ from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from ray_jobs import embed, pretrain
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage, need, transferred

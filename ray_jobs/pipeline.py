@@ -4,7 +4,8 @@ from rich.console import Console
 
 from data_pipeline.artifacts import storage
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config.load import ScionConfig, keep
+from ray_jobs.config.load import keep
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.inputs import asked_once
 from ray_jobs.report import job as report
 from ray_jobs.stage import Stage, starts

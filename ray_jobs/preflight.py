@@ -15,7 +15,7 @@ from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
 from ray_jobs.compared_runs import compared
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.jobs import JOBS
 from trainer.config.train import TrainConfig
 from trainer.models.pooling import check_pooling

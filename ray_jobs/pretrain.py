@@ -11,7 +11,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import growth, planned_rows, train

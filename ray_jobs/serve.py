@@ -12,7 +12,7 @@ from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
 from ray_jobs.stage import Stage, need, transferred

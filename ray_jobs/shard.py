@@ -22,8 +22,7 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.adopt import adopted
-from ray_jobs.config.load import ScionConfig
-from ray_jobs.config.schema import ShardConfig
+from ray_jobs.config.schema import ScionConfig, ShardConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage

@@ -11,7 +11,7 @@ from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError
 from ray_jobs import console as show
 from ray_jobs import stop_request
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from trainer.monitoring import run_log
 

@@ -12,7 +12,7 @@ from data_pipeline.feed.rank_feed import PlannedRows
 from data_pipeline.feed.reader import NUMBERING
 from data_pipeline.order.row_order import OrderPlan, Stage
 from data_pipeline.shards.manifest import Manifest
-from ray_jobs.config.load import ScionConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter, watched
 from trainer.checkpoints import export
 from trainer.checkpoints.store import WORKING, Store

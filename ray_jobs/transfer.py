@@ -18,8 +18,7 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import vocabulary_hash
 from ray_jobs import shard
-from ray_jobs.config.load import ScionConfig
-from ray_jobs.config.schema import FactoriseConfig
+from ray_jobs.config.schema import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, given_files, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred

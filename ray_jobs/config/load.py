@@ -6,7 +6,7 @@ import math
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, is_dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,122 +14,13 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ScionError, without_passwords
 from ray_jobs.config import keys, yaml_text
-from ray_jobs.config.schema import (
-    AUTO,
-    RUN_KEYS,
-    RUN_RULE,
-    CompareConfig,
-    EmbedConfig,
-    MergeConfig,
-    PretrainConfig,
-    ShardConfig,
-    TransferConfig,
-)
+from ray_jobs.config.schema import AUTO, RUN_KEYS, RUN_RULE, ScionConfig
 from ray_jobs.jobs import JOBS
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScionConfig:
-    """The whole chain: shared keys at the top, a section a job."""
-
-    text: str = MISSING
-    """Documents in the new language, with column text, optional lang and id: a path, glob or URI of .parquet, .jsonl or .txt,
-    the last two also compressed (.gz, .bz2, .zst, .lz4), or the NAME[@REVISION][:CONFIG[:SPLIT]] of a dataset."""
-    test_text: str | None = None
-    """Held-out documents of the same form; a share of text= when not given."""
-    pairs: str | None = None
-    """Aligned pairs with columns anchor and positive, optional negatives and id. Without them the pipeline ends with the
-    pretrained model."""
-    test_pairs: str | None = None
-    """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
-    source_model: str = MISSING
-    """A model folder, or a name on the hub, `NAME` or `NAME@REVISION`."""
-    tokenizer: str | None = None
-    """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
-    method: str = AUTO
-    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`; auto
-    is ramen where there are pairs, else focus."""
-    control: bool = True
-    """Whether the pipeline also trains a model whose new rows start at random, to compare with."""
-    output: str = MISSING
-    """The folder or URI below which every job writes."""
-    shards: str | None = None
-    """The folder of the shards, which runs with the same text and tokenizer share; OUTPUT/shards when not given."""
-    seed: int = 0
-    """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
-    workers: int | None = None
-    """Training workers of Ray Train, with a GPU each where there are GPUs; auto (null) is as many as the cluster has GPUs, or 2
-    on CPUs."""
-    min_workers: int | None = field(default=None, metadata={"identity": False})
-    """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
-    worker_cpus: float = field(default=1.0, metadata={"identity": False})
-    """Cores that Ray reserves for a training worker."""
-    shard: ShardConfig = field(default_factory=ShardConfig)
-    transfer: TransferConfig = field(default_factory=TransferConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    merge: MergeConfig = field(default_factory=MergeConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
-
-    def __post_init__(self) -> None:
-        if self.method != AUTO:
-            chain.check(self.method, "method")
-        if self.tokenizer is not None and self.shard.tokenizer.extend:
-            raise ConfigError(
-                "an existing tokenizer is taken as it is, so there is nothing to extend.",
-                "shard.tokenizer.extend",
-                "Leave extend or tokenizer out.",
-            )
-        if self.embed.train.evaluate_steps is not None and self.test_pairs is None:
-            where, fix = "embed.train.evaluate_steps", "Give test_pairs=, or leave it out."
-            raise ConfigError("there are no test pairs on which retrieval could be measured.", where, fix)
-        if self.test_text is None and self.shard.heldout == 0:
-            fix = "Give test_text=, or a share above 0."
-            raise ConfigError("nothing would be held out to measure on.", "shard.heldout", fix)
-        for name in ("output", "shards"):
-            if "://" in (value := str(getattr(self, name) or "")) and glob.has_magic(value):
-                raise ConfigError(f"{value} would be a pattern to an object store.", name, "Leave *, ? and [ out of it.")
-            if value.startswith("memory://"):
-                raise ConfigError("memory:// is the memory of one process.", name, "Name a folder or a bucket.")
-        if not 0 <= self.seed < 1 << 63:
-            raise ConfigError(f"seed must lie between 0 and 2^63, got {self.seed}.")
-        self._check_workers()
-
-    def _check_workers(self) -> None:
-        if (self.workers is not None and self.workers < 1) or self.worker_cpus <= 0:
-            raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
-        most = math.inf if self.workers is None else self.workers
-        if self.min_workers is not None and not 1 <= self.min_workers <= most:
-            raise ConfigError(f"min_workers must lie between 1 and workers={self.workers}, got {self.min_workers}.")
-        for name, train in (("pretrain", self.pretrain.train), ("embed", self.embed.train)):
-            if self.workers is not None and self.workers % train.hpz:
-                raise ConfigError(
-                    f"{train.hpz} workers share a copy of the weights, and {self.workers} are no multiple of that.",
-                    f"{name}.train.hpz",
-                    "Give a number that divides workers.",
-                )
-        averages = self.pretrain.train.ema or self.embed.train.ema
-        for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
-            if value is not None and self.min_workers not in (None, self.workers):
-                raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
-        if self.workers is None and self.embed.train.micro_batch is not None:
-            raise ConfigError(
-                "a micro-batch's negatives are those of all workers, so their number belongs to the embedder.",
-                "workers",
-                "Give the number, or leave embed.train.micro_batch out.",
-            )
-
-    def at(self, stage: str) -> str:
-        """The folder of a stage's artefact."""
-        return storage.join(self.output, stage)
-
 
 _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
 _HEAD = b"# What this run was given, written by Scion.\n"

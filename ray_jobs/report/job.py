@@ -11,7 +11,8 @@ from rich.text import Text
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Plan
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config.load import ScionConfig, keep, to_dict, to_yaml
+from ray_jobs.config.load import keep, to_dict, to_yaml
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json

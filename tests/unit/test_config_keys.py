@@ -6,8 +6,8 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from ray_jobs.config import keys
-from ray_jobs.config.load import ScionConfig, load, to_yaml
-from ray_jobs.config.schema import MixtureStage
+from ray_jobs.config.load import load, to_yaml
+from ray_jobs.config.schema import MixtureStage, ScionConfig
 from trainer.config.train import BatchPart
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"

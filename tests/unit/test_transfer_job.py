@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import transfer
-from ray_jobs.config.load import ScionConfig
-from ray_jobs.config.schema import FactoriseConfig, TransferConfig
+from ray_jobs.config.schema import FactoriseConfig, ScionConfig, TransferConfig
 from ray_jobs.verify import _model
 from tests.conftest import tiny_decoder
 from trainer.transfer.methods import METHODS

@@ -8,7 +8,8 @@ import pytest
 
 from ray_jobs.cli import main
 from ray_jobs.config.keys import keys
-from ray_jobs.config.load import ScionConfig, load
+from ray_jobs.config.load import load
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.jobs import COMMON, JOBS
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
