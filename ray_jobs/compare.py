@@ -27,6 +27,7 @@ from ray_jobs.inputs import asked_once, data_fingerprints
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
+from trainer.evaluation.retrieval import Retrieval
 from trainer.models import loading
 from trainer.transfer.problem import Rows, assemble
 
@@ -120,8 +121,8 @@ def _retrieval(
     with model_folder(config.source_model) as folder:
         if loading.kind_of(folder) != "masked":
             return None
-    found = {name: evaluate.score.remote(uri, testing) for name, uri in models.items()}
-    return {name: ray.get(score)[0] for name, score in found.items()}
+    found = {name: evaluate.score.remote(uri, testing, {"retrieval": Retrieval()}) for name, uri in models.items()}
+    return {name: ray.get(score)["retrieval"][0] for name, score in found.items()}
 
 
 def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:

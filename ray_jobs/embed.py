@@ -8,9 +8,9 @@ from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.pairs import shards
 from data_pipeline.pairs import text_pairs as pairs
-from data_pipeline.pairs.builders.simcse import from_text
 from ray_jobs import pretrain, shard
-from ray_jobs.config.schema import ScionConfig
+from ray_jobs.config import tables
+from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, Start, need, transferred
@@ -18,23 +18,32 @@ from ray_jobs.training import growth, planned_rows, train
 from trainer.embedder import EmbedderSpec
 from trainer.models.pooling import pooling_name
 from trainer.tasks import heldout_pairs
-from trainer.tasks.tasks import ContrastiveTask
+from trainer.tasks.contrastive import ContrastiveTask
 
 KIND = "embedder"
 
 
 def plan(config: ScionConfig, start: Start) -> Plan:
-    settings = {"embed": artifact.identity(config.embed), "seed": start.seed}
+    given_pairs = config.pairs is not None
+    settings = {"embed": artifact.identity(config.embed) | _chosen(config.embed, given_pairs), "seed": start.seed}
     if not _elastic(config):
         settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
     # Without pairs it learns from the text that was sharded; test pairs are then of no consequence.
-    given_pairs = config.pairs is not None
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.plan(config).id}
     inputs["model"] = pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # Pairs out of the text are as many as the steps need, so that a longer run has others.
     grows = growth(config.embed, "embed") if given_pairs else None
     return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, growth=grows)
+
+
+def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
+    """The rows of the tables that decide the result, and their settings."""
+    objective, builder = settings.objective, settings.builder
+    chosen = tables.identity("objective", objective, getattr(settings.objectives, objective), default="info_nce")
+    if given_pairs:
+        return chosen
+    return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
@@ -66,8 +75,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     task = ContrastiveTask(
         model_uri=model,
         spec=EmbedderSpec(pooling=pooling_name(settings.pooling), max_length=settings.max_length),
-        temperature=settings.temperature,
-        symmetric=settings.symmetric,
+        objective=getattr(settings.objectives, settings.objective),
     )
     rows = planned_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
@@ -102,7 +110,8 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: Start, cac
         pairs.check_disjoint(training, testing)
         return training
     settings = config.embed.train
-    made = from_text(shard.training_text(config), settings.steps * settings.batch_size, start.seed)
+    builder = getattr(config.embed.builders, config.embed.builder)
+    made = builder(shard.training_text(config), settings.steps * settings.batch_size, start.seed)
     report.note(
         f"pairs= is not given, so {len(made):,} lines of the text are their own positives; dropout makes two views of each"
     )

@@ -14,14 +14,16 @@ from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ArtifactError
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed, merge, pretrain, transfer
-from ray_jobs.config.schema import ScionConfig
+from ray_jobs.config.schema import EvaluateConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.stage import Stage, need, starts
 from trainer.embedder import Embedder
-from trainer.evaluation import retrieval
+from trainer.evaluation import Metric
 
 KIND = "evaluation"
+Scores = tuple[dict[str, Any], dict[str, dict[str, Any]]]
+"""Of one metric: of all pairs, and by language."""
 Models = dict[str, Plan | str]
 """What is compared, by its name in the report: a folder, or the plan of an artefact."""
 
@@ -51,7 +53,14 @@ def plan(config: ScionConfig, compared: Models) -> Plan:
     inputs = data_fingerprints(config, "test_pairs")
     for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
-    return Plan(uri=config.at("evaluate"), kind=KIND, config={}, inputs=inputs)
+    return Plan(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
+
+
+def _chosen(settings: EvaluateConfig) -> dict[str, Any]:
+    """The metrics that decide the result, and their settings; nothing for retrieval alone, which artefacts from before the
+    table do not name."""
+    own = {name: artifact.identity(getattr(settings.settings, name)) for name in settings.metrics}
+    return {} if own == {"retrieval": {}} else {"evaluate": own}
 
 
 def stage(config: ScionConfig, compared: Models) -> Stage:
@@ -71,7 +80,7 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     if config.pairs is not None and not testing:
         report.note("retrieval is not measured: there are no test_pairs")
     if testing:
-        draft.metrics |= _retrieval(uris, testing, report)
+        draft.metrics |= _scores(config, uris, testing, report)
     elif not draft.metrics["bits_per_byte"]:
         raise ArtifactError(
             "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
@@ -90,20 +99,21 @@ def bits_per_byte(compared: Models) -> dict[str, float]:
     return found
 
 
-def _retrieval(uris: dict[str, str], testing: pairs.Pairs, report: Reporter) -> dict[str, Any]:
+def _scores(config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, report: Reporter) -> dict[str, Any]:
+    """Of each metric its scores by model, and by language where there are several."""
+    metrics = {name: getattr(config.evaluate.settings, name) for name in config.evaluate.metrics}
     gpus = int(has_gpus())
-    running = {score.options(num_gpus=gpus).remote(uri, testing): name for name, uri in uris.items()}
-    found: dict[str, tuple[retrieval.Ways, dict[str, retrieval.Ways]]] = {}
+    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics): model for model, uri in uris.items()}
+    found: dict[str, dict[str, Scores]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
         done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
         found[running[done[0]]] = ray.get(done[0])
-    return {
-        "retrieval": {name: found[name][0] for name in uris},
-        "retrieval_by_language": {name: found[name][1] for name in uris if found[name][1]},
-        "pairs": len(testing),
-        "pairs_by_language": dict(sorted(Counter(testing.langs).items())),
-    }
+    made: dict[str, Any] = {}
+    for name in metrics:
+        made[name] = {model: found[model][name][0] for model in uris}
+        made[f"{name}_by_language"] = {model: found[model][name][1] for model in uris if found[model][name][1]}
+    return made | {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
 
 
 def _said(metrics: dict[str, Any]) -> str:
@@ -120,13 +130,12 @@ def _said(metrics: dict[str, Any]) -> str:
 
 
 @ray.remote(num_cpus=1)
-def score(uri: str, testing: pairs.Pairs) -> tuple[retrieval.Ways, dict[str, retrieval.Ways]]:
-    """Retrieval both ways with the embedder, or any encoder, in the folder; also by language where there are several. It is
-    computed on the GPU that Ray gives the task, if it gives one."""
+def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric]) -> dict[str, Scores]:
+    """Each metric of the embedder, or any encoder, in the folder; on the GPU that Ray gives the task, if it gives one."""
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
-    return retrieval.evaluate(embedder, testing)
+    return {name: metric(embedder, testing) for name, metric in metrics.items()}
 
 
 def main(config: ScionConfig, console: Console) -> None:

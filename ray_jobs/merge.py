@@ -9,12 +9,12 @@ from data_pipeline.artifacts.artifact import Draft, Plan
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from ray_jobs import embed, pretrain
+from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
 from ray_jobs.stage import Stage, need, transferred
 from trainer.embedder import Embedder
-from trainer.merging.uniform import average
 
 KIND = "embedder"
 
@@ -26,8 +26,9 @@ def parents(config: ScionConfig) -> list[Plan]:
 
 def plan(config: ScionConfig) -> Plan:
     named = {f"model {i}": model_fingerprint(uri, key="merge.models") for i, uri in enumerate(config.merge.models)}
+    chosen = tables.identity("method", config.merge.method, getattr(config.merge.methods, config.merge.method), "uniform")
     inputs = named or {f"model {i}": parent.id for i, parent in enumerate(parents(config))}
-    return Plan(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge)}, inputs=inputs)
+    return Plan(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge) | chosen}, inputs=inputs)
 
 
 def stage(config: ScionConfig) -> Stage:
@@ -53,7 +54,8 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
             )
     report("average", 0, 1)
     merged = loaded[-1]
-    merged.model.load_state_dict(average([embedder.model.state_dict() for embedder in loaded], uris))
+    merge = getattr(config.merge.methods, config.merge.method)
+    merged.model.load_state_dict(merge([embedder.model.state_dict() for embedder in loaded], uris))
     merged.save(draft.uri)
     draft.metrics = {"models": len(uris)}
     return f"{len(uris)} embedders"

@@ -17,7 +17,7 @@ from ray_jobs.stage import Stage, Start, need, transferred
 from ray_jobs.training import growth, planned_rows, train
 from trainer.monitoring import run_log
 from trainer.tasks.heldout_text import Heldout
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
 from trainer.transfer.plan import TransferPlan
 

@@ -19,9 +19,10 @@ from trainer.checkpoints.store import WORKING, Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
 from trainer.engine.loop import TrainRun
+from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.heldout_pairs import HeldoutPairs
 from trainer.tasks.heldout_text import Heldout
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 
 def planned_rows(

@@ -2,16 +2,21 @@
 
 import glob
 import math
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
+from data_pipeline.pairs.builders import BUILDERS
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
+from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
+from trainer.evaluation import METRICS
+from trainer.merging import MERGES
 from trainer.models.pooling import pooling_name
+from trainer.objectives import OBJECTIVES
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 from trainer.transfer.overlap import LEVELS
@@ -49,13 +54,11 @@ class ShardConfig:
             raise ConfigError(f"heldout is a share, between 0 and 1, got {self.heldout}.")
 
 
-MethodSettings: Any = make_dataclass(
-    "MethodSettings",
-    [(name, entry.config, field(default_factory=entry.config)) for name, entry in METHODS.items()],
-    frozen=True,
-    kw_only=True,
-)
-"""A section for each method of the table, so that one YAML can hold the settings of several."""
+MethodSettings: Any = tables.sections("MethodSettings", METHODS)
+ObjectiveSettings: Any = tables.sections("ObjectiveSettings", OBJECTIVES)
+BuilderSettings: Any = tables.sections("BuilderSettings", BUILDERS)
+MergeSettings: Any = tables.sections("MergeSettings", MERGES)
+MetricSettings: Any = tables.sections("MetricSettings", METRICS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +160,12 @@ class EmbedConfig:
     """Contrastive training of the embedder."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch_size=256, learning_rate=5e-5))
-    temperature: float = 0.05
-    """Cosines are divided by it before the softmax."""
-    symmetric: bool = True
-    """Whether positives also have to find their anchors."""
+    objective: str = field(default="info_nce", metadata={"identity": False})
+    """The loss, one of those that learn from vectors: info_nce."""
+    objectives: ObjectiveSettings = field(default_factory=ObjectiveSettings, metadata={"identity": False})
+    builder: str = field(default="simcse", metadata={"identity": False})
+    """How pairs are made of the text where pairs= is not given: simcse."""
+    builders: BuilderSettings = field(default_factory=BuilderSettings, metadata={"identity": False})
     pooling: str = "mean"
     """mean, cls (the first token) or lasttoken; last and first are understood."""
     max_length: int = 128
@@ -173,8 +178,11 @@ class EmbedConfig:
     """Actors that tokenize the pairs; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.max_length < 4 or self.heldout_pairs < 1:
-            raise ConfigError("embed needs a temperature above 0, max_length of at least 4 and heldout_pairs of at least 1.")
+        if self.max_length < 4 or self.heldout_pairs < 1:
+            raise ConfigError("embed needs max_length of at least 4 and heldout_pairs of at least 1.")
+        vector_losses = {name: entry for name, entry in OBJECTIVES.items() if entry.config().needs.vectors}
+        tables.check(self.objective, vector_losses, "embed.objective")
+        tables.check(self.builder, BUILDERS, "embed.builder")
         pooling_name(self.pooling)
 
 
@@ -184,6 +192,25 @@ class MergeConfig:
 
     models: tuple[str, ...] = ()
     """Folders of embedders; the embedder before and after contrastive training when empty."""
+    method: str = field(default="uniform", metadata={"identity": False})
+    """How weights become one: uniform, their average."""
+    methods: MergeSettings = field(default_factory=MergeSettings, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        tables.check(self.method, MERGES, "merge.method")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured on the test pairs."""
+
+    metrics: tuple[str, ...] = tuple(METRICS)
+    """Any of retrieval: accuracy at 1 and MRR at 10, both ways."""
+    settings: MetricSettings = field(default_factory=MetricSettings)
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            tables.check(name, METRICS, "evaluate.metrics")
 
 
 RUN_KEYS = ("method", "transfer", "pretrain")
@@ -253,6 +280,7 @@ class ScionConfig:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
 

@@ -18,7 +18,7 @@ from data_pipeline.shards import manifest
 from trainer.config.train import TrainConfig
 from trainer.engine.setup import engine_for
 from trainer.engine.step import Outcome, optimizer_step, set_rates
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
 

@@ -29,7 +29,8 @@ from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine import setup
 from trainer.engine.step import Outcome, optimizer_step, set_rates
 from trainer.models import loading
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS
 from trainer.transfer.problem import Problem, assemble
@@ -123,9 +124,7 @@ def pretrain(row: Row, model: str, made: str, text: Text) -> str:
 
 def embed(model: str, made: str, text: Text) -> str:
     """Two steps on pairs."""
-    task = ContrastiveTask(
-        model_uri=model, spec=EmbedderSpec(pooling="mean", max_length=LENGTH), temperature=0.05, symmetric=True
-    )
+    task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(pooling="mean", max_length=LENGTH))
     table = tokenized_pairs(load_tokenizer(model), text.pairs[: STEPS * ROWS])
     outcomes = _train(task, lambda step: task.collator()(table.slice(step * ROWS, ROWS)), made, None)
     return f"loss {outcomes[0].loss:.2f}, {outcomes[1].loss:.2f}"

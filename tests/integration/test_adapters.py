@@ -19,7 +19,8 @@ from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models import adapters
 from trainer.models.adapters import Lora
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 STEPS = 3
 
@@ -143,7 +144,7 @@ def test_at_the_start_a_model_with_adapters_is_the_model(source_folder: str) -> 
 
 
 def test_adapters_of_an_embedder_are_merged(source_folder: str, tmp_path: Path) -> None:
-    task = ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=32), temperature=0.05, symmetric=True)
+    task = ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=32))
     module, lora = task.module().eval(), Lora(rank=4, alpha=8, targets=("query", "value"))
     adapters.add_adapters(module.model, lora)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from trainer.engine.loop import TrainRun
 from trainer.engine.requests import Wish, Wishes
 from trainer.ledger import audit, ledger
 from trainer.monitoring import run_log
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 STEPS, BATCH = 12, 7
 """Rows that neither 2 nor 3 workers divide."""

@@ -15,7 +15,7 @@ from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 STEPS, DECAY = 4, 0.7
 

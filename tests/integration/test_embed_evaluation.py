@@ -19,7 +19,7 @@ from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.evaluation import retrieval
 from trainer.tasks import heldout_pairs
-from trainer.tasks.tasks import ContrastiveTask
+from trainer.tasks.contrastive import ContrastiveTask
 
 MOST, TRAINED = 40, 6
 
@@ -28,7 +28,7 @@ class Run:
     """Two steps of six pairs, scored before and after on 40 others; the embedder is exported by rank 0."""
 
     def __init__(self, model: str, folder: str, stage: int, rows: list[dict[str, str]]) -> None:
-        self.task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(max_length=24), temperature=0.05, symmetric=True)
+        self.task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(max_length=24))
         self.folder, self.rows = folder, rows
         self.config = TrainConfig(steps=2, batch_size=TRAINED, warmup_steps=0, learning_rate=1e-2, zero_stage=stage)
 

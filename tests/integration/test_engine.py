@@ -23,7 +23,7 @@ from trainer.engine import launch
 from trainer.engine.loop import TrainRun
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 
 def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> PlannedRows:

@@ -22,7 +22,8 @@ from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
 from trainer.models.adapters import Lora
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 
 class Run:
@@ -142,7 +143,7 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "checkpoints"), 3)
     spec = EmbedderSpec(pooling="cls", max_length=64, dimensions=(8, 16))
     for task in (
-        ContrastiveTask(model_uri="/m", spec=spec, temperature=0.1, symmetric=False),
+        ContrastiveTask(model_uri="/m", spec=spec),
         LanguageModelTask(model_uri="/m", length=8, probability=0.2, seed=3),
     ):
         for frozen, lora in ((["body"], None), ([], Lora(rank=4, alpha=8, targets=("q_proj",)))):

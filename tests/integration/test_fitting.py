@@ -18,7 +18,7 @@ from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
 from trainer.engine.micro_batches import out_of_memory
 from trainer.monitoring import run_log
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 BATCH = 8
 

@@ -15,7 +15,7 @@ from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.models.freezing import frozen_names
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 STEPS = 3
 EMBEDDINGS = {

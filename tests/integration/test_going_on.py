@@ -20,7 +20,7 @@ from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
 from trainer.ledger import audit, ledger
 from trainer.monitoring import run_log
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 BATCH = 6
 ODD = " [1] (a+b)"

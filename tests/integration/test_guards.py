@@ -19,7 +19,7 @@ from trainer.engine.loop import TrainRun
 from trainer.ledger import audit, ledger
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 BATCH = 4
 

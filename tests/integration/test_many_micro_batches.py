@@ -8,7 +8,7 @@ import torch.distributed as dist
 from tests.integration.test_universal import batch
 from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 MICRO_BATCHES = 8
 

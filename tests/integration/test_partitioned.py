@@ -14,13 +14,14 @@ from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 OTHERS = tuple(name for name in FAMILIES if name not in COMMON and name not in ("mobilebert", "funnel"))
 
 
 def tasks(folder: str, name: str) -> list[Any]:
-    found: list[Any] = [ContrastiveTask(model_uri=folder, spec=EmbedderSpec(max_length=32), temperature=0.05, symmetric=True)]
+    found: list[Any] = [ContrastiveTask(model_uri=folder, spec=EmbedderSpec(max_length=32))]
     if FAMILIES[name].kind in ("masked", "causal", "multimodal"):
         found.append(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1))
     return found

@@ -44,7 +44,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.experimental.internal_kv import _internal_kv_put
 from cluster import capacity
-from cluster.ray_spread import RaySpread
+from cluster.ray_executor import RaySpread
 from data_pipeline.errors import ScionError
 from trainer.transfer.methods import tokenadapt
 

@@ -18,7 +18,7 @@ from trainer.transfer.search import neighbours
 ROOT = Path(__file__).parent.parent.parent
 MANY = """
 import hashlib, json, sys, ray, torch
-from cluster.ray_spread import RaySpread
+from cluster.ray_executor import RaySpread
 from trainer.transfer import kernels
 from tests.integration.test_spread import arrays
 queries, keys = arrays()

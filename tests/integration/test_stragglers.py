@@ -23,7 +23,7 @@ from trainer.engine.loop import TrainRun
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
 from trainer.monitoring.stragglers import WINDOW
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SLOW = 0.1

@@ -26,7 +26,7 @@ from trainer.engine import loop
 from trainer.engine.setup import engine_for
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 WORLDS = (1, 2, 3)
 ROWS, LENGTH = 6, 12

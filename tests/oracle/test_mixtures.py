@@ -1,5 +1,6 @@
 """Sparse and soft mixtures against deepfocus, entmax and langsfer, on the same vectors."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import entmax
@@ -16,7 +17,7 @@ from trainer.executor import Local
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
 from trainer.transfer.search import neighbours
-from trainer.word_vectors import fasttext
+from trainer.word_vectors import VECTORS, fasttext
 from trainer.word_vectors.fasttext import FastTextConfig
 from trainer.word_vectors.texts import Texts
 
@@ -52,7 +53,9 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
     """From the tokenised text on: the same fastText vectors, the same shared tokens."""
     kept = {}
     real = fasttext.train
-    monkeypatch.setattr(focus.fasttext, "train", lambda *a: kept.setdefault("vectors", real(*a)))
+    monkeypatch.setitem(
+        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.setdefault("vectors", real(*a)))
+    )
     problem = Problem(*vocabularies["unigram"], texts, seed=0)
     small = FastTextConfig(dim=32, epochs=3, min_count=3, buckets=5000)
     rows = focus.rows(problem, focus.FocusConfig(fasttext=small))

@@ -1,5 +1,7 @@
 """Whole methods of other packages, from a model's files to its new matrix, and mergekit's other mixtures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from trainer.executor import Local
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
 from trainer.transfer.search.batch_omp import PursuitConfig, combinations
-from trainer.word_vectors import fasttext
+from trainer.word_vectors import VECTORS, fasttext
 from trainer.word_vectors.fasttext import FastTextConfig, FastTextVectors
 from trainer.word_vectors.texts import Texts
 
@@ -42,7 +44,7 @@ def test_focus_as_a_whole_gives_the_matrix_of_deepfocus(
     source, target = vocabularies["unigram"]
     problem = Problem(source, target, texts, seed=0)
     real, path = fasttext.train, str(tmp_path / "tokens.bin")
-    monkeypatch.setattr(focus.fasttext, "train", lambda *a: varied(real(*a), path))
+    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: varied(real(*a), path)))
     old = old_rows(problem)
     rows = focus.rows(problem, focus.FocusConfig(fasttext=FastTextConfig(dim=32, epochs=1, min_count=3, buckets=5000)))
     theirs = FOCUS(target, source, old, fasttext_model_path=path, verbosity="silent").numpy()

@@ -276,9 +276,9 @@ def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monke
 
         return convert
 
-    monkeypatch.setattr(restore.universal, "convert", fails(OSError("no answer")))
+    monkeypatch.setattr(restore.universal_checkpoint, "convert", fails(OSError("no answer")))
     with pytest.raises(OSError, match="no answer"):
         restore._load(engine, store, name, "a")
-    monkeypatch.setattr(restore.universal, "convert", fails(CorruptError("cannot be converted.", name)))
+    monkeypatch.setattr(restore.universal_checkpoint, "convert", fails(CorruptError("cannot be converted.", name)))
     with pytest.raises(TrainingError, match="cannot be converted"):
         restore._load(engine, store, name, "a")

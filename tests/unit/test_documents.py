@@ -122,7 +122,7 @@ def test_a_dataset_that_breaks_off_is_named(tmp_path: Path, monkeypatch) -> None
 
 def written(path: Path, *rows: object) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(row) for row in text_pairs))
+    path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
 
 
@@ -131,8 +131,8 @@ def table(path: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> pa.
 
 
 def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
-    text_pairs = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
-    found = table(written(tmp_path / "a.jsonl", *text_pairs), ("text",), ("lang", "id"))
+    rows = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
+    found = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
     assert found["lang"].to_pylist() == [None, *["el"] * 5]
     assert found["id"].to_pylist() == [None, *map(str, range(5))]
     later = written(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})

@@ -33,7 +33,7 @@ from data_pipeline.errors import ConfigError, ModelError
 from tests.unit.test_loading import gemma3
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models.pooling import check_pooling, pooling_name
-from trainer.tasks.tasks import ContrastiveTask
+from trainer.tasks.contrastive import ContrastiveTask
 
 SIZE = 300
 SMALL = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -76,9 +76,7 @@ def trained(request: pytest.FixtureRequest, english: list[str], tmp_path: Any) -
     source, made = str(tmp_path / "model"), str(tmp_path / "embedder")
     model.save_pretrained(source)
     tokenizer(english, 90 if request.param.startswith("gemma3") else SIZE).save_pretrained(source)
-    task = ContrastiveTask(
-        model_uri=source, spec=EmbedderSpec(pooling="lasttoken", max_length=32), temperature=0.05, symmetric=True
-    )
+    task = ContrastiveTask(model_uri=source, spec=EmbedderSpec(pooling="lasttoken", max_length=32))
     task.collator()
     task.export(task.module().state_dict(), made)
     return request.param, made

@@ -17,7 +17,7 @@ from trainer.checkpoints.store import Store
 NAME = "step_000000100-w1-abc"
 KILLED = """
 import os, sys
-from data_pipeline import lease
+from data_pipeline.artifacts import lease
 
 with lease.held(sys.argv[1]):
     os.kill(os.getpid(), 9)

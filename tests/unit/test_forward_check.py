@@ -143,7 +143,7 @@ def test_the_check_leaves_the_model_as_it_was(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "llama", "gemma2", "deberta-v2"])
 def test_a_text_has_one_vector_in_any_batch(name: str) -> None:
     model: Any = AutoModel.from_config(tiny(name).config)
-    found = DualEncoder(model, "mean", 0.05, True).check(LENGTH)
+    found = DualEncoder(model, "mean").check(LENGTH)
     assert found.difference < 1e-5
 
 
@@ -153,7 +153,7 @@ def test_an_encoder_that_reads_padding_is_refused() -> None:
         for weight in model.parameters():
             weight.normal_(std=0.2)
     with pytest.raises(ModelError, match="ConvBertModel gives a text another vector in a padded batch"):
-        DualEncoder(model, "mean", 0.05, True).check(LENGTH)
+        DualEncoder(model, "mean").check(LENGTH)
 
 
 def assert_refused_rows(found: Checked) -> None:

@@ -10,8 +10,9 @@ from transformers import AutoModel
 from data_pipeline.artifacts import storage
 from trainer import embedder
 from trainer.embedder import EmbedderSpec
-from trainer.tasks import tasks
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask
+from trainer.tasks import language_modeling
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 INDEX = "model.safetensors.index.json"
 
@@ -20,7 +21,7 @@ INDEX = "model.safetensors.index.json"
 def task(request: pytest.FixtureRequest, source_folder: str) -> Any:
     if request.param == "model":
         return LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    return ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=32), temperature=0.1, symmetric=True)
+    return ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=32))
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def save(task: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[floa
     """Exports weights that all have one value, with files of at most so many bytes."""
 
     def write(value: float, dtype: torch.dtype, most: str) -> None:
-        monkeypatch.setattr(tasks, "SHARD", most)
+        monkeypatch.setattr(language_modeling, "SHARD", most)
         monkeypatch.setattr(embedder, "SHARD", most)
         weights = {name: torch.full_like(one, value, dtype=dtype) for name, one in task.module().named_parameters()}
         task.export(weights, uri)

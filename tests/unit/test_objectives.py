@@ -13,7 +13,7 @@ from data_pipeline.pairs.batch import PairBatch
 from tests.conftest import FAMILIES, tiny_model
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.packed_lm import bits_per_byte
-from trainer.objectives.infonce import info_nce
+from trainer.objectives.info_nce import info_nce
 
 
 def test_info_nce_is_the_formula() -> None:
@@ -68,7 +68,7 @@ def pair_rows(generator: np.random.Generator, n: int) -> pa.Table:
 
 
 def _encoder(tokenizer) -> DualEncoder:  # type: ignore[no-untyped-def]
-    return DualEncoder(tiny_model(tokenizer).bert, "mean", 0.05, symmetric=True)
+    return DualEncoder(tiny_model(tokenizer).bert, "mean")
 
 
 def _rank(rank: int, world: int, port: int, tokenizer, table: pa.Table, folder: str) -> None:  # type: ignore[no-untyped-def]

@@ -173,7 +173,7 @@ def test_the_chunked_loss_is_torch_s(by_layer: bool, bias: bool, chunk: int | No
     labels[[2, 9]] = -100
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
     if by_layer:
-        losses = chunked_cross_entropy(layer, hidden, labels, chunk)
+        losses = chunked_cross_entropy(layer, layer.out_features, hidden, labels, chunk)
     else:
         losses = linear_cross_entropy(hidden, weight, offset, labels, chunk)
     found = torch.autograd.grad(losses.sum() * 0.3, leaves)

@@ -11,7 +11,7 @@ from data_pipeline.errors import ModelError
 from data_pipeline.pairs.text_pairs import Pairs, load
 from trainer.evaluation import retrieval
 from trainer.evaluation.fertility import fertility
-from trainer.merging.uniform import average
+from trainer.merging.uniform import Uniform
 
 
 def test_ranks_are_counted() -> None:
@@ -64,13 +64,13 @@ def test_fertility_counts(family, english) -> None:
 
 def test_the_average_is_the_mean_and_refuses_other_shapes() -> None:
     models = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(i)), "n": torch.tensor([i])} for i in range(3)]
-    merged = average(models, ["a", "b", "c"])
+    merged = Uniform()(models, ["a", "b", "c"])
     assert torch.allclose(merged["w"], (models[0]["w"] + models[1]["w"] + models[2]["w"]) / 3)
     assert merged["n"].tolist() == [0]
     with pytest.raises(ModelError, match=r"w \(\(3, 4\) and \(3, 5\)\)"):
-        average([models[0], models[1] | {"w": torch.zeros(3, 5)}], ["a", "b"])
+        Uniform()([models[0], models[1] | {"w": torch.zeros(3, 5)}], ["a", "b"])
     with pytest.raises(ModelError, match="extra"):
-        average([models[0], models[1] | {"extra": torch.zeros(1)}], ["a", "b"])
+        Uniform()([models[0], models[1] | {"extra": torch.zeros(1)}], ["a", "b"])
 
 
 class Known:
@@ -97,7 +97,7 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
     }
     pairs = Pairs(ids=list("1234"), anchors=["a", "b", "like a", "like b"], positives=["el a", "el b", "tr a", "tr b"],
                   negatives=[[]] * 4, langs=["el", "el", "tr", "tr"])  # fmt: skip
-    whole, by_language = retrieval.evaluate(Known(vectors), pairs)
+    whole, by_language = retrieval.Retrieval()(Known(vectors), pairs)
     assert whole["forward"]["accuracy_at_1"] == 0.5
     assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}
     alone = Pairs(ids=["1"], anchors=["a"], positives=["el a"], negatives=[[]], langs=["el"])

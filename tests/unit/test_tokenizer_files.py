@@ -13,7 +13,7 @@ from data_pipeline.shards.build import load_tokenizer
 from tests.benchmarks import made_up
 from tests.unit.flaky_storage import Flaky, flaky  # noqa: F401
 from trainer.tasks.heldout_text import Heldout, evaluate
-from trainer.tasks.tasks import LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
 
 URI = "flaky://run/model"
 

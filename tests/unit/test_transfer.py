@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from trainer.transfer.methods import METHODS, aligned, focus, fvt, ofa, tokenada
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, assemble
 from trainer.word_alignment import dictionary
-from trainer.word_vectors import fasttext, word_space
+from trainer.word_vectors import VECTORS, fasttext, word_space
 from trainer.word_vectors.fasttext import FastTextConfig
 from trainer.word_vectors.texts import Texts
 from trainer.word_vectors.word_space import SpaceConfig
@@ -221,7 +222,9 @@ def test_aligned_is_the_normalised_dice_of_the_best_partners(problem) -> None:
 def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None:
     kept = {}
     real = fasttext.train
-    monkeypatch.setattr(focus.fasttext, "train", lambda *a: kept.setdefault("vectors", real(*a)))
+    monkeypatch.setitem(
+        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.setdefault("vectors", real(*a)))
+    )
     rows = focus.rows(problem, CONFIGS["focus"])
     vectors = kept["vectors"]
     names = [focus._name(token, number) for number, token in enumerate(problem.tokens)]
@@ -244,7 +247,7 @@ def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None
 def test_wechsel_is_softmax_over_the_nearest_old_tokens(problem, monkeypatch) -> None:
     kept = []
     real = fasttext.train
-    monkeypatch.setattr(word_space.fasttext, "train", lambda *a: kept.append(real(*a)) or kept[-1])
+    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.append(real(*a)) or kept[-1]))
     config = CONFIGS["wechsel"]
     rows = wechsel.rows(problem, config)
     source, target = kept

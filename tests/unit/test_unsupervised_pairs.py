@@ -5,7 +5,7 @@ import random
 import pytest
 
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.pairs.builders.simcse import from_text
+from data_pipeline.pairs.builders.simcse import SimCse
 from ray_jobs.config.load import load
 from ray_jobs.jobs import JOBS
 
@@ -18,7 +18,7 @@ TEXT = [
 
 
 def test_a_line_is_its_own_positive_and_equal_lines_come_once() -> None:
-    made = from_text(TEXT, 100, seed=0)
+    made = SimCse()(TEXT, 100, seed=0)
     assert made.anchors == made.positives
     assert sorted(zip(made.langs, made.anchors, strict=True)) == sorted(
         [
@@ -36,13 +36,13 @@ def test_a_line_is_its_own_positive_and_equal_lines_come_once() -> None:
 
 def test_the_sample_is_of_the_lines_and_not_of_their_order() -> None:
     lines = [("und", f"line number {number} of many") for number in range(1000)]
-    made = from_text(lines, 100, seed=3)
+    made = SimCse()(lines, 100, seed=3)
     shuffled = lines.copy()
     random.Random(5).shuffle(shuffled)
-    assert from_text(shuffled, 100, seed=3) == made
+    assert SimCse()(shuffled, 100, seed=3) == made
     assert len(made) == 100
-    assert set(from_text(lines, 50, seed=3).anchors) < set(made.anchors)  # the smallest of one order
-    assert set(from_text(lines, 100, seed=4).anchors) != set(made.anchors)
+    assert set(SimCse()(lines, 50, seed=3).anchors) < set(made.anchors)  # the smallest of one order
+    assert set(SimCse()(lines, 100, seed=4).anchors) != set(made.anchors)
     places = sorted(int(anchor.split()[2]) for anchor in made.anchors)
     assert places[0] < 100
     assert places[-1] > 900
@@ -50,7 +50,7 @@ def test_the_sample_is_of_the_lines_and_not_of_their_order() -> None:
 
 def test_text_without_a_sentence_is_refused() -> None:
     with pytest.raises(DataError, match="no line of it has 3 words"):
-        from_text([("en", "OK\nCancel all")], 10, seed=0)
+        SimCse()([("en", "OK\nCancel all")], 10, seed=0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from trainer.deepspeed_bridge import trained_weights
 
 CODE = """
 import sys, torch
-from trainer.engine.weights import _kept
+from trainer.deepspeed_bridge.trained_weights import _kept
 
 value = torch.arange(300_000.0)
 assert torch.equal(_kept(value, torch.bfloat16, f"{sys.argv[1]}/0"), value.bfloat16())

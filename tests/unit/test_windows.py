@@ -50,10 +50,10 @@ def test_tasks_hold_each_slot_once_and_no_later_than_it_is_due(world: int) -> No
     window = max(1, read_tasks.WINDOW_ROWS // len(steps[0]))
     found = list(read_tasks.tasks(steps, LENGTH))
     slots = Slots.joined(found)
-    rank_feed = Slots.joined(steps)
+    planned = Slots.joined(steps)
     order = np.lexsort((slots.slot, slots.step))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
-        assert (getattr(slots, name)[order] == getattr(rank_feed, name)).all(), name
+        assert (getattr(slots, name)[order] == getattr(planned, name)).all(), name
     due = [(int(task.step.min()) - 3) // window for task in found]
     assert due == sorted(due)
     assert all((np.diff(task.step) >= 0).all() for task in found)

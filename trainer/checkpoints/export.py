@@ -25,7 +25,9 @@ from trainer.deepspeed_bridge.plain_path import plain_path
 from trainer.deepspeed_bridge.weight_average import KEY
 from trainer.embedder import EmbedderSpec
 from trainer.models.adapters import Lora
-from trainer.tasks.tasks import ContrastiveTask, LanguageModelTask, Task
+from trainer.tasks.contrastive import ContrastiveTask
+from trainer.tasks.language_modeling import LanguageModelTask
+from trainer.tasks.task import Task
 
 TASK = "task.json"
 """Beside the checkpoints of a run: what it trains, as `read_task` reads it."""
@@ -36,7 +38,8 @@ def write_task(
     store: Store, task: LanguageModelTask | ContrastiveTask, frozen: Collection[str] = (), lora: Lora | None = None
 ) -> None:
     kind = "model" if isinstance(task, LanguageModelTask) else "embedder"
-    content: dict[str, Any] = {"kind": kind, "task": asdict(task), "frozen": list(frozen)}
+    task_settings = {name: value for name, value in asdict(task).items() if name != "objective"}
+    content: dict[str, Any] = {"kind": kind, "task": task_settings, "frozen": list(frozen)}
     content["lora"] = None if lora is None else asdict(lora)
     storage.write_bytes(storage.join(store.uri, TASK), json.dumps(content).encode())
 
@@ -58,7 +61,7 @@ def read_task(store: Store) -> tuple[str, Task, list[str], Lora | None]:
     if content["kind"] == "model":
         return "model", LanguageModelTask(**settings), frozen, lora
     spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
-    return "embedder", ContrastiveTask(**settings | {"spec": spec}), frozen, lora
+    return "embedder", ContrastiveTask(model_uri=settings["model_uri"], spec=spec), frozen, lora
 
 
 def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:

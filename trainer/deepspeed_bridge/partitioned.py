@@ -18,7 +18,7 @@ from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.environment import before_deepspeed
 from trainer.models.adapters import add_adapters
 from trainer.models.forward_check import OtherRankError, agree
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 _MASTER = "fp32_part"
 """The attribute of a weight that holds this rank's part of it before it was rounded, until the optimizer has it."""

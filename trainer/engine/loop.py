@@ -48,7 +48,7 @@ from trainer.monitoring.profiling import profiled
 from trainer.monitoring.stragglers import Stragglers, described, own_seconds
 from trainer.tasks.heldout_pairs import HeldoutPairs
 from trainer.tasks.heldout_text import Heldout
-from trainer.tasks.tasks import Batch, Task
+from trainer.tasks.task import Batch, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.config.train import TrainConfig
-from trainer.tasks.tasks import Batch
+from trainer.tasks.task import Batch
 
 _TOLD = 5
 """Numbers at the head of the first all-reduce: wish, written, and the three of `_sizes`."""

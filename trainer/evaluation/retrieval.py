@@ -1,22 +1,25 @@
 """Retrieval of a pair's other side among all others, in both directions (as in Tatoeba, Artetxe and Schwenk 2019)."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.text.clean import digest
-from trainer.embedder import Embedder
+
+if TYPE_CHECKING:
+    from data_pipeline.pairs.text_pairs import Pairs
+    from trainer.embedder import Embedder
 
 _BLOCK = 1024
 _SAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retrieval:
+class OneWay:
     """Metrics of one direction, in 0..1."""
 
     accuracy_at_1: float
@@ -31,9 +34,13 @@ Ways = dict[str, dict[str, Any]]
 """The metrics of both directions: `forward` finds the positive of each anchor, `backward` the anchor of each positive."""
 
 
-def evaluate(embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
-    """Among all pairs, and among the pairs of each language, where they are of several."""
-    return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The metric: accuracy at 1 and MRR at 10, both ways."""
+
+    def __call__(self, embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+        """Among all pairs, and among the pairs of each language, where they are of several."""
+        return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
@@ -81,11 +88,13 @@ def _groups(texts: list[str]) -> NDArray[np.int64]:
     return np.array([numbers[name] for name in names])
 
 
-def metrics(rank: NDArray[np.int64]) -> Retrieval:
+def metrics(rank: NDArray[np.int64]) -> OneWay:
     """Accuracy at 1 and mean reciprocal rank, ranks beyond 10 counting nothing."""
+    from scipy.stats import binomtest
+
     right, reciprocal = int((rank == 1).sum()), np.where(rank <= 10, 1.0 / rank, 0.0)
     score = binomtest(right, len(rank)).proportion_ci(0.95, method="wilson")
-    return Retrieval(
+    return OneWay(
         accuracy_at_1=right / len(rank),
         mrr_at_10=float(reciprocal.mean()),
         accuracy_at_1_interval=[float(score.low), float(score.high)],

@@ -1,1 +1,40 @@
-"""Merging models: one method a file."""
+"""Merging models: one method a file; the table is here. The settings of a row are the section `merge.methods.NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from trainer.merging.uniform import Uniform
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Merge(Protocol):
+    """A frozen dataclass whose fields are its settings."""
+
+    def __call__(self, weights: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """One state dict from those of several models of one architecture.
+
+        Args:
+            names: of the models, for errors.
+
+        Raises:
+            ModelError: the models do not have the same tensors of the same shapes.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the table: a class whose fields are the settings, and where it was published."""
+
+    config: type[Merge]
+    paper: str
+
+
+MERGES: dict[str, Entry] = {
+    "uniform": Entry(Uniform, "model soup: Wortsman et al., ICML 2022 (arXiv:2203.05482)"),
+}

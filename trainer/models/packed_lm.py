@@ -23,23 +23,27 @@ from trainer.models.heads import HeadTap
 from trainer.models.loading import position_offset, quiet
 from trainer.models.packed_attention import Kernel, documents, implementation
 from trainer.models.single_rows import single_rows
-from trainer.objectives.linear_cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
+from trainer.objectives.language_modeling import Labels, LanguageModeling
+from trainer.objectives.linear_cross_entropy import IGNORED
+from trainer.objectives.objective import Needs, Objective, TokenStates
 
 _DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 
 
 class PackedLM(torch.nn.Module):
-    """`forward(batch)` is the negative log-likelihood of each of the batch's targets, fp32 [M].
+    """A `Trainable`: `forward(batch)` is the objective of each of the batch's targets, fp32 [M].
 
     Attention stays within a document, and looks back only if `causal`; positions count from each document's start.
 
     Args:
-        share: of a row's tokens, the most that are targets; there is always room for as many.
+        share: the largest share of a row's tokens that are targets; graphs have room for as many.
+        objective: reads `TokenStates`; the negative log-likelihood where not given.
     """
 
-    def __init__(self, model: PreTrainedModel, causal: bool, share: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, causal: bool, share: float = 1.0, objective: Objective | None = None) -> None:
         super().__init__()
         self.model = model
+        self.objective = LanguageModeling() if objective is None else objective
         self.causal, self._share = causal, share
         self.own_attention = str(model.config._attn_implementation)
         self.tap = HeadTap(model)
@@ -114,12 +118,17 @@ class PackedLM(torch.nn.Module):
         with documents(segments), self.tap.gathering(places, self.way.head):
             return self._graph(inputs, places, labels)[: len(batch.places)]
 
-    def logits(self, batch: TargetBatch) -> torch.Tensor:
-        """[M, V]"""
+    def represent(self, batch: TargetBatch, needs: Needs) -> TokenStates:
+        """Hidden states at the batch's targets."""
+        assert needs == Needs(token_states=True), "a language model has token states only"
         inputs, places, segments = self._inputs(batch)
         with documents(segments), self.tap.gathering(places, self.way.head):
-            found = self._run(inputs, places)
-        return self.tap.output(found) if self.way.head == "tapped" else found
+            return self._token_states(inputs, places)
+
+    def logits(self, batch: TargetBatch) -> torch.Tensor:
+        """[M, V]"""
+        reps = self.represent(batch, Needs(token_states=True))
+        return self.tap.output(reps.states) if self.way.head == "tapped" else reps.states
 
     def _inputs(self, batch: TargetBatch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
         """The model's keyword arguments, the targets' places in their rows, and the documents that masks keep apart."""
@@ -132,19 +141,23 @@ class PackedLM(torch.nn.Module):
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions + self._offset}
         return inputs | cache, batch.places, batch.segments
 
-    def _run(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
-        """What comes out of the model at `places`: logits [M, V], or what its output layer would be given, [M, H]."""
+    def _token_states(self, inputs: dict[str, Any], places: torch.Tensor) -> TokenStates:
+        """The model's output at `places`: logits [M, V], or the input of its output layer, [M, H]."""
         out = self.model(**inputs).logits
-        return out.flatten(0, 1)[places] if self.way.head == "whole" else out[0]
+        states = out.flatten(0, 1)[places] if self.way.head == "whole" else out[0]
+        if self.way.head != "tapped":
+            return TokenStates(states, None, None)
+        output = self.tap.output
+        if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before
+            return TokenStates(states, output.weight, output.bias, self._project, output.out_features)
+        return TokenStates(states, output.weight, output.bias)
+
+    def _project(self, states: torch.Tensor) -> torch.Tensor:
+        with self.tap.closed():
+            return self.tap.output(states)
 
     def _losses(self, inputs: dict[str, Any], places: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        found, output = self._run(inputs, places), self.tap.output
-        if self.way.head != "tapped":
-            return torch.nn.functional.cross_entropy(found.float(), labels, reduction="none", ignore_index=IGNORED)
-        if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before
-            with self.tap.closed():
-                return chunked_cross_entropy(output, found, labels)
-        return linear_cross_entropy(found, output.weight, output.bias, labels)
+        return self.objective(self._token_states(inputs, places), Labels(labels))
 
 
 def bits_per_byte(nll: float, targets: int, text_tokens: int, text_bytes: int) -> float:

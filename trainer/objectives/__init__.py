@@ -1,1 +1,25 @@
-"""Losses on representations: vectors in, scalar out. No model, no collective."""
+"""Losses: representations in, one loss a target out. The table of objectives is here; the contract is in `objective`.
+
+Adding a loss: its module here, one row, one test for its own claim. The settings of a row that needs vectors are the section
+`embed.objectives.NAME`.
+"""
+
+from dataclasses import dataclass
+
+from trainer.objectives.info_nce import InfoNce
+from trainer.objectives.language_modeling import LanguageModeling
+from trainer.objectives.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the table: a class whose fields are the settings, and where it was published."""
+
+    config: type[Objective]
+    paper: str
+
+
+OBJECTIVES: dict[str, Entry] = {
+    "info_nce": Entry(InfoNce, "van den Oord et al., 2018 (arXiv:1807.03748)"),
+    "language_modeling": Entry(LanguageModeling, "Devlin et al., NAACL 2019 (arXiv:1810.04805)"),
+}

@@ -5,6 +5,7 @@ device: logits of a chunk become its losses and, in place, the gradient of their
 outlives the chunk, and nothing is computed twice.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,14 +38,24 @@ def linear_cross_entropy(
 
 
 def chunked_cross_entropy(
-    output: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None
+    project: Callable[[torch.Tensor], torch.Tensor],
+    vocabulary: int,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    chunk: int | None = None,
 ) -> torch.Tensor:
-    """The same through the layer's own forward, each chunk of which is computed again in the backward pass: for weights that
-    are only there while the layer runs. Ranks need as many targets each."""
-    chunk = _chunk(hidden, output.out_features) if chunk is None else chunk
+    """The same through the layer's own forward, for weights that exist only while the layer runs.
 
-    def losses(part: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(output(part).float(), asked, reduction="none", ignore_index=IGNORED)
+    The backward pass computes each chunk again. Every rank needs as many targets.
+
+    Args:
+        project: hidden states [m, H] to logits [m, V].
+        vocabulary: V.
+    """
+    chunk = _chunk(hidden, vocabulary) if chunk is None else chunk
+
+    def losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(project(part).float(), targets, reduction="none", ignore_index=IGNORED)
 
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])

@@ -14,7 +14,7 @@ from data_pipeline.shards.build import load_tokenizer
 from trainer.collectives import from_first
 from trainer.embedder import batches, with_padding
 from trainer.evaluation import retrieval
-from trainer.tasks.tasks import ContrastiveTask
+from trainer.tasks.contrastive import ContrastiveTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

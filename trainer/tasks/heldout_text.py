@@ -15,7 +15,8 @@ from data_pipeline.feed.reader import RowReader
 from data_pipeline.order.row_order import Slots
 from data_pipeline.shards.manifest import Manifest
 from trainer.models.packed_lm import bits_per_byte
-from trainer.tasks.tasks import Batch, LanguageModelTask
+from trainer.tasks.language_modeling import LanguageModelTask
+from trainer.tasks.task import Batch
 
 _EACH = 4
 """Rows of a language that are scored at least, if it has so many."""

@@ -15,6 +15,8 @@ from data_pipeline.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
+    from trainer.executor import Spread
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastTextConfig:
@@ -63,8 +65,8 @@ class FastTextVectors:
         return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
 
 
-def train(lines: Iterable[str], config: FastTextConfig, what: str) -> FastTextVectors:
-    """CBOW vectors of the words in `lines`.
+def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Spread | None = None) -> FastTextVectors:
+    """CBOW vectors of the words in `lines`, in this process: `executor` is not used.
 
     Raises:
         DataError: fewer than two words occur `min_count` times; names `what`.

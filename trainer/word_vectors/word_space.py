@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
 from trainer.executor import Spread
 from trainer.word_alignment import dictionary
-from trainer.word_vectors import fasttext, files, ppmi
-from trainer.word_vectors.fasttext import FastTextConfig
-from trainer.word_vectors.ppmi import PpmiConfig
+from trainer.word_vectors import VectorKind, files, sections, train
 from trainer.word_vectors.procrustes import procrustes
 from trainer.word_vectors.texts import Texts
 from trainer.word_vectors.vectors import Joined, Rotated, Vectors
@@ -25,11 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceConfig:
+_Sections: Any = sections(fasttext={"min_count": 2, "epochs": 10})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig(_Sections):
     """Where word vectors come from and what aligns them."""
 
-    kind: Literal["fasttext", "ppmi"] = "fasttext"
+    kind: VectorKind = "fasttext"
     """What is trained on the texts for a side that has no vectors given."""
     source_vectors: str | None = None
     """A `.bin` or `.vec` file for the source language, e.g. of fasttext.cc."""
@@ -37,8 +38,6 @@ class SpaceConfig:
     """The same for the new language."""
     dictionary: str | None = None
     """A TSV of source word and new-language word; mined from the pairs when not given."""
-    fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=2, epochs=10))
-    ppmi: PpmiConfig = field(default_factory=PpmiConfig)
 
 
 def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors, Vectors]:
@@ -168,7 +167,4 @@ def word_of(token: Token | None, known: Vectors | Set[str]) -> str:
 def _side(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, spread: Spread) -> Vectors:
     if path is not None:
         return files.read(path)
-    lines = (" ".join(dictionary.words(text)) for text in texts)
-    if config.kind == "ppmi":
-        return ppmi.train(lines, config.ppmi, what, spread)
-    return fasttext.train(lines, config.fasttext, what)
+    return train((" ".join(dictionary.words(text)) for text in texts), config, what, spread)

@@ -3,50 +3,62 @@
 Gao, Yao and Chen, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", EMNLP 2021 (arXiv:2104.08821), section 3.
 """
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from data_pipeline import keyed_random
 from data_pipeline.errors import DataError
-from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.text.clean import digest
 from data_pipeline.text.words import words
+
+if TYPE_CHECKING:
+    from data_pipeline.pairs.text_pairs import Pairs
 
 _WORDS = 3
 """A line of fewer words is a heading or a label, not a sentence."""
 
 
-def from_text(documents: Iterable[tuple[str, str]], most: int, seed: int) -> Pairs:
-    """A pair of each line, or of `most` lines chosen by a hash of the seed and the line; equal lines come once.
+@dataclass(frozen=True, slots=True)
+class SimCse:
+    """A line is its own positive."""
 
-    Args:
-        documents: (language, text) of each.
+    def __call__(self, documents: Iterable[tuple[str, str]], most: int, seed: int) -> Pairs:
+        """A pair of each line, or of `most` lines chosen by a hash of the seed and the line; equal lines come once.
 
-    Raises:
-        DataError: the text has no line of three words.
-    """
-    chosen: list[tuple[int, str, str]] = []
-    names: set[str] = set()
-    for lang, text in documents:
-        for line in filter(None, map(str.strip, text.split("\n"))):
-            name = digest(line).hex()
-            # A heap of the smallest: the greatest of them, first, is what a smaller one replaces.
-            entry = (-keyed_random.key("simcse", seed, name), name, f"{lang}\n{line}")
-            if name in names or len(words(line)) < _WORDS or (len(chosen) == most and entry < chosen[0]):
-                continue
-            names.add(name)
-            if len(chosen) < most:
-                heapq.heappush(chosen, entry)
-            else:
-                names.discard(heapq.heapreplace(chosen, entry)[1])
-    if not chosen:
-        raise DataError(f"no line of it has {_WORDS} words.", "text", "Give text in sentences, or pairs=.")
-    ordered = sorted(chosen, key=lambda entry: entry[1])
-    langs, lines = zip(*(content.split("\n") for _, _, content in ordered), strict=True)
-    return Pairs(
-        ids=[name for _, name, _ in ordered],
-        anchors=list(lines),
-        positives=list(lines),
-        negatives=[[] for _ in lines],
-        langs=list(langs),
-    )
+        Args:
+            documents: (language, text) of each.
+
+        Raises:
+            DataError: the text has no line of three words.
+        """
+        from data_pipeline.pairs.text_pairs import Pairs  # reads files: not for the configuration
+
+        chosen: list[tuple[int, str, str]] = []
+        names: set[str] = set()
+        for lang, text in documents:
+            for line in filter(None, map(str.strip, text.split("\n"))):
+                name = digest(line).hex()
+                # A heap of the smallest: the greatest of them, first, is what a smaller one replaces.
+                entry = (-keyed_random.key("simcse", seed, name), name, f"{lang}\n{line}")
+                if name in names or len(words(line)) < _WORDS or (len(chosen) == most and entry < chosen[0]):
+                    continue
+                names.add(name)
+                if len(chosen) < most:
+                    heapq.heappush(chosen, entry)
+                else:
+                    names.discard(heapq.heapreplace(chosen, entry)[1])
+        if not chosen:
+            raise DataError(f"no line of it has {_WORDS} words.", "text", "Give text in sentences, or pairs=.")
+        ordered = sorted(chosen, key=lambda entry: entry[1])
+        langs, lines = zip(*(content.split("\n") for _, _, content in ordered), strict=True)
+        return Pairs(
+            ids=[name for _, name, _ in ordered],
+            anchors=list(lines),
+            positives=list(lines),
+            negatives=[[] for _ in lines],
+            langs=list(langs),
+        )

@@ -11,8 +11,8 @@ Differences from the paper: tokens are written in characters whatever the tokeni
 characters too; the sparsemax is computed exactly from the highest scores alone (see `kernels.top_sparsemax`).
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +22,20 @@ from data_pipeline.tokenizers.canonical import Token
 from trainer.transfer.plan import Provenance
 from trainer.transfer.problem import Problem, Rows
 from trainer.transfer.search.neighbours import top_sparsemax, unit
-from trainer.word_vectors import fasttext, files, ppmi, word_space
-from trainer.word_vectors.fasttext import FastTextConfig
-from trainer.word_vectors.ppmi import PpmiConfig
+from trainer.word_vectors import VectorKind, files, sections, train, word_space
 from trainer.word_vectors.vectors import Vectors
 
+_Sections: Any = sections(fasttext={"min_count": 10, "epochs": 3}, ppmi={"min_count": 10})
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FocusConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class FocusConfig(_Sections):
     """Where token vectors come from; the paper trains them for three epochs on tokens that occur at least ten times."""
 
-    kind: Literal["fasttext", "ppmi"] = "fasttext"
+    kind: VectorKind = "fasttext"
     """What is trained on the text where no vectors are given."""
     vectors: str | None = None
     """A `.bin` or `.vec` file of the new language's words, for tokens by their text; nothing is trained then."""
-    fasttext: FastTextConfig = field(default_factory=lambda: FastTextConfig(min_count=10, epochs=3))
-    ppmi: PpmiConfig = field(default_factory=lambda: PpmiConfig(min_count=10))
 
 
 def rows(problem: Problem, config: FocusConfig) -> Rows:
@@ -75,10 +73,7 @@ def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Ve
         given = files.read(config.vectors)
         return [word_space.word_of(token, given) for token in problem.tokens], given
     names = [_name(token, number) for number, token in enumerate(problem.tokens)]
-    lines = _token_lines(problem, names)
-    if config.kind == "ppmi":
-        return names, ppmi.train(lines, config.ppmi, "tokenised text", problem.spread)
-    return names, fasttext.train(lines, config.fasttext, "tokenised text")
+    return names, train(_token_lines(problem, names), config, "tokenised text", problem.spread)
 
 
 def _name(token: Token | None, number: int) -> str:

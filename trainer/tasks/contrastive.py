@@ -1,0 +1,51 @@
+"""Training of an embedder on text pairs."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import pyarrow as pa
+import torch
+
+from data_pipeline.artifacts import storage
+from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.shards.build import load_tokenizer
+from trainer.embedder import Embedder, EmbedderSpec, with_padding
+from trainer.models import loading
+from trainer.models.adapters import Lora
+from trainer.models.dual_encoder import DualEncoder
+from trainer.models.load_trained import load_trained
+from trainer.objectives.info_nce import InfoNce
+from trainer.objectives.objective import Objective
+from trainer.tasks.task import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveTask:
+    """Embedder training on pairs."""
+
+    divisible: ClassVar[bool] = False
+    """The negatives of a pair are in its micro-batch."""
+    model_uri: str
+    spec: EmbedderSpec
+    objective: Objective = field(default_factory=InfoNce)
+
+    @property
+    def length(self) -> int:
+        return self.spec.max_length
+
+    def module(self, each: loading.Each | None = None, dtype: loading.Format = torch.float32) -> DualEncoder:
+        with storage.local_copy(self.model_uri) as folder:
+            model = loading.encoder(folder, dtype, each)
+        return DualEncoder(model, self.spec.pooling, self.objective)
+
+    def collator(self) -> Callable[[pa.Table], Batch]:
+        return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
+
+    def export(
+        self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None
+    ) -> None:
+        module = self.module(dtype=torch.float32 if frozen or lora else "auto")
+        load_trained(module, weights, frozen, lora)
+        Embedder(module.model, load_tokenizer(self.model_uri), self.spec).save(uri)
