@@ -8,7 +8,7 @@ from ray.autoscaler.sdk import request_resources
 
 from data_pipeline.errors import ClusterError
 
-ON_CPUS = 2
+DEFAULT_CPU_WORKERS = 2
 """Workers where nobody has given a number and there is no GPU."""
 _EVERY = 2.0
 _SAID_EVERY = 30.0
@@ -26,11 +26,11 @@ def has_gpus() -> bool:
 
 def cpus_for(workers: int, worker_cpus: float) -> float:
     """CPUs of a job; of one on CPUs where there are 0 workers."""
-    return (workers or ON_CPUS) * worker_cpus + _READER
+    return (workers or DEFAULT_CPU_WORKERS) * worker_cpus + _READER
 
 
-def settled(workers: int | None) -> int:
-    """The number of workers: as many as the cluster has GPUs where none is given, or `ON_CPUS` where it has none.
+def resolve_workers(workers: int | None) -> int:
+    """The number of workers: as many as the cluster has GPUs where none is given, or `DEFAULT_CPU_WORKERS` where it has none.
 
     Raises:
         ClusterError: an autoscaler may add GPUs to those that are there.
@@ -44,7 +44,7 @@ def settled(workers: int | None) -> int:
             "workers",
             "Give the number of workers.",
         )
-    return gpus or ON_CPUS
+    return gpus or DEFAULT_CPU_WORKERS
 
 
 def wait_for(workers: int, worker_cpus: float, say: Say) -> None:

@@ -21,8 +21,8 @@ _BLOCK, _LEAST_BLOCK = 256 << 20, 32 << 20
 """Scratch memory of a part: larger ones are not faster; smaller ones only where not even one task has room for this."""
 
 
-class RaySpread:
-    """See `trainer.executor.Spread`.
+class RayExecutor:
+    """See `trainer.executor.Executor`.
 
     Args:
         max_memory: bytes that the driver and all tasks may take together on a machine.

@@ -49,7 +49,7 @@ def ray_session(
         ClusterError: there is no cluster at `address`, or it is too small.
     """
     if ray.is_initialized():
-        yield capacity.settled(workers)
+        yield capacity.resolve_workers(workers)
         return
     # Ray Train reads these in the driver and passes them on; values that the user has set stay.
     wanted = _WORKER_ENV | {_START: _START_SECONDS if least in (None, workers) else _ELASTIC_SECONDS}
@@ -71,7 +71,7 @@ def ray_session(
     except Exception as error:  # Ray raises a plain Exception where a node of its own does not start in time
         raise _no_cluster(error, address) from error
     try:
-        found = capacity.settled(workers)
+        found = capacity.resolve_workers(workers)
         if least is not None and found < least:
             raise ClusterError(
                 f"workers=auto found {found}, the job asks for {least} at least.", "min_workers", "Lower it, or add GPUs."

@@ -10,13 +10,13 @@ from typing import Any
 _PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+(?=@)")
 
 
-def without_passwords(value: Any) -> Any:
+def mask_passwords(value: Any) -> Any:
     """Text, or settings with such text in them, in which a URL has `***` in place of its password: for what is printed and
     what is kept."""
     if isinstance(value, dict):
-        return {name: without_passwords(one) for name, one in value.items()}
+        return {name: mask_passwords(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(without_passwords(one) for one in value)
+        return type(value)(mask_passwords(one) for one in value)
     return _PASSWORD.sub(r"\1***", value) if isinstance(value, str) else value
 
 
@@ -31,7 +31,7 @@ class ScionError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        return str(without_passwords(f"{place}{self.what}{' ' + self.fix if self.fix else ''}"))
+        return str(mask_passwords(f"{place}{self.what}{' ' + self.fix if self.fix else ''}"))
 
 
 class UserError(ScionError):

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.errors import ScionError, Stopped, reason  # the help text should not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    stop_request.left_over()  # of a command before this one, in the same process
+    stop_request.clear_request()  # of a command before this one, in the same process
     before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _dispatch(arguments)
@@ -132,7 +132,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     warnings.filterwarnings("ignore")
     from ray_jobs.config import load as configs
 
-    config = configs.absolute(configs.load(path, overrides, job))
+    config = configs.with_absolute_paths(configs.load(path, overrides, job))
     if job != "serve":
         _check_writable(config.output)
     importlib.import_module("ray_jobs.preflight").check(config, job)
@@ -141,9 +141,9 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
         module.main(config, console)
         return
     from cluster.session import ray_session
-    from trainer.deepspeed_bridge.environment import before_deepspeed
+    from trainer.deepspeed_bridge.environment import prepare_environment
 
-    before_deepspeed()  # transformers imports it to save a model, where accelerate is installed
+    prepare_environment()  # transformers imports it to save a model, where accelerate is installed
     with ray_session(
         workers=config.workers,
         worker_cpus=config.worker_cpus,
@@ -177,7 +177,7 @@ def _terminate(signum: int, frame: object) -> None:
     """SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C let a training save what it has. Anything else, and a second one,
     unwinds, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
     C++ part is swallowed there, unless it is a KeyboardInterrupt."""
-    if not stop_request.wish():
+    if not stop_request.request_stop():
         raise KeyboardInterrupt
 
 

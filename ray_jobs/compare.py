@@ -15,21 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Artifact, Draft, Plan
+from data_pipeline.artifacts.artifact import Artifact, Draft, Spec
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
-from ray_jobs.compared_runs import compared, described
+from ray_jobs.compared_runs import compared_configs, run_descriptions
 from ray_jobs.config.load import to_dict, to_yaml
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import asked_once, data_fingerprints
+from ray_jobs.inputs import ask_once, data_fingerprints
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
 from trainer.evaluation.retrieval import Retrieval
 from trainer.models import loading
-from trainer.transfer.problem import Rows, assemble
+from trainer.transfer.problem import Placement, assemble
 
 CELL = "comparison cell"
 TRAINED = "trained"
@@ -48,62 +48,62 @@ def main(config: ScionConfig, console: Console) -> None:
     made = comparison.compare({key: cell.metrics for key, cell in cells.items()})
     write(config, made, next(iter(cells.values())))
     console.print(table(made))
-    if flat := comparison.flat(made):
+    if flat := comparison.flat_curves(made):
         console.print(Text(flat))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
-@asked_once()
+@ask_once()
 def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
     """The cells' stages by name and seed. What a start learned from the text is the same for every seed, so it is made once.
 
     A plan hashes the model and the texts, so each is made once and handed on.
     """
-    known: dict[str, Rows] = {}
+    known: dict[str, Placement] = {}
     found = {}
-    for name, run in compared(config).items():
+    for name, run in compared_configs(config).items():
         own = _evaluated_on_the_way(run)
         for seed in config.compare.seeds:
             start = Start(name=f"{name} {seed}", method=own.method, folder=f"compare/{name}-{seed}", seed=seed)
-            planned = plan(own, start)
+            planned = spec(own, start)
             found[name, seed] = Stage(
                 name=f"compare {start.name}",
                 plan=planned,
                 fill=partial(fill, own, name, start, planned, known),
-                resumable=True,
-                trains_at=storage.join(planned.uri, TRAINED),
+                is_resumable=True,
+                training_uri=storage.join(planned.uri, TRAINED),
             )
     return found
 
 
-def plan(config: ScionConfig, start: Start) -> Plan:
-    of_transfer = transfer.plan(config, start)
+def spec(config: ScionConfig, start: Start) -> Spec:
+    of_transfer = transfer.spec(config, start)
     settings = {"transfer": of_transfer.config["transfer"], "pretrain": artifact.identity(config.pretrain)}
     settings["evaluate_steps"] = config.pretrain.train.evaluate_steps  # curves are compared point by point
     inputs = of_transfer.inputs | data_fingerprints(config, "test_pairs")
-    return Plan(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
+    return Spec(uri=config.at(start.folder), kind=CELL, config=settings, inputs=inputs)
 
 
 def fill(
-    config: ScionConfig, name: str, start: Start, own: Plan, known: dict[str, Rows], draft: Draft, report: Reporter
+    config: ScionConfig, name: str, start: Start, own: Spec, known: dict[str, Placement], draft: Draft, report: Reporter
 ) -> str:
     """Transfers, trains and scores; leaves nothing but the numbers."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
     report(start.method, 0, 1)
-    problem = transfer.problem_of(config, start.seed, cache, report.part(start.method), report.note)
+    problem = transfer.make_problem(config, start.seed, cache, report.part(start.method), report.note)
     if name not in known:
-        known[name] = transfer.rows_of(config, start.method, problem)
+        known[name] = transfer.place(config, start.method, problem)
     made = assemble(problem, known[name], start.method)
     transfer.write(config, problem, made, model)
     training = dataclasses.replace(own, uri=trained)
-    result = pretrain.continued(config, model, made, start.seed, training, draft, report)
+    result = pretrain.train_on_shards(config, model, made, start.seed, training, draft, report)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     report("retrieve", 0, 1)
     draft.metrics = {
         "bits_per_byte": result["evaluations"],
         "loss": [entry["loss"] for entry in result["history"]],
         "provenance": made.fates(),
-        "placed": made.placed(),
+        "placed": made.placed_by_method(),
         "retrieval": _retrieval(config, testing, {"before": model, "after": trained}),
     }
     for folder in (model, trained, cache):
@@ -136,7 +136,7 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
     """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
     the pipeline's, whose evaluations are its own."""
-    papers = described(config)
+    papers = run_descriptions(config)
     facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
     storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())

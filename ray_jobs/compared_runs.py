@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_pipeline.errors import ConfigError
-from ray_jobs.config.load import varied
+from ray_jobs.config.load import with_changes
 from ray_jobs.config.schema import RUN_KEYS, ScionConfig
 from trainer.transfer import chain
 
@@ -17,7 +17,7 @@ CONTROL = "random"
 """The start that the others are measured by."""
 
 
-def compared(config: ScionConfig) -> dict[str, ScionConfig]:
+def compared_configs(config: ScionConfig) -> dict[str, ScionConfig]:
     """The configuration of each start, by its name.
 
     Raises:
@@ -26,7 +26,7 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
     found = {name: replace(config, method=name) for name in config.compare.methods}
     for place, run in enumerate(config.compare.runs):
         where = f"{_WHERE}[{place}]"
-        own = varied(config, {key: run[key] for key in RUN_KEYS if key in run}, where)
+        own = with_changes(config, {key: run[key] for key in RUN_KEYS if key in run}, where)
         name = str(run.get("name") or own.method)
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
@@ -43,9 +43,9 @@ def compared(config: ScionConfig) -> dict[str, ScionConfig]:
     return found
 
 
-def described(config: ScionConfig) -> dict[str, str]:
+def run_descriptions(config: ScionConfig) -> dict[str, str]:
     """What each start is: the paper of its method, and the settings that a run has of its own."""
-    starts = compared(config).items()
+    starts = compared_configs(config).items()
     found = {name: f"{'' if name == own.method else f'{own.method}: '}{chain.paper(own.method)}" for name, own in starts}
     for name, run in zip(list(found)[len(config.compare.methods) :], config.compare.runs, strict=True):
         own = [setting for key in ("transfer", "pretrain") for setting in _flat(run.get(key, {}), key)]

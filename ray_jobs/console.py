@@ -77,12 +77,12 @@ def _lines(note: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return update
 
 
-def done(console: Console, name: str, seconds: float, said: str) -> None:
+def print_done(console: Console, name: str, seconds: float, said: str) -> None:
     """The line that closes a stage."""
     console.print(f"[bold]{escape(f'{name:<22}')}[/bold] {seconds:7.1f} s  {escape(said)}", highlight=False)
 
 
-def kept(console: Console, name: str) -> None:
+def print_kept(console: Console, name: str) -> None:
     console.print(f"[bold]{escape(f'{name:<22}')}[/bold]    kept     finished earlier with the same settings", highlight=False)
 
 
@@ -113,7 +113,7 @@ class _Board:
 
 
 @contextmanager
-def watched(reporter: Reporter, what: str) -> Iterator[Any]:
+def progress_board(reporter: Reporter, what: str) -> Iterator[Any]:
     """An actor for the workers to report to; while the block runs, a thread passes on what it holds, and the wish to stop."""
     # On the driver's node: any other may go while the run lasts.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -129,9 +129,9 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
             for note in notes:
                 reporter.note(note)
             if total:
-                stop_request.training(True)
+                stop_request.set_training(True)
                 reporter(f"{what}, {text}", number, total)
-            if stop_request.wished():
+            if stop_request.is_stop_requested():
                 board.stop.remote()
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -141,10 +141,10 @@ def watched(reporter: Reporter, what: str) -> Iterator[Any]:
     finally:
         stop.set()
         thread.join(timeout=5)
-        stop_request.training(False)
+        stop_request.set_training(False)
         ray.kill(board)
 
 
-def clock() -> Callable[[], float]:
+def stopwatch() -> Callable[[], float]:
     start = time.perf_counter()
     return lambda: time.perf_counter() - start

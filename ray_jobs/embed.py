@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.pairs import shards
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import pretrain, shard
@@ -13,8 +13,8 @@ from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
-from ray_jobs.stage import Stage, Start, need, transferred
-from ray_jobs.training import growth, planned_rows, train
+from ray_jobs.stage import Stage, Start, main_start, require
+from ray_jobs.training import order_rows, resume_policy, train
 from trainer.embedder import EmbedderSpec
 from trainer.models.pooling import pooling_name
 from trainer.tasks import heldout_pairs
@@ -23,18 +23,18 @@ from trainer.tasks.contrastive import ContrastiveTask
 KIND = "embedder"
 
 
-def plan(config: ScionConfig, start: Start) -> Plan:
+def spec(config: ScionConfig, start: Start) -> Spec:
     given_pairs = config.pairs is not None
     settings = {"embed": artifact.identity(config.embed) | _chosen(config.embed, given_pairs), "seed": start.seed}
     if not _elastic(config):
         settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
     # Without pairs it learns from the text that was sharded; test pairs are then of no consequence.
-    inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.plan(config).id}
-    inputs["model"] = pretrain.plan(config, start).id if given is None else model_fingerprint(given, key="embed.model")
+    inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
+    inputs["model"] = pretrain.spec(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # Pairs out of the text are as many as the steps need, so that a longer run has others.
-    grows = growth(config.embed, "embed") if given_pairs else None
-    return Plan(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, growth=grows)
+    grows = resume_policy(config.embed, "embed") if given_pairs else None
+    return Spec(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, resume_policy=grows)
 
 
 def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
@@ -47,20 +47,20 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
-    own = plan(config, start)
+    own = spec(config, start)
     return Stage(
         name=f"embed {start.name}",
         plan=own,
         fill=lambda draft, report: fill(config, start, draft, report),
-        resumable=True,
-        trains_at=own.uri,
+        is_resumable=True,
+        training_uri=own.uri,
     )
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
-    model = need(pretrain.plan(config, start), "pretrain") if settings.model is None else settings.model
+    model = require(pretrain.spec(config, start), "pretrain") if settings.model is None else settings.model
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     training = _training_pairs(config, testing, start, cache, report)
     folder = storage.join(draft.uri, "pairs")
@@ -77,13 +77,13 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         spec=EmbedderSpec(pooling=pooling_name(settings.pooling), max_length=settings.max_length),
         objective=getattr(settings.objectives, settings.objective),
     )
-    rows = planned_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
+    rows = order_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
-    result = train(config, settings.train, task, rows, plan(config, start), draft, report, heldout, elastic=_elastic(config))
+    result = train(config, settings.train, task, rows, spec(config, start), draft, report, heldout, elastic=_elastic(config))
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
-    draft.metrics = {"history": history, "weights": settings.train.exported, "retrieval": result["evaluations"]}
+    draft.metrics = {"history": history, "weights": settings.train.export_origin, "retrieval": result["evaluations"]}
     draft.metrics |= {name: result[name] for name in ("changes", "devices")}
     first, last = history[0]["loss"], history[-1]["loss"]
     return (
@@ -130,15 +130,15 @@ def needs_ray(config: ScionConfig) -> bool:
     Raises:
         ArtifactError: what it trains is not there.
     """
-    if stage(config, transferred(config)).finished() is not None:
+    if stage(config, main_start(config)).finished() is not None:
         return False
     if config.embed.model is None:
-        need(pretrain.plan(config, transferred(config)), "pretrain")
+        require(pretrain.spec(config, main_start(config)), "pretrain")
     return True
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    stage(config, transferred(config)).run(console)
+    stage(config, main_start(config)).run(console)
 
 
 if __name__ == "__main__":

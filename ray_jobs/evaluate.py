@@ -10,50 +10,50 @@ from rich.console import Console
 
 from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed, merge, pretrain, transfer
 from ray_jobs.config.schema import EvaluateConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
-from ray_jobs.stage import Stage, need, starts
+from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 
 KIND = "evaluation"
 Scores = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 """Of one metric: of all pairs, and by language."""
-Models = dict[str, Plan | str]
+Models = dict[str, Spec | str]
 """What is compared, by its name in the report: a folder, or the plan of an artefact."""
 
 
-def models(config: ScionConfig) -> Models:
+def pipeline_models(config: ScionConfig) -> Models:
     """Every model that a pipeline makes."""
     return _models(config, embedders=config.pairs is not None)
 
 
-def there(config: ScionConfig) -> Models:
+def finished_models(config: ScionConfig) -> Models:
     """Those that are finished; where there are pairs to score it by, the embedder that `scion embed` made of text as well."""
     every = _models(config, embedders=bool(config.pairs or config.test_pairs))
-    return {name: model for name, model in every.items() if isinstance(model, str) or artifact.existing(model) is not None}
+    return {name: model for name, model in every.items() if isinstance(model, str) or artifact.find(model) is not None}
 
 
 def _models(config: ScionConfig, embedders: bool) -> Models:
     found: Models = {"source_model": config.source_model}
     for start in reversed(starts(config)):
-        found[f"{start.name}_untrained"] = transfer.plan(config, start)
-        found[f"{start.name}_pretrained"] = pretrain.plan(config, start)
+        found[f"{start.name}_untrained"] = transfer.spec(config, start)
+        found[f"{start.name}_pretrained"] = pretrain.spec(config, start)
         if embedders:
-            found[f"{start.name}_trained"] = embed.plan(config, start)
-    return found | {"merged": merge.plan(config)} if embedders else found
+            found[f"{start.name}_trained"] = embed.spec(config, start)
+    return found | {"merged": merge.spec(config)} if embedders else found
 
 
-def plan(config: ScionConfig, compared: Models) -> Plan:
+def spec(config: ScionConfig, compared: Models) -> Spec:
     inputs = data_fingerprints(config, "test_pairs")
     for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
-    return Plan(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
+    return Spec(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
 
 
 def _chosen(settings: EvaluateConfig) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _chosen(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def stage(config: ScionConfig, compared: Models) -> Stage:
-    return Stage(name="evaluate", plan=plan(config, compared), fill=partial(fill, config, compared), derived=True)
+    return Stage(name="evaluate", plan=spec(config, compared), fill=partial(fill, config, compared), is_derived=True)
 
 
 def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) -> str:
@@ -73,7 +73,7 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     Raises:
         ArtifactError: there are no pairs to score models by, and none is pretrained.
     """
-    uris = {name: model if isinstance(model, str) else need(model, "pipeline") for name, model in compared.items()}
+    uris = {name: model if isinstance(model, str) else require(model, "pipeline") for name, model in compared.items()}
     draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
     testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
     storage.remove(storage.join(draft.uri, "source"))
@@ -93,7 +93,7 @@ def bits_per_byte(compared: Models) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, model in compared.items():
         start, _, state = name.partition("_")
-        if state == "pretrained" and isinstance(model, Plan) and (made := artifact.existing(model)) is not None:
+        if state == "pretrained" and isinstance(model, Spec) and (made := artifact.find(model)) is not None:
             by_step = sorted((int(step), value) for step, value in made.metrics["bits_per_byte"].items())
             found |= {f"{start}_untrained": by_step[0][1], name: by_step[-1][1]}
     return found
@@ -140,7 +140,7 @@ def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric]) -> dict[st
 
 def main(config: ScionConfig, console: Console) -> None:
     """Scores the models that are there."""
-    stage(config, there(config)).run(console)
+    stage(config, finished_models(config)).run(console)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import MISSING
 from rich.console import Console
 
 from data_pipeline.errors import ConfigError
-from ray_jobs.config.keys import Key, advice, described, keys, written
+from ray_jobs.config.keys import Key, advice, keys, type_name, yaml_value
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.jobs import COMMON, JOBS
 
@@ -58,8 +58,8 @@ def _within(key: Key, sections: Iterable[str]) -> bool:
 def _rows(chosen: Iterable[Key]) -> list[str]:
     lines = []
     for key in chosen:
-        default = "must be given" if key.default is MISSING else f"default {written(key.default)}"
-        head = f"{key.name}: {described(key.type)}, {default}"
+        default = "must be given" if key.default is MISSING else f"default {yaml_value(key.default)}"
+        head = f"{key.name}: {type_name(key.type)}, {default}"
         lines += textwrap.wrap(head, _WIDTH, subsequent_indent="        ", break_long_words=False, break_on_hyphens=False)
         lines += textwrap.wrap(key.doc, _WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
     return lines

@@ -19,7 +19,7 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 @contextmanager
-def asked_once() -> Iterator[None]:
+def ask_once() -> Iterator[None]:
     """While the block runs, an object store is asked once about each input: the plans of a pipeline ask sixty times."""
     token = _answers.set({})
     try:
@@ -71,13 +71,13 @@ def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
     }
 
 
-def given_files(settings: Any) -> Iterator[tuple[str, str]]:
+def method_inputs(settings: Any) -> Iterator[tuple[str, str]]:
     """Files and model folders that a method's settings name, and a fingerprint of each: a changed dictionary is another
     input, though its path is the same."""
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from given_files(value)
+            yield from method_inputs(value)
         elif isinstance(value, str) and os.path.isdir(value):
             yield entry.name, model_fingerprint(value)
         elif isinstance(value, str) and ("://" in value or os.path.isfile(value)) and storage.exists(value):

@@ -5,7 +5,7 @@ from functools import partial
 from rich.console import Console
 
 from data_pipeline.artifacts import artifact
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from ray_jobs import embed, pretrain
@@ -13,26 +13,26 @@ from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
-from ray_jobs.stage import Stage, need, transferred
+from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
 
 KIND = "embedder"
 
 
-def parents(config: ScionConfig) -> list[Plan]:
+def parents(config: ScionConfig) -> list[Spec]:
     """The embedder before and after its contrastive training, when the user names none."""
-    return [pretrain.plan(config, transferred(config)), embed.plan(config, transferred(config))]
+    return [pretrain.spec(config, main_start(config)), embed.spec(config, main_start(config))]
 
 
-def plan(config: ScionConfig) -> Plan:
+def spec(config: ScionConfig) -> Spec:
     named = {f"model {i}": model_fingerprint(uri, key="merge.models") for i, uri in enumerate(config.merge.models)}
     chosen = tables.identity("method", config.merge.method, getattr(config.merge.methods, config.merge.method), "uniform")
     inputs = named or {f"model {i}": parent.id for i, parent in enumerate(parents(config))}
-    return Plan(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge) | chosen}, inputs=inputs)
+    return Spec(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge) | chosen}, inputs=inputs)
 
 
 def stage(config: ScionConfig) -> Stage:
-    return Stage(name="merge", plan=plan(config), fill=partial(fill, config))
+    return Stage(name="merge", plan=spec(config), fill=partial(fill, config))
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
@@ -41,7 +41,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     Raises:
         ModelError: fewer than two models, or models with other tokenizers or shapes.
     """
-    uris = list(config.merge.models) or [need(parent, "embed") for parent in parents(config)]
+    uris = list(config.merge.models) or [require(parent, "embed") for parent in parents(config)]
     if len(uris) < 2:
         raise ModelError("one model cannot be merged.", "merge.models", "Name two or more folders.")
     loaded = [Embedder.load(uri) for uri in uris]

@@ -4,14 +4,14 @@ from rich.console import Console
 
 from data_pipeline.artifacts import storage
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config.load import keep
+from ray_jobs.config.load import save_config
 from ray_jobs.config.schema import ScionConfig
-from ray_jobs.inputs import asked_once
+from ray_jobs.inputs import ask_once
 from ray_jobs.report import job as report
 from ray_jobs.stage import Stage, starts
 
 
-@asked_once()
+@ask_once()
 def stages(config: ScionConfig) -> dict[str, Stage]:
     """Every stage by its name in the summary, in the order in which it runs. Without pairs the last model is the pretrained
     one."""
@@ -23,7 +23,7 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
         made |= {storage.join(start.folder, name): job.stage(config, start) for start in starts(config)}
     if config.pairs is not None:
         made["merge"] = merge.stage(config)
-    made["evaluate"] = evaluate.stage(config, evaluate.models(config))
+    made["evaluate"] = evaluate.stage(config, evaluate.pipeline_models(config))
     if config.pairs is not None:
         made["serve"] = serve.stage(config)
     return made | {"report": report.stage(config, {name: stage.plan for name, stage in made.items()})}
@@ -37,7 +37,7 @@ def main(config: ScionConfig, console: Console) -> None:
     for stage in ordered.values():
         stage.run(console)
         # Not before the first stage has accepted its input: bad input leaves nothing behind.
-        keep(config)
+        save_config(config)
     report.show(config, {name: stage.plan for name, stage in ordered.items() if name != "report"}, console)
 
 

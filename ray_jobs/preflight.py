@@ -14,7 +14,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
-from ray_jobs.compared_runs import compared
+from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.jobs import JOBS
 from trainer.config.train import TrainConfig
@@ -48,7 +48,7 @@ def check(config: ScionConfig, job: str) -> None:
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
     _check_inputs(config, job)
-    runs = list(compared(config).values()) if job == "compare" else [config]
+    runs = list(compared_configs(config).values()) if job == "compare" else [config]
     for one in runs:
         _check_libraries(one, job)
         if job in ("transfer", "pipeline", "compare"):
@@ -109,9 +109,9 @@ def _check_source(config: ScionConfig, job: str) -> None:
             "Use `scion transfer`, then `scion embed` with embed.model=OUTPUT/transfer.",
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
-    runs = compared(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
+    runs = compared_configs(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
     for train in (one.pretrain.train for one in runs):
-        _check_names(train, lambda: loading.without_memory(source, config.source_model), "pretrain.train")
+        _check_names(train, lambda: loading.meta_language_model(source, config.source_model), "pretrain.train")
 
 
 def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None], section: str) -> None:
@@ -143,7 +143,7 @@ def _check_embedded(config: ScionConfig) -> None:
     settings = _settings("source_model", given)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
-    _check_names(config.embed.train, lambda: loading.encoder_without_memory(settings), "embed.train")
+    _check_names(config.embed.train, lambda: loading.meta_encoder(settings), "embed.train")
     _check_length("embed.max_length", config.embed.max_length, settings, given)
     check_pooling(config.embed.pooling, loading.is_causal(settings), given)
     if config.pairs is None:
@@ -168,7 +168,7 @@ def _settings(key: str, spec: str) -> PretrainedConfig:
     from trainer.models import loading
 
     _check_there(key, spec)
-    return loading.settings_of(spec)
+    return loading.model_config(spec)
 
 
 def _check_there(key: str, spec: str) -> None:

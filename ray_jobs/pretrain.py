@@ -6,17 +6,17 @@ from typing import Any
 from rich.console import Console
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.stage import Stage, Start, need, transferred
-from ray_jobs.training import growth, planned_rows, train
+from ray_jobs.stage import Stage, Start, main_start, require
+from ray_jobs.training import order_rows, resume_policy, train
 from trainer.monitoring import run_log
-from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.heldout_text import HeldoutText
 from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
 from trainer.transfer.plan import TransferPlan
@@ -27,44 +27,44 @@ _OFTEN = 50
 """Passes over a text that are hardly meant."""
 
 
-def plan(config: ScionConfig, start: Start) -> Plan:
+def spec(config: ScionConfig, start: Start) -> Spec:
     settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
-    inputs = {"shards": shard.plan(config).id, "model": transfer.plan(config, start).id}
-    return Plan(
+    inputs = {"shards": shard.spec(config).id, "model": transfer.spec(config, start).id}
+    return Spec(
         uri=start.at(config, "pretrain"),
         kind=KIND,
         config=settings,
         inputs=inputs,
-        growth=growth(config.pretrain, "pretrain"),
+        resume_policy=resume_policy(config.pretrain, "pretrain"),
     )
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
-    own = plan(config, start)
+    own = spec(config, start)
     return Stage(
         name=f"pretrain {start.name}",
         plan=own,
         fill=lambda draft, report: fill(config, start, draft, report),
-        resumable=True,
-        trains_at=own.uri,
+        is_resumable=True,
+        training_uri=own.uri,
     )
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
-    need(shard.plan(config), "shard")
-    model = need(transfer.plan(config, start), "transfer")
+    require(shard.spec(config), "shard")
+    model = require(transfer.spec(config, start), "transfer")
     made = transfer_plan.load(model)
-    result = continued(config, model, made, start.seed, plan(config, start), draft, report)
+    result = train_on_shards(config, model, made, start.seed, spec(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
-    draft.metrics["bits_per_byte_by_language"] = by_language(draft.uri)
-    draft.metrics["weights"] = config.pretrain.train.exported
+    draft.metrics["bits_per_byte_by_language"] = bits_per_byte_by_language(draft.uri)
+    draft.metrics["weights"] = config.pretrain.train.export_origin
     draft.metrics |= {name: result[name] for name in ("changes", "devices")}
     before, after = result["evaluations"]["0"], result["evaluations"][str(config.pretrain.train.steps)]
     return f"{config.pretrain.train.steps} steps, {before:.3f} to {after:.3f} bits per byte on held-out text"
 
 
-def by_language(uri: str) -> dict[str, dict[str, float]]:
+def bits_per_byte_by_language(uri: str) -> dict[str, dict[str, float]]:
     """Bits per byte of each language by step, from the log of the run; empty where there is one language."""
     attempts = run_log.read(storage.join(uri, run_log.FOLDER), fields=("step", "by_language"))
     entries = (entry for attempt in attempts for entry in attempt)
@@ -72,10 +72,10 @@ def by_language(uri: str) -> dict[str, dict[str, float]]:
     return scored if any(len(scores) > 1 for scores in scored.values()) else {}
 
 
-def continued(
-    config: ScionConfig, model: str, made: TransferPlan, seed: int, plan: Plan, draft: Draft, report: Reporter
+def train_on_shards(
+    config: ScionConfig, model: str, made: TransferPlan, seed: int, plan: Spec, draft: Draft, report: Reporter
 ) -> dict[str, Any]:
-    """Trains `model`, whose rows were `made` so, on the shards into the folder of `plan`; the run's history and its scores on
+    """Trains `model`, whose rows were `made` so, on the shards into the folder of `spec`; the run's history and its scores on
     held-out text."""
     shards, settings = shard.folder(config), config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
@@ -85,8 +85,8 @@ def continued(
     task.check()
     weights = _weights(tokens, settings.weights, settings.alpha)
     stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
-    order = planned_rows(settings.train, folder, rows, weights, seed, stages)
-    report.note(_passes(order.plan.passes(settings.train.steps), settings.train.steps))
+    order = order_rows(settings.train, folder, rows, weights, seed, stages)
+    report.note(_passes(order.order.passes(settings.train.steps), settings.train.steps))
     return train(
         config,
         settings.train,
@@ -95,7 +95,7 @@ def continued(
         plan,
         draft,
         report,
-        Heldout(
+        HeldoutText(
             folder=heldout_folder,
             manifest=manifest.load(heldout_folder),
             task=replace(task, seed=_EVALUATION_SEED),
@@ -135,15 +135,15 @@ def needs_ray(config: ScionConfig) -> bool:
     Raises:
         ArtifactError: what it trains is not there.
     """
-    if stage(config, transferred(config)).finished() is not None:
+    if stage(config, main_start(config)).finished() is not None:
         return False
-    need(shard.plan(config), "shard")
-    need(transfer.plan(config, transferred(config)), "transfer")
+    require(shard.spec(config), "shard")
+    require(transfer.spec(config, main_start(config)), "transfer")
     return True
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    stage(config, transferred(config)).run(console)
+    stage(config, main_start(config)).run(console)
 
 
 if __name__ == "__main__":

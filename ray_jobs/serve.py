@@ -6,16 +6,16 @@ from functools import partial
 
 from rich.console import Console
 
-from cluster.serve.app import running
+from cluster.serve.app import serve_locally
 from cluster.serve.check import compare
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
-from ray_jobs.stage import Stage, need, transferred
+from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
 
 KIND = "served"
@@ -23,23 +23,23 @@ _ASKED = 500
 """Pairs of whose texts the server is asked."""
 
 
-def plan(config: ScionConfig) -> Plan:
-    inputs = {"model": embed.plan(config, transferred(config)).id, **data_fingerprints(config, _asked_about(config))}
-    return Plan(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
+def spec(config: ScionConfig) -> Spec:
+    inputs = {"model": embed.spec(config, main_start(config)).id, **data_fingerprints(config, _asked_about(config))}
+    return Spec(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
 
 
 def stage(config: ScionConfig) -> Stage:
-    return Stage(name="serve", plan=plan(config), fill=partial(fill, config))
+    return Stage(name="serve", plan=spec(config), fill=partial(fill, config))
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Starts the server on a free port, asks it with the openai client, compares with `encode` and stops it."""
-    model = need(embed.plan(config, transferred(config)), "embed")
+    model = require(embed.spec(config, main_start(config)), "embed")
     key = _asked_about(config)
     testing = pairs.load(getattr(config, key), storage.join(draft.uri, "source"), key=key)
     storage.remove(storage.join(draft.uri, "source"))
     report("ask", 0, 1)
-    with running(replace(config.serve, model=model, port=0)) as url:
+    with serve_locally(replace(config.serve, model=model, port=0)) as url:
         found = compare(url, Embedder.load(model), testing.anchors[:_ASKED] + testing.positives[:_ASKED])
     draft.metrics = found
     return f"{found['requests']} requests, largest difference from encode {found['max_abs_diff']:.1e}"
@@ -52,8 +52,8 @@ def _asked_about(config: ScionConfig) -> str:
 
 def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
-    model = config.serve.model or need(embed.plan(config, transferred(config)), "embed")
-    with running(replace(config.serve, model=model)) as url:
+    model = config.serve.model or require(embed.spec(config, main_start(config)), "embed")
+    with serve_locally(replace(config.serve, model=model)) as url:
         console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False, markup=False)
         try:
             while True:

@@ -9,19 +9,19 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
-from data_pipeline.artifacts.cached import once
+from data_pipeline.artifacts.artifact import Draft, Spec
+from data_pipeline.artifacts.cached_step import cached_step
 from data_pipeline.errors import UserError
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.sample import balanced, thinned
+from data_pipeline.shards.sample import balanced_sample, thin
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.adopt import adopted
+from data_pipeline.tokenizers.adopt import adopt
 from ray_jobs.config.schema import ScionConfig, ShardConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
@@ -36,13 +36,13 @@ PARTS = ("rows", "heldout")
 """Folders of packed rows, each with a manifest."""
 
 
-def plan(config: ScionConfig) -> Plan:
+def spec(config: ScionConfig) -> Spec:
     inputs = data_fingerprints(config, "text", "test_text", "pairs", "test_pairs")
     inputs["source_model"] = model_fingerprint(config.source_model, tokenizer_only=True)
     if config.tokenizer is not None:
         inputs["tokenizer"] = model_fingerprint(config.tokenizer, key="tokenizer", tokenizer_only=True)
     settings = {"shard": artifact.identity(config.shard), "seed": config.seed}
-    return Plan(uri=folder(config), kind=KIND, config=settings, inputs=inputs)
+    return Spec(uri=folder(config), kind=KIND, config=settings, inputs=inputs)
 
 
 def folder(config: ScionConfig) -> str:
@@ -54,21 +54,21 @@ def training_text(config: ScionConfig, rates: Mapping[str, float] | None = None)
     """(language, text) of every clean document that is trained on, or of a share of each language's."""
     home = storage.join(folder(config), "text", "train")
     paths = (storage.join(home, name) for name in storage.files(home))
-    return corpus.read_texts(paths) if rates is None else thinned(paths, rates, config.seed)
+    return corpus.read_texts(paths) if rates is None else thin(paths, rates, config.seed)
 
 
 def stage(config: ScionConfig) -> Stage:
-    own = plan(config)
+    own = spec(config)
     return Stage(
         name="shard",
         plan=own,
         fill=lambda draft, report: fill(config, draft, report),
-        resumable=True,
-        whole=lambda: not missing(own.uri),
+        is_resumable=True,
+        is_complete=lambda: not missing_files(own.uri),
     )
 
 
-def missing(uri: str) -> list[str]:
+def missing_files(uri: str) -> list[str]:
     """Files below a folder of shards that its manifests name and that are not there."""
     there = set(storage.files(uri))
     named = [f"{part}/{shard.path}" for part in PARTS for shards in manifest.load(storage.join(uri, part)).streams.values()
@@ -120,15 +120,15 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
     training = pairs.load(config.pairs, cache, key="pairs")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     pairs.check_disjoint(training, testing)
-    key = {"plan": plan(config).id}
+    key = {"plan": spec(config).id}
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
-        text = Corpus.below(
-            draft.uri, once(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
+        text = Corpus.from_relative(
+            draft.uri, cached_step(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
         )
         report("train tokenizer", 0, 1)
         make = partial(_given if config.tokenizer else _trained, config, source, text, training, report)
-        draft.metrics["tokenizer"] = once(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
+        draft.metrics["tokenizer"] = cached_step(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
     manifests = {
         name: build.build(
             parts, home, storage.join(draft.uri, name),
@@ -159,7 +159,7 @@ def _trained(
     config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter
 ) -> Made:
     settings = config.shard.tokenizer
-    sample = balanced(
+    sample = balanced_sample(
         text.train, chain(training.anchors, training.positives), alpha=settings.alpha, limit=settings.sample_bytes,
         seed=config.seed,
     )  # fmt: skip
@@ -171,8 +171,8 @@ def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, t
     assert config.tokenizer is not None
     texts = [*training.positives[:_COMPARED], *(line for _, line in islice(corpus.read_texts(text.train), _COMPARED))]
     with model_folder(config.tokenizer) as folder:
-        made = adopted(train.load(folder), source, texts, report.note)
-    loading.check_pad_id(loading.settings_of(config.source_model), made.pad_token_id)
+        made = adopt(train.load(folder), source, texts, report.note)
+    loading.check_pad_id(loading.model_config(config.source_model), made.pad_token_id)
     frame_of(made)
     return made, {"given": config.tokenizer}
 
@@ -196,7 +196,7 @@ def _cleaned(
 def _layout(config: ScionConfig) -> bool:
     """Whether the text keeps its layout."""
     given = config.shard.layout
-    return loading.is_causal(loading.settings_of(config.source_model)) if given is None else given
+    return loading.is_causal(loading.model_config(config.source_model)) if given is None else given
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from data_pipeline.artifacts import artifact, lease, storage
-from data_pipeline.artifacts.artifact import Artifact, Draft, Plan
+from data_pipeline.artifacts.artifact import Artifact, Draft, Spec
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError
 from ray_jobs import console as show
@@ -30,12 +30,12 @@ class Start:
         return storage.join(config.output, *filter(None, (self.folder, job)))
 
 
-def transferred(config: ScionConfig) -> Start:
+def main_start(config: ScionConfig) -> Start:
     name = "random" if _starts_at_random(config) else "transferred"
     return Start(name=name, method=config.method, folder="", seed=config.seed)
 
 
-def control(config: ScionConfig) -> Start:
+def control_start(config: ScionConfig) -> Start:
     """The random control; when the user's method is `random` it is the user's chain."""
     folder = "" if _starts_at_random(config) else "random"
     return Start(name="random", method="random", folder=folder, seed=config.seed)
@@ -43,7 +43,7 @@ def control(config: ScionConfig) -> Start:
 
 def starts(config: ScionConfig) -> tuple[Start, ...]:
     """The chains of a pipeline, the user's first."""
-    return tuple(dict.fromkeys((transferred(config), control(config)))) if config.control else (transferred(config),)
+    return tuple(dict.fromkeys((main_start(config), control_start(config)))) if config.control else (main_start(config),)
 
 
 def _starts_at_random(config: ScionConfig) -> bool:
@@ -55,14 +55,14 @@ class Stage:
     """A job on one artefact. `fill` writes it and answers with a line for the user."""
 
     name: str
-    plan: Plan
+    plan: Spec
     fill: Callable[[Draft, Reporter], str]
-    resumable: bool = False
-    trains_at: str | None = None
+    is_resumable: bool = False
+    training_uri: str | None = None
     """The folder of the training in it, if there is one: once that has done a step, other settings do not remove it."""
-    whole: Callable[[], bool] = lambda: True
+    is_complete: Callable[[], bool] = lambda: True
     """Whether a finished artefact has all its files; what it lacks is made again."""
-    derived: bool = False
+    is_derived: bool = False
     """Whether it only says what other artefacts are worth, so that it is made again where these are others."""
 
     def finished(self) -> Artifact | None:
@@ -71,52 +71,52 @@ class Stage:
         Raises:
             ArtifactError: the folder holds something else.
         """
-        found = artifact.existing(self.plan, replace=self.derived)
+        found = artifact.find(self.plan, replace=self.is_derived)
         if found is None:
-            artifact.begun_before(self.plan, self._has_stepped)
-        return found if found is not None and self.whole() else None
+            artifact.has_unfinished_run(self.plan, self._has_stepped)
+        return found if found is not None and self.is_complete() else None
 
     def run(self, console: Console) -> Artifact:
         """Makes the artefact, or keeps the one that is there."""
         found = self.finished()
-        if found is not None and artifact.is_clear(self.plan.uri):
-            show.kept(console, self.name)
+        if found is not None and artifact.is_clean(self.plan.uri):
+            show.print_kept(console, self.name)
             return found
         # One run at a time writes there: the lease lies beside the folder, which only its plan may fill.
-        with lease.held(f"{self.plan.uri.rstrip('/')}.lease.json") as held:
+        with lease.hold(f"{self.plan.uri.rstrip('/')}.lease.json") as held:
             if (found := self.finished()) is not None:  # another run has made it since, or was killed at its very end
-                if not artifact.is_clear(self.plan.uri):
-                    artifact.clear(self.plan.uri)
-                show.kept(console, self.name)
+                if not artifact.is_clean(self.plan.uri):
+                    artifact.clean_up(self.plan.uri)
+                show.print_kept(console, self.name)
                 return found
             return self._made(console, held)
 
     def _made(self, console: Console, held: Lease) -> Artifact:
-        seconds = show.clock()
+        seconds = show.stopwatch()
         with (
             show.stage(console, self.name) as reporter,
             artifact.writing(
-                self.plan, resumable=self.resumable, precious=self._has_stepped, replace=self.derived, lease=held
+                self.plan, resumable=self.is_resumable, precious=self._has_stepped, replace=self.is_derived, lease=held
             ) as draft,
         ):
             said = self.fill(draft, reporter)
-        show.done(console, self.name, seconds(), said)
-        if stop_request.left_over():  # what was under way is done, and nothing else is begun
+        show.print_done(console, self.name, seconds(), said)
+        if stop_request.clear_request():  # what was under way is done, and nothing else is begun
             raise KeyboardInterrupt
         return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
 
     def _has_stepped(self) -> bool:
-        if self.trains_at is None:
+        if self.training_uri is None:
             return False
-        return bool(run_log.steps(run_log.read(storage.join(self.trains_at, run_log.FOLDER), fields=("step",))))
+        return bool(run_log.steps(run_log.read(storage.join(self.training_uri, run_log.FOLDER), fields=("step",))))
 
 
-def need(plan: Plan, job: str) -> str:
+def require(plan: Spec, job: str) -> str:
     """The folder of an input that must be finished and made with the same settings.
 
     Raises:
         ArtifactError: it is not there, or is another run's.
     """
-    if artifact.existing(plan) is None:
+    if artifact.find(plan) is None:
         raise ArtifactError(f"the {plan.kind} artefact is not there.", plan.uri, f"Make it with `scion {job} CONFIG`.")
     return plan.uri

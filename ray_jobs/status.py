@@ -12,7 +12,7 @@ from data_pipeline.artifacts import lease, storage
 from data_pipeline.errors import ArtifactError, ConfigError
 from trainer.monitoring import run_log
 from trainer.monitoring.goodput import account
-from trainer.monitoring.stragglers import described
+from trainer.monitoring.stragglers import describe
 
 USAGE = "scion status RUN"
 _SECONDS = 2.0
@@ -141,7 +141,7 @@ def _faults(attempts: Attempts) -> list[tuple[str, str]]:
     if missed := _all(attempts, "missed"):
         rows.append(("saves that failed", f"{len(missed)}, the last: {missed[-1]['why']}"))
     if (last := _all(attempts[-1:], "straggler")[-1:]) and last[0]["rank"] is not None:
-        rows.append(("slow worker", described(last[0])))
+        rows.append(("slow worker", describe(last[0])))
     rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]
     goodput, recover = told["goodput"], told["time_to_recover"]
     rows.append(("attempts", f"{told['attempts']}, {told['replayed_steps']} steps made again"))

@@ -5,7 +5,7 @@ import threading
 _training, _wished = threading.Event(), threading.Event()
 
 
-def training(under_way: bool) -> None:
+def set_training(under_way: bool) -> None:
     """Says that a training has made a step, and so would have something to save; or that there is none."""
     if under_way:
         _training.set()
@@ -13,7 +13,7 @@ def training(under_way: bool) -> None:
         _training.clear()
 
 
-def wish() -> bool:
+def request_stop() -> bool:
     """Asks the training under way to end. Whether it will: a second call answers no, since the user does not want to wait."""
     if not _training.is_set() or _wished.is_set():
         return False
@@ -21,11 +21,11 @@ def wish() -> bool:
     return True
 
 
-def wished() -> bool:
+def is_stop_requested() -> bool:
     return _wished.is_set() and _training.is_set()
 
 
-def left_over() -> bool:
+def clear_request() -> bool:
     """Whether there was a wish that came after a training's last step; it is forgotten now."""
     was = _wished.is_set()
     _wished.clear()

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from cluster.ray_executor import RaySpread
+from cluster.ray_executor import RayExecutor
 from data_pipeline.artifacts import artifact, fingerprints, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError, ConfigError
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.shards import manifest, sample
@@ -20,15 +20,15 @@ from data_pipeline.tokenizers.canonical import vocabulary_hash
 from ray_jobs import shard
 from ray_jobs.config.schema import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import data_fingerprints, given_files, model_fingerprint
-from ray_jobs.stage import Stage, Start, need, transferred
+from ray_jobs.inputs import data_fingerprints, method_inputs, model_fingerprint
+from ray_jobs.stage import Stage, Start, main_start, require
 from trainer.models import loading
 from trainer.transfer import chain
-from trainer.transfer.factorise import multiplied_out, rank_for_energy, rank_for_parameters, with_factors
+from trainer.transfer.factorise import rank_for_energy, rank_for_parameters, with_factors, without_factors
 from trainer.transfer.graft import graft
 from trainer.transfer.plan import TransferPlan
 from trainer.transfer.plan import load as load_plan
-from trainer.transfer.problem import Problem, Rows, assemble
+from trainer.transfer.problem import Placement, Problem, assemble
 from trainer.word_vectors.texts import Texts
 
 KIND = "model"
@@ -36,7 +36,7 @@ TEXT_BYTES = 1 << 30
 """UTF-8 bytes of text that methods learn from at most: the driver holds them several times over."""
 
 
-def plan(config: ScionConfig, start: Start) -> Plan:
+def spec(config: ScionConfig, start: Start) -> Spec:
     own = {name: getattr(config.transfer.methods, name) for name in chain.parts(start.method)}
     settings = {
         "method": start.method,
@@ -47,35 +47,35 @@ def plan(config: ScionConfig, start: Start) -> Plan:
         "seed": start.seed,
     }
     inputs = {
-        "shards": shard.plan(config).id,
+        "shards": shard.spec(config).id,
         "source_model": model_fingerprint(config.source_model),
         **data_fingerprints(config, "pairs"),
-        **{f"{name}.{key}": value for name, settings in own.items() for key, value in given_files(settings)},
+        **{f"{name}.{key}": value for name, settings in own.items() for key, value in method_inputs(settings)},
     }
     if config.transfer.plan is not None and start.name == "transferred":
         path = storage.join(config.transfer.plan, "plan.safetensors")
         if not storage.exists(path):
             raise ArtifactError("no plan there.", f"transfer.plan={config.transfer.plan}", "Name what `scion transfer` wrote.")
         inputs["plan"] = fingerprints.fingerprint(path)
-    return Plan(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
+    return Spec(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
 
 
 def stage(config: ScionConfig, start: Start) -> Stage:
     return Stage(
         name=f"transfer {start.method}",
-        plan=plan(config, start),
+        plan=spec(config, start),
         fill=lambda draft, report: fill(config, start, draft, report),
     )
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
     """Writes a Hugging Face folder, and the plan that it was made by."""
-    need(shard.plan(config), "shard")
+    require(shard.spec(config), "shard")
     report("read", 0, 3)
-    problem = problem_of(config, start.seed, storage.join(draft.uri, "source"), report.part(start.method), report.note)
+    problem = make_problem(config, start.seed, storage.join(draft.uri, "source"), report.part(start.method), report.note)
     report(start.method, 1, 3)
     given = config.transfer.plan if start.name == "transferred" else None
-    made = _earlier(given, problem) if given else assemble(problem, rows_of(config, start.method, problem), start.method)
+    made = _earlier(given, problem) if given else assemble(problem, place(config, start.method, problem), start.method)
     report("apply", 2, 3)
     parameters, rank = write(config, problem, made, draft.uri)
     made.save(draft.uri)
@@ -83,7 +83,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     fates = made.fates()
     draft.metrics = {
         "provenance": fates,
-        "placed": made.placed(),
+        "placed": made.placed_by_method(),
         "paper": chain.paper(made.method),
         "text_bytes": text_bytes(config),
         "parameters": parameters,
@@ -92,12 +92,12 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
         "factors": None if rank is None else artifact.identity(config.transfer.factorise) | {"rank": rank},
     }
     fates_line = " · ".join(f"{count:,} {fate.replace('_', ' ')}" for fate, count in fates.items())
-    methods = made.placed()
+    methods = made.placed_by_method()
     placed = ", ".join(f"{count:,} by {name}" for name, count in methods.items())
     return f"{fates_line} (placed {placed})" if len(methods) > 1 else fates_line
 
 
-def problem_of(
+def make_problem(
     config: ScionConfig,
     seed: int,
     cache: str,
@@ -113,7 +113,7 @@ def problem_of(
     """
     shards, settings = shard.folder(config), config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
-    rates, sizes = sample.rates_within(_sizes(config), TEXT_BYTES), text_bytes(config)
+    rates, sizes = sample.sampling_rates(_sizes(config), TEXT_BYTES), text_bytes(config)
     if sizes["sample"] < sizes["corpus"]:
         said(f"vectors and dictionaries learn from {sizes['sample']:,} of {sizes['corpus']:,} bytes of text")
     texts = Texts(
@@ -124,7 +124,7 @@ def problem_of(
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
-    spread = RaySpread(int(settings.max_memory * 2**30), said, progress)
+    spread = RayExecutor(int(settings.max_memory * 2**30), said, progress)
     target = load_tokenizer(storage.join(shards, "tokenizer"))
     return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
 
@@ -132,7 +132,7 @@ def problem_of(
 def text_bytes(config: ScionConfig) -> dict[str, int]:
     """UTF-8 bytes of the text, and of the sample of it that methods learn from, about."""
     sizes = _sizes(config)
-    rates = sample.rates_within(sizes, TEXT_BYTES)
+    rates = sample.sampling_rates(sizes, TEXT_BYTES)
     return {"sample": round(sum(rates[lang] * size for lang, size in sizes.items())), "corpus": sum(sizes.values())}
 
 
@@ -159,9 +159,9 @@ def _by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str,
     return {lang: of(lang) for lang in sorted(langs)}
 
 
-def rows_of(config: ScionConfig, method: str, problem: Problem) -> Rows:
+def place(config: ScionConfig, method: str, problem: Problem) -> Placement:
     """The rows of a method or chain, with the settings that the configuration has for it."""
-    return chain.rows(problem, method, partial(getattr, config.transfer.methods))
+    return chain.place(problem, method, partial(getattr, config.transfer.methods))
 
 
 def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -> tuple[int, int | None]:
@@ -172,18 +172,18 @@ def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -
     """
     with model_folder(config.source_model) as folder:
         model = loading.language_model(folder, problem.seed, "auto")
-    if chain.fresh(made.method):
-        model = loading.drawn_anew(model, problem.seed)
+    if chain.is_from_scratch(made.method):
+        model = loading.with_random_weights(model, problem.seed)
     rank = _rank(config.transfer.factorise, model, len(made))
     if rank is not None:
         model = with_factors(model, rank, config.transfer.factorise.split)
     graft(model, made, problem.target)
     if rank is not None and not config.transfer.factorise.keep:
-        model = multiplied_out(model)
+        model = without_factors(model)
     with storage.local_output(uri) as folder:
         model.save_pretrained(folder)
         problem.target.save_pretrained(folder)
-    return loading.parameters(model), rank
+    return loading.parameter_count(model), rank
 
 
 def _rank(settings: FactoriseConfig, model: PreTrainedModel, rows: int) -> int | None:
@@ -233,7 +233,7 @@ def _earlier(uri: str, problem: Problem) -> TransferPlan:
 def main(config: ScionConfig, console: Console) -> None:
     """Makes the shards first where they are missing: the new vocabulary is part of them."""
     shard.stage(config).run(console)
-    stage(config, transferred(config)).run(console)
+    stage(config, main_start(config)).run(console)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.artifact import FINISHED
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.errors import ArtifactError, ConfigError, ModelError, ScionError, VerifyError
 from data_pipeline.feed import rank_feed
 from data_pipeline.shards import manifest
@@ -26,7 +26,7 @@ from trainer.ledger.audit import History
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
 from trainer.transfer import chain, plan
-from trainer.transfer.factorise import multiplied_out, with_factors
+from trainer.transfer.factorise import with_factors, without_factors
 from trainer.transfer.verify import Side, verify
 
 _FORWARD = 512
@@ -50,12 +50,12 @@ def command(arguments: list[str], console: Console) -> None:
     findings = check(folder, named)
     for finding in findings:
         _print(finding, console)
-    failed = [finding.check for finding in findings if not finding.ok]
+    failed = [finding.check for finding in findings if not finding.is_ok]
     if failed:
         raise VerifyError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}.", folder, fix)
 
 
-def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, str]], list[Finding]], str]:
+def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, str]], list[CheckResult]], str]:
     """How the folder is checked, and what to do where it fails."""
     if storage.exists(storage.join(folder, ledger.FOLDER, ledger.PLAN)):
         return _run, "Do not use the model; report it with the folder `ledger`."
@@ -66,14 +66,14 @@ def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, 
     return _model, "Transfer again."
 
 
-def _run(folder: str, named: dict[str, str]) -> list[Finding]:
+def _run(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """What a training was trained on, against its plan and the shards."""
     uri = storage.join(folder, ledger.FOLDER)
     given = named.get("shards")
     if given and storage.exists(storage.join(given, "rows", manifest.NAME)):  # as `scion shard` wrote them
         given = storage.join(given, "rows")
     rows = rank_feed.load(storage.join(uri, ledger.PLAN), given)
-    return audit.audit(uri, rows, audit.finished(uri) or _so_far(folder))
+    return audit.audit(uri, rows, audit.read_history(uri) or _so_far(folder))
 
 
 def _so_far(folder: str) -> History:
@@ -84,32 +84,32 @@ def _so_far(folder: str) -> History:
         return History(lineage=(), steps=0, skipped=())
     told = store.state(newest)
     skipped = [(skip["first"], skip["last"]) for skip in told["skips"]]
-    return audit.history({"lineage": told["lineage"], "steps": told["next_step"], "skipped": skipped})
+    return audit.parse_history({"lineage": told["lineage"], "steps": told["next_step"], "skipped": skipped})
 
 
-def _model(folder: str, named: dict[str, str]) -> list[Finding]:
+def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """A transferred model against the one that it was made from."""
     found = plan.load(folder)
     source = _side(named.get("source_model") or _source(folder), found.seed)
-    if chain.fresh(found.method):
-        source = replace(source, model=loading.drawn_anew(source.model, found.seed))
+    if chain.is_from_scratch(found.method):
+        source = replace(source, model=loading.with_random_weights(source.model, found.seed))
     factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
     if factors:
         model = with_factors(source.model, factors["rank"], factors["split"])
-        source = replace(source, model=model if factors["keep"] else multiplied_out(model))
+        source = replace(source, model=model if factors["keep"] else without_factors(model))
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
     given = bool(_artifact(folder).get("metrics", {}).get("tokenizer"))
     return [*verify(source, made, found, product, given), forward(folder, made.model)]
 
 
-def _any_model(folder: str, named: dict[str, str]) -> list[Finding]:
+def _any_model(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """A model that Scion did not make, with its tokenizer."""
     side = _side(folder, seed=0)
     return [_fits(folder, side), *tokenizers.verify(side.tokenizer, given=True), forward(folder, side.model)]
 
 
-def _fits(folder: str, side: Side) -> Finding:
+def _fits(folder: str, side: Side) -> CheckResult:
     """Whether the model has a row for every token, and a masked language model a mask token."""
     embedding: Any = side.model.get_input_embeddings()
     rows, highest = len(embedding.weight), max(side.tokenizer.get_vocab().values())
@@ -120,26 +120,26 @@ def _fits(folder: str, side: Side) -> Finding:
         "the tokenizer of a masked language model has no mask token": masked and side.tokenizer.mask_token_id is None,
     }
     failures = tuple(said for said, holds in wrong.items() if holds)
-    return Finding(check="tokenizer fits", said=f"ids up to {highest:,}, {rows:,} rows", failures=failures)
+    return CheckResult(check="tokenizer fits", detail=f"ids up to {highest:,}, {rows:,} rows", failures=failures)
 
 
-def forward(folder: str, model: PreTrainedModel) -> Finding:
+def forward(folder: str, model: PreTrainedModel) -> CheckResult:
     """How a language model is trained on packed rows, or why it is not: the check that every training begins with, on a CPU."""
     with model_folder(folder) as local:
         kind = loading.kind_of(local)
     if kind not in ("masked", "causal"):
-        return Finding(check="forward", said=f"a {kind} model is not trained on packed rows")
+        return CheckResult(check="forward", detail=f"a {kind} model is not trained on packed rows")
     try:
         found = PackedLM(model, kind == "causal").check(min(_FORWARD, loading.max_length(model.config)))
     except ModelError as error:
-        return Finding(check="forward", said="", failures=(str(error),))
-    rows = "rows of one document" if found.way.kernel is None else f"packed rows, {found.way.kernel} attention"
+        return CheckResult(check="forward", detail="", failures=(str(error),))
+    rows = "rows of one document" if found.path.kernel is None else f"packed rows, {found.path.kernel} attention"
     left_out = f"; {'; '.join(found.reasons)}" if found.reasons else ""
-    said = f"{rows}, {found.way.head} head: within {found.difference:.1g} of its own, {found.bound:.1g} allowed{left_out}"
-    return Finding(check="forward", said=said)
+    said = f"{rows}, {found.path.head} head: within {found.difference:.1g} of its own, {found.tolerance:.1g} allowed{left_out}"
+    return CheckResult(check="forward", detail=said)
 
 
-def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
+def _shards(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """Packed rows, those to train on and those that are held out, against their manifests; and their tokenizer."""
     tokenizer, parts = storage.join(folder, "tokenizer"), {part: storage.join(folder, part) for part in shard.PARTS}
     heldout = storage.join(folder, "text", "heldout")
@@ -151,7 +151,7 @@ def _shards(folder: str, named: dict[str, str]) -> list[Finding]:
     ]
     given = "tokenizer" in _artifact(folder).get("inputs", {})
     # Only shards whose bytes are right are worth reading further.
-    return packed if not all(finding.ok for finding in packed) else [
+    return packed if not all(finding.is_ok for finding in packed) else [
         *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)
     ]  # fmt: skip
 
@@ -191,8 +191,8 @@ def _side(spec: str, seed: int) -> Side:
         return Side(model=loading.language_model(folder, seed, "auto"), tokenizer=train.load(folder))
 
 
-def _print(finding: Finding, console: Console) -> None:
-    mark = "[green]ok[/green]    " if finding.ok else "[red]failed[/red]"
-    console.print(f"{mark} {finding.check:<36} {escape(finding.said)}", highlight=False)
+def _print(finding: CheckResult, console: Console) -> None:
+    mark = "[green]ok[/green]    " if finding.is_ok else "[red]failed[/red]"
+    console.print(f"{mark} {finding.check:<36} {escape(finding.detail)}", highlight=False)
     for failure in finding.failures:
         console.print(f"         {failure}", highlight=False, markup=False)

@@ -22,10 +22,10 @@ import torch.distributed as dist
 
 from data_pipeline.errors import ScionError, TrainingError
 from data_pipeline.feed.rank_feed import RankFeed
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.engine import attempts, launch, loop
 from trainer.engine.loop import Training, TrainRun
-from trainer.engine.requests import Wish
+from trainer.engine.requests import Request
 
 _LONGEST_SECONDS = 120
 
@@ -51,27 +51,27 @@ def fit(run: TrainRun, *, workers: int, stop: int | None = None) -> dict[str, An
 class _LocalFeed(RankFeed):
     """Reads in this process what Ray Data would."""
 
-    def stream(self, first: int, last: int) -> Iterator[pa.Table]:
-        return self.local(first, last)
+    def read_with_ray(self, first: int, last: int) -> Iterator[pa.Table]:
+        return self.read_local(first, last)
 
 
 class _StopAt:
-    """In place of `loop.Wishes`: the driver says stop from a step on, and no node is about to go."""
+    """In place of `loop.Requests`: the driver says stop from a step on, and no node is about to go."""
 
     def __init__(self, stop: int | None) -> None:
         self._stop, self._done = stop, 0
 
-    def now(self) -> int:
-        return int(Wish.STOP if self._stop is not None and self._done >= self._stop else 0)
+    def due(self) -> int:
+        return int(Request.STOP if self._stop is not None and self._done >= self._stop else 0)
 
-    def told(self, step: int, loss: float) -> None:
+    def report(self, step: int, loss: float) -> None:
         self._done = step + 1
 
-    def saved(self) -> None: ...
+    def note_save(self) -> None: ...
 
 
 def _train(run: TrainRun, stop: int | None) -> dict[str, Any]:
-    loop.Wishes = lambda *arguments: _StopAt(stop)  # type: ignore[assignment, misc]
+    loop.Requests = lambda *arguments: _StopAt(stop)  # type: ignore[assignment, misc]
     torch.set_num_threads(run.threads)
     with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
@@ -82,7 +82,7 @@ def _train(run: TrainRun, stop: int | None) -> dict[str, Any]:
 
 def _run(world: int, do: Callable[..., Any], *arguments: Any) -> tuple[list[int | None], Any]:
     """Exit codes by rank, and what the first rank gave or raised."""
-    before_deepspeed()
+    prepare_environment()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "deepspeed"])
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
 from trainer.models.pooling import POOLINGS
 
-SHARD = "5GB"
+MAX_SHARD_SIZE = "5GB"
 """The most that a file of a model's folder holds."""
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Files into which `save_pretrained` writes weights, whole or in shards."""
@@ -105,7 +105,7 @@ class Embedder:
             )
         vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
         with torch.inference_mode():
-            for rows in batches(ids):
+            for rows in batches_by_length(ids):
                 vectors[rows] = self._forward([ids[row] for row in rows], vectors.shape[1])
         return vectors.numpy()
 
@@ -121,7 +121,7 @@ class Embedder:
             for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
         }
         with model_output(uri) as folder:
-            self.model.save_pretrained(folder, max_shard_size=SHARD)
+            self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
             self.tokenizer.model_max_length = self.spec.max_length
             self.tokenizer.save_pretrained(folder)
             for path, _ in modules[1:]:
@@ -179,7 +179,7 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Row numbers in batches of similar length whose padded size stays within the budget; a long row goes alone."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
     batch: list[int] = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Spread(Protocol):
+class Executor(Protocol):
     """Runs `function(part, *shared)` for every part and yields the answers in the order of the parts.
 
     What a kernel returns must not depend on how its rows were cut: a part is only a matter of memory and speed.
@@ -38,7 +38,7 @@ class Spread(Protocol):
         ...
 
 
-class Local:
+class LocalExecutor:
     """In this process, one part after the other."""
 
     tasks = 1

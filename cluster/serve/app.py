@@ -27,7 +27,7 @@ from cluster.serve import batching
 from cluster.serve.batching import Piece, Vectors
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Backend, Front
-from cluster.serve.protocol import Card, Rows
+from cluster.serve.protocol import ModelCard, TokenIds
 from data_pipeline.errors import ClusterError, ConfigError
 from trainer.embedder import Embedder
 
@@ -60,7 +60,7 @@ class EmbedderReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._front.api()
 
-    async def _encode(self, rows: Rows, dimensions: int | None) -> Vectors:
+    async def _encode(self, rows: TokenIds, dimensions: int | None) -> Vectors:
         pieces = batching.pieces(rows, dimensions, self._budget)
         return np.concatenate(await asyncio.gather(*[self._encode_piece(piece) for piece in pieces]))
 
@@ -121,7 +121,7 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 
 @contextmanager
-def running(config: ServeConfig) -> Iterator[str]:
+def serve_locally(config: ServeConfig) -> Iterator[str]:
     """Serves on the Ray that is initialised; gives the base URL for OpenAI's clients and stops at the end.
 
     Raises:
@@ -204,7 +204,7 @@ def _quiet() -> Iterator[None]:
         _log.setLevel(level)
 
 
-def _card(name: str, embedder: Embedder) -> Card:
+def _card(name: str, embedder: Embedder) -> ModelCard:
     vocabulary = min(len(embedder.tokenizer), int(embedder.model.config.vocab_size))
     length = embedder.spec.max_length
-    return Card(name=name, dimensions=embedder.dimensions, max_length=length, vocabulary=vocabulary)
+    return ModelCard(name=name, dimensions=embedder.dimensions, max_length=length, vocabulary=vocabulary)

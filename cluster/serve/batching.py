@@ -11,17 +11,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.serve.protocol import Rows
+from cluster.serve.protocol import TokenIds
 
 Vectors = NDArray[np.float32]
-Encode = Callable[[Rows, int | None], Vectors]
+Encode = Callable[[TokenIds, int | None], Vectors]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """Rows of one request that are encoded at one time."""
 
-    rows: Rows
+    rows: TokenIds
     dimensions: int | None
 
     @cached_property  # Serve asks for the cost again with every piece that joins a batch
@@ -34,7 +34,7 @@ def cost(pieces: Sequence[Piece]) -> int:
     return sum(piece.tokens for piece in pieces)
 
 
-def pieces(rows: Rows, dimensions: int | None, budget: int) -> list[Piece]:
+def pieces(rows: TokenIds, dimensions: int | None, budget: int) -> list[Piece]:
     """Cuts a request, in order, into pieces within the budget. `budget` is at least the longest row."""
     cuts, used = [0], 0
     for index, row in enumerate(rows):

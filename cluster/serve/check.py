@@ -13,7 +13,7 @@ _SIZES = (1, 3, 32, 256)
 """Texts of a request, in turn: alone, a few, and more than fit in one forward pass."""
 
 
-def ask(base_url: str, model_name: str, texts: Sequence[str], *, floats: bool = False) -> NDArray[np.float32]:
+def request_vectors(base_url: str, model_name: str, texts: Sequence[str], *, floats: bool = False) -> NDArray[np.float32]:
     """Vectors [n, d] of n texts through OpenAI's own client, in requests of several sizes.
 
     Args:
@@ -38,7 +38,9 @@ def compare(base_url: str, embedder: Embedder, texts: Sequence[str]) -> dict[str
     """
     name = OpenAI(base_url=base_url, api_key="none", max_retries=0).models.list().data[0].id
     expected = embedder.encode(texts)
-    worst = max(float(np.abs(ask(base_url, name, texts, floats=floats) - expected).max()) for floats in (False, True))
+    worst = max(
+        float(np.abs(request_vectors(base_url, name, texts, floats=floats) - expected).max()) for floats in (False, True)
+    )
     return {"requests": 2 * len(list(_parts(texts))), "max_abs_diff": worst}
 
 

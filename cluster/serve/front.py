@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from cluster.serve import protocol
 from cluster.serve.batching import Vectors
 from cluster.serve.config import ServeConfig
-from cluster.serve.protocol import Card, EmbeddingRequest, RequestError, Rows
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, RequestError, TokenIds
 
 _log = logging.getLogger("ray.serve")
 
@@ -22,9 +22,9 @@ _log = logging.getLogger("ray.serve")
 class Backend:
     """What stands behind the front."""
 
-    card: Card
-    tokenize: Callable[[Sequence[str]], Rows]
-    encode: Callable[[Rows, int | None], Awaitable[Vectors]]
+    card: ModelCard
+    tokenize: Callable[[Sequence[str]], TokenIds]
+    encode: Callable[[TokenIds, int | None], Awaitable[Vectors]]
     """Vectors of checked rows, cut to the given width."""
 
 
@@ -56,7 +56,7 @@ class Front:
             self._under_way -= 1
 
     async def _models(self) -> dict[str, Any]:
-        return protocol.models(self._backend.card)
+        return protocol.models_body(self._backend.card)
 
     async def _health(self) -> dict[str, str]:
         return {"status": "ok"}  # said by the process that holds a copy of the model, once it is loaded
@@ -66,7 +66,7 @@ class Front:
             # In threads, because a large body takes longer than other requests should wait to be read.
             asked, rows = await asyncio.to_thread(self._checked, body)
             vectors = await self._backend.encode(rows, asked.dimensions)
-            return await asyncio.to_thread(protocol.answer, vectors, rows, asked, self._backend.card)
+            return await asyncio.to_thread(protocol.response_body, vectors, rows, asked, self._backend.card)
         except RequestError:
             raise
         except Exception as error:  # whatever a model can raise
@@ -74,9 +74,9 @@ class Front:
             what = "the embedder failed on this request."
             raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
 
-    def _checked(self, body: bytes) -> tuple[EmbeddingRequest, Rows]:
-        asked = protocol.parse(body, self._backend.card, self._config.max_inputs)
-        rows: Rows = self._backend.tokenize(asked.texts) if asked.texts else asked.rows
+    def _checked(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
+        asked = protocol.parse_request(body, self._backend.card, self._config.max_inputs)
+        rows: TokenIds = self._backend.tokenize(asked.texts) if asked.texts else asked.token_ids
         protocol.check_tokenized(rows)
         return asked, rows
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 
-Rows = Sequence[Sequence[int]]
+TokenIds = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
 
 _CREATED = 1735689600
@@ -40,7 +40,7 @@ class RequestError(UserError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ModelCard:
     """What is served, as far as a request can be checked against it."""
 
     name: str
@@ -56,12 +56,12 @@ class EmbeddingRequest:
     """A checked request. One of `texts` and `rows` is empty."""
 
     texts: tuple[str, ...]
-    rows: tuple[tuple[int, ...], ...]
+    token_ids: tuple[tuple[int, ...], ...]
     dimensions: int | None
-    base64: bool
+    is_base64: bool
 
 
-def parse(body: bytes, card: Card, max_inputs: int) -> EmbeddingRequest:
+def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
     """Reads and checks the body of `POST /v1/embeddings`. Keys that are not known are ignored.
 
     Raises:
@@ -74,13 +74,13 @@ def parse(body: bytes, card: Card, max_inputs: int) -> EmbeddingRequest:
     texts, rows = _inputs(given.get("input"), card, max_inputs)
     return EmbeddingRequest(
         texts=texts,
-        rows=rows,
+        token_ids=rows,
         dimensions=_dimensions(given.get("dimensions"), card),
-        base64=_is_base64(given.get("encoding_format")),
+        is_base64=_is_base64(given.get("encoding_format")),
     )
 
 
-def check_tokenized(rows: Rows) -> None:
+def check_tokenized(rows: TokenIds) -> None:
     """Refuses texts of which the tokenizer leaves nothing.
 
     Raises:
@@ -91,10 +91,10 @@ def check_tokenized(rows: Rows) -> None:
             raise RequestError("the tokenizer leaves no token of this text.", f"input[{index}]", "Leave this text out.")
 
 
-def answer(vectors: NDArray[np.float32], rows: Rows, request: EmbeddingRequest, card: Card) -> bytes:
+def response_body(vectors: NDArray[np.float32], rows: TokenIds, request: EmbeddingRequest, card: ModelCard) -> bytes:
     """The body that answers a request whose tokenized inputs are `rows`."""
     embeddings: list[str] | list[list[float]]
-    if request.base64:
+    if request.is_base64:
         embeddings = [base64.b64encode(vector.tobytes()).decode() for vector in vectors.astype("<f4")]
     else:
         embeddings = vectors.tolist()
@@ -108,7 +108,7 @@ def answer(vectors: NDArray[np.float32], rows: Rows, request: EmbeddingRequest, 
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def models(card: Card) -> dict[str, Any]:
+def models_body(card: ModelCard) -> dict[str, Any]:
     """The answer to `GET /v1/models`: OpenAI's list, with what a client of an embedder wants to know."""
     entry = {"id": card.name, "object": "model", "created": _CREATED, "owned_by": "scion"}
     return {"object": "list", "data": [entry | {"dimensions": list(card.dimensions), "max_length": card.max_length}]}
@@ -125,7 +125,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return given
 
 
-def _check_model(model: Any, card: Card) -> None:
+def _check_model(model: Any, card: ModelCard) -> None:
     if not isinstance(model, str):
         what = "is missing." if model is None else f"must be a string, got {_kind(model)}."
         raise RequestError(what, "model", f"Send {card.name!r}.")
@@ -133,7 +133,7 @@ def _check_model(model: Any, card: Card) -> None:
         raise RequestError(f"there is no model {model!r}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
 
 
-def _dimensions(dimensions: Any, card: Card) -> int | None:
+def _dimensions(dimensions: Any, card: ModelCard) -> int | None:
     if dimensions is None:
         return None
     offered = ", ".join(map(str, card.dimensions))
@@ -150,7 +150,7 @@ def _is_base64(encoding: Any) -> bool:
     return bool(encoding == "base64")
 
 
-def _inputs(given: Any, card: Card, max_inputs: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+def _inputs(given: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Texts and rows of token ids; a lone text or row is a list of one."""
     if isinstance(given, str):
         return (_text(given, "input"),), ()
@@ -185,7 +185,7 @@ def _text(text: str, where: str) -> str:
     return text
 
 
-def _row(row: list[Any], where: str, card: Card) -> tuple[int, ...]:
+def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
     if not row:
         raise RequestError("is an empty list of token ids.", where, "Leave it out, or send at least one id.")
     if len(row) > card.max_length:

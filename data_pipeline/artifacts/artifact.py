@@ -17,11 +17,11 @@ from typing import Any
 
 from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.lease import Lease, is_held
-from data_pipeline.errors import ArtifactError, without_passwords
+from data_pipeline.errors import ArtifactError, mask_passwords
 
 FORMAT_VERSION = 1
 FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
-READING = "reading-"
+READER_PREFIX = "reading-"
 """Begins the names of leases in a working folder that those hold who read there."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "datasets", "pyarrow", "omegaconf", "numpy")
 
@@ -41,7 +41,7 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Growth:
+class ResumePolicy:
     """How a training in the folder of a plan may go on under other settings, by their dotted names: `pretrain.train.steps`."""
 
     settings: tuple[str, ...]
@@ -55,18 +55,18 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Spec:
     """What a job is about to make, known before anything is done: two equal plans make equal artefacts."""
 
     uri: str
     kind: str
     config: dict[str, Any]
     inputs: dict[str, str]
-    growth: Growth | None = None
+    resume_policy: ResumePolicy | None = None
 
     def __post_init__(self) -> None:
         """Passwords decide about no result, and a model folder that is published holds its plan."""
-        object.__setattr__(self, "config", without_passwords(self.config))
+        object.__setattr__(self, "config", mask_passwords(self.config))
 
     @property
     def id(self) -> str:
@@ -75,23 +75,23 @@ class Plan:
     @property
     def run_id(self) -> str:
         """The same for all plans of which one may go on where the other was."""
-        free = () if self.growth is None else self.growth.settings
+        free = () if self.resume_policy is None else self.resume_policy.settings
         return self._hash({name: value for name, value in _flat(self.config).items() if name not in free})
 
     def _hash(self, config: Mapping[str, Any]) -> str:
         content = {"format": FORMAT_VERSION, "kind": self.kind, "config": config, "inputs": self.inputs}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
-    def goes_on_from(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    def can_resume(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
         """Whether an unfinished run that had these settings goes on under this plan."""
-        free = () if self.growth is None else self.growth.settings
+        free = () if self.resume_policy is None else self.resume_policy.settings
         return not set(_changed(config, inputs, self)) - set(free)
 
-    def grows_from(self, found: Artifact) -> bool:
+    def can_extend(self, found: Artifact) -> bool:
         """Whether a finished run is a beginning of this one."""
-        if self.growth is None or found.kind != self.kind or not self.goes_on_from(found.config, found.inputs):
+        if self.resume_policy is None or found.kind != self.kind or not self.can_resume(found.config, found.inputs):
             return False
-        return bool(_flat(self.config)[self.growth.length] > _flat(found.config)[self.growth.length])
+        return bool(_flat(self.config)[self.resume_policy.length] > _flat(found.config)[self.resume_policy.length])
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Draft:
     metrics: dict[str, Any] = field(default_factory=dict)
     lease: Lease | None = None
     """Where one run at a time may write."""
-    working: list[str] = field(default_factory=list)
+    working_folders: list[str] = field(default_factory=list)
     """Folders that are needed until the artefact is finished, and removed then."""
 
 
@@ -113,31 +113,31 @@ def identity(config: object) -> dict[str, Any]:
     for spec in dataclasses.fields(config):
         if spec.metadata.get("identity", True):
             value = getattr(config, spec.name)
-            values[spec.name] = plain(value)
+            values[spec.name] = to_json(value)
     return values
 
 
-def plain(value: object) -> Any:
+def to_json(value: object) -> Any:
     """A setting as JSON has it."""
     if isinstance(value, tuple):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     return identity(value) if dataclasses.is_dataclass(value) else value
 
 
-def adjustable(config: object, prefix: str) -> tuple[str, ...]:
+def adjustable_fields(config: object, prefix: str) -> tuple[str, ...]:
     """Dotted names of the fields that may change when a run goes on, marked `adjustable: True`, those of inner sections too."""
     assert dataclasses.is_dataclass(config)
     names: list[str] = []
     for spec in dataclasses.fields(config):
         value, name = getattr(config, spec.name), f"{prefix}.{spec.name}"
         if dataclasses.is_dataclass(value):
-            names += adjustable(value, name)
+            names += adjustable_fields(value, name)
         elif spec.metadata.get("adjustable", False):
             names.append(name)
     return tuple(names)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The installed versions of the packages that decide a result."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
@@ -157,7 +157,7 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
     return found
 
 
-def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
+def find(plan: Spec, *, replace: bool = False) -> Artifact | None:
     """The finished artefact that `plan` would make, or None when it is still to be made, perhaps from what a shorter run left.
 
     Args:
@@ -170,7 +170,7 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     if found is not None:
         if found.id == plan.id:
             return found
-        if plan.grows_from(found):
+        if plan.can_extend(found):
             _check_state(plan, found)
             return None
         if replace and found.kind == plan.kind:
@@ -188,8 +188,8 @@ def existing(plan: Plan, *, replace: bool = False) -> Artifact | None:
     return None
 
 
-def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bool:
-    """Whether an earlier run with this plan, but for what may change (`Growth`), is unfinished.
+def has_unfinished_run(plan: Spec, precious: Callable[[], bool] = lambda: False) -> bool:
+    """Whether an earlier run with this plan, but for what may change (`ResumePolicy`), is unfinished.
 
     Raises:
         ArtifactError: one with another plan is, and `precious` says that it is worth something; or one of another kind.
@@ -202,7 +202,7 @@ def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bo
             f"an unfinished {left['kind']} artefact is here, not a {plan.kind} artefact.", plan.uri, "Name another folder."
         )
     config, inputs = left["config"], left["inputs"]
-    begun = bool(left["id"] == plan.id or plan.goes_on_from(config, inputs))
+    begun = bool(left["id"] == plan.id or plan.can_resume(config, inputs))
     if not begun and precious():
         changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
         raise ArtifactError(
@@ -215,7 +215,7 @@ def begun_before(plan: Plan, precious: Callable[[], bool] = lambda: False) -> bo
 
 @contextmanager
 def writing(
-    plan: Plan,
+    plan: Spec,
     *,
     resumable: bool = False,
     precious: Callable[[], bool] = lambda: False,
@@ -225,14 +225,14 @@ def writing(
     """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
 
     What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, but for what may change
-    (`Growth`), and an error keeps what is there for the next run; otherwise an error removes the folder. Who has lost the
+    (`ResumePolicy`), and an error keeps what is there for the next run; otherwise an error removes the folder. Who has lost the
     `lease` neither finishes nor removes it.
 
     Raises:
         ArtifactError: the folder holds something else; where `precious` says so, also if that is unfinished.
     """
-    finished, mark = existing(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
-    begun = begun_before(plan, precious)
+    finished, mark = find(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
+    begun = has_unfinished_run(plan, precious)
     if not (resumable and (begun or finished or load(plan.uri))):
         storage.clear(plan.uri, UNFINISHED)
     begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
@@ -254,25 +254,25 @@ def writing(
         "id": plan.id,
         "config": plan.config,
         "inputs": plan.inputs,
-        "metrics": without_passwords(draft.metrics),
+        "metrics": mask_passwords(draft.metrics),
         "seconds": round(time.perf_counter() - start, 3),
-        "versions": versions(),
+        "versions": package_versions(),
     }
-    storage.settle(plan.uri)
-    storage.write_bytes(mark, _json(begins | {"working": draft.working}))
+    storage.sync(plan.uri)
+    storage.write_bytes(mark, _json(begins | {"working": draft.working_folders}))
     storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
-    clear(plan.uri)
+    clean_up(plan.uri)
 
 
-def is_clear(uri: str) -> bool:
+def is_clean(uri: str) -> bool:
     """Whether nothing is left of the making of a finished artefact, as a kill at its end leaves it."""
     return not storage.exists(storage.join(uri, UNFINISHED))
 
 
-def clear(uri: str) -> None:
+def clean_up(uri: str) -> None:
     """Removes what was needed until the artefact was finished, and the mark that says so, last.
 
-    While somebody reads there (`READING`) all of it stays, and the next command clears it.
+    While somebody reads there (`READER_PREFIX`) all of it stays, and the next command clears it.
     """
     mark = storage.join(uri, UNFINISHED)
     working = json.loads(storage.read_bytes(mark)).get("working", [])
@@ -284,7 +284,7 @@ def clear(uri: str) -> None:
 
 
 def _is_read(folder: str) -> bool:
-    marks = [name for name in storage.files(folder) if name.startswith(READING)]
+    marks = [name for name in storage.files(folder) if name.startswith(READER_PREFIX)]
     return any(is_held(storage.join(folder, mark)) for mark in marks)
 
 
@@ -293,15 +293,15 @@ def _check(lease: Lease | None) -> None:
         lease.check()
 
 
-def _check_state(plan: Plan, found: Artifact) -> None:
+def _check_state(plan: Spec, found: Artifact) -> None:
     """Whether a finished run kept what it needs to go on."""
-    assert plan.growth is not None
-    if not storage.files(storage.join(plan.uri, plan.growth.state)):
+    assert plan.resume_policy is not None
+    if not storage.files(storage.join(plan.uri, plan.resume_policy.state)):
         raise ArtifactError(
             f"the run here has ended and kept nothing to go on from; it differs in "
             f"{', '.join(_differences(found.config, found.inputs, plan))}.",
             plan.uri,
-            f"Choose another output=, or remove that folder; with {plan.growth.keep}=true a run that ends can go on later.",
+            f"Choose another output=, or remove that folder; with {plan.resume_policy.keep}=true a run can go on after its end.",
         )
 
 
@@ -327,7 +327,7 @@ def _unreadable(path: str, error: Exception) -> ArtifactError:
     return ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.")
 
 
-def _left(plan: Plan) -> dict[str, Any]:
+def _left(plan: Spec) -> dict[str, Any]:
     """The mark of whoever began to fill the folder of `plan`; empty if nobody did."""
     path = storage.join(plan.uri, UNFINISHED)
     if not storage.exists(path):
@@ -339,14 +339,14 @@ def _left(plan: Plan) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:
+def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Spec) -> list[str]:
     """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
     old, new = _flat(config), _flat(plan.config)
     changed = _changed(config, inputs, plan)
     return [name if name in {*plan.inputs, *inputs} else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
 
 
-def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Plan) -> list[str]:
+def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Spec) -> list[str]:
     """Names of settings and inputs that differ."""
     old, new = {**_flat(config), **inputs}, {**_flat(plan.config), **plan.inputs}
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

@@ -6,21 +6,21 @@ _LISTED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckResult:
     """The outcome of a check."""
 
     check: str
-    said: str
+    detail: str
     """What was compared, or what is wrong."""
     failures: tuple[str, ...] = ()
     """Rows, ids or files that fail, as many as a reader can use; none if all is well."""
 
     @classmethod
-    def listed(cls, check: str, said: str, failures: list[str]) -> "Finding":
+    def from_failures(cls, check: str, said: str, failures: list[str]) -> "CheckResult":
         """One that names the first failures, and how many more there are."""
         more = [f"and {len(failures) - _LISTED:,} more"] if len(failures) > _LISTED else []
-        return cls(check=check, said=said, failures=(*failures[:_LISTED], *more))
+        return cls(check=check, detail=said, failures=(*failures[:_LISTED], *more))
 
     @property
-    def ok(self) -> bool:
+    def is_ok(self) -> bool:
         return not self.failures

@@ -8,19 +8,19 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.retries import patient
+from data_pipeline.artifacts.retries import with_retries
 
 _MARKS = ("ETag", "etag", "md5Hash")
 """Where the listings of object stores say what identifies the content."""
 _MANY = 16
 """Files of a folder from which on one listing is quicker than a request each, whatever else is in the folder."""
-SETTLED = 2.0
+SETTLE_SECONDS = 2.0
 """Seconds since the last change of a file after which another change gets another time, whatever the file system's clock."""
 _fingerprints: dict[tuple[int, ...], str] = {}
 """Of this process, by `_state`."""
 
 
-@patient
+@with_retries
 def fingerprint(uri: str) -> str:
     """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere.
 
@@ -33,7 +33,7 @@ def fingerprint(uri: str) -> str:
         state = _state(file)
         if state not in _fingerprints:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if state != _state(file) or time.time() - max(state[-2:]) / 1e9 < SETTLED:
+            if state != _state(file) or time.time() - max(state[-2:]) / 1e9 < SETTLE_SECONDS:
                 return digest
             _fingerprints[state] = digest
     return _fingerprints[state]

@@ -81,7 +81,7 @@ class Lease:
 
 
 @contextmanager
-def held(uri: str) -> Iterator[Lease]:
+def hold(uri: str) -> Iterator[Lease]:
     """Holds the lease file `uri` while the block runs.
 
     Raises:

@@ -19,16 +19,23 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between the attempts of `retry`."""
 
 
-class Unanswered(TimeoutError):
+class AmbiguousTimeout(TimeoutError):
     """Of a request that must not be made a second time while the first may yet be carried out."""
 
 
-LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, Unanswered)
+PERMANENT_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    AmbiguousTimeout,
+)
 """What storage says where asking again is of no help."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 """The same, as numbers of the operating system."""
 ANSWER_SECONDS = 30.0
-MANY_SECONDS = 300.0
+MANY_FILES_SECONDS = 300.0
 """How long an object store may take to answer, and how much longer about many files."""
 _REFUSED = (401, 403)
 """What HTTP says to somebody who may not."""
@@ -83,7 +90,7 @@ def retry(ask: Callable[[], Answer]) -> Answer:
     for wait in WAITS:
         try:
             return ask()
-        except LASTING:
+        except PERMANENT_ERRORS:
             raise
         except OSError as error:
             if error.errno in _FULL:
@@ -92,7 +99,7 @@ def retry(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
+def with_retries(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
     """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
     not answer has failed, too; its first argument then is no path of this machine.
 
@@ -110,7 +117,7 @@ def patient(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = 
         if isinstance(where, str) and is_local(where):
             return retry(once)
         longest = ANSWER_SECONDS + (more(*arguments, **named) if more is not None else 0.0)
-        return retry(lambda: answered(once, longest))
+        return retry(lambda: call_with_timeout(once, longest))
 
     return asked
 
@@ -133,13 +140,13 @@ class Clock:
 _clocks = threading.local()
 
 
-def clock() -> Clock:
+def request_clock() -> Clock:
     """That of the request which this thread makes: whoever fetches much restarts it again and again."""
     return getattr(_clocks, "own", None) or Clock()
 
 
-def answered(ask: Callable[[], Answer], seconds: float, error: type[TimeoutError] = TimeoutError) -> Answer:
-    """What `ask` gives or raises. One that gives nothing, and of which nothing moves (`clock`), is left behind.
+def call_with_timeout(ask: Callable[[], Answer], seconds: float, error: type[TimeoutError] = TimeoutError) -> Answer:
+    """What `ask` gives or raises. One that gives nothing, and of which nothing moves (`request_clock`), is left behind.
 
     Raises:
         TimeoutError: there was no answer; of the class `error`.

@@ -22,7 +22,15 @@ from typing import Any
 from fsspec import Callback
 from fsspec.utils import glob_translate
 
-from data_pipeline.artifacts.retries import MANY_SECONDS, Unanswered, answered, as_os_error, clock, patient, retry
+from data_pipeline.artifacts.retries import (
+    MANY_FILES_SECONDS,
+    AmbiguousTimeout,
+    as_os_error,
+    call_with_timeout,
+    request_clock,
+    retry,
+    with_retries,
+)
 from data_pipeline.artifacts.retries import filesystem as filesystem
 from data_pipeline.artifacts.retries import is_local as is_local
 from data_pipeline.errors import ConfigError
@@ -59,7 +67,7 @@ def is_file(uri: str) -> bool:
     return _kind_there(*filesystem(uri)) == "file"
 
 
-@patient
+@with_retries
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there.
 
@@ -84,7 +92,7 @@ def _kind(fs: Any, path: str) -> str | None:
         return None
 
 
-_kind_there = patient(_kind)
+_kind_there = with_retries(_kind)
 
 
 def files(uri: str) -> list[str]:
@@ -129,7 +137,7 @@ def _entries(fs: Any, path: str) -> list[dict[str, Any]]:
     return list(fs.ls(path, detail=True))
 
 
-entries = patient(_entries, lambda fs, path: MANY_SECONDS)
+entries = with_retries(_entries, lambda fs, path: MANY_FILES_SECONDS)
 
 
 def expand(pattern: str) -> list[str]:
@@ -168,7 +176,7 @@ def _local_matches(path: str) -> list[str]:
     return glob.glob(pattern, recursive=True)
 
 
-@patient
+@with_retries
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
@@ -192,10 +200,10 @@ def _write(uri: str, content: bytes) -> None:
         Path(draft).unlink(missing_ok=True)
 
 
-write_bytes = patient(_write, lambda uri, content: len(content) / _SLOWEST)
+write_bytes = with_retries(_write, lambda uri, content: len(content) / _SLOWEST)
 
 
-def settle(uri: str) -> None:
+def sync(uri: str) -> None:
     """Returns when the content and the names of all files below a local folder are on the disk, whatever wrote them. Objects of
     a store are safe once they are there. Links and pipes of others are passed over, and what others remove meanwhile."""
     if not is_local(uri):
@@ -222,7 +230,7 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
         OSError: it cannot, or storage did not answer in `seconds`.
         ConfigError: it is of a kind that is not known here, or whose package is missing.
     """
-    answered(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
+    call_with_timeout(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
 
 
 @as_os_error()
@@ -244,7 +252,7 @@ def _remove(uri: str) -> None:
         fs.rm_file(name)
 
 
-remove = patient(_remove, lambda uri: MANY_SECONDS)
+remove = with_retries(_remove, lambda uri: MANY_FILES_SECONDS)
 """Where a name is written again afterwards, `clear` is what to use."""
 
 
@@ -281,11 +289,11 @@ def _remove_surely(uri: str) -> None:
         with suppress(FileNotFoundError):
             fs.rm_file(path)
 
-    retry(lambda: answered(ask, _LATE_SECONDS, Unanswered))
+    retry(lambda: call_with_timeout(ask, _LATE_SECONDS, AmbiguousTimeout))
 
 
-@patient
-def travel_seconds(uri: str) -> float:
+@with_retries
+def download_seconds(uri: str) -> float:
     """What a file of an object store may take to come from there; 0 where the store does not say how large it is."""
     fs, path = filesystem(uri)
     return int(info(fs, path).get("size") or 0) / _SLOWEST
@@ -294,7 +302,7 @@ def travel_seconds(uri: str) -> float:
 def _sha256(uri: str) -> str:
     """SHA-256 of a file's content, wherever it is."""
     fs, path = filesystem(uri)
-    digest, moving = hashlib.sha256(), clock()
+    digest, moving = hashlib.sha256(), request_clock()
     with fs.open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -302,7 +310,7 @@ def _sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-sha256 = patient(_sha256, travel_seconds)
+sha256 = with_retries(_sha256, download_seconds)
 
 
 @contextmanager
@@ -339,7 +347,7 @@ class _Moving(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._clock = clock()
+        self._clock = request_clock()
 
     def relative_update(self, inc: int = 1) -> None:
         self._clock.restart()
@@ -359,8 +367,8 @@ def _put(uri: str, local: str) -> None:
     fs.put_file(local, path, callback=_Moving())
 
 
-_get_file = patient(_get, lambda uri, local: travel_seconds(uri))
-put_file = patient(_put, lambda uri, local: os.path.getsize(local) / _SLOWEST)
+_get_file = with_retries(_get, lambda uri, local: download_seconds(uri))
+put_file = with_retries(_put, lambda uri, local: os.path.getsize(local) / _SLOWEST)
 
 
 @contextmanager

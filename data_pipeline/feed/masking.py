@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
-from data_pipeline.feed.targets import TargetBatch, packed_rows, target_batch
+from data_pipeline.feed.targets import TargetBatch, target_batch, unpack_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Masker:
 
     def __call__(self, table: pa.Table) -> TargetBatch:
         """Rows as the feed gives them; rows of weight 0 get no targets."""
-        ids, segment, positions = packed_rows(table, self.length)
+        ids, segment, positions = unpack_rows(table, self.length)
         candidates = (segment >= 0) & ~np.isin(ids, self.special_ids) & (table["weight"].to_numpy() > 0)[:, None]
         keys = self._keys(table)
         # The share of tokens with the lowest random numbers is masked: an exact count, in any order of rows.

@@ -10,7 +10,7 @@ DEPTH = 2
 """Steps: one that is ready while one is computed and one is made."""
 
 
-def ahead(items: Iterator[T], depth: int = DEPTH) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int = DEPTH) -> Iterator[T]:
     """The items, in order, made by one thread up to `depth` before they are asked for; what it raises is raised here."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

@@ -1,6 +1,6 @@
 """Planned rows for each rank, step by step: by Ray Data inside Ray Train, or read directly.
 
-`PlannedData` is a Ray Train DataConfig. It hands each rank a `RankFeed` instead of splitting a dataset, because a split
+`OrderedData` is a Ray Train DataConfig. It hands each rank a `RankFeed` instead of splitting a dataset, because a split
 promises no order: each rank streams exactly its own slots, from the step at which its checkpoint says to go on, and
 checks every row that it receives against the plan.
 """
@@ -20,8 +20,8 @@ from ray.train import DataConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ArtifactError, DataOrderError, ScionError
 from data_pipeline.feed import read_tasks
-from data_pipeline.feed.reader import NUMBERING, RowReader, by_step, check_received, read_located
-from data_pipeline.order.row_order import OrderPlan, Slots, Stage, Stream, planned_step
+from data_pipeline.feed.reader import NUMBERING_VERSION, RowReader, check_received, read_located, split_by_step
+from data_pipeline.order.row_order import Phase, RowOrder, Slots, Stream, order_step
 from data_pipeline.shards import manifest as manifests
 from data_pipeline.shards.manifest import Manifest
 
@@ -29,75 +29,75 @@ _ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRows:
+class OrderedRows:
     """A plan and the shards that it is about."""
 
-    plan: OrderPlan
+    order: RowOrder
     folder: str
     manifest: Manifest
-    micro: int | None
+    micro_batch: int | None
     """Rows that a rank computes at once; the whole of its share when None."""
 
-    def micro_of(self, planned: int, world: int) -> int:
+    def micro_batch_of(self, planned: int, world: int) -> int:
         """Rows that a rank computes at once in a planned step."""
-        share = -(-self.plan.sizes.size(planned) // world)
-        return share if self.micro is None else min(self.micro, share)
+        share = -(-self.order.sizes.size(planned) // world)
+        return share if self.micro_batch is None else min(self.micro_batch, share)
 
     @property
-    def tokens_of_a_row(self) -> int:
+    def tokens_per_row(self) -> int:
         """On average, at least 1."""
         return self.manifest.length or max(1, self.manifest.total("tokens") // max(1, self.manifest.total("rows")))
 
     def save(self, uri: str) -> None:
         """Writes what `load` reads."""
-        content = {"folder": self.folder, "manifest": self.manifest.id, "micro": self.micro, "plan": asdict(self.plan)}
-        content["numbering"] = NUMBERING
+        content = {"folder": self.folder, "manifest": self.manifest.id, "micro": self.micro_batch, "plan": asdict(self.order)}
+        content["numbering"] = NUMBERING_VERSION
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
 
     def reader(self) -> RowReader:
-        return RowReader(self.folder, self.manifest, tuple(stream.name for stream in self.plan.streams))
+        return RowReader(self.folder, self.manifest, tuple(stream.name for stream in self.order.streams))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankFeed:
     """The rows of one rank. Steps of training and steps of the plan differ by those that the run skipped."""
 
-    rows: PlannedRows
+    rows: OrderedRows
     rank: int
     world: int
     skipped: tuple[tuple[int, int], ...] = ()
     """Planned steps [first, last) that are not trained on, in order."""
 
-    def without(self, skipped: tuple[tuple[int, int], ...]) -> "RankFeed":
+    def with_skipped(self, skipped: tuple[tuple[int, int], ...]) -> "RankFeed":
         return replace(self, skipped=skipped)
 
-    def planned(self, step: int) -> int:
+    def order_step(self, step: int) -> int:
         """The planned step whose rows are those of training step `step`."""
-        return planned_step(step, self.skipped)
+        return order_step(step, self.skipped)
 
-    def expected(self, step: int) -> Slots:
-        planned = self.planned(step)
-        return self.rows.plan.for_rank(planned, self.rank, self.world, self.rows.micro_of(planned, self.world))
+    def slots(self, step: int) -> Slots:
+        planned = self.order_step(step)
+        return self.rows.order.for_rank(planned, self.rank, self.world, self.rows.micro_batch_of(planned, self.world))
 
     def expected_in(self, first: int, last: int) -> Iterator[Slots]:
         """`expected` of each step in [first, last)."""
-        planned = [self.planned(step) for step in range(first, last)]
-        for step, whole in zip(planned, self.rows.plan.steps(planned), strict=True):
-            yield self.rows.plan.part(whole, self.rank, self.world, self.rows.micro_of(step, self.world))
+        planned = [self.order_step(step) for step in range(first, last)]
+        for step, whole in zip(planned, self.rows.order.steps(planned), strict=True):
+            yield self.rows.order.rank_share(whole, self.rank, self.world, self.rows.micro_batch_of(step, self.world))
 
     def shape(self, step: int) -> tuple[int, int]:
         """Rows of a micro-step, and micro-steps, of training step `step` on this rank."""
-        planned = self.planned(step)
-        micro = self.rows.micro_of(planned, self.world)
-        return micro, self.rows.plan.micro_steps(planned, self.world, micro)
+        planned = self.order_step(step)
+        micro = self.rows.micro_batch_of(planned, self.world)
+        return micro, self.rows.order.micro_steps(planned, self.world, micro)
 
-    def local(self, first: int, last: int) -> Iterator[pa.Table]:
+    def read_local(self, first: int, last: int) -> Iterator[pa.Table]:
         """The rows of each step in [first, last), read in this process."""
         reader = self.rows.reader()
         for slots in self.expected_in(first, last):
             yield reader.read(slots)
 
-    def stream(self, first: int, last: int) -> Iterator[pa.Table]:
+    def read_with_ray(self, first: int, last: int) -> Iterator[pa.Table]:
         """The same, read ahead by Ray Data tasks and checked on receipt. An execution of Ray Data reads a span of steps, and
         begins while the span before it is used.
 
@@ -114,7 +114,7 @@ class RankFeed:
                         return
                     steps, blocks = coming.result()
                     coming = pool.submit(self._start, span, closed) if span is not None else None
-                    yield from self.in_turn(map(_rows, blocks), steps)
+                    yield from self.regroup_by_step(map(_rows, blocks), steps)
             finally:
                 closed.set()
 
@@ -122,13 +122,13 @@ class RankFeed:
         """The steps [first, last) in spans that are planned and read together."""
         if first >= last:
             return []
-        share = len(self.expected(last - 1))
-        return read_tasks.spans(self.rows.plan, (first, last), share, self.world, self.rows.tokens_of_a_row)
+        share = len(self.slots(last - 1))
+        return read_tasks.spans(self.rows.order, (first, last), share, self.world, self.rows.tokens_per_row)
 
     def read_tasks(self, steps: list[Slots]) -> list[pa.Table]:
-        """What each read task of a span fetches, and from where (`RowReader.located`)."""
+        """What each read task of a span fetches, and from where (`RowReader.locate`)."""
         reader = self.rows.reader()
-        return [reader.located(slots) for slots in read_tasks.tasks(steps, self.rows.tokens_of_a_row)]
+        return [reader.locate(slots) for slots in read_tasks.tasks(steps, self.rows.tokens_per_row)]
 
     def _start(self, span: tuple[int, int], closed: threading.Event) -> tuple[list[Slots], Iterator[pa.Table]]:
         """The slots of a span and an execution of Ray Data that reads them, whose first block is there. A task gets its own
@@ -156,7 +156,7 @@ class RankFeed:
         blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
         return steps, itertools.chain([next(blocks)], blocks)
 
-    def in_turn(self, blocks: Iterator[pa.Table], steps: list[Slots]) -> Iterator[pa.Table]:
+    def regroup_by_step(self, blocks: Iterator[pa.Table], steps: list[Slots]) -> Iterator[pa.Table]:
         """The rows of each step of a span, checked, from blocks of which each holds rows of several steps. Rows that are due
         later wait here, in memory of their own: a view would keep the whole block in Ray's object store.
 
@@ -165,7 +165,7 @@ class RankFeed:
         """
         coming, waiting = iter(steps), dict[int, list[pa.Table]]()
         expected = next(coming, None)
-        for planned, part in by_step(blocks):
+        for planned, part in split_by_step(blocks):
             waiting.setdefault(planned, []).append(part.take(pa.array(range(len(part)))))
             while expected is not None and sum(map(len, waiting.get(int(expected.step[0]), []))) >= len(expected):
                 table = pa.concat_tables(waiting.pop(int(expected.step[0]))).sort_by("slot").combine_chunks()
@@ -182,22 +182,22 @@ class RankFeed:
             )
 
 
-def load(uri: str, folder: str | None) -> PlannedRows:
+def load(uri: str, folder: str | None) -> OrderedRows:
     """The rows of a run, from what it saved; `folder` is that of the shards, if they were moved.
 
     Raises:
         ArtifactError: those are other shards, or the run is one of another version.
     """
     content = json.loads(storage.read_bytes(uri))
-    if content.get("numbering") != NUMBERING:
+    if content.get("numbering") != NUMBERING_VERSION:
         raise ArtifactError("the rows were numbered by another version of Scion.", uri, "Verify the run with that version.")
     told = content["plan"]
-    plan = OrderPlan(
+    plan = RowOrder(
         streams=tuple(Stream(**stream) for stream in told["streams"]),
         batch=told["batch"],
         seed=told["seed"],
         warmup=tuple((until, batch) for until, batch in told["warmup"]),
-        stages=tuple(Stage(until=stage["until"], weights=tuple(stage["weights"])) for stage in told["stages"]),
+        stages=tuple(Phase(until=stage["until"], weights=tuple(stage["weights"])) for stage in told["stages"]),
         window=told["window"],
     )
     given, folder = folder, folder or content["folder"]
@@ -207,10 +207,10 @@ def load(uri: str, folder: str | None) -> PlannedRows:
     found = manifests.load(folder) if there else Manifest(length=0, vocab_size=0, tokenizer="", streams={})
     if there and found.id != content["manifest"]:
         raise ArtifactError("these are not the shards that the run was trained on.", folder, "Name them: shards=FOLDER.")
-    return PlannedRows(plan=plan, folder=folder, manifest=found, micro=content["micro"])
+    return OrderedRows(order=plan, folder=folder, manifest=found, micro_batch=content["micro"])
 
 
-class PlannedData(DataConfig):
+class OrderedData(DataConfig):
     """Gives rank r of w workers the feed of rank r, whatever w is."""
 
     def configure(

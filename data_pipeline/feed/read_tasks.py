@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.order.row_order import BLOCK, OrderPlan, Slots
+from data_pipeline.order.row_order import BLOCK, RowOrder, Slots
 
 WINDOW_ROWS = 512
 """Rows that are due together: whole steps, at least one."""
@@ -24,7 +24,7 @@ _TASK_TOKENS = 1 << 20
 _GROWTH = 4
 
 
-def spans(plan: OrderPlan, steps: tuple[int, int], share: int, world: int, length: int) -> list[tuple[int, int]]:
+def spans(plan: RowOrder, steps: tuple[int, int], share: int, world: int, length: int) -> list[tuple[int, int]]:
     """Cuts the steps [first, last) into spans: the first is one window, so that the first batch is there soon, and later ones
     grow until they are long enough to read each row less than twice.
 
@@ -46,7 +46,7 @@ def tasks(steps: list[Slots], length: int) -> Iterator[Slots]:
 
     A block is read in the window in which its first row is due. Windows with many blocks are divided into several tasks.
     """
-    slots = Slots.joined(steps)
+    slots = Slots.concat(steps)
     window = np.repeat(np.arange(len(steps)), [len(step) for step in steps]) // max(1, WINDOW_ROWS // len(steps[0]))
     order = np.lexsort((slots.row // BLOCK, slots.epoch, slots.stream))
     edges = _edges(slots.stream[order], slots.epoch[order], slots.row[order] // BLOCK)

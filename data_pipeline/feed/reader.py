@@ -14,10 +14,10 @@ from data_pipeline.order.row_order import Slots
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 
-TAGS = ("step", "slot", "stream", "epoch", "row", "weight")
+SLOT_COLUMNS = ("step", "slot", "stream", "epoch", "row", "weight")
 
 
-NUMBERING = 2
+NUMBERING_VERSION = 2
 """Changes when a row gets another number: a run that began with another cannot go on."""
 _AT_ONCE = 8
 """Files that one process reads at the same time."""
@@ -55,9 +55,9 @@ class RowReader:
 
     def read(self, slots: Slots) -> pa.Table:
         """The rows of `slots` with the slots' own columns beside them, each row group read once."""
-        return read_located(self._folder, self.located(slots))
+        return read_located(self._folder, self.locate(slots))
 
-    def located(self, slots: Slots) -> pa.Table:
+    def locate(self, slots: Slots) -> pa.Table:
         """The slots' columns, and where each row lies: `path` below the folder and `place` in that file. It is all that
         `read_located` needs, and names only the files that hold these rows."""
         shard, place = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
@@ -67,11 +67,13 @@ class RowReader:
         files, code = np.unique(np.stack([slots.stream, shard]), axis=1, return_inverse=True)
         paths = [self._manifest.streams[self._names[stream]][number].path for stream, number in files.T.tolist()]
         where = pa.DictionaryArray.from_arrays(pa.array(code.reshape(-1).astype(np.int32)), pa.array(paths, pa.string()))
-        return pa.table({tag: pa.array(getattr(slots, tag)) for tag in TAGS} | {"path": where, "place": pa.array(place)})
+        return pa.table(
+            {tag: pa.array(getattr(slots, tag)) for tag in SLOT_COLUMNS} | {"path": where, "place": pa.array(place)}
+        )
 
 
 def read_located(folder: str, table: pa.Table) -> pa.Table:
-    """The rows that `RowReader.located` found, with the slots' columns beside them, each row group read once.
+    """The rows that `RowReader.locate` found, with the slots' columns beside them, each row group read once.
 
     Raises:
         CorruptError: a file is missing or not what was written.
@@ -85,7 +87,7 @@ def read_located(folder: str, table: pa.Table) -> pa.Table:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         parts = list(pool.map(lambda one: _read_places(*one), files))
     rows = pa.concat_tables(parts).take(pa.array(np.argsort(order))).combine_chunks()
-    for tag in TAGS:
+    for tag in SLOT_COLUMNS:
         rows = rows.append_column(tag, table[tag].combine_chunks())
     return rows
 
@@ -100,7 +102,7 @@ def _read_places(path: str, places: NDArray[np.int64]) -> pa.Table:
     return found.take(pa.array(inside))
 
 
-def by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+def split_by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
     """Blocks of rows cut where the step changes: the step and its rows."""
     for block in blocks:
         steps = block["step"].to_numpy()

@@ -28,11 +28,11 @@ class TargetBatch:
     """int [M]: the ids to predict"""
     streams: torch.Tensor
     """int [M]: the stream that each target is of"""
-    packed: bool
+    is_packed: bool
     """Whether some row is not one document from end to end."""
     tokens: int
     """Without padding, and without rows of weight 0."""
-    pairs: int
+    attention_pairs: int
     """Of those tokens, pairs that see each other: for each document its length squared, half of it for a decoder."""
 
     @property
@@ -46,7 +46,7 @@ class TargetBatch:
     def to(self, device: torch.device | str) -> "TargetBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "TargetBatch":
+    def pin_memory(self) -> "TargetBatch":
         """In memory from which a GPU copies by itself."""
         return self._each(torch.Tensor.pin_memory)
 
@@ -75,13 +75,13 @@ def target_batch(
         places=torch.from_numpy(places),
         labels=torch.from_numpy(labels),
         streams=torch.from_numpy(table["stream"].to_numpy().astype(np.int64)[places // ids.shape[1]]),
-        packed=bool((segment != 0).any()),
+        is_packed=bool((segment != 0).any()),
         tokens=tokens,
-        pairs=seen if causal else 2 * seen - tokens,
+        attention_pairs=seen if causal else 2 * seen - tokens,
     )
 
 
-def packed_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def unpack_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Ids, segments and positions of the feed's rows, each int [B, L]."""
     ids = token_ids(table["input_ids"], length)
     starts = table["doc_starts"].combine_chunks()
@@ -98,7 +98,7 @@ class NextToken:
 
     def __call__(self, table: pa.Table) -> TargetBatch:
         """Rows as the feed gives them; rows of weight 0 get no targets."""
-        ids, segment, positions = packed_rows(table, self.length)
+        ids, segment, positions = unpack_rows(table, self.length)
         asked = np.zeros(segment.shape, bool)
         asked[:, :-1] = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] >= 0)
         asked &= (table["weight"].to_numpy() > 0)[:, None]

@@ -18,10 +18,10 @@ class BatchSizes:
 
     def offset(self, step: int) -> int:
         """Rows of all steps before `step`."""
-        ends, sizes = self.parts()
+        ends, sizes = self.phases()
         starts = [0, *ends]
         return sum(size * max(0, min(step, end) - start) for start, end, size in zip(starts, [*ends, step], sizes, strict=True))
 
-    def parts(self) -> tuple[list[int], list[int]]:
+    def phases(self) -> tuple[list[int], list[int]]:
         """The steps at which the batch changes, and the sizes before, between and after them."""
         return [until for until, _ in self.warmup], [*(batch for _, batch in self.warmup), self.batch]

@@ -27,7 +27,7 @@ def temperature_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, fl
     return {name: value / total for name, value in sorted(raised.items())}
 
 
-def quantised(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+def quantise(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """Weights as integers that sum to 2^24, by largest remainder; a weight above 0 stays above 0.
 
     Args:
@@ -44,7 +44,7 @@ def quantised(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return whole
 
 
-def due(weights: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_due(weights: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows due at or before integer `time` (at least 0), int [streams, times]: stream k is due its n-th row (n from 0) at
     time (n + 1/2) / w_k."""
     return (weights[:, None] * time[None] + (1 << (_BITS - 1))) >> _BITS
@@ -57,7 +57,7 @@ def assign(weights: NDArray[np.int64], slots: NDArray[np.int64]) -> tuple[NDArra
     on the number of rows that are due; a stream has at most one row in it.
 
     Args:
-        weights: int array [streams], see `quantised`.
+        weights: int array [streams], see `quantise`.
         slots: int array [m], any order.
     """
     if len(weights) == 1:
@@ -82,9 +82,9 @@ def _unit(
     [streams, m], and the slot's place among those, int [m]."""
     low = np.maximum(slots - len(weights) // 2 - 1, 0)
     for step in (1 << power for power in reversed(range((len(weights) + 3).bit_length()))):
-        low = np.where(due(weights, low + step).sum(axis=0) <= slots, low + step, low)
-    before = due(weights, low)
-    falls = due(weights, low + 1) > before
+        low = np.where(rows_due(weights, low + step).sum(axis=0) <= slots, low + step, low)
+    before = rows_due(weights, low)
+    falls = rows_due(weights, low + 1) > before
     with np.errstate(divide="ignore"):
         when = np.where(falls, (2 * before + 1) / weights[:, None], np.inf)
     return before, np.argsort(when, axis=0, kind="stable"), slots - before.sum(axis=0)

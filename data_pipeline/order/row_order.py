@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_pipeline import keyed_random
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.order.batch_sizes import BatchSizes
-from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised
+from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantise
 from data_pipeline.order.permutation import permute
 
 BLOCK = 64
@@ -35,7 +35,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class Phase:
     """Other weights for the steps before `until`: a curriculum has several, in order."""
 
     until: int
@@ -58,7 +58,7 @@ class Slots:
         return len(self.slot)
 
     @classmethod
-    def joined(cls, parts: list["Slots"]) -> "Slots":
+    def concat(cls, parts: list["Slots"]) -> "Slots":
         """One after the other."""
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__})
 
@@ -67,7 +67,7 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrderPlan:
+class RowOrder:
     """The whole run's order.
 
     A step has `batch` slots, fewer in a warm-up of the batch: slot j of step s is the global slot `sizes.offset(s) + j`. A
@@ -79,7 +79,7 @@ class OrderPlan:
     seed: int
     warmup: tuple[tuple[int, int], ...] = ()
     """(until, batch): other batch sizes for the steps before `until`, in order."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Phase, ...] = ()
     window: int = 16
     """Blocks among which rows are mixed in the second level."""
 
@@ -96,7 +96,7 @@ class OrderPlan:
         return BatchSizes(batch=self.batch, warmup=self.warmup)
 
     @property
-    def edges(self) -> tuple[int, ...]:
+    def change_steps(self) -> tuple[int, ...]:
         """The steps from which on the mixture or the batch size is another."""
         return (*(stage.until for stage in self.stages), *(until for until, _ in self.warmup))
 
@@ -136,9 +136,9 @@ class OrderPlan:
 
     def for_rank(self, step: int, rank: int, world: int, micro: int) -> Slots:
         """The slots of `step` that `rank` computes, `micro` to a micro-step (`part`)."""
-        return self.part(self.step(step), rank, world, micro)
+        return self.rank_share(self.step(step), rank, world, micro)
 
-    def part(self, whole: Slots, rank: int, world: int, micro: int) -> Slots:
+    def rank_share(self, whole: Slots, rank: int, world: int, micro: int) -> Slots:
         """What `rank` computes of the slots of a step.
 
         The slots in order of stream and row are cut into one part a rank, so that a rank reads few row groups. A rank
@@ -162,7 +162,7 @@ class OrderPlan:
 
     def _steps(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The step of each global slot, and the slot's number in it."""
-        ends, sizes = self.sizes.parts()
+        ends, sizes = self.sizes.phases()
         starts = np.array([0, *ends])
         offsets = np.array([self.sizes.offset(step) for step in starts])
         part = np.searchsorted(offsets, slots, side="right") - 1
@@ -184,7 +184,7 @@ class OrderPlan:
         parts = [*(part.weights for part in self.stages), tuple(stream.weight for stream in self.streams)]
         edges = [0, *(self.sizes.offset(stage.until) for stage in self.stages), LAST_SLOT]
         for weights, (start, end) in zip(parts, pairwise(edges), strict=True):
-            yield quantised(np.array(weights)), start, end
+            yield quantise(np.array(weights)), start, end
 
     def _counts(self, slots: int) -> NDArray[np.int64]:
         """How many of the first `slots` each stream has."""
@@ -214,7 +214,7 @@ class OrderPlan:
         return block * BLOCK + place
 
 
-def planned_step(step: int, skipped: tuple[tuple[int, int], ...]) -> int:
+def order_step(step: int, skipped: tuple[tuple[int, int], ...]) -> int:
     """The planned step of training step `step` when the planned steps [first, last) of `skipped`, in order, are left out."""
     for first, last in skipped:
         if step >= first:

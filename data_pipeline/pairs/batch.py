@@ -14,8 +14,8 @@ class PairBatch:
     def __init__(self, table: pa.Table, pad: int) -> None:
         negatives = table["negatives"].to_pylist()
         documents = table["positive"].to_pylist() + [ids for row in negatives for ids in row]
-        self.anchors = padded(table["anchor"].to_pylist(), pad)
-        self.documents = padded(documents, pad)
+        self.anchors = pad_rows(table["anchor"].to_pylist(), pad)
+        self.documents = pad_rows(documents, pad)
         self.streams = torch.from_numpy(table["stream"].to_numpy().astype(np.int64))
         self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
         self.anchor_keys = torch.from_numpy(table["anchor_key"].to_numpy().copy())
@@ -26,7 +26,7 @@ class PairBatch:
 
         masks = ((self.anchors[1], self.weights), (self.documents[1], self.document_weights))
         lengths = torch.cat([mask[weight > 0].sum(dim=1) for mask, weight in masks])
-        self.tokens, self.pairs = int(lengths.sum()), int((lengths**2).sum())
+        self.tokens, self.attention_pairs = int(lengths.sum()), int((lengths**2).sum())
         self.size = sum(mask.numel() for mask, _ in masks)
 
     def counts(self, streams: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ class PairBatch:
     def to(self, device: torch.device | str) -> "PairBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "PairBatch":
+    def pin_memory(self) -> "PairBatch":
         """In memory from which a GPU copies by itself."""
         return self._each(torch.Tensor.pin_memory)
 
@@ -50,7 +50,7 @@ class PairBatch:
         return changed
 
 
-def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, int [n, longest]."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -8,7 +8,7 @@ import pyarrow as pa
 from data_pipeline.errors import DataError
 from data_pipeline.sources import documents
 from data_pipeline.text.clean import clean
-from data_pipeline.text.reserved import Reserved
+from data_pipeline.text.reserved import ReservedSentences
 
 _NAMED = 20
 """Ids in a message at most."""
@@ -64,7 +64,7 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
 
     Raises:
         DataError: an id is on both sides, or a test sentence stands in a training pair, on either side of it (see
-            `Reserved`).
+            `ReservedSentences`).
     """
     shared = sorted(set(train.ids) & set(test.ids))
     if shared:
@@ -73,9 +73,9 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
             "test_pairs",
             "Take them out of one side: a model must not be tested on what it was trained on.",
         )
-    reserved = Reserved.of([*test.anchors, *test.positives])
+    reserved = ReservedSentences.of([*test.anchors, *test.positives])
     sides = zip(train.ids, train.anchors, train.positives, train.negatives, strict=True)
-    same = [name for name, *texts, negatives in sides if any(map(reserved.stands_in, [*texts, *negatives]))]
+    same = [name for name, *texts, negatives in sides if any(map(reserved.occurs_in, [*texts, *negatives]))]
     if same:
         raise DataError(
             f"a sentence of test_pairs= stands in {len(same):,} of {len(train):,} pairs, those with the ids {_listed(same)}.",

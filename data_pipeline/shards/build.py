@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.cached import once
+from data_pipeline.artifacts.cached_step import cached_step
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
 from data_pipeline.shards.framing import frame_of
@@ -80,13 +80,13 @@ def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, 
 
     key = {"text": storage.sha256(job["path"]), "tokenizer": fingerprint(tokenizer)}
     key |= {name: job[name] for name in ("length", "packing")}
-    return once(job["folder"], f"{job['name']}.json", key, make)
+    return cached_step(job["folder"], f"{job['name']}.json", key, make)
 
 
 def _pack_language(job: dict[str, Any], lang: str, texts: pa.StringArray, tokenizer: PreTrainedTokenizerFast) -> Shard:
     frame = frame_of(tokenizer)
     encoded = encode(tokenizer.backend_tokenizer, texts)
-    packed = PACKINGS[job["packing"]](encoded.framed(frame.prefix, frame.suffix), job["length"], frame.pad)
+    packed = PACKINGS[job["packing"]](encoded.wrap(frame.prefix, frame.suffix), job["length"], frame.pad)
     path = f"{lang}/{job['name']}.parquet"
     sha256 = format.write(storage.join(job["folder"], path), format.text_rows(packed, len(tokenizer)))
     return Shard(
@@ -97,6 +97,6 @@ def _pack_language(job: dict[str, Any], lang: str, texts: pa.StringArray, tokeni
         text_bytes=pc.sum(pc.binary_length(texts)).as_py(),
         padding=packed.padding,
         documents=len(texts),
-        cut=packed.cut,
+        cut=packed.cut_documents,
         sha256=sha256,
     )

@@ -22,7 +22,7 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.documents import Unit
 from data_pipeline.text import language
 from data_pipeline.text.clean import clean, digest
-from data_pipeline.text.reserved import Reserved
+from data_pipeline.text.reserved import ReservedSentences
 
 Progress = Callable[[int, int], None]
 SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("text", pa.string())])
@@ -50,7 +50,7 @@ class Corpus:
         }
 
     @staticmethod
-    def below(folder: str, content: dict[str, Any]) -> "Corpus":
+    def from_relative(folder: str, content: dict[str, Any]) -> "Corpus":
         """The inverse of `relative_to`."""
         paths = {name: tuple(storage.join(folder, path) for path in content[name]) for name in ("train", "heldout")}
         return Corpus(**paths, fates=content["fates"])
@@ -66,8 +66,7 @@ def build(
         text: files to train on.
         heldout_text: files that are held out whole; None holds out `fraction` of `text`, chosen by hash of the id; a language
             of two documents or more has at least one on either side.
-        forbidden: texts of the test pairs; lines in which one of them stands (see `Reserved`) are cut from the training
-            documents.
+        forbidden: texts of the test pairs; the training documents lose the lines that hold one of them (`ReservedSentences`).
         lang: language of documents that name none.
         layout: whether indentation and empty lines stay, see `clean`.
 
@@ -79,7 +78,7 @@ def build(
     units = [("text", unit) for unit in documents.units(text)]
     units += [("test_text", unit) for unit in documents.units(heldout_text or [])]
     settings: dict[str, Any] = {"fraction": None if heldout_text else fraction, "lang": lang, "seed": seed, "layout": layout}
-    reserved = Reserved.of(forbidden)
+    reserved = ReservedSentences.of(forbidden)
     run = partial(ray_map, actors=actors, setup=lambda: reserved)  # once an actor: the test set would travel with each job
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = run(_scan, jobs, progress=lambda done, n: progress(done, 2 * n))
@@ -115,7 +114,7 @@ def read_texts(paths: Iterable[str]) -> Iterable[tuple[str, str]]:
         yield from zip(table["lang"].to_pylist(), table["text"].to_pylist(), strict=True)
 
 
-def _documents(job: dict[str, Any], reserved: Reserved) -> list[tuple[str, str, str, bool]]:
+def _documents(job: dict[str, Any], reserved: ReservedSentences) -> list[tuple[str, str, str, bool]]:
     """(id, lang, clean text, held out) of every row of a unit; the text is empty when nothing is left of it."""
     unit: Unit = job["unit"]
     table = documents.read(unit, ("text",), ("lang", "id"), key=job["key"])
@@ -130,9 +129,9 @@ def _documents(job: dict[str, Any], reserved: Reserved) -> list[tuple[str, str, 
             heldout = (_chance(job["seed"], name) < job["fraction"]) != (number in job.get("moved", ()))
         text = clean(row["text"] or "", job["layout"])
         if not heldout:
-            text = "\n".join(line for line in text.split("\n") if not reserved.stands_in(line)).strip("\n")
+            text = "\n".join(line for line in text.split("\n") if not reserved.occurs_in(line)).strip("\n")
         tag = row.get("lang")
-        lang = job["lang"] if tag is None or tag == "" else language.checked(tag, f"column lang of {job['key']}={unit.path}")
+        lang = job["lang"] if tag is None or tag == "" else language.check_tag(tag, f"column lang of {job['key']}={unit.path}")
         found.append((name, lang, text, heldout))
     return found
 
@@ -142,7 +141,7 @@ def _chance(seed: int, name: str) -> float:
     return float(keyed_random.uniforms(keyed_random.key("heldout", seed, name), np.zeros(1, np.int64))[0])
 
 
-def _scan(job: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
+def _scan(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, Any]:
     found = _documents(job, reserved)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in found)
     langs = pa.array([lang for _, lang, _, _ in found], pa.string()).dictionary_encode()
@@ -228,7 +227,7 @@ def _fates(names: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.where(place == first[group], held, found)
 
 
-def _write(job: dict[str, Any], reserved: Reserved) -> dict[str, str]:
+def _write(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, str]:
     kept = [row for row, keep in zip(_documents(job, reserved), job["keep"], strict=True) if keep]
     paths = {}
     for part in ("train", "heldout"):

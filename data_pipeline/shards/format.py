@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.retries import LASTING, patient
+from data_pipeline.artifacts.retries import PERMANENT_ERRORS, with_retries
 from data_pipeline.errors import CorruptError, reason
 from data_pipeline.order.row_order import BLOCK
-from data_pipeline.shards.pack import Packed
+from data_pipeline.shards.pack import PackedRows
 
 GROUP_ROWS = BLOCK
 """Rows of a row group: the unit of reading, and of checking what was read; the order keeps it together."""
@@ -26,7 +26,7 @@ _CHECKSUMS = "scion.checksums"
 _MEND = "Remove it and run `scion shard` again: only what is missing is built."
 
 
-def text_rows(packed: Packed, vocab_size: int) -> pa.Table:
+def text_rows(packed: PackedRows, vocab_size: int) -> pa.Table:
     """Columns `input_ids` (fixed-size binary), `n_tokens`, `doc_starts`."""
     kind = np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
     rows, length = packed.ids.shape
@@ -66,7 +66,7 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
     """
     try:
         return _read_patiently(uri, groups)
-    except LASTING as error:
+    except PERMANENT_ERRORS as error:
         raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
 
 
@@ -89,7 +89,7 @@ def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     return whole.replace_schema_metadata(None)
 
 
-_read_patiently = patient(_read_groups, lambda uri, groups: storage.travel_seconds(uri))
+_read_patiently = with_retries(_read_groups, lambda uri, groups: storage.download_seconds(uri))
 
 
 def checksum(rows: pa.Table, number: int) -> str:

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers.canonical import special_roles
-from data_pipeline.tokenizers.template import inserted_ids
+from data_pipeline.tokenizers.template import template_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ def frame_of(tokenizer: PreTrainedTokenizerFast) -> Frame:
         ModelError: it has no token at all to separate documents or to fill a row, or puts one around a text that is not
             special: its template has the ids of another vocabulary.
     """
-    prefix, suffix = inserted_ids(tokenizer)
+    prefix, suffix = template_ids(tokenizer)
     ordinary = sorted({*prefix, *suffix} - set(special_roles(tokenizer)))
     if ordinary:
         raise ModelError(

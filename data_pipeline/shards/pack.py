@@ -1,7 +1,7 @@
 """Packing: documents of any length into rows of one length. Pure functions on NumPy arrays.
 
 `concat_split` wastes no place and cuts about one document a row. First-fit and best-fit (Johnson et al., SIAM J. Comput. 1974)
-cut only documents that are longer than a row and leave some places empty: `Packed` says how many of either.
+cut only documents that are longer than a row and leave some places empty: `PackedRows` says how many of either.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from data_pipeline.tokenizers.ragged import Ragged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
+class PackedRows:
     """N rows of L tokens; `n_tokens[i]` of row i are text, the rest is padding."""
 
     ids: NDArray[np.uint32]
@@ -24,7 +24,7 @@ class Packed:
     """[N]"""
     doc_starts: list[NDArray[np.int32]]
     """For each row the places at which a document begins, or what is left of one that began in another row."""
-    cut: int
+    cut_documents: int
     """Documents that lie in more than one row."""
 
     @property
@@ -32,10 +32,10 @@ class Packed:
         return int(self.ids.size - self.n_tokens.sum())
 
 
-Packing = Callable[[Ragged, int, int], Packed]
+Packing = Callable[[Ragged, int, int], PackedRows]
 
 
-def concat_split(documents: Ragged, length: int, pad: int) -> Packed:
+def concat_split(documents: Ragged, length: int, pad: int) -> PackedRows:
     """Joins all documents and cuts the stream every `length` tokens; nothing is lost, the last row is padded.
 
     Args:
@@ -56,10 +56,10 @@ def concat_split(documents: Ragged, length: int, pad: int) -> Packed:
     cuts = np.searchsorted(row_of, np.arange(1, rows)) if rows else np.empty(0, np.int64)
     places = np.split((starts % length).astype(np.int32), cuts)
     cut = int((row_of != (bounds[1:] - 1) // length).sum())
-    return Packed(ids=ids.reshape(rows, length), n_tokens=n_tokens, doc_starts=places[:rows], cut=cut)
+    return PackedRows(ids=ids.reshape(rows, length), n_tokens=n_tokens, doc_starts=places[:rows], cut_documents=cut)
 
 
-def first_fit(documents: Ragged, length: int, pad: int) -> Packed:
+def first_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
     """Each document, in order, into the first row that has room for it; what is longer than a row is cut first.
 
     The first row with room is found in a tree of maxima: O(log rows) a document.
@@ -80,7 +80,7 @@ def first_fit(documents: Ragged, length: int, pad: int) -> Packed:
     return _filled(pieces, rows, documents, length, pad)
 
 
-def best_fit(documents: Ragged, length: int, pad: int) -> Packed:
+def best_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
     """Each document, in order, into the fullest row that has room for it, the first of equally full ones.
 
     Rows are kept by their room, and the rooms that occur as the bits of one number.
@@ -114,7 +114,7 @@ def _pieces(documents: Ragged, length: int) -> Ragged:
     return Ragged(flat=documents.flat, sizes=sizes)
 
 
-def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length: int, pad: int) -> Packed:
+def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length: int, pad: int) -> PackedRows:
     """Rows with their pieces behind each other, in the order in which they came."""
     rows = int(row_of.max(initial=-1)) + 1
     order = np.argsort(row_of, kind="stable")
@@ -126,11 +126,11 @@ def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length
     ids = np.full(rows * length, pad, np.uint32)
     ids[np.repeat(row_of[order] * length - before, placed.sizes) + np.arange(len(placed.flat))] = placed.flat
     cuts = np.searchsorted(row_of[order], np.arange(1, rows)) if rows else np.empty(0, np.int64)
-    return Packed(
+    return PackedRows(
         ids=ids.reshape(rows, length),
         n_tokens=n_tokens.astype(np.int32),
         doc_starts=np.split(place.astype(np.int32), cuts)[:rows],
-        cut=int((documents.sizes > length).sum()),
+        cut_documents=int((documents.sizes > length).sum()),
     )
 
 

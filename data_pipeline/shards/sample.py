@@ -15,7 +15,7 @@ _REPEATS = 8
 
 
 _ALPHA = 0.3
-"""Of `rates_within`."""
+"""Of `sampling_rates`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Sample:
     corpus_bytes: dict[str, int]
 
 
-def balanced(paths: Sequence[str], more: Iterable[str], *, alpha: float, limit: int, seed: int) -> Sample:
+def balanced_sample(paths: Sequence[str], more: Iterable[str], *, alpha: float, limit: int, seed: int) -> Sample:
     """Documents of a corpus, languages in proportion to bytes ** alpha, and `more` texts of no language.
 
     A language that has more than its share is thinned out by a hash of the seed and the document's place; one that has less
@@ -54,7 +54,7 @@ def balanced(paths: Sequence[str], more: Iterable[str], *, alpha: float, limit: 
     return Sample(texts=texts, bytes=dict(sorted(taken.items())), corpus_bytes=dict(sorted(sizes.items())))
 
 
-def rates_within(sizes: Mapping[str, int], limit: int) -> dict[str, float]:
+def sampling_rates(sizes: Mapping[str, int], limit: int) -> dict[str, float]:
     """Which share of each language's documents is within `limit` UTF-8 bytes, languages in proportion to bytes ** 0.3; all of
     them where the whole text is."""
     scale = min(1.0, limit / max(1, sum(sizes.values())))
@@ -63,7 +63,7 @@ def rates_within(sizes: Mapping[str, int], limit: int) -> dict[str, float]:
     return {lang: min(1.0, rate) for lang, rate in _rates(sizes, _ALPHA, scale).items()}
 
 
-def thinned(paths: Iterable[str], rates: Mapping[str, float], seed: int) -> Iterator[tuple[str, str]]:
+def thin(paths: Iterable[str], rates: Mapping[str, float], seed: int) -> Iterator[tuple[str, str]]:
     """(language, text) of a share of a corpus' documents, in order; which ones depends on the seed and their place."""
     for path in paths:
         found = list(read_texts([path]))

@@ -5,7 +5,7 @@ from collections import defaultdict
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.errors import ScionError
 from data_pipeline.shards import corpus, format
 from data_pipeline.shards.build import fingerprint, load_tokenizer
@@ -16,7 +16,7 @@ _DOCUMENTS = 50
 """Held-out documents of a language from which the words of its round trip come."""
 
 
-def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]:
+def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[CheckResult]:
     """Every file against its SHA-256, every row group against its checksum, every count, and the tokenizer."""
     shards = [shard for part in manifest.streams.values() for shard in part]
     wrong = {shard.path: said for shard in shards if (said := _shard(folder, shard))}
@@ -24,13 +24,15 @@ def verify(folder: str, manifest: Manifest, tokenizer_uri: str) -> list[Finding]
     there = {path for path in storage.files(folder) if path.endswith(".parquet")}
     rows, size = manifest.total("rows"), len(shards)
     return [
-        Finding.listed("files", f"{size:,} shards, {rows:,} rows", [f"{path}: {said}" for path, said in wrong.items()]),
-        Finding.listed("no other shards", "what lies there is in the manifest", sorted(there - known)),
+        CheckResult.from_failures(
+            "files", f"{size:,} shards, {rows:,} rows", [f"{path}: {said}" for path, said in wrong.items()]
+        ),
+        CheckResult.from_failures("no other shards", "what lies there is in the manifest", sorted(there - known)),
         _tokenizer(manifest, tokenizer_uri),
     ]
 
 
-def verify_tokenizer(uri: str, heldout: list[str], old: PreTrainedTokenizerFast | None, given: bool) -> list[Finding]:
+def verify_tokenizer(uri: str, heldout: list[str], old: PreTrainedTokenizerFast | None, given: bool) -> list[CheckResult]:
     """The checks of `tokenizers.verify`, with words of the held-out text.
 
     Args:
@@ -62,9 +64,9 @@ def _shard(folder: str, shard: Shard) -> str:
     return ""
 
 
-def _tokenizer(manifest: Manifest, uri: str) -> Finding:
+def _tokenizer(manifest: Manifest, uri: str) -> CheckResult:
     try:
         same = fingerprint(load_tokenizer(uri)) == manifest.tokenizer
     except ScionError as error:
-        return Finding.listed("tokenizer", "", [str(error)])
-    return Finding.listed("tokenizer", "the one that the rows were made with", [] if same else ["it is another one"])
+        return CheckResult.from_failures("tokenizer", "", [str(error)])
+    return CheckResult.from_failures("tokenizer", "the one that the rows were made with", [] if same else ["it is another one"])

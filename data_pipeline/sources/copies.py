@@ -19,7 +19,7 @@ _ROWS = 1000
 _CHUNK = 8 << 20
 
 
-def decompressed(path: str, target: str, *, key: str) -> str:
+def decompress(path: str, target: str, *, key: str) -> str:
     """Writes the content of the compressed file `path` to `target`, in a stream, and returns `target`.
 
     Raises:
@@ -42,7 +42,7 @@ def _decompress(path: str, codec: str, target: str, where: str) -> None:
         raise DataError(f"cannot be decompressed ({reason(error)}).", where, "Compress the file again.") from error
 
 
-def dataset(spec: str, target: str, *, key: str) -> str:
+def write_dataset(spec: str, target: str, *, key: str) -> str:
     """Writes the rows of a dataset of the `datasets` library to the Parquet file `target`, in a stream, and returns `target`.
 
     Args:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.artifacts import fingerprints, storage
-from data_pipeline.artifacts.retries import MANY_SECONDS, clock, patient
+from data_pipeline.artifacts.retries import MANY_FILES_SECONDS, request_clock, with_retries
 from data_pipeline.errors import DataError, reason
 from data_pipeline.sources import copies
 
@@ -54,7 +54,7 @@ def resolve(spec: str, cache: str, *, key: str) -> list[str]:
     """
     found = _found(spec, key)
     if not found:
-        return [copies.dataset(spec, storage.join(cache, f"{key}.parquet"), key=key)]
+        return [copies.write_dataset(spec, storage.join(cache, f"{key}.parquet"), key=key)]
     return [_plain(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(found)]
 
 
@@ -107,7 +107,7 @@ def _plain(path: str, folder: str, key: str) -> str:
     inner, ending = os.path.splitext(path)
     if ending.lower() not in copies.CODECS:
         return path
-    return copies.decompressed(path, storage.join(folder, os.path.basename(inner)), key=key)
+    return copies.decompress(path, storage.join(folder, os.path.basename(inner)), key=key)
 
 
 def units(paths: list[str]) -> list[Unit]:
@@ -154,7 +154,7 @@ def _read(path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, 
     return pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
 
 
-_patiently_read = patient(_read, lambda *arguments: MANY_SECONDS)
+_patiently_read = with_retries(_read, lambda *arguments: MANY_FILES_SECONDS)
 
 
 def row_id(unit: Unit, row: int) -> str:
@@ -184,7 +184,7 @@ def _cut(path: str) -> list[tuple[int, int]]:
     return found
 
 
-_patiently_cut = patient(_cut)
+_patiently_cut = with_retries(_cut)
 
 
 def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
@@ -261,7 +261,7 @@ class _InPieces(io.RawIOBase):
     """Reads another file a piece at a time, and restarts the clock of the request that opened it after each."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self._clock = file, clock()
+        self._file, self._clock = file, request_clock()
 
     def readable(self) -> bool:
         return True

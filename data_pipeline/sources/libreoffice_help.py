@@ -26,7 +26,7 @@ from lxml import etree, html
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import DataError, ScionError
 from data_pipeline.keyed_random import key
-from data_pipeline.text.near_repeats import NearRepeats, compared
+from data_pipeline.text.near_repeats import NearRepeats, normalised_words
 
 SEED = "libreoffice help 1"
 """Decides which files are test files and in which order test pairs are drawn; a new seed makes a new benchmark."""
@@ -186,12 +186,12 @@ def read_help(english: Path, target: Path) -> Iterator[Paragraph]:
                 yield Paragraph(file, name, anchors[name], text)
 
 
-def translated(paragraph: Paragraph) -> bool:
+def is_translated(paragraph: Paragraph) -> bool:
     """Whether the sides differ in more than blanks and punctuation; an untranslated paragraph is the English one."""
-    return "".join(compared(paragraph.english)) != "".join(compared(paragraph.target))
+    return "".join(normalised_words(paragraph.english)) != "".join(normalised_words(paragraph.target))
 
 
-def distinct(paragraphs: list[Paragraph]) -> list[Paragraph]:
+def drop_repeats(paragraphs: list[Paragraph]) -> list[Paragraph]:
     """The first of the paragraphs that share their English or their target text.
 
     Over all lengths and before the split: whatever is built from the result, text or pairs, cannot have the same
@@ -253,8 +253,8 @@ def build(english: Path, target: Path, test_pairs: int) -> Corpus:
     """
     language = target.parent.name
     found = list(read_help(english, target))
-    rows = [paragraph for paragraph in found if translated(paragraph)]
-    kept = distinct(rows)
+    rows = [paragraph for paragraph in found if is_translated(paragraph)]
+    kept = drop_repeats(rows)
     test = [paragraph for paragraph in kept if is_test_file(paragraph.file)]
     train = [paragraph for paragraph in kept if not is_test_file(paragraph.file)]
     drawn, near = draw_pairs(train, test, test_pairs, spaced=language.split("-")[0] not in UNSPACED)

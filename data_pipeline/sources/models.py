@@ -25,7 +25,7 @@ def model_folder(spec: str) -> Iterator[str]:
         yield spec if os.path.isdir(spec) else _from_hub(spec)
 
 
-def on_hub(spec: str) -> tuple[str, str | None]:
+def hub_name(spec: str) -> tuple[str, str | None]:
     """The name on the hub, and the branch, tag or commit: the default branch where none is named."""
     name, _, revision = spec.partition("@")
     return name, revision or None
@@ -33,13 +33,13 @@ def on_hub(spec: str) -> tuple[str, str | None]:
 
 def is_path(spec: str) -> bool:
     """Whether it is written as a path and not as a name on the hub, which has one slash at most."""
-    return "://" not in spec and (spec.startswith((".", "/", "~")) or on_hub(spec)[0].count("/") > 1)
+    return "://" not in spec and (spec.startswith((".", "/", "~")) or hub_name(spec)[0].count("/") > 1)
 
 
 def _from_hub(spec: str) -> str:
     from huggingface_hub import snapshot_download
 
-    name, revision = on_hub(spec)
+    name, revision = hub_name(spec)
     try:
         return snapshot_download(name, revision=revision, allow_patterns=_FILES)
     except Exception as error:  # the hub's client raises for a bad name, a missing model, no network, no permission

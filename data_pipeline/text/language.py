@@ -15,7 +15,7 @@ def is_tag(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST and _TAG.fullmatch(value) is not None
 
 
-def checked(value: Any, where: str) -> str:
+def check_tag(value: Any, where: str) -> str:
     """The tag itself.
 
     Raises:

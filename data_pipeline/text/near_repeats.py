@@ -15,7 +15,7 @@ CHAR_GRAM, MAX_SHARED_CHAR_GRAMS = 5, 0.4
 _BREAKS = re.compile(r"[\s!-/:-@\[-`{-~\u00ab\u00b7\u00bb\u2010-\u203e\u2190-\u21ff\u3001-\u301f\u30fb\uff01-\uff20]+")
 
 
-def compared(text: str) -> list[str]:
+def normalised_words(text: str) -> list[str]:
     """Words as they are compared: without case, punctuation and the values of numbers."""
     return [word for word in _BREAKS.split(re.sub(r"\d+", "0", text.casefold())) if word]
 
@@ -30,7 +30,7 @@ class NearRepeats:
         self._texts = 0
 
     def grams(self, text: str) -> set[str]:
-        words = compared(text)
+        words = normalised_words(text)
         units, size = (words, WORD_GRAM) if self.spaced else (list("".join(words)), CHAR_GRAM)
         return {" ".join(units[i : i + size]) for i in range(max(1, len(units) - size + 1))}
 
@@ -39,11 +39,11 @@ class NearRepeats:
             self._holders[gram].append(self._texts)
         self._texts += 1
 
-    def shared(self, text: str) -> float:
+    def largest_overlap(self, text: str) -> float:
         """The largest share of the text's n-grams that are in one text seen before."""
         grams = self.grams(text)
         held = Counter(chain.from_iterable(self._holders.get(gram, ()) for gram in grams))
         return max(held.values(), default=0) / len(grams)
 
     def has_near(self, text: str) -> bool:
-        return self.shared(text) > self.limit
+        return self.largest_overlap(text) > self.limit

@@ -18,7 +18,7 @@ Window = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Reserved:
+class ReservedSentences:
     """Test sentences, to be looked up in time that does not depend on their number."""
 
     digests: frozenset[bytes]
@@ -26,7 +26,7 @@ class Reserved:
     """The words of each longer sentence, joined by blanks, by the first of them."""
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "Reserved":
+    def of(cls, texts: Iterable[str]) -> "ReservedSentences":
         digests, sentences = set(), defaultdict(set)
         for text in texts:
             digests.add(digest(text))
@@ -35,7 +35,7 @@ class Reserved:
                 sentences[tuple(units[:_WORDS])].add(" ".join(units))
         return cls(frozenset(digests), {first: tuple(sorted(found)) for first, found in sentences.items()})
 
-    def stands_in(self, line: str) -> bool:
+    def occurs_in(self, line: str) -> bool:
         """Whether the line is one of the sentences, or holds one of the longer ones."""
         if digest(line) in self.digests:
             return True

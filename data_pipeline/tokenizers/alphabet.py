@@ -8,7 +8,7 @@ _BLANK = "\u2581"
 _LINES = 1 << 14
 
 
-def counted(lines: Sequence[str]) -> dict[str, int]:
+def count_characters(lines: Sequence[str]) -> dict[str, int]:
     """How often each character stands in the lines, blanks left out."""
     counts = np.zeros(0x110000, np.int64)
     for start in range(0, len(lines), _LINES):
@@ -18,7 +18,7 @@ def counted(lines: Sequence[str]) -> dict[str, int]:
     return {char: count for char, count in found.items() if not char.isspace() and char != _BLANK}
 
 
-def covering(counts: dict[str, int], coverage: float) -> set[str]:
+def covering_characters(counts: dict[str, int], coverage: float) -> set[str]:
     """The most frequent characters that together make up the share `coverage` of all, as SentencePiece's
     `character_coverage` chooses them; of equally frequent ones those of lower code point."""
     ordered = sorted(counts, key=lambda char: (-counts[char], char))
@@ -27,7 +27,7 @@ def covering(counts: dict[str, int], coverage: float) -> set[str]:
     return set(ordered[: int(np.searchsorted(reached, needed)) + 1])
 
 
-def without(lines: Sequence[str], rare: set[str]) -> Iterator[str]:
+def blank_out(lines: Sequence[str], rare: set[str]) -> Iterator[str]:
     """The lines with a blank for each character of `rare`, so that no piece reaches over one."""
     table = dict.fromkeys(map(ord, rare), " ")
     for line in lines:

@@ -29,21 +29,21 @@ class Token:
     """A token apart from its tokenizer. `role` is set for special tokens only, e.g. `mask` or `special:<|im_end|>`."""
 
     role: str | None
-    word_start: bool
+    is_word_start: bool
     payload: bytes
-    byte: bool = False
+    is_byte: bool = False
     """Stands for one raw byte (`<0xAB>`), which is never the same token as the text that the byte spells."""
-    either: bool = False
+    fits_anywhere: bool = False
     """Written the same at the start of a word and within: punctuation and Han characters in WordPiece."""
 
     def key(self) -> bytes:
         """Bytes that name the token in any tokenizer, e.g. as a key for random numbers."""
-        parts = [(self.role or "").encode(), b"1" if self.word_start else b"0", self.payload]
-        return b"\0".join([*parts, b"byte"] if self.byte else parts)
+        parts = [(self.role or "").encode(), b"1" if self.is_word_start else b"0", self.payload]
+        return b"\0".join([*parts, b"byte"] if self.is_byte else parts)
 
     def text(self) -> str | None:
         """The characters, without the word's start; None for special tokens, raw bytes and halves of a character."""
-        if self.role is not None or self.byte:
+        if self.role is not None or self.is_byte:
             return None
         try:
             return self.payload.decode()
@@ -141,12 +141,12 @@ def _parse(text: str, family: Family) -> Token:
     if family == "wordpiece":
         if text.startswith("##") and len(text) > 2:
             return Token(None, False, text[2:].encode())
-        return Token(None, True, text.encode(), either=len(text) == 1 and _stands_alone(text))
+        return Token(None, True, text.encode(), fits_anywhere=len(text) == 1 and _stands_alone(text))
     if family == "byte_level":
         raw = bytes(_BYTE_OF[char] for char in text) if all(char in _BYTE_OF for char in text) else text.encode()
         return Token(None, raw.startswith(b" "), raw.removeprefix(b" "))
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        return Token(None, False, bytes([int(text[3:5], 16)]), byte=True)
+        return Token(None, False, bytes([int(text[3:5], 16)]), is_byte=True)
     start = text.startswith(_BLANK)
     return Token(None, start, text.removeprefix(_BLANK).replace(_BLANK, " ").encode())
 

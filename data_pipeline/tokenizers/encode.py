@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_pipeline.tokenizers.ragged import Ragged
-from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, parts
+from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, rule_parts
 
-Cuts = Literal["nowhere", "before blanks", "behind words"]
+CutRule = Literal["nowhere", "before blanks", "behind words"]
 _LOCAL_NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled"}
 """What they do to a character does not depend on what stands beside it, but for marks and for what `_JOINS_A_BLANK` says."""
 _AT_BLANKS = {"WhitespaceSplit", "Metaspace", "Digits", "Punctuation"}
@@ -41,14 +41,14 @@ _BLANK, _VISIBLE, _WORD, _MARK = 1, 2, 4, 8
 
 def encode(tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
     """The ids of each text, without special tokens around it: those that `encode_batch` gives."""
-    where = cuts(tokenizer)
+    where = cut_rule(tokenizer)
     if where == "nowhere":
         return _plain(tokenizer, texts)
     words, counts = _words(texts, _kinds(tokenizer, where))
     coded = words.dictionary_encode()
     distinct = _plain(tokenizer, coded.dictionary)
     which = coded.indices.to_numpy()
-    result = distinct.take(which).joined(counts)
+    result = distinct.take(which).merge_runs(counts)
     whole = np.repeat(np.arange(len(texts)), counts)[_holds_added(tokenizer, distinct)[which]]
     # A token that is looked for before the text is cut may lie over a cut.
     joins = "|".join([_JOINS_A_BLANK, *(rf"\Q{token.content}\E" for token in tokenizer.get_added_tokens_decoder().values())])
@@ -56,14 +56,14 @@ def encode(tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
     return _replaced(result, np.union1d(whole, odd), tokenizer, texts)
 
 
-def cuts(tokenizer: Tokenizer) -> Cuts:
+def cut_rule(tokenizer: Tokenizer) -> CutRule:
     """Where every text may be cut so that its ids are those of the pieces behind one another."""
     spec = json.loads(tokenizer.to_str())
-    split = list(parts(spec["pre_tokenizer"], "pretokenizers"))
+    split = list(rule_parts(spec["pre_tokenizer"], "pretokenizers"))
     independent = (
         not any(char.isspace() for token in spec["added_tokens"] for char in token["content"])
         and not spec["model"].get("dropout")
-        and all(part["type"] in _LOCAL_NORMALIZERS for part in parts(spec["normalizer"], "normalizers"))
+        and all(part["type"] in _LOCAL_NORMALIZERS for part in rule_parts(spec["normalizer"], "normalizers"))
         and all(_is_local(part) for part in split)
     )
     # ByteLevel without its pattern cuts nothing; where it adds a blank, it would add one to each piece.
@@ -86,7 +86,7 @@ def _is_local(part: dict[str, Any]) -> bool:
     return part["type"] in _AT_BLANKS | _BEHIND_WORDS
 
 
-def _kinds(tokenizer: Tokenizer, where: Cuts) -> Callable[[str], int]:
+def _kinds(tokenizer: Tokenizer, where: CutRule) -> Callable[[str], int]:
     """What a character is for the cuts, after the tokenizer's own normaliser."""
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
 

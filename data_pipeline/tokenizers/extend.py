@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 
-def extended(old: dict[str, Any], trained: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+def extend_vocabulary(old: dict[str, Any], trained: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
     """The `tokenizer.json` content `old` with the tokens of `trained`, of the same model type, that it lacks.
 
     Args:

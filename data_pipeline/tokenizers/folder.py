@@ -78,7 +78,7 @@ def _check_conversion(tokenizer: PreTrainedTokenizerFast, folder: str, names: li
         )
 
 
-def rebuilt(
+def rebuild(
     like: PreTrainedTokenizerFast, spec: dict[str, Any], texts: Sequence[str], **settings: Any
 ) -> PreTrainedTokenizerFast:
     """A tokenizer with the settings of `like` around the backend that `spec` describes.

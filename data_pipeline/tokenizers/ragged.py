@@ -30,12 +30,12 @@ class Ragged:
         shift = begins - (np.cumsum(sizes) - sizes)
         return Ragged(flat=self.flat[np.repeat(shift, sizes) + np.arange(int(sizes.sum()))], sizes=sizes)
 
-    def joined(self, counts: NDArray[np.integer]) -> "Ragged":
+    def merge_runs(self, counts: NDArray[np.integer]) -> "Ragged":
         """The first `counts[0]` lists as one, the next `counts[1]` as one, and so on."""
         ends = np.concatenate([[0], np.cumsum(self.sizes)])[np.concatenate([[0], np.cumsum(counts)])]
         return Ragged(flat=self.flat, sizes=np.diff(ends))
 
-    def framed(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> "Ragged":
+    def wrap(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> "Ragged":
         """Each list with ids before and behind it."""
         sizes = self.sizes + len(prefix) + len(suffix)
         ends = np.cumsum(sizes)

@@ -24,23 +24,23 @@ WITH_MARKS = r"\p{L}[\p{L}\p{M}]*(?:[\x{200C}\x{200D}][\p{L}\p{M}]+)*"
 """A letter, then letters and marks; the joiners that Indic and Persian spelling needs between them."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern inside `ByteLevel`."""
-CUT = 1e-3
+MAX_DAMAGED_SHARE = 1e-3
 """Share of words, cut at marks or without their accents, from which on a rule is replaced, or warned of."""
 _COMPOSED = {"NFKD": "NFKC", "NFD": "NFC"}
 MARK = regex.compile(r"\p{L}[\p{M}\u200c\u200d]")
 
 
-def parts(rule: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
+def rule_parts(rule: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
     """The normalisers (`inner="normalizers"`) or pre-tokenizers (`"pretokenizers"`) of a rule, sequences taken apart."""
     if rule is not None and rule["type"] == "Sequence":
-        yield from chain.from_iterable(parts(one, inner) for one in rule[inner])
+        yield from chain.from_iterable(rule_parts(one, inner) for one in rule[inner])
     elif rule is not None:
         yield rule
 
 
 def with_accents(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
     """The normaliser without what drops accents and vowel signs, and without the decomposition that prepares it."""
-    found = list(parts(normalizer, "normalizers"))
+    found = list(rule_parts(normalizer, "normalizers"))
     if any(part["type"] == "BertNormalizer" for part in found):
         return _joined([{**p, "strip_accents": False} if p["type"] == "BertNormalizer" else p for p in found], "normalizers")
     if not any(part["type"] == "StripAccents" for part in found):
@@ -52,7 +52,7 @@ def with_accents(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
 def with_marks(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
     """The pre-tokenizer with patterns in which a letter takes its marks along."""
     fixed: list[dict[str, Any]] = []
-    for part in parts(pre_tokenizer, "pretokenizers"):
+    for part in rule_parts(pre_tokenizer, "pretokenizers"):
         # `add_prefix_space` would put a blank before every part that a Split has made, so that is left as it is.
         if part["type"] == "ByteLevel" and part.get("use_regex", True) and not part["add_prefix_space"]:
             fixed.append(_split(GPT2.replace(LETTERS, WITH_MARKS)))
@@ -65,7 +65,7 @@ def with_marks(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cuts:
+class WordCuts:
     """How a pre-tokenizer cuts the words of a text."""
 
     share: float
@@ -75,20 +75,20 @@ class Cuts:
     example: str
 
 
-def cuts(pre_tokenizer: PreTokenizer | None, texts: Iterable[str]) -> Cuts:
+def word_cuts(pre_tokenizer: PreTokenizer | None, texts: Iterable[str]) -> WordCuts:
     """How often words with vowel signs or other marks are cut."""
     if pre_tokenizer is None:
-        return Cuts(share=0.0, pieces=0.0, example="")
+        return WordCuts(share=0.0, pieces=0.0, example="")
     counts = Counter(chain.from_iterable(map(words, texts)))
     total, cut, pieces, example = max(1, counts.total()), 0, 0, ""
     for word, count in counts.items():
         if MARK.search(word) and len(found := pre_tokenizer.pre_tokenize_str(word)) > 1:
             cut, pieces = cut + count, pieces + count * len(found)
             example = max(example, word, key=lambda one: (counts[one] if one else 0, one))
-    return Cuts(share=cut / total, pieces=pieces / max(1, cut), example=example)
+    return WordCuts(share=cut / total, pieces=pieces / max(1, cut), example=example)
 
 
-def dropped(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float, str]:
+def dropped_accents(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float, str]:
     """The share of the words whose accents or vowel signs a normaliser drops, and the most frequent of them."""
     if normalizer is None:
         return 0.0, ""
@@ -98,10 +98,10 @@ def dropped(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float,
     return share, max(lost, key=lambda word: (counts[word], word), default="")
 
 
-def dropped_note(normalizer: Normalizer | None, texts: Iterable[str]) -> str | None:
+def dropped_accents_warning(normalizer: Normalizer | None, texts: Iterable[str]) -> str | None:
     """What is to be said where a normaliser drops accents of more than one word in a thousand."""
-    share, word = dropped(normalizer, texts)
-    if normalizer is None or share <= CUT:
+    share, word = dropped_accents(normalizer, texts)
+    if normalizer is None or share <= MAX_DAMAGED_SHARE:
         return None
     becomes = normalizer.normalize_str(word)
     return f"the tokenizer drops accents or vowel signs of {share:.1%} of the words ({word} becomes {becomes})"

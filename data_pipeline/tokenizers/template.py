@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def renumbered(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[str, Any] | None:
+def renumber(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[str, Any] | None:
     """The post-processor of a `tokenizer.json` with the ids that `ids` gives its tokens.
 
     transformers' own `train_new_from_iterator` renumbers only the outermost processor (its issues 30752 and 33998).
@@ -23,7 +23,7 @@ def renumbered(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict
         return None
     result = dict(processor)
     if processor["type"] == "Sequence":
-        result["processors"] = [renumbered(part, ids) for part in processor["processors"]]
+        result["processors"] = [renumber(part, ids) for part in processor["processors"]]
     elif processor["type"] == "TemplateProcessing":
         result["special_tokens"] = {
             name: {**entry, "ids": [_id(token, ids) for token in entry["tokens"]]}
@@ -34,18 +34,18 @@ def renumbered(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict
     return result
 
 
-def inserted(processor: dict[str, Any] | None) -> Iterator[tuple[str, int]]:
+def template_tokens(processor: dict[str, Any] | None) -> Iterator[tuple[str, int]]:
     """Each token that the post-processor can insert, and the id that it inserts for it."""
     if processor is None:
         return
     for part in processor.get("processors", ()):
-        yield from inserted(part)
+        yield from template_tokens(part)
     for entry in processor.get("special_tokens", {}).values():
         yield from zip(entry["tokens"], entry["ids"], strict=True)
     yield from ((processor[name][0], processor[name][1]) for name in ("sep", "cls") if name in processor)
 
 
-def inserted_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def template_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the tokenizer itself puts before and behind a text."""
     encoded = tokenizer.backend_tokenizer.encode("a")
     inside = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]

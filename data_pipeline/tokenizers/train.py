@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
 from data_pipeline.errors import ConfigError, DataError, ModelError, reason
 from data_pipeline.tokenizers import alphabet, rules
 from data_pipeline.tokenizers.canonical import role_ids
-from data_pipeline.tokenizers.extend import extended
-from data_pipeline.tokenizers.folder import load, rebuilt
-from data_pipeline.tokenizers.template import inserted, renumbered
+from data_pipeline.tokenizers.extend import extend_vocabulary
+from data_pipeline.tokenizers.folder import load, rebuild
+from data_pipeline.tokenizers.template import renumber, template_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,12 +88,12 @@ def train(
     base = old if config.extend else _rules(source, old, corpus, config)
     trained = _trained(source, base, corpus, config)
     if config.extend:
-        result = rebuilt(source, extended(old, trained, _ids(source)), corpus[:_COMPARED])
+        result = rebuild(source, extend_vocabulary(old, trained, _ids(source)), corpus[:_COMPARED])
     else:
-        result = rebuilt(source, trained, corpus[:_COMPARED], **_settings(old, config))
-    if (found := rules.cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > rules.CUT:
+        result = rebuild(source, trained, corpus[:_COMPARED], **_settings(old, config))
+    if (found := rules.word_cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > rules.MAX_DAMAGED_SHARE:
         warn(_cost(source, result, found, corpus, config))
-    if config.extend and (lost := rules.dropped_note(source.backend_tokenizer.normalizer, corpus)):
+    if config.extend and (lost := rules.dropped_accents_warning(source.backend_tokenizer.normalizer, corpus)):
         warn(f"{lost}; an extended vocabulary keeps the old rules, a new one (extend=false) does not")
     return result
 
@@ -102,12 +102,12 @@ def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[st
     """The source's rules, but for those that drop accents, and those that cut the text's words at their vowel signs if
     transformers loads the tokenizer without them."""
     spec = old if config.strip_accents else old | {"normalizer": rules.with_accents(old["normalizer"])}
-    if rules.cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= rules.CUT:
+    if rules.word_cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= rules.MAX_DAMAGED_SHARE:
         return spec
     changed = spec | {"pre_tokenizer": rules.with_marks(spec["pre_tokenizer"])}
     marked = sorted(corpus, key=lambda line: -len(rules.MARK.findall(line)))
     try:
-        rebuilt(source, _at_their_ids(changed, source), marked[:_COMPARED], **_settings(old, config))
+        rebuild(source, _at_their_ids(changed, source), marked[:_COMPARED], **_settings(old, config))
     except ModelError:
         return spec
     return changed
@@ -115,14 +115,14 @@ def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[st
 
 def _settings(old: dict[str, Any], config: TokenizerConfig) -> dict[str, Any]:
     """Keys of `tokenizer_config.json` that repeat what the normaliser does, for the classes that build it from them."""
-    bert = any(part["type"] == "BertNormalizer" for part in rules.parts(old["normalizer"], "normalizers"))
+    bert = any(part["type"] == "BertNormalizer" for part in rules.rule_parts(old["normalizer"], "normalizers"))
     return {"strip_accents": config.strip_accents} if bert or config.strip_accents else {}
 
 
 def _cost(
     source: PreTrainedTokenizerFast,
     made: PreTrainedTokenizerFast,
-    found: rules.Cuts,
+    found: rules.WordCuts,
     corpus: list[str],
     config: TokenizerConfig,
 ) -> str:
@@ -148,12 +148,12 @@ def _trained(
     backend = Tokenizer.from_str(json.dumps(_emptied(base)))
     lines = _normalised(base, corpus)
     reserved = _reserved(source, base)
-    byte_level = any(part["type"] == "ByteLevel" for part in rules.parts(base["pre_tokenizer"], "pretokenizers"))
+    byte_level = any(part["type"] == "ByteLevel" for part in rules.rule_parts(base["pre_tokenizer"], "pretokenizers"))
     kept: set[str] = set()
     if not byte_level:
-        counts = alphabet.counted(lines)
-        kept = alphabet.covering(counts, config.character_coverage)
-        lines = list(alphabet.without(lines, set(counts) - kept))
+        counts = alphabet.count_characters(lines)
+        kept = alphabet.covering_characters(counts, config.character_coverage)
+        lines = list(alphabet.blank_out(lines, set(counts) - kept))
     kind = base["model"]["type"]
     continuing = _continuing_characters(backend, lines) if kind == "WordPiece" else []
     characters = 256 if byte_level else len(kept) + len(continuing) + (kind != "WordPiece")
@@ -182,7 +182,7 @@ def _trained(
             "Give more text or a smaller shard.tokenizer.vocab_size.",
         )
     added = sorted(({**token, "id": ids[token["content"]]} for token in base["added_tokens"]), key=lambda token: token["id"])
-    return base | {"model": model, "added_tokens": added, "post_processor": renumbered(base["post_processor"], ids)}
+    return base | {"model": model, "added_tokens": added, "post_processor": renumber(base["post_processor"], ids)}
 
 
 def _check_size(needed: int, characters: int, config: TokenizerConfig) -> None:
@@ -203,7 +203,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _at_their_ids(spec: dict[str, Any], source: PreTrainedTokenizerFast) -> dict[str, Any]:
     """`spec` with the added tokens of the source in the model's vocabulary."""
-    return extended(spec, {"model": spec["model"], "added_tokens": []}, _ids(source))
+    return extend_vocabulary(spec, {"model": spec["model"], "added_tokens": []}, _ids(source))
 
 
 def _emptied(base: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +248,9 @@ def _reserved(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> list[str
     """Tokens that the new vocabulary has in any case and that come first in it, in the order of their old ids: added ones,
     those with a role or in the template, the unknown one, and single bytes where the family falls back on them."""
     ids, model = _ids(source), base["model"]
-    found = {token["content"] for token in base["added_tokens"]} | {token for token, _ in inserted(base["post_processor"])}
+    found = {token["content"] for token in base["added_tokens"]} | {
+        token for token, _ in template_tokens(base["post_processor"])
+    }
     found |= {str(source.convert_ids_to_tokens(number)) for number in role_ids(source).values()}
     unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
     if unknown is not None:

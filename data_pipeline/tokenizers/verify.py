@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.text.words import words
 from data_pipeline.tokenizers.canonical import canonical_tokens, matching_roles, script, special_roles
-from data_pipeline.tokenizers.template import inserted, inserted_ids
+from data_pipeline.tokenizers.template import template_ids, template_tokens
 
 _WORDS = 200
 """Words of a script or language that are encoded and decoded."""
@@ -47,7 +47,7 @@ def verify(
     old: PreTrainedTokenizerFast | None = None,
     texts: Mapping[str, Iterable[str]] | None = None,
     given: bool = False,
-) -> list[Finding]:
+) -> list[CheckResult]:
     """All checks of a tokenizer: `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script` and
     `round trip by language`.
 
@@ -82,7 +82,7 @@ def tokens_by_id(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     return found | {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast) -> Finding:
+def _ids(tokenizer: PreTrainedTokenizerFast) -> CheckResult:
     """No id has two tokens, no token two ids, and the file's ids are those that a text gets."""
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     shared = [number for number, count in Counter(vocabulary.values()).items() if count > 1]
@@ -96,7 +96,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> Finding:
     for text, number in _in_file(tokenizer).items():
         if vocabulary.get(text) != number:
             wrong.append(f"{text!r} has the id {number} in the file and {vocabulary.get(text)} once it is loaded")
-    return Finding.listed("token ids", f"{len(vocabulary):,} tokens, {len(added):,} of them added", wrong)
+    return CheckResult.from_failures("token ids", f"{len(vocabulary):,} tokens, {len(added):,} of them added", wrong)
 
 
 def _named(tokenizer: PreTrainedTokenizerFast, number: int) -> str:
@@ -116,7 +116,7 @@ def _in_file(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {**pieces, **{token["content"]: token["id"] for token in spec["added_tokens"]}}
 
 
-def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> Finding:
+def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> CheckResult:
     """Every token of an extended vocabulary has the id that it had, special or not."""
     ids = new.get_vocab() | {token.content: number for number, token in new.added_tokens_decoder.items()}
     before, after = tokens_by_id(old), tokens_by_id(new)
@@ -126,18 +126,18 @@ def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> Find
         for number, text in sorted(before.items())
         if ids.get(text) != number or after[number] != text
     ]  # fmt: skip
-    return Finding.listed("old ids", f"{len(before):,} old tokens in an extended vocabulary", moved)
+    return CheckResult.from_failures("old ids", f"{len(before):,} old tokens in an extended vocabulary", moved)
 
 
-def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast | None) -> Finding:
+def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast | None) -> CheckResult:
     """What stands around a text are the special tokens of the roles that it should have, and those of the old tokenizer."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     wrong = [
         f"the template inserts the id {number} for {token!r}, whose id is {tokenizer.get_vocab().get(token)}"
-        for token, number in inserted(spec["post_processor"])
+        for token, number in template_tokens(spec["post_processor"])
         if tokenizer.get_vocab().get(token) != number
     ]
-    roles, sides = special_roles(tokenizer), inserted_ids(tokenizer)
+    roles, sides = special_roles(tokenizer), template_ids(tokenizer)
     for ids, where, allowed in zip(sides, ("before", "behind"), (_BEGINS, _ENDS), strict=True):
         for number in ids:
             role = roles.get(number)
@@ -147,12 +147,12 @@ def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast |
                 )
     if old is not None:
         matches = matching_roles(old, tokenizer)
-        for then, now, where in zip(inserted_ids(old), sides, ("before", "behind"), strict=True):
+        for then, now, where in zip(template_ids(old), sides, ("before", "behind"), strict=True):
             expected = [matches.get(number) for number in then]
             if list(now) != expected:
                 wrong.append(f"{list(now)} stand {where} a text; by the old tokenizer it should be {expected}")
     said = " ... ".join(" ".join(map(str, tokenizer.convert_ids_to_tokens(list(side)))) or "nothing" for side in sides)
-    return Finding.listed("template", f"around a text: {said}", wrong)
+    return CheckResult.from_failures("template", f"around a text: {said}", wrong)
 
 
 def _dropper(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) -> str | None:
@@ -164,9 +164,9 @@ def _dropper(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) ->
     return "strip_accents" if tokenizer.init_kwargs.get("strip_accents") else None
 
 
-def _marks(tokenizer: PreTrainedTokenizerFast, dropper: str | None) -> Finding:
+def _marks(tokenizer: PreTrainedTokenizerFast, dropper: str | None) -> CheckResult:
     """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in, unless `dropper` does."""
-    counts = Counter(script(token) for token in canonical_tokens(tokenizer) if token is not None and token.word_start)
+    counts = Counter(script(token) for token in canonical_tokens(tokenizer) if token is not None and token.is_word_start)
     own = tokenizer.backend_tokenizer.normalizer
     dropped = [
         f"{name.lower()}: {word!r} becomes {own.normalize_str(word)!r}"
@@ -174,20 +174,20 @@ def _marks(tokenizer: PreTrainedTokenizerFast, dropper: str | None) -> Finding:
         if counts[name] >= _WORDS // 10 and own is not None and _marks_of(own.normalize_str(word)) < _marks_of(word)
     ]
     if dropped and dropper is not None:
-        return Finding(check="accents and vowel signs", said=f"dropped by {dropper}: {'; '.join(dropped)}")
-    return Finding.listed("accents and vowel signs", "of the scripts in the vocabulary", dropped)
+        return CheckResult(check="accents and vowel signs", detail=f"dropped by {dropper}: {'; '.join(dropped)}")
+    return CheckResult.from_failures("accents and vowel signs", "of the scripts in the vocabulary", dropped)
 
 
 def _marks_of(text: str) -> int:
     return sum(unicodedata.category(char)[0] == "M" for char in unicodedata.normalize("NFD", text))
 
 
-def _scripts(tokenizer: PreTrainedTokenizerFast) -> Finding:
+def _scripts(tokenizer: PreTrainedTokenizerFast) -> CheckResult:
     """Words of every script come back from encoding and decoding, blanks and the tokenizer's own normalisation aside."""
     found: dict[str, list[str]] = defaultdict(list)
     for token in canonical_tokens(tokenizer):
         name = script(token)
-        if token is not None and token.word_start and name and len(found[name]) < _WORDS:
+        if token is not None and token.is_word_start and name and len(found[name]) < _WORDS:
             found[name].append(token.payload.decode())
     own = tokenizer.backend_tokenizer.normalizer
     wrong = []
@@ -197,10 +197,10 @@ def _scripts(tokenizer: PreTrainedTokenizerFast) -> Finding:
             if "".join((back := _back(tokenizer, word)).split()) != "".join(normal.split()):
                 wrong.append(f"{name}: {word!r} comes back as {back!r}")
     said = ", ".join(f"{name.lower()} {len(members)}" for name, members in sorted(found.items()))
-    return Finding.listed("round trip by script", said, wrong)
+    return CheckResult.from_failures("round trip by script", said, wrong)
 
 
-def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], marks: bool) -> Finding:
+def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], marks: bool) -> CheckResult:
     """Letters, marks and digits of real words come back, but for case and compatibility forms; unknown words are counted."""
     wrong, shares = [], []
     for lang, lines in sorted(texts.items()):
@@ -212,7 +212,7 @@ def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[
         wrong += [
             f"{lang}: {word!r} comes back as {back!r}" for word, back in pairs if _folded(back, marks) != _folded(word, marks)
         ]
-    return Finding.listed("round trip by language", f"words that are known: {', '.join(shares)}", wrong)
+    return CheckResult.from_failures("round trip by language", f"words that are known: {', '.join(shares)}", wrong)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, word: str) -> list[int]:

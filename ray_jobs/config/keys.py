@@ -52,38 +52,38 @@ def keys(section: Any, prefix: str = "") -> Iterator[Key]:
             yield from keys(default, f"{name}.")
             continue
         yield Key(name=name, type=hint, default=MISSING if default == "???" else default, doc=docs.get(entry.name, ""))
-        if (inner := item(hint)) is not None:
+        if (inner := item_type(hint)) is not None:
             yield from keys(inner, f"{name}[].")
 
 
-def item(hint: Any) -> type | None:
+def item_type(hint: Any) -> type | None:
     """The dataclass of which a key is a list, if it is one."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     return inner if is_dataclass(inner) and isinstance(inner, type) else None
 
 
-def described(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """A type in words, e.g. `integer or null`."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return ", ".join(map(str, inside[:-1])) + f" or {inside[-1]}" if len(inside) > 1 else str(inside[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if one is types.NoneType else described(one) for one in inside)
+        return " or ".join("null" if one is types.NoneType else type_name(one) for one in inside)
     if origin is tuple:
-        return f"list of {described(inside[0])}"
+        return f"list of {type_name(inside[0])}"
     if origin is dict and inside[1] is not Any:
-        return f"map of {described(inside[0])} to {described(inside[1])}"
+        return f"map of {type_name(inside[0])} to {type_name(inside[1])}"
     return _NAMES.get(hint, "section")
 
 
-def written(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """A value as YAML has it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(written, value))}]"
+        return f"[{', '.join(map(yaml_value, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {yaml_value(one)}' for key, one in value.items())}}}"
     return str(value) if value != "" else "''"
 
 
@@ -104,7 +104,7 @@ def values(
         if isinstance(given, str) and "${" in given:
             return
         raise ConfigError(
-            f"expected a section, got {written(given)}.", (where + prefix).rstrip(". :"), f"Its keys: {_own(section)}."
+            f"expected a section, got {yaml_value(given)}.", (where + prefix).rstrip(". :"), f"Its keys: {_own(section)}."
         )
     hints, root = typing.get_type_hints(section), root or section
     for name, value in given.items():
@@ -113,7 +113,7 @@ def values(
             raise ConfigError("there is no such key.", where + full, advice(full, root))
         if is_dataclass(hints[name]):
             yield from values(value, hints[name], where, f"{full}.", root)
-        elif (inner := item(hints[name])) is not None and isinstance(value, list):
+        elif (inner := item_type(hints[name])) is not None and isinstance(value, list):
             for place, one in enumerate(value):
                 yield from values(one, inner, where, f"{full}[{place}].", root)
                 _check_required(one, inner, f"{where}{full}[{place}]")

@@ -15,7 +15,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.artifacts import storage
-from data_pipeline.errors import ConfigError, ScionError, without_passwords
+from data_pipeline.errors import ConfigError, ScionError, mask_passwords
 from ray_jobs.config import keys, yaml_text
 from ray_jobs.config.schema import AUTO, RUN_KEYS, RUN_RULE, ScionConfig
 from ray_jobs.jobs import JOBS
@@ -87,7 +87,7 @@ def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
     return None
 
 
-def varied(config: ScionConfig, changes: Mapping[str, Any], where: str) -> ScionConfig:
+def with_changes(config: ScionConfig, changes: Mapping[str, Any], where: str) -> ScionConfig:
     """The same with other values, given in sections as in YAML.
 
     Raises:
@@ -157,10 +157,10 @@ def _checked(given: Any, where: str) -> Any:
         try:
             OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(one), {"value": value}))
         except OmegaConfBaseException as error:
-            wanted, got = keys.described(hint), keys.written(value)
+            wanted, got = keys.type_name(hint), keys.yaml_value(value)
             raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
         if not _is_finite(value):
-            raise ConfigError(f"expected a finite number, got {keys.written(value)}.", f"{where}{name}")
+            raise ConfigError(f"expected a finite number, got {keys.yaml_value(value)}.", f"{where}{name}")
     return _with_items(given, ScionConfig)
 
 
@@ -168,7 +168,7 @@ def _check_runs(runs: list[Any], where: str) -> None:
     """Each run of a comparison is a piece of a configuration, and a name."""
     for place, run in enumerate(runs):
         if not isinstance(run, dict):
-            raise ConfigError(f"expected a section, got {keys.written(run)}.", f"{where}[{place}]", RUN_RULE)
+            raise ConfigError(f"expected a section, got {keys.yaml_value(run)}.", f"{where}[{place}]", RUN_RULE)
         for key in set(run) - {"name", *RUN_KEYS}:
             raise ConfigError("no key of a run.", f"{where}[{place}].{key}", RUN_RULE)
         _checked(_with_words(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
@@ -195,12 +195,12 @@ def _with_items(given: Any, section: type) -> Any:
             continue
         if is_dataclass(hint) and isinstance(hint, type):
             _with_items(given[name], hint)
-        elif (inner := keys.item(hint)) is not None and OmegaConf.is_list(given[name]):
+        elif (inner := keys.item_type(hint)) is not None and OmegaConf.is_list(given[name]):
             given[name] = [OmegaConf.merge(OmegaConf.structured(inner), one) for one in given[name]]
     return given
 
 
-def absolute(config: ScionConfig) -> ScionConfig:
+def with_absolute_paths(config: ScionConfig) -> ScionConfig:
     """The same with absolute local paths: workers run in other directories."""
     paths = {name: getattr(config, name) for name in _PATHS}
     if config.embed.model is not None and _on_disk(config.embed.model):
@@ -215,10 +215,10 @@ def absolute(config: ScionConfig) -> ScionConfig:
 
 def to_yaml(config: ScionConfig) -> str:
     """The resolved configuration, as it is written beside every run, without passwords."""
-    return str(without_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    return str(mask_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
 
 
-def keep(config: ScionConfig) -> None:
+def save_config(config: ScionConfig) -> None:
     """Writes `OUTPUT/config.yaml`. A file of that name which Scion did not write is the user's, and stays."""
     uri = config.at("config.yaml")
     if not storage.exists(uri) or storage.read_bytes(uri).startswith(_HEAD):
@@ -227,7 +227,7 @@ def keep(config: ScionConfig) -> None:
 
 def to_dict(config: ScionConfig) -> dict[str, Any]:
     """The same as plain values."""
-    return dict(without_passwords(asdict(config)))
+    return dict(mask_passwords(asdict(config)))
 
 
 def _on_disk(spec: str) -> bool:

@@ -116,7 +116,7 @@ def _check_mixture(alpha: float, weights: dict[str, float], where: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureStage:
+class MixturePhase:
     """A part of the run with other proportions of the languages."""
 
     until: int
@@ -141,7 +141,7 @@ class PretrainConfig:
     """Several languages are drawn in proportion to tokens ** alpha: 1 is as found, 0 is equally often."""
     weights: dict[str, float] = field(default_factory=dict)
     """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
-    stages: tuple[MixtureStage, ...] = ()
+    stages: tuple[MixturePhase, ...] = ()
     """Other proportions at the beginning of the run, in order."""
     heldout_rows: int = 96
     """Held-out rows scored for bits per byte, before and after."""

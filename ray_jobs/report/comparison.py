@@ -15,7 +15,7 @@ TITLE = "bits per byte of held-out text, {made.steps:,} steps, {made.spread} (le
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class MeanAndSd:
     """Mean and standard deviation over the seeds; 0 for a single seed, which has none."""
 
     mean: float
@@ -33,19 +33,19 @@ class Row:
     """Starts share a rank while their final means lie within two standard deviations of the first one's."""
     name: str
     """Of the start: its method, or what `compare.runs` calls it."""
-    first: Figure
+    first: MeanAndSd
     """Bits per byte before training."""
-    final: Figure
+    final: MeanAndSd
     """Bits per byte after it."""
-    steps_to_random: Figure | None
+    steps_to_random: MeanAndSd | None
     """Steps after which the start is as good as the random start at its end, by `steps_to`; None when it is never, with some
     seed, or when there is no random start."""
     flat_from: int | None
     """The step from which on the mean curve no longer falls, where that is in the first three quarters of the run."""
-    before: Figure | None
+    before: MeanAndSd | None
     """Accuracy@1, the mean of both directions, before training; None for decoders."""
-    after: Figure | None
-    curve: dict[int, Figure]
+    after: MeanAndSd | None
+    curve: dict[int, MeanAndSd]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +103,8 @@ def compare(cells: Mapping[tuple[str, int], Mapping[str, Any]]) -> Comparison:
     return Comparison(steps=steps, seeds=len(seeds), rows=rows)
 
 
-def figure(values: list[float]) -> Figure:
-    return Figure(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else 0.0)
+def figure(values: list[float]) -> MeanAndSd:
+    return MeanAndSd(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def falling(curve: Mapping[int, float]) -> dict[int, float]:
@@ -137,13 +137,13 @@ def _flat_from(curve: Mapping[int, float]) -> int | None:
     return first if first <= 0.75 * max(curve) else None
 
 
-def flat(made: Comparison) -> str:
+def flat_curves(made: Comparison) -> str:
     """Which curves had stopped to fall, since steps say little about them; nothing where none had."""
     named = [f"{row.name} from step {row.flat_from}" for row in made.rows if row.flat_from is not None]
     return f"flat at their end, so that steps say little: {', '.join(named)}" if named else ""
 
 
-def _ranks(finals: list[Figure]) -> list[int]:
+def _ranks(finals: list[MeanAndSd]) -> list[int]:
     """1, 1, 3, ...: a new rank begins where a mean is more than two standard deviations above the rank's first one."""
     ranks: list[int] = []
     first = 0
@@ -193,7 +193,7 @@ def render(made: Comparison, papers: Mapping[str, str], source_model: str, confi
         title=TITLE.format(made=made),
         columns=made.columns,
         rows=[(cells(made, row), papers[row.name]) for row in made.rows],
-        flat=flat(made),
+        flat=flat_curves(made),
         curves=plots.comparison(curves),
         alt="; ".join(f"{row.name} {row.first.mean:.3f} to {row.final.mean:.3f}" for row in made.rows),
         best=best,

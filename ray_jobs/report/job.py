@@ -9,52 +9,52 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
-from ray_jobs.config.load import keep, to_dict, to_yaml
+from ray_jobs.config.load import save_config, to_dict, to_yaml
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
-from ray_jobs.stage import Stage, need, starts
+from ray_jobs.stage import Stage, require, starts
 
 KIND = "report"
 PAGE, SUMMARY = "report.html", "summary.json"
 
 
-def there(config: ScionConfig) -> dict[str, Plan]:
+def finished_specs(config: ScionConfig) -> dict[str, Spec]:
     """The finished artefacts by the name of the stage in the summary."""
-    found = {"shard": shard.plan(config)}
-    for name, plan_of in (("transfer", transfer.plan), ("pretrain", pretrain.plan), ("embed", embed.plan)):
+    found = {"shard": shard.spec(config)}
+    for name, plan_of in (("transfer", transfer.spec), ("pretrain", pretrain.spec), ("embed", embed.spec)):
         found |= {storage.join(start.folder, name): plan_of(config, start) for start in starts(config)}
-    found |= {"merge": merge.plan(config), "serve": serve.plan(config)}
-    found["evaluate"] = evaluate.plan(config, evaluate.there(config))
-    return {name: plan for name, plan in found.items() if artifact.existing(plan, replace=name == "evaluate") is not None}
+    found |= {"merge": merge.spec(config), "serve": serve.spec(config)}
+    found["evaluate"] = evaluate.spec(config, evaluate.finished_models(config))
+    return {name: plan for name, plan in found.items() if artifact.find(plan, replace=name == "evaluate") is not None}
 
 
-def stage(config: ScionConfig, plans: dict[str, Plan]) -> Stage:
+def stage(config: ScionConfig, plans: dict[str, Spec]) -> Stage:
     """The report on the artefacts of `plans`, by the name of the stage in the summary."""
-    own = Plan(uri=config.at("report"), kind=KIND, config={}, inputs={name: plan.id for name, plan in plans.items()})
-    return Stage(name="report", plan=own, fill=partial(fill, config, plans), derived=True)
+    own = Spec(uri=config.at("report"), kind=KIND, config={}, inputs={name: plan.id for name, plan in plans.items()})
+    return Stage(name="report", plan=own, fill=partial(fill, config, plans), is_derived=True)
 
 
-def fill(config: ScionConfig, plans: dict[str, Plan], draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, plans: dict[str, Spec], draft: Draft, report: Reporter) -> str:
     """Writes the page and the summary into the output folder, where users look; `report/` only says that it is done."""
     write(config, plans)
     return f"{PAGE} and {SUMMARY}"
 
 
-def write(config: ScionConfig, plans: dict[str, Plan]) -> Summary:
+def write(config: ScionConfig, plans: dict[str, Spec]) -> Summary:
     """Builds both files from finished stages.
 
     Raises:
         ArtifactError: one is missing.
     """
-    found = {name: artifact.read(need(plan, name), plan.kind, name) for name, plan in plans.items()}
+    found = {name: artifact.read(require(plan, name), plan.kind, name) for name, plan in plans.items()}
     folders = {start.name: start.folder for start in starts(config)}
     summary = summarize(found, folders, to_dict(config))
     resolved = to_yaml(config)
-    keep(config)
+    save_config(config)
     storage.write_bytes(config.at(PAGE), page.render(summary, resolved).encode())
     storage.write_bytes(config.at(SUMMARY), to_json(summary))
     return summary
@@ -66,13 +66,13 @@ def needs_ray(config: ScionConfig) -> bool:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    plans = there(config)
-    need(shard.plan(config), "shard")
+    plans = finished_specs(config)
+    require(shard.spec(config), "shard")
     stage(config, plans).run(console)
     show(config, plans, console)
 
 
-def show(config: ScionConfig, plans: dict[str, Plan], console: Console) -> None:
+def show(config: ScionConfig, plans: dict[str, Spec], console: Console) -> None:
     """The numbers that a user asks for first, and where the rest is. Files that somebody removed are written again."""
     files = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
     summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if files else write(config, plans)

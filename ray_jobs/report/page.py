@@ -11,7 +11,7 @@ from data_pipeline.artifacts import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.summary import Summary, before_and_after, best, languages, models, starts
-from trainer.engine.changes import described
+from trainer.engine.changes import describe
 
 _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
 
@@ -34,7 +34,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         rows=retrieval_rows(summary),
         languages=language_tables(summary),
         facts=facts(summary),
-        changes=[f"{stage} {described(one)}" for stage, made in summary["changes"].items() for one in made],
+        changes=[f"{stage} {describe(one)}" for stage, made in summary["changes"].items() for one in made],
         best=plots.model_label(best(summary)) if summary["retrieval"] else "",
         same_start=starts(summary) == ("random",),
         compared=len(starts(summary)) > 1,

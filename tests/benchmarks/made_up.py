@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.shards import format, manifest
-from data_pipeline.shards.pack import Packed
+from data_pipeline.shards.pack import PackedRows
 
 SHARD_ROWS = 16_384
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -23,7 +23,7 @@ def rows(folder: str, languages: dict[str, int], length: int, vocabulary: int, s
             count = min(SHARD_ROWS, total - start)
             ids = len(SPECIAL) + ((vocabulary - len(SPECIAL)) * rng.random((count, length), np.float32) ** 3).astype(np.uint32)
             starts, full = list(np.zeros((count, 1), np.int32)), np.full(count, length, np.int32)
-            packed = Packed(ids=ids, n_tokens=full, doc_starts=starts, cut=0)
+            packed = PackedRows(ids=ids, n_tokens=full, doc_starts=starts, cut_documents=0)
             path, tokens = f"{name}/part-{len(shards):05d}.parquet", count * length
             sha256 = format.write(os.path.join(folder, path), format.text_rows(packed, vocabulary))
             size = {"rows": count, "documents": count, "tokens": tokens, "text_tokens": tokens, "text_bytes": 4 * tokens}

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
 from data_pipeline.feed.reader import read_located
-from data_pipeline.order.row_order import OrderPlan
+from data_pipeline.order.row_order import RowOrder
 from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks import made_up
@@ -30,18 +30,18 @@ LENGTH, VOCABULARY = 8, 1000
 
 def measured(manifest: Manifest, folder: str, world: int, batch: int, sample: int) -> dict[str, Any]:
     """The reads of `sample` workers of `world`, evenly chosen, in a span of the length that spans grow to."""
-    plan = OrderPlan(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
-    rows = PlannedRows(plan=plan, folder=folder, manifest=manifest, micro=None)
+    plan = RowOrder(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
+    rows = OrderedRows(order=plan, folder=folder, manifest=manifest, micro_batch=None)
     feeds = [RankFeed(rows=rows, rank=rank, world=world) for rank in range(world)]
     first, *_, longest = feeds[0].spans(0, 1 << 20)[:-1]
     began = time.perf_counter()
-    for task in feeds[0].read_tasks([feeds[0].expected(step) for step in range(*first)]):
+    for task in feeds[0].read_tasks([feeds[0].slots(step) for step in range(*first)]):
         read_located(folder, task)
     soon = time.perf_counter() - began
     needed = read = files = tasks = 0
     chosen = np.unique(np.linspace(0, world - 1, min(sample, world)).astype(int))
     for rank in chosen:
-        steps = [feeds[rank].expected(step) for step in range(*longest)]
+        steps = [feeds[rank].slots(step) for step in range(*longest)]
         needed += sum(int((step.weight > 0).sum()) for step in steps)
         for task in feeds[rank].read_tasks(steps):
             counted = rows_by_file(manifest, task)

@@ -37,7 +37,7 @@ import numpy as np
 import psutil
 
 from data_pipeline.order.mixture import temperature_weights
-from data_pipeline.order.row_order import OrderPlan, Stream
+from data_pipeline.order.row_order import RowOrder, Stream
 from data_pipeline.shards import format, manifest
 from tests.benchmarks import made_up
 
@@ -90,7 +90,7 @@ def ours(place: Place, ray_data: bool) -> Way:
     """Our feed, as a job has it: Ray Data tasks read ahead, for which Ray runs, but not Ray Data; or read in this process."""
     import torch
 
-    from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+    from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
 
     stack = ExitStack()
     if ray_data:
@@ -104,9 +104,9 @@ def ours(place: Place, ray_data: bool) -> Way:
     def batches(step: int, _: Any) -> Generator[Any, None, None]:
         found = manifest.load(place.folder)
         tokens = {name: sum(shard.tokens for shard in shards) for name, shards in found.streams.items()}
-        plan = OrderPlan(streams=found.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
-        feed = RankFeed(rows=PlannedRows(plan=plan, folder=place.folder, manifest=found, micro=None), rank=0, world=1)
-        for table in (feed.stream if ray_data else feed.local)(step, place.step(100)):
+        plan = RowOrder(streams=found.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
+        feed = RankFeed(rows=OrderedRows(order=plan, folder=place.folder, manifest=found, micro_batch=None), rank=0, world=1)
+        for table in (feed.read_with_ray if ray_data else feed.read_local)(step, place.step(100)):
             yield torch.from_numpy(format.token_ids(table["input_ids"], LENGTH))
 
     return Way(batches=batches, close=stack.close, lead=LEAD)
@@ -235,9 +235,9 @@ def leave(way: Way, told: dict[str, Any]) -> None:
 def lookups(place: Place, size: int, batches: int) -> None:
     """Random slots of an order of a thousand times the rows, `size` at once: how many a second, and the memory at the peak."""
 
-    def plan(rows: int) -> OrderPlan:
+    def plan(rows: int) -> RowOrder:
         streams = tuple(Stream(name=n, rows=round(rows * share), weight=share**TEMPERATURE) for n, share in LANGUAGES.items())
-        return OrderPlan(streams=streams, batch=BATCH, seed=SEED)
+        return RowOrder(streams=streams, batch=BATCH, seed=SEED)
 
     rng, rows = np.random.default_rng(SEED), 1000 * place.rows
     plan(1000).lookup(rng.integers(0, 1000, 10))  # first calls are not the order's memory

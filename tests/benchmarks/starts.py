@@ -105,7 +105,7 @@ def packed(tokenizer: Any, texts: list[str]) -> tuple[pa.Table, int, int]:
     """Rows as the feed gives them, the number of text tokens and of text bytes."""
     frame = frame_of(tokenizer)
     encoded = encode(tokenizer.backend_tokenizer, pa.array(texts))
-    made = concat_split(encoded.framed(frame.prefix, frame.suffix), LENGTH, frame.pad)
+    made = concat_split(encoded.wrap(frame.prefix, frame.suffix), LENGTH, frame.pad)
     table = format.text_rows(made, len(tokenizer))
     zeros = pa.array(np.zeros(len(table), np.int64))
     table = table.append_column("stream", zeros).append_column("epoch", zeros)
@@ -194,7 +194,9 @@ def accuracy(case: Case, model: Any) -> float:
     embedder = Embedder(model.eval().base_model, case.problem.target, EmbedderSpec(max_length=LENGTH))
     anchors, positives = (list(side) for side in zip(*case.text.test, strict=True))
     names = [str(number) for number in range(len(anchors))]
-    found, _ = retrieval.evaluate(embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names)))
+    found, _ = retrieval.Retrieval()(
+        embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names))
+    )
     return round(statistics.fmean(found[way]["accuracy_at_1"] for way in found), 4)
 
 
@@ -230,9 +232,9 @@ def main(argv: list[str]) -> None:
         case = prepared(language, given.pairs)
         for name in given.starts:
             began = time.perf_counter()
-            made = chain.rows(case.problem, name, settings.__getitem__)
+            made = chain.place(case.problem, name, settings.__getitem__)
             plan = assemble(case.problem, replace(made, weights=made.weights * np.float32(given.scale)), name)
-            facts = {"language": language, "start": name, "placed": plan.placed(), "fates": plan.fates(),
+            facts = {"language": language, "start": name, "placed": plan.placed_by_method(), "fates": plan.fates(),
                      "sharpness": sharpness(plan), "pairs": len(case.text.train), "aligned_top": aligned.top,
                      "scale": given.scale}  # fmt: skip
             for seed in given.seeds:

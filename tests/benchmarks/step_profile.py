@@ -69,7 +69,7 @@ def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -
             kinds[kind_of(event.key.removeprefix("aten::"))] += taken / 1e6 / steps
     flops, told = task.module().flops(), timed[-1]
     return {"seconds": statistics.median(sum(one.seconds.values()) for one in timed), "kinds": dict(kinds.most_common()),
-            "operations": flops.step(told.tokens, sum(told.targets), told.pairs)}  # fmt: skip
+            "operations": flops.step(told.tokens, sum(told.targets), told.attention_pairs)}  # fmt: skip
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     feed = RankFeed(rows=training.planned(rows, config), rank=0, world=1)
     made = training.task(model, feed.rows.manifest.length)
-    batches, module = [made.collator()(table) for table in feed.local(0, config.steps)], made.module().train()
+    batches, module = [made.collator()(table) for table in feed.read_local(0, config.steps)], made.module().train()
     if gpu:
         module = module.to("cuda", torch.bfloat16)
         module.compile_graph()

@@ -12,21 +12,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
-from data_pipeline.order.row_order import OrderPlan
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
+from data_pipeline.order.row_order import RowOrder
 from data_pipeline.shards import manifest
 from trainer.config.train import TrainConfig
-from trainer.engine.setup import engine_for
-from trainer.engine.step import Outcome, optimizer_step, set_rates
+from trainer.engine.setup import make_engine
+from trainer.engine.step import StepOutcome, optimizer_step, set_rates
 from trainer.tasks.language_modeling import LanguageModelTask
 
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
 
 
-def planned(folder: str, config: TrainConfig) -> PlannedRows:
+def planned(folder: str, config: TrainConfig) -> OrderedRows:
     found = manifest.load(folder)
-    plan = OrderPlan(streams=found.order_streams(dict.fromkeys(found.streams, 1.0)), batch=config.batch_size, seed=SEED)
-    return PlannedRows(plan=plan, folder=folder, manifest=found, micro=config.micro_batch)
+    plan = RowOrder(streams=found.order_streams(dict.fromkeys(found.streams, 1.0)), batch=config.batch_size, seed=SEED)
+    return OrderedRows(order=plan, folder=folder, manifest=found, micro_batch=config.micro_batch)
 
 
 def task(folder: str, length: int) -> LanguageModelTask:
@@ -74,21 +74,21 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     return {"seconds": seconds, "losses": losses}
 
 
-def steps(made: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[Outcome]:
+def steps(made: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[StepOutcome]:
     """An engine in the process group that is there, which trains a step each time that it is asked for one."""
     import torch.distributed as dist
 
     feed = RankFeed(rows=planned(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
     collate, (micro, accumulation) = made.collator(), feed.shape(0)
-    engine = engine_for(made.module(), config, micro, accumulation)
+    engine = make_engine(made.module(), config, micro, accumulation)
     engine.train()
 
-    def step(number: int, table: pa.Table) -> Outcome:
+    def step(number: int, table: pa.Table) -> StepOutcome:
         batches: list[Any] = [collate(table.slice(i * micro, micro)) for i in range(accumulation)]
         set_rates(engine, config, number)
         return optimizer_step(engine, batches, 1, 0, False)
 
-    return itertools.starmap(step, enumerate(feed.local(0, config.steps)))
+    return itertools.starmap(step, enumerate(feed.read_local(0, config.steps)))
 
 
 def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspeed: bool) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
     from trainer.models import loading
 
     feed = RankFeed(rows=planned(rows, config), rank=0, world=1)
-    ids = [token_ids(table["input_ids"], feed.rows.manifest.length) for table in feed.local(0, config.steps)]
+    ids = [token_ids(table["input_ids"], feed.rows.manifest.length) for table in feed.read_local(0, config.steps)]
     data = Dataset.from_dict({"input_ids": [row for step in ids for row in step]})
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     gpu = torch.cuda.is_available()

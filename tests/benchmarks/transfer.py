@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from trainer.transfer import apply
 from trainer.transfer.factorise import factorise
 from trainer.transfer.plan import Provenance, TransferPlan
-from trainer.transfer.search.neighbours import top_softmax, top_sparsemax, unit
+from trainer.transfer.search.neighbours import top_softmax, top_sparsemax, unit_rows
 
 AUXILIARY, WIDTH = 300, 768
 NEIGHBOURS, TEMPERATURE = 10, 0.1
@@ -81,10 +81,10 @@ class Focus:
 
     def __init__(self, scale: float) -> None:
         self.new, self.shared = normal(int(20_000 * scale), AUXILIARY, 1), normal(int(10_000 * scale), AUXILIARY, 2)
-        self.old = normal(len(self.shared), WIDTH, 3)
+        self.source_ids = normal(len(self.shared), WIDTH, 3)
 
     def ours(self) -> Rows:
-        return mixed(*top_sparsemax(unit(self.new), unit(self.shared)), self.old)
+        return mixed(*top_sparsemax(unit_rows(self.new), unit_rows(self.shared)), self.source_ids)
 
     def theirs(self) -> Rows:
         from deepfocus.focus import focus_additional_token_initialization
@@ -94,7 +94,7 @@ class Focus:
         new = {str(n): NewToken(token[n], vector) for n, vector in enumerate(self.new.numpy())}
         shared = {
             str(n): OverlappingToken([], token[n], row, vector)
-            for n, (row, vector) in enumerate(zip(self.old, self.shared.numpy(), strict=True))
+            for n, (row, vector) in enumerate(zip(self.source_ids, self.shared.numpy(), strict=True))
         }
         return focus_additional_token_initialization(shared, new, torch.zeros(len(new), WIDTH)).numpy()
 
@@ -125,11 +125,11 @@ class Wechsel:
 
     def __init__(self, scale: float) -> None:
         size = int(20_000 * scale)
-        self.new, self.keys, self.old = normal(size, AUXILIARY, 1), normal(size, AUXILIARY, 2), normal(size, WIDTH, 3)
+        self.new, self.keys, self.source_ids = normal(size, AUXILIARY, 1), normal(size, AUXILIARY, 2), normal(size, WIDTH, 3)
         self.vocabulary = Vocabulary(size)
 
     def ours(self) -> Rows:
-        return mixed(*top_softmax(unit(self.new), unit(self.keys), NEIGHBOURS, TEMPERATURE), self.old)
+        return mixed(*top_softmax(unit_rows(self.new), unit_rows(self.keys), NEIGHBOURS, TEMPERATURE), self.source_ids)
 
     def theirs(self) -> Rows:
         import wechsel
@@ -137,7 +137,7 @@ class Wechsel:
         vectors = self.keys.numpy().astype(self.dtype), self.new.numpy().astype(self.dtype)
         both = self.vocabulary, self.vocabulary
         rows, _, _ = wechsel.create_target_embeddings(
-            *vectors, *both, self.old.numpy(), NEIGHBOURS, TEMPERATURE, verbose=False
+            *vectors, *both, self.source_ids.numpy(), NEIGHBOURS, TEMPERATURE, verbose=False
         )  # fmt: skip
         return rows
 
@@ -153,14 +153,14 @@ class Ofa:
 
     def __init__(self, scale: float) -> None:
         decay = torch.logspace(0, -1, WIDTH)
-        self.old = normal(int(20_000 * scale), WIDTH, 1) * decay
+        self.source_ids = normal(int(20_000 * scale), WIDTH, 1) * decay
 
     def ours(self) -> Rows:
-        coordinates, primitives = factorise(self.old, RANK, "paper")
+        coordinates, primitives = factorise(self.source_ids, RANK, "paper")
         return coordinates.numpy() @ primitives.numpy()
 
     def theirs(self) -> Rows:
-        u, s, vt = np.linalg.svd(self.old.numpy(), full_matrices=False)
+        u, s, vt = np.linalg.svd(self.source_ids.numpy(), full_matrices=False)
         return u[:, :RANK] @ (s[:RANK, None] * vt[:RANK])
 
 
@@ -248,14 +248,14 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def huge(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds on the clock and memory of WECHSEL's kernel on Ray, for two vocabularies of 250,000."""
-    from cluster.ray_executor import RaySpread
+    from cluster.ray_executor import RayExecutor
     from cluster.session import ray_session
 
     size = int(250_000 * options.scale)
     torch.set_num_threads(options.threads)
     with ray_session(workers=1, worker_cpus=1.0, address=None), watched() as peak:
-        new, keys = unit(normal(size, AUXILIARY, 1)), unit(normal(size, AUXILIARY, 2))
-        spread = RaySpread(options.memory << 30, said=lambda text: print(text, file=sys.stderr, flush=True))
+        new, keys = unit_rows(normal(size, AUXILIARY, 1)), unit_rows(normal(size, AUXILIARY, 2))
+        spread = RayExecutor(options.memory << 30, said=lambda text: print(text, file=sys.stderr, flush=True))
         start = time.perf_counter()
         _, weights = top_softmax(new, keys, NEIGHBOURS, TEMPERATURE, spread)
         wall = time.perf_counter() - start

@@ -72,7 +72,7 @@ def run(name: str, folder: str, method: str, root: Path, console: Console) -> No
         extra = [f"transfer.methods.{method}.donor={_donor(name, folder, root)}"]
         extra += [f"transfer.methods.{method}.top=64"] if method == "clp" else []
     settings = [f"source_model={folder}", f"method={method}", f"output={output}", *extra]
-    config = configs.absolute(configs.load(CONF, settings))
+    config = configs.with_absolute_paths(configs.load(CONF, settings))
     transfer(config, console)
     verify.command([str(output / "transfer")], console)
 
@@ -84,7 +84,7 @@ def _donor(name: str, folder: str, root: Path) -> str:
         console = Console(quiet=True)
         config = configs.load(CONF, [f"source_model={folder}", "method=aligned", f"output={root / 'runs' / name}"])
         shutil.rmtree(root / "runs" / name / "transfer", ignore_errors=True)
-        transfer(configs.absolute(config), console)
+        transfer(configs.with_absolute_paths(config), console)
         donor.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(root / "runs" / name / "transfer", donor)
     return str(donor)

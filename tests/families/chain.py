@@ -27,7 +27,7 @@ from trainer.deepspeed_bridge import environment
 from trainer.deepspeed_bridge.trained_weights import trained_weights
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine import setup
-from trainer.engine.step import Outcome, optimizer_step, set_rates
+from trainer.engine.step import StepOutcome, optimizer_step, set_rates
 from trainer.models import loading
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -97,7 +97,7 @@ def transfer(source: str, made: str, text: Text) -> str:
     new = train.train(old, [*text.greek, *english], train.TokenizerConfig(vocab_size=900))
     problem = Problem(old, new, Texts(corpus=lambda: iter(text.greek), anchors=english, positives=positives), seed=0)
     method = METHODS["fvt"]
-    plan = assemble(problem, method.rows(problem, method.config()), "fvt")
+    plan = assemble(problem, method.place(problem, method.config()), "fvt")
     model = loading.language_model(source, 0)
     graft(model, plan, new)
     model.save_pretrained(made)
@@ -168,15 +168,15 @@ def _tagged(table: pa.Table) -> pa.Table:
     return table
 
 
-def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None) -> list[Outcome]:
+def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None) -> list[StepOutcome]:
     config = TrainConfig(steps=STEPS, batch_size=ROWS, warmup_steps=1, learning_rate=1e-3)
     module = task.module()
-    found = setup.checked(module, config, task.length)
+    found = setup.check_forward(module, config, task.length)
     if row is not None:
         row.difference = found.difference
-        lean = {"tapped": "lean", "gathered": "own head", "whole": "own"}[found.way.head]
-        row.forward = f"unpacked, {lean}" if found.way.kernel is None else f"{lean} ({found.way.kernel})"
-    engine = setup.engine_for(module, config, ROWS, 1)
+        lean = {"tapped": "lean", "gathered": "own head", "whole": "own"}[found.path.head]
+        row.forward = f"unpacked, {lean}" if found.path.kernel is None else f"{lean} ({found.path.kernel})"
+    engine = setup.make_engine(module, config, ROWS, 1)
     engine.train()
     outcomes = []
     for step in range(STEPS):
@@ -196,7 +196,7 @@ def one_process() -> None:
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    environment.before_deepspeed()
+    environment.prepare_environment()
 
 
 def as_facts(rows: list[Row]) -> list[dict[str, Any]]:

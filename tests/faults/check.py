@@ -60,7 +60,7 @@ def violations(run: Run, reference: Path, before: Left, faults: list[str], elast
 
 def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
     uri = f"{run.uri}/{ledger.FOLDER}"
-    rows, told = rank_feed.load(f"{uri}/{ledger.PLAN}", None), audit.finished(uri)
+    rows, told = rank_feed.load(f"{uri}/{ledger.PLAN}", None), audit.read_history(uri)
     if told is None:
         yield "the run left no history"
         return

@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "rows in an order of their own in each reading task": Mutant(
         "data_pipeline/feed/reader.py",
-        "    for tag in TAGS:\n",
-        "    rows = rows.take(pa.array(np.random.default_rng().permutation(len(rows))))\n    for tag in TAGS:\n",
+        "    for tag in SLOT_COLUMNS:\n",
+        "    rows = rows.take(pa.array(np.random.default_rng().permutation(len(rows))))\n    for tag in SLOT_COLUMNS:\n",
         "kill_worker",
     ),
     "a checkpoint that is taken without a look at its hashes": Mutant(

@@ -77,7 +77,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint_intac
     assert "3 checkpoints in a row could not be saved" in run.said
     assert "Make room there" in run.said
     newest = run.store.usable()[0]
-    run.store.checked(newest)
+    run.store.verify(newest)
     assert not [name for name in os.listdir(run.store.uri) if name.startswith(".rank-")]
     run.start()
     assert run.ended() == 0

@@ -29,7 +29,7 @@ from tests.benchmarks import made_up, train_gpu, training
 from tests.families.configs import COMMON, FAMILIES, tiny
 from trainer.config.train import TrainConfig
 from trainer.models import forward_check
-from trainer.models.forward_check import Way
+from trainer.models.forward_check import ForwardPath
 from trainer.models.packed_lm import PackedLM
 
 LENGTH, STEPS = 64, 6
@@ -136,8 +136,8 @@ def _checked(name: str, precision: torch.dtype) -> dict[str, Any]:
     module, began = _module(name, precision), time.perf_counter()
     found = module.check(LENGTH)
     return {
-        "rows": "own rows" if found.way.kernel is None else "packed", "kernel": found.way.kernel, "head": found.way.head,
-        "difference": found.difference, "bound": found.bound, "seconds": round(time.perf_counter() - began, 2),
+        "rows": "own rows" if found.path.kernel is None else "packed", "kernel": found.path.kernel, "head": found.path.head,
+        "difference": found.difference, "bound": found.tolerance, "seconds": round(time.perf_counter() - began, 2),
         "reasons": found.reasons,
     }  # fmt: skip
 
@@ -146,20 +146,20 @@ def _apart(name: str, compiled: bool) -> float:
     """Between losses and gradients of packed rows, and those of the model's own forward of each document alone."""
     module = _module(name, torch.float32)
     module.check(LENGTH)
-    batch = forward_check.rows_of_documents(module, LENGTH).to(device)
+    batch = forward_check.check_batch(module, LENGTH).to(device)
     if compiled:
         module.compile_graph()
     ours = module(batch), _gradients(module, module(batch))
-    way = module.way
-    module.take(Way(kernel=None, head="whole"))
+    way = module.path
+    module.use_path(ForwardPath(kernel=None, head="whole"))
     theirs = _alone(module, batch), _gradients(module, _alone(module, batch))
-    module.take(way)
+    module.use_path(way)
     apart = [(ours[0] - theirs[0]).abs().max(), *((a - b).abs().max() for a, b in zip(ours[1], theirs[1], strict=True))]
     return float(torch.stack(apart).max())
 
 
 def _alone(module: PackedLM, batch: TargetBatch) -> torch.Tensor:
-    logits = torch.cat(list(forward_check.logits_alone(module, batch, "whole")))
+    logits = torch.cat(list(forward_check.logits_per_document(module, batch, "whole")))
     return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
 
 

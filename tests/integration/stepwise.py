@@ -18,15 +18,15 @@ def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = la
     import torch.distributed as dist
 
     from trainer.checkpoints import restore
-    from trainer.checkpoints.writer import Saver
+    from trainer.checkpoints.writer import CheckpointWriter
     from trainer.deepspeed_bridge.trained_weights import trained_weights
-    from trainer.deepspeed_bridge.weight_average import averaged
+    from trainer.deepspeed_bridge.weight_average import averaged_weights
     from trainer.engine.step import optimizer_step, set_rates
     from trainer.ledger.ledger import Ledger
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 9)
     engine.train()
-    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    saver, state = CheckpointWriter(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     if first:
         state = restore.restore(engine, store, "a", at_most=first)
         assert state.next_step == first
@@ -38,7 +38,7 @@ def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = la
         look(step)
         saver.begin(state)
         saver.finish(state)
-    with averaged(engine), trained_weights(engine, run.config, run.folder) as weights:
+    with averaged_weights(engine), trained_weights(engine, run.config, run.folder) as weights:
         if rank == 0:
             run.task.export(weights, f"{run.folder}/from-{first}", run.config.frozen, run.config.lora)
     return losses

@@ -41,8 +41,8 @@ def train(run: Run, first: int) -> list[float]:
     from trainer.engine import setup
 
     module = partitioned.module_of(run.task, run.config)
-    setup.checked(module, run.config, 32)
-    return stepwise(run, setup.engine_for(module, run.config, 1, ROWS // dist.get_world_size()), first)
+    setup.check_forward(module, run.config, 32)
+    return stepwise(run, setup.make_engine(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
 
 def by_hand(run: Run) -> tuple[list[float], Any]:

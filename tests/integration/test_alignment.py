@@ -34,9 +34,9 @@ def slow(run: Run) -> list[str]:
         weights = sorted(module.parameters(), key=lambda weight: weight.ndim)
         setup.optimizer_for = lambda module, config: torch.optim.AdamW(weights)
     config = TrainConfig(steps=2, batch_size=2, precision="bf16", zero_stage=run.stage)
-    engine = setup.engine_for(module, config, 1, 2 // dist.get_world_size())
+    engine = setup.make_engine(module, config, 1, 2 // dist.get_world_size())
     assert any(weight.data_ptr() % 16 for weight in module.parameters()) != run.apart
-    return setup.slow(engine.module, config)
+    return setup.slow_reasons(engine.module, config)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -13,7 +13,7 @@ from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.requests import Wish, Wishes
+from trainer.engine.requests import Request, Requests
 from trainer.ledger import audit, ledger
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -48,7 +48,7 @@ def trained(found: Any, source_folder: str, folder: str, stage: int, workers: in
 
 def consumed(run: TrainRun) -> list[dict[str, Any]]:
     uri = f"{run.uri}/{ledger.FOLDER}"
-    return [row for name in audit.finished(uri).lineage for row in ledger.read(uri, name).to_pylist()]
+    return [row for name in audit.read_history(uri).lineage for row in ledger.read(uri, name).to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -67,27 +67,27 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
     losses = [[step["loss"] for step in run_log.steps(run_log.read(f"{path.uri}/log"))] for path in (whole, run)]
     assert np.abs(np.subtract(*losses)).max() < 1e-5
     assert consumed(run) == consumed(whole)
-    assert all(finding.ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.finished(f"{run.uri}/ledger")))
+    assert all(finding.is_ok for finding in audit.audit(f"{run.uri}/ledger", run.rows, audit.read_history(f"{run.uri}/ledger")))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
     board = StopAt.remote(3)
-    wishes = Wishes(TrainConfig(), board)
-    wishes.told(4, 1.0)
-    assert heard(wishes) == Wish.STOP
-    wishes.told(1, 1.0)
+    wishes = Requests(TrainConfig(), board)
+    wishes.report(4, 1.0)
+    assert heard(wishes) == Request.STOP
+    wishes.report(1, 1.0)
     assert heard(wishes) == 0
     ray.kill(board)
     with contextlib.suppress(ray.exceptions.RayActorError):  # a call behind the kill: what is told before it may be heard yet
         ray.get(board.update.remote(1, 2, ""))
-    wishes.told(4, 1.0)
+    wishes.report(4, 1.0)
     assert heard(wishes) == 0
-    wishes.told(5, 1.0)
-    assert wishes.now() & Wish.STOP == 0
+    wishes.report(5, 1.0)
+    assert wishes.due() & Request.STOP == 0
 
 
-def heard(wishes: Wishes) -> int:
+def heard(wishes: Requests) -> int:
     """What the driver's answer is taken for, once it is there."""
     ray.wait([wishes._answer], timeout=30)
-    return wishes.now() & Wish.STOP
+    return wishes.due() & Request.STOP

@@ -35,17 +35,17 @@ def trained(run: Run, first: int) -> list[float]:
 
     from trainer.deepspeed_bridge import partitioned
     from trainer.deepspeed_bridge.trained_weights import trained_weights
-    from trainer.deepspeed_bridge.weight_average import averaged
+    from trainer.deepspeed_bridge.weight_average import averaged_weights
     from trainer.engine import setup
 
-    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
+    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
 
     def look(step: int) -> None:
         if not run.look:
             return
         with trained_weights(engine, run.config, run.folder) as weights:
             before = {name: weight.clone() for name, weight in weights.items()}
-        with averaged(engine):
+        with averaged_weights(engine):
             pass
         with trained_weights(engine, run.config, run.folder) as weights:
             assert same(before, weights)

@@ -34,7 +34,7 @@ def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: lis
     measured = copy.artifact("embed")["metrics"]["retrieval"]
     assert set(measured) == {"0", "2", "4"}
     for step, made_then in (("2", "embed-step-2"), ("4", "embed")):
-        assert measured[step] == retrieval.evaluate(Embedder.load(str(copy.output / made_then)), testing)[0]
+        assert measured[step] == retrieval.Retrieval()(Embedder.load(str(copy.output / made_then)), testing)[0]
     last = " / ".join(f"{measured['4'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
     assert f"to {last} on test pairs" in done.stdout
     console = Console(file=io.StringIO(), width=120)

@@ -62,7 +62,7 @@ def scored(run: Run) -> list[dict[str, Any]]:
     from trainer.engine.step import optimizer_step, set_rates
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, TRAINED // world, 1)
+    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, TRAINED // world, 1)
     engine.train()
     heldout = heldout_pairs.choose(run.testing, MOST, run.task)
     found = [heldout.score(engine, rank, world)]
@@ -92,7 +92,7 @@ def test_retrieval_in_training_is_that_of_the_embedder_that_is_exported(
     for found, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):
         embedder = Embedder.load(folder)
         embedder.spec = run.task.spec
-        ways, by_language = retrieval.evaluate(embedder, chosen)
+        ways, by_language = retrieval.Retrieval()(embedder, chosen)
         assert json.loads(json.dumps([ways, by_language])) == [found["retrieval"], found["by_language"]]
     theirs = TranslationEvaluator(chosen.anchors, chosen.positives, write_csv=False)(
         SentenceTransformer(f"{tmp_path}/embedder", device="cpu")

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import CorruptError, DataOrderError
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
 from data_pipeline.feed.reader import check_received
 from data_pipeline.order.mixture import temperature_weights
-from data_pipeline.order.row_order import OrderPlan
+from data_pipeline.order.row_order import RowOrder
 from data_pipeline.shards.manifest import Manifest
 from tests import ranks
 from trainer.checkpoints.store import Store
@@ -26,10 +26,10 @@ from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask
 
 
-def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> PlannedRows:
+def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> OrderedRows:
     folder, found = shards
-    order = OrderPlan(streams=found.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
-    return PlannedRows(plan=order, folder=folder, manifest=found, micro=micro)
+    order = RowOrder(streams=found.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
+    return OrderedRows(order=order, folder=folder, manifest=found, micro_batch=micro)
 
 
 def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray: bool = False, **changes) -> list[float]:  # type: ignore[no-untyped-def]
@@ -126,7 +126,7 @@ def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untype
     )
     feed = RankFeed(rows=planned(shards, 10, 10), rank=0, world=1)
     losses = []
-    for step, rows in enumerate(feed.local(0, 5)):
+    for step, rows in enumerate(feed.read_local(0, 5)):
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step, True)
         batch = task.collator()(rows)
@@ -144,7 +144,7 @@ def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
     rows = planned(shards, 10, 3)
     for rank in range(2):
         feed = RankFeed(rows=rows, rank=rank, world=2)
-        streamed, local = list(feed.stream(3, 40)), list(feed.local(3, 40))
+        streamed, local = list(feed.read_with_ray(3, 40)), list(feed.read_local(3, 40))
         assert len(streamed) == len(local) == 37
         for a, b in zip(streamed, local, strict=True):
             assert a.select(b.column_names).equals(b)
@@ -160,19 +160,19 @@ def test_a_byte_that_changed_in_a_shard_is_told_by_the_feed(shards, tmp_path) ->
     path.write_bytes(content)
     feed = RankFeed(rows=planned((str(tmp_path / "rows"), shards[1]), 10, 3), rank=0, world=1)
     with pytest.raises(CorruptError, match=re.escape(path.name)):
-        list(feed.stream(0, 60))
+        list(feed.read_with_ray(0, 60))
 
 
 def test_rows_that_were_not_planned_are_refused(shards) -> None:
     feed = RankFeed(rows=planned(shards, 10, 3), rank=0, world=2)
-    first, second = feed.local(0, 2)
-    check_received(feed.expected(0), first, 0)
+    first, second = feed.read_local(0, 2)
+    check_received(feed.slots(0), first, 0)
     with pytest.raises(DataOrderError, match="rank 0 received step 1"):
-        check_received(feed.expected(0), second, 0)
+        check_received(feed.slots(0), second, 0)
     with pytest.raises(DataOrderError, match="received"):
-        check_received(feed.expected(0), first.take(list(reversed(range(len(first))))), 0)
+        check_received(feed.slots(0), first.take(list(reversed(range(len(first))))), 0)
     with pytest.raises(DataOrderError, match="nothing"):
-        check_received(feed.expected(0), first.slice(0, 3), 0)
+        check_received(feed.slots(0), first.slice(0, 3), 0)
 
 
 def test_a_bad_learning_rate_ends_with_a_reason(shards, source_folder: str, tmp_path) -> None:

@@ -43,7 +43,7 @@ NAME = "run [1] (a+b) lr=1e-4"
 def train(run: Run) -> list[str]:
     import torch.distributed as dist
 
-    from trainer.checkpoints.writer import Saver
+    from trainer.checkpoints.writer import CheckpointWriter
     from trainer.deepspeed_bridge import partitioned
     from trainer.deepspeed_bridge.trained_weights import trained_weights
     from trainer.engine import changes, setup
@@ -51,14 +51,14 @@ def train(run: Run) -> list[str]:
     from trainer.ledger.ledger import Ledger
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 3)
-    engine = setup.engine_for(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
+    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
     engine.train()
-    saver, state = Saver(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
+    saver, state = CheckpointWriter(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     for step in range(3):
         set_rates(engine, run.config, step)
         optimizer_step(engine, [batch(step, row) for row in range(rank, ROWS, world)], 1, 0, False)
         state.next_step = step + 1
-        changes.adopt(state, run.config)
+        changes.adopt_settings(state, run.config)
         if step != 1:
             saver.begin(state)
             saver.finish(state)
@@ -134,7 +134,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     with pytest.raises(ArtifactError, match="an unfinished run is here"):
         export.export(store, names[0], str(tmp_path / NAME))
     assert store.usable()
-    with lease.held(f"{tmp_path}/both.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
+    with lease.hold(f"{tmp_path}/both.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
         export.export(store, names[0], str(tmp_path / "both"))
     assert {found.name for found in tmp_path.iterdir()} == {NAME, f"{NAME}-step-3"}
 

@@ -19,7 +19,7 @@ from tests.integration.test_export import Run, train
 from tests.integration.test_going_on import ODD, run, trained, weights
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
-from trainer.checkpoints.export_queue import Exports, _Export
+from trainer.checkpoints.export_queue import ExportQueue, _Export
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
@@ -87,7 +87,7 @@ def waited(folder: str) -> list[dict[str, Any]]:
     """An export that takes longer than ranks wait for each other."""
     TimeOut().set(1 / 60)
     journal = Noted()
-    exports = Exports(TrainConfig(export_steps=1), Store(f"{folder}/checkpoints", 3), folder, journal, None)  # type: ignore[arg-type]
+    exports = ExportQueue(TrainConfig(export_steps=1), Store(f"{folder}/checkpoints", 3), folder, journal, None)  # type: ignore[arg-type]
     if dist.get_rank() == 0:
         process = subprocess.Popen(["sleep", "4"])
         exports._current = _Export(new_name(1, 2), process, io.BytesIO(), time.perf_counter())  # type: ignore[arg-type]
@@ -111,8 +111,8 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     (tmp_path / "run-step-3").mkdir()
     (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first", lambda make: make())
-    exports = Exports(TrainConfig(export_steps=1), store, f"{tmp_path}/run", journal, None)  # type: ignore[arg-type]
+    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first_rank", lambda make: make())
+    exports = ExportQueue(TrainConfig(export_steps=1), store, f"{tmp_path}/run", journal, None)  # type: ignore[arg-type]
     exports.add(last)
     assert exports.reading == {last}
     exports.add(first)

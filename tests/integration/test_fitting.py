@@ -16,7 +16,7 @@ from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.loop import TrainRun
-from trainer.engine.micro_batches import out_of_memory
+from trainer.engine.micro_batches import is_out_of_memory
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask
 
@@ -116,5 +116,5 @@ def test_rows_that_belong_together_are_not_divided(shards, source_folder, tmp_pa
 def test_memory_of_the_host_counts_too() -> None:
     with pytest.raises(RuntimeError) as full:
         torch.empty(1 << 55, dtype=torch.uint8)
-    assert out_of_memory(full.value)
-    assert not out_of_memory(RuntimeError("The size of tensor a (8) must match"))
+    assert is_out_of_memory(full.value)
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (8) must match"))

@@ -42,7 +42,7 @@ def trained(run: Run, first: int) -> list[float]:
     from trainer.engine import setup
 
     module = partitioned.module_of(run.task, run.config)
-    return stepwise(run, setup.engine_for(module, run.config, 1, ROWS // dist.get_world_size()), first)
+    return stepwise(run, setup.make_engine(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
 
 def by_hand(run: Run) -> list[float]:

@@ -48,7 +48,7 @@ def weights(one: TrainRun) -> dict[str, torch.Tensor]:
 
 def clean(one: TrainRun) -> bool:
     uri = f"{one.uri}/{ledger.FOLDER}"
-    return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
+    return all(finding.is_ok for finding in audit.audit(uri, one.rows, audit.read_history(uri)))
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])

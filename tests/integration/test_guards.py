@@ -44,9 +44,9 @@ class Poisoned:
         forward, factors, failing = module.forward, self.factors, self.failing
 
         def poisoned(batch: Any) -> Any:
-            if batch.planned in failing:
-                raise RuntimeError(f"The size of tensor a (8) must match b (64) in {batch.planned}")
-            return forward(batch.batch) * factors.get(batch.planned, 1.0)
+            if batch.order_step in failing:
+                raise RuntimeError(f"The size of tensor a (8) must match b (64) in {batch.order_step}")
+            return forward(batch.batch) * factors.get(batch.order_step, 1.0)
 
         module.forward = poisoned
         return module
@@ -104,7 +104,7 @@ class Marked:
     """A batch that knows its planned step."""
 
     def __init__(self, batch: Any, planned: int) -> None:
-        self.batch, self.planned = batch, planned
+        self.batch, self.order_step = batch, planned
 
     def __getattr__(self, name: str) -> Any:
         if name in ("batch", "__setstate__", "__getstate__"):
@@ -112,7 +112,7 @@ class Marked:
         return getattr(self.batch, name)
 
     def to(self, device: Any) -> "Marked":
-        return Marked(self.batch.to(device), self.planned)
+        return Marked(self.batch.to(device), self.order_step)
 
 
 def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison: Any) -> TrainRun:  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def entries(folder: str, kind: str) -> list[dict[str, Any]]:
 
 def clean(one: TrainRun) -> bool:
     uri = storage.join(one.uri, ledger.FOLDER)
-    return all(finding.ok for finding in audit.audit(uri, one.rows, audit.finished(uri)))
+    return all(finding.is_ok for finding in audit.audit(uri, one.rows, audit.read_history(uri)))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
     assert [entry["planned"] for entry in history] == [*range(45, 95)]
     assert max(entry["loss"] for entry in history) < 2 * history[0]["loss"]
     assert clean(one)
-    assert audit.finished(f"{tmp_path}/ledger").skipped == ((0, 45),)
+    assert audit.read_history(f"{tmp_path}/ledger").skipped == ((0, 45),)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -175,7 +175,7 @@ def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(sha
     # The first one died while it prepared the step ahead, in an earlier one; from then on none is prepared before it is due.
     assert len(entries(str(tmp_path), "start")) == 4
     rows = entries(str(tmp_path), "error")[0]["rows"]
-    assert rows == [f"el {row}" for row in one.rows.plan.step(3).row]
+    assert rows == [f"el {row}" for row in one.rows.order.step(3).row]
     assert one.store.usable()
 
 
@@ -224,7 +224,7 @@ def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> Non
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     one = planned(shards, BATCH, None)
-    rows = one.reader().read(one.plan.step(0))
+    rows = one.reader().read(one.order.step(0))
     batch = task.collator()(rows)
     poisoned = Poisoned(task, {0: 2.0})
     assert isinstance(task.module(), PackedLM)

@@ -29,7 +29,7 @@ def trained(run: Run) -> list[float]:
     config = TrainConfig(steps=3, batch_size=MICRO_BATCHES * world, micro_batch=1, learning_rate=1e-2, warmup_steps=0,
                          zero_stage=run.stage, precision=run.precision)  # type: ignore[arg-type]  # fmt: skip
     task = LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)
-    engine = setup.engine_for(task.module(), config, 1, MICRO_BATCHES)
+    engine = setup.make_engine(task.module(), config, 1, MICRO_BATCHES)
     engine.train()
     losses = []
     for step in range(3):

@@ -15,7 +15,7 @@ from tests.ranks import on_ranks
 from trainer.checkpoints.restore import _load_universal
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.optimizer import parameter_groups
-from trainer.engine.setup import engine_for
+from trainer.engine.setup import make_engine
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM
 
@@ -37,7 +37,7 @@ class Run:
         return PackedLM(AutoModelForMaskedLM.from_pretrained(self.model), causal=False)
 
     def engine(self) -> Any:
-        return engine_for(self.module(), self.config, 1, ROWS // dist.get_world_size())
+        return make_engine(self.module(), self.config, 1, ROWS // dist.get_world_size())
 
     def steps(self, engine: Any, first: int, end: int) -> list[float]:
         losses, rank, world = [], dist.get_rank(), dist.get_world_size()

@@ -58,7 +58,7 @@ def compare(folders: dict[str, str], precision: str) -> list[str]:
             ways = []
             for module, stage in ((whole, 1), (cut, 3)):
                 try:
-                    ways.append(setup.checked(module, TrainConfig(zero_stage=stage, precision=precision), 32).way)  # type: ignore[arg-type]
+                    ways.append(setup.check_forward(module, TrainConfig(zero_stage=stage, precision=precision), 32).path)  # type: ignore[arg-type]
                 except ModelError:
                     ways.append(None)  # type: ignore[arg-type]
             if ways[0] != ways[1]:
@@ -104,7 +104,7 @@ def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list
     world, rank = dist.get_world_size(), dist.get_rank()
     config = TrainConfig(steps=2, batch_size=ROWS, micro_batch=1, zero_stage=stage, precision=precision, warmup_steps=0)  # type: ignore[arg-type]
     module: Any = partitioned.module_of(task, config) if cut else task.module()
-    engine = setup.engine_for(module, config, 1, ROWS // world)
+    engine = setup.make_engine(module, config, 1, ROWS // world)
     engine.train()
     losses = []
     for step in range(2):
@@ -149,7 +149,7 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
     import torch.distributed as dist
 
     from data_pipeline.errors import ModelError
-    from trainer.collectives import from_each
+    from trainer.collectives import from_every_rank
     from trainer.deepspeed_bridge import partitioned
     from trainer.engine import setup
 
@@ -159,18 +159,18 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
     forward = failing.forward
 
     def fail(*arguments: Any, **options: Any) -> Any:
-        if module.way.kernel == kernel:
+        if module.path.kernel == kernel:
             raise RuntimeError("out of memory here")
         return forward(*arguments, **options)
 
     if dist.get_rank() == 1:
         failing.forward = fail
     try:
-        found = setup.checked(module, config, 32)
+        found = setup.check_forward(module, config, 32)
     except ModelError as error:
-        return from_each(error.what)
+        return from_every_rank(error.what)
     assert stage < 3 or not any(weight.numel() for weight in module.parameters())
-    return from_each((found.way.kernel, found.reasons))
+    return from_every_rank((found.path.kernel, found.reasons))
 
 
 @pytest.mark.parametrize(("stage", "layer"), [(1, 0), (3, 0), (3, 1)])

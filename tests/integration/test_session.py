@@ -44,14 +44,14 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.experimental.internal_kv import _internal_kv_put
 from cluster import capacity
-from cluster.ray_executor import RaySpread
+from cluster.ray_executor import RayExecutor
 from data_pipeline.errors import ScionError
 from trainer.transfer.methods import tokenadapt
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 1 << 27})
 ray.init(nodes.address, log_to_driver=False, logging_level="error")
 print(capacity.has_gpus(), capacity.settled(None))
-print("in this process:", RaySpread(8 << 30).on_gpu(os.getpid) == os.getpid())
+print("in this process:", RayExecutor(8 << 30).on_gpu(os.getpid) == os.getpid())
 group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
 _internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
 capacity._SAID_EVERY = 0.0
@@ -62,9 +62,9 @@ def add_node(line):
 
 capacity.wait_for(2, 1.0, add_node)
 print(capacity.has_gpus(), capacity.settled(None))
-print("GPUs of a task:", len(RaySpread(8 << 30).on_gpu(ray.get_gpu_ids)))
+print("GPUs of a task:", len(RayExecutor(8 << 30).on_gpu(ray.get_gpu_ids)))
 try:
-    RaySpread(8 << 30).on_gpu(tokenadapt._encoded, "/nothing/here", [])
+    RayExecutor(8 << 30).on_gpu(tokenadapt._encoded, "/nothing/here", [])
 except ScionError as error:
     print(type(error).__name__)
 ray.shutdown()

@@ -51,7 +51,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
 
     from tests.unit.test_packed_lm import batch_of, made
     from trainer.config.train import TrainConfig
-    from trainer.engine.setup import engine_for
+    from trainer.engine.setup import make_engine
     from trainer.engine.step import optimizer_step, set_rates
     from trainer.models.packed_lm import PackedLM
     from trainer.objectives import linear_cross_entropy
@@ -59,7 +59,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     linear_cross_entropy._ELEMENTS["cpu"] = 7 * 300
     dist.init_process_group("gloo")
     config = TrainConfig(steps=6, batch_size=6, warmup_steps=1, learning_rate=1e-2, **settings)
-    engine = engine_for(PackedLM(made("xlm-roberta"), False, 0.2), config, 3, 2)
+    engine = make_engine(PackedLM(made("xlm-roberta"), False, 0.2), config, 3, 2)
     engine.train()
     found, batch = [], batch_of("xlm-roberta", packed=dist.get_rank() == 0)
     for step in range(config.steps):

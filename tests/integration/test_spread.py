@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.ray_executor import RaySpread
+from cluster.ray_executor import RayExecutor
 from data_pipeline.errors import ConfigError
 from trainer.transfer.search import neighbours
 
 ROOT = Path(__file__).parent.parent.parent
 MANY = """
 import hashlib, json, sys, ray, torch
-from cluster.ray_executor import RaySpread
+from cluster.ray_executor import RayExecutor
 from trainer.transfer import kernels
 from tests.integration.test_spread import arrays
 queries, keys = arrays()
 found = []
 for workers, memory in (map(int, one.split("x")) for one in sys.argv[1:]):
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
-    spread = RaySpread(memory << 30)
+    spread = RayExecutor(memory << 30)
     for answer in (kernels.top_softmax(queries, keys, 10, 0.1, spread), kernels.top_sparsemax(queries, keys, spread)):
         found.append(hashlib.sha256(answer[0].tobytes() + answer[1].tobytes()).hexdigest())
     ray.shutdown()
@@ -36,8 +36,8 @@ print(json.dumps(found))
 def arrays() -> tuple[torch.Tensor, torch.Tensor]:
     """With ties: every tenth key occurs twice."""
     generator = torch.Generator().manual_seed(0)
-    keys = neighbours.unit(torch.randn(3000, 48, generator=generator))
-    return neighbours.unit(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
+    keys = neighbours.unit_rows(torch.randn(3000, 48, generator=generator))
+    return neighbours.unit_rows(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_any_number_of_cpus_gives_the_same_bits_within_any_memory() -> None:
 def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, nodes: int, expected: int) -> None:
     there = [{"Alive": True, "Resources": {"CPU": float(cpus)}}] * nodes
     monkeypatch.setattr("ray.nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0}}])
-    spread = RaySpread(4 << 30)
+    spread = RayExecutor(4 << 30)
     assert spread.tasks == expected
     each = spread._cpus_of_a_task(0)
     assert spread.tasks == nodes * (cpus // each) >= nodes
@@ -67,10 +67,10 @@ def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, no
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_would_not_fit_is_refused_before_it_starts() -> None:
-    keys = neighbours.unit(torch.randn(200_000, 300))
+    keys = neighbours.unit_rows(torch.randn(200_000, 300))
     said: list[str] = []
     with pytest.raises(ConfigError, match=r"transfer.max_memory: .* GiB are needed, 1.0 are allowed"):
-        neighbours.top_softmax(keys[:10], keys, 10, 0.1, RaySpread(1 << 30, said.append))
+        neighbours.top_softmax(keys[:10], keys, 10, 0.1, RayExecutor(1 << 30, said.append))
     assert not said
 
 
@@ -79,7 +79,7 @@ def test_size_and_time_are_said_before_it_starts() -> None:
     said: list[str] = []
     steps: list[tuple[int, int]] = []
     queries, keys = arrays()
-    neighbours.top_softmax(queries, keys, 10, 0.1, RaySpread(8 << 30, said.append, lambda *a: steps.append(a)))
+    neighbours.top_softmax(queries, keys, 10, 0.1, RayExecutor(8 << 30, said.append, lambda *a: steps.append(a)))
     assert len(said) == 1
     assert "GiB" in said[0]
     assert steps[-1][0] == steps[-1][1] > 0
@@ -89,7 +89,7 @@ def test_size_and_time_are_said_before_it_starts() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_answers_come_in_the_order_of_the_parts() -> None:
     parts = [np.full(3, number) for number in range(40)]
-    answers = list(RaySpread(8 << 30)(_slow_first, parts, torch.ones(3)))
+    answers = list(RayExecutor(8 << 30)(_slow_first, parts, torch.ones(3)))
     assert [int(answer[0]) for answer in answers] == list(range(40))
 
 

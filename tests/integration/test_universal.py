@@ -23,7 +23,7 @@ from trainer.checkpoints import node_copy as node_copies
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge import universal_checkpoint
 from trainer.engine import loop
-from trainer.engine.setup import engine_for
+from trainer.engine.setup import make_engine
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -46,7 +46,7 @@ class Run:
 
     def engine(self) -> Any:
         module = PackedLM(AutoModelForMaskedLM.from_pretrained(self.model), causal=False)
-        return engine_for(module, self.config, 1, ROWS // dist.get_world_size())
+        return make_engine(module, self.config, 1, ROWS // dist.get_world_size())
 
     @property
     def config(self) -> TrainConfig:
@@ -78,7 +78,7 @@ def batch(step: int, row: int) -> TargetBatch:
     places = torch.randperm(LENGTH, generator=draw)[: 2 + row]
     return TargetBatch(
         input_ids=ids, segments=torch.zeros_like(ids), positions=torch.arange(LENGTH)[None], places=places,
-        labels=ids[0, places], streams=torch.zeros_like(places), packed=False, tokens=LENGTH, pairs=LENGTH**2,
+        labels=ids[0, places], streams=torch.zeros_like(places), is_packed=False, tokens=LENGTH, attention_pairs=LENGTH**2,
     )  # fmt: skip
 
 
@@ -150,9 +150,14 @@ def from_own_files(run: Run) -> dict[str, Any]:
     with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
         files = sorted(os.listdir(f"{folder}/ds"))
         engine.load_checkpoint(folder, tag="ds")
-    there = all(os.path.exists(copy) for copy in collectives.from_each(folder))
+    there = all(os.path.exists(copy) for copy in collectives.from_every_rank(folder))
     wrong = different(everything(engine), torch.load(f"{run.folder}/{world}/whole.pt"))
-    return {"files": collectives.from_each(files), "wrong": wrong, "left": there, "losses": run.steps(engine, SAVED, STEPS)}
+    return {
+        "files": collectives.from_every_rank(files),
+        "wrong": wrong,
+        "left": there,
+        "losses": run.steps(engine, SAVED, STEPS),
+    }
 
 
 def model_near(run: Run) -> dict[str, Any]:
@@ -166,13 +171,13 @@ def model_near(run: Run) -> dict[str, Any]:
         get(self, source, *arguments, **named)
 
     LocalFileSystem.get_file = counted
-    with loop.near(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
+    with loop.with_local_model(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
         task.module(), task.collator()
         weights = task.module().state_dict()
     known = LanguageModelTask(model_uri=shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}"), length=32,
                               probability=0.15, seed=1).module().state_dict()  # fmt: skip
     same = all(torch.equal(weights[name], weight) for name, weight in known.items())
-    return {"asked": collectives.from_each(asked), "same": collectives.from_each(same)}
+    return {"asked": collectives.from_every_rank(asked), "same": collectives.from_every_rank(same)}
 
 
 def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES
 from trainer.transfer import apply
-from trainer.transfer.problem import Problem, Rows, assemble
+from trainer.transfer.problem import Placement, Problem, assemble
 from trainer.word_vectors.texts import Texts
 
 collect_ignore_glob = [] if find_spec("wechsel") else ["test_*.py"]
@@ -43,7 +43,7 @@ def old_rows(problem: Problem, width: int = 24) -> torch.Tensor:
     return torch.randn(problem.source_rows, width, generator=torch.Generator().manual_seed(0))
 
 
-def finished(problem: Problem, rows: Rows, old: torch.Tensor) -> np.ndarray:
+def finished(problem: Problem, rows: Placement, old: torch.Tensor) -> np.ndarray:
     """The new matrix as a user gets it."""
     return apply.embeddings(assemble(problem, rows, "oracle"), old).numpy()
 

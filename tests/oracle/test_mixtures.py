@@ -13,7 +13,7 @@ from langsfer.similarity import CosineSimilarity
 from langsfer.weights import IdentityWeights, SoftmaxWeights, SparsemaxWeights, TopKWeights
 
 from tests.oracle.conftest import apart, dense
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
 from trainer.transfer.search import neighbours
@@ -45,7 +45,7 @@ def test_focus_rows_are_those_of_deepfocus(vectors) -> None:
         {str(n): NewToken(token[n], new[n].numpy()) for n in range(NEW)},
         torch.zeros(NEW, 64),
     )
-    ours = neighbours.top_sparsemax(neighbours.unit(new), neighbours.unit(shared))
+    ours = neighbours.top_sparsemax(neighbours.unit_rows(new), neighbours.unit_rows(shared))
     assert apart(mixed(*ours, old), theirs) < 1e-5
 
 
@@ -58,10 +58,10 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
     )
     problem = Problem(*vocabularies["unigram"], texts, seed=0)
     small = FastTextConfig(dim=32, epochs=3, min_count=3, buckets=5000)
-    rows = focus.rows(problem, focus.FocusConfig(fasttext=small))
+    rows = focus.place(problem, focus.FocusConfig(fasttext=small))
     names = [focus._name(token, number) for number, token in enumerate(problem.tokens)]
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
-    shared = focus.known(np.flatnonzero((problem.shared >= 0) & ordinary), names, kept["vectors"])
+    shared = focus.ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, kept["vectors"])
     old = torch.randn(problem.source_rows, 64, generator=torch.Generator().manual_seed(1))
     token = [TokenClass(name, number, "", "", "", "", False) for number, name in enumerate(names)]
     vector = dict(zip(names, kept["vectors"].vectors(names).numpy(), strict=True))
@@ -81,7 +81,7 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
 def test_sparsemax_is_entmax_and_langsfer(vectors) -> None:
     new, shared = vectors
     cosines = CosineSimilarity().apply(new.double().numpy(), shared.double().numpy())
-    ours = dense(*neighbours.top_sparsemax(neighbours.unit(new), neighbours.unit(shared)), SHARED)
+    ours = dense(*neighbours.top_sparsemax(neighbours.unit_rows(new), neighbours.unit_rows(shared)), SHARED)
     assert apart(ours, entmax.sparsemax(torch.from_numpy(cosines), dim=1)) < 1e-6
     assert apart(ours, SparsemaxWeights().apply(cosines)) < 1e-6
     ordered = -np.sort(-cosines, axis=1)
@@ -92,7 +92,7 @@ def test_softmax_of_the_nearest_is_langsfer_s(vectors) -> None:
     new, shared = vectors
     cosines = CosineSimilarity().apply(new.double().numpy(), shared.double().numpy())
     theirs = TopKWeights(10).compose(SoftmaxWeights(0.1)).apply(cosines)
-    ours = dense(*neighbours.top_softmax(neighbours.unit(new), neighbours.unit(shared), 10, 0.1), SHARED)
+    ours = dense(*neighbours.top_softmax(neighbours.unit_rows(new), neighbours.unit_rows(shared), 10, 0.1), SHARED)
     assert apart(ours, theirs) < 1e-6
 
 
@@ -101,5 +101,5 @@ def test_clp_is_langsfer_s_where_no_cosines_cancel() -> None:
     generator = torch.Generator().manual_seed(0)
     new, shared = (torch.randn(size, WIDTH, generator=generator) + 1.0 for size in (NEW, SHARED))
     cosines = IdentityWeights().apply(CosineSimilarity().apply(new.double().numpy(), shared.double().numpy()))
-    ours = dense(*clp.weighted(new, shared, SHARED, Local()), SHARED)
+    ours = dense(*clp.cosine_mixtures(new, shared, SHARED, LocalExecutor()), SHARED)
     assert apart(ours, cosines / cosines.sum(axis=1, keepdims=True)) < 1e-6

@@ -28,13 +28,13 @@ def reason(token: Token, source: Token | None, candidates: list[Token]) -> str:
     both = [*ours, *candidates]
     if token.role is not None:
         return "role"
-    if any(one.byte for one in both) and any(not one.byte for one in both):
+    if any(one.is_byte for one in both) and any(not one.is_byte for one in both):
         return "byte"
     if any("\ufffd" in one.payload.decode(errors="replace") for one in both):
         return "half"
     if any(one.text() != (one.text() or "").strip() for one in both):
         return "blank"
-    return "mark" if any(one.either for one in both) else ""
+    return "mark" if any(one.fits_anywhere for one in both) else ""
 
 
 def differences(source, target) -> dict[str, str]:  # type: ignore[no-untyped-def]
@@ -89,5 +89,5 @@ def test_what_we_find_has_the_same_bytes(old: str, new: str, vocabularies: dict[
     for token, number in zip(tokens, found, strict=True):
         if token.role is None:
             assert number < 0 or known[number].payload == token.payload
-            starts = [one.word_start for one in known if one.payload == token.payload and one.role is None]
-            assert number >= 0 or token.payload not in payloads or token.word_start not in starts or token.byte
+            starts = [one.is_word_start for one in known if one.payload == token.payload and one.role is None]
+            assert number >= 0 or token.payload not in payloads or token.is_word_start not in starts or token.is_byte

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import Tokenizer, normalizers
 
-from data_pipeline.tokenizers.encode import cuts, encode
+from data_pipeline.tokenizers.encode import cut_rule, encode
 from tests.conftest import unigram, wordpiece
 from tests.unit.test_encode import TEXTS
 
@@ -30,7 +30,7 @@ def tokenizer(request, english) -> Tokenizer:
 @settings(max_examples=1000)
 @given(TEXTS)
 def test_ids_are_those_of_the_library(tokenizer: Tokenizer, texts: list[str]) -> None:
-    assert cuts(tokenizer) != "nowhere"
+    assert cut_rule(tokenizer) != "nowhere"
     made = encode(tokenizer, pa.array(texts, pa.string()))
     theirs = [one.ids for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert made.sizes.tolist() == [len(ids) for ids in theirs]

@@ -15,7 +15,7 @@ from trainer.transfer.factorise import factorise
 from trainer.transfer.methods import fvt, mean
 from trainer.transfer.problem import Problem
 from trainer.transfer.search.batch_omp import PursuitConfig, combinations
-from trainer.transfer.search.neighbours import unit
+from trainer.transfer.search.neighbours import unit_rows
 
 K = 8
 
@@ -24,7 +24,7 @@ K = 8
 def sides() -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors, and atoms of length 1: there the three agree on which atom is the best."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(60, 48, generator=generator), unit(torch.randn(300, 48, generator=generator))
+    return torch.randn(60, 48, generator=generator), unit_rows(torch.randn(300, 48, generator=generator))
 
 
 def ours(vectors: torch.Tensor, atoms: torch.Tensor, **settings: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ def test_the_mean_is_what_resizing_in_transformers_appends(vocabularies, texts) 
     model.resize_token_embeddings(len(source) + 20, mean_resizing=True)
     theirs = model.get_input_embeddings().weight[len(source) :].detach()
     problem = Problem(*vocabularies["byte_level"], texts, seed=0)
-    made = finished(problem, mean.rows(problem, mean.MeanConfig()), old[: problem.source_rows])
+    made = finished(problem, mean.place(problem, mean.MeanConfig()), old[: problem.source_rows])
     assert apart(made[problem.new[:20]], theirs) < 1e-3
     assert apart(made[problem.new[:20]].mean(axis=0), theirs.mean(dim=0)) < 1e-4
 
@@ -86,8 +86,8 @@ def test_pieces_are_averaged_as_by_mergekit(vocabularies, texts) -> None:
     """Byte-level words, which the peer splits as we do."""
     problem = Problem(*vocabularies["byte_level"], texts, seed=0)
     old = old_rows(problem)
-    made = fvt.rows(problem, fvt.FvtConfig())
-    starts = [number for number in made.ids.tolist() if problem.tokens[number].word_start and problem.tokens[number].text()]
+    made = fvt.place(problem, fvt.FvtConfig())
+    starts = [number for number in made.ids.tolist() if problem.tokens[number].is_word_start and problem.tokens[number].text()]
     tokens = [(TokenMarker.WORD_START, problem.tokens[number].text()) for number in starts]
     theirs = subword_approximate(old, tokens, False, problem.source, SubwordMethod.MEAN)
     assert len(starts) > 100

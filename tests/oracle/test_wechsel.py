@@ -59,7 +59,7 @@ def read(path: str) -> FastTextVectors:
 
 def table(tokenizer: PreTrainedTokenizerFast, vectors: object) -> np.ndarray:
     """Our vector of every token [V, A], zeros where it has none."""
-    ids, found = word_space.vectors_of(tokenizer, canonical_tokens(tokenizer), np.arange(len(tokenizer)), vectors)
+    ids, found = word_space.token_vectors(tokenizer, canonical_tokens(tokenizer), np.arange(len(tokenizer)), vectors)
     full = np.zeros((len(tokenizer), found.shape[1]))
     full[ids] = found.numpy()
     return full
@@ -73,8 +73,8 @@ def test_the_method_as_a_whole_gives_wechsels_rows(
     problem = Problem(source, target, texts, seed=3, copy_shared=False)
     config = wechsel.WechselConfig(neighbours=K, temperature=TEMPERATURE, space=space)
     old = old_rows(problem)
-    rows = wechsel.rows(problem, config)
-    turned, straight = word_space.aligned(texts, space, problem.spread)
+    rows = wechsel.place(problem, config)
+    turned, straight = word_space.align_vectors(texts, space, problem.executor)
     old_vectors, new_vectors = table(source, turned), table(target, straight)
     expected, _, _ = peer.create_target_embeddings(
         old_vectors, new_vectors, source, target, old.double().numpy(), K, TEMPERATURE, verbose=False
@@ -98,7 +98,7 @@ REASONS = {
 
 
 def reason(token: Token, decoded: str) -> str:
-    if token.role is not None or token.byte:
+    if token.role is not None or token.is_byte:
         return "role" if token.role is not None else "byte"
     if token.text() is None:
         return "half"
@@ -138,7 +138,7 @@ def test_without_subwords_tokens_are_the_mean_of_words_by_frequency(
     theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(
         target, peer.WordEmbedding(vectors._model), use_subword_info=False, verbose=False
     )
-    ids, ours = word_space.by_words(target, vectors, vectors.counts, ("{}", " {}"))
+    ids, ours = word_space.token_vectors_by_words(target, vectors, vectors.counts, ("{}", " {}"))
     ends = {piece for text in ("</s>", " </s>") for piece in target.encode(text, add_special_tokens=False)}
     kept = ~np.isin(ids, list(ends))
     assert kept.sum() > 800

@@ -12,7 +12,7 @@ from mergekit.tokensurgeon import DistanceMetric, WeightingScheme, batch_omp, co
 
 from tests.conftest import tiny_model
 from tests.oracle.conftest import Pair, apart, dense, finished, old_rows
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
 from trainer.transfer.search.batch_omp import PursuitConfig, combinations
@@ -46,7 +46,7 @@ def test_focus_as_a_whole_gives_the_matrix_of_deepfocus(
     real, path = fasttext.train, str(tmp_path / "tokens.bin")
     monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: varied(real(*a), path)))
     old = old_rows(problem)
-    rows = focus.rows(problem, focus.FocusConfig(fasttext=FastTextConfig(dim=32, epochs=1, min_count=3, buckets=5000)))
+    rows = focus.place(problem, focus.FocusConfig(fasttext=FastTextConfig(dim=32, epochs=1, min_count=3, buckets=5000)))
     theirs = FOCUS(target, source, old, fasttext_model_path=path, verbosity="silent").numpy()
     made = finished(problem, rows, old)
     copied = np.array([number for number in np.flatnonzero(problem.shared >= 0) if text_of(problem, number).strip()])
@@ -77,7 +77,7 @@ def test_clp_as_a_whole_gives_the_matrix_of_langsfer(
     donor.save_pretrained(tmp_path)
     target.save_pretrained(tmp_path)
     old = old_rows(problem)
-    rows = clp.rows(problem, clp.ClpConfig(donor=str(tmp_path)))
+    rows = clp.place(problem, clp.ClpConfig(donor=str(tmp_path)))
     auxiliary = TransformersEmbeddings.from_model_name_or_path(str(tmp_path))
     theirs = clp_transfer(source, old[: len(source)].numpy(), target, auxiliary).initialize(seed=0)
     assert len(rows.ids) > 500
@@ -91,7 +91,7 @@ def test_clp_is_mergekit_s_interpolation_by_cosine(width: int) -> None:
     scheme = WeightingScheme.DISTANCE_PROPORTIONAL
     index, weights = common_interp_approximate(new.double(), shared.double(), width, DistanceMetric.COSINE, scheme)
     theirs = dense(index.numpy(), weights.numpy(), len(shared))
-    assert apart(dense(*clp.weighted(new, shared, width, Local()), len(shared)), theirs) < 1e-6
+    assert apart(dense(*clp.cosine_mixtures(new, shared, width, LocalExecutor()), len(shared)), theirs) < 1e-6
 
 
 def test_pursuit_by_product_is_mergekit_s_for_atoms_of_any_length() -> None:

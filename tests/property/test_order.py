@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import ConfigError
-from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantised, temperature_weights
+from data_pipeline.order.mixture import LAST_SLOT, assign, counts, quantise, temperature_weights
 from data_pipeline.order.permutation import permute
-from data_pipeline.order.row_order import OrderPlan, Stage, Stream, planned_step
+from data_pipeline.order.row_order import Phase, RowOrder, Stream, order_step
 
 KEYS = st.integers(0, 2**64 - 1)
 
@@ -47,7 +47,7 @@ WEIGHTS = st.lists(st.one_of(st.floats(1e-4, 1.0), st.just(0.0)), min_size=1, ma
 
 @given(WEIGHTS)
 def test_weights_become_integers_that_sum_to_a_power_of_two(raw: list[float]) -> None:
-    found = quantised(np.array(raw))
+    found = quantise(np.array(raw))
     assert found.sum() == 1 << 24
     assert ((found > 0) == (np.array(raw) > 0)).all()
     assert np.abs(found / 2**24 - np.array(raw) / sum(raw)).max() <= len(raw) / 2**24
@@ -57,7 +57,7 @@ def test_weights_become_integers_that_sum_to_a_power_of_two(raw: list[float]) ->
 @settings(max_examples=60)
 def test_a_mixture_is_the_rows_in_order_of_their_due_times(raw: list[float], n: int) -> None:
     """By brute force in exact fractions: all due times up to far enough, sorted."""
-    weights = quantised(np.array(raw))
+    weights = quantise(np.array(raw))
     shares = [Fraction(int(weight), 1 << 24) for weight in weights]
     times = [
         ((place + Fraction(1, 2)) / share, number, place)
@@ -74,7 +74,7 @@ def test_a_mixture_is_the_rows_in_order_of_their_due_times(raw: list[float], n: 
 @given(WEIGHTS, st.integers(1, 2000))
 @settings(max_examples=50)
 def test_every_stream_stays_near_its_share(raw: list[float], n: int) -> None:
-    weights = quantised(np.array(raw))
+    weights = quantise(np.array(raw))
     stream, _ = assign(weights, np.arange(n))
     for number, weight in enumerate(weights / 2**24):
         error = np.abs(np.cumsum(stream == number) - weight * np.arange(1, n + 1)).max()
@@ -84,7 +84,7 @@ def test_every_stream_stays_near_its_share(raw: list[float], n: int) -> None:
 @given(WEIGHTS, st.integers(0, LAST_SLOT - 60))
 @settings(max_examples=60)
 def test_a_mixture_has_random_access_up_to_the_last_slot(raw: list[float], start: int) -> None:
-    weights = quantised(np.array(raw))
+    weights = quantise(np.array(raw))
     stream, position = assign(weights, np.arange(start, start + 50))
     for place in range(0, 50, 7):
         alone = assign(weights, np.array([start + place]))
@@ -102,17 +102,17 @@ def test_temperature_weights_follow_the_formula() -> None:
     assert np.isclose(found["en"], 10 / 40)
 
 
-def two(first: int, second: int, **settings) -> OrderPlan:  # type: ignore[no-untyped-def]
+def two(first: int, second: int, **settings) -> RowOrder:  # type: ignore[no-untyped-def]
     streams = (Stream(name="a", rows=first, weight=0.7), Stream(name="b", rows=second, weight=0.3))
-    return OrderPlan(streams=streams, **{"batch": 4, "seed": 3} | settings)
+    return RowOrder(streams=streams, **{"batch": 4, "seed": 3} | settings)
 
 
 STAGES = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.integers(1, 3)), max_size=3)
 
 
-def staged(raw: list[tuple[int, int, int]]) -> tuple[Stage, ...]:
+def staged(raw: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
     until = np.cumsum([steps for steps, _, _ in raw]).tolist()
-    return tuple(Stage(until=end, weights=(a, b)) for end, (_, a, b) in zip(until, raw, strict=True))
+    return tuple(Phase(until=end, weights=(a, b)) for end, (_, a, b) in zip(until, raw, strict=True))
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 5), st.integers(1, 4), STAGES)
@@ -167,7 +167,7 @@ def test_a_warm_up_that_does_not_go_forward_is_refused(warmup) -> None:  # type:
 
 
 def test_rows_are_spread_by_the_shuffle_and_reads_stay_bounded() -> None:
-    plan = OrderPlan(streams=(Stream(name="a", rows=64 * 1000 + 13),), batch=64, seed=1)
+    plan = RowOrder(streams=(Stream(name="a", rows=64 * 1000 + 13),), batch=64, seed=1)
     rows = plan.lookup(np.arange(64 * 1000 + 13)).row
     assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.06
     for start in range(0, 64 * 960, 1024):
@@ -179,7 +179,7 @@ def test_rows_are_spread_by_the_shuffle_and_reads_stay_bounded() -> None:
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 9), st.integers(0, 30))
 @settings(max_examples=80)
 def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: int, micro: int, step: int) -> None:
-    plan = OrderPlan(streams=(Stream(name="a", rows=135),), batch=batch, seed=1)
+    plan = RowOrder(streams=(Stream(name="a", rows=135),), batch=batch, seed=1)
     parts = [plan.for_rank(step, rank, world, micro) for rank in range(world)]
     assert {len(part) for part in parts} == {plan.micro_steps(step, world, micro) * micro}
     real = sorted(
@@ -202,7 +202,7 @@ def test_steps_that_are_looked_up_together_are_what_each_is_alone(seed: int, fir
             assert getattr(slots, name).tolist() == getattr(alone, name).tolist(), (step, name)
 
 
-def groups_read(plan: OrderPlan, world: int, steps: range) -> int:
+def groups_read(plan: RowOrder, world: int, steps: range) -> int:
     """Row groups that all ranks read for some steps, each rank for itself and each group once."""
     read = 0
     for rank in range(world):
@@ -213,13 +213,13 @@ def groups_read(plan: OrderPlan, world: int, steps: range) -> int:
 
 @pytest.mark.parametrize("world", [1, 2, 8, 64])
 def test_ranks_read_at_most_twice_the_rows_that_they_need(world: int) -> None:
-    plan = OrderPlan(streams=(Stream(name="a", rows=10**6),), batch=2048, seed=1)
+    plan = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=2048, seed=1)
     steps = range(100, 104)
     assert groups_read(plan, world, steps) * 64 <= 2 * len(steps) * plan.batch
 
 
 def test_a_rank_that_is_filled_up_reads_nothing_for_it() -> None:
-    plan = OrderPlan(streams=(Stream(name="a", rows=10**6),), batch=13, seed=1)
+    plan = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=13, seed=1)
     for rank in range(8):
         part = plan.for_rank(3, rank, 8, micro=4)
         assert set(part.row[part.weight == 0].tolist()) <= set(part.row[part.weight > 0].tolist())
@@ -237,18 +237,18 @@ def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> Non
         skipped.append((at + before, at + before + length))
         at = skipped[-1][1]
     left = [step for step in range(100) if not any(first <= step < last for first, last in skipped)]
-    assert [planned_step(step, tuple(skipped)) for step in range(len(left))] == left
+    assert [order_step(step, tuple(skipped)) for step in range(len(left))] == left
 
 
 def test_golden_order() -> None:
     """Orders of runs that exist: a change here means that no run can be continued."""
     streams = (Stream(name="el", rows=8, weight=0.7), Stream(name="en", rows=200, weight=0.3))
-    plan = OrderPlan(streams=streams, batch=4, seed=5, stages=(Stage(until=2, weights=(1, 3)),), warmup=((1, 3),))
+    plan = RowOrder(streams=streams, batch=4, seed=5, stages=(Phase(until=2, weights=(1, 3)),), warmup=((1, 3),))
     slots = plan.lookup(np.arange(16))
     assert slots.step.tolist() == GOLDEN["step"]
     assert slots.stream.tolist() == GOLDEN["stream"]
     assert slots.row.tolist() == GOLDEN["row"]
-    far = OrderPlan(streams=(Stream(name="el", rows=10**9),), batch=512, seed=0).lookup(np.array([0, 10**6, 10**9, 10**11]))
+    far = RowOrder(streams=(Stream(name="el", rows=10**9),), batch=512, seed=0).lookup(np.array([0, 10**6, 10**9, 10**11]))
     assert far.row.tolist() == GOLDEN["far"]
     assert permute(3, 10, np.arange(10)).tolist() == [2, 4, 0, 9, 3, 5, 6, 7, 8, 1]
 

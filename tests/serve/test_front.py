@@ -10,13 +10,13 @@ from starlette.testclient import TestClient
 
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Backend, Front
-from cluster.serve.protocol import Card, Rows
+from cluster.serve.protocol import ModelCard, TokenIds
 
-CARD = Card(name="tiny", dimensions=(2,), max_length=6, vocabulary=200)
+CARD = ModelCard(name="tiny", dimensions=(2,), max_length=6, vocabulary=200)
 ASK = {"model": "tiny", "input": "a"}
 
 
-async def ones(rows: Rows, dimensions: int | None) -> np.ndarray:
+async def ones(rows: TokenIds, dimensions: int | None) -> np.ndarray:
     return np.ones((len(rows), 2), dtype=np.float32)
 
 
@@ -68,7 +68,7 @@ def test_a_text_without_tokens_is_refused() -> None:
 
 
 def test_a_failing_model_is_a_server_error_without_its_inside() -> None:
-    async def failing(rows: Rows, dimensions: int | None) -> np.ndarray:
+    async def failing(rows: TokenIds, dimensions: int | None) -> np.ndarray:
         raise RuntimeError("secret detail")
 
     answer = client(failing).post("/v1/embeddings", json=ASK)
@@ -80,7 +80,7 @@ def test_a_failing_model_is_a_server_error_without_its_inside() -> None:
 def test_a_full_server_sends_the_client_away_and_takes_the_next_one_later() -> None:
     started, release = asyncio.Event(), asyncio.Event()
 
-    async def slow(rows: Rows, dimensions: int | None) -> np.ndarray:
+    async def slow(rows: TokenIds, dimensions: int | None) -> np.ndarray:
         started.set()
         await release.wait()
         return await ones(rows, dimensions)

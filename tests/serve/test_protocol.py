@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.serve import protocol
-from cluster.serve.protocol import Card, RequestError
+from cluster.serve.protocol import ModelCard, RequestError
 
-CARD = Card(name="tiny", dimensions=(32, 8), max_length=6, vocabulary=100)
+CARD = ModelCard(name="tiny", dimensions=(32, 8), max_length=6, vocabulary=100)
 
 
 def parse(**keys: Any) -> protocol.EmbeddingRequest:
-    return protocol.parse(json.dumps({"model": "tiny", **keys}).encode(), CARD, 4)
+    return protocol.parse_request(json.dumps({"model": "tiny", **keys}).encode(), CARD, 4)
 
 
 @pytest.mark.parametrize(
@@ -32,19 +32,19 @@ def parse(**keys: Any) -> protocol.EmbeddingRequest:
 )
 def test_every_form_of_input_is_read(given, texts, rows) -> None:
     asked = parse(input=given)
-    assert (asked.texts, asked.rows) == (texts, rows)
+    assert (asked.texts, asked.token_ids) == (texts, rows)
 
 
 def test_what_is_left_out_or_null_has_openais_default() -> None:
     assert parse(input="a") == parse(input="a", dimensions=None, encoding_format=None, user=None)
-    assert not parse(input="a").base64
+    assert not parse(input="a").is_base64
     assert parse(input="a").dimensions is None
 
 
 def test_known_options_are_read_and_unknown_keys_ignored() -> None:
     asked = parse(input="a", dimensions=8, encoding_format="base64", user="me", input_type="query")
     assert asked.dimensions == 8
-    assert asked.base64
+    assert asked.is_base64
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_an_unknown_model_is_not_found_and_the_served_one_named() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"input": ' + b"9" * 5000 + b"}"])
 def test_a_body_that_is_not_json_is_refused(body) -> None:
     with pytest.raises(RequestError, match="the body is not JSON") as caught:
-        protocol.parse(body, CARD, 4)
+        protocol.parse_request(body, CARD, 4)
     assert caught.value.status == 400
 
 
 def test_a_body_that_is_not_an_object_is_refused() -> None:
     with pytest.raises(RequestError, match="must be an object, got list"):
-        protocol.parse(b"[]", CARD, 4)
+        protocol.parse_request(b"[]", CARD, 4)
 
 
 _text = st.text("aβ \0\ud800", max_size=4)
@@ -122,11 +122,11 @@ _json = st.recursive(
 def test_any_json_is_either_read_or_refused(keys) -> None:
     body = json.dumps({"model": "tiny"} | keys).encode()
     try:
-        asked = protocol.parse(body, CARD, 4)
+        asked = protocol.parse_request(body, CARD, 4)
     except RequestError as error:
         json.dumps(error.body()).encode()
     else:
-        assert bool(asked.texts) != bool(asked.rows)
+        assert bool(asked.texts) != bool(asked.token_ids)
 
 
 def test_a_text_without_tokens_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_a_text_without_tokens_is_refused() -> None:
 def test_an_answer_has_every_vector_in_order_and_the_tokens_used(encoding) -> None:
     vectors = np.array([[0.1, -2.5], [1e-8, 3.0]], dtype=np.float32)
     asked = parse(input=["a", "b"], encoding_format=encoding)
-    found = json.loads(protocol.answer(vectors, [[2, 3], [2, 9, 3]], asked, CARD))
+    found = json.loads(protocol.response_body(vectors, [[2, 3], [2, 9, 3]], asked, CARD))
     assert found["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     assert (found["object"], found["model"]) == ("list", "tiny")
     assert [entry["index"] for entry in found["data"]] == [0, 1]
@@ -149,7 +149,7 @@ def test_an_answer_has_every_vector_in_order_and_the_tokens_used(encoding) -> No
 
 
 def test_the_list_of_models_says_what_may_be_asked() -> None:
-    [model] = protocol.models(CARD)["data"]
+    [model] = protocol.models_body(CARD)["data"]
     assert (model["id"], model["object"]) == ("tiny", "model")
     assert (model["dimensions"], model["max_length"]) == ([32, 8], 6)
     assert isinstance(model["created"], int)

@@ -12,8 +12,8 @@ import numpy as np
 import openai
 import pytest
 
-from cluster.serve.app import running
-from cluster.serve.check import ask, compare
+from cluster.serve.app import serve_locally
+from cluster.serve.check import compare, request_vectors
 from cluster.serve.config import ServeConfig
 from data_pipeline.errors import ClusterError
 from trainer.embedder import Embedder
@@ -25,7 +25,7 @@ def url(ray_session: None, folder: str) -> Iterator[str]:
     config = ServeConfig(
         model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000
     )  # fmt: skip
-    with running(config) as found:
+    with serve_locally(config) as found:
         yield found
 
 
@@ -56,7 +56,7 @@ def test_what_a_client_gets_is_what_encode_gives(url, embedder, english) -> None
 @pytest.mark.parametrize("floats", [True, False])
 def test_a_text_too_long_is_cut_as_encode_cuts_it(url, embedder, floats) -> None:
     texts = ["click the button " * 50, "click"]
-    assert np.abs(ask(url, "tiny", texts, floats=floats) - embedder.encode(texts)).max() <= 1e-5
+    assert np.abs(request_vectors(url, "tiny", texts, floats=floats) - embedder.encode(texts)).max() <= 1e-5
 
 
 def test_token_ids_give_the_vectors_of_their_texts(client, embedder, english) -> None:
@@ -134,7 +134,7 @@ def test_models_and_health(client, url) -> None:
 
 
 def test_a_second_server_on_the_same_ray_is_refused_and_the_first_goes_on(client, url, folder) -> None:
-    with pytest.raises(ClusterError, match="serves something already"), running(ServeConfig(model=folder, port=0)):
+    with pytest.raises(ClusterError, match="serves something already"), serve_locally(ServeConfig(model=folder, port=0)):
         pass
     assert client.models.list().data
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.serve.app import app, build_app, running
+from cluster.serve.app import app, build_app, serve_locally
 from cluster.serve.config import ServeConfig
 from data_pipeline.errors import ClusterError, ConfigError
 
@@ -47,27 +47,27 @@ def test_a_port_in_use_is_named_before_anything_starts(ray_session, folder) -> N
         port = taken.getsockname()[1]
         with (
             pytest.raises(ClusterError, match=rf"port {port} is in use\. Choose another with serve\.port="),
-            running(ServeConfig(model=folder, port=port)),
+            serve_locally(ServeConfig(model=folder, port=port)),
         ):
             pass
 
 
 def test_an_address_of_another_machine_is_refused(ray_session, folder) -> None:
     config = ServeConfig(model=folder, host="203.0.113.1", port=0)
-    with pytest.raises(ClusterError, match=r"serve\.host: cannot listen on 203\.0\.113\.1"), running(config):
+    with pytest.raises(ClusterError, match=r"serve\.host: cannot listen on 203\.0\.113\.1"), serve_locally(config):
         pass
 
 
 @pytest.mark.parametrize(("settings", "kind"), [({"replicas": 1000}, "CPU"), ({"gpu": True}, "GPU")])
 def test_more_copies_than_the_cluster_has_room_for_are_refused(ray_session, folder, settings, kind) -> None:
     config = ServeConfig(model=folder, port=0, **settings)
-    with pytest.raises(ClusterError, match=f"need .* {kind}s, the cluster has"), running(config):
+    with pytest.raises(ClusterError, match=f"need .* {kind}s, the cluster has"), serve_locally(config):
         pass
 
 
 def test_a_model_that_does_not_load_ends_the_start_with_the_reason(ray_session, tmp_path) -> None:
     with (
         pytest.raises(ClusterError, match=r"the server did not start: model .*: the folder has no config\.json"),
-        running(ServeConfig(model=str(tmp_path), port=0)),
+        serve_locally(ServeConfig(model=str(tmp_path), port=0)),
     ):
         pass

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_pipeline.feed.prefetch import ahead
+from data_pipeline.feed.prefetch import prefetch
 
 
 def test_all_items_come_in_order() -> None:
-    assert list(ahead(iter(range(50)))) == [*range(50)]
-    assert list(ahead(iter([]))) == []
+    assert list(prefetch(iter(range(50)))) == [*range(50)]
+    assert list(prefetch(iter([]))) == []
 
 
 def test_the_next_ones_are_made_while_one_is_used_and_no_more() -> None:
     made: list[int] = []
-    items = ahead((made.append(number) or number for number in range(50)), depth=3)
+    items = prefetch((made.append(number) or number for number in range(50)), depth=3)
     assert next(items) == 0
     end = time.monotonic() + 10
     while len(made) < 4 and time.monotonic() < end:
@@ -30,7 +30,7 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
         yield 1
         raise ValueError("no more")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(ValueError, match="no more"):
         next(found)
@@ -38,7 +38,7 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
 
 def test_an_end_before_the_last_item_leaves_no_thread() -> None:
     before = threading.active_count()
-    items = ahead(iter(range(1000)))
+    items = prefetch(iter(range(1000)))
     next(items)
     items.close()
     assert threading.active_count() == before

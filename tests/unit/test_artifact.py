@@ -9,19 +9,19 @@ import pytest
 
 from data_pipeline import errors
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Growth, Plan
+from data_pipeline.artifacts.artifact import ResumePolicy, Spec
 from data_pipeline.errors import ArtifactError
 
 
-def plan(uri: str, **config: object) -> Plan:
-    return Plan(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"})
+def plan(uri: str, **config: object) -> Spec:
+    return Spec(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"})
 
 
 def test_a_finished_folder_is_kept(uri: str) -> None:
     with artifact.writing(plan(uri, size=1)) as draft:
         storage.write_bytes(storage.join(draft.uri, "data"), b"x")
         draft.metrics = {"rows": 3}
-    found = artifact.existing(plan(uri, size=1))
+    found = artifact.find(plan(uri, size=1))
     assert found is not None
     assert found.metrics == {"rows": 3}
     assert not storage.exists(storage.join(uri, artifact.UNFINISHED))
@@ -31,10 +31,10 @@ def test_another_config_is_refused_by_name_and_leaves_the_folder(uri: str) -> No
     with artifact.writing(plan(uri, size=1)):
         pass
     with pytest.raises(ArtifactError, match=r"part\.size \(1 -> 2\)"):
-        artifact.existing(plan(uri, size=2))
+        artifact.find(plan(uri, size=2))
     with pytest.raises(ArtifactError), artifact.writing(plan(uri, size=2)):
         raise AssertionError("must not begin")
-    assert artifact.existing(plan(uri, size=1)) is not None
+    assert artifact.find(plan(uri, size=1)) is not None
 
 
 def test_an_error_leaves_nothing(uri: str) -> None:
@@ -107,7 +107,7 @@ def test_what_a_job_needs_until_it_is_finished_is_removed_only_then(uri: str, mo
     monkeypatch.setattr(storage, "write_bytes", watched)
     with artifact.writing(plan(uri), resumable=True) as draft:
         storage.write_bytes(checkpoint, b"weights")
-        draft.working.append(storage.join(uri, "checkpoints"))
+        draft.working_folders.append(storage.join(uri, "checkpoints"))
     assert storage.files(uri) == [artifact.FINISHED]
 
 
@@ -119,40 +119,40 @@ def test_storage_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch: p
     assert time.monotonic() - began < 10
 
 
-GROWTH = Growth(settings=("part.steps", "part.tail"), length="part.steps", state="state", keep="part.keep")
+GROWTH = ResumePolicy(settings=("part.steps", "part.tail"), length="part.steps", state="state", keep="part.keep")
 
 
-def growing(uri: str, **config: object) -> Plan:
-    return Plan(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"}, growth=GROWTH)
+def growing(uri: str, **config: object) -> Spec:
+    return Spec(uri=uri, kind="thing", config={"part": config}, inputs={"text": "abc"}, resume_policy=GROWTH)
 
 
 def test_a_finished_run_grows_from_the_state_that_it_kept(uri: str) -> None:
     with artifact.writing(growing(uri, steps=4), resumable=True, precious=lambda: True):
         storage.write_bytes(storage.join(uri, "state", "a"), b"weights")
     longer = growing(uri, steps=6, tail=2)
-    assert artifact.existing(longer) is None
+    assert artifact.find(longer) is None
     with pytest.raises(ArtifactError, match=r"another run; it differs in part\.steps \(4 -> 3\)"):
-        artifact.existing(growing(uri, steps=3))
+        artifact.find(growing(uri, steps=3))
     with pytest.raises(ArtifactError, match=r"part\.tail"):
-        artifact.existing(growing(uri, steps=4, tail=2))
+        artifact.find(growing(uri, steps=4, tail=2))
     with pytest.raises(ArtifactError, match=r"part\.rate"):
-        artifact.existing(growing(uri, steps=6, rate=2))
+        artifact.find(growing(uri, steps=6, rate=2))
     with artifact.writing(longer, resumable=True, precious=lambda: True):
         assert storage.read_bytes(storage.join(uri, "state", "a")) == b"weights"
         assert not storage.exists(storage.join(uri, artifact.FINISHED))
-    assert artifact.existing(longer) is not None
+    assert artifact.find(longer) is not None
 
 
 def test_a_finished_run_that_kept_nothing_says_how_to_keep_it(uri: str) -> None:
     with artifact.writing(growing(uri, steps=4), resumable=True, precious=lambda: True):
         pass
     with pytest.raises(ArtifactError, match=r"kept nothing to go on from; .*steps \(4 -> 6\).*part\.keep=true"):
-        artifact.existing(growing(uri, steps=6))
-    assert artifact.existing(growing(uri, steps=4)) is not None
+        artifact.find(growing(uri, steps=6))
+    assert artifact.find(growing(uri, steps=4)) is not None
 
 
 def test_an_unfinished_run_goes_on_under_settings_that_may_change_and_no_others(uri: str) -> None:
-    def begin(plan: Plan) -> None:
+    def begin(plan: Spec) -> None:
         with artifact.writing(plan, resumable=True, precious=lambda: True):
             storage.write_bytes(storage.join(uri, "half"), b"x")
             raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def test_a_mark_that_cannot_be_read_is_named_and_nothing_removed(tmp_path: Path,
 
 def test_a_removal_that_is_cut_short_leaves_a_folder_that_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mark went first, and the next command refused the folder."""
-    plan = Plan(uri=str(tmp_path / "transfer"), kind="model", config={}, inputs={})
+    plan = Spec(uri=str(tmp_path / "transfer"), kind="model", config={}, inputs={})
     real, removed = storage.os.unlink, []
 
     def unlink(path: object, **options: object) -> None:
@@ -212,7 +212,7 @@ def test_what_is_finished_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         storage.os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
     )
-    with artifact.writing(Plan(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})):
+    with artifact.writing(Spec(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})):
         (tmp_path / "a" / "deep").mkdir()
         (tmp_path / "a" / "deep" / "model.safetensors").write_text("weights")
     finished = next(place for place, path in enumerate(synced) if "artifact.json" in path)
@@ -223,7 +223,7 @@ def test_what_is_finished_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
     """`shards=corpus.parquet` and `scion export RUN output=FILE` replaced it."""
     (tmp_path / "corpus.parquet").write_text("precious")
-    plan = Plan(uri=str(tmp_path / "corpus.parquet"), kind="shards", config={}, inputs={})
+    plan = Spec(uri=str(tmp_path / "corpus.parquet"), kind="shards", config={}, inputs={})
     with pytest.raises(ArtifactError, match="a file is here, not a folder"), artifact.writing(plan):
         pass
     assert (tmp_path / "corpus.parquet").read_text() == "precious"
@@ -232,7 +232,7 @@ def test_a_file_in_the_place_of_a_folder_stays(tmp_path: Path) -> None:
 def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "pretrain").symlink_to(tmp_path / "scratch")
-    plan = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+    plan = Spec(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
     for _ in range(2):
         with pytest.raises(RuntimeError), artifact.writing(plan):
             raise RuntimeError
@@ -244,7 +244,7 @@ def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
 
 def test_unfinished_work_of_another_kind_stays(tmp_path: Path) -> None:
     """`shards=RUNS/a/pretrain` removed the checkpoints there."""
-    training = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+    training = Spec(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
 
     def killed() -> None:
         with artifact.writing(training, resumable=True):
@@ -253,7 +253,7 @@ def test_unfinished_work_of_another_kind_stays(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         killed()
-    shards = Plan(uri=str(tmp_path / "pretrain"), kind="shards", config={}, inputs={})
+    shards = Spec(uri=str(tmp_path / "pretrain"), kind="shards", config={}, inputs={})
     with pytest.raises(ArtifactError, match="an unfinished model artefact is here"), artifact.writing(shards):
         pass
     assert (tmp_path / "pretrain" / "checkpoint").exists()
@@ -264,12 +264,12 @@ def test_a_password_is_in_no_artefact_and_another_one_makes_the_same(uri: str) -
     with artifact.writing(plan(uri, model="sftp://me:geheim@host/model")):
         pass
     assert b"geheim" not in storage.read_bytes(storage.join(uri, artifact.FINISHED))
-    assert artifact.existing(plan(uri, model="sftp://me:anders@host/model")) is not None
+    assert artifact.find(plan(uri, model="sftp://me:anders@host/model")) is not None
 
 
 def test_what_others_keep_in_the_folder_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights & Biases links its log, `wandb sync --clean` removes what the link names; marks of readers come and go."""
-    own = Plan(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})
+    own = Spec(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})
     walk = storage.os.walk
 
     def walk_and_lose(path: str) -> list[tuple[str, list[str], list[str]]]:

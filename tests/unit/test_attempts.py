@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.lease import Lease, held
+from data_pipeline.artifacts.lease import Lease, hold
 from data_pipeline.errors import ArtifactError, ConfigError, TrainingError
 from trainer.engine import attempts
 from trainer.engine.attempts import Attempt
@@ -29,9 +29,9 @@ def attempt(uri: str, error: Exception | None = None, steps: int = 0, lease: Lea
         if current.error is not None:
             return current.error
         if steps:
-            current.started()
+            current.note_start()
         for _ in range(steps):
-            current.stepped()
+            current.note_step()
         if error is not None:
             raise error
     return None
@@ -120,7 +120,7 @@ def overtaken(uri: str, mine: Lease, old: Lease, error: Exception) -> None:
 def test_a_superseded_run_leaves_nothing_to_its_successor(tmp_path) -> None:
     """Its driver is alive but was taken for dead: it finds out at a commit, or at the start of another attempt."""
     uri = str(tmp_path)
-    with held(f"{uri}/lease") as mine:
+    with hold(f"{uri}/lease") as mine:
         old = Lease(mine.uri, "old")
         attempts.begin(uri)
         before = sorted(tmp_path.rglob("*"))
@@ -135,8 +135,8 @@ def test_a_superseded_run_leaves_nothing_to_its_successor(tmp_path) -> None:
 
 def test_what_a_superseded_run_writes_late_is_not_read(tmp_path, monkeypatch) -> None:
     uri = str(tmp_path)
-    with held(f"{uri}/lease") as mine:
-        monkeypatch.setattr(Attempt, "superseded", lambda self: None)  # it looked just before it was taken over
+    with hold(f"{uri}/lease") as mine:
+        monkeypatch.setattr(Attempt, "superseded_error", lambda self: None)  # it looked just before it was taken over
         for _ in range(4):
             with pytest.raises((ArtifactError, TrainingError)):
                 raise attempt(uri, ArtifactError("another run has taken over."), lease=Lease(mine.uri, "old"))  # type: ignore[misc]

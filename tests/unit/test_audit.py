@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.errors import ArtifactError
 from data_pipeline.feed import rank_feed
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
-from data_pipeline.order.row_order import OrderPlan, Stage
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
+from data_pipeline.order.row_order import Phase, RowOrder
 from data_pipeline.shards import format, manifest
 from data_pipeline.shards.manifest import Manifest, Shard
-from data_pipeline.shards.pack import Packed
+from data_pipeline.shards.pack import PackedRows
 from trainer.ledger import audit as audits
 from trainer.ledger import ledger
 from trainer.ledger.audit import History
@@ -34,7 +34,7 @@ LENGTH, VOCABULARY = 4, 1000
 ROWS = {"el": (100, 41), "en": (70,)}
 """Rows of each shard: more than one shard, and more than one row group in them."""
 WARMUP = ((3, 4), (5, 5))
-STAGES = (Stage(until=4, weights=(1.0, 0.0)), Stage(until=9, weights=(0.3, 0.7)))
+STAGES = (Phase(until=4, weights=(1.0, 0.0)), Phase(until=9, weights=(0.3, 0.7)))
 Change = Callable[[pa.Table], list[pa.Table]]
 """What a broken loader makes of the rows of a step."""
 
@@ -42,7 +42,9 @@ Change = Callable[[pa.Table], list[pa.Table]]
 def table(ids: NDArray[np.integer]) -> pa.Table:
     """Rows of a shard, each full."""
     full, starts = np.full(len(ids), LENGTH, np.int32), [np.zeros(1, np.int32)] * len(ids)
-    return format.text_rows(Packed(ids=ids.astype(np.uint32), n_tokens=full, doc_starts=starts, cut=0), VOCABULARY)
+    return format.text_rows(
+        PackedRows(ids=ids.astype(np.uint32), n_tokens=full, doc_starts=starts, cut_documents=0), VOCABULARY
+    )
 
 
 def shards(folder: str, seed: int = 0) -> Manifest:
@@ -61,16 +63,16 @@ def shards(folder: str, seed: int = 0) -> Manifest:
     return found
 
 
-def order(found: Manifest, batch: int = 7) -> OrderPlan:
+def order(found: Manifest, batch: int = 7) -> RowOrder:
     streams = found.order_streams({"el": 0.6, "en": 0.4})
-    return OrderPlan(streams=streams, batch=batch, seed=5, warmup=WARMUP, stages=STAGES, window=2)
+    return RowOrder(streams=streams, batch=batch, seed=5, warmup=WARMUP, stages=STAGES, window=2)
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> PlannedRows:
+def rows(tmp_path: Path) -> OrderedRows:
     folder = str(tmp_path / "rows")
     found = shards(folder)
-    return PlannedRows(plan=order(found), folder=folder, manifest=found, micro=2)
+    return OrderedRows(order=order(found), folder=folder, manifest=found, micro_batch=2)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,7 +89,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 class Run:
     """A training as far as its ledger goes: what the loop and its saves write."""
 
-    rows: PlannedRows
+    rows: OrderedRows
     uri: str
     skipped: tuple[tuple[int, int], ...] = ()
     step: int = 0
@@ -106,7 +108,7 @@ class Run:
         for number in range(world):
             book = Ledger(self.uri, number)
             feed = RankFeed(rows=self.rows, rank=number, world=world, skipped=self.skipped if fed is None else fed)
-            for table in feed.local(self.step, last):
+            for table in feed.read_local(self.step, last):
                 for had in change(table) if rank in (None, number) else [table]:
                     book.note(had)
             book.write(name, book.take())
@@ -123,25 +125,25 @@ class Run:
     def finish(self) -> None:
         Ledger(self.uri, 0).finish({"lineage": self.lineage, "skipped": self.skipped, "steps": self.step})
 
-    def audit(self) -> dict[str, Finding]:
+    def audit(self) -> dict[str, CheckResult]:
         self.finish()
-        history = audits.finished(self.uri)
+        history = audits.read_history(self.uri)
         assert history is not None
         return {found.check: found for found in audits.audit(self.uri, self.rows, history)}
 
     def wrong(self) -> dict[str, tuple[str, ...]]:
         """The checks that fail, and what they say."""
-        return {name: found.failures for name, found in self.audit().items() if not found.ok}
+        return {name: found.failures for name, found in self.audit().items() if not found.is_ok}
 
 
-def slots_of(rows: PlannedRows, step: int, rank: int, world: int) -> list[int]:
+def slots_of(rows: OrderedRows, step: int, rank: int, world: int) -> list[int]:
     """The slots that a rank trains on."""
-    slots = RankFeed(rows=rows, rank=rank, world=world).expected(step)
+    slots = RankFeed(rows=rows, rank=rank, world=world).slots(step)
     return [int(slot) for slot, weight in zip(slots.slot, slots.weight, strict=True) if weight]
 
 
 @pytest.fixture
-def run(rows: PlannedRows, uri: str) -> Run:
+def run(rows: OrderedRows, uri: str) -> Run:
     """Four steps of two ranks."""
     made = Run(rows, uri)
     made.to(0, 2)
@@ -149,23 +151,23 @@ def run(rows: PlannedRows, uri: str) -> Run:
     return made
 
 
-def test_a_run_whose_number_of_ranks_changes_is_as_planned(rows: PlannedRows, uri: str) -> None:
+def test_a_run_whose_number_of_ranks_changes_is_as_planned(rows: OrderedRows, uri: str) -> None:
     run = Run(rows, uri)
-    assert audits.finished(uri) is None
+    assert audits.read_history(uri) is None
     for last, world in ((0, 1), (2, 1), (6, 2), (11, 3), (11, 2), (12, 2), (20, 1), (23, 3)):
         run.to(last, world)
     found = run.audit()
     assert list(found) == ["order", "rows", "replays"]
-    assert all(check.ok for check in found.values())
-    assert f"{rows.plan.sizes.offset(23)} rows of 23 steps" in found["order"].said
-    assert found["rows"].said == "compared with the shards"
-    assert "0 segments" in found["replays"].said
+    assert all(check.is_ok for check in found.values())
+    assert f"{rows.order.sizes.offset(23)} rows of 23 steps" in found["order"].detail
+    assert found["rows"].detail == "compared with the shards"
+    assert "0 segments" in found["replays"].detail
 
 
 def test_each_planned_slot_is_in_the_ledger_once_whoever_had_it(run: Run) -> None:
     run.to(9, 3)
     had = pa.concat_tables([ledger.read(run.uri, name) for name in run.lineage])
-    wanted = run.rows.plan.lookup(np.arange(run.rows.plan.sizes.offset(9)))
+    wanted = run.rows.order.lookup(np.arange(run.rows.order.sizes.offset(9)))
     for name in ("step", "slot", "stream", "epoch", "row"):
         assert had[name].to_pylist() == getattr(wanted, name).tolist()
 
@@ -177,8 +179,8 @@ def test_an_attempt_that_died_and_was_gone_over_again_counts_for_nothing(run: Ru
     run.back(2)
     run.to(12, 2)
     found = run.audit()
-    assert all(check.ok for check in found.values())
-    assert "2 segments" in found["replays"].said
+    assert all(check.is_ok for check in found.values())
+    assert "2 segments" in found["replays"].detail
 
 
 def test_steps_that_were_left_out_are_no_gap(run: Run) -> None:
@@ -192,15 +194,15 @@ def test_steps_that_were_left_out_are_no_gap(run: Run) -> None:
     run.skipped = ((7, 10), (13, 14))
     run.to(14, 2)
     found = run.audit()
-    assert all(check.ok for check in found.values()), found
-    assert "4 steps left out" in found["order"].said
+    assert all(check.is_ok for check in found.values()), found
+    assert "4 steps left out" in found["order"].detail
 
 
 def test_a_batch_that_is_skipped_after_a_resume_is_found(run: Run) -> None:
     run.to(9, 2, fed=((4, 5),))
     wrong = run.wrong()
     assert set(wrong) == {"order"}
-    size = run.rows.plan.sizes.size(4)
+    size = run.rows.order.sizes.size(4)
     assert [f"step 4 slot {slot} was never trained on" for slot in range(size)] == list(wrong["order"][:size])
     assert "step 9 slot 0 was not to be trained on" in wrong["order"]
 
@@ -241,13 +243,13 @@ def test_an_order_of_the_rank_s_own_is_found(run: Run) -> None:
     run.to(9, 2, change=swapped, rank=1)
     wrong = run.wrong()
     assert set(wrong) == {"order"}
-    slots, at = run.rows.plan.step(5), slots_of(run.rows, 5, 1, 2)[0]
+    slots, at = run.rows.order.step(5), slots_of(run.rows, 5, 1, 2)[0]
     line = next(said for said in wrong["order"] if said.startswith(f"step 5 slot {at} "))
     assert line.endswith(f"the plan {(int(slots.stream[at]), int(slots.epoch[at]), int(slots.row[at]))}")
 
 
 def test_another_seed_is_found(run: Run) -> None:
-    other = replace(run.rows, plan=replace(run.rows.plan, seed=6))
+    other = replace(run.rows, order=replace(run.rows.order, seed=6))
     run.rows, right = other, run.rows
     run.to(9, 2)
     run.rows = right
@@ -264,7 +266,7 @@ def test_a_part_that_is_missing_is_found(run: Run) -> None:
     assert gone == [f"step 5 slot {slot} was never trained on" for slot in slots_of(run.rows, 5, 1, 2)]
 
 
-def test_a_part_that_held_no_row_must_also_be_there(rows: PlannedRows, uri: str) -> None:
+def test_a_part_that_held_no_row_must_also_be_there(rows: OrderedRows, uri: str) -> None:
     run = Run(rows, uri)
     name = run.to(0, 3)
     run.to(2, 3)
@@ -308,7 +310,7 @@ def test_steps_left_out_that_were_trained_on_all_the_same_are_found(run: Run) ->
 def test_rows_that_changed_since_are_found(run: Run) -> None:
     """One row of a shard is another, and the shard is well formed."""
     run.to(9, 2)
-    row = run.rows.plan.step(7)
+    row = run.rows.order.step(7)
     number = int(row.row[3])
     name = ("el", "en")[int(row.stream[3])]
     part, inside = (0, number) if number < ROWS[name][0] else (1, number - ROWS[name][0])
@@ -357,7 +359,7 @@ def test_a_row_that_was_changed_on_its_way_is_found(run: Run) -> None:
     )
 
 
-def test_a_long_segment_is_compared_to_its_end(rows: PlannedRows, tmp_path: Path) -> None:
+def test_a_long_segment_is_compared_to_its_end(rows: OrderedRows, tmp_path: Path) -> None:
     run = Run(rows, str(tmp_path / "ledger"))
     run.to(600, 1, change=lambda rows: altered(rows) if rows["step"][0].as_py() == 599 else [rows])
     assert len(ledger.read(run.uri, run.lineage[-1])) > 4096
@@ -371,8 +373,8 @@ def test_shards_that_are_gone_are_not_compared(run: Run) -> None:
     run.to(12, 2, counts=False)
     storage.remove(run.rows.folder)
     found = run.audit()
-    assert all(check.ok for check in found.values())
-    assert found["rows"].said == "the shards are gone: not compared"
+    assert all(check.is_ok for check in found.values())
+    assert found["rows"].detail == "the shards are gone: not compared"
 
 
 def test_a_replay_of_other_rows_is_found(run: Run) -> None:
@@ -406,7 +408,7 @@ def test_a_replay_of_which_some_ranks_wrote_nothing_is_no_fault(run: Run) -> Non
     assert run.wrong() == {}
 
 
-def test_what_a_kill_left_of_a_part_is_no_fault_of_a_segment_that_does_not_count(rows: PlannedRows, tmp_path: Path) -> None:
+def test_what_a_kill_left_of_a_part_is_no_fault_of_a_segment_that_does_not_count(rows: OrderedRows, tmp_path: Path) -> None:
     """Rank 0 had written, rank 1 was at it: `storage.write_bytes` leaves its draft when it is killed."""
     run = Run(rows, str(tmp_path / "ledger"))
     run.to(4, 2)
@@ -425,7 +427,7 @@ def test_shards_without_their_manifest_end_in_a_finding(run: Run) -> None:
     storage.remove(storage.join(run.rows.folder, manifest.NAME))
     run.rows = rank_feed.load(storage.join(run.uri, ledger.PLAN), None)
     found = run.audit()
-    assert found["order"].ok
+    assert found["order"].is_ok
 
 
 @pytest.mark.parametrize(("column", "value"), [("row", 70), ("row", 141), ("row", 10_000), ("stream", 2)])
@@ -445,7 +447,9 @@ def test_any_run_as_planned_is_clean_and_any_one_row_amiss_is_found(data: st.Dat
     found = shards(storage.join(folder, "rows"))
     micro = data.draw(st.one_of(st.none(), st.integers(1, 5)), "micro")
     plan = order(found, data.draw(st.integers(1, 9), "batch"))
-    run = Run(PlannedRows(plan=plan, folder=storage.join(folder, "rows"), manifest=found, micro=micro), f"{folder}/ledger")
+    run = Run(
+        OrderedRows(order=plan, folder=storage.join(folder, "rows"), manifest=found, micro_batch=micro), f"{folder}/ledger"
+    )
     for steps, world in data.draw(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=5), "saves"):
         run.to(run.step + steps, world)
     assert run.wrong() == {}
@@ -481,9 +485,9 @@ def amiss(table: pa.Table, one: int, change: str) -> pa.Table:
 # The ledger itself
 
 
-def test_rows_that_fill_up_ranks_are_not_noted(rows: PlannedRows, uri: str) -> None:
+def test_rows_that_fill_up_ranks_are_not_noted(rows: OrderedRows, uri: str) -> None:
     book = Ledger(uri, 2)
-    for table in RankFeed(rows=rows, rank=2, world=3).local(5, 7):
+    for table in RankFeed(rows=rows, rank=2, world=3).read_local(5, 7):
         assert 0.0 in table["weight"].to_pylist()
         book.note(table)
     book.write("step_000000007-w3-0", book.take())
@@ -491,8 +495,8 @@ def test_rows_that_fill_up_ranks_are_not_noted(rows: PlannedRows, uri: str) -> N
     assert found["slot"].to_pylist() == [slot for step in (5, 6) for slot in slots_of(rows, step, 2, 3)]
 
 
-def test_what_was_taken_for_a_segment_that_failed_goes_into_the_next(rows: PlannedRows, uri: str) -> None:
-    book, tables = Ledger(uri, 0), list(RankFeed(rows=rows, rank=0, world=1).local(5, 8))
+def test_what_was_taken_for_a_segment_that_failed_goes_into_the_next(rows: OrderedRows, uri: str) -> None:
+    book, tables = Ledger(uri, 0), list(RankFeed(rows=rows, rank=0, world=1).read_local(5, 8))
     book.note(tables[0])
     taken = book.take()
     book.note(tables[1])
@@ -507,8 +511,8 @@ def test_what_was_taken_for_a_segment_that_failed_goes_into_the_next(rows: Plann
     assert ledger.segments(uri) == ["b"]
 
 
-def test_a_checksum_is_of_what_a_row_says_and_not_of_where_it_lies(rows: PlannedRows) -> None:
-    (table,) = RankFeed(rows=rows, rank=0, world=1).local(5, 6)
+def test_a_checksum_is_of_what_a_row_says_and_not_of_where_it_lies(rows: OrderedRows) -> None:
+    (table,) = RankFeed(rows=rows, rank=0, world=1).read_local(5, 6)
     whole = ledger.crcs(table)
     assert len(set(whole.tolist())) == 7
     turned = table.take(pa.array([6, 2, 4]))
@@ -521,25 +525,25 @@ def test_a_checksum_is_of_what_a_row_says_and_not_of_where_it_lies(rows: Planned
 
 
 @pytest.mark.parametrize("micro", [None, 2])
-def test_a_plan_is_read_as_it_was_saved(rows: PlannedRows, uri: str, micro: int | None) -> None:
-    saved = replace(rows, micro=micro)
+def test_a_plan_is_read_as_it_was_saved(rows: OrderedRows, uri: str, micro: int | None) -> None:
+    saved = replace(rows, micro_batch=micro)
     saved.save(storage.join(uri, ledger.PLAN))
     assert rank_feed.load(storage.join(uri, ledger.PLAN), None) == saved
     assert json.loads(storage.read_bytes(storage.join(uri, ledger.PLAN)))["manifest"] == rows.manifest.id
 
 
-def test_shards_that_were_moved_are_named(rows: PlannedRows, uri: str, tmp_path: Path) -> None:
+def test_shards_that_were_moved_are_named(rows: OrderedRows, uri: str, tmp_path: Path) -> None:
     rows.save(storage.join(uri, ledger.PLAN))
     moved = str(tmp_path / "moved")
     Path(rows.folder).rename(moved)
     loaded = rank_feed.load(storage.join(uri, ledger.PLAN), moved)
     assert loaded == replace(rows, folder=moved)
     without = rank_feed.load(storage.join(uri, ledger.PLAN), None)
-    assert without.plan == rows.plan
+    assert without.order == rows.order
     assert without.manifest.streams == {}
 
 
-def test_other_shards_are_refused(rows: PlannedRows, uri: str, tmp_path: Path) -> None:
+def test_other_shards_are_refused(rows: OrderedRows, uri: str, tmp_path: Path) -> None:
     rows.save(storage.join(uri, ledger.PLAN))
     shards(str(tmp_path / "other"), seed=50)
     with pytest.raises(ArtifactError, match="not the shards that the run was trained on"):
@@ -557,7 +561,7 @@ def test_a_run_is_audited_from_what_it_left(run: Run) -> None:
     run.rows.save(storage.join(run.uri, ledger.PLAN))
     run.rows = rank_feed.load(storage.join(run.uri, ledger.PLAN), None)
     assert run.wrong() == {}
-    assert audits.finished(run.uri) == History(lineage=tuple(run.lineage), steps=13, skipped=((6, 8),))
+    assert audits.read_history(run.uri) == History(lineage=tuple(run.lineage), steps=13, skipped=((6, 8),))
 
 
 def test_segments_of_the_same_step_have_names_of_their_own() -> None:

@@ -52,7 +52,7 @@ def test_too_few_cpus_are_refused(cluster) -> None:
 )
 def test_auto_is_a_worker_for_each_gpu(cluster, there, given, workers: int) -> None:
     cluster.there = there
-    assert capacity.settled(given) == workers
+    assert capacity.resolve_workers(given) == workers
 
 
 @pytest.mark.parametrize(("there", "said"), [({"CPU": 4.0}, "there: none"), ({"CPU": 8.0, "GPU": 1.0}, "there: 1")])
@@ -60,10 +60,10 @@ def test_auto_cannot_count_gpus_that_an_autoscaler_may_add(cluster, there, said:
     """A run would otherwise train on the one GPU of sixteen that happened to be up."""
     cluster.there, cluster.most = there, {"CPU": 96.0, "GPU": 8.0}
     with pytest.raises(ClusterError, match=rf"{said}; the autoscaler may add some, up to 8.*Give the number of workers"):
-        capacity.settled(None)
+        capacity.resolve_workers(None)
     assert capacity.has_gpus()
     cluster.there = dict(cluster.most)
-    assert capacity.settled(None) == 8
+    assert capacity.resolve_workers(None) == 8
 
 
 @pytest.mark.parametrize(

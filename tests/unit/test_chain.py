@@ -21,7 +21,7 @@ def settings(method: str):  # type: ignore[no-untyped-def]
 
 
 def made_by(problem: Problem, name: str) -> TransferPlan:
-    return assemble(problem, chain.rows(problem, name, settings), name)
+    return assemble(problem, chain.place(problem, name, settings), name)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -37,7 +37,7 @@ def test_each_method_places_what_those_before_it_left(problem: Problem, name: st
         assert np.flatnonzero(whole.by == place).tolist() == own
         assert (whole.provenance[own] == alone.provenance[own]).all()
         assert torch.equal(new[own], expected[own])
-        assert whole.placed()[method] == len(own)
+        assert whole.placed_by_method()[method] == len(own)
         left -= set(own)
     assert (whole.provenance[sorted(left)] == Provenance.RANDOM).all()
     assert (whole.by[sorted(left)] == 0).all()
@@ -49,10 +49,10 @@ def test_a_chain_survives_the_disk_and_diff_names_its_methods(problem: Problem, 
     whole.save(str(tmp_path))
     again = plan.load(str(tmp_path))
     assert (again.by == whole.by).all()
-    assert again.placed() == whole.placed()
+    assert again.placed_by_method() == whole.placed_by_method()
     assert set(diff(whole, again).rows) == set()
     found = diff(alone, whole)
-    assert len(found.rows) == sum(whole.placed()[method] for method in ("focus", "fvt"))
+    assert len(found.rows) == sum(whole.placed_by_method()[method] for method in ("focus", "fvt"))
     assert ("random", "composition by fvt") in found.moves
 
 

@@ -18,7 +18,7 @@ from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F
 from trainer.checkpoints import restore, writer
 from trainer.checkpoints.restore import RunState
 from trainer.checkpoints.store import BAD, COMMITTED, Store
-from trainer.checkpoints.writer import Saver
+from trainer.checkpoints.writer import CheckpointWriter
 from trainer.ledger import ledger
 from trainer.ledger.ledger import Ledger
 from trainer.ledger.step_name import step_of
@@ -59,7 +59,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def save(engine: Engine, state: RunState, store: Store) -> None:
-    saver = Saver(engine, store, Ledger(store.uri + "/../ledger", 0))
+    saver = CheckpointWriter(engine, store, Ledger(store.uri + "/../ledger", 0))
     saver.begin(state)
     saver.finish(state)
 
@@ -154,13 +154,13 @@ def test_a_clean_up_that_fails_costs_no_save(flaky) -> None:  # noqa: F811
     store = Store("flaky://run/checkpoints", keep=3)
     state = saved(store, 0, 2, 4, 6)
     Flaky.fault = failing("remove", "step_", HttpError("503"))
-    saver = Saver(Engine(), store, Ledger("flaky://run/ledger", 0))
+    saver = CheckpointWriter(Engine(), store, Ledger("flaky://run/ledger", 0))
     for step in (8, 10, 12, 14):
         state.next_step = step
         saver.begin(state)
         told = saver.finish(state)
-        assert (told.wrong, state.missed) == ("", [])
-        assert "503" in told.left
+        assert (told.failure, state.missed) == ("", [])
+        assert "503" in told.prune_failure
     Flaky.fault = None
     assert step_of(store.usable()[0]) == 14
     assert len(store.usable()) == 8
@@ -186,18 +186,18 @@ def test_training_goes_on_while_a_checkpoint_is_committed(flaky) -> None:  # noq
             late.set()
             assert answer.wait(10)
 
-    saver = Saver(Engine(), store, Ledger("flaky://run/ledger", 0))
+    saver = CheckpointWriter(Engine(), store, Ledger("flaky://run/ledger", 0))
     Flaky.fault = slow
     saver.begin(state)
-    until(lambda: saver.written)
+    until(lambda: saver.is_written)
     assert saver.finish(state, wait=False) is None
     assert late.wait(10)
-    assert not saver.written
+    assert not saver.is_written
     assert (state.lineage, store.usable()) == ([], [])
     answer.set()
-    until(lambda: saver.written)
+    until(lambda: saver.is_written)
     ended = saver.finish(state, wait=False)
-    assert (ended.name, ended.wrong) == (state.lineage[0], "")
+    assert (ended.name, ended.failure) == (state.lineage[0], "")
     assert store.usable() == state.lineage
     assert saver.finish(state) is None
 
@@ -205,14 +205,14 @@ def test_training_goes_on_while_a_checkpoint_is_committed(flaky) -> None:  # noq
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_commit_that_fails_behind_the_step_gives_its_rows_to_the_next(flaky, wait: bool) -> None:  # noqa: F811
     store, state, book = Store("flaky://run/checkpoints", keep=1), RunState(next_step=2), Ledger("flaky://run/ledger", 0)
-    saver = Saver(Engine(), store, book)
+    saver = CheckpointWriter(Engine(), store, book)
     book.give_back([rows := ledger.SCHEMA.empty_table()])
     Flaky.fault = failing("write", COMMITTED, HttpError("503"))
     saver.begin(state)
     if not wait:
-        until(lambda: saver.written)
+        until(lambda: saver.is_written)
         assert saver.finish(state, wait=False) is None
-    assert "503" in saver.finish(state).wrong
+    assert "503" in saver.finish(state).failure
     assert (state.lineage, len(state.missed), store.usable()) == ([], 1, [])
     assert book.take() == [rows]
 
@@ -246,15 +246,15 @@ def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_in
 
 
 def test_a_save_that_failed_is_told_once(store: Store, monkeypatch) -> None:
-    state, saver = saved(store, 2), Saver(Engine(), store, Ledger(store.uri + "-ledger", 0))
+    state, saver = saved(store, 2), CheckpointWriter(Engine(), store, Ledger(store.uri + "-ledger", 0))
     with monkeypatch.context() as patch:
         patch.setattr(writer.torch, "save", full)
         saver.begin(state)
         told = saver.finish(state)
-    assert "No space left" in told.wrong
+    assert "No space left" in told.failure
     assert saver.finish(state) is None
     saver.begin(state)
-    assert saver.finish(state).wrong == ""
+    assert saver.finish(state).failure == ""
 
 
 def full(*arguments: object) -> None:

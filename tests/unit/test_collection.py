@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.engine.garbage import EVERY, collect, collected_by_step
+from trainer.engine.garbage import EVERY, collect_garbage, manual_collection
 
 
 class Cycle:
@@ -29,25 +29,25 @@ def test_garbage_goes_at_chosen_steps_only() -> None:
     def note(made_at: int) -> None:
         gone[made_at] = at
 
-    with collected_by_step():
+    with manual_collection():
         assert not gc.isenabled()
         for at in range(1, 2 * EVERY + 1):
             weakref.finalize(Cycle(), note, at)
             for _ in range(100):  # would set the automatic collection off many times
                 Cycle()
-            collect(at)
+            collect_garbage(at)
     assert gone == {made: EVERY if made <= EVERY else 2 * EVERY for made in range(1, 2 * EVERY + 1)}
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
 
 
 def test_what_was_there_before_is_not_looked_at_again() -> None:
-    with collected_by_step():
+    with manual_collection():
         assert gc.get_freeze_count() > 10_000
 
 
 def test_an_error_switches_it_on_again() -> None:
-    with pytest.raises(ValueError, match="mine"), collected_by_step():
+    with pytest.raises(ValueError, match="mine"), manual_collection():
         raise ValueError("mine")
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
@@ -55,6 +55,6 @@ def test_an_error_switches_it_on_again() -> None:
 
 def test_where_it_was_off_it_stays_off() -> None:
     gc.disable()
-    with collected_by_step():
+    with manual_collection():
         pass
     assert not gc.isenabled()

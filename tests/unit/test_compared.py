@@ -8,7 +8,7 @@ from rich.console import Console
 
 from data_pipeline.errors import ArtifactError, ConfigError
 from ray_jobs import compare
-from ray_jobs.compared_runs import compared, described
+from ray_jobs.compared_runs import compared_configs, run_descriptions
 from ray_jobs.config import load as configs
 from trainer.transfer.methods import METHODS
 
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_a_run_is_the_configuration_with_other_values(path: str) -> None:
-    found = compared(configs.load(path, ["method=fvt"], "compare"))
+    found = compared_configs(configs.load(path, ["method=fvt"], "compare"))
     assert list(found) == ["focus", "fast", "warm"]
     assert [one.method for one in found.values()] == ["focus", "focus+fvt", "fvt"]
     assert [one.pretrain.train.learning_rate for one in found.values()] == [1e-4, 1e-3, 1e-4]
@@ -44,25 +44,25 @@ def test_a_run_is_the_configuration_with_other_values(path: str) -> None:
 
 
 def test_methods_are_compared_besides(path: str) -> None:
-    found = compared(configs.load(path, ["compare.methods=[random,mean]"], "compare"))
+    found = compared_configs(configs.load(path, ["compare.methods=[random,mean]"], "compare"))
     assert list(found) == ["random", "mean", "focus", "fast", "warm"]
 
 
 def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path: Path) -> None:
     first = configs.load(path, [], "compare")
     (tmp_path / "again.yaml").write_text(configs.to_yaml(first))
-    assert compared(configs.load(str(tmp_path / "again.yaml"), [], "compare")) == compared(first)
+    assert compared_configs(configs.load(str(tmp_path / "again.yaml"), [], "compare")) == compared_configs(first)
 
 
 def test_a_run_takes_the_method_that_suits_and_refers_to_what_holds_for_all(path: str) -> None:
     one = "compare.runs=[{method: auto}, {name: a, pretrain: {train: {learning_rate: '${pretrain.alpha}'}}}]"
-    found = compared(configs.load(path, [one, "method=mean"], "compare"))
+    found = compared_configs(configs.load(path, [one, "method=mean"], "compare"))
     assert [run.method for run in found.values()] == ["focus", "mean"]
     assert found["a"].pretrain.train.learning_rate == found["a"].pretrain.alpha
 
 
 def test_what_a_run_is(path: str) -> None:
-    found = described(configs.load(path, ["method=fvt"], "compare"))
+    found = run_descriptions(configs.load(path, ["method=fvt"], "compare"))
     assert found["fast"].endswith("; pretrain.train.learning_rate=0.001")
     assert found["warm"].startswith(f"fvt: {METHODS['fvt'].paper}")
     assert "transfer.copy_shared=False" in found["warm"]
@@ -91,7 +91,7 @@ WRONG = {
 @pytest.mark.parametrize("runs", WRONG)
 def test_a_run_that_cannot_be(path: str, runs: str) -> None:
     with pytest.raises(ConfigError, match=WRONG[runs]):
-        compared(configs.load(path, [f"compare.runs={runs}", "method=mean"], "compare"))
+        compared_configs(configs.load(path, [f"compare.runs={runs}", "method=mean"], "compare"))
 
 
 def test_a_cell_that_was_begun_with_other_settings_is_refused_before_any_is_made(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ray_jobs.report import comparison
-from ray_jobs.report.comparison import Figure, compare, falling, flat, steps_to
+from ray_jobs.report.comparison import MeanAndSd, compare, falling, flat_curves, steps_to
 
 
 def cell(*bits: float, retrieval: float | None = None) -> dict:
@@ -25,7 +25,7 @@ def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_
     assert found.rows[0].final.sd == pytest.approx(0.1 / 2**0.5)
     assert (found.steps, found.seeds) == (20, 2)
     # fvt is at 2.0 after 10 steps, and at 2.1 after 9: 9.5 of 20 steps on average.
-    assert found.rows[0].steps_to_random == Figure(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
+    assert found.rows[0].steps_to_random == MeanAndSd(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
     assert found.rows[2].steps_to_random.mean == pytest.approx(20)
     assert comparison.cells(found, found.rows[0])[4] == "2.1 x"
 
@@ -56,7 +56,7 @@ def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
     assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
     assert found.rows[1].flat_from == 18
     assert found.rows[0].flat_from is None
-    assert flat(found) == "flat at their end, so that steps say little: random from step 18"
+    assert flat_curves(found) == "flat at their end, so that steps say little: random from step 18"
     assert "random from step 18" in comparison.render(found, {"random": "", "fvt": ""}, "m", "")
 
 

@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.errors import ConfigError
 from ray_jobs.config import keys
 from ray_jobs.config.load import load, to_yaml
-from ray_jobs.config.schema import MixtureStage, ScionConfig
+from ray_jobs.config.schema import MixturePhase, ScionConfig
 from trainer.config.train import BatchPart
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
@@ -74,7 +74,7 @@ def test_a_file_that_is_no_mapping_and_a_value_that_is_left_open(tmp_path: Path)
 def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path) -> None:
     given = ["pretrain.stages=[{until: 5, weights: {el: 1}}]", "pretrain.train.batch_warmup=[{until: 3, rows: 8}]"]
     config = load(path, given)
-    assert config.pretrain.stages == (MixtureStage(until=5, weights={"el": 1.0}),)
+    assert config.pretrain.stages == (MixturePhase(until=5, weights={"el": 1.0}),)
     assert config.pretrain.train.batch_warmup == (BatchPart(until=3, rows=8),)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load(str(tmp_path / "again.yaml"), []) == config

@@ -7,9 +7,9 @@ import pytest
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.shards.corpus import _documents
 from data_pipeline.sources import documents
-from data_pipeline.text.reserved import Reserved
+from data_pipeline.text.reserved import ReservedSentences
 from ray_jobs import shard
-from ray_jobs.config.load import keep, load, to_dict, to_yaml
+from ray_jobs.config.load import load, save_config, to_dict, to_yaml
 from ray_jobs.config.yaml_text import parse
 from tests.integration.conftest import write_rows
 from trainer.config.train import RateChange
@@ -60,7 +60,7 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             "layout": False,
         }
         with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
-            _documents(job, Reserved.of(()))
+            _documents(job, ReservedSentences.of(()))
     with pytest.raises(ConfigError, match="is no language tag"):
         load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])
 
@@ -215,10 +215,10 @@ def test_a_config_yaml_of_the_users_own_stays(tmp_path: Path) -> None:
     """`scion pipeline config.yaml output=.` wrote over it: comments were gone, passwords stars."""
     own = "# mine\ntext: a.txt\nsource_model: m\noutput: .\n"
     (tmp_path / "config.yaml").write_text(own)
-    keep(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}"]))
+    save_config(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}"]))
     assert (tmp_path / "config.yaml").read_text() == own
     for seed in (0, 1):
-        keep(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}/run", f"seed={seed}"]))
+        save_config(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}/run", f"seed={seed}"]))
         assert load(str(tmp_path / "run" / "config.yaml"), []).seed == seed
 
 

@@ -6,15 +6,15 @@ from transformers import BertConfig, BertForMaskedLM
 
 from tests.families.configs import FAMILIES
 from tests.unit.test_packed_lm import CAUSAL, LEAN, batch_of, gradients, made
-from trainer.models.cpu_dropout import Dropout, attention, dropped, replace_dropout
-from trainer.models.forward_check import Way
+from trainer.models.cpu_dropout import Dropout, attention, dropout_mask, replace_dropout
+from trainer.models.forward_check import ForwardPath
 from trainer.models.packed_lm import PackedLM
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
 def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p: float) -> None:
     torch.manual_seed(1)
-    drop, scale = dropped((300, 1001), p)
+    drop, scale = dropout_mask((300, 1001), p)
     assert drop.float().mean() == pytest.approx(p, abs=4 * (0.25 / drop.numel()) ** 0.5)
     assert scale * (1 - p) == pytest.approx(1, rel=1e-4)
     kept = Dropout(p)(torch.ones(300, 1001))
@@ -29,7 +29,7 @@ def test_torchs_seed_decides_and_each_call_draws_anew() -> None:
     draws = []
     for _ in range(2):
         torch.manual_seed(7)
-        draws.append([dropped((64, 64), 0.3)[0] for _ in range(2)])
+        draws.append([dropout_mask((64, 64), 0.3)[0] for _ in range(2)])
     assert torch.equal(draws[0][0], draws[1][0])
     assert torch.equal(draws[0][1], draws[1][1])
     assert not torch.equal(draws[0][0], draws[0][1])
@@ -57,7 +57,7 @@ def test_attention_is_that_of_torch_on_the_weights_that_are_left(groups: int, ma
     scores = query @ wide[0].transpose(2, 3) * 0.3
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
     torch.manual_seed(5)
-    drop, scale = dropped(weights.shape, 0.2)
+    drop, scale = dropout_mask(weights.shape, 0.2)
     torch.manual_seed(5)
     found = attention(query, key, value, mask, 0.3, 0.2)
     assert (found - (weights * ~drop * scale) @ wide[1]).abs().max() < 1e-6
@@ -79,7 +79,7 @@ def test_a_model_that_drops_next_to_nothing_is_the_model_without(name: str, pack
         replace_dropout(model)
         module = PackedLM(model, name in CAUSAL)
         kernel, head = FAMILIES[name].way
-        module.take(Way(kernel=kernel, head=head))  # type: ignore[arg-type]
+        module.use_path(ForwardPath(kernel=kernel, head=head))  # type: ignore[arg-type]
         losses = module(batch)
         found.append((losses.detach(), gradients(model, losses)))
     assert (found[0][0] - found[1][0]).abs().max() < 1e-5

@@ -213,7 +213,7 @@ class TestOnAStore:
         pq.write_table(pa.table({"text": [f"{number:064d}" for number in range(2000)]}), content, compression="none")
         storage.write_bytes("flaky://run/large.parquet", content.getvalue())
         monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.2)
-        monkeypatch.setattr(documents, "MANY_SECONDS", 0.0)
+        monkeypatch.setattr(documents, "MANY_FILES_SECONDS", 0.0)
         monkeypatch.setattr(documents, "_PIECE", 8000)
         read, asked = documents._InPieces.readinto, []
 
@@ -229,7 +229,7 @@ class TestOnAStore:
 
     def test_a_read_that_is_never_answered_is_made_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
-        monkeypatch.setattr(documents, "MANY_SECONDS", 0.0)
+        monkeypatch.setattr(documents, "MANY_FILES_SECONDS", 0.0)
         (unit,) = documents.units(["flaky://run/corpus/000.txt"])
         never, asked = threading.Event(), []
 

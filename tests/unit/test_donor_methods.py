@@ -12,7 +12,7 @@ from data_pipeline.errors import ConfigError, DataError, ModelError
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.canonical import canonical_tokens
 from tests.conftest import FAMILIES, tiny_model
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.transfer import apply, donor
 from trainer.transfer.methods import METHODS, clp, clp_plus, omp
 from trainer.transfer.plan import Provenance
@@ -67,7 +67,7 @@ def dense(index: np.ndarray, weights: np.ndarray, atoms: torch.Tensor) -> np.nda
 
 
 def test_products_of_directions_are_the_same_number_in_any_order() -> None:
-    rows, lengths = exact.directions(normal(50, 300, seed=1) * torch.logspace(-10, 10, 50)[:, None])
+    rows, lengths = exact.normalise_rows(normal(50, 300, seed=1) * torch.logspace(-10, 10, 50)[:, None])
     entries = rows.double().numpy()
     whole = exact.products(rows, rows)
     order = np.random.default_rng(0).permutation(300)
@@ -75,7 +75,7 @@ def test_products_of_directions_are_the_same_number_in_any_order() -> None:
     assert (whole == backwards).all()
     assert np.abs(whole.diagonal() - 1).max() < 1e-6
     assert np.allclose(lengths, np.logspace(-10, 10, 50) * 300**0.5, rtol=0.3)
-    assert not exact.directions(torch.zeros(2, 5))[0].any()
+    assert not exact.normalise_rows(torch.zeros(2, 5))[0].any()
 
 
 # Batch-OMP
@@ -193,41 +193,41 @@ def rows_and_atoms() -> tuple[torch.Tensor, torch.Tensor]:
     return normal(150, 37, seed=16), normal(230, 37, seed=17) * torch.logspace(-1, 1, 230)[:, None]
 
 
-def omp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: Local) -> tuple[np.ndarray, np.ndarray]:
+def omp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
     return combinations(vectors, atoms, PursuitConfig(k=24), spread)
 
 
-def clp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: Local) -> tuple[np.ndarray, np.ndarray]:
-    return clp.weighted(vectors, atoms, len(atoms), spread)
+def clp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
+    return clp.cosine_mixtures(vectors, atoms, len(atoms), spread)
 
 
 @pytest.mark.parametrize("kernel", [omp_kernel, clp_kernel])
 def test_blocks_and_order_change_no_bit(kernel, rows_and_atoms) -> None:
     """The smallest block holds one vector, and leaves no room for the Gram matrix."""
     vectors, atoms = rows_and_atoms
-    index, weights = kernel(vectors, atoms, Local())
+    index, weights = kernel(vectors, atoms, LocalExecutor())
     for block_bytes in (1, 200_000, 1_000_000, 7_777_777):
-        cut = kernel(vectors, atoms, Local(block_bytes))
+        cut = kernel(vectors, atoms, LocalExecutor(block_bytes))
         assert (cut[0] == index).all()
         assert (cut[1] == weights).all()
     order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
-    shuffled = kernel(vectors[order], atoms, Local(1_000_000))
+    shuffled = kernel(vectors[order], atoms, LocalExecutor(1_000_000))
     assert (shuffled[0] == index[order]).all()
     assert (shuffled[1] == weights[order]).all()
 
 
 def test_without_room_for_the_gram_matrix_no_bit_changes(rows_and_atoms, monkeypatch) -> None:
-    with_gram = omp_kernel(*rows_and_atoms, Local())
+    with_gram = omp_kernel(*rows_and_atoms, LocalExecutor())
     monkeypatch.setattr(batch_omp, "_GRAM_BLOCKS", 0)
-    without = omp_kernel(*rows_and_atoms, Local())
+    without = omp_kernel(*rows_and_atoms, LocalExecutor())
     assert (without[0] == with_gram[0]).all()
     assert (without[1] == with_gram[1]).all()
 
 
 def test_the_number_of_threads_changes_no_bit(rows_and_atoms) -> None:
-    usual = omp_kernel(*rows_and_atoms, Local())
+    usual = omp_kernel(*rows_and_atoms, LocalExecutor())
     with threadpoolctl.threadpool_limits(1):
-        alone = omp_kernel(*rows_and_atoms, Local())
+        alone = omp_kernel(*rows_and_atoms, LocalExecutor())
     assert (alone[0] == usual[0]).all()
     assert (alone[1] == usual[1]).all()
 
@@ -246,7 +246,7 @@ def donor_rows(problem: Problem) -> tuple[np.ndarray, list[int]]:
 @pytest.mark.parametrize("method", DONOR_METHODS)
 def test_every_new_token_of_the_donor_is_placed(problem, folder, method: str) -> None:
     entry = METHODS[method]
-    rows = entry.rows(problem, entry.config(donor=folder))
+    rows = entry.place(problem, entry.config(donor=folder))
     plan = assemble(problem, rows, method)
     assert rows.ids.tolist() == problem.new.tolist()
     assert len(rows.ids) > 300
@@ -259,7 +259,7 @@ def test_every_new_token_of_the_donor_is_placed(problem, folder, method: str) ->
 
 
 def test_clp_is_the_mean_of_all_shared_tokens_weighted_by_cosine(problem, folder) -> None:
-    rows = clp.rows(problem, clp.ClpConfig(donor=folder))
+    rows = clp.place(problem, clp.ClpConfig(donor=folder))
     table, shared = donor_rows(problem)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     guarded = 0
@@ -282,7 +282,7 @@ def test_clp_keeps_negative_weights_where_the_sum_is_safe() -> None:
 
 
 def test_clp_with_top_mixes_the_nearest_only(problem, folder) -> None:
-    rows = clp.rows(problem, clp.ClpConfig(donor=folder, top=7))
+    rows = clp.place(problem, clp.ClpConfig(donor=folder, top=7))
     table, shared = donor_rows(problem)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     for place in range(0, len(rows.ids), 17):
@@ -294,7 +294,7 @@ def test_clp_with_top_mixes_the_nearest_only(problem, folder) -> None:
 
 
 def test_clp_plus_is_sparsemax_over_the_shared_tokens(problem, folder) -> None:
-    rows = clp_plus.rows(problem, clp_plus.ClpPlusConfig(donor=folder))
+    rows = clp_plus.place(problem, clp_plus.ClpPlusConfig(donor=folder))
     table, shared = donor_rows(problem)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     for place in range(0, len(rows.ids), 17):
@@ -311,11 +311,11 @@ def test_omp_rebuilds_the_donors_rows_and_moves_a_linear_map_along(problem, fold
     mapping = np.random.default_rng(0).standard_normal((32, 24)) / 32**0.5
     old = torch.zeros(problem.source_rows, 24)
     old[problem.shared[shared]] = torch.from_numpy(table[shared] @ mapping).float()
-    rows = omp.rows(problem, omp.OmpConfig(donor=folder))
+    rows = omp.place(problem, omp.OmpConfig(donor=folder))
     new = apply.embeddings(assemble(problem, rows, "omp"), old)[rows.ids].double().numpy()
     assert np.abs(new - table[rows.ids] @ mapping).max() < 1e-3
     assert rows.counts.max() <= 33
-    few = omp.rows(problem, omp.OmpConfig(donor=folder, k=4))
+    few = omp.place(problem, omp.OmpConfig(donor=folder, k=4))
     assert few.counts.max() == 4
 
 
@@ -331,16 +331,16 @@ def test_a_donor_of_another_family_architecture_and_width_works(english, greek, 
     found = donor.load(problem, saved(tmp_path, model, tokenizer), "omp")
     theirs = canonical_tokens(tokenizer)
     token_of = {row.numpy().tobytes(): theirs[place] for place, row in enumerate(model.wte.weight.detach())}
-    assert len(found.new) > 30
-    assert len(found.old) > 30
-    for ids, rows in ((found.new, found.new_rows), (found.shared, found.shared_rows)):
+    assert len(found.new_ids) > 30
+    assert len(found.source_ids) > 30
+    for ids, rows in ((found.new_ids, found.new_embeddings), (found.shared_ids, found.shared_embeddings)):
         assert [token_of[row.tobytes()].payload for row in rows.numpy()] == [problem.tokens[t].payload for t in ids]
-    assert (found.old == problem.shared[found.shared]).all()
-    assert len(set(found.old.tolist())) == len(found.old)
+    assert (found.source_ids == problem.shared[found.shared_ids]).all()
+    assert len(set(found.source_ids.tolist())) == len(found.source_ids)
     for method in DONOR_METHODS:
         entry = METHODS[method]
-        rows = entry.rows(problem, entry.config(donor=str(tmp_path)))
-        assert rows.ids.tolist() == found.new.tolist()
+        rows = entry.place(problem, entry.config(donor=str(tmp_path)))
+        assert rows.ids.tolist() == found.new_ids.tolist()
 
 
 def test_an_old_token_that_several_share_stands_once_with_its_closest_match(problem, folder) -> None:
@@ -348,10 +348,10 @@ def test_an_old_token_that_several_share_stands_once_with_its_closest_match(prob
     ordinary = [t for t in np.flatnonzero(loose.shared >= 0) if loose.tokens[t].role is None]
     assert len({loose.shared[t] for t in ordinary}) < len(ordinary)
     found = donor.load(loose, folder, "omp")
-    assert sorted(found.old.tolist()) == sorted({int(loose.shared[t]) for t in ordinary})
-    for t in found.shared:
-        rivals = [loose.how[other] for other in ordinary if loose.shared[other] == loose.shared[t]]
-        assert loose.how[t] == min(rivals)
+    assert sorted(found.source_ids.tolist()) == sorted({int(loose.shared[t]) for t in ordinary})
+    for t in found.shared_ids:
+        rivals = [loose.shared_provenance[other] for other in ordinary if loose.shared[other] == loose.shared[t]]
+        assert loose.shared_provenance[t] == min(rivals)
 
 
 def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
@@ -364,9 +364,9 @@ def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
         table[[zero, shared]] = 0
     folder = saved(tmp_path, model, problem.target)
     found = donor.load(problem, folder, "omp")
-    assert sorted(set(problem.new.tolist()) - set(found.new.tolist())) == sorted([short, zero])
-    assert shared not in found.shared
-    plan = assemble(problem, omp.rows(problem, omp.OmpConfig(donor=folder, k=4)), "omp")
+    assert sorted(set(problem.new_ids.tolist()) - set(found.new_ids.tolist())) == sorted([short, zero])
+    assert shared not in found.shared_ids
+    plan = assemble(problem, omp.place(problem, omp.OmpConfig(donor=folder, k=4)), "omp")
     assert plan.provenance[[short, zero]].tolist() == [Provenance.RANDOM] * 2
 
 
@@ -374,7 +374,7 @@ def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
 def test_a_method_without_a_donor_names_the_key(problem, method: str) -> None:
     entry = METHODS[method]
     with pytest.raises(ConfigError, match=rf"transfer\.methods\.{method}\.donor: {method} needs a donor"):
-        entry.rows(problem, entry.config())
+        entry.place(problem, entry.config())
 
 
 def test_a_folder_that_is_no_donor_is_refused_by_name(problem, tmp_path) -> None:
@@ -435,5 +435,5 @@ def test_settings_out_of_range_are_refused_with_the_value(config, settings, mess
 def test_a_dense_plan_that_does_not_fit_names_the_way_out(problem, folder, monkeypatch) -> None:
     monkeypatch.setattr(clp, "_MOST_BYTES", 32 * 10 * len(problem.new))
     with pytest.raises(ConfigError, match=r"transfer\.methods\.clp\.top: .* Set it to at most 10, or take clp_plus"):
-        clp.rows(problem, clp.ClpConfig(donor=folder))
-    assert len(clp.rows(problem, clp.ClpConfig(donor=folder, top=10)).ids) == len(problem.new)
+        clp.place(problem, clp.ClpConfig(donor=folder))
+    assert len(clp.place(problem, clp.ClpConfig(donor=folder, top=10)).ids) == len(problem.new)

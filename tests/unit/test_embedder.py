@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec, batches
+from trainer.embedder import Embedder, EmbedderSpec, batches_by_length
 from trainer.models import loading
 
 
@@ -62,7 +62,7 @@ def test_a_plain_model_folder_pools_by_the_mean(source_folder, english) -> None:
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
 def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
-    made = list(batches([[7] * length for length in lengths]))
+    made = list(batches_by_length([[7] * length for length in lengths]))
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     for batch in made:
         padded = max(lengths[row] for row in batch) * len(batch)

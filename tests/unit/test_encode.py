@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from data_pipeline.tokenizers.encode import _LOCAL_PATTERNS, cuts, encode
+from data_pipeline.tokenizers.encode import _LOCAL_PATTERNS, cut_rule, encode
 from data_pipeline.tokenizers.ragged import Ragged
 from tests.conftest import FAMILIES
 
@@ -81,7 +81,7 @@ def test_a_part_of_an_array_is_that_part(tokenizer: Tokenizer, english) -> None:
 
 
 def test_each_family_is_cut_as_finely_as_it_may_be(english) -> None:
-    found = {name: [cuts(one) for one in variants(FAMILIES[name](english).backend_tokenizer)] for name in FAMILIES}
+    found = {name: [cut_rule(one) for one in variants(FAMILIES[name](english).backend_tokenizer)] for name in FAMILIES}
     assert found == {
         "wordpiece": ["behind words"] * 2 + ["before blanks"],
         "byte_level": ["behind words"] * 8 + ["before blanks"],
@@ -100,14 +100,14 @@ def test_each_family_is_cut_as_finely_as_it_may_be(english) -> None:
 def test_what_may_join_words_is_encoded_whole(change: dict, english) -> None:
     spec = json.loads(FAMILIES["byte_level"](english).backend_tokenizer.to_str()) | change
     changed = Tokenizer.from_str(json.dumps(spec))
-    assert cuts(changed) == "nowhere"
+    assert cut_rule(changed) == "nowhere"
     assert ours(changed, english) == theirs(changed, english)
 
 
 def test_an_added_token_with_a_blank_in_it_is_found(english) -> None:
     backend = FAMILIES["byte_level"](english).backend_tokenizer
     backend.add_tokens(["open file"])
-    assert cuts(backend) == "nowhere"
+    assert cut_rule(backend) == "nowhere"
     assert ours(backend, ["to open file x"]) == theirs(backend, ["to open file x"])
 
 
@@ -121,8 +121,8 @@ def test_ragged_is_lists_of_lists(lists: list[list[int]], data: st.DataObject) -
     taken = ragged.take(np.array(rows, np.int64))
     assert taken.flat.tolist() == [token for row in rows for token in lists[row]]
     assert taken.sizes.tolist() == [len(lists[row]) for row in rows]
-    framed = ragged.framed((7, 8), (9,))
+    framed = ragged.wrap((7, 8), (9,))
     assert framed.flat.tolist() == [token for one in lists for token in (7, 8, *one, 9)]
     first = data.draw(st.integers(0, len(lists)))
-    joined = ragged.joined(np.array([first, 0, len(lists) - first]))
+    joined = ragged.merge_runs(np.array([first, 0, len(lists) - first]))
     assert joined.sizes.tolist() == [sum(map(len, lists[:first])), 0, sum(map(len, lists[first:]))]

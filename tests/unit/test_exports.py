@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.checkpoints import export_queue
-from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.export_queue import ExportQueue
 from trainer.checkpoints.store import COMMITTED, Store
 from trainer.config.train import TrainConfig
 
@@ -26,15 +26,15 @@ class Noted:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exports:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportQueue:
     """Of a run with three checkpoints, two of them after step 100."""
     for name in (OLD, NEW, NEXT):
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / name / COMMITTED).write_text("{}")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first", lambda make: make())
+    monkeypatch.setattr("trainer.checkpoints.export_queue.from_first_rank", lambda make: make())
     store = Store(f"{tmp_path}/run/checkpoints", 3)
-    return Exports(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
+    return ExportQueue(TrainConfig(export_steps=100), store, f"{tmp_path}/run", Noted(), None)  # type: ignore[arg-type]
 
 
 def finish(folder: Path, checkpoint: str) -> None:
@@ -43,16 +43,16 @@ def finish(folder: Path, checkpoint: str) -> None:
     (folder / "artifact.json").write_text(json.dumps(content | {"metrics": {}, "seconds": 1.0, "versions": {}}))
 
 
-def resumed(made: Exports, lineage: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def resumed(made: ExportQueue, lineage: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The checkpoints of which a run that resumes makes folders."""
     begun: list[str] = []
-    monkeypatch.setattr(Exports, "_begin", lambda self, name: begun.append(name))
+    monkeypatch.setattr(ExportQueue, "_begin", lambda self, name: begun.append(name))
     made.resume(lineage)
     return begun
 
 
 def test_a_folder_of_an_abandoned_checkpoint_is_made_again(
-    made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: ExportQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run went back, made step 100 another time, and was killed before the export."""
     finish(tmp_path / "run-step-100", OLD)
@@ -60,7 +60,7 @@ def test_a_folder_of_an_abandoned_checkpoint_is_made_again(
     assert resumed(made, [NEW, NEXT], monkeypatch) == [NEW]
 
 
-def test_the_last_checkpoint_of_a_step_counts(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_checkpoint_of_a_step_counts(made: ExportQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes back saves the step once more, without the rows that it leaves out."""
     finish(tmp_path / "run-step-100", NEW)
     (tmp_path / "run-step-200").mkdir()
@@ -68,7 +68,7 @@ def test_the_last_checkpoint_of_a_step_counts(made: Exports, tmp_path: Path, mon
     assert resumed(made, [OLD, NEW, NEXT], monkeypatch) == [NEXT]
 
 
-def test_a_killed_export_leaves_no_draft(made: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_export_leaves_no_draft(made: ExportQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many bytes as the model, where nothing looked for it."""
     killed = tmp_path / "python"
     killed.write_text('#!/bin/sh\nmkdir "$5.0123456789ab.draft"\nkill -9 $$\n')

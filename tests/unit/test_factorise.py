@@ -154,7 +154,7 @@ def planned(english, greek, pairs) -> dict[str, tuple[Problem, TransferPlan]]:
         source = FAMILIES[family](english)
         target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
         problem = Problem(source, target, texts, seed=3)
-        made[family] = problem, assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned")
+        made[family] = problem, assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
     return made
 
 
@@ -185,7 +185,7 @@ def test_the_folder_with_factors_answers_as_the_plain_folder(case: Case, tmp_pat
     model = grafted(case)
     model.save_pretrained(tmp_path / "factors")
     problem.target.save_pretrained(tmp_path / "factors")
-    factorise.multiplied_out(model).save_pretrained(tmp_path / "plain")
+    factorise.without_factors(model).save_pretrained(tmp_path / "plain")
     factors, report = auto.from_pretrained(tmp_path / "factors", **TRUSTED)
     plain, plain_report = auto.from_pretrained(tmp_path / "plain", output_loading_info=True)
     assert not any(report.values())
@@ -231,7 +231,7 @@ def test_the_folder_holds_each_number_once(case: Case, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     rows, width = len(model.get_input_embeddings().weight), 32
     saved = (1 if tied else 2) * (rows * width - rows * RANK - RANK * width)
-    assert loading.parameters(factorise.multiplied_out(model)) - loading.parameters(model) == saved
+    assert loading.parameter_count(factorise.without_factors(model)) - loading.parameter_count(model) == saved
     with safe_open(tmp_path / "model.safetensors", "pt") as stored:
         names = list(stored.keys())
     assert sum(name.endswith(".projection") for name in names) == (1 if tied else 2)
@@ -317,7 +317,7 @@ def test_a_fresh_model_has_rows_of_the_usual_size(planned) -> None:
     """Without weights, products vary as the plain rows of a fresh model do."""
     settings = tiny_model(planned["wordpiece"][0].source).config
     settings.embedding_rank = RANK
-    inputs = factored_embeddings.factored(transformers.BertForMaskedLM)(settings).get_input_embeddings()
+    inputs = factored_embeddings.factored_class(transformers.BertForMaskedLM)(settings).get_input_embeddings()
     assert float((inputs.weight @ inputs.projection).detach().std()) == pytest.approx(settings.initializer_range, rel=0.2)
 
 

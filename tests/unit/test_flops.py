@@ -22,9 +22,9 @@ def whole_rows(rows: int, length: int, every: int, causal: bool) -> TargetBatch:
         places=places,
         labels=torch.randint(5, 300, (len(places),)),
         streams=torch.zeros_like(places),
-        packed=False,
+        is_packed=False,
         tokens=rows * length,
-        pairs=seen if causal else 2 * seen - rows * length,
+        attention_pairs=seen if causal else 2 * seen - rows * length,
     )
 
 
@@ -34,7 +34,7 @@ def test_an_encoder_s_step_is_what_torch_counts(english, every: int) -> None:
     batch = whole_rows(3, 64, every, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()
-    own = module.flops().step(batch.tokens, len(batch.labels), batch.pairs)
+    own = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
     # Biases and normalisations are parameters that are not multiplied with.
     assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
 
@@ -59,5 +59,5 @@ def test_frozen_layers_cost_no_gradient_of_their_weights(english, layers: str) -
     batch = whole_rows(3, 64, 1, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()
-    own = module.flops().step(batch.tokens, len(batch.labels), batch.pairs)
+    own = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
     assert own == pytest.approx(counted.get_total_flops(), rel=0.06)

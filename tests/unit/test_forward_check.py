@@ -12,13 +12,13 @@ from data_pipeline.errors import ModelError
 from tests.families.configs import COMMON, FAMILIES, tiny
 from trainer.models import packed_attention
 from trainer.models.dual_encoder import DualEncoder
-from trainer.models.forward_check import Checked
+from trainer.models.forward_check import ForwardCheck
 from trainer.models.packed_lm import PackedLM
 
 LENGTH = 64
 
 
-def checked(name: str, precision: torch.dtype = torch.float32) -> Checked:
+def checked(name: str, precision: torch.dtype = torch.float32) -> ForwardCheck:
     model = tiny(name)
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
@@ -35,8 +35,8 @@ def checked(name: str, precision: torch.dtype = torch.float32) -> Checked:
 )
 def test_every_family_takes_the_leanest_way_that_is_right(name: str) -> None:
     found = checked(name)
-    assert (found.way.kernel, found.way.head) == FAMILIES[name].way, found.reasons
-    assert found.difference < 1e-5 < found.bound < 1e-3
+    assert (found.path.kernel, found.path.head) == FAMILIES[name].way, found.reasons
+    assert found.difference < 1e-5 < found.tolerance < 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.packs and family.refused])
@@ -49,12 +49,12 @@ def test_what_is_another_text_in_a_padded_batch_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "mistral", "gemma2", "qwen3"])
 def test_in_bf16_rounding_is_no_difference_and_a_leak_is(name: str, monkeypatch) -> None:
     found = checked(name, torch.bfloat16)
-    assert (found.way.kernel, found.way.head) == FAMILIES[name].way, found.reasons
-    assert found.difference < found.bound == pytest.approx(0.088, abs=1e-3)
+    assert (found.path.kernel, found.path.head) == FAMILIES[name].way, found.reasons
+    assert found.difference < found.tolerance == pytest.approx(0.088, abs=1e-3)
     # Where masks look back, transformers keeps documents apart by their positions. A leak takes a mask that looks everywhere.
     leaky = {"mask_function": bidirectional_mask_function, "allow_is_causal_skip": False}
     monkeypatch.setattr(packed_attention, "_apart", lambda options: options | leaky)
-    assert checked(name, torch.bfloat16).way.kernel is None
+    assert checked(name, torch.bfloat16).path.kernel is None
 
 
 @pytest.mark.parametrize("name", ["modernbert", "mistral", "gemma3_text", "qwen2", "gpt_oss"])
@@ -81,7 +81,7 @@ def test_positions_that_start_elsewhere_are_found(name: str) -> None:
     module = PackedLM(tiny(name), FAMILIES[name].causal)
     module._offset += 2
     if name == "llama":  # positions that turn are relative: the same offset for all makes no difference
-        assert module.check(LENGTH).way.kernel == "sdpa"
+        assert module.check(LENGTH).path.kernel == "sdpa"
     else:
         assert_refused_rows(module.check(LENGTH))
 
@@ -92,7 +92,7 @@ def test_a_row_of_one_document_goes_through_the_check_too(name: str, monkeypatch
     module = PackedLM(tiny(name), True)
     monkeypatch.setattr(PackedLM, "kernels", ("flex", "eager"))
     found = module.check(LENGTH)
-    assert found.way.kernel == "eager"
+    assert found.path.kernel == "eager"
     assert "flex attention" in found.reasons[0]
 
 
@@ -100,7 +100,7 @@ def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_is_not_tried_with_kernels_of
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     module = PackedLM(tiny("bert"), False)
     assert module.kernels == ("sdpa", "eager")
-    assert module.way.kernel == "sdpa"
+    assert module.path.kernel == "sdpa"
 
 
 def test_a_soft_cap_that_a_kernel_leaves_out_is_found(monkeypatch) -> None:
@@ -119,7 +119,7 @@ def test_what_stands_behind_the_output_layer_is_found_however_small_its_effect(n
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(0.05)
-    assert PackedLM(model, FAMILIES[name].causal).check(LENGTH).way.head == head
+    assert PackedLM(model, FAMILIES[name].causal).check(LENGTH).path.head == head
 
 
 def test_a_head_that_reads_more_than_one_place_is_not_asked_for_some(monkeypatch) -> None:
@@ -156,9 +156,9 @@ def test_an_encoder_that_reads_padding_is_refused() -> None:
         DualEncoder(model, "mean").check(LENGTH)
 
 
-def assert_refused_rows(found: Checked) -> None:
+def assert_refused_rows(found: ForwardCheck) -> None:
     """Packed rows were tried, differed, and are not used."""
-    assert found.way.kernel is None
+    assert found.path.kernel is None
     assert all(("packed rows" in reason and "differ by" in reason) or "fail" in reason for reason in found.reasons)
     assert found.reasons
 
@@ -170,12 +170,12 @@ def test_a_decoder_that_sees_what_it_is_to_predict_is_refused() -> None:
     with pytest.raises(ModelError, match="RobertaForCausalLM predicts a token from those behind it"):
         PackedLM(model, True).check(LENGTH)
     settings.is_decoder = True
-    assert PackedLM(RobertaForCausalLM(settings), True).check(LENGTH).way.kernel == "sdpa"
+    assert PackedLM(RobertaForCausalLM(settings), True).check(LENGTH).path.kernel == "sdpa"
 
 
 def test_a_model_that_counts_mask_tokens_in_a_row_is_not_packed() -> None:
     found = checked("esm")
-    assert found.way.kernel is None
+    assert found.path.kernel is None
     assert "differ by" in found.reasons[0]
 
 
@@ -183,7 +183,7 @@ def test_a_bias_behind_the_layer_is_found_while_it_is_zero() -> None:
     """ESM adds its bias behind the output layer, and begins with zeros."""
     model: Any = tiny("esm")
     torch.nn.init.zeros_(model.lm_head.bias)
-    assert PackedLM(model, False).check(LENGTH).way.head == "gathered"
+    assert PackedLM(model, False).check(LENGTH).path.head == "gathered"
 
 
 def test_rows_that_the_model_s_own_forward_cannot_read_are_refused() -> None:

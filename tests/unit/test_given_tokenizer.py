@@ -13,7 +13,7 @@ from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.tokenizers import train
-from data_pipeline.tokenizers.adopt import adopted
+from data_pipeline.tokenizers.adopt import adopt
 from data_pipeline.tokenizers.verify import verify
 from ray_jobs import shard
 from ray_jobs.config.load import load
@@ -26,10 +26,10 @@ from tests.tokenizer_styles import STYLES, llama3, qwen3
 def test_any_tokenizer_can_be_given_for_any_decoder(name, english, greek, tmp_path) -> None:
     given = (FAMILIES | STYLES)[name](greek[:100])
     given.save_pretrained(tmp_path)
-    found = adopted(train.load(str(tmp_path)), llama3(english), greek[:20])
+    found = adopt(train.load(str(tmp_path)), llama3(english), greek[:20])
     assert found.get_vocab() == given.get_vocab()
     assert found(greek[0]).input_ids == given(greek[0]).input_ids
-    assert [finding for finding in verify(found, llama3(english), {"el": greek[:20]}, given=True) if not finding.ok] == []
+    assert [finding for finding in verify(found, llama3(english), {"el": greek[:20]}, given=True) if not finding.is_ok] == []
 
 
 def test_what_transformers_would_build_otherwise_is_refused(english, greek, tmp_path) -> None:
@@ -37,18 +37,18 @@ def test_what_transformers_would_build_otherwise_is_refused(english, greek, tmp_
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     qwen3(english).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="by rules of its own"):
-        adopted(unigram(greek[:100]), train.load(str(tmp_path)), greek[:20])
+        adopt(unigram(greek[:100]), train.load(str(tmp_path)), greek[:20])
 
 
 def test_a_broken_one_and_one_without_a_mask_are_refused(english, greek, tmp_path) -> None:
     with pytest.raises(ModelError, match="no mask token"):
-        adopted(qwen3(greek[:50]), wordpiece(english), greek[:20])
+        adopt(qwen3(greek[:50]), wordpiece(english), greek[:20])
     byte_level(greek[:50]).save_pretrained(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     spec["post_processor"]["special_tokens"]["<s>"]["ids"] = [77]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ModelError, match=r"template are not right.*inserts the id 77 for '<s>', whose id is 0"):
-        adopted(train.load(str(tmp_path)), llama3(english), greek[:20])
+        adopt(train.load(str(tmp_path)), llama3(english), greek[:20])
 
 
 def test_the_given_tokenizer_is_part_of_the_shards_identity(english, greek, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_given_tokenizer_is_part_of_the_shards_identity(english, greek, tmp_
         byte_level(texts).save_pretrained(tmp_path / name)
     (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
     config = load(str(tmp_path / "c.yaml"), [])
-    ids = [shard.plan(replace(config, tokenizer=name and str(tmp_path / name))).id for name in (None, "one", "two")]
+    ids = [shard.spec(replace(config, tokenizer=name and str(tmp_path / name))).id for name in (None, "one", "two")]
     assert len(set(ids)) == 3
 
 
@@ -85,14 +85,14 @@ def test_another_padding_id_is_refused_where_it_would_move_positions(english, gr
 
 def test_what_the_rules_of_a_given_tokenizer_do_to_words_is_said(english, greek) -> None:
     said: list[str] = []
-    adopted(wordpiece(greek[:100]), wordpiece(english), greek[:40], said.append)
+    adopt(wordpiece(greek[:100]), wordpiece(english), greek[:40], said.append)
     assert len(said) == 1
     assert re.match(
         r"the tokenizer drops accents or vowel signs of [\d.]+% of the words \(.+ becomes .+\); without tokeni", said[0]
     )
     said.clear()
-    adopted(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, said.append)
+    adopt(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, said.append)
     assert len(said) == 1
     assert "cuts 100.0% of the words at vowel signs" in said[0]
-    adopted(unigram(greek[:100]), llama3(english), greek[:40], said.append)
+    adopt(unigram(greek[:100]), llama3(english), greek[:40], said.append)
     assert len(said) == 1

@@ -12,17 +12,17 @@ import torch.distributed as dist
 from data_pipeline.artifacts import artifact
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed.rank_feed import RankFeed
-from data_pipeline.order.row_order import OrderPlan, Stage, Stream
+from data_pipeline.order.row_order import Phase, RowOrder, Stream
 from ray_jobs.config.schema import EmbedConfig, PretrainConfig
 from tests.unit.test_checkpoint import Engine
 from trainer.checkpoints import restore
-from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.export_queue import ExportQueue
 from trainer.checkpoints.restore import RunState, Skip
 from trainer.checkpoints.store import Store
-from trainer.checkpoints.writer import Saver
+from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.train import RateChange, TrainConfig
 from trainer.engine import changes
-from trainer.engine.guards import PEACE, WINDOW
+from trainer.engine.guards import ROLLBACK_MEMORY, WINDOW
 from trainer.engine.loop import Training
 from trainer.engine.process_group import TimeOut
 from trainer.ledger.ledger import Ledger
@@ -48,11 +48,11 @@ class Loop(Training):
         self._feed = RankFeed(rows=None, rank=0, world=1)  # type: ignore[arg-type]
         store = Store(str(folder / "checkpoints"), keep=3)
         self._run = SimpleNamespace(store=store, identity="a", config=config, progress=None)  # type: ignore[assignment]
-        self._saver = Saver(self._engine, store, Ledger(str(folder / "ledger"), 0))
-        self._wishes = SimpleNamespace(saved=lambda: None)  # type: ignore[assignment]
+        self._saver = CheckpointWriter(self._engine, store, Ledger(str(folder / "ledger"), 0))
+        self._wishes = SimpleNamespace(note_save=lambda: None)  # type: ignore[assignment]
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
-        self._exports = Exports(config, store, str(folder), self._journal, None)
+        self._exports = ExportQueue(config, store, str(folder), self._journal, None)
         self._time_out = TimeOut()
         self._restore()
         if not self._state.lineage:
@@ -64,8 +64,8 @@ class Loop(Training):
 
     def train(self, until: int, harm: int, late: int) -> None:
         while (step := self._state.next_step) < until:
-            self._feed = self._feed.without(self._state.skipped)
-            planned = self._feed.planned(step)
+            self._feed = self._feed.with_skipped(self._state.skipped)
+            planned = self._feed.order_step(step)
             self._engine.value = 1.0 if planned == harm else self._engine.value
             if self._engine.value and planned >= harm + late:
                 return self._go_back(step, "the loss rose")
@@ -107,7 +107,7 @@ def test_a_run_goes_farther_back_each_time_and_gives_up_at_the_fourth(tmp_path: 
 def test_leaps_that_lie_far_apart_never_end_a_run(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     for number in range(1, 6):
-        loop.train(10_000, number * (PEACE + WINDOW), 0)
+        loop.train(10_000, number * (ROLLBACK_MEMORY + WINDOW), 0)
     assert len(loop.back) == 5
     assert len(loop._state.skips) == 5
 
@@ -121,11 +121,11 @@ def test_a_loss_that_leaps_with_the_mixture_or_the_batch_is_no_spike(
 ) -> None:  # type: ignore[no-untyped-def]
     """0.8 nats more from one step on, as where a harder language comes in, or as InfoNCE over twice as many pairs."""
     loop = Loop(tmp_path)
-    plan = OrderPlan(
+    plan = RowOrder(
         streams=(Stream(name="el", rows=10_000, weight=1.0),),
         batch=8,
         seed=1,
-        stages=tuple(Stage(until=until, weights=(1.0,)) for until in stages),
+        stages=tuple(Phase(until=until, weights=(1.0,)) for until in stages),
         warmup=tuple((until, 4) for until in warmup),
     )
     loop._feed = RankFeed(rows=SimpleNamespace(plan=plan), rank=0, world=1)  # type: ignore[arg-type]
@@ -165,20 +165,20 @@ def test_a_run_that_gave_up_goes_on_by_what_its_error_advises(tmp_path: Path, ad
 
 def test_a_run_keeps_a_record_of_what_was_changed_and_when() -> None:
     before = TrainConfig(warmup_steps=2, steps=40, schedule="wsd", decay_steps=8)
-    state = RunState(next_step=30, settings=changes.settings_of(before), skips=[Skip(3, 5, "leapt")])
+    state = RunState(next_step=30, settings=changes.adjustable_settings(before), skips=[Skip(3, 5, "leapt")])
     grown = TrainConfig(warmup_steps=2, steps=60, schedule="wsd", decay_steps=8, micro_batch=4, activation_checkpointing=True)
-    change = changes.adopt(state, grown)
+    change = changes.adopt_settings(state, grown)
     assert change == {"step": 30, "settings": {"steps": [40, 60], "micro_batch": [None, 4]}, "from_the_start": True}
-    assert changes.described(change) == "goes on from step 30 with steps 40 -> 60, micro_batch None -> 4"
-    assert changes.adopt(state, grown) is None
+    assert changes.describe(change) == "goes on from step 30 with steps 40 -> 60, micro_batch None -> 4"
+    assert changes.adopt_settings(state, grown) is None
     assert state.skips[0].counts
-    late = RunState(next_step=35, settings=changes.settings_of(before))
-    change = changes.adopt(late, grown)
+    late = RunState(next_step=35, settings=changes.adjustable_settings(before))
+    change = changes.adopt_settings(late, grown)
     assert change is not None
     assert not change["from_the_start"]
-    assert "had the rates of the settings before" in changes.described(change)
+    assert "had the rates of the settings before" in changes.describe(change)
     with pytest.raises(TrainingError, match=r"has done 35 steps already, and is to have 20.*scion export"):
-        changes.adopt(late, TrainConfig(steps=20))
+        changes.adopt_settings(late, TrainConfig(steps=20))
     assert late.changes == [change]
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_change_a_result_is_no_part_of_its_identity() -> None:
     )  # fmt: skip
     assert artifact.identity(plain) == artifact.identity(PretrainConfig(train=other))
     assert artifact.identity(plain) != artifact.identity(PretrainConfig(train=TrainConfig(learning_rate=1e-5)))
-    free = artifact.adjustable(EmbedConfig(), "embed")
+    free = artifact.adjustable_fields(EmbedConfig(), "embed")
     assert {name.rpartition(".")[2] for name in free} == {
         "steps", "micro_batch", "schedule", "decay_steps", "smallest_rate", "rate_changes", "export", "spike", "zero_stage"
     }  # fmt: skip

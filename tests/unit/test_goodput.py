@@ -117,7 +117,7 @@ def test_the_lease_that_a_kill_left_holds_nothing(tmp_path: Path) -> None:
     """`scion status` said "silent for 7195 s" of a dead run for ever."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with lease.held(f"{tmp_path}/run.lease.json"):
+    with lease.hold(f"{tmp_path}/run.lease.json"):
         assert status._driven(f"{tmp_path}/run")
         left = json.loads((tmp_path / "run.lease.json").read_text())
     (tmp_path / "run.lease.json").write_text(json.dumps(left | {"pid": gone.pid}))

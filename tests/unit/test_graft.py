@@ -34,7 +34,7 @@ from trainer.word_vectors.texts import Texts
 
 @pytest.fixture(scope="module")
 def made(problem: Problem) -> TransferPlan:
-    return assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned")
+    return assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
 
 
 def untied(model):  # type: ignore[no-untyped-def]
@@ -133,9 +133,9 @@ def test_id_gaps_and_padded_matrices(english, greek) -> None:
     gapped = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(spec)), unk_token="[UNK]")
     texts = Texts(corpus=lambda: iter(greek), anchors=english[:50], positives=greek[:50])
     problem = Problem(source, gapped, texts, seed=3)
-    made = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    made = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     assert made.provenance[-4:].tolist() == [Provenance.FILLING] * 3 + [Provenance.RANDOM]
-    new = apply.embeddings(made.padded(len(made) + 9), torch.randn(problem.source_rows + 57, 8))
+    new = apply.embeddings(made.pad_to(len(made) + 9), torch.randn(problem.source_rows + 57, 8))
     real = [*range(len(source)), len(made) - 1]
     assert torch.allclose(new[[*range(len(source), len(source) + 3), *range(len(made), len(new))]], new[real].mean(dim=0))
     assert (new[len(made) - 1] != new[real].mean(dim=0)).all()
@@ -149,7 +149,7 @@ def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
     problem = Problem(source, target, texts, seed=3)
     target.pad_token = "</s>"
     with pytest.raises(ModelError, match="counts positions"):
-        graft(model, assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned"), target)
+        graft(model, assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned"), target)
 
 
 # Rows that stand for no token
@@ -206,7 +206,7 @@ def test_generation_never_emits_an_id_without_a_token(problem, made, tmp_path) -
 
 def test_untied_random_rows_are_independent_draws(problem) -> None:
     """Findings 33: the same draw in both matrices made their rows one another's copy."""
-    plan = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    plan = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     model = tiny_decoder(problem.source, "llama", tied=False)
     graft(model, plan, problem.target)
     rows = problem.new

@@ -8,14 +8,14 @@ import scipy.special
 import torch
 
 from data_pipeline.errors import DataError
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.transfer.search import neighbours
 from trainer.word_vectors.procrustes import procrustes
 
 
 def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return neighbours.unit(torch.randn(n, width, generator=generator))
+    return neighbours.unit_rows(torch.randn(n, width, generator=generator))
 
 
 def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
@@ -72,7 +72,7 @@ def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) ->
     queries = torch.cat([unit_rows(200, 12, 3), keys[:50]])
     columns, weights = kernel(queries, keys)
     for block_bytes in (1, 3_000_000, 1 << 30):
-        again = kernel(queries, keys, Local(block_bytes))
+        again = kernel(queries, keys, LocalExecutor(block_bytes))
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
     for fast in (False, True):
@@ -91,7 +91,7 @@ def rounded_farthest(n: int, up: bool) -> torch.Tensor:
     rows = torch.zeros(n, 940)
     rows[:, :900] = 2**-5 * (1 + 2**-8 + (1 if up else -1) * 2**-12)
     rows[torch.arange(n), 901 + torch.arange(n)] = (1 - (rows**2).sum(dim=1)).sqrt()
-    return neighbours.unit(rows)
+    return neighbours.unit_rows(rows)
 
 
 def ordinary(n: int, seed: int) -> torch.Tensor:

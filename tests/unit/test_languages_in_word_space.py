@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.word_alignment import dictionary
 from trainer.word_vectors import word_space
 from trainer.word_vectors.ppmi import PpmiConfig
 from trainer.word_vectors.texts import Texts
-from trainer.word_vectors.vectors import Joined, TableVectors
+from trainer.word_vectors.vectors import MultilingualVectors, TableVectors
 from trainer.word_vectors.word_space import SpaceConfig
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
@@ -38,7 +38,7 @@ def texts(english: list[str]) -> Texts:
 
 def test_each_language_is_mapped_onto_the_source_by_itself(texts: Texts) -> None:
     """A word lies near itself in other letters, whichever these are: far nearer than other words do."""
-    source, target = word_space.aligned(texts, SPACE, Local())
+    source, target = word_space.align_vectors(texts, SPACE, LocalExecutor())
     for lang in CIPHERS:
         words = [word for word in source.words[:200] if written(word, lang) in target]
         old = torch.nn.functional.normalize(source.vectors(words), dim=1)
@@ -52,7 +52,7 @@ def test_each_language_is_mapped_onto_the_source_by_itself(texts: Texts) -> None
 def test_a_shared_word_lies_between_its_languages() -> None:
     one = TableVectors(["same", "one"], np.array([[1, 0], [2, 0]], np.float32), np.array([3.0, 1.0]))
     two = TableVectors(["same", "two"], np.array([[0, 1], [0, 2]], np.float32), np.array([1.0, 5.0]))
-    joined = Joined([one, two])
+    joined = MultilingualVectors([one, two])
     assert joined.words == ["two", "same", "one"]
     assert joined.counts.tolist() == [5.0, 4.0, 1.0]
     assert "one" in joined
@@ -65,16 +65,16 @@ def test_one_dictionary_for_all_keeps_one_space(texts: Texts, tmp_path) -> None:
     pairs = dictionary.mine(texts.languages["el"].anchors, texts.languages["el"].positives)
     (tmp_path / "d.tsv").write_text("".join(f"{left}\t{right}\n" for left, right in pairs))
     config = SpaceConfig(kind="ppmi", ppmi=SPACE.ppmi, dictionary=str(tmp_path / "d.tsv"))
-    _, target = word_space.aligned(texts, config, Local())
-    assert not isinstance(target, Joined)
+    _, target = word_space.align_vectors(texts, config, LocalExecutor())
+    assert not isinstance(target, MultilingualVectors)
 
 
 def test_a_language_without_enough_text_is_left_out_and_all_of_them_are_an_error(texts: Texts) -> None:
     tiny = Texts(corpus=lambda: iter(()), anchors=["a b"], positives=["щ ц"])
     both = Texts(corpus=texts.corpus, anchors=texts.anchors, positives=texts.positives,
                  languages={"el": texts.languages["el"], "uk": tiny})  # fmt: skip
-    _, target = word_space.aligned(both, SPACE, Local())
+    _, target = word_space.align_vectors(both, SPACE, LocalExecutor())
     assert "щ" not in target
     none = Texts(corpus=texts.corpus, anchors=texts.anchors, positives=texts.positives, languages={"uk": tiny})
     with pytest.raises(DataError, match="uk"):
-        word_space.aligned(none, SPACE, Local())
+        word_space.align_vectors(none, SPACE, LocalExecutor())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.pairs.text_pairs import Pairs, check_disjoint
 from data_pipeline.shards import corpus
-from data_pipeline.text.reserved import Reserved
+from data_pipeline.text.reserved import ReservedSentences
 from data_pipeline.text.words import words
 from tests.unit.test_many_languages import in_this_process
 
@@ -91,10 +91,10 @@ def test_it_is_what_looking_for_each_sentence_finds(sentences: list[str], line: 
             return " ".join(sentence.split()) == " ".join(line.split())
         return any(large[at : at + len(small)] == small for at in range(len(large)))
 
-    assert Reserved.of(sentences).stands_in(line) == any(map(inside, sentences))
+    assert ReservedSentences.of(sentences).occurs_in(line) == any(map(inside, sentences))
 
 
 def test_a_sentence_with_another_number_is_another_sentence() -> None:
-    found = Reserved.of(["Figure 12 shows the results of the test."])
-    assert not found.stands_in("Figure 13 shows the results of the test.")
-    assert found.stands_in("As said, figure 12 shows the results of the test, and more.")
+    found = ReservedSentences.of(["Figure 12 shows the results of the test."])
+    assert not found.occurs_in("Figure 13 shows the results of the test.")
+    assert found.occurs_in("As said, figure 12 shows the results of the test, and more.")

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.artifacts import lease as leases
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.lease import TTL_SECONDS, Lease, held
+from data_pipeline.artifacts.lease import TTL_SECONDS, Lease, hold
 from data_pipeline.errors import ArtifactError, CorruptError
 
 HERE = socket.gethostname()
@@ -73,26 +73,26 @@ def until(said: Callable[[], bool]) -> None:
 
 
 def test_a_second_holder_is_refused_and_told_who_the_first_is(uri: str) -> None:
-    with held(uri) as lease:
+    with hold(uri) as lease:
         before = storage.read_bytes(uri)
         with pytest.raises(ArtifactError, match=f"another run is writing here \\({HERE}, process {os.getpid()}, seen 0 s ago"):
-            held(uri).__enter__()
+            hold(uri).__enter__()
         assert storage.read_bytes(uri) == before
         lease.check()
 
 
 def test_the_file_goes_when_the_block_ends(uri: str) -> None:
-    with held(uri) as lease:
+    with hold(uri) as lease:
         assert there(uri)["token"] == lease.token
     assert not storage.exists(uri)
-    with held(uri) as next_one:
+    with hold(uri) as next_one:
         assert next_one.token != lease.token
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_the_file_goes_when_the_block_fails(uri: str, error: type[BaseException]) -> None:
     threads = threading.active_count()
-    with pytest.raises(error), held(uri):
+    with pytest.raises(error), hold(uri):
         raise error
     assert not storage.exists(uri)
     assert threading.active_count() == threads
@@ -105,54 +105,54 @@ def test_the_lease_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: 
     killed = subprocess.run([sys.executable, "-c", code, uri])
     assert killed.returncode == -9
     assert time.time() - there(uri)["renewed"] < TTL_SECONDS
-    with held(uri) as lease:
+    with hold(uri) as lease:
         assert there(uri)["pid"] == os.getpid()
         lease.check()
 
 
 def test_a_process_that_is_gone_holds_nothing_on_this_machine(uri: str, gone: int) -> None:
     put(uri, pid=gone)
-    with held(uri) as lease:
+    with hold(uri) as lease:
         assert there(uri)["token"] == lease.token
 
 
 def test_of_a_process_on_another_machine_only_the_time_tells(uri: str, gone: int) -> None:
     put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS - 10)
     with pytest.raises(ArtifactError, match=rf"\(elsewhere, process {gone}, seen 5\d s ago\)"):
-        held(uri).__enter__()
+        hold(uri).__enter__()
     assert there(uri)["token"] == "other"
     put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS + 1)
-    with held(uri) as lease:
+    with hold(uri) as lease:
         lease.check()
 
 
 def test_a_clock_that_is_ahead_does_not_make_a_lease_look_old(uri: str) -> None:
     put(uri, host="elsewhere", age=-30)
     with pytest.raises(ArtifactError, match="seen 0 s ago"):
-        held(uri).__enter__()
+        hold(uri).__enter__()
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_of_a_clock_an_hour_off_only_whether_it_goes_on_counts(uri: str, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     """A dead one was waited for as long as its clock was ahead; one that lived was taken for dead where it was behind."""
     put(uri, host="elsewhere", age=3600 * hours)
-    with held(uri) as lease:
+    with hold(uri) as lease:
         lease.check()
     put(uri, host="elsewhere", age=3600 * hours)
     monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
     renewal = threading.Timer(0.2, put, [uri], {"host": "elsewhere", "age": 3600 * hours - 10})
     renewal.start()
     with pytest.raises(ArtifactError, match="another run is writing here"):
-        held(uri).__enter__()
+        hold(uri).__enter__()
     renewal.join()
 
 
 def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: str) -> None:
     with ExitStack() as former, ExitStack() as latter:
-        slow = former.enter_context(held(uri))
+        slow = former.enter_context(hold(uri))
         put(uri, token=slow.token, age=TTL_SECONDS + 1)
         slow.check()
-        taker = latter.enter_context(held(uri))
+        taker = latter.enter_context(hold(uri))
         with pytest.raises(ArtifactError, match=f"another run has taken over \\({HERE}, process {os.getpid()}\\)"):
             slow.check()
         former.close()
@@ -163,18 +163,18 @@ def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: st
 
 def test_a_lease_is_renewed_while_the_block_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
-    with held(uri) as lease:
+    with hold(uri) as lease:
         for _ in range(3):
             put(uri, token=lease.token, age=TTL_SECONDS + 1)
             until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
         with pytest.raises(ArtifactError, match="another run is writing here"):
-            held(uri).__enter__()
+            hold(uri).__enter__()
 
 
 def test_a_lease_that_was_taken_is_not_renewed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     before = set(threading.enumerate())
-    with held(uri) as lease:
+    with hold(uri) as lease:
         (renewer,) = set(threading.enumerate()) - before
         put(uri, host="elsewhere", age=5)
         taken = storage.read_bytes(uri)
@@ -195,7 +195,7 @@ def test_storage_that_is_away_for_a_moment_does_not_end_the_renewing(uri: str, m
             raise OSError(5, "Input/output error")
         real(target, content)
 
-    with held(uri) as lease:
+    with hold(uri) as lease:
         monkeypatch.setattr(storage, "write_bytes", away)
         until(lambda: len(failures) == 3)
         put(uri, token=lease.token, age=TTL_SECONDS + 1)
@@ -210,7 +210,7 @@ GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"to
 @pytest.mark.parametrize("content", GARBAGE)
 def test_garbage_is_not_a_lease(uri: str, content: bytes) -> None:
     storage.write_bytes(uri, content)
-    with held(uri) as lease:
+    with hold(uri) as lease:
         lease.check()
         storage.write_bytes(uri, content)
         with pytest.raises(ArtifactError, match=r"another run has taken over\."):
@@ -219,7 +219,7 @@ def test_garbage_is_not_a_lease(uri: str, content: bytes) -> None:
 
 
 def test_a_lease_that_was_removed_is_not_held(uri: str) -> None:
-    with held(uri) as lease:
+    with hold(uri) as lease:
         storage.remove(uri)
         with pytest.raises(ArtifactError, match=r"another run has taken over\."):
             lease.check()
@@ -241,7 +241,7 @@ def test_of_two_threads_at_the_same_moment_one_holds(monkeypatch: pytest.MonkeyP
 
     def contend() -> None:
         try:
-            with held(uri) as lease:
+            with hold(uri) as lease:
                 decided.wait(PATIENCE)
                 lease.check()
                 outcomes.append("held")
@@ -317,11 +317,11 @@ def test_one_that_looked_long_ago_and_writes_late_fences_off_the_other(uri: str,
 
         def late(lease: Lease) -> None:
             monkeypatch.setattr(leases, "_write", real)
-            early.append(first.enter_context(held(uri)))
+            early.append(first.enter_context(hold(uri)))
             real(lease)
 
         monkeypatch.setattr(leases, "_write", late)
-        lease = second.enter_context(held(uri))
+        lease = second.enter_context(hold(uri))
         with pytest.raises(ArtifactError, match="another run has taken over"):
             early[0].check()
         first.close()
@@ -344,11 +344,11 @@ def test_a_renewal_that_hangs_until_another_has_taken_over_leaves_one_holder(uri
 
     monkeypatch.setattr(leases, "_write", slow)
     with ExitStack() as former, ExitStack() as latter:
-        one = former.enter_context(held(uri))
+        one = former.enter_context(hold(uri))
         assert hung.wait(PATIENCE)
         put(uri, token=one.token, age=TTL_SECONDS + 1)
         monkeypatch.setattr(leases, "RENEW_SECONDS", PATIENCE)
-        other = latter.enter_context(held(uri))
+        other = latter.enter_context(hold(uri))
         taken.set()
         assert written.wait(PATIENCE)
         lost = 0
@@ -366,7 +366,7 @@ def test_why_a_run_ended_is_told_although_storage_is_away(uri: str, monkeypatch:
         raise OSError(5, "Input/output error")
 
     def ended() -> None:
-        with held(uri):
+        with hold(uri):
             patch.setattr(storage, "read_bytes", away)
             raise CorruptError("no checkpoint is intact.", uri)
 
@@ -399,7 +399,7 @@ def test_a_leap_of_the_clock_does_not_take_a_lease_from_a_process_that_lives(
     renewal = threading.Timer(0.2, put, [uri], {"age": 0.0})
     renewal.start()
     with pytest.raises(ArtifactError, match="another run is writing here"):
-        held(uri).__enter__()
+        hold(uri).__enter__()
     renewal.join()
 
 
@@ -408,6 +408,6 @@ def test_one_that_ends_while_it_is_watched_is_free(uri: str, monkeypatch: pytest
     put(uri, host="elsewhere", age=2 * TTL_SECONDS)
     end = threading.Timer(0.2, storage.remove, [uri])
     end.start()
-    with held(uri) as lease:
+    with hold(uri) as lease:
         lease.check()
     end.join()

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources import libreoffice_help as help_corpus
-from data_pipeline.sources.libreoffice_help import Paragraph, build, copied_share, distinct, main, read_paragraphs
+from data_pipeline.sources.libreoffice_help import Paragraph, build, copied_share, drop_repeats, main, read_paragraphs
 from data_pipeline.text.near_repeats import NearRepeats
 
 TABLES = ("text.parquet", "test_text.parquet", "pairs.parquet", "test_pairs.parquet")
@@ -153,13 +153,13 @@ def test_what_only_one_language_has_is_left_out(tmp_path: Path) -> None:
     ("target", "expected"), [("Click OK .", False), ("click ok", False), ("OK 1.5", True), ("Κλικ στο OK", True)]
 )
 def test_translated_means_more_than_other_blanks_and_punctuation(target: str, expected: bool) -> None:
-    assert help_corpus.translated(Paragraph("a.html", "p", "Click OK.", target)) is expected
+    assert help_corpus.is_translated(Paragraph("a.html", "p", "Click OK.", target)) is expected
 
 
 def test_a_paragraph_leaves_when_either_side_was_seen() -> None:
     first, second = Paragraph("a.html", "p", "one", "ένα"), Paragraph("d.html", "p", "two", "δύο")
     repeats = [Paragraph("b.html", "p", "one", "μία"), Paragraph("c.html", "p", "an other", "ένα")]
-    assert distinct([first, *repeats, second]) == [first, second]
+    assert drop_repeats([first, *repeats, second]) == [first, second]
 
 
 def test_the_sides_share_no_file_and_no_text(trees: tuple[Path, Path]) -> None:
@@ -206,7 +206,7 @@ def test_a_sentence_one_word_away_is_near(changed: int) -> None:
 def test_case_punctuation_and_numbers_do_not_hide_a_repeat() -> None:
     seen = NearRepeats(spaced=True)
     seen.add("=YIELD(1999; 15) returns 7 percent")
-    assert seen.shared("=yield(2004; 3), returns 12 PERCENT.") == 1.0
+    assert seen.largest_overlap("=yield(2004; 3), returns 12 PERCENT.") == 1.0
 
 
 def test_a_sentence_with_a_common_phrase_is_not_near() -> None:

@@ -124,7 +124,7 @@ def test_the_format_is_kept_when_asked_for(tmp_path) -> None:
     BertForMaskedLM(BertConfig(**SMALL)).bfloat16().save_pretrained(tmp_path)
     model = loading.language_model(str(tmp_path), 0, "auto")
     assert model.dtype == torch.bfloat16
-    assert loading.drawn_anew(model, 1).dtype == torch.bfloat16
+    assert loading.with_random_weights(model, 1).dtype == torch.bfloat16
     assert loading.language_model(str(tmp_path), 0).dtype == torch.float32
 
 

@@ -14,12 +14,12 @@ from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import corpus
 from data_pipeline.shards.corpus import Corpus
 from data_pipeline.shards.manifest import Manifest, Shard
-from data_pipeline.shards.sample import balanced, rates_within, thinned
+from data_pipeline.shards.sample import balanced_sample, sampling_rates, thin
 from data_pipeline.tokenizers import train
-from ray_jobs.config.schema import MixtureStage, PretrainConfig
+from ray_jobs.config.schema import MixturePhase, PretrainConfig
 from tests.conftest import byte_level
 from trainer.evaluation.fertility import by_language
-from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.heldout_text import HeldoutText
 
 LANGS = [f"x{number:02d}" for number in range(100)]
 SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}
@@ -84,29 +84,29 @@ def manifest(rows: dict[str, int]) -> Manifest:
 
 def test_every_language_is_scored_and_one_alone_as_ever() -> None:
     rows = {lang: max(1, 300 // (place + 1)) for place, lang in enumerate(LANGS)}
-    slots = Heldout(folder="", manifest=manifest(rows), task=None, rows=96).slots()  # type: ignore[arg-type]
+    slots = HeldoutText(folder="", manifest=manifest(rows), task=None, rows=96).slots()  # type: ignore[arg-type]
     scored = Counter(slots.stream.tolist())
     assert set(scored) == set(range(100))
     assert all(scored[place] == min(4, size) for place, size in enumerate(rows.values()) if size < 30)
     assert all(row < rows[LANGS[stream]] for stream, row in zip(slots.stream.tolist(), slots.row.tolist(), strict=True))
     assert len({*zip(slots.stream.tolist(), slots.row.tolist(), strict=True)}) == len(slots)
-    alone = Heldout(folder="", manifest=manifest({"el": 1000}), task=None, rows=96).slots()  # type: ignore[arg-type]
+    alone = HeldoutText(folder="", manifest=manifest({"el": 1000}), task=None, rows=96).slots()  # type: ignore[arg-type]
     assert alone.row.tolist() == np.unique(np.linspace(0, 999, 96).astype(np.int64)).tolist()
 
 
 def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monkeypatch) -> None:
     made = built(zipf, tmp_path, monkeypatch)
-    sample = balanced(made.train, ["more"], alpha=0.3, limit=10**9, seed=1)
+    sample = balanced_sample(made.train, ["more"], alpha=0.3, limit=10**9, seed=1)
     wanted = temperature_weights(sample.corpus_bytes, 0.3)
     total = sum(sample.corpus_bytes.values())
     for lang in LANGS:
         rate = min(8.0, wanted[lang] * total / sample.corpus_bytes[lang])
         assert abs(sample.bytes[lang] / sample.corpus_bytes[lang] - rate) < 0.5
-    assert sample.texts == balanced(made.train, ["more"], alpha=0.3, limit=10**9, seed=1).texts
-    small = balanced(made.train, [], alpha=0.3, limit=total // 10, seed=1)
+    assert sample.texts == balanced_sample(made.train, ["more"], alpha=0.3, limit=10**9, seed=1).texts
+    small = balanced_sample(made.train, [], alpha=0.3, limit=total // 10, seed=1)
     assert sum(small.bytes.values()) < 1.3 * total / 10
     assert sum(count > 0 for count in small.bytes.values()) > 60
-    assert balanced(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
+    assert balanced_sample(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
 
 
 def test_text_beyond_a_limit_is_thinned_and_text_within_it_is_left_alone(zipf, tmp_path, monkeypatch) -> None:
@@ -116,20 +116,20 @@ def test_text_beyond_a_limit_is_thinned_and_text_within_it_is_left_alone(zipf, t
     for lang, text in whole:
         sizes[lang] += len(text.encode())
     total = sizes.total()
-    assert list(thinned(made.train, rates_within(sizes, total), 1)) == whole
-    rates = rates_within(sizes, total // 5)
-    part = list(thinned(made.train, rates, 1))
+    assert list(thin(made.train, sampling_rates(sizes, total), 1)) == whole
+    rates = sampling_rates(sizes, total // 5)
+    part = list(thin(made.train, rates, 1))
     assert sum(len(text.encode()) for _, text in part) < 1.1 * total / 5
     assert not Counter(part) - Counter(whole)
     assert rates[LANGS[0]] < 0.2 < rates[LANGS[80]]
-    assert part == list(thinned(made.train, rates, 1)) != list(thinned(made.train, rates, 2))
+    assert part == list(thin(made.train, rates, 1)) != list(thin(made.train, rates, 2))
 
 
 def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, english) -> None:
     made = built(zipf, tmp_path, monkeypatch)
     source, found = byte_level(english), {}
     for alpha in (1.0, 0.3):
-        texts = balanced(made.train, [], alpha=alpha, limit=10**9, seed=0).texts
+        texts = balanced_sample(made.train, [], alpha=alpha, limit=10**9, seed=0).texts
         found[alpha] = train.train(source, texts, train.TokenizerConfig(vocab_size=4096, alpha=alpha))
     scores = by_language({"plain": found[1.0], "balanced": found[0.3]}, corpus.read_texts(made.heldout))
     assert set(scores) == set(LANGS)
@@ -139,4 +139,4 @@ def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, engli
 
 
 def test_languages_are_mixed_with_a_temperature_by_default() -> None:
-    assert PretrainConfig().alpha == MixtureStage(until=1).alpha == train.TokenizerConfig().alpha == 0.3
+    assert PretrainConfig().alpha == MixturePhase(until=1).alpha == train.TokenizerConfig().alpha == 0.3

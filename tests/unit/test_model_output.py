@@ -29,8 +29,8 @@ def save(task: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[floa
     """Exports weights that all have one value, with files of at most so many bytes."""
 
     def write(value: float, dtype: torch.dtype, most: str) -> None:
-        monkeypatch.setattr(language_modeling, "SHARD", most)
-        monkeypatch.setattr(embedder, "SHARD", most)
+        monkeypatch.setattr(language_modeling, "MAX_SHARD_SIZE", most)
+        monkeypatch.setattr(embedder, "MAX_SHARD_SIZE", most)
         weights = {name: torch.full_like(one, value, dtype=dtype) for name, one in task.module().named_parameters()}
         task.export(weights, uri)
 

@@ -9,7 +9,7 @@ from transformers import AlbertTokenizer, PreTrainedTokenizerFast
 from data_pipeline.errors import ConfigError
 from data_pipeline.shards.framing import frame_of
 from data_pipeline.tokenizers import rules, train
-from data_pipeline.tokenizers.template import inserted
+from data_pipeline.tokenizers.template import template_tokens
 from tests.conftest import FAMILIES, byte_level, unigram, wordpiece
 from tests.tokenizer_styles import QWEN_PATTERN, STYLES, llama3, qwen3
 
@@ -33,7 +33,7 @@ def test_templates_insert_the_tokens_of_their_roles_in_smaller_and_larger_vocabu
     for old, new in ((before.prefix, after.prefix), (before.suffix, after.suffix)):
         assert made.convert_ids_to_tokens(list(new)) == source.convert_ids_to_tokens(list(old))
     spec = json.loads(made.backend_tokenizer.to_str())
-    assert all(made.convert_tokens_to_ids(token) == number for token, number in inserted(spec["post_processor"]))
+    assert all(made.convert_tokens_to_ids(token) == number for token, number in template_tokens(spec["post_processor"]))
     assert made(greek[0][:80]).input_ids[0] < size
     names = {token.content for token in source.added_tokens_decoder.values()}
     assert names == {token.content for token in made.added_tokens_decoder.values()}
@@ -115,8 +115,8 @@ def test_fixed_patterns_cut_no_word_and_change_nothing_else(pattern, english, gr
     )
     for text in [*english[:100], *greek[:50], "❤️ 👩‍💻 a1b2 'Tis  don't\n\nx"]:
         assert new.pre_tokenize_str(text) == old.pre_tokenize_str(text)
-    assert rules.cuts(old, HINDI).share > 0.5
-    assert rules.cuts(new, [*HINDI, "தமிழ் மொழி", "বাংলা ভাষা", "කොළඹ ශ්‍රී ලංකා", "هٰذَا كِتَابٌ", "می‌خواهم"]).share == 0
+    assert rules.word_cuts(old, HINDI).share > 0.5
+    assert rules.word_cuts(new, [*HINDI, "தமிழ் மொழி", "বাংলা ভাষা", "කොළඹ ශ්‍රී ලංකා", "هٰذَا كِتَابٌ", "می‌خواهم"]).share == 0
 
 
 @pytest.mark.parametrize("make", [byte_level, llama3])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.cached import once
+from data_pipeline.artifacts.cached_step import cached_step
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -25,7 +25,7 @@ def test_finished_work_is_kept_until_its_key_or_its_files_change(folder: str) ->
         return {"rows": len(done)}, ["a/data"]
 
     def answer(**key: int) -> int:
-        return once(folder, "record.json", key, make)["rows"]
+        return cached_step(folder, "record.json", key, make)["rows"]
 
     assert [answer(x=1), answer(x=1)] == [1, 1]
     assert answer(x=2) == 2
@@ -45,5 +45,5 @@ def test_work_that_fails_leaves_no_record(folder: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        once(folder, "record.json", {}, make)
+        cached_step(folder, "record.json", {}, make)
     assert not storage.exists(storage.join(folder, "record.json"))

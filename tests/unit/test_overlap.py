@@ -36,8 +36,8 @@ def test_exact_matches_are_those_of_a_naive_search(source_family: str, target_fa
     ids, how = match(source, target, new, ("exact",))
 
     def same(a: Token, b: Token) -> bool:
-        start = a.word_start == b.word_start or a.either or b.either
-        return a.payload == b.payload and a.byte == b.byte and start
+        start = a.is_word_start == b.is_word_start or a.fits_anywhere or b.fits_anywhere
+        return a.payload == b.payload and a.is_byte == b.is_byte and start
 
     assert sum(token is not None and token.role is None and i >= 0 for token, i in zip(new, ids, strict=True)) > 100
     for number, token in enumerate(new):
@@ -78,7 +78,7 @@ def test_bytes_of_two_families_are_the_same(english) -> None:
     new = canonical_tokens(target)
     ids, how = match(source, target, new)
     old = canonical_tokens(source)
-    raw = [number for number, token in enumerate(new) if token is not None and token.byte]
+    raw = [number for number, token in enumerate(new) if token is not None and token.is_byte]
     assert len(raw) == 256
     high = [number for number in raw if new[number].payload[0] >= 0x80]
     assert all(old[ids[number]].payload == new[number].payload for number in high)

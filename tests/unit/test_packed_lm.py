@@ -14,7 +14,7 @@ from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split
 from data_pipeline.tokenizers.ragged import Ragged
 from tests.families.configs import COMMON, FAMILIES, VOCABULARY, tiny
-from trainer.models.forward_check import Way
+from trainer.models.forward_check import ForwardPath
 from trainer.models.packed_lm import PackedLM
 from trainer.objectives.linear_cross_entropy import chunked_cross_entropy, linear_cross_entropy
 
@@ -36,7 +36,7 @@ def module_of(name: str, share: float = 1.0) -> PackedLM:
     """With the way that the check takes on a CPU."""
     module = PackedLM(made(name), name in CAUSAL, share)
     kernel, head = FAMILIES[name].way
-    module.take(Way(kernel=kernel, head=head))  # type: ignore[arg-type]
+    module.use_path(ForwardPath(kernel=kernel, head=head))  # type: ignore[arg-type]
     return module
 
 
@@ -81,11 +81,11 @@ def test_losses_and_gradients_of_rows_of_one_document_are_the_model_s(name: str)
 
 def compare(name: str, packed: bool) -> None:
     module, batch = module_of(name), batch_of(name, packed)
-    way = module.way
-    module.take(Way(kernel=None, head="whole"))
+    way = module.path
+    module.use_path(ForwardPath(kernel=None, head="whole"))
     theirs = alone(module.model, batch)
     expected = gradients(module.model, theirs)
-    module.take(way)
+    module.use_path(way)
     losses = module(batch)
     close = CLOSE.get(name, 1e-5)
     assert (losses - theirs).abs().max() < close
@@ -134,12 +134,12 @@ def test_blocks_of_flex_attention_give_what_a_whole_mask_gives(name: str) -> Non
     module, batch = module_of(name).eval(), batch_of(name, packed=True)
     with torch.no_grad():
         masked = module(batch)
-        module.take(Way(kernel="flex", head=module.way.head))
+        module.use_path(ForwardPath(kernel="flex", head=module.path.head))
         assert (module(batch) - masked).abs().max() < 1e-5
         flat = batch_of(name, packed=False)
-        module.take(Way(kernel="blocks", head=module.way.head))
+        module.use_path(ForwardPath(kernel="blocks", head=module.path.head))
         by_blocks = module(flat)
-        module.take(Way(kernel=None, head="whole"))
+        module.use_path(ForwardPath(kernel=None, head="whole"))
         assert (by_blocks - module(flat)).abs().max() < 1e-5
 
 
@@ -155,11 +155,11 @@ def test_what_keeps_an_architecture_from_the_fast_path_is_said() -> None:
     said = {name: PackedLM(made(name), name in CAUSAL) for name in ("bert", "mpnet", "gemma2", "granite")}
     for module in said.values():
         module.check(LENGTH)
-    assert said["bert"].slow() == []
-    assert "mpnet is trained on rows of one document each" in said["mpnet"].slow()[0]
-    assert "packed rows with sdpa attention differ by" in said["mpnet"].slow()[0]
-    assert "the head of granite is no plain linear layer" in said["granite"].slow()[0]
-    assert "the head of gemma2 is no plain linear layer" in said["gemma2"].slow()[0]
+    assert said["bert"].slow_reasons() == []
+    assert "mpnet is trained on rows of one document each" in said["mpnet"].slow_reasons()[0]
+    assert "packed rows with sdpa attention differ by" in said["mpnet"].slow_reasons()[0]
+    assert "the head of granite is no plain linear layer" in said["granite"].slow_reasons()[0]
+    assert "the head of gemma2 is no plain linear layer" in said["gemma2"].slow_reasons()[0]
 
 
 @pytest.mark.parametrize("bias", [False, True])

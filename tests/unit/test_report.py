@@ -382,7 +382,7 @@ def finish(settings: configs.ScionConfig) -> None:
 def test_a_pipeline_reads_each_input_once_for_its_fingerprint(settings: configs.ScionConfig, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     read: list[str] = []
     digest = fingerprints.hashlib.file_digest
-    monkeypatch.setattr(fingerprints, "SETTLED", 0.0)
+    monkeypatch.setattr(fingerprints, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(fingerprints.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
     plans = [{name: stage.plan for name, stage in pipeline.stages(settings).items()} for _ in range(2)]
     assert plans[0] == plans[1]
@@ -441,7 +441,7 @@ def test_a_report_is_made_of_what_the_jobs_have_made_so_far(settings: configs.Sc
         shutil.rmtree(Path(settings.output) / name)
     if done == len(JOBS):  # as `scion evaluate` makes it: of the models that are there
         shutil.rmtree(Path(settings.output) / "evaluate")
-        with artifact.writing(evaluate.plan(settings, evaluate.there(settings))) as draft:
+        with artifact.writing(evaluate.spec(settings, evaluate.finished_models(settings))) as draft:
             found = metrics("aligned")["evaluate"]
             draft.metrics = found | {"retrieval": {m: v for m, v in found["retrieval"].items() if "random" not in m}}
     console = Console(width=120, record=True, file=io.StringIO())
@@ -460,7 +460,7 @@ def test_what_is_made_later_makes_a_new_report(settings: configs.ScionConfig) ->
     finish(settings)
     shutil.rmtree(Path(settings.output) / "evaluate")
     job.main(settings, Console(file=io.StringIO()))
-    with artifact.writing(evaluate.plan(settings, evaluate.there(settings))) as draft:
+    with artifact.writing(evaluate.spec(settings, evaluate.finished_models(settings))) as draft:
         draft.metrics = metrics("aligned")["evaluate"]
     console = Console(width=120, record=True, file=io.StringIO())
     job.main(settings, console)

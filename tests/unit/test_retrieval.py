@@ -101,7 +101,7 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
     assert whole["forward"]["accuracy_at_1"] == 0.5
     assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}
     alone = Pairs(ids=["1"], anchors=["a"], positives=["el a"], negatives=[[]], langs=["el"])
-    assert retrieval.evaluate(Known(vectors), alone)[1] == {}
+    assert retrieval.Retrieval()(Known(vectors), alone)[1] == {}
 
 
 def test_pairs_may_name_their_language(tmp_path) -> None:

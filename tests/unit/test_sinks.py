@@ -16,7 +16,7 @@ from data_pipeline.errors import ConfigError
 from ray_jobs import preflight
 from ray_jobs.config import load as configs
 from trainer.monitoring import trackers
-from trainer.monitoring.metrics import Sinks
+from trainer.monitoring.metric_writers import MetricWriters
 from trainer.monitoring.trackers import FOLDER, Tracked
 
 
@@ -33,7 +33,7 @@ def trained(folder: Path, *kinds: str) -> list[str]:
     """Two attempts of five steps each; steps 3 and 4 are made twice. The warnings."""
     seen, said = list[dict[str, Any]](), list[str]()
     for next_step, offset in ((0, 0.0), (3, 10.0)):
-        sinks = Sinks(tracked(folder, next_step), kinds, seen, said.append)
+        sinks = MetricWriters(tracked(folder, next_step), kinds, seen, said.append)
         scored = {"kind": "evaluation", "step": next_step, "bits_per_byte": 1.5, "by_language": {"el": 1.5}}
         sinks.evaluation(scored)
         sinks.evaluation({"kind": "evaluation", "step": next_step, "retrieval": {"forward": {"accuracy_at_1": 0.25}}})
@@ -58,7 +58,7 @@ def test_tensorboard_keeps_the_last_of_steps_that_were_made_again(tmp_path: Path
 
 def test_a_run_below_a_folder_in_one_s_own_language_is_measured(tmp_path: Path) -> None:
     """Ray takes labels in ASCII only: the training ended at its first step."""
-    sinks = Sinks(tracked(tmp_path / "χρήστης wörk", 0), [], [], print)
+    sinks = MetricWriters(tracked(tmp_path / "χρήστης wörk", 0), [], [], print)
     sinks.step(entry(0, 1.0) | {"streams": {"ελ": {"loss": 1.0}}})
 
 
@@ -145,7 +145,7 @@ def test_a_tracker_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, kind, module)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     said = list[str]()
-    sinks = Sinks(tracked(tmp_path, 0), [kind], [], said.append)
+    sinks = MetricWriters(tracked(tmp_path, 0), [kind], [], said.append)
     for step in range(100):
         sinks.step(entry(step, 1.0))
     sinks.close()
@@ -160,7 +160,7 @@ def test_a_tracker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.2)
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: time.sleep(60))
     said, began = list[str](), time.perf_counter()
-    sinks = Sinks(tracked(tmp_path, 0), ["wandb"], [], said.append)
+    sinks = MetricWriters(tracked(tmp_path, 0), ["wandb"], [], said.append)
     for step in range(200):
         sinks.step(entry(step, 1.0))
     sinks.close()

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from data_pipeline.artifacts import artifact, lease, storage
-from data_pipeline.artifacts.artifact import Draft, Plan
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError
 from ray_jobs import console, stop_request
 from ray_jobs.console import Reporter
@@ -22,12 +22,12 @@ def stage(folder: Path, filled: list[str]) -> Stage:
         filled.append(draft.uri)
         return "filled"
 
-    return Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
+    return Stage(name="shard", plan=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
 
 
 def test_two_runs_do_not_write_to_a_shared_folder_at_once(tmp_path: Path) -> None:
     filled: list[str] = []
-    with lease.held(f"{tmp_path}/shards.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
+    with lease.hold(f"{tmp_path}/shards.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
         stage(tmp_path / "shards", filled).run(Console(file=io.StringIO()))
     assert filled == []
 
@@ -58,7 +58,7 @@ def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_mad
         )
         return "filled"
 
-    one = Stage(name="shard", plan=Plan(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
+    one = Stage(name="shard", plan=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
     with pytest.raises(ArtifactError, match="another run has taken over"):
         one.run(Console(file=io.StringIO()))
     assert sorted(path.name for path in folder.iterdir()) == ["theirs.txt", "unfinished.json"]
@@ -69,7 +69,7 @@ def test_paths_with_brackets_are_printed_as_they_are() -> None:
     said = io.StringIO()
     with console.stage(Console(file=said, width=200), "compare [0]") as reporter:
         reporter.note("could not save to [/data/run]/x")
-    console.done(Console(file=said, width=200), "compare [0]", 1.0, "made [a] of [/b]")
+    console.print_done(Console(file=said, width=200), "compare [0]", 1.0, "made [a] of [/b]")
     for text in ("[/data/run]/x", "made [a] of [/b]", "compare [0]"):
         assert text in said.getvalue()
 
@@ -99,8 +99,8 @@ def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_s
         raise KeyboardInterrupt
 
     def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
-        own = Plan(uri=str(folder), kind="model", config=settings, inputs={})
-        return Stage(name="pretrain", plan=own, fill=fill, resumable=True, trains_at=own.uri)
+        own = Spec(uri=str(folder), kind="model", config=settings, inputs={})
+        return Stage(name="pretrain", plan=own, fill=fill, is_resumable=True, training_uri=own.uri)
 
     with pytest.raises(KeyboardInterrupt):
         training({"frozen": "encoder"}, interrupted).run(Console(file=io.StringIO()))
@@ -118,8 +118,8 @@ def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Pa
     folder = tmp_path / "pretrain"
 
     def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
-        own = Plan(uri=str(folder), kind="model", config=settings, inputs={})
-        return Stage(name="pretrain", plan=own, fill=fill, resumable=True, trains_at=own.uri)
+        own = Spec(uri=str(folder), kind="model", config=settings, inputs={})
+        return Stage(name="pretrain", plan=own, fill=fill, is_resumable=True, training_uri=own.uri)
 
     def interrupted(draft: Draft, report: Reporter) -> str:
         RunLog(f"{folder}/{run_log.FOLDER}").write("step", step=0)
@@ -139,12 +139,12 @@ def test_what_a_driver_left_that_was_killed_at_the_very_end_goes(tmp_path: Path,
     def fill(draft: Draft, report: Reporter) -> str:
         filled.append(draft.uri)
         storage.write_bytes(f"{folder}/checkpoints/state.pt", b"large")
-        draft.working.append(f"{folder}/checkpoints")
+        draft.working_folders.append(f"{folder}/checkpoints")
         return "trained"
 
-    one = Stage(name="pretrain", plan=Plan(uri=str(folder), kind="model", config={}, inputs={}), fill=fill, resumable=True)
+    one = Stage(name="pretrain", plan=Spec(uri=str(folder), kind="model", config={}, inputs={}), fill=fill, is_resumable=True)
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "clear", lambda uri: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(artifact, "clean_up", lambda uri: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             one.run(Console(file=io.StringIO()))
     assert {path.name for path in folder.iterdir()} == {"artifact.json", "unfinished.json", "checkpoints"}
@@ -157,16 +157,16 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_s
     """It was forgotten, and the next stage began."""
 
     def fill(draft: Draft, report: Reporter) -> str:
-        stop_request.training(True)
-        assert stop_request.wish()  # taken: a training would save
-        stop_request.training(False)
+        stop_request.set_training(True)
+        assert stop_request.request_stop()  # taken: a training would save
+        stop_request.set_training(False)
         return "trained"
 
-    plan = Plan(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
-    stage = Stage(name="pretrain", plan=plan, fill=fill, resumable=True)
+    plan = Spec(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
+    stage = Stage(name="pretrain", plan=plan, fill=fill, is_resumable=True)
     with pytest.raises(KeyboardInterrupt):
         stage.run(Console(file=io.StringIO()))
     assert stage.finished() is not None
-    assert not stop_request.left_over()
-    assert not stop_request.wish()  # nothing trains: whoever asks is to unwind, and nobody is asked later
-    assert not stop_request.left_over()
+    assert not stop_request.clear_request()
+    assert not stop_request.request_stop()  # nothing trains: whoever asks is to unwind, and nobody is asked later
+    assert not stop_request.clear_request()

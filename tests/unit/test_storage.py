@@ -138,8 +138,8 @@ def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: py
 def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its size and its own claim of when it was written."""
     path = tmp_path / "weights"
-    for settled in (fingerprints.SETTLED, 0.0):
-        monkeypatch.setattr(fingerprints, "SETTLED", settled)
+    for settled in (fingerprints.SETTLE_SECONDS, 0.0):
+        monkeypatch.setattr(fingerprints, "SETTLE_SECONDS", settled)
         path.write_bytes(b"one")
         os.utime(path, (1e9, 1e9))
         before = fingerprints.fingerprint(str(path))
@@ -196,7 +196,7 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
 def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One PUT that hung stopped a training for ever, without a word."""
     monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(storage, "MANY_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "MANY_FILES_SECONDS", 0.0)
     asked, released = itertools.count(1), threading.Event()
 
     def hanging(operation: str, path: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.artifacts import artifact, lease, storage
-from data_pipeline.artifacts.artifact import Plan
+from data_pipeline.artifacts.artifact import Spec
 from data_pipeline.errors import CorruptError
 from tests.unit.flaky_storage import Flaky, every, flaky  # noqa: F401
 from trainer.checkpoints import store as stores
@@ -49,7 +49,7 @@ def test_the_newest_committed_is_taken_and_older_ones_go(store: Store) -> None:
     write(store, 10, commit=False)
     assert store.usable() == [*names[:0:-1], names[0]]  # the first of these steps, to go back to
     assert step_of(store.usable()[0]) == 8
-    store.checked(names[-1])
+    store.verify(names[-1])
     with store.local(names[-1]) as folder:
         assert Path(folder, "ds", "optimizer-1.pt").read_bytes() == bytes([8, 1]) * 50
     last = write(store, 12)
@@ -80,12 +80,12 @@ def test_sixteen_ranks_save_on_a_store_in_which_every_tenth_operation_fails() ->
     names = [write(Store("flaky://run/checkpoints", keep=3), step, ranks=16) for step in range(1, 9)]
     store = Store("flaky://run/checkpoints", keep=3)
     assert store.usable()[:3] == names[:-4:-1]
-    store.checked(names[-1])
+    store.verify(names[-1])
 
 
 def test_checkpoints_that_a_run_went_back_before_are_not_taken_again_and_go(store: Store) -> None:
     first, *later = [write(store, step) for step in (2, 70, 140)]
-    store.abandon(2)
+    store.mark_abandoned(2)
     assert store.usable() == [first]
     again = write(store, 2)
     assert store.usable() == [again, first]
@@ -146,7 +146,7 @@ def test_a_crash_after_any_write_leaves_the_old_or_the_new(tmp_path: Path, monke
                 ended = True
         usable = store.usable()
         assert usable
-        store.checked(usable[0])
+        store.verify(usable[0])
         assert step_of(usable[0]) in (2, 4)
         assert step_of(usable[0]) == 4 or usable == [old]
         if ended:
@@ -165,9 +165,9 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
         changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(changed)
         with pytest.raises(CorruptError):
-            store.checked(name)
+            store.verify(name)
         path.write_bytes(content)
-    store.checked(name)
+    store.verify(name)
 
 
 def test_ranks_check_shares_that_cover_all_files(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_ranks_check_shares_that_cover_all_files(tmp_path: Path) -> None:
         caught = 0
         for rank in range(3):
             try:
-                store.checked(name, rank, 3)
+                store.verify(name, rank, 3)
             except CorruptError:
                 caught += 1
         assert caught == 1, path
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_another_process_reads_is_not_pruned(store: Store) -> 
     with store.reading(read):
         for step in range(7, 15):
             write(store, step)
-        store.checked(read)
+        store.verify(read)
         assert read in store.usable()
     write(store, 16)
     assert read not in store.usable()
@@ -235,14 +235,14 @@ def test_what_is_read_stays_until_the_next_command(tmp_path: Path, where: str) -
     uri = str(tmp_path / "run") if where == "local" else "memory://test-store-read"
     storage.remove(uri)
     store, reader = Store(f"{uri}/checkpoints", 3), contextlib.ExitStack()
-    with artifact.writing(Plan(uri=uri, kind="model", config={}, inputs={}), resumable=True) as draft:
+    with artifact.writing(Spec(uri=uri, kind="model", config={}, inputs={}), resumable=True) as draft:
         name = write(store, 1)
-        draft.working.append(store.uri)
+        draft.working_folders.append(store.uri)
         reader.enter_context(store.reading(name))
     assert artifact.read(uri, "model", "pretrain")
-    artifact.clear(uri)
+    artifact.clean_up(uri)
     assert store.usable() == [name]
-    assert not artifact.is_clear(uri)
+    assert not artifact.is_clean(uri)
     reader.close()
-    artifact.clear(uri)
+    artifact.clean_up(uri)
     assert storage.files(uri) == [artifact.FINISHED]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from trainer.monitoring.stragglers import WINDOW, Stragglers, described
+from trainer.monitoring.stragglers import WINDOW, StragglerDetector, describe
 
 
 def findings(world: int, steps: int, slow: Any) -> list[dict[str, Any]]:
     """Of times with a spread of 5 %, and a pause of 20 times as long in one step of 20 on each rank; `slow(step, rank)` is a
     factor."""
-    draw, watch, found = random.Random(world), Stragglers([f"host{rank // 2}" for rank in range(world)]), []
+    draw, watch, found = random.Random(world), StragglerDetector([f"host{rank // 2}" for rank in range(world)]), []
     for step in range(steps):
         times = [draw.gauss(1.0, 0.05) * (20 if draw.random() < 0.05 else 1) * slow(step, rank) for rank in range(world)]
         if (finding := watch.note(times)) is not None:
@@ -34,7 +34,7 @@ def test_a_slow_rank_is_named_once_and_so_is_its_recovery(world: int) -> None:
     ]
     assert found[0]["seconds"] == pytest.approx(1.6, rel=0.05)
     assert found[0]["others"] == pytest.approx(1.0, rel=0.05)
-    assert described(found[0]).startswith("rank 1 on host0 needs 1.")
+    assert describe(found[0]).startswith("rank 1 on host0 needs 1.")
 
 
 def test_another_rank_that_becomes_slow_is_news() -> None:
@@ -44,5 +44,5 @@ def test_another_rank_that_becomes_slow_is_news() -> None:
 
 def test_one_rank_and_steps_without_times_say_nothing() -> None:
     assert findings(1, 3 * WINDOW, lambda step, rank: 5.0) == []
-    watch = Stragglers(["a", "b"])
+    watch = StragglerDetector(["a", "b"])
     assert all(watch.note([0.0, 0.0]) is None for _ in range(3 * WINDOW))

@@ -12,7 +12,7 @@ from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import load_tokenizer
 from tests.benchmarks import made_up
 from tests.unit.flaky_storage import Flaky, flaky  # noqa: F401
-from trainer.tasks.heldout_text import Heldout, evaluate
+from trainer.tasks.heldout_text import HeldoutText, evaluate
 from trainer.tasks.language_modeling import LanguageModelTask
 
 URI = "flaky://run/model"
@@ -51,7 +51,7 @@ def test_a_folder_that_is_not_there_is_named(read: list[str]) -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_run_loads_the_tokenizer_of_its_held_out_rows_once(read: list[str], tmp_path: Path) -> None:
     rows = made_up.rows(str(tmp_path), {"el": 20}, 8, 300, seed=0)
-    heldout = Heldout(folder=str(tmp_path), manifest=rows, task=task(), rows=20)
+    heldout = HeldoutText(folder=str(tmp_path), manifest=rows, task=task(), rows=20)
     engine = SimpleNamespace(
         device="cpu", eval=lambda: None, train=lambda: None, module=lambda batch: torch.ones(len(batch.labels))
     )

@@ -66,7 +66,7 @@ def test_canonical_tokens_rebuild_the_text(family, english) -> None:
     for text in english[:20]:
         ids = family(text, add_special_tokens=False).input_ids
         parts = [tokens[number] for number in ids]
-        rebuilt = b"".join((b" " if token.word_start else b"") + token.payload for token in parts).decode()
+        rebuilt = b"".join((b" " if token.is_word_start else b"") + token.payload for token in parts).decode()
         wanted = text.lower() if family_of(family) == "wordpiece" else text
         assert rebuilt.replace(" ", "") == wanted.replace(" ", "")
 

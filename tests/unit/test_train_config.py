@@ -152,9 +152,9 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(settings: dict, s
 
 
 def test_a_graph_is_compiled_where_it_pays_or_where_it_is_asked_for() -> None:
-    assert [TrainConfig(zero_stage=stage).compiles(gpu=True) for stage in (1, 2, 3)] == [True, True, False]
-    assert not TrainConfig().compiles(gpu=False)
-    assert TrainConfig(compile=True).compiles(gpu=False)
+    assert [TrainConfig(zero_stage=stage).uses_compile(gpu=True) for stage in (1, 2, 3)] == [True, True, False]
+    assert not TrainConfig().uses_compile(gpu=False)
+    assert TrainConfig(compile=True).uses_compile(gpu=False)
 
 
 def test_many_micro_batches_are_summed_in_fp32() -> None:

@@ -16,18 +16,18 @@ from tests.conftest import wordpiece
 from trainer.transfer.methods import trans_tokenizers
 from trainer.transfer.methods.trans_tokenizers import TransTokenizersConfig, Words, mixtures, relatives, shares
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 from trainer.word_vectors.texts import Texts
 
 CONFIG = TransTokenizersConfig()
 
 
 @pytest.fixture(scope="module")
-def made(problem) -> Rows:
-    return trans_tokenizers.rows(problem, CONFIG)
+def made(problem) -> Placement:
+    return trans_tokenizers.place(problem, CONFIG)
 
 
-def mixtures_of(rows: Rows) -> dict[int, dict[int, float]]:
+def mixtures_of(rows: Placement) -> dict[int, dict[int, float]]:
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
     return {
         int(number): dict(zip(rows.indices[start:stop].tolist(), rows.weights[start:stop].tolist(), strict=True))
@@ -119,9 +119,9 @@ def test_a_shared_token_that_is_not_copied_counts_once_with_itself(problem) -> N
 def naive_relatives(problem: Problem, mapped: set[int], wanted: int) -> set[int]:
     """Step 4 as the reference writes it: every token against every other. Raw bytes have no part in it."""
     text = {
-        number: b" " * token.word_start + token.payload
+        number: b" " * token.is_word_start + token.payload
         for number, token in enumerate(problem.tokens)
-        if token is not None and token.role is None and not token.byte
+        if token is not None and token.role is None and not token.is_byte
     }
     if wanted not in text:
         return set()
@@ -153,7 +153,7 @@ def test_a_token_without_counts_mixes_its_relatives(problem, made) -> None:
     for number in np.flatnonzero(problem.shared >= 0).tolist():
         if problem.tokens[number].role is None:
             known[number] = {int(problem.shared[number]): 1.0}
-    starts = [token is not None and token.word_start for token in canonical_tokens(problem.source)]
+    starts = [token is not None and token.is_word_start for token in canonical_tokens(problem.source)]
     composed = made.ids[made.provenance == Provenance.COMPOSITION]
     assert len(composed) > 100
     rows = mixtures_of(made)
@@ -188,7 +188,7 @@ def test_a_cipher_is_deciphered() -> None:
     positives = [" ".join(word.translate(shift) for word in reversed(line.split())) for line in anchors]
     source, target = wordpiece(anchors, 400), wordpiece(positives, 400)
     problem = Problem(source, target, Texts(corpus=lambda: iter(()), anchors=anchors, positives=positives), seed=0)
-    rows = mixtures_of(trans_tokenizers.rows(problem, CONFIG))
+    rows = mixtures_of(trans_tokenizers.place(problem, CONFIG))
     old, new = source.get_vocab(), target.get_vocab()
     for word in vocabulary:
         assert rows[new[word.translate(shift)]].get(old[word], 0.0) > 0.9
@@ -208,7 +208,7 @@ def test_another_order_of_the_vocabulary_only_moves_the_rows(english, pairs) -> 
     once, again = (
         {tokenizer.convert_ids_to_tokens(n): row for n, row in mixtures_of(rows).items()}
         for tokenizer in (target, shuffled)
-        for rows in [trans_tokenizers.rows(Problem(source, tokenizer, texts, seed=0), CONFIG)]
+        for rows in [trans_tokenizers.place(Problem(source, tokenizer, texts, seed=0), CONFIG)]
     )
     assert once.keys() == again.keys()
     for piece, row in once.items():
@@ -219,7 +219,7 @@ def test_another_order_of_the_vocabulary_only_moves_the_rows(english, pairs) -> 
 def test_without_pairs_it_says_so(problem) -> None:
     alone = replace(problem, texts=Texts(corpus=lambda: iter(()), anchors=[], positives=[]))
     with pytest.raises(DataError, match="no pairs to align"):
-        trans_tokenizers.rows(alone, CONFIG)
+        trans_tokenizers.place(alone, CONFIG)
 
 
 def test_a_count_of_zero_is_refused() -> None:

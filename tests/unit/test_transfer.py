@@ -59,7 +59,7 @@ def config_of(method: str, donor: str) -> Any:
 @pytest.fixture(scope="module", params=sorted(METHODS))
 def made(request: pytest.FixtureRequest, problem: Problem, donor_folder: str) -> plan.TransferPlan:
     config = config_of(request.param, donor_folder)
-    return assemble(problem, METHODS[request.param].rows(problem, config), request.param)
+    return assemble(problem, METHODS[request.param].place(problem, config), request.param)
 
 
 def old_rows(problem: Problem, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_a_plan_survives_the_disk(made, tmp_path) -> None:
 
 def test_a_second_run_makes_the_same_plan(problem, made, donor_folder: str) -> None:
     config = config_of(made.method, donor_folder)
-    again = assemble(problem, METHODS[made.method].rows(problem, config), made.method)
+    again = assemble(problem, METHODS[made.method].place(problem, config), made.method)
     assert (again.indices == made.indices).all()
     assert (again.weights == made.weights).all()
 
@@ -126,7 +126,7 @@ def test_a_second_run_makes_the_same_plan(problem, made, donor_folder: str) -> N
 
 
 def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
-    made = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    made = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     old = old_rows(problem)
     new = apply.embeddings(made, old)[made.provenance == Provenance.RANDOM]
     known = old[: problem.source_rows]
@@ -145,7 +145,7 @@ def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
 
 
 def test_mean_rows_are_the_mean(problem) -> None:
-    made = assemble(problem, METHODS["mean"].rows(problem, METHODS["mean"].config()), "mean")
+    made = assemble(problem, METHODS["mean"].place(problem, METHODS["mean"].config()), "mean")
     old = old_rows(problem)
     new = apply.embeddings(made, old)[made.provenance == Provenance.MEAN]
     assert torch.allclose(new, old[: problem.source_rows].mean(dim=0).expand_as(new))
@@ -155,14 +155,14 @@ def test_mean_rows_are_the_mean(problem) -> None:
 
 
 def test_fvt_is_the_mean_of_the_old_pieces(problem) -> None:
-    rows = fvt.rows(problem, fvt.FvtConfig())
+    rows = fvt.place(problem, fvt.FvtConfig())
     made = assemble(problem, rows, "fvt")
     old = old_rows(problem)
     new = apply.embeddings(made, old)
     checked = 0
     for number in rows.ids:
         token = problem.tokens[number]
-        if not token.word_start:
+        if not token.is_word_start:
             continue
         text = token.payload.decode()
         if family_of(problem.source) == "byte_level":
@@ -178,7 +178,7 @@ def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
     source = FAMILIES["wordpiece"](english)
     texts = Texts(corpus=lambda: iter(()), anchors=[], positives=[])
     tokens = enumerate(Problem(source, source, texts, seed=0).tokens)
-    continuing = [(number, token) for number, token in tokens if token.role is None and not token.word_start]
+    continuing = [(number, token) for number, token in tokens if token.role is None and not token.is_word_start]
     assert len(continuing) > 100
     found = [fvt.split(source, token) == [number] for number, token in continuing]
     assert np.mean(found) > 0.9
@@ -189,7 +189,7 @@ def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
 
 def test_aligned_is_the_normalised_dice_of_the_best_partners(problem) -> None:
     config = aligned.AlignedConfig(top=3, min_count=2)
-    rows = aligned.rows(problem, config)
+    rows = aligned.place(problem, config)
     texts = problem.texts
     source = [set(problem.source(a, add_special_tokens=False).input_ids) - {problem.source.unk_token_id} for a in texts.anchors]
     target = [
@@ -225,7 +225,7 @@ def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None
     monkeypatch.setitem(
         VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.setdefault("vectors", real(*a)))
     )
-    rows = focus.rows(problem, CONFIGS["focus"])
+    rows = focus.place(problem, CONFIGS["focus"])
     vectors = kept["vectors"]
     names = [focus._name(token, number) for number, token in enumerate(problem.tokens)]
     basis = [t for t in np.flatnonzero(problem.shared >= 0) if problem.tokens[t].role is None and names[t] in vectors]
@@ -249,7 +249,7 @@ def test_wechsel_is_softmax_over_the_nearest_old_tokens(problem, monkeypatch) ->
     real = fasttext.train
     monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.append(real(*a)) or kept[-1]))
     config = CONFIGS["wechsel"]
-    rows = wechsel.rows(problem, config)
+    rows = wechsel.place(problem, config)
     source, target = kept
     pairs = dictionary.mine(problem.texts.anchors, problem.texts.positives)
     rotation = word_space.rotation(pairs, source, target, "").double().numpy()
@@ -278,10 +278,10 @@ def test_wechsel_without_a_usable_dictionary_says_so(problem, tmp_path) -> None:
     path = tmp_path / "d.tsv"
     path.write_text("xyzzy\tplugh\n")
     with pytest.raises(DataError, match="none of its 1 pairs"):
-        wechsel.rows(problem, wechsel.WechselConfig(space=SpaceConfig(fasttext=SMALL, dictionary=str(path))))
+        wechsel.place(problem, wechsel.WechselConfig(space=SpaceConfig(fasttext=SMALL, dictionary=str(path))))
     path.write_text("no tab here\n")
     with pytest.raises(DataError, match="line 1"):
-        wechsel.rows(problem, wechsel.WechselConfig(space=SpaceConfig(fasttext=SMALL, dictionary=str(path))))
+        wechsel.place(problem, wechsel.WechselConfig(space=SpaceConfig(fasttext=SMALL, dictionary=str(path))))
 
 
 def test_a_mined_dictionary_finds_a_cipher() -> None:
@@ -307,8 +307,8 @@ def test_embeddings_too_few_for_the_tokenizer_are_refused(problem, made) -> None
 
 
 def test_a_diff_names_the_rows_that_change(problem) -> None:
-    one = assemble(problem, METHODS["fvt"].rows(problem, fvt.FvtConfig()), "fvt")
-    other = assemble(problem, aligned.rows(problem, aligned.AlignedConfig()), "aligned")
+    one = assemble(problem, METHODS["fvt"].place(problem, fvt.FvtConfig()), "fvt")
+    other = assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
     assert not len(diff(one, one).rows)
     found = diff(one, other)
     apart = (one.dense() - other.dense()).abs().sum(dim=1).numpy()
@@ -322,8 +322,8 @@ def test_a_diff_names_the_rows_that_change(problem) -> None:
 
 
 def test_a_torn_plan_is_refused(problem, tmp_path) -> None:
-    made = assemble(problem, METHODS["fvt"].rows(problem, fvt.FvtConfig()), "fvt")
-    other = assemble(problem, METHODS["random"].rows(problem, METHODS["random"].config()), "random")
+    made = assemble(problem, METHODS["fvt"].place(problem, fvt.FvtConfig()), "fvt")
+    other = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     made.save(str(tmp_path))
     other.save(str(tmp_path / "other"))
     (tmp_path / "plan.json").write_bytes((tmp_path / "other" / "plan.json").read_bytes())
@@ -344,7 +344,7 @@ def test_permuting_the_target_vocabulary_permutes_the_rows(english, greek, pairs
     rows = []
     for tokenizer in (target, moved):
         problem = Problem(source, tokenizer, texts, seed=3)
-        rows.append(apply.embeddings(assemble(problem, entry.rows(problem, config), made_method), old))
+        rows.append(apply.embeddings(assemble(problem, entry.place(problem, config), made_method), old))
     assert torch.equal(rows[1][order], rows[0])
 
 

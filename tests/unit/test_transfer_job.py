@@ -23,7 +23,7 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
     source, made = str(tmp_path / "source"), str(tmp_path / "made")
     tiny_decoder(problem.source, "llama", tied=False).bfloat16().save_pretrained(source)
     problem.source.save_pretrained(source)
-    plan = assemble(problem, METHODS[method].rows(problem, METHODS[method].config()), method)
+    plan = assemble(problem, METHODS[method].place(problem, METHODS[method].config()), method)
     config = ScionConfig(
         text="", pairs="", test_pairs="", output="", source_model=source, method=method,
         transfer=TransferConfig(factorise=factorise),
@@ -33,7 +33,7 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
     if factorise.rank is None:
         plan.save(made)
         findings = _model(made, {"source_model": source})
-        assert [finding for finding in findings if not finding.ok] == []
+        assert [finding for finding in findings if not finding.is_ok] == []
         assert np.isfinite(load_file(f"{made}/model.safetensors")["lm_head.weight"].float().numpy()).all()
 
 

@@ -14,7 +14,7 @@ from trainer.models import multimodal
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, fvt
 from trainer.transfer.plan import Provenance, TransferPlan
-from trainer.transfer.problem import Problem, Rows, assemble
+from trainer.transfer.problem import Placement, Problem, assemble
 from trainer.transfer.verify import Side, verify
 
 
@@ -35,14 +35,14 @@ MODELS = {
 
 
 def sides(problem: Problem, kind: str, method: str = "fvt") -> tuple[Side, Side, TransferPlan]:
-    plan = assemble(problem, METHODS[method].rows(problem, METHODS[method].config()), method)
+    plan = assemble(problem, METHODS[method].place(problem, METHODS[method].config()), method)
     made = MODELS[kind](problem.source)
     graft(made, plan, problem.target)
     return Side(model=MODELS[kind](problem.source), tokenizer=problem.source), Side(model=made, tokenizer=problem.target), plan
 
 
 def failed(source: Side, made: Side, plan: TransferPlan) -> dict[str, tuple[str, ...]]:
-    return {finding.check: finding.failures for finding in verify(source, made, plan) if not finding.ok}
+    return {finding.check: finding.failures for finding in verify(source, made, plan) if not finding.is_ok}
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
@@ -69,7 +69,7 @@ def test_a_copied_row_that_moved_is_named(problem) -> None:
 
 def test_rows_that_are_not_finite_zero_or_twins_are_named(problem) -> None:
     source, made, plan = sides(problem, "decoder")
-    mixed = [int(row) for row in fvt.rows(problem, fvt.FvtConfig()).ids]
+    mixed = [int(row) for row in fvt.place(problem, fvt.FvtConfig()).ids]
     weight = made.model.get_input_embeddings().weight
     with torch.no_grad():
         weight[mixed[0]] = float("nan")
@@ -87,7 +87,7 @@ def test_one_mixture_written_in_two_orders_is_one_recipe(problem) -> None:
     first, second = (int(row) for row in problem.new[:2])
     both = np.flatnonzero(problem.shared >= 0)[-2:]
     left, right = problem.shared[both]
-    rows = Rows(
+    rows = Placement(
         ids=np.array([first, second]), counts=np.array([2, 2]), indices=np.array([left, right, right, left]),
         weights=np.full(4, 0.5, np.float32), provenance=Provenance.COMPOSITION,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_filling_row_that_is_the_likeliest_is_found(problem) -> None:
 @pytest.mark.parametrize("method", ["fvt", "random"])
 def test_a_model_in_bf16_passes_and_one_step_of_it_does_not(problem, kind: str, method: str) -> None:
     """The plan is applied in the model's own format; a copied row stays so to the last bit."""
-    plan = assemble(problem, METHODS[method].rows(problem, METHODS[method].config()), method)
+    plan = assemble(problem, METHODS[method].place(problem, METHODS[method].config()), method)
     source, made = (MODELS[kind](problem.source).bfloat16() for _ in range(2))
     graft(made, plan, problem.target)
     assert made.dtype == torch.bfloat16

@@ -17,7 +17,7 @@ ALL = FAMILIES | STYLES | {"albert": albert}
 
 
 def failed(tokenizer: PreTrainedTokenizerFast, old=None, texts=None) -> dict[str, tuple[str, ...]]:  # type: ignore[no-untyped-def]
-    return {finding.check: finding.failures for finding in verify(tokenizer, old, texts) if not finding.ok}
+    return {finding.check: finding.failures for finding in verify(tokenizer, old, texts) if not finding.is_ok}
 
 
 def loaded(tokenizer: PreTrainedTokenizerFast, folder, **changes) -> PreTrainedTokenizerFast:  # type: ignore[no-untyped-def]

@@ -11,20 +11,20 @@ from ray import cloudpickle
 
 from data_pipeline.errors import DataOrderError
 from data_pipeline.feed import rank_feed, read_tasks
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
 from data_pipeline.feed.reader import read_located
-from data_pipeline.order.row_order import BLOCK, OrderPlan, Slots, Stream
+from data_pipeline.order.row_order import BLOCK, RowOrder, Slots, Stream
 from data_pipeline.shards.manifest import Manifest, Shard
 from tests.benchmarks import made_up
 
 LENGTH, BATCH = 512, 2048
 
 
-def languages(count: int, rows: int = 50_000) -> OrderPlan:
-    return OrderPlan(streams=tuple(Stream(name=f"l{one:03d}", rows=rows) for one in range(count)), batch=BATCH, seed=0)
+def languages(count: int, rows: int = 50_000) -> RowOrder:
+    return RowOrder(streams=tuple(Stream(name=f"l{one:03d}", rows=rows) for one in range(count)), batch=BATCH, seed=0)
 
 
-def steps_of(plan: OrderPlan, first: int, last: int, rank: int, world: int) -> list[Slots]:
+def steps_of(plan: RowOrder, first: int, last: int, rank: int, world: int) -> list[Slots]:
     return [plan.for_rank(step, rank, world, BATCH // world) for step in range(first, last)]
 
 
@@ -49,8 +49,8 @@ def test_tasks_hold_each_slot_once_and_no_later_than_it_is_due(world: int) -> No
     steps = steps_of(plan, 3, 20, 0, world)
     window = max(1, read_tasks.WINDOW_ROWS // len(steps[0]))
     found = list(read_tasks.tasks(steps, LENGTH))
-    slots = Slots.joined(found)
-    planned = Slots.joined(steps)
+    slots = Slots.concat(found)
+    planned = Slots.concat(steps)
     order = np.lexsort((slots.slot, slots.step))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
         assert (getattr(slots, name)[order] == getattr(planned, name)).all(), name
@@ -84,40 +84,40 @@ def test_spans_grow_from_one_window_to_what_memory_allows() -> None:
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannedRows:
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OrderedRows:
     monkeypatch.setattr(made_up, "SHARD_ROWS", 150)
     found = made_up.rows(str(tmp_path), {"a": 900, "b": 130}, 4, 100, seed=0)
-    plan = OrderPlan(streams=found.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
-    return PlannedRows(plan=plan, folder=str(tmp_path), manifest=found, micro=None)
+    plan = RowOrder(streams=found.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
+    return OrderedRows(order=plan, folder=str(tmp_path), manifest=found, micro_batch=None)
 
 
 def read_by_tasks(feed: RankFeed, first: int, last: int) -> list[pa.Table]:
     """As Ray Data would, in this process."""
-    return [read_located(feed.rows.folder, task) for task in feed.read_tasks([feed.expected(at) for at in range(first, last)])]
+    return [read_located(feed.rows.folder, task) for task in feed.read_tasks([feed.slots(at) for at in range(first, last)])]
 
 
 @pytest.mark.parametrize("world", [1, 2, 7])
-def test_steps_come_in_order_and_as_planned_from_tasks(rows: PlannedRows, world: int) -> None:
+def test_steps_come_in_order_and_as_planned_from_tasks(rows: OrderedRows, world: int) -> None:
     for rank in {0, world - 1}:
         feed = RankFeed(rows=rows, rank=rank, world=world, skipped=((2, 4),))
-        found = feed.in_turn(iter(read_by_tasks(feed, 1, 40)), [feed.expected(step) for step in range(1, 40)])
-        for streamed, local in zip(found, feed.local(1, 40), strict=True):
+        found = feed.regroup_by_step(iter(read_by_tasks(feed, 1, 40)), [feed.slots(step) for step in range(1, 40)])
+        for streamed, local in zip(found, feed.read_local(1, 40), strict=True):
             assert streamed.select(local.column_names).equals(local)
 
 
-def test_rows_that_get_lost_or_doubled_are_an_error(rows: PlannedRows) -> None:
+def test_rows_that_get_lost_or_doubled_are_an_error(rows: OrderedRows) -> None:
     feed = RankFeed(rows=rows, rank=0, world=1)
-    steps, blocks = [feed.expected(step) for step in range(20)], read_by_tasks(feed, 0, 20)
+    steps, blocks = [feed.slots(step) for step in range(20)], read_by_tasks(feed, 0, 20)
     for wrong in ([*blocks[:-1], blocks[-1].slice(1)], [*blocks, blocks[0].slice(0, 1)], blocks[1:]):
         with pytest.raises(DataOrderError):
-            list(feed.in_turn(iter(wrong), steps))
+            list(feed.regroup_by_step(iter(wrong), steps))
 
 
-def test_rows_that_wait_do_not_keep_the_block_that_they_came_in(rows: PlannedRows) -> None:
+def test_rows_that_wait_do_not_keep_the_block_that_they_came_in(rows: OrderedRows) -> None:
     feed = RankFeed(rows=rows, rank=0, world=1)
     (block,) = read_by_tasks(feed, 0, 8)
     places = {buffer.address for column in block.columns for buffer in column.chunk(0).buffers() if buffer is not None}
-    for step in feed.in_turn(iter([block]), [feed.expected(step) for step in range(8)]):
+    for step in feed.regroup_by_step(iter([block]), [feed.slots(step) for step in range(8)]):
         assert not places & {one.address for column in step.columns for one in column.chunk(0).buffers() if one is not None}
 
 
@@ -126,9 +126,9 @@ def test_a_task_carries_its_own_rows_and_not_the_manifest() -> None:
     sizes = dict.fromkeys(("tokens", "text_tokens", "text_bytes", "padding", "documents", "cut"), 1)
     shards = tuple(Shard(path=f"a/part-{at:05d}.parquet", rows=640, sha256=f"{at:064x}", **sizes) for at in range(10_000))
     found = Manifest(length=LENGTH, vocab_size=100, tokenizer="none", streams={"a": shards})
-    plan = OrderPlan(streams=found.order_streams({"a": 1.0}), batch=64, seed=0)
-    feed = RankFeed(rows=PlannedRows(plan=plan, folder="s3://shards", manifest=found, micro=None), rank=0, world=1)
-    tasks = feed.read_tasks([feed.expected(step) for step in range(100)])
+    plan = RowOrder(streams=found.order_streams({"a": 1.0}), batch=64, seed=0)
+    feed = RankFeed(rows=OrderedRows(order=plan, folder="s3://shards", manifest=found, micro_batch=None), rank=0, world=1)
+    tasks = feed.read_tasks([feed.slots(step) for step in range(100)])
     sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed._read_task, feed.rows.folder))) for task in tasks]
     assert len(pickle.dumps(found)) > 1 << 20
     assert max(sent) < 64 << 10

@@ -11,7 +11,7 @@ import torch
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, script
-from trainer.executor import Local
+from trainer.executor import LocalExecutor
 from trainer.transfer import apply
 from trainer.transfer.methods import focus, fvt, ofa, script_moments, tokenadapt, wechsel
 from trainer.transfer.plan import Provenance
@@ -36,9 +36,9 @@ def entries(rows, place: int) -> dict[int, float]:  # type: ignore[no-untyped-de
 
 def test_ofa_is_softmax_over_tokens_whose_words_are_near(problem, monkeypatch) -> None:
     kept = {}
-    real = word_space.aligned
-    monkeypatch.setattr(word_space, "aligned", lambda *a: kept.setdefault("space", real(*a)))
-    rows = ofa.rows(problem, ofa.OfaConfig(space=SMALL))
+    real = word_space.align_vectors
+    monkeypatch.setattr(word_space, "align_vectors", lambda *a: kept.setdefault("space", real(*a)))
+    rows = ofa.place(problem, ofa.OfaConfig(space=SMALL))
     source, target = kept["space"]
     old, new = by_hand(problem.source, source), by_hand(problem.target, target)
     ids, matrix = list(old), np.stack([v / np.linalg.norm(v) for v in old.values()])
@@ -72,9 +72,9 @@ def by_hand(tokenizer, vectors) -> dict[int, np.ndarray]:  # type: ignore[no-unt
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_tokenadapt_is_the_mixture_of_pieces_and_neighbours(problem, monkeypatch, share: float) -> None:
     kept = {}
-    real = word_space.aligned
-    monkeypatch.setattr(word_space, "aligned", lambda *a: kept.setdefault("space", real(*a)))
-    rows = tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(space=SMALL, global_weight=share))
+    real = word_space.align_vectors
+    monkeypatch.setattr(word_space, "align_vectors", lambda *a: kept.setdefault("space", real(*a)))
+    rows = tokenadapt.place(problem, tokenadapt.TokenadaptConfig(space=SMALL, global_weight=share))
     source, target = kept["space"]
     old_tokens = canonical_tokens(problem.source)
     phi_old = {}
@@ -108,7 +108,7 @@ def test_tokenadapt_is_the_mixture_of_pieces_and_neighbours(problem, monkeypatch
 
 
 def test_tokenadapt_takes_an_embedder(problem, source_folder: str) -> None:
-    rows = tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(embedder=source_folder))
+    rows = tokenadapt.place(problem, tokenadapt.TokenadaptConfig(embedder=source_folder))
     assert len(rows.ids) > 100
     with pytest.raises(ConfigError, match="global_weight"):
         tokenadapt.TokenadaptConfig(global_weight=1.5)
@@ -118,7 +118,7 @@ def test_tokenadapt_takes_an_embedder(problem, source_folder: str) -> None:
 
 
 def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
-    rows = script_moments.rows(problem, script_moments.ScriptMomentsConfig(min_tokens=3))
+    rows = script_moments.place(problem, script_moments.ScriptMomentsConfig(min_tokens=3))
     made = assemble(problem, rows, "script_moments")
     old_tokens = canonical_tokens(problem.source)
     latin = np.array([t is not None and (t.text() or "").isalpha() and t.payload.isascii() for t in old_tokens])
@@ -155,7 +155,7 @@ def test_ppmi_is_the_formula_and_parts_do_not_show(english, monkeypatch) -> None
     config = PpmiConfig(dim=8, min_count=8, window=2)
     whole = ppmi.train(lines, config, "text")
     monkeypatch.setattr(ppmi, "_LINES", 37)
-    parts = ppmi.train(lines, config, "text", Local())
+    parts = ppmi.train(lines, config, "text", LocalExecutor())
     assert parts.words == whole.words
     assert torch.equal(parts.vectors(parts.words), whole.vectors(whole.words))
     # By brute force: a dense matrix, loops over places, NumPy's own SVD; the Gram matrices compare, signs being open.
@@ -225,7 +225,7 @@ def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:
         source_vectors=str(tmp_path / "s.vec"), target_vectors=str(tmp_path / "t.vec"), dictionary=str(tmp_path / "d.tsv")
     )
     with pytest.raises(DataError, match=r"cannot align .*4.* with .*5.*one width"):
-        wechsel.rows(problem, wechsel.WechselConfig(space=space))
+        wechsel.place(problem, wechsel.WechselConfig(space=space))
 
 
 @pytest.mark.parametrize("kind", ["ppmi", "given"])
@@ -240,8 +240,8 @@ def test_every_kind_of_vectors_serves_every_method(problem, english, greek, tmp_
         space = SpaceConfig(source_vectors=str(tmp_path / "s.vec"), target_vectors=str(tmp_path / "t.vec"))
         of_focus = focus.FocusConfig(vectors=str(tmp_path / "t.vec"))
     for rows in (
-        wechsel.rows(problem, wechsel.WechselConfig(space=space)), ofa.rows(problem, ofa.OfaConfig(space=space)),
-        tokenadapt.rows(problem, tokenadapt.TokenadaptConfig(space=space)), focus.rows(problem, of_focus),
+        wechsel.place(problem, wechsel.WechselConfig(space=space)), ofa.place(problem, ofa.OfaConfig(space=space)),
+        tokenadapt.place(problem, tokenadapt.TokenadaptConfig(space=space)), focus.place(problem, of_focus),
     ):  # fmt: skip
         assert len(rows.ids) > 20
         sums = np.add.reduceat(rows.weights, np.concatenate([[0], np.cumsum(rows.counts)[:-1]]))

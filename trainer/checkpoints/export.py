@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from data_pipeline.artifacts import artifact, lease, storage
-from data_pipeline.artifacts.artifact import Artifact, Plan
+from data_pipeline.artifacts.artifact import Artifact, Spec
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError, CorruptError, ScionError, reason
 from trainer.checkpoints.restore import TAG
 from trainer.checkpoints.store import Store
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.deepspeed_bridge.plain_path import plain_path
 from trainer.deepspeed_bridge.weight_average import KEY
 from trainer.embedder import EmbedderSpec
@@ -72,8 +72,8 @@ def weights_in(store: Store, name: str) -> dict[str, torch.Tensor]:
         CorruptError: a file is missing, or not what was written.
         OSError: the storage fails.
     """
-    store.checked(name)
-    before_deepspeed()
+    store.verify(name)
+    prepare_environment()
     from deepspeed.utils import zero_to_fp32
 
     with store.local(name) as copy, plain_path(copy) as folder, _averages_read(zero_to_fp32):
@@ -139,7 +139,7 @@ def remove_drafts(uri: str) -> None:
 
 
 def _held(uri: str) -> contextlib.AbstractContextManager[Lease]:
-    return lease.held(f"{uri.rstrip('/')}.lease.json")
+    return lease.hold(f"{uri.rstrip('/')}.lease.json")
 
 
 def _remove_drafts(uri: str) -> None:
@@ -156,12 +156,12 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
     config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
-    plan = Plan(uri=uri, kind=kind, config=config, inputs={"run": state["identity"]})
+    plan = Spec(uri=uri, kind=kind, config=config, inputs={"run": state["identity"]})
     again = again and _is_of_same_step(plan)
-    found = artifact.existing(plan, replace=again)
+    found = artifact.find(plan, replace=again)
     if found is not None:
         return found
-    artifact.begun_before(plan, lambda: True)  # a training, most likely this one, is no place for a model
+    artifact.has_unfinished_run(plan, lambda: True)  # a training, most likely this one, is no place for a model
     renamed = _can_be_renamed_to(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if renamed else uri
     try:
@@ -188,7 +188,7 @@ def _can_be_renamed_to(uri: str) -> bool:
     return not os.path.islink(path) and not os.path.ismount(path)
 
 
-def _is_of_same_step(plan: Plan) -> bool:
+def _is_of_same_step(plan: Spec) -> bool:
     if not storage.exists(storage.join(plan.uri, artifact.FINISHED)):
         return False
     found = artifact.read(plan.uri, plan.kind, "export")

@@ -20,7 +20,7 @@ from data_pipeline.artifacts import artifact
 from data_pipeline.errors import ArtifactError
 from trainer.checkpoints.export import remove_drafts
 from trainer.checkpoints.store import Store
-from trainer.collectives import from_first
+from trainer.collectives import from_first_rank
 from trainer.config.train import TrainConfig
 from trainer.ledger.step_name import step_of
 from trainer.monitoring.journal import Journal
@@ -40,7 +40,7 @@ class _Export:
     began: float
 
 
-class Exports:
+class ExportQueue:
     """One at a time, in order; only on the first rank. What fails is written to the log and shown to the user, and the run goes
     on."""
 
@@ -78,7 +78,7 @@ class Exports:
 
     def add(self, name: str) -> None:
         """A checkpoint was committed: its model is made if its step is due."""
-        if self._first and self._config.exports(step_of(name)):
+        if self._first and self._config.is_export_due(step_of(name)):
             self._waiting.append(name)
             self.poll()
 
@@ -97,7 +97,7 @@ class Exports:
     def finish(self) -> None:
         """Waits for all of them; every rank calls it. The others ask the first again and again: what waits for it in one
         collective ends when the time-out of the group has passed, and these may take hours."""
-        while from_first(self._has_more):
+        while from_first_rank(self._has_more):
             time.sleep(_SECONDS)
 
     def _has_more(self) -> bool:

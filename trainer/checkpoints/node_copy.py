@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
-from trainer.collectives import from_each, together
+from trainer.collectives import failure_on_any_rank, from_every_rank
 
 _OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")
 """In the names of the files of one rank's part (`_get_rank_zero_ckpt_name` and `_get_ckpt_name` in DeepSpeed 0.19's engine)."""
@@ -54,17 +54,17 @@ def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
     if storage.is_local(uri):
         yield storage.filesystem(uri)[1]
         return
-    rank, machines = dist.get_rank(), from_each(_machine())
+    rank, machines = dist.get_rank(), from_every_rank(_machine())
     first = machines.index(machines[rank])
     with tempfile.TemporaryDirectory(prefix="scion-") if rank == first else nullcontext("") as made:
-        folder = from_each(made)[first]
+        folder = from_every_rank(made)[first]
 
         def fetch() -> None:
             mine = share(storage.files(uri), rank, machines, wanted)
             if mine:
                 storage.fetch(uri, mine, folder)
 
-        if wrong := together(fetch):
+        if wrong := failure_on_any_rank(fetch):
             raise OSError(f"{uri} could not be read ({wrong}).")
         yield folder
         dist.barrier()  # whoever has read first must not remove what others still read

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
 from trainer.checkpoints.node_copy import node_copy, reads, reads_all
-from trainer.checkpoints.store import PART, Store
-from trainer.collectives import agreed, from_first, together
+from trainer.checkpoints.store import DRAFT_PREFIX, Store
+from trainer.collectives import failure_on_any_rank, first_failure, from_first_rank
 from trainer.deepspeed_bridge import universal_checkpoint
 from trainer.deepspeed_bridge.plain_path import plain_path
 from trainer.deepspeed_bridge.weight_average import KEY
 from trainer.ledger.step_name import step_of
-from trainer.models.freezing import all_trained
+from trainer.models.freezing import is_fully_trained
 
 TAG = "ds"
 
@@ -44,9 +44,9 @@ class RunState:
     identity: str = ""
     """Hash of the plan and the settings that cannot change: a checkpoint of another run is not continued."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Those that can (`changes.settings_of`), as the run has them now."""
+    """Those that can (`changes.adjustable_settings`), as the run has them now."""
     changes: list[dict[str, Any]] = field(default_factory=list)
-    """What was changed and at which step (`changes.adopt`), in turn."""
+    """What was changed and at which step (`changes.adopt_settings`), in turn."""
     evaluations: dict[str, Any] = field(default_factory=dict)
     """Step (as text) to bits per byte, or an embedder's retrieval both ways."""
     lineage: list[str] = field(default_factory=list)
@@ -74,13 +74,13 @@ def restore(engine: Any, store: Store, identity: str, at_most: int | None = None
         OSError: the storage fails, which says nothing against a checkpoint.
     """
     passed: dict[str, str] = {}
-    while name := from_first(lambda: next((one for one in _in_turn(store, at_most) if one not in passed), "")):
+    while name := from_first_rank(lambda: next((one for one in _in_turn(store, at_most) if one not in passed), "")):
         wrong = _check(store, name)
         if not wrong:
             return _load(engine, store, name, identity)
         passed[name] = wrong
         # Where the mark cannot be written, this attempt passes over the checkpoint all the same, and the next checks it again.
-        together(lambda name=name, wrong=wrong: store.mark_bad(name, wrong) if dist.get_rank() == 0 else None)  # type: ignore[misc]
+        failure_on_any_rank(lambda name=name, wrong=wrong: store.mark_bad(name, wrong) if dist.get_rank() == 0 else None)  # type: ignore[misc]
     if passed:
         raise CorruptError(
             f"no checkpoint is intact ({next(iter(passed.values()))}).",
@@ -105,12 +105,12 @@ def _check(store: Store, name: str) -> str:
     """
     rank, wrong, unread = dist.get_rank(), "", ""
     try:
-        store.checked(name, rank, dist.get_world_size())
+        store.verify(name, rank, dist.get_world_size())
     except CorruptError as error:
         wrong = f"rank {rank}: {error}"
     except OSError as error:
         unread = f"rank {rank}: {reason(error)}"
-    wrong, unread = agreed(wrong), agreed(unread)
+    wrong, unread = first_failure(wrong), first_failure(unread)
     if unread and not wrong:
         raise OSError(
             f"the checkpoint {storage.join(store.uri, name)} could not be read ({unread}). It was left as it is; remove it "
@@ -126,7 +126,7 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
     stage = content["settings"].get("zero_stage", engine.zero_optimization_stage())
     if content.pop("world") == dist.get_world_size() and (stage == 3) == (engine.zero_optimization_stage() == 3):
         with node_copy(uri, reads) as copy, plain_path(copy) as folder:
-            engine.load_checkpoint(folder, tag=TAG, load_module_strict=all_trained(engine.module))
+            engine.load_checkpoint(folder, tag=TAG, load_module_strict=is_fully_trained(engine.module))
     else:
         _load_universal(engine, store, name)
     assert step_of(name) == content["next_step"]
@@ -158,13 +158,13 @@ def _load_universal(engine: Any, store: Store, name: str) -> None:
         raise TrainingError(
             "Muon's state cannot be divided among another number of workers.", name, "Go on with as many workers as before."
         )
-    uri = storage.join(store.uri, from_first(lambda: f"{PART}universal-{time.time_ns():x}"))
+    uri = storage.join(store.uri, from_first_rank(lambda: f"{DRAFT_PREFIX}universal-{time.time_ns():x}"))
 
     def convert() -> None:
         with store.local(name) as folder, storage.local_output(uri) as made:
             universal_checkpoint.convert(os.path.join(folder, TAG), os.path.join(made, TAG), engine.zero_optimization_stage())
 
-    unread, wrong = from_first(lambda: _said_by_kind(convert))
+    unread, wrong = from_first_rank(lambda: _said_by_kind(convert))
     what = "the checkpoint could not be converted for these workers and this ZeRO stage"
     if unread:
         raise OSError(f"{what} ({unread}). It was left as it is.")
@@ -173,4 +173,4 @@ def _load_universal(engine: Any, store: Store, name: str) -> None:
     with node_copy(uri, reads_all) as made:
         universal_checkpoint.load(engine, made, TAG)
     dist.barrier()
-    together(lambda: storage.remove(uri) if dist.get_rank() == 0 else None)
+    failure_on_any_rank(lambda: storage.remove(uri) if dist.get_rank() == 0 else None)

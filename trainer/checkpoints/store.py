@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.artifacts import lease, storage
-from data_pipeline.artifacts.artifact import READING
+from data_pipeline.artifacts.artifact import READER_PREFIX
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import CorruptError
 from trainer.engine.guards import WINDOW
@@ -30,7 +30,7 @@ from trainer.ledger.step_name import is_name, step_of
 COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
 WORKING = "checkpoints"
 """Below a run's folder, while it runs."""
-PART = ".rank-"
+DRAFT_PREFIX = ".rank-"
 """Begins the names of folders in which ranks write; one that was killed leaves its own."""
 _WINDOWS = 3
 """Before that of the newest checkpoint, from each of which one is kept to go back to."""
@@ -70,7 +70,7 @@ class Store:
         home = storage.filesystem(self.uri)[1] if storage.is_local(self.uri) else None
         if home is not None:
             os.makedirs(home, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{PART}{rank:05d}-", dir=home) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{DRAFT_PREFIX}{rank:05d}-", dir=home) as folder:
             yield folder
             hashes = {path: _hashed(os.path.join(folder, path)) for path in storage.files(folder)}
             for path in hashes:
@@ -102,18 +102,18 @@ class Store:
         Raises:
             OSError: the storage fails.
         """
-        with lease.held(storage.join(self.uri, f"{READING}{name}.{secrets.token_hex(4)}.json")):
+        with lease.hold(storage.join(self.uri, f"{READER_PREFIX}{name}.{secrets.token_hex(4)}.json")):
             yield
 
     def _read_now(self) -> set[str]:
         """Checkpoints that some process reads. The marks of those that died are removed: to find out takes time."""
-        marks = [path for path in storage.files(self.uri) if path.startswith(READING)]
+        marks = [path for path in storage.files(self.uri) if path.startswith(READER_PREFIX)]
         with ThreadPoolExecutor(max(1, len(marks))) as pool:
             held = list(pool.map(lambda mark: lease.is_held(storage.join(self.uri, mark)), marks))
         for mark, alive in zip(marks, held, strict=True):
             if not alive:
                 storage.remove(storage.join(self.uri, mark))
-        return {mark.removeprefix(READING).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
+        return {mark.removeprefix(READER_PREFIX).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
 
     def prune(self, name: str, reading: Collection[str] = ()) -> None:
         """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which
@@ -125,7 +125,7 @@ class Store:
         usable = self.usable()
         kept = {name, *reading, *self._read_now(), *usable[: self.keep], *_earliest(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
-            if other.startswith(PART) or (is_name(other) and step_of(other) <= step_of(name)):
+            if other.startswith(DRAFT_PREFIX) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
     def keep_newest(self) -> None:
@@ -136,7 +136,7 @@ class Store:
         """
         kept = {*self.usable()[:1], *self._read_now()}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
-            if is_name(other) or other.startswith(PART):
+            if is_name(other) or other.startswith(DRAFT_PREFIX):
                 storage.remove(storage.join(self.uri, other))
 
     def check_lease(self) -> None:
@@ -171,7 +171,7 @@ class Store:
         """
         self._write(name, BAD, {"why": why})
 
-    def abandon(self, step: int) -> None:
+    def mark_abandoned(self, step: int) -> None:
         """Keeps the checkpoints after `step` from being taken again: the run has gone back before them.
 
         Raises:
@@ -181,7 +181,7 @@ class Store:
             if step_of(name) > step:
                 self.mark_bad(name, f"the run went back to step {step}")
 
-    def checked(self, name: str, share: int = 0, of: int = 1) -> None:
+    def verify(self, name: str, share: int = 0, of: int = 1) -> None:
         """Compares files with their hashes: all of them, or every `of`-th from `share` on.
 
         Raises:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from data_pipeline.errors import ArtifactError, TrainingError
 from trainer.checkpoints.restore import TAG, RunState
 from trainer.checkpoints.store import STATE, Store
-from trainer.collectives import agreed, from_first, said, together
+from trainer.collectives import failure_of, failure_on_any_rank, first_failure, from_first_rank
 from trainer.ledger.ledger import Ledger
 from trainer.ledger.step_name import new_name
 
@@ -51,20 +51,20 @@ class _Commit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
+class SaveResult:
     """How a save ended."""
 
     name: str
     step: int
     seconds: float
     """From `begin` to the commit."""
-    wrong: str
+    failure: str
     """Why the checkpoint does not count; empty if it does."""
-    left: str = ""
+    prune_failure: str = ""
     """Why older checkpoints could not be removed, which the next save tries again; empty if all is well."""
 
 
-class Saver:
+class CheckpointWriter:
     """Saves checkpoints beside the training. The state is copied at once and written by a thread; it counts when every rank
     has written its part, which the ranks find out together."""
 
@@ -75,7 +75,7 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="save")
 
     @property
-    def written(self) -> bool:
+    def is_written(self) -> bool:
         """Whether this rank has written its part, or then its commit, so that `finish` would not wait for it."""
         return self._write is not None and (self._write.ended or self._write.said).done()
 
@@ -83,16 +83,16 @@ class Saver:
         """A checkpoint of this moment; every rank calls it, with none under way."""
         assert self._write is None
         rank, world = dist.get_rank(), dist.get_world_size()
-        name = from_first(lambda: new_name(state.next_step, world))
+        name = from_first_rank(lambda: new_name(state.next_step, world))
         parts = _copied(_parts(self._engine))
         if rank == 0:
             kept = asdict(state) | {"lineage": [*state.lineage, name], "missed": []}
             parts[STATE] = json.dumps(kept | {"world": world}).encode()
         rows = self._ledger.take()
-        under_way = self._writer.submit(said, lambda: self._put(parts, name, rank, rows))
+        under_way = self._writer.submit(failure_of, lambda: self._put(parts, name, rank, rows))
         self._write = _Write(name, rows, under_way, time.perf_counter(), state.next_step)
 
-    def finish(self, state: RunState, wait: bool = True) -> Saved | None:
+    def finish(self, state: RunState, wait: bool = True) -> SaveResult | None:
         """Makes the save under way count, if there is one; every rank calls it. None if there was none. One that fails leaves
         the earlier ones as they are.
 
@@ -106,13 +106,13 @@ class Saver:
         if (write := self._write) is None:
             return None
         if write.ended is None:
-            if wrong := agreed(write.said.result()):
+            if wrong := first_failure(write.said.result()):
                 return self._failed(write, wrong, state)
             world = dist.get_world_size()
             write.ended = self._writer.submit(lambda: self._commit(write.name, world) if dist.get_rank() == 0 else _Commit())
             if not wait:
                 return None
-        ended = from_first(write.ended.result)
+        ended = from_first_rank(write.ended.result)
         if ended.taken:
             raise ArtifactError(ended.taken, self._store.uri)
         if ended.wrong:
@@ -120,20 +120,20 @@ class Saver:
         self._write, state.missed = None, []
         state.lineage.append(write.name)
         seconds = round(time.perf_counter() - write.began, 3)
-        return Saved(name=write.name, step=write.step, seconds=seconds, wrong="", left=ended.left)
+        return SaveResult(name=write.name, step=write.step, seconds=seconds, failure="", prune_failure=ended.left)
 
     def _commit(self, name: str, world: int) -> _Commit:
         """Checks the lease, commits and removes older checkpoints, in this order."""
         if taken := self._taken_over():
             return _Commit(taken=taken)
-        if wrong := said(lambda: self._store.commit(name, world)):
+        if wrong := failure_of(lambda: self._store.commit(name, world)):
             return _Commit(wrong=wrong)
-        return _Commit(left=said(lambda: self._store.prune(name, self._reading())))
+        return _Commit(left=failure_of(lambda: self._store.prune(name, self._reading())))
 
-    def _failed(self, write: _Write, wrong: str, state: RunState) -> Saved:
+    def _failed(self, write: _Write, wrong: str, state: RunState) -> SaveResult:
         self._write = None
         self._ledger.give_back(write.rows)
-        together(lambda: self._drop(write.name) if dist.get_rank() == 0 else None)
+        failure_on_any_rank(lambda: self._drop(write.name) if dist.get_rank() == 0 else None)
         state.missed.append(wrong)
         if len(state.missed) > MISSED:
             raise TrainingError(
@@ -142,7 +142,7 @@ class Saver:
                 "Make room there or give another output=; the last one that was saved is intact, and the same command goes on.",
             )
         seconds = round(time.perf_counter() - write.began, 3)
-        return Saved(name=write.name, step=write.step, seconds=seconds, wrong=wrong)
+        return SaveResult(name=write.name, step=write.step, seconds=seconds, failure=wrong)
 
     def _taken_over(self) -> str:
         """What the lease says against a commit. Storage that does not answer will say so at the commit."""

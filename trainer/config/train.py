@@ -39,7 +39,7 @@ class TrainConfig:
     """How long, how fast and how to train. Sizes count rows; rates are per optimizer step.
 
     Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on. Those marked
-    `adjustable` may, too, and the run keeps a record of it (`changes.adopt`).
+    `adjustable` may, too, and the run keeps a record of it (`changes.adopt_settings`).
     """
 
     steps: int = field(default=10_000, metadata={"adjustable": True})
@@ -242,7 +242,7 @@ class TrainConfig:
             return None
         return Lora(rank=self.lora_rank, alpha=self.lora_alpha, targets=tuple(self.lora_targets))
 
-    def compiles(self, gpu: bool) -> bool:
+    def uses_compile(self, gpu: bool) -> bool:
         return self.zero_stage < 3 and gpu if self.compile is None else self.compile
 
     def rate(self, step: int, embedding: bool, muon: bool = False) -> float:
@@ -271,7 +271,7 @@ class TrainConfig:
         return next((change.factor for change in reversed(self.rate_changes) if step >= change.since), 1.0)
 
     @property
-    def exported(self) -> dict[str, str]:
+    def export_origin(self) -> dict[str, str]:
         """From which numbers the trained model is made; `artifact.json` says so."""
         weights = "the optimizer's fp32 weights" if self.export == "fp32" else f"{self.precision} weights"
         made_from = weights if self.ema is None else f"the moving average (decay {self.ema}) of {weights}"
@@ -281,16 +281,16 @@ class TrainConfig:
     def sizes(self) -> BatchSizes:
         return BatchSizes(batch=self.batch_size, warmup=tuple((part.until, part.rows) for part in self.batch_warmup))
 
-    def evaluates(self, done: int) -> bool:
+    def is_evaluation_due(self, done: int) -> bool:
         """Whether held-out text is scored after `done` steps."""
         return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
 
-    def saves(self, done: int) -> bool:
+    def is_checkpoint_due(self, done: int) -> bool:
         """Whether a checkpoint is due after `done` steps, whatever the time."""
         due = self.checkpoint_steps is not None and done % self.checkpoint_steps == 0
-        return (due or self.exports(done)) and done < self.steps
+        return (due or self.is_export_due(done)) and done < self.steps
 
-    def exports(self, done: int) -> bool:
+    def is_export_due(self, done: int) -> bool:
         """Whether a model folder is due of the checkpoint after `done` steps."""
         return self.export_steps is not None and done > 0 and done % self.export_steps == 0
 

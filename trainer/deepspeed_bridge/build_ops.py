@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    before_deepspeed()
+    prepare_environment()
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     ShareMemCommBuilder().load(verbose=False)

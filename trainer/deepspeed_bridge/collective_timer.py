@@ -13,7 +13,7 @@ _COLLECTIVES = (
 )  # fmt: skip
 
 
-class Waiting:
+class CollectiveTimer:
     """Counts for DeepSpeed's collectives, from when it is made."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Waiting:
 class _Handle:
     """Of a collective that is under way: waiting for it counts too."""
 
-    def __init__(self, handle: Any, waiting: Waiting) -> None:
+    def __init__(self, handle: Any, waiting: CollectiveTimer) -> None:
         self._handle, self._waiting = handle, waiting
 
     def wait(self, *arguments: Any) -> Any:

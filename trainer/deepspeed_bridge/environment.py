@@ -6,7 +6,7 @@ import sys
 import torch
 
 
-def before_deepspeed() -> None:
+def prepare_environment() -> None:
     """What DeepSpeed reads at import: the device, and where compiled ops are kept: beside the packages that they were
     compiled for, so that two environments do not overwrite each other's."""
     if not torch.cuda.is_available():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.config.train import TrainConfig
-from trainer.models.freezing import rows_of
+from trainer.models.freezing import vocabulary_parameter_ids
 
 
 def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -31,7 +31,7 @@ def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.O
 def parameter_groups(module: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The optimizer's groups: matrices decay, vectors do not; what has one row per token is a group of its own, marked
     `embedding`, so that it can learn alone at first (`TrainConfig.embedding_steps`); what Muon learns is marked `use_muon`."""
-    rows = rows_of(module)
+    rows = vocabulary_parameter_ids(module)
     tables = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in module.parameters():

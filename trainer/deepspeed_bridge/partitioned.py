@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.collectives import first_failure
 from trainer.config.train import TrainConfig
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.models.adapters import add_adapters
-from trainer.models.forward_check import OtherRankError, agree
+from trainer.models.forward_check import OtherRankError
 from trainer.tasks.task import Task
 
 _MASTER = "fp32_part"
@@ -42,7 +43,7 @@ def module_of(task: Task, config: TrainConfig) -> Any:
             add_adapters(module.model, config.lora)
         return module
     cut = _Cutter(config)
-    with memory_returned():
+    with return_freed_memory():
         module = task.module(cut)
         if config.lora is not None:
             add_adapters(module.model, config.lora)
@@ -73,7 +74,7 @@ class _Cutter:
         # In memory of its own: what is written to a file's private pages stays in memory until the file is closed.
         weight.data = weight.data.bfloat16() if self._rounds else weight.data.clone()
         if self._first is None:
-            before_deepspeed()
+            prepare_environment()
             import deepspeed
 
             alone = torch.nn.ParameterList([weight])
@@ -107,12 +108,12 @@ def restore_masters(engine: Any) -> None:
 
 
 @contextmanager
-def gathered(module: torch.nn.Module) -> Iterator[None]:
+def gather_layer_by_layer(module: torch.nn.Module) -> Iterator[None]:
     """While the block runs, a forward of any part of `module` finds its weights whole: those of a layer while that layer runs,
     those beside the layers all the time. Every rank makes the same calls, until one fails. No gradients.
 
-    A rank on which the forward fails must `agree` with the others, whose next layer then raises an OtherRankError in place of
-    waiting for its weights.
+    A rank on which the forward fails must call `first_failure` with the others, whose next layer then raises an
+    OtherRankError in place of waiting for its weights.
 
     DeepSpeed's own hooks want each forward to begin with the whole module and to end well.
     """
@@ -126,7 +127,7 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
 
     def gather(layer: torch.nn.Module, _: Any) -> None:
         held[id(layer)] = ExitStack()
-        if failure := agree(""):
+        if failure := first_failure(""):
             raise OtherRankError(failure)
         held[id(layer)].enter_context(GatheredParameters([one for one in layer.parameters() if one not in always]))
 
@@ -136,7 +137,7 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
     hooks = [layer.register_forward_pre_hook(gather) for layer in layers]
     hooks += [layer.register_forward_hook(release, always_call=True) for layer in layers]
     try:
-        with memory_returned(), GatheredParameters(sorted(always, key=lambda weight: weight.ds_id)):  # type: ignore[attr-defined]
+        with return_freed_memory(), GatheredParameters(sorted(always, key=lambda weight: weight.ds_id)):  # type: ignore[attr-defined]
             yield
     finally:
         for hook in hooks:
@@ -144,7 +145,7 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def memory_returned() -> Iterator[None]:
+def return_freed_memory() -> Iterator[None]:
     """While the block runs, a large tensor's memory goes back to the system when it is freed. glibc otherwise keeps what lies
     between small things that are still in use, which comes to as much as the model; it does so again after the block."""
     libc = ctypes.CDLL(None)

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
-from trainer.checkpoints.store import PART
+from trainer.checkpoints.store import DRAFT_PREFIX
 from trainer.config.train import TrainConfig
-from trainer.deepspeed_bridge.partitioned import memory_returned
+from trainer.deepspeed_bridge.partitioned import return_freed_memory
 
-_PREFIX = f"{PART}export-"
+_PREFIX = f"{DRAFT_PREFIX}export-"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,7 +48,7 @@ def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) ->
     first, dtype = dist.get_rank() == 0, _DTYPES[config.export]
     masters = config.precision == "bf16" and config.export == "fp32"
     found: dict[str, torch.Tensor] = {}
-    with memory_returned():
+    with return_freed_memory():
         for name, weight in engine.module.named_parameters():
             if not weight.requires_grad:
                 continue

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import CorruptError, ScionError, TrainingError, reason
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.deepspeed_bridge.plain_path import plain_path
-from trainer.models.freezing import all_trained
+from trainer.models.freezing import is_fully_trained
 
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -39,7 +39,7 @@ def convert(native: str, universal: str, stage: int) -> None:
         CorruptError: the files of a rank are missing, or cannot be read.
         TrainingError: it holds something that a universal checkpoint would lose.
     """
-    before_deepspeed()
+    prepare_environment()
     from deepspeed.checkpoint import ds_to_universal
 
     # The converter writes a file beside its output folder, hence a folder within.
@@ -154,7 +154,7 @@ def load(engine: Any, folder: str, tag: str) -> None:
     config.load_universal_checkpoint = True
     try:
         with plain_path(folder) as link:
-            engine.load_checkpoint(link, tag=tag, load_module_strict=all_trained(engine.module))
+            engine.load_checkpoint(link, tag=tag, load_module_strict=is_fully_trained(engine.module))
     finally:
         config.load_universal_checkpoint = False  # or it would take DeepSpeed's own files for universal ones later
     _mend(engine.optimizer.optimizer, made)

@@ -16,7 +16,7 @@ KEY = "ema"
 """The average in the optimizer's state of a weight, and the decay in its parameter groups."""
 
 
-def keep_average(engine: Any, decay: float) -> None:
+def track_average(engine: Any, decay: float) -> None:
     """From now on the engine's optimizer averages what it updates."""
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ def keep_average(engine: Any, decay: float) -> None:
 
 
 @contextmanager
-def averaged(engine: Any) -> Iterator[None]:
+def averaged_weights(engine: Any) -> Iterator[None]:
     """While the block runs, the engine's weights are their averages, where there are some already; every rank calls it. Nothing
     is trained in it. They change places with the weights, so that no further copy is held."""
     _exchange(engine.optimizer)

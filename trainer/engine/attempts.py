@@ -25,9 +25,9 @@ from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import ArtifactError, ScionError, TrainingError, reason
 from data_pipeline.feed.rank_feed import RankFeed
-from trainer.collectives import from_first
+from trainer.collectives import from_first_rank
 from trainer.engine import guards
-from trainer.engine.micro_batches import NOTE, TooLarge, out_of_memory
+from trainer.engine.micro_batches import NOTE, MicroBatchTooLarge, is_out_of_memory
 from trainer.monitoring import run_log
 from trainer.monitoring.run_log import RunLog
 
@@ -40,7 +40,7 @@ _NAMED = 12
 _OUTSIDE = (
     OSError,
     RayError,
-    TooLarge,
+    MicroBatchTooLarge,
     dist.DistError,
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),
 )
@@ -56,7 +56,7 @@ class Attempt:
     lease: Lease | None
     error: ScionError | None = None
     """Why the run ends at once, the same on every rank."""
-    run_stepped: bool = False
+    has_stepped: bool = False
     """Whether the run has finished a step, in this attempt or an earlier one."""
     _stepped: bool = False
 
@@ -64,7 +64,7 @@ class Attempt:
         """Where this driver's attempts leave a note."""
         return storage.join(self.uri, _NOTES, "no-lease" if self.lease is None else self.lease.token, *path)
 
-    def superseded(self) -> ArtifactError | None:
+    def superseded_error(self) -> ArtifactError | None:
         """The error that says that another run has taken over; None if the storage does not say so."""
         try:
             if self.lease is not None:
@@ -75,18 +75,18 @@ class Attempt:
             pass
         return None
 
-    def started(self) -> None:
+    def note_start(self) -> None:
         """The worker is about to train."""
         if dist.get_rank() == 0:
             storage.remove(self.note(_STARTING))
 
-    def stepped(self) -> None:
+    def note_step(self) -> None:
         """The worker has finished a step. What earlier attempts died of is overcome."""
         if not self._stepped and dist.get_rank() == 0:
             storage.remove(self.note(_FAILED))
-            if not self.run_stepped:
+            if not self.has_stepped:
                 storage.write_bytes(storage.join(self.uri, _STEPPED), b"{}")
-        self._stepped = self.run_stepped = True
+        self._stepped = self.has_stepped = True
 
 
 def begin(uri: str) -> None:
@@ -115,8 +115,8 @@ def attempt(uri: str, lease: Lease | None = None) -> Iterator[Attempt]:
         TrainingError: the last attempts all died before they could train.
     """
     current = Attempt(uri, lease)
-    current.error = from_first(lambda: current.superseded() or _fatal(current))
-    current.run_stepped = from_first(lambda: storage.exists(storage.join(uri, _STEPPED)))
+    current.error = from_first_rank(lambda: current.superseded_error() or _fatal(current))
+    current.has_stepped = from_first_rank(lambda: storage.exists(storage.join(uri, _STEPPED)))
     try:
         if current.error is None:
             _check_starts(current)
@@ -134,16 +134,16 @@ def attempt(uri: str, lease: Lease | None = None) -> Iterator[Attempt]:
 def _keep(current: Attempt, error: Exception) -> None:
     """Writes an exception down; ends the run where it would come again."""
     failure = _failure(error)
-    if current.superseded() is None:
+    if current.superseded_error() is None:
         storage.write_bytes(current.note(_FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
-    if not current.run_stepped and not failure["outside"]:
+    if not current.has_stepped and not failure["outside"]:
         _end(current, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
 
 
 def _end(current: Attempt, error: ScionError) -> None:
     """No later attempt of this driver tries again. Those of one that was superseded find that out by themselves."""
     content = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
-    if current.superseded() is None:
+    if current.superseded_error() is None:
         storage.write_bytes(current.note(_FATAL), json.dumps(content).encode())
 
 
@@ -159,7 +159,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def _advice(error: Exception) -> str:
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return "Lower train.micro_batch, raise train.zero_stage, or set train.offload or train.activation_checkpointing."
     return "This would come again, so nothing was retried; report it with the log of Ray Train if it is not yours."
 
@@ -175,10 +175,10 @@ def _last_failure(current: Attempt) -> str:
 def _check_starts(current: Attempt) -> None:
     """Counts the attempts that died before they could train."""
     path = current.note(_STARTING)
-    count = from_first(lambda: int(_read(path).get("count", 0)))
-    if count >= guards.DEATHS:
+    count = from_first_rank(lambda: int(_read(path).get("count", 0)))
+    if count >= guards.MAX_DEATHS:
         raise TrainingError(
-            f"{count} attempts in a row died before they could train, {from_first(lambda: _last_failure(current))}.",
+            f"{count} attempts in a row died before they could train, {from_first_rank(lambda: _last_failure(current))}.",
             "training, while the model was loaded and the checkpoint restored",
             "Look at the log of Ray Train; the same command tries again.",
         )
@@ -193,12 +193,12 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
         TrainingError: the last attempts all died in the same step; names it and its rows. Or after the last of `steps`.
     """
     folder = storage.join(current.uri, run_log.FOLDER)
-    found = from_first(lambda: run_log.deaths(run_log.read(folder, guards.DEATHS, run_log.DEATH_FIELDS)))
-    if found["count"] < guards.DEATHS:
+    found = from_first_rank(lambda: run_log.deaths(run_log.read(folder, guards.MAX_DEATHS, run_log.DEATH_FIELDS)))
+    if found["count"] < guards.MAX_DEATHS:
         return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)
     died = f"{found['count']} attempts in a row died"
-    failure = from_first(lambda: _last_failure(current))
+    failure = from_first_rank(lambda: _last_failure(current))
     if step >= steps:
         _log_error(folder, step=step)
         raise TrainingError(
@@ -206,14 +206,14 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
             f"the end of the run, after all {steps} steps",
             "The last checkpoint holds all that was trained; the same command writes the model again.",
         )
-    slots = feed.rows.plan.step(feed.planned(step))
-    names = [stream.name for stream in feed.rows.plan.streams]
+    slots = feed.rows.order.step(feed.order_step(step))
+    names = [stream.name for stream in feed.rows.order.streams]
     rows = [f"{names[stream]} {row}" for stream, row in zip(slots.stream, slots.row, strict=True)]
     _log_error(folder, step=step, rows=rows)
     more = f" and {len(rows) - _NAMED} more, all in the run's log" if len(rows) > _NAMED else ""
     raise TrainingError(
         f"{died} in this step, {failure}. Its rows are {', '.join(rows[:_NAMED])}{more}.",
-        f"step {step} (planned step {feed.planned(step)}, {len(rows)} slots)",
+        f"step {step} (planned step {feed.order_step(step)}, {len(rows)} slots)",
         "Look at those rows and at the log of Ray Train; the last checkpoint is intact, and the same command tries again.",
     )
 

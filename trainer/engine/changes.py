@@ -12,13 +12,13 @@ _GUARD = ("spike", "rate_changes")
 """Whoever changes these has looked at why the run went back."""
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
+def adjustable_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run may change when it goes on and of which it keeps a record, as JSON has them."""
     names = [spec.name for spec in fields(config) if spec.metadata.get("adjustable")]
-    return {name: artifact.plain(getattr(config, name)) for name in names}
+    return {name: artifact.to_json(getattr(config, name)) for name in names}
 
 
-def adopt(state: RunState, config: TrainConfig) -> dict[str, Any] | None:
+def adopt_settings(state: RunState, config: TrainConfig) -> dict[str, Any] | None:
     """Gives a state that was restored the present settings; what changed, which `state.changes` then holds.
 
     `from_the_start` says whether the steps that are done had the rates that these settings give them: then the run ends as one
@@ -33,7 +33,7 @@ def adopt(state: RunState, config: TrainConfig) -> dict[str, Any] | None:
             "train.steps",
             f"Give it at least {state.next_step}, or take a model out of an earlier checkpoint: `scion export RUN STEP`.",
         )
-    before, state.settings = state.settings, settings_of(config)
+    before, state.settings = state.settings, adjustable_settings(config)
     changed = {name: [before[name], now] for name, now in state.settings.items() if name in before and before[name] != now}
     if not changed or state.next_step == 0:
         return None
@@ -48,7 +48,7 @@ def adopt(state: RunState, config: TrainConfig) -> dict[str, Any] | None:
     return change
 
 
-def described(change: dict[str, Any]) -> str:
+def describe(change: dict[str, Any]) -> str:
     """A change in words."""
     names = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in change["settings"].items())
     rates = "" if change["from_the_start"] else "; the steps before had the rates of the settings before"

@@ -14,8 +14,8 @@ EVERY = 50
 
 
 @contextmanager
-def collected_by_step() -> Iterator[None]:
-    """While the block runs, garbage is collected by `collect` only."""
+def manual_collection() -> Iterator[None]:
+    """While the block runs, garbage is collected by `collect_garbage` only."""
     automatic = gc.isenabled()
     gc.disable()
     gc.collect()
@@ -28,7 +28,7 @@ def collected_by_step() -> Iterator[None]:
             gc.enable()
 
 
-def collect(done: int) -> None:
+def collect_garbage(done: int) -> None:
     """Collects garbage after `done` steps if it is time."""
     if done % EVERY == 0:
         gc.collect()

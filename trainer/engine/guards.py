@@ -5,18 +5,18 @@ from collections.abc import Iterable
 
 WINDOW = 64
 """Steps whose losses a spike is told from, and at most left out with it."""
-REFUSED = 3
+MAX_REFUSED = 3
 """Steps in a row that may be without an update before the run goes back."""
-ROLLBACKS = 3
-"""Times that a run goes back within `PEACE` before it gives up."""
-PEACE = 10 * WINDOW
+MAX_ROLLBACKS = 3
+"""Times that a run goes back within `ROLLBACK_MEMORY` before it gives up."""
+ROLLBACK_MEMORY = 10 * WINDOW
 """Planned steps after which a time that the run went back counts no more."""
-DEATHS = 3
+MAX_DEATHS = 3
 """Attempts that may die in the same step before the run gives up."""
 _FLOOR = 0.01
 
 
-def spike(loss: float, recent: list[float]) -> float:
+def spike_score(loss: float, recent: list[float]) -> float:
     """How far `loss` is above the median of `recent`, in robust standard deviations (1.4826 times the median absolute
     deviation, which for a normal distribution is its standard deviation); 0 before the window is half full.
 
@@ -29,15 +29,15 @@ def spike(loss: float, recent: list[float]) -> float:
     return (loss - middle) / max(deviation, _FLOOR * abs(middle), 1e-12)
 
 
-def losses_to_compare(recent: list[float], before: int, now: int, edges: tuple[int, ...]) -> list[float]:
+def comparable_losses(recent: list[float], before: int, now: int, edges: tuple[int, ...]) -> list[float]:
     """The losses to compare that of planned step `now` with: those since the last of `edges`, planned steps from which on the
     mixture or the batch size is another, and with it the level of the loss. `before` is the planned step before it."""
     return [] if any(before < edge <= now for edge in edges) else recent
 
 
 def rollbacks_near(skipped: Iterable[tuple[int, int]], planned: int) -> int:
-    """How often a run has gone back within `PEACE` of planned step `planned`."""
-    return sum(abs(planned - last) <= PEACE for _, last in skipped)
+    """How often a run has gone back within `ROLLBACK_MEMORY` of planned step `planned`."""
+    return sum(abs(planned - last) <= ROLLBACK_MEMORY for _, last in skipped)
 
 
 def rollback_step(step: int, before: int) -> int:
@@ -49,7 +49,7 @@ def rollback_step(step: int, before: int) -> int:
     return step - WINDOW * (before + 1)
 
 
-def left_out(first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+def steps_to_skip(first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """The planned steps [a, b) to leave out after the planned step `last` went wrong in a run that goes back to `first`: the
     window up to it (Chowdhery et al. 2022, section 5.1, left out 200 to 500), not before what was left out already."""
     return max(first, last + 1 - WINDOW, *(end for _, end in skipped if end <= last)), last + 1

@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ScionError, Stopped, TrainingError
-from data_pipeline.feed.rank_feed import PlannedData
+from data_pipeline.feed.rank_feed import OrderedData
 from trainer.engine import attempts
 from trainer.engine.entry import enter
 from trainer.engine.loop import TrainRun
@@ -60,7 +60,7 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
             failure_config=FailureConfig(max_failures=run.config.max_failures),
         ),
         datasets={"train": run.rows},
-        dataset_config=PlannedData(),
+        dataset_config=OrderedData(),
     )
     try:
         result = trainer.fit()

@@ -20,34 +20,34 @@ from numpy.typing import NDArray
 from data_pipeline import keyed_random
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import TrainingError
-from data_pipeline.feed.prefetch import DEPTH, ahead
-from data_pipeline.feed.rank_feed import PlannedRows, RankFeed
+from data_pipeline.feed.prefetch import DEPTH, prefetch
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
 from trainer.checkpoints import restore
-from trainer.checkpoints.export_queue import Exports
+from trainer.checkpoints.export_queue import ExportQueue
 from trainer.checkpoints.node_copy import node_copy, reads_all
 from trainer.checkpoints.restore import RunState, Skip
 from trainer.checkpoints.store import Store
-from trainer.checkpoints.writer import Saved, Saver
-from trainer.collectives import from_each, from_first, together
+from trainer.checkpoints.writer import CheckpointWriter, SaveResult
+from trainer.collectives import failure_on_any_rank, from_every_rank, from_first_rank
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge import partitioned
-from trainer.deepspeed_bridge.collective_timer import Waiting
+from trainer.deepspeed_bridge.collective_timer import CollectiveTimer
 from trainer.deepspeed_bridge.trained_weights import trained_weights
-from trainer.deepspeed_bridge.weight_average import averaged
+from trainer.deepspeed_bridge.weight_average import averaged_weights
 from trainer.engine import attempts, changes, guards, micro_batches, setup
 from trainer.engine.attempts import Attempt
-from trainer.engine.garbage import collect, collected_by_step
+from trainer.engine.garbage import collect_garbage, manual_collection
 from trainer.engine.process_group import TimeOut, dumps_found
-from trainer.engine.requests import Wish, Wishes
-from trainer.engine.step import Outcome, optimizer_step, set_rates
+from trainer.engine.requests import Request, Requests
+from trainer.engine.step import StepOutcome, optimizer_step, set_rates
 from trainer.ledger import ledger
 from trainer.ledger.ledger import Ledger
 from trainer.ledger.step_name import new_name, step_of
 from trainer.monitoring.journal import Journal
 from trainer.monitoring.profiling import profiled
-from trainer.monitoring.stragglers import Stragglers, described, own_seconds
+from trainer.monitoring.stragglers import StragglerDetector, describe, own_seconds
 from trainer.tasks.heldout_pairs import HeldoutPairs
-from trainer.tasks.heldout_text import Heldout
+from trainer.tasks.heldout_text import HeldoutText
 from trainer.tasks.task import Batch, Task
 
 
@@ -57,8 +57,8 @@ class TrainRun:
 
     task: Task
     config: TrainConfig
-    rows: PlannedRows
-    heldout: Heldout | HeldoutPairs | None
+    rows: OrderedRows
+    heldout: HeldoutText | HeldoutPairs | None
     row_groups: dict[str, NDArray[np.int64]]
     """Rows of the embeddings whose norms are watched, by the group's name."""
     uri: str
@@ -79,14 +79,14 @@ def train_worker(run: TrainRun) -> dict[str, Any]:
     with attempts.attempt(run.uri, run.store.lease) as attempt:
         if attempt.error is not None:
             return {"error": attempt.error}
-        with near(run.task) as task:
+        with with_local_model(run.task) as task:
             training = Training(replace(run, task=task), ray.train.get_dataset_shard("train"), attempt)
-            with collected_by_step():
+            with manual_collection():
                 return training.run()
 
 
 @contextmanager
-def near(task: Task) -> Iterator[Any]:
+def with_local_model(task: Task) -> Iterator[Any]:
     """The task with its model on this machine's disk, to which each file comes once; every rank calls it."""
     uri: str | None = getattr(task, "model_uri", None)
     if uri is None or storage.is_local(uri):
@@ -100,32 +100,32 @@ class Training:
     """One worker's part of a run."""
 
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
-        self._feed = feed = micro_batches.fitted(run.uri, feed)
+        self._feed = feed = micro_batches.limit_micro_batch(run.uri, feed)
         self._run, self._first = run, dist.get_rank() == 0
         self._attempt = attempt
         module: Any = partitioned.module_of(run.task, run.config)
-        forward = setup.checked(module, run.config, run.task.length)
+        forward = setup.check_forward(module, run.config, run.task.length)
         micro, _ = feed.shape(0)
         # Of the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
-        accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.plan.warmup)))
-        self._engine = setup.engine_for(module, run.config, micro, accumulation)
+        accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.order.warmup)))
+        self._engine = setup.make_engine(module, run.config, micro, accumulation)
         flops = module.flops()  # now that it is known what learns
-        self._slow = setup.slow(module, run.config)
-        if micro != run.rows.micro_of(0, feed.world):
+        self._slow = setup.slow_reasons(module, run.config)
+        if micro != run.rows.micro_batch_of(0, feed.world):
             self._note(f"{micro} rows at once (micro_batch): there was no memory for more")
-        for line in [*module.slow(), *dumps_found(run.uri)]:
+        for line in [*module.slow_reasons(), *dumps_found(run.uri)]:
             self._note(line)
-        self._forward = {**asdict(forward.way), "difference": forward.difference, "bound": forward.bound}
-        self._waiting = Waiting()
+        self._forward = {**asdict(forward.path), "difference": forward.difference, "bound": forward.tolerance}
+        self._waiting = CollectiveTimer()
         self._collate = run.task.collator()
-        self._streams = len(run.rows.plan.streams)
+        self._streams = len(run.rows.order.streams)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
-        names = [stream.name for stream in run.rows.plan.streams]
+        names = [stream.name for stream in run.rows.order.streams]
         self._journal = Journal(run.uri, run.identity, run.config, names, flops, self._note)
-        self._exports = Exports(run.config, run.store, run.uri, self._journal, run.progress)
-        self._saver = Saver(self._engine, run.store, self._ledger, lambda: self._exports.reading)
-        self._wishes = Wishes(run.config, run.progress)
-        self._stragglers = Stragglers(from_each(socket.gethostname()))
+        self._exports = ExportQueue(run.config, run.store, run.uri, self._journal, run.progress)
+        self._saver = CheckpointWriter(self._engine, run.store, self._ledger, lambda: self._exports.reading)
+        self._wishes = Requests(run.config, run.progress)
+        self._stragglers = StragglerDetector(from_every_rank(socket.gethostname()))
         self._own = 0.0
         """Seconds of the last step that this rank needed by itself."""
         self._time_out = TimeOut()
@@ -138,10 +138,10 @@ class Training:
         steps, began = self._run.config.steps, time.perf_counter()
         self._restore()
         seconds = round(time.perf_counter() - began, 3)
-        feed = self._feed.without(self._state.skipped)
+        feed = self._feed.with_skipped(self._state.skipped)
         died = attempts.check_progress(self._attempt, feed, self._state.next_step, steps)
         self._careful = 0 if died is None else died + DEPTH + 1
-        self._attempt.started()
+        self._attempt.note_start()
         self._journal.write(
             "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=seconds,
             micro=feed.shape(self._state.next_step)[0],
@@ -156,7 +156,7 @@ class Training:
             self._save(wait=True)
         while self._state.next_step < steps:
             self._evaluate()
-            self._feed = self._feed.without(self._state.skipped)
+            self._feed = self._feed.with_skipped(self._state.skipped)
             if self._steps():
                 self._save(wait=True)
                 self._exports.stop()
@@ -171,9 +171,9 @@ class Training:
         """Loads a checkpoint and goes on under the present settings."""
         self._time_out.set(self._run.config.first_step_minutes)
         self._state = restore.restore(self._engine, self._run.store, self._run.identity, at_most)
-        if change := changes.adopt(self._state, self._run.config):
+        if change := changes.adopt_settings(self._state, self._run.config):
             self._journal.write("changed", **change)
-            self._note(changes.described(change))
+            self._note(changes.describe(change))
 
     def _steps(self) -> bool:
         """Trains until the end, or until the run has gone back; whether it is to stop."""
@@ -182,19 +182,19 @@ class Training:
             waited = time.perf_counter() - began
             outcome = self._step(step, batches)
             seconds, communication = time.perf_counter() - began, self._waiting.take()
-            self._journal.step(step, self._feed.planned(step), outcome, waited, seconds, communication)
+            self._journal.step(step, self._feed.order_step(step), outcome, waited, seconds, communication)
             self._own = own_seconds(seconds, waited, communication, outcome.seconds)
             self._time_out.set(self._run.config.collective_minutes)
             self._watch(outcome)
             if self._first:
-                self._wishes.told(step, outcome.loss)
+                self._wishes.report(step, outcome.loss)
             if wrong := self._wrong(step, outcome):
                 self._go_back(step, wrong)
                 return False
             self._state.next_step = step + 1
-            self._attempt.stepped()
+            self._attempt.note_step()
             self._ledger.note(rows)
-            collect(self._state.next_step)
+            collect_garbage(self._state.next_step)
             self._evaluate()
             if self._heed(outcome):
                 return True
@@ -206,52 +206,52 @@ class Training:
         what kills the workers is known by its step."""
         steps = self._prepared(first)
         yield from itertools.islice(steps, max(0, self._careful - first))
-        yield from ahead(steps, DEPTH)
+        yield from prefetch(steps, DEPTH)
 
     def _prepared(self, first: int) -> Iterator[tuple[int, pa.Table, list[Batch]]]:
         """The steps from `first` on with their rows, and those as micro-batches where the device can fetch them."""
-        for step, rows in enumerate(self._feed.stream(first, self._run.config.steps), first):
+        for step, rows in enumerate(self._feed.read_with_ray(first, self._run.config.steps), first):
             micro, count = self._feed.shape(step)
             batches = [self._collate(rows.slice(i * micro, micro)) for i in range(count)]
-            yield step, rows, [batch.pinned() for batch in batches] if torch.cuda.is_available() else batches
+            yield step, rows, [batch.pin_memory() for batch in batches] if torch.cuda.is_available() else batches
 
-    def _step(self, step: int, batches: list[Batch]) -> Outcome:
+    def _step(self, step: int, batches: list[Batch]) -> StepOutcome:
         # Dropout is keyed on the step, so that a run that was killed and goes on draws what it would have drawn.
-        torch.manual_seed(keyed_random.key("dropout", self._run.rows.plan.seed, step, dist.get_rank()) >> 1)
+        torch.manual_seed(keyed_random.key("dropout", self._run.rows.order.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)
-        wishes = self._wishes.now() if self._first else 0
+        wishes = self._wishes.due() if self._first else 0
         profile = profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank())
         with self._halving(step), profile:
-            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.written, self._own)
+            return optimizer_step(self._engine, batches, self._streams, wishes, self._saver.is_written, self._own)
 
     def _halving(self, step: int) -> AbstractContextManager[None]:
         """Around the computation of a step: half as many rows at once next time, if there was no memory for them."""
         if not self._run.task.divisible:
             return nullcontext()
-        return micro_batches.halving(self._run.uri, self._run.rows.micro, self._feed.shape(step)[0])
+        return micro_batches.halve_when_out_of_memory(self._run.uri, self._run.rows.micro_batch, self._feed.shape(step)[0])
 
-    def _watch(self, outcome: Outcome) -> None:
+    def _watch(self, outcome: StepOutcome) -> None:
         """Says which rank the others wait for."""
         if self._first and (finding := self._stragglers.note(outcome.own)) is not None:
             self._journal.write("straggler", **finding)
-            self._note(described(finding))
+            self._note(describe(finding))
 
     def _note(self, line: str) -> None:
         """Shows the user a line, once."""
         if self._first and self._run.progress is not None:
             self._run.progress.note.remote(line)
 
-    def _wrong(self, step: int, outcome: Outcome) -> str:
+    def _wrong(self, step: int, outcome: StepOutcome) -> str:
         """Why the run must go back, or nothing. Keeps the window of losses."""
         state, threshold = self._state, self._run.config.spike
-        before, now = self._feed.planned(step - 1) if step else 0, self._feed.planned(step)
-        state.recent = guards.losses_to_compare(state.recent, before, now, self._feed.rows.plan.edges)
+        before, now = self._feed.order_step(step - 1) if step else 0, self._feed.order_step(step)
+        state.recent = guards.comparable_losses(state.recent, before, now, self._feed.rows.order.change_steps)
         state.refused = 0 if outcome.applied else state.refused + 1
-        if state.refused >= guards.REFUSED:
+        if state.refused >= guards.MAX_REFUSED:
             return f"loss or gradient were not finite in {state.refused} steps in a row"
         if not outcome.applied:
             return ""
-        z = guards.spike(outcome.loss, state.recent)
+        z = guards.spike_score(outcome.loss, state.recent)
         if threshold and z > threshold:
             return f"the loss rose to {outcome.loss:.4g}, {z:.1f} robust standard deviations above the median"
         state.recent = [*state.recent, outcome.loss][-guards.WINDOW :]
@@ -264,43 +264,43 @@ class Training:
             TrainingError: the run has gone back too often.
             OSError: the storage fails.
         """
-        planned, done, store = self._feed.planned(step), self._state.skips, self._run.store
+        planned, done, store = self._feed.order_step(step), self._state.skips, self._run.store
         self._saved(self._saver.finish(self._state))
         self._saver.forget()
         before = guards.rollbacks_near([(skip.first, skip.last) for skip in done if skip.counts], planned)
-        if before >= guards.ROLLBACKS:
+        if before >= guards.MAX_ROLLBACKS:
             raise TrainingError(
-                f"{why}; the run has gone back {before} times before, within {guards.PEACE} steps.",
+                f"{why}; the run has gone back {before} times before, within {guards.ROLLBACK_MEMORY} steps.",
                 f"step {step}",
                 f"Go on with train.rate_changes=[{{since: {step_of(self._state.lineage[-1])}, factor: 0.5}}], which halves the "
                 "learning rates from there on, or with a higher train.spike (0 switches it off); or look at the rows of the "
                 "steps that the log names.",
             )
         self._restore(guards.rollback_step(step, before))
-        first, last = guards.left_out(self._feed.planned(self._state.next_step), planned, self._feed.skipped)
+        first, last = guards.steps_to_skip(self._feed.order_step(self._state.next_step), planned, self._feed.skipped)
         self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
         self._state.refused = 0
         self._journal.write("back", step=step, next_step=self._state.next_step, first=first, last=last, why=why)
         self._save(wait=True)
-        if wrong := together(lambda: store.abandon(self._state.next_step) if self._first else None):
+        if wrong := failure_on_any_rank(lambda: store.mark_abandoned(self._state.next_step) if self._first else None):
             raise OSError(f"checkpoints that the run went back before could not be marked ({wrong}).")
 
-    def _heed(self, outcome: Outcome) -> bool:
+    def _heed(self, outcome: StepOutcome) -> bool:
         """Does what the first rank wished for in this step; whether to stop."""
         self._exports.poll()
         if outcome.written == dist.get_world_size():
             self._saved(self._saver.finish(self._state, wait=False))
-        if outcome.wishes & Wish.LOOK and self._wishes.preempted():
+        if outcome.wishes & Request.LOOK and self._wishes.is_preempted():
             self._journal.write("preempted", next_step=self._state.next_step)
             self._save(wait=True)
-        elif outcome.wishes & Wish.SAVE or self._run.config.saves(self._state.next_step):
+        elif outcome.wishes & Request.SAVE or self._run.config.is_checkpoint_due(self._state.next_step):
             self._save(wait=False)
-        return bool(outcome.wishes & Wish.STOP)
+        return bool(outcome.wishes & Request.STOP)
 
     def _save(self, wait: bool) -> None:
         self._saved(self._saver.finish(self._state))
         self._saver.begin(self._state)
-        self._wishes.saved()
+        self._wishes.note_save()
         if wait:
             self._saved(self._saver.finish(self._state))
 
@@ -310,21 +310,21 @@ class Training:
         if not self._state.lineage or step_of(self._state.lineage[-1]) < self._state.next_step:
             self._save(wait=True)
 
-    def _saved(self, saved: Saved | None) -> None:
-        if saved is not None and saved.wrong:
-            self._journal.write("missed", why=saved.wrong)
+    def _saved(self, saved: SaveResult | None) -> None:
+        if saved is not None and saved.failure:
+            self._journal.write("missed", why=saved.failure)
         elif saved is not None:
             self._journal.write("checkpoint", name=saved.name, next_step=saved.step, seconds=saved.seconds)
             self._exports.add(saved.name)
-            if saved.left:
-                self._journal.write("not pruned", why=saved.left)
+            if saved.prune_failure:
+                self._journal.write("not pruned", why=saved.prune_failure)
 
     def _evaluate(self) -> None:
         """Scores held-out text or pairs where the settings say so, unless a run before the kill has."""
         state, run = self._state, self._run
         done = str(state.next_step)
-        if run.heldout is not None and run.config.evaluates(state.next_step) and done not in state.evaluations:
-            with averaged(self._engine):
+        if run.heldout is not None and run.config.is_evaluation_due(state.next_step) and done not in state.evaluations:
+            with averaged_weights(self._engine):
                 scores = run.heldout.score(self._engine, dist.get_rank(), dist.get_world_size())
                 norms = setup.row_norms(self._engine, run.row_groups, run.config.zero_stage)
             state.evaluations[done] = scores[run.heldout.measure]
@@ -332,10 +332,10 @@ class Training:
 
     def _export(self) -> dict[str, Any]:
         """The trained model, and what the rows since the last checkpoint were."""
-        name = from_first(lambda: new_name(self._state.next_step, dist.get_world_size()))
+        name = from_first_rank(lambda: new_name(self._state.next_step, dist.get_world_size()))
         self._ledger.write(name, self._ledger.take())
         run = self._run
-        with averaged(self._engine), trained_weights(self._engine, run.config, run.store.uri) as weights:
+        with averaged_weights(self._engine), trained_weights(self._engine, run.config, run.store.uri) as weights:
             if self._first:
                 run.store.check_lease()
                 adapters = {} if run.config.lora is None else {"lora": run.config.lora}
@@ -347,4 +347,4 @@ class Training:
         self._journal.write("finished", next_step=self._state.next_step)
         dist.barrier()
         ended = {"evaluations": self._state.evaluations, "changes": self._state.changes}
-        return ended | {"devices": dict(Counter(from_each(setup.device_name())))}
+        return ended | {"devices": dict(Counter(from_every_rank(setup.device_name())))}

@@ -13,24 +13,24 @@ import torch
 
 from data_pipeline.artifacts import storage
 from data_pipeline.feed.rank_feed import RankFeed
-from trainer.collectives import from_first
+from trainer.collectives import from_first_rank
 
 NOTE = "micro.json"
 """In a run's folder: what fits, and the `micro_batch` that was asked for, since another one is tried first."""
 
 
-class TooLarge(Exception):
+class MicroBatchTooLarge(Exception):
     """A micro-batch for which a device has no memory; the next attempt computes half of it."""
 
 
-def fitted(uri: str, feed: RankFeed) -> RankFeed:
+def limit_micro_batch(uri: str, feed: RankFeed) -> RankFeed:
     """The feed with no larger micro-batches than are known to fit; every rank calls it.
 
     Raises:
         OSError: the storage fails.
     """
-    found = from_first(lambda: _known(uri, feed.rows.micro))
-    return feed if found is None else replace(feed, rows=replace(feed.rows, micro=found))
+    found = from_first_rank(lambda: _known(uri, feed.rows.micro_batch))
+    return feed if found is None else replace(feed, rows=replace(feed.rows, micro_batch=found))
 
 
 def _known(uri: str, asked: int | None) -> int | None:
@@ -40,7 +40,7 @@ def _known(uri: str, asked: int | None) -> int | None:
 
 
 @contextmanager
-def halving(uri: str, asked: int | None, micro: int) -> Iterator[None]:
+def halve_when_out_of_memory(uri: str, asked: int | None, micro: int) -> Iterator[None]:
     """Around a step with `micro` rows at once, where `asked` were asked for.
 
     Raises:
@@ -49,12 +49,12 @@ def halving(uri: str, asked: int | None, micro: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if micro < 2 or not out_of_memory(error):
+        if micro < 2 or not is_out_of_memory(error):
             raise
         storage.write_bytes(storage.join(uri, NOTE), json.dumps({"asked": asked, "fits": micro // 2}).encode())
-        raise TooLarge(f"no memory for {micro} rows at once; {micro // 2} are next") from error
+        raise MicroBatchTooLarge(f"no memory for {micro} rows at once; {micro // 2} are next") from error
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a tensor found no room, on a device or, where PyTorch raises no error of its own for it, in the host's memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -14,7 +14,7 @@ _LOOK_SECONDS = 5.0
 """Between questions to Ray Train whether a node is about to go: each is a round trip of all ranks."""
 
 
-class Wish(IntFlag):
+class Request(IntFlag):
     """Told with the first all-reduce of a step, and heeded by all ranks after it."""
 
     SAVE = 1
@@ -23,7 +23,7 @@ class Wish(IntFlag):
     """Ask Ray Train whether a node is about to go."""
 
 
-class Wishes:
+class Requests:
     """Of the first rank; on the others only `preempted` is used."""
 
     def __init__(self, config: TrainConfig, progress: Any) -> None:
@@ -33,36 +33,36 @@ class Wishes:
         self._answer: Any = None
         self._known: Any = None
 
-    def now(self) -> int:
+    def due(self) -> int:
         """Wishes for the step that begins."""
-        wish, now = Wish(0), time.monotonic()
+        wish, now = Request(0), time.monotonic()
         if self._seconds is not None and now - self._saved >= self._seconds:
-            wish |= Wish.SAVE
+            wish |= Request.SAVE
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            wish |= Wish.LOOK
+            wish |= Request.LOOK
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             wish |= self._heard()
         return int(wish)
 
-    def _heard(self) -> Wish:
+    def _heard(self) -> Request:
         """What the driver said. Where nobody is there any more, the run goes on by itself."""
         answer, self._answer = self._answer, None
         try:
-            return Wish.STOP if ray.get(answer) else Wish(0)
+            return Request.STOP if ray.get(answer) else Request(0)
         except RayError:
             self._progress = None
-            return Wish(0)
+            return Request(0)
 
-    def told(self, step: int, loss: float) -> None:
+    def report(self, step: int, loss: float) -> None:
         """Tells the driver how far the run is; its answer, whether to stop, is heard at a later step."""
         if self._progress is not None and self._answer is None:
             self._answer = self._progress.update.remote(step + 1, self._steps, f"loss {loss:.3f}")
 
-    def saved(self) -> None:
+    def note_save(self) -> None:
         self._saved = time.monotonic()
 
-    def preempted(self) -> bool:
+    def is_preempted(self) -> bool:
         """Whether a node is about to go that was not known to; every rank calls it."""
         info = ray.train.get_preemption_info()
         known, self._known = self._known, info

@@ -12,43 +12,43 @@ from numpy.typing import NDArray
 
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge import partitioned
-from trainer.deepspeed_bridge.environment import before_deepspeed
+from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.deepspeed_bridge.optimizer import optimizer_for
-from trainer.deepspeed_bridge.weight_average import keep_average
+from trainer.deepspeed_bridge.weight_average import track_average
 from trainer.models.cpu_dropout import replace_dropout
-from trainer.models.forward_check import Checked
+from trainer.models.forward_check import ForwardCheck
 from trainer.models.freezing import freeze
-from trainer.models.graphs import compiled
+from trainer.models.graphs import compile_for_training
 
 _ALIGNED = 16
 """Bytes: for a matrix that lies elsewhere, behind a weight of an odd size, cuBLAS falls back to other kernels. Groups of their
 own keep vectors, such as the bias of an odd vocabulary, out of the matrices' buffers (`optimizer.parameter_groups`)."""
 
 
-def checked(module: Any, config: TrainConfig, length: int) -> Checked:
+def check_forward(module: Any, config: TrainConfig, length: int) -> ForwardCheck:
     """Takes the leanest forward of `module` that is right on every rank, on their devices and in the precision of the run.
 
     Raises:
         ModelError: on some rank no forward is right.
     """
     if config.zero_stage == 3:
-        with partitioned.gathered(module):
+        with partitioned.gather_layer_by_layer(module):
             own = module.check(length)
     else:
         own = _checked_whole(module, config, length)
     found: list[Any] = [own] * dist.get_world_size()
     dist.all_gather_object(found, own)
-    most = max(found, key=lambda one: one.way.order)
-    module.settle(most)
+    most = max(found, key=lambda one: one.path.generality)
+    module.use_check(most)
     return most
 
 
-def _checked_whole(module: Any, config: TrainConfig, length: int) -> Checked:
+def _checked_whole(module: Any, config: TrainConfig, length: int) -> ForwardCheck:
     """As DeepSpeed does a moment later, weights take the run's precision; buffers, such as rotary frequencies, stay fp32."""
     if torch.cuda.is_available():
         module.to("cuda")
     whole = _rounded(module) if config.precision == "bf16" else []
-    own: Checked = module.check(length)
+    own: ForwardCheck = module.check(length)
     for weight, data in whole:
         weight.data = data
     return own
@@ -62,15 +62,15 @@ def _rounded(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Te
     return whole
 
 
-def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
+def make_engine(module: torch.nn.Module, config: TrainConfig, micro: int, accumulation: int) -> Any:
     """The engine around `module`, on this worker's device, with its process group already there (Ray Train's)."""
-    before_deepspeed()
+    prepare_environment()
     import deepspeed
 
     if config.activation_checkpointing:
         model: Any = module.model
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.compiles(torch.cuda.is_available()):
+    if config.uses_compile(torch.cuda.is_available()):
         _compile(module, config.zero_stage)
     elif not torch.cuda.is_available():
         replace_dropout(module)
@@ -83,7 +83,7 @@ def engine_for(module: torch.nn.Module, config: TrainConfig, micro: int, accumul
         _restore_masters(engine, before)
     partitioned.restore_masters(engine)
     if config.ema is not None:
-        keep_average(engine, config.ema)
+        track_average(engine, config.ema)
     return engine
 
 
@@ -101,15 +101,15 @@ def _compile(module: Any, zero_stage: int) -> None:
     weights come together, and its forward a graph."""
     if zero_stage < 3:
         module.compile_graph()
-    elif layers := module.layers():
+    elif layers := module.compilable_layers():
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(module, list({type(layer) for layer in layers}))
         for layer in layers:
-            layer.forward = compiled(layer.forward)
+            layer.forward = compile_for_training(layer.forward)
 
 
-def slow(module: Any, config: TrainConfig) -> list[str]:
+def slow_reasons(module: Any, config: TrainConfig) -> list[str]:
     """What in this set-up costs speed, in words (`specs/performance.md`). After the engine is made."""
     trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad and weight.ndim > 1]
     astray = [name for name, weight in trained if weight.data_ptr() % _ALIGNED]
@@ -118,11 +118,13 @@ def slow(module: Any, config: TrainConfig) -> list[str]:
         "take slow kernels: one before them has an odd number of entries": bool(astray),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": torch.cuda.is_available()
         and config.precision == "fp32",
-        "not compiled: train.compile=true": torch.cuda.is_available() and not config.compiles(True) and bool(module.layers()),
+        "not compiled: train.compile=true": torch.cuda.is_available()
+        and not config.uses_compile(True)
+        and bool(module.compilable_layers()),
         "the optimizer works in the host's memory": config.offload is not None,
         "activations are computed twice": config.activation_checkpointing,
     }
-    return [*module.slow(), *(said for said, holds in found.items() if holds)]
+    return [*module.slow_reasons(), *(said for said, holds in found.items() if holds)]
 
 
 def device_name() -> str:

@@ -17,7 +17,7 @@ _TOLD = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class StepOutcome:
     """What a step came to, the same on every rank but for the seconds."""
 
     loss: float
@@ -34,7 +34,7 @@ class Outcome:
     """Share of the tokens that are padding."""
     tokens: int
     """Without padding."""
-    pairs: int
+    attention_pairs: int
     """Of tokens that see each other."""
     wishes: int
     """What the first rank wished for, as given."""
@@ -52,7 +52,9 @@ def set_rates(engine: Any, config: TrainConfig, step: int) -> None:
         group["lr"] = config.rate(step, group["embedding"], group["use_muon"])
 
 
-def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool, own: float = 0.0) -> Outcome:
+def optimizer_step(
+    engine: Any, batches: list[Batch], streams: int, wishes: int, written: bool, own: float = 0.0
+) -> StepOutcome:
     """Forward, backward and update; every rank calls it with as many batches.
 
     The sum of losses is divided by the number of targets of the whole step, not batch by batch: ranks whose rows have
@@ -87,14 +89,14 @@ def optimizer_step(engine: Any, batches: list[Batch], streams: int, wishes: int,
         engine.step()
     norm = engine.get_global_grad_norm()
     told = shared.tolist()
-    outcome = Outcome(
+    outcome = StepOutcome(
         loss=float(sums.sum() / targets.sum().clamp_min(1)),
         norm=None if norm is None else float(norm),
         applied=engine.was_step_applied(),
         losses=(sums / targets).tolist(),
         targets=[int(count) for count in targets.tolist()],
         tokens=int(told[2]),
-        pairs=int(told[3]),
+        attention_pairs=int(told[3]),
         padding=1 - told[2] / max(1.0, told[4]),
         wishes=int(told[0]),
         written=int(told[1]),
@@ -140,7 +142,7 @@ class _Clock:
 
 def _sizes(batches: list[Batch]) -> list[float]:
     """Tokens without padding, pairs of them, and tokens with padding."""
-    return [float(sum(getattr(batch, name) for batch in batches)) for name in ("tokens", "pairs", "size")]
+    return [float(sum(getattr(batch, name) for batch in batches)) for name in ("tokens", "attention_pairs", "size")]
 
 
 def _targets(batches: list[Batch], streams: int) -> list[float]:

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.errors import ScionError
-from data_pipeline.feed.rank_feed import PlannedRows
-from data_pipeline.feed.reader import TAGS
-from data_pipeline.order.row_order import OrderPlan, Slots, planned_step
+from data_pipeline.feed.rank_feed import OrderedRows
+from data_pipeline.feed.reader import SLOT_COLUMNS
+from data_pipeline.order.row_order import RowOrder, Slots, order_step
 from data_pipeline.shards import manifest as manifests
 from trainer.ledger import ledger
 from trainer.ledger.step_name import step_of, world_of
 
-_COLUMNS = tuple(name for name in TAGS if name != "weight")
+_COLUMNS = tuple(name for name in SLOT_COLUMNS if name != "weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +34,18 @@ class History:
     """Planned steps [first, last) that were left out."""
 
 
-def finished(uri: str) -> History | None:
+def read_history(uri: str) -> History | None:
     """What a run that has ended left in its ledger; None before."""
     path = storage.join(uri, ledger.HISTORY)
-    return history(json.loads(storage.read_bytes(path))) if storage.exists(path) else None
+    return parse_history(json.loads(storage.read_bytes(path))) if storage.exists(path) else None
 
 
-def history(told: dict[str, Any]) -> History:
+def parse_history(told: dict[str, Any]) -> History:
     skipped = tuple((int(first), int(last)) for first, last in told["skipped"])
     return History(lineage=tuple(told["lineage"]), steps=int(told["steps"]), skipped=skipped)
 
 
-def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
+def audit(uri: str, rows: OrderedRows, history: History) -> list[CheckResult]:
     """The ledger in folder `uri` against the plan, and against the shards if they are still there."""
     order, content, again = [], list[str](), list[str]()
     present = bool(rows.manifest.streams) and storage.exists(storage.join(rows.folder, manifests.NAME))
@@ -56,7 +56,7 @@ def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
         found, said = _read(uri, name)
         order += said
         count += len(found)
-        order += list(_against(_expected(rows.plan, step, last, history.skipped), found))
+        order += list(_against(_expected(rows.order, step, last, history.skipped), found))
         content += _content(rows, found) if present else []
         step = last
     if step != history.steps:
@@ -64,13 +64,15 @@ def audit(uri: str, rows: PlannedRows, history: History) -> list[Finding]:
     others = sorted(set(ledger.segments(uri)) - set(history.lineage))
     for name in others:
         found, said = _read(uri, name)
-        again += said + list(_against(_planned(rows.plan, found), found)) + (_content(rows, found) if present else [])
+        again += said + list(_against(_planned(rows.order, found), found)) + (_content(rows, found) if present else [])
     read = "compared with the shards" if present else "the shards are gone: not compared"
     left = sum(last - first for first, last in history.skipped)
     return [
-        Finding.listed("order", f"{count:,} rows of {step:,} steps, each planned slot once; {left} steps left out", order),
-        Finding.listed("rows", read, content),
-        Finding.listed("replays", f"{len(others)} segments that do not count, all as planned", again),
+        CheckResult.from_failures(
+            "order", f"{count:,} rows of {step:,} steps, each planned slot once; {left} steps left out", order
+        ),
+        CheckResult.from_failures("rows", read, content),
+        CheckResult.from_failures("replays", f"{len(others)} segments that do not count, all as planned", again),
     ]
 
 
@@ -87,16 +89,16 @@ def _read(uri: str, name: str) -> tuple[pa.Table, list[str]]:
         return ledger.SCHEMA.empty_table(), [str(error)]
 
 
-def _expected(plan: OrderPlan, first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> Slots:
+def _expected(plan: RowOrder, first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> Slots:
     """All slots of the training steps [first, last)."""
     offsets = [np.zeros(0, np.int64)]
     for step in range(first, last):
-        planned = planned_step(step, skipped)
+        planned = order_step(step, skipped)
         offsets.append(plan.sizes.offset(planned) + np.arange(plan.sizes.size(planned)))
     return plan.lookup(np.concatenate(offsets))
 
 
-def _planned(plan: OrderPlan, found: pa.Table) -> Slots:
+def _planned(plan: RowOrder, found: pa.Table) -> Slots:
     """What the plan has at the steps and slots of `found`, each once."""
     places = np.unique(np.stack([found[name].to_numpy().astype(np.int64) for name in ("step", "slot")], axis=1), axis=0)
     offsets = {int(step): plan.sizes.offset(int(step)) for step in np.unique(places[:, 0])}
@@ -123,7 +125,7 @@ def _against(expected: Slots, found: pa.Table) -> Iterator[str]:
             yield f"step {step} slot {slot} had (stream, epoch, row) {other}, the plan {planned[step, slot]}"
 
 
-def _content(rows: PlannedRows, found: pa.Table) -> list[str]:
+def _content(rows: OrderedRows, found: pa.Table) -> list[str]:
     """Where the checksum of a row that was trained on is not that of the row in the shards."""
     reader, wrong = rows.reader(), list[str]()
     for start in range(0, len(found), 4096):

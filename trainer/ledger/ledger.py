@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, reason
-from data_pipeline.feed.reader import TAGS
+from data_pipeline.feed.reader import SLOT_COLUMNS
 
 FOLDER = "ledger"
 """Below a run's folder."""
@@ -93,7 +93,7 @@ def read(uri: str, segment: str) -> pa.Table:
 
 def crcs(rows: pa.Table) -> NDArray[np.uint32]:
     """CRC-32 of each row's own columns, uint32 [rows]."""
-    own = [name for name in rows.column_names if name not in TAGS]
+    own = [name for name in rows.column_names if name not in SLOT_COLUMNS]
     found = np.zeros(len(rows), np.uint32)
     for name in own:
         for place, content in enumerate(_bytes(rows[name])):

@@ -24,7 +24,7 @@ class Dropout(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.p:
             return hidden
-        drop, scale = dropped(hidden.shape, self.p)
+        drop, scale = dropout_mask(hidden.shape, self.p)
         return torch.where(drop, 0.0, hidden) * scale
 
 
@@ -36,7 +36,7 @@ def replace_dropout(module: torch.nn.Module) -> None:
                 setattr(part, name, Dropout(child.p).train(child.training))
 
 
-def dropped(shape: Sequence[int], p: float) -> tuple[torch.Tensor, float]:
+def dropout_mask(shape: Sequence[int], p: float) -> tuple[torch.Tensor, float]:
     """Which elements are dropped, bool of `shape`, and what the others are multiplied by."""
     count, below = prod(shape), round(p * _VALUES)
     raw = np.random.SFC64(int(torch.randint(1 << 62, ()))).random_raw(-(-count // 4)).view(np.int16)[:count]
@@ -60,6 +60,6 @@ def attention(
     scores = torch.baddbmm(query.new_empty(()), queries, keys.transpose(1, 2), beta=0, alpha=scaling)
     scores = scores.unflatten(0, query.shape[:2])
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
-    drop, scale = dropped(weights.shape, p)
+    drop, scale = dropout_mask(weights.shape, p)
     kept = torch.where(drop, 0.0, weights).flatten(0, 1)
     return torch.bmm(kept, values * scale).unflatten(0, query.shape[:2])

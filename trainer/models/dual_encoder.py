@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from data_pipeline.pairs.batch import PairBatch
 from trainer.models import forward_check
 from trainer.models.flops import Flops
-from trainer.models.forward_check import Checked
+from trainer.models.forward_check import ForwardCheck
 from trainer.models.pooling import POOLINGS
 from trainer.objectives.info_nce import InfoNce
 from trainer.objectives.objective import Gathered, Needs, Objective, PairVectors
@@ -34,7 +34,7 @@ class DualEncoder(torch.nn.Module):
     def flops(self) -> Flops:
         return Flops.of(self.model, head=False)
 
-    def check(self, length: int) -> Checked:
+    def check(self, length: int) -> ForwardCheck:
         """Whether a text has the same vector in a padded batch as alone, by the model's own forward.
 
         Raises:
@@ -42,16 +42,16 @@ class DualEncoder(torch.nn.Module):
         """
         return forward_check.check_padding(self, length)
 
-    def settle(self, found: Checked) -> None:
+    def use_check(self, found: ForwardCheck) -> None:
         """There is one way only."""
 
-    def slow(self) -> list[str]:
+    def slow_reasons(self) -> list[str]:
         return []
 
     def compile_graph(self) -> None:
         """Not one of fixed shapes: each batch is as long as its longest text."""
 
-    def layers(self) -> list[torch.nn.Module]:
+    def compilable_layers(self) -> list[torch.nn.Module]:
         return []
 
     def forward(self, batch: PairBatch | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

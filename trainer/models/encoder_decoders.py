@@ -46,7 +46,7 @@ _NORMS = {
 }  # fmt: skip
 
 
-def auto_of(settings: PretrainedConfig, folder: str) -> Any:
+def encoder_auto_class(settings: PretrainedConfig, folder: str) -> Any:
     """The class that loads the model for `encoder`; None where it is no encoder-decoder.
 
     Raises:

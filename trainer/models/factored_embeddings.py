@@ -54,7 +54,7 @@ class FactoredHead(nn.Linear):
 
 
 class Factored(PreTrainedModel):
-    """What a class of transformers needs to become one with factors; made into classes by `factored`."""
+    """What a class of transformers needs to become one with factors; made into classes by `factored_class`."""
 
     plain: ClassVar[type[PreTrainedModel]]
     """The class without factors."""
@@ -87,7 +87,7 @@ class Factored(PreTrainedModel):
 
 
 @cache
-def factored(base: Any) -> type[Factored]:
+def factored_class(base: Any) -> type[Factored]:
     """The class `base` of transformers with factors for matrices."""
     ties = base._tied_weights_keys or {}
     of_projections = {
@@ -110,4 +110,4 @@ def __getattr__(name: str) -> type[Factored]:
     base = getattr(transformers, name.removeprefix("Factored"), None) if name.startswith("Factored") else None
     if base is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return factored(base)
+    return factored_class(base)

@@ -58,7 +58,7 @@ def _sizes(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if not learns)
 
 
-def peak() -> float | None:
+def device_peak() -> float | None:
     """Of this process's device; None where it is not known, as on a CPU."""
     if not torch.cuda.is_available():
         return None

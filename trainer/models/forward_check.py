@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, Protocol, get_args
 
 import torch
-import torch.distributed as dist
 
 from data_pipeline.errors import ModelError, reason
 from data_pipeline.feed.targets import TargetBatch
+from trainer.collectives import first_failure
 from trainer.models.heads import Head, HeadTap
 from trainer.models.packed_attention import Kernel
 
@@ -33,7 +33,7 @@ _IMPOSSIBLE = -60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class ForwardPath:
     """How a language model computes a batch."""
 
     kernel: Kernel | None
@@ -41,19 +41,19 @@ class Way:
     head: Head
 
     @property
-    def order(self) -> tuple[int, int]:
+    def generality(self) -> tuple[int, int]:
         """From lean to general."""
         return (*get_args(Kernel), None).index(self.kernel), get_args(Head).index(self.head)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class ForwardCheck:
     """The way that a check found."""
 
-    way: Way
+    path: ForwardPath
     difference: float
     """Of its log-probabilities and the model's own, at the worst place, as a part of their spread."""
-    bound: float
+    tolerance: float
     """What the precision allows."""
     reasons: tuple[str, ...] = ()
     """Why leaner ways were left out."""
@@ -87,7 +87,7 @@ class Checkable(Protocol):
     @property
     def kernels(self) -> tuple[Kernel, ...]: ...
 
-    def take(self, way: Way) -> None: ...
+    def use_path(self, way: ForwardPath) -> None: ...
 
     def logits(self, batch: TargetBatch) -> torch.Tensor: ...
 
@@ -101,12 +101,12 @@ def kernels(gpu: bool, dropout: float) -> tuple[Kernel, ...]:
     return ("flex", "blocks", "sdpa", "eager") if gpu and not dropout else ("sdpa", "eager")
 
 
-def bound(dtype: torch.dtype) -> float:
+def tolerance(dtype: torch.dtype) -> float:
     """The largest difference that is still rounding: half of the digits have to agree, 3e-4 in fp32, 0.09 in bf16."""
     return float(torch.finfo(dtype).eps ** 0.5)
 
 
-def check(module: Checkable, length: int) -> Checked:
+def check(module: Checkable, length: int) -> ForwardCheck:
     """The leanest way of `module` whose logits are the model's own.
 
     Args:
@@ -116,7 +116,7 @@ def check(module: Checkable, length: int) -> Checked:
         ModelError: no way gives them.
     """
     weight = next(module.model.parameters())
-    batch, close = rows_of_documents(module, length).to(weight.device), bound(weight.dtype)
+    batch, close = check_batch(module, length).to(weight.device), tolerance(weight.dtype)
     with _evaluating(module):
         found, failure = _attempt(partial(_own_logits, module, batch, close))
         if failure:
@@ -128,32 +128,22 @@ def check(module: Checkable, length: int) -> Checked:
         head, expected = found
         tried: list[str] = []
         for kernel in (*module.kernels, None):
-            way = Way(kernel=kernel, head=head)
+            way = ForwardPath(kernel=kernel, head=head)
             rows = "rows of one document" if kernel is None else f"packed rows with {kernel} attention"
             difference, failure = _attempt(partial(_difference, module, way, batch, expected))
             if failure:
                 tried.append(f"{rows} fail ({failure})")
-            elif wrong := agree("" if difference <= close else f"differ by {difference:.2g}"):
+            elif wrong := first_failure("" if difference <= close else f"differ by {difference:.2g}"):
                 tried.append(f"{rows} {wrong}")
             else:
                 _check_causality(module, batch, close)
-                return Checked(way=way, difference=difference, bound=close, reasons=tuple(tried))
+                return ForwardCheck(path=way, difference=difference, tolerance=close, reasons=tuple(tried))
     raise ModelError(
         f"{type(module.model).__name__} does not give the same logits for a document in a batch as alone: {'; '.join(tried)}; "
         f"{close:.2g} is allowed.",
         _named(module.model),
         "Its forward is not one that Scion can train: report the architecture, or take another model.",
     )
-
-
-def agree(wrong: str) -> str:
-    """What is wrong on the first rank on which something is, on every rank alike; empty if nothing is. Every rank of a training
-    calls it."""
-    if not dist.is_initialized():
-        return wrong
-    found = [wrong] * dist.get_world_size()
-    dist.all_gather_object(found, wrong)
-    return next(filter(None, found), "")
 
 
 def _attempt(do: Callable[[], Any]) -> tuple[Any, str]:
@@ -165,14 +155,14 @@ def _attempt(do: Callable[[], Any]) -> tuple[Any, str]:
         return None, str(error)
     except Exception as error:  # whatever an architecture raises on arguments that it does not know
         failure = reason(error)
-    return made, agree(failure)
+    return made, first_failure(failure)
 
 
 def _own_logits(module: Checkable, batch: TargetBatch, close: float) -> tuple[Head, torch.Tensor]:
     """The leanest head, and the logits of each document alone."""
-    module.take(Way(kernel=None, head="whole"))
-    head = module.tap.kind(module.model, batch.input_ids[:1, :8], close)
-    return head, torch.cat(list(logits_alone(module, batch, head)))
+    module.use_path(ForwardPath(kernel=None, head="whole"))
+    head = module.tap.leanest_head(module.model, batch.input_ids[:1, :8], close)
+    return head, torch.cat(list(logits_per_document(module, batch, head)))
 
 
 def _named(model: Any) -> str:
@@ -190,7 +180,7 @@ def _check_causality(module: Checkable, batch: TargetBatch, close: float) -> Non
     row = batch.input_ids[:1]
     half, other = row.shape[1] // 2, row.clone()
     other[0, half:] = row[0, half:].flip(0)
-    module.take(Way(kernel=None, head="whole"))
+    module.use_path(ForwardPath(kernel=None, head="whole"))
     before, after = (module.model(input_ids=one).logits[0, :half].float().log_softmax(dim=1) for one in (row, other))
     possible = before > _IMPOSSIBLE
     if float(((before - after).abs() * possible).max()) > close * float(before[possible].std()):
@@ -202,7 +192,7 @@ def _check_causality(module: Checkable, batch: TargetBatch, close: float) -> Non
         )
 
 
-def check_padding(encoder: Encoder, length: int) -> Checked:
+def check_padding(encoder: Encoder, length: int) -> ForwardCheck:
     """Whether texts have the same vectors in a padded batch as alone.
 
     Args:
@@ -216,7 +206,7 @@ def check_padding(encoder: Encoder, length: int) -> Checked:
     ids, pad = _tokens(encoder.model, (len(sizes), length)), int(encoder.model.config.pad_token_id or 0)
     mask = (torch.arange(length)[None] < torch.tensor(sizes)[:, None]).long()
     ids, mask = ids.where(mask > 0, pad).to(weight.device), mask.to(weight.device)
-    training, close = encoder.training, bound(weight.dtype)
+    training, close = encoder.training, tolerance(weight.dtype)
     encoder.eval()
     with torch.no_grad():
         together = encoder.encode(ids, mask)
@@ -230,18 +220,18 @@ def check_padding(encoder: Encoder, length: int) -> Checked:
             _named(encoder.model),
             "Its forward does not keep padding out: report the architecture, or take another model.",
         )
-    return Checked(way=Way(kernel=None, head="whole"), difference=difference, bound=close)
+    return ForwardCheck(path=ForwardPath(kernel=None, head="whole"), difference=difference, tolerance=close)
 
 
-def _difference(module: Checkable, way: Way, batch: TargetBatch, expected: torch.Tensor) -> float:
+def _difference(module: Checkable, way: ForwardPath, batch: TargetBatch, expected: torch.Tensor) -> float:
     """Between the way's log-probabilities and those of the logits expected, at the worst place, as a part of their spread.
     Tokens that cannot be predicted are left out: rows without a token have logits near minus infinity, which would hide all
     others. The row of one document comes a second time by itself: it has other masks then."""
-    module.take(way)
+    module.use_path(way)
     count = int((batch.places < batch.input_ids.shape[1]).sum())
     rows = {name: getattr(batch, name)[:1] for name in ("input_ids", "segments", "positions")}
     asked = {name: getattr(batch, name)[:count] for name in ("places", "labels", "streams")}
-    found = torch.cat([module.logits(batch), module.logits(replace(batch, packed=False, **rows, **asked))]).float()
+    found = torch.cat([module.logits(batch), module.logits(replace(batch, is_packed=False, **rows, **asked))]).float()
     found, expected = (part.log_softmax(dim=1) for part in (found, torch.cat([expected, expected[:count]])))
     possible = expected > _IMPOSSIBLE
     apart = ((found - expected).square() * possible).sum(dim=1) / possible.sum(dim=1)
@@ -249,7 +239,7 @@ def _difference(module: Checkable, way: Way, batch: TargetBatch, expected: torch
     return float(torch.nan_to_num((apart.max() / spread).sqrt(), nan=float("inf")))
 
 
-def logits_alone(module: Checkable, batch: TargetBatch, head: Head) -> Iterator[torch.Tensor]:
+def logits_per_document(module: Checkable, batch: TargetBatch, head: Head) -> Iterator[torch.Tensor]:
     """The logits [n, V] at the batch's places in each document, by the model's own forward of that document alone.
 
     Args:
@@ -266,7 +256,7 @@ def logits_alone(module: Checkable, batch: TargetBatch, head: Head) -> Iterator[
         yield (logits[asked] if head == "whole" else logits).float()
 
 
-def rows_of_documents(module: Checkable, length: int) -> TargetBatch:
+def check_batch(module: Checkable, length: int) -> TargetBatch:
     """One document in the first row; several and padding in the second. Places are in order of rows and documents."""
     sizes = [length], [max(2, int(length * share)) for share in _SHARES]
     segments = torch.full((2, length), -1)
@@ -286,9 +276,9 @@ def rows_of_documents(module: Checkable, length: int) -> TargetBatch:
         places=asked,
         labels=torch.zeros_like(asked),
         streams=torch.zeros_like(asked),
-        packed=True,
+        is_packed=True,
         tokens=int((segments >= 0).sum()),
-        pairs=0,
+        attention_pairs=0,
     )
 
 
@@ -312,11 +302,11 @@ def _tokens(model: Any, shape: tuple[int, ...]) -> torch.Tensor:
 @contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
     """Without dropout, without gradients, and with the way of before if the check fails."""
-    before, training = module.way, module.training
+    before, training = module.path, module.training
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.take(before)
+        module.use_path(before)
         module.train(training)

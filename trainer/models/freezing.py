@@ -17,7 +17,7 @@ PARTS = ("body", "embeddings")
 """Names that stand for what has no row per token, and for what has one: the embeddings, the head and its bias."""
 
 
-def rows_of(module: torch.nn.Module) -> set[int]:
+def vocabulary_parameter_ids(module: torch.nn.Module) -> set[int]:
     """Ids of the parameters that have a row per token."""
     model: Any = getattr(module, "model", module)
     parts = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -32,7 +32,7 @@ def frozen_names(module: torch.nn.Module, patterns: Collection[str]) -> set[str]
     Raises:
         ConfigError: a pattern fits no parameter, or all are frozen.
     """
-    rows, found = rows_of(module), set[str]()
+    rows, found = vocabulary_parameter_ids(module), set[str]()
     named = dict(module.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         fits = {name for name, weight in named.items() if _fits(name, id(weight) in rows, pattern)}
@@ -49,7 +49,7 @@ def frozen_names(module: torch.nn.Module, patterns: Collection[str]) -> set[str]
 
 def names_without_adapters(module: torch.nn.Module) -> set[str]:
     """Names of the parameters that adapters leave as they are: all but those of adapters, embeddings and head."""
-    rows = rows_of(module)
+    rows = vocabulary_parameter_ids(module)
     named = module.named_parameters(remove_duplicate=False)
     return {name for name, weight in named if id(weight) not in rows and not is_adapter(name)}
 
@@ -65,7 +65,7 @@ def freeze(module: torch.nn.Module, patterns: Collection[str], adapted: bool = F
         weight.requires_grad_(name not in names)
 
 
-def all_trained(module: torch.nn.Module) -> bool:
+def is_fully_trained(module: torch.nn.Module) -> bool:
     """Whether checkpoints hold every parameter."""
     return all(weight.requires_grad for weight in module.parameters())
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+def compile_for_training(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward`, as a graph of fixed shapes where there will be a backward pass."""
     graph = torch.compile(forward, dynamic=False)
 

@@ -50,7 +50,7 @@ class HeadTap:
         finally:
             self._open = before
 
-    def kind(self, model: PreTrainedModel, ids: torch.Tensor, close: float) -> Head:
+    def leanest_head(self, model: PreTrainedModel, ids: torch.Tensor, close: float) -> Head:
         """The leanest way that gives what the model's own head gives.
 
         Args:

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
-from data_pipeline.sources.models import on_hub
+from data_pipeline.sources.models import hub_name
 from trainer.models import encoder_decoders, factored_embeddings, multimodal
 
 _POSITIONS_AFTER_PAD = {
@@ -79,13 +79,13 @@ def kind(settings: PretrainedConfig, folder: str) -> str:
     )
 
 
-Format = torch.dtype | Literal["auto"]
+Dtype = torch.dtype | Literal["auto"]
 """Of weights; `auto` for the one that they are saved in."""
-Each = Callable[[torch.nn.Parameter], None]
+WeightCallback = Callable[[torch.nn.Parameter], None]
 """What is done with each weight as soon as it is read, before the next one is."""
 
 
-def language_model(folder: str, seed: int, dtype: Format = torch.float32, each: Each | None = None) -> PreTrainedModel:
+def language_model(folder: str, seed: int, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
     """The model with its language-model head. A head that the folder lacks is drawn from `seed`. Of a multimodal checkpoint
     the text tower, as a model of its own.
 
@@ -102,7 +102,7 @@ def language_model(folder: str, seed: int, dtype: Format = torch.float32, each: 
         return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype, each), folder))
 
 
-def without_memory(settings: PretrainedConfig, folder: str) -> PreTrainedModel | None:
+def meta_language_model(settings: PretrainedConfig, folder: str) -> PreTrainedModel | None:
     """A model of the architecture that has names and shapes and no weights; None of a multimodal one."""
     if multimodal.is_multimodal(settings):
         return None
@@ -110,7 +110,7 @@ def without_memory(settings: PretrainedConfig, folder: str) -> PreTrainedModel |
         return HEADS[kind(settings, folder)][0].from_config(settings)  # type: ignore[no-any-return]
 
 
-def encoder_without_memory(settings: PretrainedConfig) -> PreTrainedModel | None:
+def meta_encoder(settings: PretrainedConfig) -> PreTrainedModel | None:
     """The same of the model without a head; None of one of which only a part is the embedder."""
     if multimodal.is_multimodal(settings) or settings.is_encoder_decoder:
         return None
@@ -121,14 +121,14 @@ def encoder_without_memory(settings: PretrainedConfig) -> PreTrainedModel | None
             return AutoModel.from_config(settings)  # type: ignore[no-any-return]
 
 
-def drawn_anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A model of the same architecture, sizes and format, its weights drawn from `seed`."""
     with _seeded(seed):
         fresh: Any = type(model)(model.config)
     return fresh.to(model.dtype).eval()  # type: ignore[no-any-return]
 
 
-def encoder(folder: str, dtype: Format = torch.float32, each: Each | None = None) -> PreTrainedModel:
+def encoder(folder: str, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
     """The model without a head, in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint the text
     tower. `AutoModel` and sentence-transformers run what `save_pretrained` writes of it in the same way.
 
@@ -152,7 +152,7 @@ def encoder(folder: str, dtype: Format = torch.float32, each: Each | None = None
             multimodal.check(settings, folder)
             model: PreTrainedModel = multimodal.encoder(_loaded(lambda: load(multimodal.AUTO), folder))
         else:
-            auto = encoder_decoders.auto_of(settings, folder)
+            auto = encoder_decoders.encoder_auto_class(settings, folder)
             model = _loaded(lambda: load(auto or _class(AutoModel, folder)), folder)
             model = encoder_decoders.encoder(model)
     return with_soft_cap(model).eval()
@@ -167,7 +167,7 @@ def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def settings_of(spec: str) -> PretrainedConfig:
+def model_config(spec: str) -> PretrainedConfig:
     """The configuration of a model folder, URI or hub name, without its weights.
 
     Raises:
@@ -175,7 +175,7 @@ def settings_of(spec: str) -> PretrainedConfig:
     """
     with quiet():
         if "://" not in spec and not os.path.isdir(spec):
-            name, revision = on_hub(spec)
+            name, revision = hub_name(spec)
             return _loaded(lambda: AutoConfig.from_pretrained(name, revision=revision or "main"), spec, hub=True)
         if "://" not in spec:
             return _loaded(lambda: AutoConfig.from_pretrained(spec), spec)
@@ -248,7 +248,7 @@ def longrope_lengths(settings: PretrainedConfig) -> list[int]:
     return [one["original_max_position_embeddings"] for one in by_layer if one.get("rope_type") == "longrope"]
 
 
-def parameters(model: torch.nn.Module) -> int:
+def parameter_count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -260,7 +260,7 @@ def _class(auto: Any, folder: str) -> Any:
     return getattr(factored_embeddings, settings.auto_map[auto.__name__].rpartition(".")[2])
 
 
-def _whole(auto: Any, folder: str, dtype: Format, each: Each | None = None, **options: Any) -> Any:
+def _whole(auto: Any, folder: str, dtype: Dtype, each: WeightCallback | None = None, **options: Any) -> Any:
     """The model, once none of its weights is missing but those of a head or a pooler."""
     with nullcontext() if each is None else _calling(each):
         model, found = auto.from_pretrained(
@@ -337,7 +337,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _calling(each: Each) -> Iterator[None]:
+def _calling(each: WeightCallback) -> Iterator[None]:
     """While the block runs, transformers' loader reads one weight after the other and gives each to `each`.
 
     It builds models without memory and then puts in weights by `set_param_for_module`, once they have their names, format and

@@ -42,7 +42,7 @@ _ROWS = _Rows()
 
 
 @contextmanager
-def documents(segments: torch.Tensor | None) -> Iterator[None]:
+def separate_documents(segments: torch.Tensor | None) -> Iterator[None]:
     """Within the block, masks keep the documents of `segments` [B, L] apart."""
     _ROWS.segments = segments
     try:

@@ -17,11 +17,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from data_pipeline.feed.targets import TargetBatch
 from trainer.models import forward_check
 from trainer.models.flops import Flops
-from trainer.models.forward_check import Checked, Way
-from trainer.models.graphs import compiled
+from trainer.models.forward_check import ForwardCheck, ForwardPath
+from trainer.models.graphs import compile_for_training
 from trainer.models.heads import HeadTap
 from trainer.models.loading import position_offset, quiet
-from trainer.models.packed_attention import Kernel, documents, implementation
+from trainer.models.packed_attention import Kernel, implementation, separate_documents
 from trainer.models.single_rows import single_rows
 from trainer.objectives.language_modeling import Labels, LanguageModeling
 from trainer.objectives.linear_cross_entropy import IGNORED
@@ -51,7 +51,7 @@ class PackedLM(torch.nn.Module):
         self._graph: Callable[..., torch.Tensor] = self._losses
         self._reasons: tuple[str, ...] = ()
         self._dropout = max(float(getattr(model.config, name, None) or 0.0) for name in _DROPOUTS)
-        self.take(Way(kernel=self.kernels[0], head="tapped"))
+        self.use_path(ForwardPath(kernel=self.kernels[0], head="tapped"))
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -61,50 +61,50 @@ class PackedLM(torch.nn.Module):
     def _on_gpu(self) -> bool:
         return next(self.model.parameters()).is_cuda
 
-    def take(self, way: Way) -> None:
+    def use_path(self, way: ForwardPath) -> None:
         """From now on computes in this way."""
-        self.way = way
+        self.path = way
         with quiet():  # a model that cannot change its attention warns each time; the check finds it out
             self.model.set_attn_implementation(self.own_attention if way.kernel is None else implementation(way.kernel))
 
-    def check(self, length: int) -> Checked:
+    def check(self, length: int) -> ForwardCheck:
         """Takes the leanest way whose logits are the model's own on each document alone, on this device, in this precision.
 
         Raises:
             ModelError: there is none.
         """
         found = forward_check.check(self, length)
-        self.settle(found)
+        self.use_check(found)
         return found
 
-    def settle(self, found: Checked) -> None:
+    def use_check(self, found: ForwardCheck) -> None:
         """Takes the way that a check found, perhaps that of another rank."""
-        self.take(found.way)
+        self.use_path(found.path)
         self._reasons = found.reasons
 
     def flops(self) -> Flops:
         return Flops.of(self.model, head=True)
 
-    def slow(self) -> list[str]:
+    def slow_reasons(self) -> list[str]:
         """What keeps this model from the fast path, in words."""
         kind, flex = self.model.config.model_type, self._on_gpu() and "flex" not in self.kernels
         found = {
             f"{kind} is trained on rows of one document each, padded: packed rows would differ from its own forward "
-            f"({'; '.join(self._reasons)})": self.way.kernel is None,
+            f"({'; '.join(self._reasons)})": self.path.kernel is None,
             f"the head of {kind} is no plain linear layer at its end: all logits of the targets are kept": (
-                self.way.head == "gathered"
+                self.path.head == "gathered"
             ),
-            f"the head of {kind} computes logits at every place, not only at targets": self.way.head == "whole",
+            f"the head of {kind} computes logits at every place, not only at targets": self.path.head == "whole",
             "packed rows have a whole mask: FlexAttention knows no dropout, set that of attention to 0 in config.json": flex,
         }
         return [reason for reason, holds in found.items() if holds]
 
     def compile_graph(self) -> None:
         """From now on one graph of fixed shapes; the first batch of each shape takes a minute or more."""
-        if self.way.kernel is not None and self.way.head != "whole":
-            self._graph = compiled(self._losses)
+        if self.path.kernel is not None and self.path.head != "whole":
+            self._graph = compile_for_training(self._losses)
 
-    def layers(self) -> list[torch.nn.Module]:
+    def compilable_layers(self) -> list[torch.nn.Module]:
         """Those of which each can be a graph of fixed shapes."""
         return [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
 
@@ -115,28 +115,28 @@ class PackedLM(torch.nn.Module):
         room = max(0, rows * math.floor(length * self._share + 0.5) - len(places))
         places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
                           for part, value in ((places, 0), (batch.labels, IGNORED)))  # fmt: skip
-        with documents(segments), self.tap.gathering(places, self.way.head):
+        with separate_documents(segments), self.tap.gathering(places, self.path.head):
             return self._graph(inputs, places, labels)[: len(batch.places)]
 
     def represent(self, batch: TargetBatch, needs: Needs) -> TokenStates:
         """Hidden states at the batch's targets."""
         assert needs == Needs(token_states=True), "a language model has token states only"
         inputs, places, segments = self._inputs(batch)
-        with documents(segments), self.tap.gathering(places, self.way.head):
+        with separate_documents(segments), self.tap.gathering(places, self.path.head):
             return self._token_states(inputs, places)
 
     def logits(self, batch: TargetBatch) -> torch.Tensor:
         """[M, V]"""
         reps = self.represent(batch, Needs(token_states=True))
-        return self.tap.output(reps.states) if self.way.head == "tapped" else reps.states
+        return self.tap.output(reps.states) if self.path.head == "tapped" else reps.states
 
     def _inputs(self, batch: TargetBatch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor | None]:
         """The model's keyword arguments, the targets' places in their rows, and the documents that masks keep apart."""
         cache = {"use_cache": False} if self.causal else {}
-        if self.way.kernel is None:
+        if self.path.kernel is None:
             ids, mask, places = single_rows(batch)
             return {"input_ids": ids, "attention_mask": mask} | cache, places, None
-        if not batch.packed:  # the model's own positions, and no mask where it wants none
+        if not batch.is_packed:  # the model's own positions, and no mask where it wants none
             return {"input_ids": batch.input_ids} | cache, batch.places, None
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.positions + self._offset}
         return inputs | cache, batch.places, batch.segments
@@ -144,8 +144,8 @@ class PackedLM(torch.nn.Module):
     def _token_states(self, inputs: dict[str, Any], places: torch.Tensor) -> TokenStates:
         """The model's output at `places`: logits [M, V], or the input of its output layer, [M, H]."""
         out = self.model(**inputs).logits
-        states = out.flatten(0, 1)[places] if self.way.head == "whole" else out[0]
-        if self.way.head != "tapped":
+        states = out.flatten(0, 1)[places] if self.path.head == "whole" else out[0]
+        if self.path.head != "tapped":
             return TokenStates(states, None, None)
         output = self.tap.output
         if hasattr(output.weight, "ds_id"):  # ZeRO-3 gathers a layer's weights when the layer is called, not before

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 
 from trainer.models.flops import Flops
-from trainer.models.forward_check import Checked
+from trainer.models.forward_check import ForwardCheck
 from trainer.objectives.objective import Needs, Objective, Reps
 
 
@@ -25,7 +25,7 @@ class Trainable(Protocol):
 
     def flops(self) -> Flops: ...
 
-    def check(self, length: int) -> Checked:
+    def check(self, length: int) -> ForwardCheck:
         """Whether a document has the same result in a batch as alone, on this device, in this precision; takes the leanest
         forward for which that holds.
 
@@ -34,11 +34,11 @@ class Trainable(Protocol):
         """
         ...
 
-    def settle(self, found: Checked) -> None:
+    def use_check(self, found: ForwardCheck) -> None:
         """Takes the forward that another rank's check found."""
         ...
 
-    def slow(self) -> list[str]:
+    def slow_reasons(self) -> list[str]:
         """Why this model cannot take the fast path, in words."""
         ...
 
@@ -46,6 +46,6 @@ class Trainable(Protocol):
         """Compiles the forward to one graph of fixed shapes, where the module can be one."""
         ...
 
-    def layers(self) -> list[torch.nn.Module]:
+    def compilable_layers(self) -> list[torch.nn.Module]:
         """Layers of which each can be a graph of fixed shapes."""
         ...

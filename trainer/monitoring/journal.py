@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
 from trainer.config.train import TrainConfig
-from trainer.engine.step import Outcome
-from trainer.models.flops import Flops, peak
+from trainer.engine.step import StepOutcome
+from trainer.models.flops import Flops, device_peak
 from trainer.monitoring import run_log
-from trainer.monitoring.metrics import Sinks
+from trainer.monitoring.metric_writers import MetricWriters
 from trainer.monitoring.run_log import RunLog
 from trainer.monitoring.trackers import Tracked
 
@@ -33,8 +33,8 @@ class Journal:
         self._identity, self._note = identity, note
         self._uri, self._config, self._streams, self._flops = uri, config, streams, flops
         self._log = RunLog(storage.join(uri, run_log.FOLDER)) if dist.get_rank() == 0 else None
-        self._sinks: Sinks | None = None
-        self._peak = peak()
+        self._sinks: MetricWriters | None = None
+        self._peak = device_peak()
 
     def write(self, kind: str, **entry: Any) -> None:
         """An entry that is on the disk when this returns."""
@@ -51,7 +51,7 @@ class Journal:
         elif kind in ("finished", "stopped"):
             self._sinks.close()
 
-    def _tracked(self, next_step: int) -> Sinks:
+    def _tracked(self, next_step: int) -> MetricWriters:
         """Where the numbers go. Only a run that is tracked has its log read."""
         before = run_log.read(storage.join(self._uri, run_log.FOLDER), fields=("step",)) if self._config.track else []
         seen = [entry for entries in before for entry in entries]
@@ -59,16 +59,16 @@ class Journal:
             uri=self._uri, identity=self._identity, begun=str(seen[0]["time"] if seen else 0), next_step=next_step,
             settings=asdict(self._config),
         )  # fmt: skip
-        return Sinks(run, self._config.track, seen, self._note)
+        return MetricWriters(run, self._config.track, seen, self._note)
 
     def step(
-        self, step: int, planned: int, outcome: Outcome, waited: float, seconds: float, communication: float | None
+        self, step: int, planned: int, outcome: StepOutcome, waited: float, seconds: float, communication: float | None
     ) -> None:
         """A step that was made in `seconds`, of which `waited` for its rows and `communication` in collectives."""
         if self._log is None or self._sinks is None:
             return
         world = dist.get_world_size()
-        tflops = self._flops.step(outcome.tokens, sum(outcome.targets), outcome.pairs) / seconds / world / 1e12
+        tflops = self._flops.step(outcome.tokens, sum(outcome.targets), outcome.attention_pairs) / seconds / world / 1e12
         streams = {
             name: {"loss": loss, "targets": targets}
             for name, loss, targets in zip(self._streams, outcome.losses, outcome.targets, strict=True)

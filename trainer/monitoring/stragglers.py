@@ -26,7 +26,7 @@ def own_seconds(seconds: float, waited: float, communication: float | None, part
     return seconds - communication - parts["agree"]
 
 
-class Stragglers:
+class StragglerDetector:
     """Of the first rank: finds the rank that is slow for a whole window."""
 
     def __init__(self, hosts: list[str]) -> None:
@@ -54,7 +54,7 @@ class Stragglers:
         return {"rank": self._slow, "host": host, "seconds": round(medians[slowest], 5), "others": round(others, 5)}
 
 
-def described(finding: dict[str, Any]) -> str:
+def describe(finding: dict[str, Any]) -> str:
     """A finding in words."""
     if finding["rank"] is None:
         return "no worker is slower than the others any more"

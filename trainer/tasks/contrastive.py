@@ -35,7 +35,7 @@ class ContrastiveTask:
     def length(self) -> int:
         return self.spec.max_length
 
-    def module(self, each: loading.Each | None = None, dtype: loading.Format = torch.float32) -> DualEncoder:
+    def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
             model = loading.encoder(folder, dtype, each)
         return DualEncoder(model, self.spec.pooling, self.objective)

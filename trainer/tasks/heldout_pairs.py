@@ -7,12 +7,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_pipeline.pairs.batch import padded
+from data_pipeline.pairs.batch import pad_rows
 from data_pipeline.pairs.shards import token_ids
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
-from trainer.collectives import from_first
-from trainer.embedder import batches, with_padding
+from trainer.collectives import from_first_rank
+from trainer.embedder import batches_by_length, with_padding
 from trainer.evaluation import retrieval
 from trainer.tasks.contrastive import ContrastiveTask
 
@@ -34,7 +34,7 @@ class HeldoutPairs:
         `retrieval` holds accuracy@1 and MRR@10 both ways, `by_language` those of each language, if there are several.
         """
         vectors = _vectors(engine, self, rank, world).cpu().numpy()
-        ways, by_language = from_first(
+        ways, by_language = from_first_rank(
             lambda: retrieval.scores(vectors[: len(self.pairs)], vectors[len(self.pairs) :], self.pairs)
         )
         return {"retrieval": ways, "by_language": by_language, "pairs": len(self.pairs)}
@@ -57,14 +57,14 @@ def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch
     The batches do not depend on the number of ranks, so that rounding does not either. They are dealt to the ranks in turn; a
     rank without one in the last round repeats another, because a forward under ZeRO-3 is collective.
     """
-    dealt = list(batches(heldout.ids))
+    dealt = list(batches_by_length(heldout.ids))
     found: torch.Tensor | None = None
     engine.eval()
     with torch.no_grad():
         for start in range(0, len(dealt), world):
             mine = start + rank
             rows = dealt[mine % len(dealt)]
-            ids, mask = padded([heldout.ids[row] for row in rows], heldout.pad)
+            ids, mask = pad_rows([heldout.ids[row] for row in rows], heldout.pad)
             vectors = engine.module((ids.to(engine.device), mask.to(engine.device)))
             if found is None:
                 found = vectors.new_zeros(len(heldout.ids), vectors.shape[1])

@@ -23,7 +23,7 @@ _EACH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heldout:
+class HeldoutText:
     """Which held-out rows are scored, and how: the same rows and the same masks at every step of every run."""
 
     measure: ClassVar[str] = "bits_per_byte"
@@ -70,7 +70,7 @@ class Scores:
     by_language: dict[str, float]
 
 
-def evaluate(engine: Any, heldout: Heldout, rank: int, world: int) -> Scores:
+def evaluate(engine: Any, heldout: HeldoutText, rank: int, world: int) -> Scores:
     """Scores of the engine's module, the same on every rank.
 
     Rows are dealt to the ranks in turn. Every rank runs as many batches, the last ones perhaps of weight 0, because a

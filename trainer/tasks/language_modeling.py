@@ -12,7 +12,7 @@ from data_pipeline.feed.masking import Masker
 from data_pipeline.feed.targets import NextToken
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
-from trainer.embedder import SHARD, model_output
+from trainer.embedder import MAX_SHARD_SIZE, model_output
 from trainer.models import loading
 from trainer.models.adapters import Lora
 from trainer.models.load_trained import load_trained
@@ -33,7 +33,7 @@ class LanguageModelTask:
     seed: int
     objective: Objective = field(default_factory=LanguageModeling)
 
-    def module(self, each: loading.Each | None = None, dtype: loading.Format = torch.float32) -> PackedLM:
+    def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> PackedLM:
         with storage.local_copy(self.model_uri) as folder:
             kind = self._kind(folder)
             share = 1.0 if kind == "causal" else self.probability
@@ -81,5 +81,5 @@ class LanguageModelTask:
         module = self.module(dtype=torch.float32 if frozen or lora else "auto")
         load_trained(module, weights, frozen, lora)
         with model_output(uri) as folder:
-            module.model.save_pretrained(folder, max_shard_size=SHARD)
+            module.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
             load_tokenizer(self.model_uri).save_pretrained(folder)

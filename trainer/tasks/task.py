@@ -25,7 +25,7 @@ class Batch(Protocol):
         ...
 
     @property
-    def pairs(self) -> int:
+    def attention_pairs(self) -> int:
         """Pairs of those tokens that attend to each other."""
         ...
 
@@ -40,7 +40,7 @@ class Batch(Protocol):
 
     def to(self, device: torch.device | str) -> "Batch": ...
 
-    def pinned(self) -> "Batch":
+    def pin_memory(self) -> "Batch":
         """In page-locked memory, for asynchronous copies to a GPU."""
         ...
 
@@ -58,7 +58,7 @@ class Task(Protocol):
         """Whether a step is the same however its rows are divided into micro-batches."""
         ...
 
-    def module(self, each: loading.Each | None = None) -> Trainable:
+    def module(self, each: loading.WeightCallback | None = None) -> Trainable:
         """The module to train, its weights whole or changed by `each` as they are read.
 
         Raises:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.errors import ModelError
-from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
+from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 Matrix = Literal["inputs", "outputs"]
 """Which matrix is made: the random rows of the two are independent draws."""
@@ -39,7 +39,7 @@ def embeddings(plan: TransferPlan, old: torch.Tensor, matrix: Matrix = "inputs")
         part = slice(start, min(start + _BLOCK, len(plan)))
         new[part] = _mixtures(plan, old, part, wide).to(old.dtype)
     new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = moments(known)[0].to(old.dtype)
-    drawn = np.isin(plan.provenance, DRAWN)
+    drawn = np.isin(plan.provenance, DRAWS)
     for group in np.unique(plan.group[drawn]):
         rows = np.flatnonzero(drawn & (plan.group == group))
         mean, deviation = moments(known, None if group == 0 else np.flatnonzero(plan.source_group == group))
@@ -63,7 +63,7 @@ def bias(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
     _check(plan, len(old))
     known = old[: plan.source_rows, None].double()
     new = _mixtures(plan, known, slice(0, len(plan)), torch.float64)[:, 0]
-    new[np.isin(plan.provenance, (*DRAWN, Provenance.MEAN))] = known.mean()
+    new[np.isin(plan.provenance, (*DRAWS, Provenance.MEAN))] = known.mean()
     new[torch.from_numpy(plan.filling())] = FILLING_BIAS
     return new.to(old.dtype)
 

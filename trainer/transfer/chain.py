@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.errors import ConfigError
 from trainer.transfer.methods import METHODS
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 _ALONE = ("scratch", "resize", "random")
 """Baselines that are about the whole model or all ids, or that place nothing."""
@@ -42,9 +42,9 @@ def check(name: str, key: str) -> None:
             )  # fmt: skip
 
 
-def fresh(name: str) -> bool:
+def is_from_scratch(name: str) -> bool:
     """Whether the rest of the model is drawn anew as well."""
-    return any(METHODS[method].fresh for method in parts(name))
+    return any(METHODS[method].is_from_scratch for method in parts(name))
 
 
 def needs_pairs(name: str, settings: Callable[[str], Any]) -> bool:
@@ -68,24 +68,24 @@ def paper(name: str) -> str:
     return "; ".join(METHODS[method].paper for method in parts(name))
 
 
-def rows(problem: Problem, name: str, settings: Callable[[str], Any]) -> Rows:
+def place(problem: Problem, name: str, settings: Callable[[str], Any]) -> Placement:
     """What all methods of the chain place; `Rows.by` says which one did.
 
     Args:
         settings: a method's configuration, by its name.
     """
-    found: list[Rows] = []
+    found: list[Placement] = []
     for method in parts(name):
-        found.append(METHODS[method].rows(problem, settings(method)))
+        found.append(METHODS[method].place(problem, settings(method)))
         problem = problem.without(found[-1].ids)
     return found[0] if len(found) == 1 else _joined(found, problem.source_rows)
 
 
-def _joined(found: list[Rows], source_rows: int) -> Rows:
+def _joined(found: list[Placement], source_rows: int) -> Placement:
     groups = [np.zeros(len(one.ids), np.uint16) if one.groups is None else one.groups[0] for one in found]
     of_source = next((one.groups[1] for one in found if one.groups is not None), np.zeros(source_rows, np.uint16))
     sizes = [len(one.ids) for one in found]
-    return Rows(
+    return Placement(
         ids=np.concatenate([one.ids for one in found]),
         counts=np.concatenate([one.counts for one in found]),
         indices=np.concatenate([one.indices for one in found]),

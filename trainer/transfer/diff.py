@@ -8,7 +8,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ArtifactError
-from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
+from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def diff(one: TransferPlan, other: TransferPlan) -> Difference:
         if getattr(one, name) != getattr(other, name) or len(one) != len(other):
             raise ArtifactError(f"the plans are for different {side} tokenizers.", "diff", "Compare plans of one pair.")
     distance = np.asarray(abs(_sparse(one) - _sparse(other)).sum(axis=1)).ravel()
-    drawn = np.isin(one.provenance, DRAWN) & np.isin(other.provenance, DRAWN)
+    drawn = np.isin(one.provenance, DRAWS) & np.isin(other.provenance, DRAWS)
     otherwise = (one.provenance != other.provenance) | (drawn & ((one.seed != other.seed) | (one.group != other.group)))
     rows = np.flatnonzero((distance > 0) | otherwise)
     rows = rows[np.argsort(-distance[rows], kind="stable")]

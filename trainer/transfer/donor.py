@@ -18,7 +18,7 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +32,21 @@ _TRAINED = 0.1
 class Donor:
     """What a donor knows of a problem: N = new tokens with a row in it, O = tokens that all three models have."""
 
-    new: NDArray[np.int64]
+    new_ids: NDArray[np.int64]
     """[N] target ids."""
-    new_rows: torch.Tensor
+    new_embeddings: torch.Tensor
     """float32 [N, D], D the donor's own width."""
-    shared: NDArray[np.int64]
+    shared_ids: NDArray[np.int64]
     """[O] target ids."""
-    old: NDArray[np.int64]
+    source_ids: NDArray[np.int64]
     """[O] the same tokens' old ids, each once."""
-    shared_rows: torch.Tensor
+    shared_embeddings: torch.Tensor
     """float32 [O, D]"""
 
-    def mixtures(self, columns: NDArray[np.int64], weights: NDArray[np.float32], code: Provenance) -> Rows:
+    def mixtures(self, columns: NDArray[np.int64], weights: NDArray[np.float32], code: Provenance) -> Placement:
         """Rows that mix shared tokens, given as places in `old` [N, k]; a token without a weight is left unplaced."""
         placed = weights.any(axis=1)
-        return Rows.from_dense(self.new[placed], self.old[columns[placed]], weights[placed], code)
+        return Placement.from_dense(self.new_ids[placed], self.source_ids[columns[placed]], weights[placed], code)
 
 
 def load(problem: Problem, spec: str | None, method: str) -> Donor:
@@ -77,11 +77,11 @@ def load(problem: Problem, spec: str | None, method: str) -> Donor:
     shared = _shared(problem, row_of)
     _check_overlap(len(problem.new), len(new), len(shared), spec)
     return Donor(
-        new=new,
-        new_rows=table[row_of[new]],
-        shared=shared,
-        old=problem.shared[shared],
-        shared_rows=table[row_of[shared]],
+        new_ids=new,
+        new_embeddings=table[row_of[new]],
+        shared_ids=shared,
+        source_ids=problem.shared[shared],
+        shared_embeddings=table[row_of[shared]],
     )
 
 
@@ -111,7 +111,7 @@ def _embeddings(model: PreTrainedModel, ids: int, spec: str) -> torch.Tensor:
 def _shared(problem: Problem, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
     """Target ids that the source and the donor have; of those that share an old token the one that is most like it."""
     shared = np.flatnonzero((problem.shared >= 0) & (row_of >= 0))
-    by_likeness = shared[np.argsort(problem.how[shared], kind="stable")]
+    by_likeness = shared[np.argsort(problem.shared_provenance[shared], kind="stable")]
     _, first = np.unique(problem.shared[by_likeness], return_index=True)
     return np.sort(by_likeness[first])
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError, ModelError
-from trainer.models.factored_embeddings import TASKS, factored
+from trainer.models.factored_embeddings import TASKS, factored_class
 
 Floats = NDArray[np.float64]
 Split = Literal["balanced", "paper"]
@@ -99,16 +99,16 @@ def with_factors(model: PreTrainedModel, rank: int, split: Split = "balanced") -
     settings, one = copy.deepcopy(model.config), type(model.config)
     settings.embedding_rank = rank
     settings.auto_map = {
-        task: f"factored_embeddings.{factored(known[one]).__name__}" for task, known in TASKS.items() if one in known
+        task: f"factored_embeddings.{factored_class(known[one]).__name__}" for task, known in TASKS.items() if one in known
     }
     state = model.state_dict()
     for name, (coordinates, primitives) in _of_both(model, lambda part: factorise(part.weight.detach(), rank, split)):
         state |= {f"{name}.weight": coordinates, f"{name}.projection": primitives}
     plain: Any = type(model)
-    return _rebuilt(model, factored(plain), settings, state)
+    return _rebuilt(model, factored_class(plain), settings, state)
 
 
-def multiplied_out(model: Any) -> PreTrainedModel:
+def without_factors(model: Any) -> PreTrainedModel:
     """A model with factors as a plain one of transformers: E = F P."""
     settings = copy.deepcopy(model.config)
     del settings.embedding_rank, settings.auto_map

@@ -25,7 +25,7 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     """
     check_pad_id(model.config, tokenizer.pad_token_id)
     _check_known(model)
-    wanted = plan.padded(-(-len(plan) // MULTIPLE) * MULTIPLE)
+    wanted = plan.pad_to(-(-len(plan) // MULTIPLE) * MULTIPLE)
     # transformers types both as plain modules; what counts is that they have a weight, and perhaps a bias.
     inputs: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()

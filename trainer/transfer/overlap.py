@@ -20,18 +20,18 @@ Keys = Callable[[Token], Iterator[Hashable]]
 
 def _exact(token: Token) -> Iterator[Hashable]:
     """Both word starts where the tokenizer does not tell them apart, the one that is commoner in running text first."""
-    starts = (False, True) if token.either else (token.word_start,)
-    return ((token.byte, start, token.payload) for start in starts)
+    starts = (False, True) if token.fits_anywhere else (token.is_word_start,)
+    return ((token.is_byte, start, token.payload) for start in starts)
 
 
 def _bytes(token: Token) -> Iterator[Hashable]:
-    if len(token.payload) == 1 and not token.word_start:
+    if len(token.payload) == 1 and not token.is_word_start:
         yield token.payload
 
 
 def _case(token: Token) -> Iterator[Hashable]:
     if text := token.text():
-        starts = (False, True) if token.either else (token.word_start,)
+        starts = (False, True) if token.fits_anywhere else (token.is_word_start,)
         yield from ((start, text.casefold()) for start in starts)
 
 
@@ -100,12 +100,12 @@ def _index(tokens: list[Token | None], keys: Keys) -> dict[Hashable, dict[bool, 
     for number, token in enumerate(tokens):
         if token is not None and token.role is None:
             for key in keys(token):
-                index.setdefault(key, {}).setdefault(token.word_start, number)
+                index.setdefault(key, {}).setdefault(token.is_word_start, number)
     return index
 
 
 def _lookup(index: dict[Hashable, dict[bool, int]], keys: Keys, token: Token) -> int:
     for key in keys(token):
         if candidates := index.get(key):
-            return candidates.get(token.word_start, min(candidates.values()))
+            return candidates.get(token.is_word_start, min(candidates.values()))
     return -1

@@ -65,7 +65,7 @@ COPIES = (
     Provenance.NFKC_COPY, Provenance.SAME_ID,
 )  # fmt: skip
 """Rows that are one old row to the last bit."""
-DRAWN = (Provenance.RANDOM, Provenance.SCRIPT)
+DRAWS = (Provenance.RANDOM, Provenance.SCRIPT)
 """Rows without entries that are drawn from the moments of a group of old rows."""
 
 
@@ -107,7 +107,7 @@ class TransferPlan:
         counts = np.bincount(self.provenance, minlength=len(Provenance))
         return {code.name.lower(): int(counts[code]) for code in Provenance if counts[code]}
 
-    def placed(self) -> dict[str, int]:
+    def placed_by_method(self) -> dict[str, int]:
         """How many rows each method of the chain placed, in their order."""
         return {name: int((self.by == place).sum()) for place, name in enumerate(self.method.split("+"), 1)}
 
@@ -127,7 +127,7 @@ class TransferPlan:
         """The rows that are one old row to the last bit."""
         return np.flatnonzero(np.isin(self.provenance, COPIES) & (np.diff(self.indptr) == 1))
 
-    def padded(self, rows: int) -> TransferPlan:
+    def pad_to(self, rows: int) -> TransferPlan:
         """The same plan with FILLING rows up to `rows`."""
         more = rows - len(self)
         return replace(
@@ -154,7 +154,7 @@ class TransferPlan:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with storage.local_output(uri) as folder:
             save_file(arrays, f"{folder}/plan.safetensors")
-        facts = {name: getattr(self, name) for name in _FACTS} | {"fates": self.fates(), "placed": self.placed()}
+        facts = {name: getattr(self, name) for name in _FACTS} | {"fates": self.fates(), "placed": self.placed_by_method()}
         storage.write_bytes(storage.join(uri, "plan.json"), (json.dumps(facts, indent=2) + "\n").encode())
 
 

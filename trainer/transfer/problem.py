@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, vocabulary_hash
-from trainer.executor import Local, Spread
+from trainer.executor import Executor, LocalExecutor
 from trainer.transfer.overlap import match
 from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.word_vectors.texts import Texts
@@ -35,19 +35,19 @@ class Problem:
     """Whether a token that both vocabularies have keeps its old row; else the method makes a row for it too."""
     levels: tuple[str, ...] = ("exact", "bytes")
     """Comparisons by which tokens count as shared, see `overlap.LEVELS`."""
-    spread: Spread = field(default_factory=Local)
+    executor: Executor = field(default_factory=LocalExecutor)
     """Where kernels run their blocks."""
     tokens: list[Token | None] = field(init=False)
     shared: NDArray[np.int64] = field(init=False)
     """[V]: the old id of the same token, -1 where there is none."""
-    how: NDArray[np.uint8] = field(init=False)
-    placed: NDArray[np.int64] = field(init=False, default_factory=lambda: np.empty(0, np.int64))
+    shared_provenance: NDArray[np.uint8] = field(init=False)
+    already_placed: NDArray[np.int64] = field(init=False, default_factory=lambda: np.empty(0, np.int64))
     """Target ids that methods before have placed."""
 
     def __post_init__(self) -> None:
         tokens = canonical_tokens(self.target)
         shared, how = match(self.source, self.target, tokens, self.levels)
-        for name, value in (("tokens", tokens), ("shared", shared), ("how", how)):
+        for name, value in (("tokens", tokens), ("shared", shared), ("shared_provenance", how)):
             object.__setattr__(self, name, value)
 
     @property
@@ -59,18 +59,18 @@ class Problem:
         """[N]: the target ids that a method shall place."""
         wanted = np.array([token is not None and token.role is None for token in self.tokens])
         wanted &= (self.shared < 0) | (not self.copy_shared)
-        wanted[self.placed] = False
+        wanted[self.already_placed] = False
         return np.flatnonzero(wanted)
 
     def without(self, ids: NDArray[np.int64]) -> Problem:
         """The same problem for the next method of a chain, once `ids` are placed."""
         rest = copy.copy(self)
-        object.__setattr__(rest, "placed", np.union1d(self.placed, ids))
+        object.__setattr__(rest, "already_placed", np.union1d(self.already_placed, ids))
         return rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class Placement:
     """What a method answers: mixtures for some of `Problem.new`; tokens that it leaves out are drawn at random."""
 
     ids: NDArray[np.int64]
@@ -88,10 +88,10 @@ class Rows:
     """The place [n], from 1, of the method of a chain that placed the row; one method did where not given."""
 
     @staticmethod
-    def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> Rows:
+    def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> Placement:
         """Rows of equally many candidates [n, k]; candidates of weight 0 are dropped."""
         used = weights != 0
-        return Rows(
+        return Placement(
             ids=ids, counts=used.sum(axis=1), indices=columns[used], weights=weights[used].astype(np.float32), provenance=code
         )  # fmt: skip
 
@@ -99,10 +99,10 @@ class Rows:
 class Method(Protocol):
     """A paper: `rows` says what becomes of the tokens in `problem.new`."""
 
-    def __call__(self, problem: Problem, config: Any) -> Rows: ...
+    def __call__(self, problem: Problem, config: Any) -> Placement: ...
 
 
-def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
+def assemble(problem: Problem, rows: Placement, method: str) -> TransferPlan:
     """One plan from copies, special tokens, the method's rows and random rows for all that is left."""
     size = len(problem.tokens)
     provenance = np.full(size, Provenance.RANDOM, np.uint8)
@@ -113,7 +113,7 @@ def assemble(problem: Problem, rows: Rows, method: str) -> TransferPlan:
     own = set(problem.new.tolist())
     for number in np.flatnonzero(problem.shared >= 0):
         if int(number) not in own:
-            provenance[number] = problem.how[number]
+            provenance[number] = problem.shared_provenance[number]
             entries[number] = problem.shared[number : number + 1], np.ones(1, np.float32)
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
     provenance[rows.ids] = rows.provenance

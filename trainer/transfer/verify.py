@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_pipeline.artifacts.check_result import Finding
+from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.tokenizers import verify as tokenizers
 from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, vocabulary_hash
 from trainer.transfer import apply
-from trainer.transfer.plan import DRAWN, Provenance, TransferPlan
+from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 _TEXTS, _LENGTH = 4, 32
 """Random texts of copied tokens that both models read, and their tokens."""
@@ -35,7 +35,7 @@ class Side:
     tokenizer: PreTrainedTokenizerFast
 
 
-def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[Finding]:
+def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[CheckResult]:
     """All checks, in the order in which a reader should fix what they find.
 
     Args:
@@ -52,7 +52,7 @@ def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, 
     ]
 
 
-def _fits(source: Side, made: Side, plan: TransferPlan) -> Finding:
+def _fits(source: Side, made: Side, plan: TransferPlan) -> CheckResult:
     """Plan, tokenizers and matrix sizes belong together."""
     wrong = []
     if plan.source_tokenizer != vocabulary_hash(source.tokenizer):
@@ -62,10 +62,10 @@ def _fits(source: Side, made: Side, plan: TransferPlan) -> Finding:
     rows = len(_inputs(made.model))
     if not len(plan) <= rows or rows != made.model.config.get_text_config().vocab_size:
         wrong.append(f"{len(plan):,} planned rows, a matrix of {rows:,}, vocab_size={made.model.config.vocab_size:,}")
-    return Finding(check="plan", said=f"{len(plan):,} planned rows, {rows:,} in the model", failures=tuple(wrong))
+    return CheckResult(check="plan", detail=f"{len(plan):,} planned rows, {rows:,} in the model", failures=tuple(wrong))
 
 
-def _roles(made: Side) -> Finding:
+def _roles(made: Side) -> CheckResult:
     """Every id in the settings lies in the vocabulary and is the tokenizer's for that role."""
     roles, wrong = role_ids(made.tokenizer), []
     size, checked = len(canonical_tokens(made.tokenizer)), 0
@@ -80,10 +80,10 @@ def _roles(made: Side) -> Finding:
                     wrong.append(f"{name}={number} is no id of the tokenizer")
                 elif role in roles and not isinstance(value, list) and number != roles[role]:
                     wrong.append(f"{name}={number}, the tokenizer's is {roles[role]}")
-    return Finding(check="roles", said=f"{checked} ids in the settings", failures=tuple(wrong))
+    return CheckResult(check="roles", detail=f"{checked} ids in the settings", failures=tuple(wrong))
 
 
-def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> Iterable[Finding]:
+def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> Iterable[CheckResult]:
     """Copies to the last bit, and no row that is not finite, zero or another's twin without reason."""
     names = [str(name) for name in made.tokenizer.convert_ids_to_tokens(list(range(len(plan))))]
     pairs: list[tuple[str, Any, Any]] = [("input embeddings", _inputs(source.model), _inputs(made.model))]
@@ -93,7 +93,7 @@ def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> It
     if getattr(new_head, "bias", None) is not None:
         pairs.append(("bias of the head", old_head.bias.detach()[:, None], new_head.bias.detach()[:, None]))
     copies = plan.copies()
-    fixed = ~np.isin(plan.provenance, DRAWN) if product else np.ones(len(plan), bool)
+    fixed = ~np.isin(plan.provenance, DRAWS) if product else np.ones(len(plan), bool)
     for name, old, new in pairs:
         same = ((new[copies] - old[plan.indices[plan.indptr[copies]]]).abs() <= (_ROW if product else 0.0)).all(dim=1).numpy()
         yield _finding(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~same], names, "is not the old row")
@@ -121,7 +121,7 @@ def _apart(new: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
     return apart
 
 
-def _filling(name: str, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+def _filling(name: str, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
     """A row without a token is the mean of all others, its bias so low that nothing makes up for it."""
     rows = np.concatenate([plan.filling(), np.arange(len(plan), len(new))])
     real = np.setdiff1d(np.arange(len(new)), rows)
@@ -130,7 +130,7 @@ def _filling(name: str, new: torch.Tensor, plan: TransferPlan, names: list[str])
     return _finding(f"filling of the {name}", f"{len(rows):,} rows without a token", wrong, names, "could be predicted")
 
 
-def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
     """Zero rows are copies of old zero rows (a padding row often is one)."""
     zero = np.flatnonzero((new == 0).all(dim=1).numpy())
     expected = {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
@@ -138,7 +138,7 @@ def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list
     return _finding("zero rows", f"{len(zero):,}, copies of zero rows", wrong, names, "is zero")
 
 
-def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> Finding:
+def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
     """Equal rows have one recipe: the same mixture, the mean, or copies of rows that were equal already."""
     groups = defaultdict(list)
     for row, content in enumerate(new[: len(plan)].contiguous().view(torch.uint8).numpy()):
@@ -155,7 +155,7 @@ def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
     part = slice(plan.indptr[row], plan.indptr[row + 1])
     if plan.provenance[row] in (Provenance.MEAN, Provenance.FILLING):
         return int(plan.provenance[row])
-    if plan.provenance[row] in DRAWN:
+    if plan.provenance[row] in DRAWS:
         return "drawn", int(plan.keys[row]), int(plan.group[row])
     if part.stop - part.start == 1 and plan.weights[part.start] == 1.0:
         return old[plan.indices[part.start]].view(torch.uint8).numpy().tobytes()
@@ -164,14 +164,14 @@ def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
     return plan.indices[part][order].tobytes(), plan.weights[part][order].tobytes()
 
 
-def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:
+def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[CheckResult]:
     """On text of copied tokens only, both models say the same of them: nothing but the vocabulary has changed. A token is
     likelier than any row without one."""
     copies = plan.copies()
     copies = copies[plan.provenance[copies] != Provenance.SPECIAL_ROLE]
     copies = copies[plan.provenance[copies] != Provenance.SAME_ID]
     if not len(copies):
-        yield Finding(check="logits", said="no copied tokens to compare on")
+        yield CheckResult(check="logits", detail="no copied tokens to compare on")
         return
     old = plan.indices[plan.indptr[copies]].astype(np.int64)
     chosen = np.random.default_rng(0).integers(0, len(copies), (_TEXTS, _LENGTH))
@@ -179,13 +179,13 @@ def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[Finding]:
     answers = _answers(made.model, copies[chosen])
     largest = float((before - answers[..., torch.from_numpy(copies)]).abs().max())
     said = f"largest difference {largest:.1e} on {_TEXTS} texts of {_LENGTH} copied tokens"
-    yield Finding(check="logits", said=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
+    yield CheckResult(check="logits", detail=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
     filling = np.concatenate([plan.filling(), np.arange(len(plan), answers.shape[-1])])
     real = np.setdiff1d(np.arange(len(plan)), filling)
     if len(filling):
         gap = float((answers[..., filling].amax(dim=-1) - answers[..., real].amax(dim=-1)).max())
         said = f"at most {gap:.2f} beside the likeliest token"
-        yield Finding(check="logits without a token", said=said, failures=() if gap < 0 else ("one is the likeliest",))
+        yield CheckResult(check="logits without a token", detail=said, failures=() if gap < 0 else ("one is the likeliest",))
 
 
 def _answers(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -203,8 +203,8 @@ def _inputs(model: PreTrainedModel) -> Any:
     return embedding.weight.detach()
 
 
-def _finding(check: str, said: str, rows: NDArray[np.int64], names: list[str], what: str) -> Finding:
+def _finding(check: str, said: str, rows: NDArray[np.int64], names: list[str], what: str) -> CheckResult:
     listed = [f"row {row} {names[row] if row < len(names) else '(filling)'!r} {what}" for row in rows[:_LISTED].tolist()]
     if len(rows) > _LISTED:
         listed.append(f"and {len(rows) - _LISTED:,} more")
-    return Finding(check=check, said=said, failures=tuple(listed))
+    return CheckResult(check=check, detail=said, failures=tuple(listed))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from trainer.word_vectors import fasttext, ppmi
 
 if TYPE_CHECKING:
-    from trainer.executor import Spread
+    from trainer.executor import Executor
     from trainer.word_vectors.vectors import Vectors
 
     VectorKind = str
@@ -27,7 +27,7 @@ class Train(Protocol):
         DataError: too little text; names it as `what`.
     """
 
-    def __call__(self, lines: Iterable[str], config: Any, what: str, executor: Spread, /) -> Vectors: ...
+    def __call__(self, lines: Iterable[str], config: Any, what: str, executor: Executor, /) -> Vectors: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def sections(**defaults: dict[str, Any]) -> Any:
     return make_dataclass("VectorSections", fields, frozen=True, kw_only=True)
 
 
-def train(lines: Iterable[str], config: Any, what: str, executor: Spread) -> Vectors:
+def train(lines: Iterable[str], config: Any, what: str, executor: Executor) -> Vectors:
     """Vectors of the family that `config.kind` names, with its section of `config`.
 
     Raises:

@@ -15,7 +15,7 @@ from data_pipeline.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
-    from trainer.executor import Spread
+    from trainer.executor import Executor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class FastTextVectors:
         return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
 
 
-def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Spread | None = None) -> FastTextVectors:
+def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Executor | None = None) -> FastTextVectors:
     """CBOW vectors of the words in `lines`, in this process: `executor` is not used.
 
     Raises:

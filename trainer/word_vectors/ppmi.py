@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError, DataError
-from trainer.executor import Local, Spread
+from trainer.executor import Executor, LocalExecutor
 from trainer.word_vectors.vectors import TableVectors
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PpmiConfig:
             raise ConfigError("ppmi.dim, window, min_count and negatives must be at least 1, smoothing in (0, 1].")
 
 
-def train(lines: Iterable[str], config: PpmiConfig, what: str, spread: Spread | None = None) -> TableVectors:
+def train(lines: Iterable[str], config: PpmiConfig, what: str, spread: Executor | None = None) -> TableVectors:
     """Vectors of the words in `lines`, which blanks separate.
 
     Raises:
@@ -55,7 +55,7 @@ def train(lines: Iterable[str], config: PpmiConfig, what: str, spread: Spread | 
     """
     import scipy.sparse
 
-    spread = spread or Local()
+    spread = spread or LocalExecutor()
     split = [line.split() for line in lines]
     parts = [split[start : start + _LINES] for start in range(0, len(split), _LINES)]
     counts: Counter[str] = Counter()

@@ -53,7 +53,7 @@ class TableVectors:
         return torch.from_numpy(found)
 
 
-class Rotated:
+class RotatedVectors:
     """Vectors seen in another space."""
 
     def __init__(self, inner: Vectors, rotation: torch.Tensor) -> None:
@@ -67,7 +67,7 @@ class Rotated:
         return (self._inner.vectors(words).double() @ self._rotation).float()
 
 
-class Joined:
+class MultilingualVectors:
     """Vectors of several languages in one space. A word has the mean of its vectors, weighted by how often it occurs in each
     language, within longer words too where characters make vectors: a piece that two languages share lies between them."""
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
-from trainer.executor import Spread
+from trainer.executor import Executor
 from trainer.word_alignment import dictionary
 from trainer.word_vectors import VectorKind, files, sections, train
 from trainer.word_vectors.procrustes import procrustes
 from trainer.word_vectors.texts import Texts
-from trainer.word_vectors.vectors import Joined, Rotated, Vectors
+from trainer.word_vectors.vectors import MultilingualVectors, RotatedVectors, Vectors
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class SpaceConfig(_Sections):
     """A TSV of source word and new-language word; mined from the pairs when not given."""
 
 
-def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors, Vectors]:
+def align_vectors(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[Vectors, Vectors]:
     """Vectors of the source language, turned into the space of the new language's, and those.
 
     Where the text is in several languages, each has vectors of its own and a map of its own, into the space of the source: one
@@ -57,10 +57,10 @@ def aligned(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors,
         pairs = dictionary.read(config.dictionary)
     else:
         pairs = dictionary.mine(texts.anchors, texts.positives)
-    return Rotated(source, rotation(pairs, source, target, config.dictionary or "mined from pairs")), target
+    return RotatedVectors(source, rotation(pairs, source, target, config.dictionary or "mined from pairs")), target
 
 
-def _of_languages(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Vectors, Vectors]:
+def _of_languages(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[Vectors, Vectors]:
     """A language with too little text for vectors or a dictionary is left out; the error of the last one if all are."""
     source = _side(config.source_vectors, texts.anchors, config, "anchors", spread)
     parts: list[Vectors] = []
@@ -68,11 +68,11 @@ def _of_languages(texts: Texts, config: SpaceConfig, spread: Spread) -> tuple[Ve
         try:
             own = _side(None, [*part.corpus(), *part.positives], config, f"text in {lang}", spread)
             pairs = dictionary.mine(part.anchors, part.positives)
-            parts.append(Rotated(own, rotation(pairs, source, own, f"mined from pairs in {lang}").T))
+            parts.append(RotatedVectors(own, rotation(pairs, source, own, f"mined from pairs in {lang}").T))
         except DataError:
             if number == len(texts.languages) and not parts:
                 raise
-    return source, Joined(parts)
+    return source, MultilingualVectors(parts)
 
 
 def rotation(pairs: list[tuple[str, str]], source: Vectors, target: Vectors, name: str) -> torch.Tensor:
@@ -98,7 +98,7 @@ def rotation(pairs: list[tuple[str, str]], source: Vectors, target: Vectors, nam
     return procrustes(source.vectors(s for s, _ in spelt), target.vectors(t for _, t in spelt))
 
 
-def vectors_of(
+def token_vectors(
     tokenizer: PreTrainedTokenizerFast, tokens: list[Token | None], ids: NDArray[np.int64], vectors: Vectors
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Those of `ids` that have a vector, and their vectors [n, A]: from their characters where the vectors know subwords
@@ -106,13 +106,13 @@ def vectors_of(
     import torch
 
     if vectors.has_subwords:
-        return by_characters(tokens, ids, vectors)
-    known, found = by_words(tokenizer, vectors, vectors.counts, ("{}", " {}"))
+        return token_vectors_by_characters(tokens, ids, vectors)
+    known, found = token_vectors_by_words(tokenizer, vectors, vectors.counts, ("{}", " {}"))
     wanted = np.isin(known, ids)
     return known[wanted], found[torch.from_numpy(wanted)]
 
 
-def by_characters(
+def token_vectors_by_characters(
     tokens: list[Token | None], ids: NDArray[np.int64], vectors: Vectors
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Those of `ids` that are ordinary tokens of valid text and have a vector, and their vectors [n, A]."""
@@ -123,7 +123,7 @@ def by_characters(
     return np.array([number for number, _ in kept], np.int64)[usable.numpy()], found[usable]
 
 
-def by_words(
+def token_vectors_by_words(
     tokenizer: PreTrainedTokenizerFast, vectors: Vectors, weights: NDArray[np.float64], spellings: Iterable[str]
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Every id that occurs in a word, and the weighted mean [n, A] of the vectors of the words that it occurs in.
@@ -164,7 +164,7 @@ def word_of(token: Token | None, known: Vectors | Set[str]) -> str:
     return text if text in known else text.lower()
 
 
-def _side(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, spread: Spread) -> Vectors:
+def _side(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, spread: Executor) -> Vectors:
     if path is not None:
         return files.read(path)
     return train((" ".join(dictionary.words(text)) for text in texts), config, what, spread)

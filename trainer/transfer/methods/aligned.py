@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipeline.errors import ConfigError
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 from trainer.word_alignment.dice import dice, occurrences
 
 
@@ -34,7 +34,7 @@ class AlignedConfig:
             raise ConfigError(f"aligned needs top >= 1 and min_count >= 1, got {self.top} and {self.min_count}.")
 
 
-def rows(problem: Problem, config: AlignedConfig) -> Rows:
+def place(problem: Problem, config: AlignedConfig) -> Placement:
     """Mixtures for every new token that the pairs align with something."""
     texts = problem.texts
     old = [text.ids for text in problem.source.backend_tokenizer.encode_batch_fast(texts.anchors, add_special_tokens=False)]
@@ -51,7 +51,7 @@ def rows(problem: Problem, config: AlignedConfig) -> Rows:
             counts.append(len(partners[: config.top]))
             indices.append(partners[: config.top])
             weights.append(score[: config.top] / score[: config.top].sum())
-    return Rows(
+    return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array(counts, np.int64),
         indices=np.concatenate([np.empty(0, np.int64), *indices]),

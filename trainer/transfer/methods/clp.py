@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
-from trainer.executor import Spread, blocks
+from trainer.executor import Executor, blocks
 from trainer.transfer import donor
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.exact import directions, products
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.exact import normalise_rows, products
 
 if TYPE_CHECKING:
     import torch
@@ -49,23 +49,25 @@ class ClpConfig:
             raise ConfigError(f"clp needs top >= 1, got {self.top}.")
 
 
-def rows(problem: Problem, config: ClpConfig) -> Rows:
+def place(problem: Problem, config: ClpConfig) -> Placement:
     """Mixtures of shared tokens for every new token that the donor has.
 
     Raises:
         ConfigError: they would take too much memory.
     """
     found = donor.load(problem, config.donor, "clp")
-    width = len(found.old) if config.top is None else min(config.top, len(found.old))
-    _check_memory(len(found.new), width)
-    return found.mixtures(*weighted(found.new_rows, found.shared_rows, width, problem.spread), Provenance.NEIGHBOURS)
+    width = len(found.source_ids) if config.top is None else min(config.top, len(found.source_ids))
+    _check_memory(len(found.new_ids), width)
+    return found.mixtures(
+        *cosine_mixtures(found.new_embeddings, found.shared_embeddings, width, problem.executor), Provenance.NEIGHBOURS
+    )
 
 
-def weighted(
-    new: torch.Tensor, shared: torch.Tensor, width: int, spread: Spread
+def cosine_mixtures(
+    new: torch.Tensor, shared: torch.Tensor, width: int, spread: Executor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each row of `new` [N, A] the `width` rows of `shared` [O, A] of highest cosine, and their weights."""
-    (new, _), (shared, _) = directions(new), directions(shared)
+    (new, _), (shared, _) = normalise_rows(new), normalise_rows(shared)
     parts = blocks(new, 40 * len(shared), spread.block_bytes, spread.tasks)
     # A product costs 2 A a pair, twice that in fp64; sorting takes about as long as another 4,000.
     operations = float(len(new)) * len(shared) * (4 * new.shape[1] + 4000)

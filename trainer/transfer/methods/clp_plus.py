@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from trainer.transfer import donor
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.exact import directions
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.exact import normalise_rows
 from trainer.transfer.search.neighbours import top_sparsemax
 
 
@@ -25,9 +25,9 @@ class ClpPlusConfig:
     """A model with trained rows for the new tokens: a folder or a hub name."""
 
 
-def rows(problem: Problem, config: ClpPlusConfig) -> Rows:
+def place(problem: Problem, config: ClpPlusConfig) -> Placement:
     """Sparse mixtures of shared tokens for every new token that the donor has."""
     found = donor.load(problem, config.donor, "clp_plus")
-    new, _ = directions(found.new_rows)
-    shared, _ = directions(found.shared_rows)
-    return found.mixtures(*top_sparsemax(new, shared, problem.spread), Provenance.NEIGHBOURS)
+    new, _ = normalise_rows(found.new_embeddings)
+    shared, _ = normalise_rows(found.shared_embeddings)
+    return found.mixtures(*top_sparsemax(new, shared, problem.executor), Provenance.NEIGHBOURS)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.canonical import Token
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.neighbours import top_sparsemax, unit
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.neighbours import top_sparsemax, unit_rows
 from trainer.word_vectors import VectorKind, files, sections, train, word_space
 from trainer.word_vectors.vectors import Vectors
 
@@ -38,7 +38,7 @@ class FocusConfig(_Sections):
     """A `.bin` or `.vec` file of the new language's words, for tokens by their text; nothing is trained then."""
 
 
-def rows(problem: Problem, config: FocusConfig) -> Rows:
+def place(problem: Problem, config: FocusConfig) -> Placement:
     """Sparse mixtures of shared tokens for every new token that has a vector.
 
     Raises:
@@ -46,8 +46,8 @@ def rows(problem: Problem, config: FocusConfig) -> Rows:
     """
     names, vectors = _token_vectors(problem, config)
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
-    shared = known(np.flatnonzero((problem.shared >= 0) & ordinary), names, vectors)
-    new = known(problem.new, names, vectors)
+    shared = ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, vectors)
+    new = ids_with_vectors(problem.new, names, vectors)
     if not len(shared):
         raise DataError(
             "no token that both vocabularies share occurs often enough in the text.",
@@ -55,14 +55,14 @@ def rows(problem: Problem, config: FocusConfig) -> Rows:
             "Give more text, or take a method that needs no shared tokens (aligned, fvt).",
         )
     columns, weights = top_sparsemax(
-        unit(vectors.vectors(names[number] for number in new)),
-        unit(vectors.vectors(names[number] for number in shared)),
-        problem.spread,
+        unit_rows(vectors.vectors(names[number] for number in new)),
+        unit_rows(vectors.vectors(names[number] for number in shared)),
+        problem.executor,
     )
-    return Rows.from_dense(new, problem.shared[shared][columns], weights, Provenance.NEIGHBOURS)
+    return Placement.from_dense(new, problem.shared[shared][columns], weights, Provenance.NEIGHBOURS)
 
 
-def known(ids: NDArray[np.int64], names: list[str], vectors: Vectors) -> NDArray[np.int64]:
+def ids_with_vectors(ids: NDArray[np.int64], names: list[str], vectors: Vectors) -> NDArray[np.int64]:
     """Those of `ids` that occurred often enough to have a vector of their own."""
     return ids[[names[number] in vectors for number in ids]]
 
@@ -73,7 +73,7 @@ def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Ve
         given = files.read(config.vectors)
         return [word_space.word_of(token, given) for token in problem.tokens], given
     names = [_name(token, number) for number, token in enumerate(problem.tokens)]
-    return names, train(_token_lines(problem, names), config, "tokenised text", problem.spread)
+    return names, train(_token_lines(problem, names), config, "tokenised text", problem.executor)
 
 
 def _name(token: Token | None, number: int) -> str:
@@ -84,7 +84,7 @@ def _name(token: Token | None, number: int) -> str:
         text = token.payload.decode().replace(" ", "\u2423")
     except UnicodeDecodeError:
         text = f"<{token.payload.hex()}>"
-    return ("\u2581" if token.word_start else "") + "".join(text.split()) or f"<{number}>"
+    return ("\u2581" if token.is_word_start else "") + "".join(text.split()) or f"<{number}>"
 
 
 def _token_lines(problem: Problem, names: list[str]) -> list[str]:

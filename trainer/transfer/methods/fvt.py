@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.tokenizers.canonical import Token
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +31,7 @@ class FvtConfig:
     """No settings."""
 
 
-def rows(problem: Problem, config: FvtConfig) -> Rows:
+def place(problem: Problem, config: FvtConfig) -> Placement:
     """The mean of the known old pieces, for every new token that has one."""
     ids, counts, indices, weights = [], [], [], []
     for number in problem.new:
@@ -43,7 +43,7 @@ def rows(problem: Problem, config: FvtConfig) -> Rows:
             counts.append(len(pieces))
             indices.append(pieces.astype(np.int64))
             weights.append(times / times.sum())
-    return Rows(
+    return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array(counts, np.int64),
         indices=np.concatenate([np.empty(0, np.int64), *indices]),
@@ -79,5 +79,5 @@ def split(source: PreTrainedTokenizerFast, token: Token) -> list[int]:
         text = token.payload.decode()
     except UnicodeDecodeError:
         return []
-    pieces = _word(source, text) if token.word_start else _continued(source, text)
+    pieces = _word(source, text) if token.is_word_start else _continued(source, text)
     return [piece for piece in pieces if piece != source.unk_token_id]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,10 +13,10 @@ class MeanConfig:
     """No settings."""
 
 
-def rows(problem: Problem, config: MeanConfig) -> Rows:
+def place(problem: Problem, config: MeanConfig) -> Placement:
     """Rows without entries and of provenance MEAN; `apply` fills them in."""
     new = problem.new
-    return Rows(
+    return Placement(
         ids=new,
         counts=np.zeros(len(new), np.int64),
         indices=np.empty(0, np.int64),

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_pipeline.errors import ConfigError
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.neighbours import top_softmax, unit_rows
 from trainer.word_vectors import word_space
 from trainer.word_vectors.vectors import Vectors
 from trainer.word_vectors.word_space import SpaceConfig
@@ -42,20 +42,20 @@ class OfaConfig:
             raise ConfigError(f"ofa needs neighbours >= 1 and temperature > 0, got {self.neighbours} and {self.temperature}.")
 
 
-def rows(problem: Problem, config: OfaConfig) -> Rows:
+def place(problem: Problem, config: OfaConfig) -> Placement:
     """Neighbour mixtures for every new token that occurs in a word.
 
     Raises:
         DataError: no pair of the dictionary has both words in the vectors.
     """
-    source, target = word_space.aligned(problem.texts, config.space, problem.spread)
-    old_ids, old = word_space.by_words(problem.source, source, _alike(source), SPELLINGS)
-    known, vectors = word_space.by_words(problem.target, target, _alike(target), SPELLINGS)
+    source, target = word_space.align_vectors(problem.texts, config.space, problem.executor)
+    old_ids, old = word_space.token_vectors_by_words(problem.source, source, _alike(source), SPELLINGS)
+    known, vectors = word_space.token_vectors_by_words(problem.target, target, _alike(target), SPELLINGS)
     new = np.isin(known, problem.new)
     columns, weights = top_softmax(
-        unit(vectors[new]), unit(old), config.neighbours, config.temperature, problem.spread
+        unit_rows(vectors[new]), unit_rows(old), config.neighbours, config.temperature, problem.executor
     )  # fmt: skip
-    return Rows.from_dense(known[new], old_ids[columns], weights, Provenance.NEIGHBOURS)
+    return Placement.from_dense(known[new], old_ids[columns], weights, Provenance.NEIGHBOURS)
 
 
 def _alike(vectors: Vectors) -> np.ndarray:

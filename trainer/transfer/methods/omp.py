@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from trainer.transfer import donor
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 from trainer.transfer.search.batch_omp import PursuitConfig, combinations
 
 
@@ -26,7 +26,9 @@ class OmpConfig(PursuitConfig):
     """A model with trained rows for the new tokens: a folder or a hub name."""
 
 
-def rows(problem: Problem, config: OmpConfig) -> Rows:
+def place(problem: Problem, config: OmpConfig) -> Placement:
     """Sparse combinations of shared tokens for every new token that the donor has."""
     found = donor.load(problem, config.donor, "omp")
-    return found.mixtures(*combinations(found.new_rows, found.shared_rows, config, problem.spread), Provenance.DONOR)
+    return found.mixtures(
+        *combinations(found.new_embeddings, found.shared_embeddings, config, problem.executor), Provenance.DONOR
+    )

@@ -19,8 +19,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.neighbours import top_sparsemax, unit
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.neighbours import top_sparsemax, unit_rows
 from trainer.word_alignment import hmm
 from trainer.word_vectors import word_space
 from trainer.word_vectors.vectors import Vectors
@@ -36,7 +36,7 @@ class RamenConfig:
     space: SpaceConfig = field(default_factory=SpaceConfig)
 
 
-def rows(problem: Problem, config: RamenConfig) -> Rows:
+def place(problem: Problem, config: RamenConfig) -> Placement:
     """Mixtures for every new token that is aligned with something, or that occurs in a word.
 
     Raises:
@@ -45,7 +45,7 @@ def rows(problem: Problem, config: RamenConfig) -> Rows:
     return _by_vectors(problem, config.space) if config.weights == "vectors" else _by_alignment(problem)
 
 
-def _by_alignment(problem: Problem) -> Rows:
+def _by_alignment(problem: Problem) -> Placement:
     if not problem.texts.anchors:
         raise DataError("there are no pairs to align.", "method=ramen", "Give `pairs`, or ramen.weights=vectors.")
     counts = links(problem)
@@ -54,7 +54,7 @@ def _by_alignment(problem: Problem) -> Rows:
     new, old, count = (np.array(column) for column in zip(*pairs, strict=True)) if pairs else (np.empty(0, np.int64),) * 3
     ids, first, sizes = np.unique(new, return_index=True, return_counts=True)
     totals = np.add.reduceat(count, first) if len(ids) else count
-    return Rows(
+    return Placement(
         ids=ids,
         counts=sizes.astype(np.int64),
         indices=old,
@@ -82,13 +82,13 @@ def links(problem: Problem) -> Counter[tuple[int, int]]:
     return Counter({pair: count for pair, count in counts.items() if pair[0] != unknown})
 
 
-def _by_vectors(problem: Problem, space: SpaceConfig) -> Rows:
-    source, target = word_space.aligned(problem.texts, space, problem.spread)
-    old_ids, old = word_space.by_words(problem.source, source, _by_rank(source), (" {}",))
-    known, vectors = word_space.by_words(problem.target, target, _by_rank(target), (" {}",))
+def _by_vectors(problem: Problem, space: SpaceConfig) -> Placement:
+    source, target = word_space.align_vectors(problem.texts, space, problem.executor)
+    old_ids, old = word_space.token_vectors_by_words(problem.source, source, _by_rank(source), (" {}",))
+    known, vectors = word_space.token_vectors_by_words(problem.target, target, _by_rank(target), (" {}",))
     new = np.isin(known, problem.new)
-    columns, weights = top_sparsemax(unit(vectors[new]), unit(old), problem.spread)
-    return Rows.from_dense(known[new], old_ids[columns], weights, Provenance.NEIGHBOURS)
+    columns, weights = top_sparsemax(unit_rows(vectors[new]), unit_rows(old), problem.executor)
+    return Placement.from_dense(known[new], old_ids[columns], weights, Provenance.NEIGHBOURS)
 
 
 def _by_rank(vectors: Vectors) -> np.ndarray:

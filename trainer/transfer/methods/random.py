@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +13,7 @@ class RandomConfig:
     """No settings."""
 
 
-def rows(problem: Problem, config: RandomConfig) -> Rows:
+def place(problem: Problem, config: RandomConfig) -> Placement:
     """Places no token, so that all of them are drawn."""
     none = np.empty(0, np.int64)
-    return Rows(ids=none, counts=none, indices=none, weights=np.empty(0, np.float32), provenance=Provenance.RANDOM)
+    return Placement(ids=none, counts=none, indices=none, weights=np.empty(0, np.float32), provenance=Provenance.RANDOM)

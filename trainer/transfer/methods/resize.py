@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +17,11 @@ class ResizeConfig:
     """No settings."""
 
 
-def rows(problem: Problem, config: ResizeConfig) -> Rows:
+def place(problem: Problem, config: ResizeConfig) -> Placement:
     """A row for every id that has a token, special ones included."""
     ids = np.flatnonzero([token is not None for token in problem.tokens])
     old = ids < problem.source_rows
-    return Rows(
+    return Placement(
         ids=ids,
         counts=old.astype(np.int64),
         indices=ids[old],

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import canonical_tokens, script
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class ScriptMomentsConfig:
             raise ConfigError(f"script_moments.min_tokens must be at least 2, got {self.min_tokens}.")
 
 
-def rows(problem: Problem, config: ScriptMomentsConfig) -> Rows:
+def place(problem: Problem, config: ScriptMomentsConfig) -> Placement:
     """Rows without entries and with the group of their script; scripts that the old vocabulary lacks are left out."""
     old = [script(token) for token in canonical_tokens(problem.source)]
     counts = Counter(name for name in old if name)
@@ -40,7 +40,7 @@ def rows(problem: Problem, config: ScriptMomentsConfig) -> Rows:
     number = {name: place for place, name in enumerate(known, 1)}
     groups = np.array([number.get(script(problem.tokens[new]), 0) for new in problem.new], np.uint16)
     placed = groups > 0
-    return Rows(
+    return Placement(
         ids=problem.new[placed],
         counts=np.zeros(int(placed.sum()), np.int64),
         indices=np.empty(0, np.int64),

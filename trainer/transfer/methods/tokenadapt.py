@@ -24,8 +24,8 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
 from trainer.transfer.methods.fvt import split
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.neighbours import top_softmax, unit_rows
 from trainer.word_vectors import word_space
 from trainer.word_vectors.word_space import SpaceConfig
 
@@ -57,16 +57,16 @@ class TokenadaptConfig:
             raise ConfigError("tokenadapt needs neighbours >= 1, temperature > 0 and global_weight between 0 and 1.")
 
 
-def rows(problem: Problem, config: TokenadaptConfig) -> Rows:
+def place(problem: Problem, config: TokenadaptConfig) -> Placement:
     """Hybrid mixtures for every new token that has old pieces or neighbours."""
     old_tokens = canonical_tokens(problem.source)
     (old_ids, old), (new_ids, new) = _embedded(problem, old_tokens, config)
-    old, new = unit(old), unit(new)
+    old, new = unit_rows(old), unit_rows(new)
     vector = dict(zip(new_ids.tolist(), new.double().numpy(), strict=True))
     piece_vector = dict(zip(old_ids.tolist(), old.double().numpy(), strict=True))
     nearest: dict[int, Mixture] = {}
     if config.global_weight > 0 and len(new_ids):
-        columns, _ = top_softmax(new, old, config.neighbours, config.temperature, problem.spread)
+        columns, _ = top_softmax(new, old, config.neighbours, config.temperature, problem.executor)
         for place, number in enumerate(new_ids.tolist()):
             nearest[number] = _global(vector[number], old_ids[columns[place]], piece_vector, config)
     ids, mixtures, codes = [], [], []
@@ -81,7 +81,7 @@ def rows(problem: Problem, config: TokenadaptConfig) -> Rows:
             codes.append(code)
             mixtures.append(sorted(mixture.items()))
     flat = [entry for mixture in mixtures for entry in mixture]
-    return Rows(
+    return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array([len(mixture) for mixture in mixtures], np.int64),
         indices=np.array([number for number, _ in flat], np.int64),
@@ -98,13 +98,13 @@ def _embedded(
 
     all_old = np.arange(len(old_tokens))
     if config.embedder is None:
-        source, target = word_space.aligned(problem.texts, config.space, problem.spread)
+        source, target = word_space.align_vectors(problem.texts, config.space, problem.executor)
         return (
-            word_space.vectors_of(problem.source, old_tokens, all_old, source),
-            word_space.vectors_of(problem.target, problem.tokens, problem.new, target),
+            word_space.token_vectors(problem.source, old_tokens, all_old, source),
+            word_space.token_vectors(problem.target, problem.tokens, problem.new, target),
         )
     (old_ids, old), (new_ids, new) = _texts(old_tokens, all_old), _texts(problem.tokens, problem.new)
-    vectors = problem.spread.on_gpu(_encoded, config.embedder, old + new)
+    vectors = problem.executor.on_gpu(_encoded, config.embedder, old + new)
     return (old_ids, torch.from_numpy(vectors[: len(old)])), (new_ids, torch.from_numpy(vectors[len(old) :]))
 
 

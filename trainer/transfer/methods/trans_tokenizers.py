@@ -38,7 +38,7 @@ from tokenizers import Regex, pre_tokenizers
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens, special_roles
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
+from trainer.transfer.problem import Placement, Problem
 from trainer.word_alignment import hmm
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TransTokenizersConfig:
             raise ConfigError(f"trans_tokenizers.min_count must be at least 1, got {self.min_count}.")
 
 
-def rows(problem: Problem, config: TransTokenizersConfig) -> Rows:
+def place(problem: Problem, config: TransTokenizersConfig) -> Placement:
     """Mixtures for every new token that words are aligned for, or that has relatives among these.
 
     Raises:
@@ -80,12 +80,12 @@ def rows(problem: Problem, config: TransTokenizersConfig) -> Rows:
     known = mixtures(problem, word_pairs(problem), config.min_count)
     mapped = np.diff(known.indptr) > 0
     aligned, rest = problem.new[mapped[problem.new]], problem.new[~mapped[problem.new]]
-    starts = np.array([token is not None and token.word_start for token in canonical_tokens(problem.source)])
+    starts = np.array([token is not None and token.is_word_start for token in canonical_tokens(problem.source)])
     composed = _normalised(relatives(problem.tokens, mapped, rest) @ known @ scipy.sparse.diags_array(1.0 + starts))
     placed = np.diff(composed.indptr) > 0
     every = scipy.sparse.vstack([known[aligned], composed[placed]], format="csr")
     codes = np.array([Provenance.ALIGNED, Provenance.COMPOSITION], np.uint8)
-    return Rows(
+    return Placement(
         ids=np.concatenate([aligned, rest[placed]]),
         counts=np.diff(every.indptr).astype(np.int64),
         indices=every.indices.astype(np.int64),
@@ -197,9 +197,9 @@ def _within(text: bytes, known: Container[bytes], longest: int) -> set[bytes]:
 
 def _spelled(token: Token | None) -> bytes:
     """The token's bytes behind a blank if it begins a word; nothing where it is not text."""
-    if token is None or token.role is not None or token.byte:
+    if token is None or token.role is not None or token.is_byte:
         return b""
-    return b" " * token.word_start + token.payload
+    return b" " * token.is_word_start + token.payload
 
 
 def _normalised(matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:

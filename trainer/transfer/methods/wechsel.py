@@ -18,8 +18,8 @@ import numpy as np
 from data_pipeline.errors import ConfigError
 from data_pipeline.tokenizers.canonical import canonical_tokens
 from trainer.transfer.plan import Provenance
-from trainer.transfer.problem import Problem, Rows
-from trainer.transfer.search.neighbours import top_softmax, unit
+from trainer.transfer.problem import Placement, Problem
+from trainer.transfer.search.neighbours import top_softmax, unit_rows
 from trainer.word_vectors import word_space
 from trainer.word_vectors.word_space import SpaceConfig
 
@@ -41,15 +41,15 @@ class WechselConfig:
             )
 
 
-def rows(problem: Problem, config: WechselConfig) -> Rows:
+def place(problem: Problem, config: WechselConfig) -> Placement:
     """Neighbour mixtures for every new token that has a vector.
 
     Raises:
         DataError: no pair of the dictionary has both words in the vectors.
     """
-    source, target = word_space.aligned(problem.texts, config.space, problem.spread)
+    source, target = word_space.align_vectors(problem.texts, config.space, problem.executor)
     all_old = np.arange(problem.source_rows)
-    old_ids, old = word_space.vectors_of(problem.source, canonical_tokens(problem.source), all_old, source)
-    new_ids, new = word_space.vectors_of(problem.target, problem.tokens, problem.new, target)
-    columns, weights = top_softmax(unit(new), unit(old), config.neighbours, config.temperature, problem.spread)
-    return Rows.from_dense(new_ids, old_ids[columns], weights, Provenance.NEIGHBOURS)
+    old_ids, old = word_space.token_vectors(problem.source, canonical_tokens(problem.source), all_old, source)
+    new_ids, new = word_space.token_vectors(problem.target, problem.tokens, problem.new, target)
+    columns, weights = top_softmax(unit_rows(new), unit_rows(old), config.neighbours, config.temperature, problem.executor)
+    return Placement.from_dense(new_ids, old_ids[columns], weights, Provenance.NEIGHBOURS)

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import ConfigError
-from trainer.executor import Local, Spread, blocks
-from trainer.transfer.search.exact import directions, products
+from trainer.executor import Executor, LocalExecutor, blocks
+from trainer.transfer.search.exact import normalise_rows, products
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class PursuitConfig:
 
 
 def combinations(
-    vectors: torch.Tensor, atoms: torch.Tensor, config: PursuitConfig, spread: Spread | None = None
+    vectors: torch.Tensor, atoms: torch.Tensor, config: PursuitConfig, spread: Executor | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Coefficients with which at most k atoms add up to each vector, or nearly.
 
@@ -75,10 +75,10 @@ def combinations(
     Returns:
         [b, k] indices of atoms in the order in which they were taken, and [b, k] weights, 0 behind the last.
     """
-    spread = spread or Local()
+    spread = spread or LocalExecutor()
     kept = _distinct(atoms)
-    targets, lengths = directions(vectors)
-    basis, norms = directions(atoms[kept])
+    targets, lengths = normalise_rows(vectors)
+    basis, norms = normalise_rows(atoms[kept])
     scale = np.ones(len(kept)) if config.normalise_atoms else norms
     gram = products(basis, basis) if 8 * len(kept) ** 2 <= _GRAM_BLOCKS * spread.block_bytes else None
     parts = blocks(targets, 8 * len(kept) * (config.k + 3), spread.block_bytes, spread.tasks)

@@ -20,7 +20,7 @@ GRID = 2.0**-24
 _BLOCK = 4096
 
 
-def directions(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
+def normalise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Rows at length 1 on the grid, float32, and the lengths they had [n]; a zero row stays zero."""
     import torch
 
@@ -35,5 +35,5 @@ def directions(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
 
 
 def products(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:
-    """Every dot product of two sets of `directions` [n, A] and [m, A], exactly: [n, m]."""
+    """Every dot product of two sets of `normalise_rows` [n, A] and [m, A], exactly: [n, m]."""
     return left.double().numpy() @ right.double().numpy().T

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from trainer.executor import Local, Spread, blocks
-from trainer.transfer.search.exact import directions
+from trainer.executor import Executor, LocalExecutor, blocks
+from trainer.transfer.search.exact import normalise_rows
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +40,13 @@ Certified = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[n
 keys outside score at most so much [n]."""
 
 
-def unit(vectors: torch.Tensor) -> torch.Tensor:
+def unit_rows(vectors: torch.Tensor) -> torch.Tensor:
     """Rows at length 1, rounded so that their products are exact in fp64; a zero row stays zero."""
-    return directions(vectors)[0]
+    return normalise_rows(vectors)[0]
 
 
 def top_softmax(
-    queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float, spread: Spread | None = None
+    queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float, spread: Executor | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each query the `k` keys of highest cosine and their softmax weights.
 
@@ -64,11 +64,11 @@ def top_softmax(
         spread_out = np.exp((top - top[:, :1]) / temperature)
         return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > outside
 
-    return _mixtures(queries, keys, k + _SPARE, certified, spread or Local())
+    return _mixtures(queries, keys, k + _SPARE, certified, spread or LocalExecutor())
 
 
 def top_sparsemax(
-    queries: torch.Tensor, keys: torch.Tensor, spread: Spread | None = None
+    queries: torch.Tensor, keys: torch.Tensor, spread: Executor | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Sparsemax of the cosines with all keys (Martins and Astudillo, ICML 2016), computed from the highest few.
 
@@ -83,7 +83,7 @@ def top_sparsemax(
         weights, threshold = sparsemax_sorted(scores)
         return weights, threshold >= outside
 
-    return _mixtures(queries, keys, _SUPPORT, certified, spread or Local())
+    return _mixtures(queries, keys, _SUPPORT, certified, spread or LocalExecutor())
 
 
 def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -96,7 +96,7 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 def _mixtures(
-    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Spread
+    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Executor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not len(keys):
         raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")

@@ -21,7 +21,7 @@ _GAUGES = {
 """Names in the trackers, and with `scion_` before them in Prometheus."""
 
 
-class Sinks:
+class MetricWriters:
     """Of the first rank."""
 
     def __init__(self, run: Tracked, track: Collection[str], seen: list[dict[str, Any]], warn: Callable[[str], None]) -> None:

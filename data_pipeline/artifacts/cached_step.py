@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.artifacts import storage
 
 
-def once(
+def cached_step(
     folder: str, name: str, key: Mapping[str, Any], make: Callable[[], tuple[dict[str, Any], list[str]]]
 ) -> dict[str, Any]:
     """What `make` answers, or what it answered before with an equal `key` if every file that it wrote is unchanged.
