@@ -14,11 +14,11 @@ from data_pipeline.order.row_order import Phase, RowOrder
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter, progress_board
-from trainer.checkpoints import export
 from trainer.checkpoints.store import WORKING, Store
+from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.loop import TrainRun
+from trainer.engine.worker import TrainRun
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.heldout_pairs import HeldoutPairs
 from trainer.tasks.heldout_text import HeldoutText
@@ -84,7 +84,7 @@ def train(
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )
-        export.write_task(run.store, task, settings.frozen, settings.lora)
+        write_task(run.store, task, settings.frozen, settings.lora)
         if not settings.keep_state:
             draft.working_folders.append(run.store.uri)
         most = resolve_workers(config.workers)

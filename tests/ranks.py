@@ -24,8 +24,9 @@ from data_pipeline.errors import ScionError, TrainingError
 from data_pipeline.feed.rank_feed import RankFeed
 from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.engine import attempts, launch, loop
-from trainer.engine.loop import Training, TrainRun
+from trainer.engine.loop import Training
 from trainer.engine.requests import Request
+from trainer.engine.worker import TrainRun
 
 _LONGEST_SECONDS = 120
 

@@ -301,7 +301,7 @@ def _check_state(plan: Spec, found: Artifact) -> None:
             f"the run here has ended and kept nothing to go on from; it differs in "
             f"{', '.join(_differences(found.config, found.inputs, plan))}.",
             plan.uri,
-            f"Choose another output=, or remove that folder; with {plan.resume_policy.keep}=true a run can go on after its end.",
+            f"Choose another output=, or remove that folder; with {plan.resume_policy.keep}=true it can go on after its end.",
         )
 
 

@@ -17,7 +17,8 @@ from data_pipeline.order.row_order import RowOrder
 from data_pipeline.shards import manifest
 from trainer.config.train import TrainConfig
 from trainer.engine.setup import make_engine
-from trainer.engine.step import StepOutcome, optimizer_step, set_rates
+from trainer.engine.step import optimizer_step, set_rates
+from trainer.monitoring.step_outcome import StepOutcome
 from trainer.tasks.language_modeling import LanguageModelTask
 
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
@@ -39,7 +40,7 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
     from cluster.session import ray_session
     from trainer.checkpoints.store import Store
     from trainer.engine.launch import fit
-    from trainer.engine.loop import TrainRun
+    from trainer.engine.worker import TrainRun
     from trainer.monitoring import run_log
 
     found = planned(rows, config)

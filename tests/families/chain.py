@@ -27,8 +27,9 @@ from trainer.deepspeed_bridge import environment
 from trainer.deepspeed_bridge.trained_weights import trained_weights
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.engine import setup
-from trainer.engine.step import StepOutcome, optimizer_step, set_rates
+from trainer.engine.step import optimizer_step, set_rates
 from trainer.models import loading
+from trainer.monitoring.step_outcome import StepOutcome
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.transfer.graft import graft
@@ -184,7 +185,7 @@ def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None
         set_rates(engine, config, step)
         outcomes.append(optimizer_step(engine, [batch_of(step)], 1, 0, False))
     for outcome in outcomes:
-        assert outcome.applied and np.isfinite(outcome.loss), f"a loss of {outcome.loss}"  # noqa: PT018
+        assert outcome.is_applied and np.isfinite(outcome.loss), f"a loss of {outcome.loss}"  # noqa: PT018
     with trained_weights(engine, config, made) as weights:
         task.export(weights, made)
     engine.destroy()

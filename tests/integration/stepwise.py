@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.integration.test_universal import ROWS, batch
-from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.state import RunState
 from trainer.checkpoints.store import Store
 
 

@@ -15,6 +15,7 @@ from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models import adapters
@@ -40,7 +41,7 @@ def train(run: Run, first: int) -> list[float]:
     from trainer.deepspeed_bridge import partitioned
     from trainer.engine import setup
 
-    module = partitioned.module_of(run.task, run.config)
+    module = partitioned.load_module(run.task, run.config)
     setup.check_forward(module, run.config, 32)
     return stepwise(run, setup.make_engine(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
@@ -106,7 +107,7 @@ def test_a_run_goes_on_to_the_last_bit(source_folder: str, tmp_path: Path, world
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("from-0", "from-2"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     store = Store(f"{run.folder}/checkpoints", 9)
-    export.write_task(store, run.task, (), run.config.lora)
+    write_task(store, run.task, (), run.config.lora)
     export.export(store, store.usable()[0], str(tmp_path / "out"))
     out = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(whole[name], out[name]) for name in whole)

@@ -10,6 +10,7 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
+from trainer.deepspeed_bridge import initialize
 from trainer.engine import setup
 from trainer.models.packed_lm import PackedLM
 
@@ -32,7 +33,7 @@ def slow(run: Run) -> list[str]:
     module = PackedLM(model, causal=False)
     if not run.apart:
         weights = sorted(module.parameters(), key=lambda weight: weight.ndim)
-        setup.optimizer_for = lambda module, config: torch.optim.AdamW(weights)
+        initialize.make_optimizer = lambda module, config: torch.optim.AdamW(weights)
     config = TrainConfig(steps=2, batch_size=2, precision="bf16", zero_stage=run.stage)
     engine = setup.make_engine(module, config, 1, 2 // dist.get_world_size())
     assert any(weight.data_ptr() % 16 for weight in module.parameters()) != run.apart

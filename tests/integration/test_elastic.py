@@ -12,8 +12,8 @@ from tests.integration.test_engine import planned
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
-from trainer.engine.loop import TrainRun
 from trainer.engine.requests import Request, Requests
+from trainer.engine.worker import TrainRun
 from trainer.ledger import audit, ledger
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask

@@ -14,6 +14,7 @@ from tests.integration.test_universal import ROWS
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.tasks.language_modeling import LanguageModelTask
 
@@ -38,7 +39,7 @@ def trained(run: Run, first: int) -> list[float]:
     from trainer.deepspeed_bridge.weight_average import averaged_weights
     from trainer.engine import setup
 
-    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
+    engine = setup.make_engine(partitioned.load_module(run.task, run.config), run.config, 1, ROWS // dist.get_world_size())
 
     def look(step: int) -> None:
         if not run.look:
@@ -89,7 +90,7 @@ def test_the_average_is_torch_s_and_survives_a_resume(
     assert not same(made, load_file(f"{folders['plain']}/from-0/model.safetensors"))
 
     store = Store(f"{folders['quiet']}/checkpoints", 9)
-    export.write_task(store, quiet.task)
+    write_task(store, quiet.task)
     export.export(store, store.usable()[0], str(tmp_path / "out"))
     assert same(load_file(tmp_path / "out" / "model.safetensors"), made)
     assert on_ranks(world, trained, quiet, 2) == losses[0][2:]  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def scored(run: Run) -> list[dict[str, Any]]:
     from trainer.engine.step import optimizer_step, set_rates
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, TRAINED // world, 1)
+    engine = setup.make_engine(partitioned.load_module(run.task, run.config), run.config, TRAINED // world, 1)
     engine.train()
     heldout = heldout_pairs.choose(run.testing, MOST, run.task)
     found = [heldout.score(engine, rank, world)]

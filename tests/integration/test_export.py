@@ -17,8 +17,9 @@ from tests.integration.conftest import ROOT, environment
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
-from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.state import RunState
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import read_task, write_task
 from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
 from trainer.models.adapters import Lora
@@ -51,7 +52,7 @@ def train(run: Run) -> list[str]:
     from trainer.ledger.ledger import Ledger
 
     rank, world, store = dist.get_rank(), dist.get_world_size(), Store(f"{run.folder}/checkpoints", 3)
-    engine = setup.make_engine(partitioned.module_of(run.task, run.config), run.config, 1, ROWS // world)
+    engine = setup.make_engine(partitioned.load_module(run.task, run.config), run.config, 1, ROWS // world)
     engine.train()
     saver, state = CheckpointWriter(engine, store, Ledger(f"{run.folder}/ledger", rank)), RunState(identity="a")
     for step in range(3):
@@ -84,7 +85,7 @@ def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
     run = Run(source_folder, str(tmp_path), stage, precision, saved_in)
     names = on_ranks(world, train, run)
     store = Store(f"{tmp_path}/checkpoints", 3)
-    export.write_task(store, run.task)
+    write_task(store, run.task)
     for name, step in zip(names, (3, 1), strict=True):
         made = export.export(store, name, f"{tmp_path}/out-{step}")
         assert (made.kind, made.config["step"]) == ("model", step)
@@ -103,7 +104,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     store = Store(f"{tmp_path}/{NAME}/checkpoints", 3)
     with pytest.raises(ArtifactError, match="do not say what they are of"):
         export.export(store, names[0], str(tmp_path / "early"))
-    export.write_task(store, run.task)
+    write_task(store, run.task)
 
     def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
         # A module that cannot be imported, as where Ray is not installed.
@@ -146,6 +147,7 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
         ContrastiveTask(model_uri="/m", spec=spec),
         LanguageModelTask(model_uri="/m", length=8, probability=0.2, seed=3),
     ):
-        for frozen, lora in ((["body"], None), ([], Lora(rank=4, alpha=8, targets=("q_proj",)))):
-            export.write_task(store, task, frozen, lora)
-            assert export.read_task(store)[1:] == (task, frozen, lora)
+        for frozen, lora in ((("body",), None), ((), Lora(rank=4, alpha=8, targets=("q_proj",)))):
+            write_task(store, task, frozen, lora)
+            read = read_task(store)
+            assert (read.task, read.frozen, read.lora) == (task, frozen, lora)

@@ -21,15 +21,16 @@ from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.export_queue import ExportQueue, _Export
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
-from trainer.engine.loop import TrainRun
 from trainer.engine.process_group import TimeOut
+from trainer.engine.worker import TrainRun
 from trainer.ledger.step_name import new_name
 from trainer.monitoring import run_log
 
 
 def begin(one: TrainRun) -> TrainRun:
-    export.write_task(one.store, one.task)  # type: ignore[arg-type]
+    write_task(one.store, one.task)  # type: ignore[arg-type]
     return one
 
 
@@ -107,7 +108,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
     last, first = on_ranks(1, train, one)
     store, journal = Store(f"{tmp_path}/checkpoints", 3), Noted()
-    export.write_task(store, one.task)
+    write_task(store, one.task)
     (tmp_path / "run-step-3").mkdir()
     (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
@@ -132,7 +133,7 @@ def test_a_step_that_is_made_again_replaces_its_folder_but_never_that_of_another
     one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
     name = on_ranks(1, train, one)[0]  # type: ignore[arg-type]
     store = Store(f"{tmp_path}/checkpoints", 3)
-    export.write_task(store, one.task)
+    write_task(store, one.task)
     again = name[:-1] + ("0" if name[-1] != "0" else "1")
     shutil.copytree(f"{store.uri}/{name}", f"{store.uri}/{again}")
     made = export.export(store, name, f"{tmp_path}/out")

@@ -15,8 +15,8 @@ from tests.integration.test_guards import clean
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
-from trainer.engine.loop import TrainRun
 from trainer.engine.micro_batches import is_out_of_memory
+from trainer.engine.worker import TrainRun
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask
 
@@ -30,6 +30,7 @@ class Cramped:
     task: LanguageModelTask
     most: int
     divisible: ClassVar[bool] = True
+    passes: ClassVar[str] = "direct"
 
     @property
     def length(self) -> int:

@@ -13,6 +13,7 @@ from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.models.freezing import frozen_names
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -41,7 +42,7 @@ def trained(run: Run, first: int) -> list[float]:
     from trainer.deepspeed_bridge import partitioned
     from trainer.engine import setup
 
-    module = partitioned.module_of(run.task, run.config)
+    module = partitioned.load_module(run.task, run.config)
     return stepwise(run, setup.make_engine(module, run.config, 1, ROWS // dist.get_world_size()), first)
 
 
@@ -90,7 +91,7 @@ def test_what_is_frozen_stays_and_the_rest_trains_as_in_plain_torch(
     assert {name for name in made if torch.equal(made[name], source[name])} == kept & set(made)
     assert set(made) == set(source)
 
-    export.write_task(store, run.task, run.config.frozen)
+    write_task(store, run.task, run.config.frozen)
     newest = store.usable()[0]
     held = torch.load(next(Path(store.uri, newest, "ds").glob("*model_states.pt")), weights_only=False)["module"]
     assert not kept & {name.removeprefix("model.") for name in held}

@@ -36,7 +36,7 @@ def trained(run: Run) -> list[float]:
         set_rates(engine, config, step)
         batches = [batch(step, row) for row in range(dist.get_rank(), MICRO_BATCHES * world, world)]
         outcome = optimizer_step(engine, batches, 1, 0, False)
-        assert outcome.applied
+        assert outcome.is_applied
         assert outcome.norm
         losses.append(outcome.loss)
     return losses

@@ -53,7 +53,7 @@ def compare(folders: dict[str, str], precision: str) -> list[str]:
     for name, folder in folders.items():
         for task in tasks(folder, name):
             said = f"{name} {type(task).__name__}"
-            whole, cut = task.module(), partitioned.module_of(task, config)
+            whole, cut = task.module(), partitioned.load_module(task, config)
             wrong += [f"{said}: {what}" for what in different(whole, cut)]
             ways = []
             for module, stage in ((whole, 1), (cut, 3)):
@@ -103,7 +103,7 @@ def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list
     task = LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1)
     world, rank = dist.get_world_size(), dist.get_rank()
     config = TrainConfig(steps=2, batch_size=ROWS, micro_batch=1, zero_stage=stage, precision=precision, warmup_steps=0)  # type: ignore[arg-type]
-    module: Any = partitioned.module_of(task, config) if cut else task.module()
+    module: Any = partitioned.load_module(task, config) if cut else task.module()
     engine = setup.make_engine(module, config, 1, ROWS // world)
     engine.train()
     losses = []
@@ -154,7 +154,7 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
     from trainer.engine import setup
 
     config = TrainConfig(zero_stage=stage)  # type: ignore[arg-type]
-    module: Any = partitioned.module_of(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1), config)
+    module: Any = partitioned.load_module(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1), config)
     failing = module.model.bert.encoder.layer[layer]
     forward = failing.forward
 

@@ -22,9 +22,9 @@ from trainer import collectives
 from trainer.checkpoints import node_copy as node_copies
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge import universal_checkpoint
-from trainer.engine import loop
 from trainer.engine.setup import make_engine
 from trainer.engine.step import optimizer_step, set_rates
+from trainer.engine.worker import local_model
 from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask
 
@@ -171,7 +171,7 @@ def model_near(run: Run) -> dict[str, Any]:
         get(self, source, *arguments, **named)
 
     LocalFileSystem.get_file = counted
-    with loop.with_local_model(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
+    with local_model(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
         task.module(), task.collator()
         weights = task.module().state_dict()
     known = LanguageModelTask(model_uri=shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}"), length=32,

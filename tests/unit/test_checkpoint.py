@@ -16,7 +16,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, TrainingError
 from tests.unit.flaky_storage import Flaky, HttpError, failing, flaky  # noqa: F401
 from trainer.checkpoints import restore, writer
-from trainer.checkpoints.restore import RunState
+from trainer.checkpoints.state import RunState
 from trainer.checkpoints.store import BAD, COMMITTED, Store
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.ledger import ledger

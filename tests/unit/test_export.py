@@ -13,6 +13,7 @@ import torch
 from data_pipeline.artifacts import artifact
 from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
+from trainer.checkpoints.task_file import TrainedTask
 
 NAME = "step_000000100-w1-abc"
 KILLED = """
@@ -35,8 +36,8 @@ class Written:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of a run with a checkpoint whose weights are nothing."""
-    monkeypatch.setattr(export, "read_task", lambda store: ("model", Written(), [], None))
-    monkeypatch.setattr(export, "weights_in", lambda store, name: {})
+    monkeypatch.setattr(export, "read_task", lambda store: TrainedTask(kind="model", task=Written(), frozen=(), lora=None))
+    monkeypatch.setattr(export, "checkpoint_weights", lambda store, name: {})
     state = {"settings": {}, "next_step": 100, "identity": "i", "changes": [], "skips": []}
     monkeypatch.setattr(Store, "state", lambda store, name: state)
     (tmp_path / "run" / "checkpoints" / NAME).mkdir(parents=True)

@@ -17,7 +17,7 @@ from ray_jobs.config.schema import EmbedConfig, PretrainConfig
 from tests.unit.test_checkpoint import Engine
 from trainer.checkpoints import restore
 from trainer.checkpoints.export_queue import ExportQueue
-from trainer.checkpoints.restore import RunState, Skip
+from trainer.checkpoints.state import RunState, Skip
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.train import RateChange, TrainConfig
@@ -44,12 +44,12 @@ class Loop(Training):
 
     def __init__(self, folder: Path, config: TrainConfig | None = None) -> None:
         config = config or TrainConfig(steps=10_000)
-        self._first, self._engine = True, Engine()
+        self._is_first, self._engine = True, Engine()
         self._feed = RankFeed(rows=None, rank=0, world=1)  # type: ignore[arg-type]
         store = Store(str(folder / "checkpoints"), keep=3)
         self._run = SimpleNamespace(store=store, identity="a", config=config, progress=None)  # type: ignore[assignment]
-        self._saver = CheckpointWriter(self._engine, store, Ledger(str(folder / "ledger"), 0))
-        self._wishes = SimpleNamespace(note_save=lambda: None)  # type: ignore[assignment]
+        self._writer = CheckpointWriter(self._engine, store, Ledger(str(folder / "ledger"), 0))
+        self._requests = SimpleNamespace(note_save=lambda: None)  # type: ignore[assignment]
         self.back: list[dict[str, Any]] = []
         self._journal = SimpleNamespace(write=self.note)  # type: ignore[assignment]
         self._exports = ExportQueue(config, store, str(folder), self._journal, None)
@@ -68,7 +68,7 @@ class Loop(Training):
             planned = self._feed.order_step(step)
             self._engine.value = 1.0 if planned == harm else self._engine.value
             if self._engine.value and planned >= harm + late:
-                return self._go_back(step, "the loss rose")
+                return self._roll_back(step, "the loss rose")
             self._state.next_step = step + 1
             if self._state.next_step % EVERY == 0:
                 self._save(wait=True)
@@ -128,11 +128,11 @@ def test_a_loss_that_leaps_with_the_mixture_or_the_batch_is_no_spike(
         stages=tuple(Phase(until=until, weights=(1.0,)) for until in stages),
         warmup=tuple((until, 4) for until in warmup),
     )
-    loop._feed = RankFeed(rows=SimpleNamespace(plan=plan), rank=0, world=1)  # type: ignore[arg-type]
+    loop._feed = RankFeed(rows=SimpleNamespace(order=plan), rank=0, world=1)  # type: ignore[arg-type]
     draw, wrong = random.Random(0), list[int]()
     for step in range(200):
         loss = draw.gauss(3.0 if step < leap else 3.8, 0.02)
-        if loop._wrong(step, SimpleNamespace(applied=True, loss=loss)):  # type: ignore[arg-type]
+        if loop._check_step(step, SimpleNamespace(is_applied=True, loss=loss)):  # type: ignore[arg-type]
             wrong.append(step)
             break
     assert wrong == ([leap] if back else [])

@@ -50,7 +50,7 @@ def test_the_newest_committed_is_taken_and_older_ones_go(store: Store) -> None:
     assert store.usable() == [*names[:0:-1], names[0]]  # the first of these steps, to go back to
     assert step_of(store.usable()[0]) == 8
     store.verify(names[-1])
-    with store.local(names[-1]) as folder:
+    with store.local_copy(names[-1]) as folder:
         assert Path(folder, "ds", "optimizer-1.pt").read_bytes() == bytes([8, 1]) * 50
     last = write(store, 12)
     assert {path.split("/")[0] for path in storage.files(store.uri)} == {names[0], *names[2:], last}
@@ -63,7 +63,7 @@ def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(ga
     for step in itertools.accumulate([0, *gaps]):
         all_of_them.insert(0, name := new_name(step, 1))
         usable = [name, *usable]
-        kept = {*usable[:keep], *stores._earliest(usable)}
+        kept = {*usable[:keep], *stores._rollback_targets(usable)}
         usable = [one for one in usable if one in kept]
         assert len(usable) <= keep + 4
         assert usable[:keep] == all_of_them[:keep]

@@ -8,7 +8,8 @@ import transformers
 
 from data_pipeline.errors import ConfigError
 from trainer.config.train import BatchPart, RateChange, TrainConfig
-from trainer.deepspeed_bridge.optimizer import optimizer_for
+from trainer.deepspeed_bridge.optimizer import make_optimizer
+from trainer.deepspeed_bridge.settings import deepspeed_settings
 
 
 def test_without_a_batch_warm_up_the_rate_rises_and_falls_by_steps() -> None:
@@ -120,9 +121,9 @@ def test_adamw_has_the_betas_and_eps_that_are_asked_for() -> None:
     module = torch.nn.Sequential(torch.nn.Embedding(3, 2), torch.nn.Linear(2, 2))
     module.get_input_embeddings = lambda: module[0]  # type: ignore[assignment]
     module.get_output_embeddings = lambda: None  # type: ignore[assignment]
-    groups = optimizer_for(module, TrainConfig(betas=(0.8, 0.95), eps=1e-6)).param_groups
+    groups = make_optimizer(module, TrainConfig(betas=(0.8, 0.95), eps=1e-6)).param_groups
     assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.95), 1e-6)}
-    groups = optimizer_for(module, TrainConfig()).param_groups
+    groups = make_optimizer(module, TrainConfig()).param_groups
     own = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
     assert {(group["betas"], group["eps"]) for group in groups} == {(own["betas"], own["eps"])}
 
@@ -158,9 +159,9 @@ def test_a_graph_is_compiled_where_it_pays_or_where_it_is_asked_for() -> None:
 
 
 def test_many_micro_batches_are_summed_in_fp32() -> None:
-    found = [TrainConfig(precision=kind).deepspeed(1, count)["data_types"]["grad_accum_dtype"]
+    found = [deepspeed_settings(TrainConfig(precision=kind), 1, count)["data_types"]["grad_accum_dtype"]
              for kind in ("fp32", "bf16") for count in (1, 16)]  # fmt: skip
     assert found == [None, None, None, "fp32"]
-    stages = [TrainConfig(precision="bf16", zero_stage=stage).deepspeed(1, count)["zero_optimization"]["stage"]
+    stages = [deepspeed_settings(TrainConfig(precision="bf16", zero_stage=stage), 1, count)["zero_optimization"]["stage"]
               for stage in (1, 2, 3) for count in (1, 16)]  # fmt: skip
     assert stages == [1, 2, 2, 2, 3, 3]

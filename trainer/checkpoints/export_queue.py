@@ -1,8 +1,7 @@
-"""Model folders made while a run goes on, out of its checkpoints.
+"""Exports model folders out of a run's checkpoints while it trains.
 
-Each is made by a process of its own with the lowest priority: reading a checkpoint and building a model would hold up the
-training in the worker's process, and both draw random numbers. It takes memory for two fp32 copies of the model, on the host of
-the first rank.
+A process of the lowest priority makes each: in the worker's process, reading a checkpoint and building a model would delay the
+training, and both draw random numbers. It takes memory for two fp32 copies of the model, on the host of the first rank.
 """
 
 import contextlib
@@ -27,12 +26,12 @@ from trainer.monitoring.journal import Journal
 
 _SECONDS = 0.2
 _HELD = 2
-"""Checkpoints that are kept for exports that wait, beside that of the one under way."""
+"""Checkpoints that are protected for waiting exports, beside that of the running one."""
 
 
 @dataclass(slots=True)
 class _Export:
-    """One that is under way."""
+    """A running export."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -41,11 +40,11 @@ class _Export:
 
 
 class ExportQueue:
-    """One at a time, in order; only on the first rank. What fails is written to the log and shown to the user, and the run goes
-    on."""
+    """One export at a time, in order; only on the first rank. A failure is logged and shown to the user, and training
+    continues."""
 
     def __init__(self, config: TrainConfig, store: Store, uri: str, journal: Journal, progress: Any) -> None:
-        """`uri` is the run's folder; that of a step is named after it."""
+        """`uri` is the run's folder; the folder of a step is named after it."""
         self._config, self._store, self._uri = config, store, uri
         self._journal, self._progress = journal, progress
         self._first = dist.get_rank() == 0
@@ -54,36 +53,35 @@ class ExportQueue:
 
     @property
     def reading(self) -> set[str]:
-        """Checkpoints that must not be removed now; asked by the thread that removes them. Of those that wait the next few: a
-        run that goes on may have several to make up for."""
+        """Checkpoints that must not be removed now: those of the running export and of the next few. A resumed run may have
+        many to make up for. The thread that removes checkpoints asks."""
         current, waiting = self._current, self._waiting[:_HELD]
         return {*([] if current is None else [current.name]), *waiting}
 
     def resume(self, lineage: list[str]) -> None:
-        """Adds what a kill prevented: checkpoints in `lineage` that are still there and of which there is no
-        folder."""
+        """Adds the exports that a kill prevented: checkpoints in `lineage` that exist and have no folder."""
         if self._first and self._config.export_steps is not None:
             usable = self._store.usable()
-            last = {step_of(name): name for name in lineage}  # one that went back has saved a step twice
+            last = {step_of(name): name for name in lineage}  # a run that rolled back has saved a step twice
             for _, name in sorted(last.items()):
-                if name in usable and not self._is_made(name):
+                if name in usable and not self._is_exported(name):
                     self.add(name)
 
-    def _is_made(self, name: str) -> bool:
-        """Whether the folder is of this checkpoint, not of another after as many steps before which the run went back."""
-        with contextlib.suppress(ArtifactError):  # not readable: the export will say so
+    def _is_exported(self, name: str) -> bool:
+        """Whether the folder is of this checkpoint, not of one of the same step before a rollback."""
+        with contextlib.suppress(ArtifactError):  # unreadable: the export will report it
             found = artifact.load(self._folder(name))
             return found is not None and found.config.get("checkpoint") == name
         return False
 
     def add(self, name: str) -> None:
-        """A checkpoint was committed: its model is made if its step is due."""
+        """Queues the export of a committed checkpoint if its step is due."""
         if self._first and self._config.is_export_due(step_of(name)):
             self._waiting.append(name)
             self.poll()
 
     def poll(self) -> None:
-        """Notes the end of the export under way and begins the next; does not wait."""
+        """Notes the end of the running export and starts the next; does not wait."""
         if self._current is not None and self._current.process.poll() is not None:
             self._end(self._current)
             self._current = None
@@ -92,11 +90,11 @@ class ExportQueue:
             if name in self._store.usable():
                 self._current = self._begin(name)
             else:
-                self._failed(name, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints")
+                self._failed(name, "its checkpoint is removed already: raise export_steps or keep_checkpoints")
 
     def finish(self) -> None:
-        """Waits for all of them; every rank calls it. The others ask the first again and again: what waits for it in one
-        collective ends when the time-out of the group has passed, and these may take hours."""
+        """Waits for all exports; every rank calls it. They may take hours, more than the time-out of a collective, so that the
+        other ranks ask the first again and again."""
         while from_first_rank(self._has_more):
             time.sleep(_SECONDS)
 
@@ -105,7 +103,7 @@ class ExportQueue:
         return self._current is not None
 
     def stop(self) -> None:
-        """Ends the export under way, which leaves nothing behind; `resume` makes it again."""
+        """Ends the running export, which removes its draft; `resume` repeats it."""
         if self._current is not None:
             self._current.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -125,11 +123,11 @@ class ExportQueue:
     def _end(self, export: _Export) -> None:
         with export.errors:
             export.errors.seek(0)
-            said = export.errors.read().decode(errors="replace").strip().splitlines()
+            lines = export.errors.read().decode(errors="replace").strip().splitlines()
         if export.process.returncode:
-            with contextlib.suppress(ArtifactError, OSError):  # one that was killed could not remove its draft
+            with contextlib.suppress(ArtifactError, OSError):  # a killed process has not removed its draft
                 remove_drafts(self._folder(export.name))
-            self._failed(export.name, said[-1] if said else f"it ended with code {export.process.returncode}")
+            self._failed(export.name, lines[-1] if lines else f"it ended with code {export.process.returncode}")
             return
         seconds = round(time.perf_counter() - export.began, 3)
         self._journal.write("export", step=step_of(export.name), uri=self._folder(export.name), seconds=seconds)

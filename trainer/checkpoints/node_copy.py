@@ -1,7 +1,7 @@
-"""A folder of an object store on the disks of the machines that need it: each file once a machine.
+"""Copies a folder of an object store to the machines that need it, each file once a machine.
 
-Ranks of one machine share a folder and divide the fetching. A file that one rank reads is fetched by that rank, and not at all
-on machines where none reads it: ZeRO's optimizer states, most of a checkpoint, travel once.
+The ranks of a machine share a folder and divide the fetching. A machine fetches only the files that its ranks read: ZeRO's
+optimizer states, most of a checkpoint, are transferred once.
 """
 
 import os
@@ -21,21 +21,21 @@ _OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")
 
 
 def reads(path: str, rank: int) -> bool:
-    """Whether a rank reads a file of DeepSpeed's own checkpoint, written by as many ranks as there are."""
+    """Whether a rank reads a file of DeepSpeed's own checkpoint, written by as many ranks."""
     owner = _OF_RANK.search(path)
     return owner is None or int(owner[1]) == rank
 
 
 def reads_all(path: str, rank: int) -> bool:
-    """For files that every rank reads."""
+    """Every rank reads every file."""
     return True
 
 
 def share(paths: list[str], rank: int, machines: list[str], wanted: Callable[[str, int], bool]) -> list[str]:
-    """The files that a rank fetches, so that its machine has all that the ranks there read.
+    """The files that a rank fetches, so that its machine has all files that its ranks read.
 
     Args:
-        machines: of each rank.
+        machines: the machine of each rank.
         wanted: whether a rank reads a file.
     """
     here = [one for one, machine in enumerate(machines) if machine == machines[rank]]
@@ -45,8 +45,8 @@ def share(paths: list[str], rank: int, machines: list[str], wanted: Callable[[st
 
 @contextmanager
 def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
-    """A local folder with the files of the folder `uri` that this rank reads; the folder itself when it is local. Every rank
-    calls it, and leaves it at about the same time.
+    """A local folder with the files of `uri` that this rank reads; `uri` itself if it is local. Every rank calls it, and all
+    leave it together.
 
     Raises:
         OSError: the storage fails, on any rank.
@@ -67,10 +67,10 @@ def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
         if wrong := failure_on_any_rank(fetch):
             raise OSError(f"{uri} could not be read ({wrong}).")
         yield folder
-        dist.barrier()  # whoever has read first must not remove what others still read
+        dist.barrier()  # a rank that has read must not remove files that others still read
 
 
 def _machine() -> str:
-    """Equal for ranks that see the same temporary folder: containers may share a name and no disk."""
+    """Equal for ranks that see the same temporary folder: two containers may share a host name but no disk."""
     place = os.stat(tempfile.gettempdir())
     return f"{socket.gethostname()} {place.st_dev} {place.st_ino}"

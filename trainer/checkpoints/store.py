@@ -1,10 +1,10 @@
-"""Checkpoints in storage: each is there as a whole or not at all.
+"""Checkpoints in storage: each is whole or does not count.
 
-A checkpoint is a folder that nobody writes to twice: its name holds the step, the number of workers and a stamp of the
-attempt, so that files of two attempts never mix. Every rank puts its files there and a manifest of their hashes; `COMMITTED`
-comes last and holds the hashes of the manifests. A folder without it does not count. One that fails its hashes is marked
-`BAD` and the one before is taken; older ones are removed only after a newer one is committed. A file that could not be read is
-not one that fails its hash.
+A checkpoint is a folder that is written once: its name holds the step, the number of workers and a stamp of the attempt, so
+that files of two attempts never mix. Every rank writes its files and a manifest of their hashes; `COMMITTED` comes last and
+holds the hashes of the manifests. A folder without it does not count. A folder that fails its hashes is marked `BAD`, and the
+one before is taken. Older ones are removed only after a newer one is committed. A file that cannot be read has not failed its
+hash.
 """
 
 import errno
@@ -24,21 +24,19 @@ from data_pipeline.artifacts import lease, storage
 from data_pipeline.artifacts.artifact import READER_PREFIX
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import CorruptError
-from trainer.engine.guards import WINDOW
-from trainer.ledger.step_name import is_name, step_of
+from trainer.config.train import WINDOW
+from trainer.ledger.step_name import DRAFT_PREFIX, is_name, step_of
 
 COMMITTED, BAD, STATE = "COMMITTED", "BAD", "state.json"
 WORKING = "checkpoints"
 """Below a run's folder, while it runs."""
-DRAFT_PREFIX = ".rank-"
-"""Begins the names of folders in which ranks write; one that was killed leaves its own."""
 _WINDOWS = 3
-"""Before that of the newest checkpoint, from each of which one is kept to go back to."""
+"""Windows of steps before that of the newest checkpoint; of each, one checkpoint is kept for a rollback."""
 _CHANGED = "missing or changed since it was written."
 _AT_ONCE = 8
-"""Manifests that a commit reads at the same time."""
+"""Manifests that a commit reads in parallel."""
 _ROOM = 1.2
-"""Free bytes asked for per byte to write: the files of tensors are somewhat larger than the tensors."""
+"""Free bytes required per byte to write: files are somewhat larger than their tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +46,10 @@ class Store:
     uri: str
     keep: int
     lease: Lease | None = None
-    """Of the run; what is committed without it is not the run's."""
+    """The run's lease: whoever lacks it must not commit."""
 
     def usable(self) -> list[str]:
-        """Committed checkpoints that nothing is known against, the newest first.
+        """Committed checkpoints without a `BAD` mark, the newest first.
 
         Raises:
             OSError: the storage does not answer.
@@ -63,16 +61,16 @@ class Store:
 
     @contextmanager
     def part(self, name: str, rank: int) -> Iterator[str]:
-        """A local folder for the files of one rank; they are in the checkpoint when the block ends without an error.
+        """A local folder for the files of one rank, which move into the checkpoint when the block ends without an error.
 
-        Beside the checkpoint where that is local, so that nothing is copied.
+        It lies beside a local checkpoint, so that nothing is copied.
         """
         home = storage.filesystem(self.uri)[1] if storage.is_local(self.uri) else None
         if home is not None:
             os.makedirs(home, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{DRAFT_PREFIX}{rank:05d}-", dir=home) as folder:
             yield folder
-            hashes = {path: _hashed(os.path.join(folder, path)) for path in storage.files(folder)}
+            hashes = {path: _hash_and_sync(os.path.join(folder, path)) for path in storage.files(folder)}
             for path in hashes:
                 self._move(os.path.join(folder, path), storage.join(name, path))
             self._write(name, _manifest(rank), hashes)
@@ -97,7 +95,7 @@ class Store:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Keeps any process from removing a checkpoint as an older one while the block runs.
+        """Protects a checkpoint from `prune`, by any process, while the block runs.
 
         Raises:
             OSError: the storage fails.
@@ -105,8 +103,8 @@ class Store:
         with lease.hold(storage.join(self.uri, f"{READER_PREFIX}{name}.{secrets.token_hex(4)}.json")):
             yield
 
-    def _read_now(self) -> set[str]:
-        """Checkpoints that some process reads. The marks of those that died are removed: to find out takes time."""
+    def _being_read(self) -> set[str]:
+        """Checkpoints that some process reads. Removes the marks of dead processes; finding them takes time."""
         marks = [path for path in storage.files(self.uri) if path.startswith(READER_PREFIX)]
         with ThreadPoolExecutor(max(1, len(marks))) as pool:
             held = list(pool.map(lambda mark: lease.is_held(storage.join(self.uri, mark)), marks))
@@ -116,31 +114,32 @@ class Store:
         return {mark.removeprefix(READER_PREFIX).partition(".")[0] for mark, alive in zip(marks, held, strict=True) if alive}
 
     def prune(self, name: str, reading: Collection[str] = ()) -> None:
-        """Removes checkpoints older than `name`, and what was never committed, but for `keep`, those in `reading`, which
-        somebody reads, and a few to go back to.
+        """Removes older checkpoints and uncommitted folders.
+
+        Keeps `name`, the newest `keep`, those in `reading` or read by a process, and a few for rollbacks.
 
         Raises:
             OSError: something could not be removed; the next call tries again.
         """
         usable = self.usable()
-        kept = {name, *reading, *self._read_now(), *usable[: self.keep], *_earliest(usable)}
+        kept = {name, *reading, *self._being_read(), *usable[: self.keep], *_rollback_targets(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(DRAFT_PREFIX) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
 
     def keep_newest(self) -> None:
-        """Removes all but the newest checkpoint, and those that somebody reads: the run has ended.
+        """Removes all checkpoints of a finished run but the newest, and those that a process reads.
 
         Raises:
             OSError: the storage fails.
         """
-        kept = {*self.usable()[:1], *self._read_now()}
+        kept = {*self.usable()[:1], *self._being_read()}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if is_name(other) or other.startswith(DRAFT_PREFIX):
                 storage.remove(storage.join(self.uri, other))
 
     def check_lease(self) -> None:
-        """Whether the run is still the one that writes here.
+        """Checks that the run still holds its lease.
 
         Raises:
             ArtifactError: another has taken over.
@@ -149,7 +148,7 @@ class Store:
             self.lease.check()
 
     def check_room(self, needed: int) -> None:
-        """Whether so many bytes fit; object stores are taken at their word.
+        """Checks that so many bytes fit on a local disk; an object store has no limit.
 
         Raises:
             OSError: they do not.
@@ -164,7 +163,7 @@ class Store:
         storage.remove(storage.join(self.uri, name))
 
     def mark_bad(self, name: str, why: str) -> None:
-        """Keeps the checkpoint from being taken again.
+        """Marks a checkpoint, so that it is not restored again.
 
         Raises:
             OSError: the storage fails.
@@ -172,7 +171,7 @@ class Store:
         self._write(name, BAD, {"why": why})
 
     def mark_abandoned(self, step: int) -> None:
-        """Keeps the checkpoints after `step` from being taken again: the run has gone back before them.
+        """Marks the checkpoints after `step`, before which the run has rolled back.
 
         Raises:
             OSError: the storage fails.
@@ -182,11 +181,11 @@ class Store:
                 self.mark_bad(name, f"the run went back to step {step}")
 
     def verify(self, name: str, share: int = 0, of: int = 1) -> None:
-        """Compares files with their hashes: all of them, or every `of`-th from `share` on.
+        """Compares files with their hashes: all of them, or every `of`-th from number `share` on.
 
         Raises:
             CorruptError: names the file that is missing, or whose bytes were read and differ.
-            OSError: a file could not be read, which says nothing against it.
+            OSError: a file could not be read; it may be intact.
         """
         hashes = dict(self._read(name, COMMITTED))
         files = dict(hashes)
@@ -201,7 +200,7 @@ class Store:
         return dict(json.loads(storage.read_bytes(storage.join(self.uri, name, STATE))))
 
     @contextmanager
-    def local(self, name: str) -> Iterator[str]:
+    def local_copy(self, name: str) -> Iterator[str]:
         """A local folder with the checkpoint.
 
         Raises:
@@ -239,9 +238,9 @@ class Store:
             raise CorruptError(_CHANGED, uri) from error
 
 
-def _earliest(usable: list[str]) -> list[str]:
-    """The earliest checkpoint in each of the last windows of steps, from names, the newest first: a run that goes back once or
-    twice finds one that is a window older than that which it came from (`guards.rollback_step`)."""
+def _rollback_targets(usable: list[str]) -> list[str]:
+    """The earliest checkpoint in each of the last windows of steps, from names, the newest first: each rollback in a row needs
+    one that is a window older (`guards.rollback_step`)."""
     earliest: dict[int, str] = {}
     for name in usable:
         window = step_of(name) // WINDOW
@@ -254,8 +253,8 @@ def _manifest(rank: int) -> str:
     return f"manifest-{rank:05d}.json"
 
 
-def _hashed(path: str) -> str:
-    """SHA-256 of a file, which is on the disk when this returns."""
+def _hash_and_sync(path: str) -> str:
+    """SHA-256 of a file; flushes the file to the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

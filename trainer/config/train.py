@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.batch_sizes import BatchSizes
@@ -10,8 +10,8 @@ from trainer.config import schedule
 from trainer.models.adapters import Lora
 
 _LONGEST_MINUTES = 60 * 24 * 7
-_MANY = 8
-"""Micro-batches from which on their gradients are summed in fp32."""
+WINDOW = 64
+"""Steps whose losses a spike is compared with, and that a rollback skips at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,29 +293,3 @@ class TrainConfig:
     def is_export_due(self, done: int) -> bool:
         """Whether a model folder is due of the checkpoint after `done` steps."""
         return self.export_steps is not None and done > 0 and done % self.export_steps == 0
-
-    def deepspeed(self, micro: int, accumulation: int) -> dict[str, Any]:
-        """The DeepSpeed settings. Clipping is always named, because DeepSpeed's default is 1.0, not off."""
-        # Many small gradients that are summed in bf16 vanish beside their sum.
-        exact = self.precision == "bf16" and accumulation >= _MANY
-        # For ZeRO-1 with such sums DeepSpeed has an optimizer of its own, which skips no step for a loss that is not finite.
-        stage = 2 if exact and self.zero_stage == 1 else self.zero_stage
-        zero: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
-        if self.hpz > 1:
-            zero["zero_hpz_partition_size"] = self.hpz
-        if self.offload is not None:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if self.offload == "all":
-            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-        return {
-            "train_micro_batch_size_per_gpu": micro,
-            "gradient_accumulation_steps": accumulation,
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,
-            # The scan for overflow launches six kernels a parameter; our own guard reads loss and norm instead.
-            "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": False},
-            "data_types": {"grad_accum_dtype": "fp32" if exact else None},
-            "gradient_clipping": self.clip,
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 1 << 30,
-        }

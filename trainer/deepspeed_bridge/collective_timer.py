@@ -1,5 +1,5 @@
-"""Seconds that a process spends in collectives. On a CPU they block, so that the time says what communication costs; on a GPU
-they run behind the host, and nothing is told."""
+"""Times the collectives of a process. On a CPU they block, so that the time is the cost of communication. On a GPU they are
+asynchronous and not measured. Wraps the methods of `deepspeed.comm.comm.cdb`, DeepSpeed 0.19.8."""
 
 import time
 from collections.abc import Callable
@@ -14,45 +14,45 @@ _COLLECTIVES = (
 
 
 class CollectiveTimer:
-    """Counts for DeepSpeed's collectives, from when it is made."""
+    """Times DeepSpeed's collectives, from its construction on."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._on = not torch.cuda.is_available()
-        if self._on:
+        self._is_on = not torch.cuda.is_available()
+        if self._is_on:
             from deepspeed.comm import comm
 
             for name in _COLLECTIVES:
                 setattr(comm.cdb, name, self._timed(getattr(comm.cdb, name)))
 
     def take(self) -> float | None:
-        """Seconds since the last time; None where they cannot be told."""
+        """Seconds since the last call; None on a GPU."""
         seconds, self._seconds = self._seconds, 0.0
-        return round(seconds, 5) if self._on else None
+        return round(seconds, 5) if self._is_on else None
 
-    def _timed(self, do: Callable[..., Any]) -> Callable[..., Any]:
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
-            handle = do(*arguments, **options)
+            handle = collective(*arguments, **options)
             self._seconds += time.perf_counter() - began
             return _Handle(handle, self) if options.get("async_op") and handle is not None else handle
 
         return timed
 
-    def add(self, seconds: float) -> None:
-        self._seconds += seconds
-
 
 class _Handle:
-    """Of a collective that is under way: waiting for it counts too."""
+    """A handle of an asynchronous collective whose `wait` is timed, too."""
 
-    def __init__(self, handle: Any, waiting: CollectiveTimer) -> None:
-        self._handle, self._waiting = handle, waiting
+    def __init__(self, handle: Any, timer: CollectiveTimer) -> None:
+        self._handle, self._timer = handle, timer
 
     def wait(self, *arguments: Any) -> Any:
         began = time.perf_counter()
         answer = self._handle.wait(*arguments)
-        self._waiting.add(time.perf_counter() - began)
+        self._timer.add(time.perf_counter() - began)
         return answer
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What DeepSpeed reads from the environment when it is imported."""
+"""The environment variables that DeepSpeed reads at import."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import torch
 
 
 def prepare_environment() -> None:
-    """What DeepSpeed reads at import: the device, and where compiled ops are kept: beside the packages that they were
-    compiled for, so that two environments do not overwrite each other's."""
+    """Sets the device, and a folder for compiled ops beside the packages that they are compiled for: two environments must not
+    overwrite each other's. Variables that the user has set stay."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))

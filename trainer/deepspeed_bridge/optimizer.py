@@ -1,8 +1,8 @@
 """Which optimizer learns which weights: AdamW all of them, or Muon the matrices of the body.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982) steps along the nearest
-orthogonal matrix of its momentum, which is of use for matrices that vectors are multiplied by. Tables that are looked up, the
-head and vectors stay with AdamW.
+orthogonal matrix of its momentum, which suits matrices that multiply vectors. Look-up tables, the head and vectors stay with
+AdamW. Read from DeepSpeed 0.19.8, runtime/zero/muon.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from trainer.config.train import TrainConfig
 from trainer.models.freezing import vocabulary_parameter_ids
 
 
-def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Of the weights that are trained; their rates are set before each step."""
+def make_optimizer(module: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the weights that learn. Its rates are set before each step."""
     groups = parameter_groups(module, config)
     if config.muon_rate is None:
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
@@ -23,20 +23,23 @@ def optimizer_for(module: torch.nn.Module, config: TrainConfig) -> torch.optim.O
     for group in groups:
         for weight in group["params"]:
             weight.use_muon = group["use_muon"]  # DeepSpeed reads it there
-        group |= {} if group["use_muon"] else {"betas": config.betas, "eps": config.eps}  # as AdamW has them, not as Muon does
+        group |= {} if group["use_muon"] else {"betas": config.betas, "eps": config.eps}  # AdamW's own, not Muon's
     settings = {"lr": config.learning_rate, "fused": True}
     return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=settings)
 
 
 def parameter_groups(module: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups: matrices decay, vectors do not; what has one row per token is a group of its own, marked
-    `embedding`, so that it can learn alone at first (`TrainConfig.embedding_steps`); what Muon learns is marked `use_muon`."""
+    """The optimizer's groups.
+
+    Matrices decay, vectors do not. Weights with a row per token form groups marked `embedding`, so that they can learn alone at
+    first (`TrainConfig.embedding_steps`). Muon's groups are marked `use_muon`.
+    """
     rows = vocabulary_parameter_ids(module)
     tables = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 has cut it already
+            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 has partitioned it already
             matrix, embedding = dimensions > 1, id(parameter) in rows
             muon = config.muon_rate is not None and dimensions == 2 and not embedding and id(parameter) not in tables
             groups.setdefault((matrix, embedding, muon), []).append(parameter)

@@ -1,8 +1,10 @@
 """ZeRO-3 from the first byte on: no rank ever holds a whole model.
 
-DeepSpeed cuts weights when an engine is made of a model that is there. Here each weight is cut as soon as it is read, so that a
-rank holds its own part and the one weight that is being read. Transformers' own way, `HfDeepSpeedConfig`, reads the whole model
-on the first rank, computes buffers in the precision of the run, and takes missing weights as given.
+DeepSpeed partitions the weights of a model that is loaded already. Here each weight is partitioned as soon as it is read, so
+that a rank holds its own parts and one whole weight at a time. Transformers' own way, `HfDeepSpeedConfig`, reads the whole
+model on the first rank, computes buffers in the precision of the run, and does not notice missing weights.
+
+Read from DeepSpeed 0.19.8, runtime/zero/partition_parameters.py.
 """
 
 import ctypes
@@ -17,21 +19,22 @@ import torch.distributed as dist
 from trainer.collectives import first_failure
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.environment import prepare_environment
+from trainer.deepspeed_bridge.settings import deepspeed_settings
 from trainer.models.adapters import add_adapters
 from trainer.models.forward_check import OtherRankError
 from trainer.tasks.task import Task
 
-_MASTER = "fp32_part"
-"""The attribute of a weight that holds this rank's part of it before it was rounded, until the optimizer has it."""
+_FP32_PART = "fp32_part"
+"""The attribute of a weight that holds this rank's fp32 part of it, until the optimizer has copied it."""
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""Of `mallopt`: bytes from which on an allocation is returned when it is freed, and free bytes that are kept at most."""
+"""Options of `mallopt`: the size from which on a freed allocation returns to the system, and the free bytes kept at most."""
 _MOST_KEPT = 32 << 20
-"""What glibc raises the former to by itself."""
+"""The value that glibc raises the former to by itself."""
 
 
-def module_of(task: Task, config: TrainConfig) -> Any:
-    """The task's module, with adapters if there are to be some; under ZeRO-3 with weights that are cut, and on this worker's
-    device. Every rank calls it.
+def load_module(task: Task, config: TrainConfig) -> Any:
+    """The task's module, with the adapters of `config`. Under ZeRO-3 its weights are partitioned and on this worker's device;
+    every rank calls it.
 
     Raises:
         ModelError: as `Task.module`.
@@ -42,16 +45,16 @@ def module_of(task: Task, config: TrainConfig) -> Any:
         if config.lora is not None:
             add_adapters(module.model, config.lora)
         return module
-    cut = _Cutter(config)
+    partition = _Partitioner(config)
     with return_freed_memory():
-        module = task.module(cut)
+        module = task.module(partition)
         if config.lora is not None:
             add_adapters(module.model, config.lora)
-        for weight in module.parameters():  # those that were drawn, tied or computed
+        for weight in module.parameters():  # weights that were not read from files: random, tied or computed ones
             if not hasattr(weight, "ds_id"):
-                cut(weight)
+                partition(weight)
     weights = list(module.parameters())
-    # DeepSpeed sums gradients in the order of these numbers: as if it had cut the whole model.
+    # DeepSpeed sums gradients in the order of these numbers: number them as it does for a whole model.
     for weight, number in zip(weights, sorted(weight.ds_id for weight in weights), strict=True):
         weight.ds_id = number
     for buffer in module.buffers():
@@ -59,19 +62,19 @@ def module_of(task: Task, config: TrainConfig) -> Any:
     return module
 
 
-class _Cutter:
-    """Called with a weight, leaves this rank its part of it, in the precision of the run."""
+class _Partitioner:
+    """Called with a weight, leaves this rank its part, in the precision of the run."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._rounds = config.precision == "bf16"
-        self._settings = config.deepspeed(1, 1)
+        self._settings = deepspeed_settings(config, 1, 1)
         self._first: Any = None
-        """A weight that is cut: it knows how to cut others."""
+        """A partitioned weight: DeepSpeed gives it the method that partitions others."""
 
     def __call__(self, weight: torch.nn.Parameter) -> None:
         if self._rounds:
-            setattr(weight, _MASTER, _part(weight.data))
-        # In memory of its own: what is written to a file's private pages stays in memory until the file is closed.
+            setattr(weight, _FP32_PART, _part(weight.data))
+        # A copy: private pages of a mapped file stay in memory until the file is closed.
         weight.data = weight.data.bfloat16() if self._rounds else weight.data.clone()
         if self._first is None:
             prepare_environment()
@@ -89,33 +92,33 @@ def _device() -> torch.device:
 
 
 def _part(whole: torch.Tensor) -> torch.Tensor:
-    """This rank's part, of parts that are equally long: the last is filled up."""
+    """This rank's part of a flat weight. Parts are equally long; the last is padded."""
     size = -(-whole.numel() // dist.get_world_size())
     first = dist.get_rank() * size
     own = whole.flatten()[first : first + size]
     return torch.nn.functional.pad(own, (0, size - own.numel())).clone()
 
 
-def restore_masters(engine: Any) -> None:
-    """The optimizer's fp32 weights as the model had them: DeepSpeed makes them of weights that were rounded to bf16."""
+def restore_fp32(engine: Any) -> None:
+    """Gives the optimizer the model's fp32 weights: DeepSpeed copies them from weights that were rounded to bf16."""
     from deepspeed.utils import safe_set_local_fp32_param
 
     for weight in engine.module.parameters():
-        if hasattr(weight, _MASTER):
+        if hasattr(weight, _FP32_PART):
             if weight.requires_grad:
-                safe_set_local_fp32_param(weight, getattr(weight, _MASTER).to(engine.device))
-            delattr(weight, _MASTER)
+                safe_set_local_fp32_param(weight, getattr(weight, _FP32_PART).to(engine.device))
+            delattr(weight, _FP32_PART)
 
 
 @contextmanager
 def gather_layer_by_layer(module: torch.nn.Module) -> Iterator[None]:
-    """While the block runs, a forward of any part of `module` finds its weights whole: those of a layer while that layer runs,
-    those beside the layers all the time. Every rank makes the same calls, until one fails. No gradients.
+    """Within the block a forward of any part of `module` finds whole weights: a layer's while that layer runs, all others
+    throughout. Every rank makes the same calls, until one fails. No gradients.
 
     A rank on which the forward fails must call `first_failure` with the others, whose next layer then raises an
     OtherRankError in place of waiting for its weights.
 
-    DeepSpeed's own hooks want each forward to begin with the whole module and to end well.
+    DeepSpeed's own hooks expect each forward to begin with the whole module and to succeed.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -146,8 +149,8 @@ def gather_layer_by_layer(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """While the block runs, a large tensor's memory goes back to the system when it is freed. glibc otherwise keeps what lies
-    between small things that are still in use, which comes to as much as the model; it does so again after the block."""
+    """Within the block a large tensor's memory returns to the system when it is freed. Otherwise glibc keeps free memory that
+    lies between small allocations, which amounts to the size of the model."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # another system
         yield
@@ -161,7 +164,7 @@ def return_freed_memory() -> Iterator[None]:
 
 
 def _layers(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The members of the outermost lists of modules, which is where models keep their layers."""
+    """The members of the outermost `ModuleList`s, where models keep their layers."""
     found: list[torch.nn.Module] = []
     for part in module.children():
         found += list(part.children()) if isinstance(part, torch.nn.ModuleList) else _layers(part)

@@ -1,4 +1,7 @@
-"""The trained weights of an engine, for the trained model's folder."""
+"""The trained weights of an engine, for the trained model's folder.
+
+Read from DeepSpeed 0.19.8, utils/tensor_fragment.py.
+"""
 
 import os
 import tempfile
@@ -10,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
-from trainer.checkpoints.store import DRAFT_PREFIX
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.partitioned import return_freed_memory
+from trainer.ledger.step_name import DRAFT_PREFIX
 
 _PREFIX = f"{DRAFT_PREFIX}export-"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -20,10 +23,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @contextmanager
 def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict[str, torch.Tensor]]:
-    """The module's state dict on rank 0, without what is frozen, in the format of `config.export`; every rank enters it.
+    """The module's state dict on rank 0, without frozen weights, in the format of `config.export`; every rank enters it.
 
-    A bf16 run exported in fp32 gives the optimizer's fp32 masters: small updates live in the digits that bf16 lacks.
-    Each weight is gathered by itself and written to a file below `uri`, or below the temporary folder where `uri` is not local.
+    A bf16 run exported in fp32 gives the optimizer's fp32 weights: small updates live in the digits that bf16 lacks.
+    Each weight is gathered by itself and written to a file below `uri`, or below the temporary folder if `uri` is not local.
     The files are mapped into memory: they take pages of the file cache, which the system may write out.
 
     Raises:
@@ -32,13 +35,13 @@ def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict
     home = storage.filesystem(uri)[1] if storage.is_local(uri) else None
     if home is not None:
         os.makedirs(home, exist_ok=True)
-        _remove_left(home)
+        _remove_leftovers(home)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=home) if dist.get_rank() == 0 else nullcontext("") as folder:
         yield _weights(engine, config, lambda number: os.path.join(folder, str(number)))
 
 
-def _remove_left(home: str) -> None:
-    """What attempts that were killed here have left takes the room that this one needs."""
+def _remove_leftovers(home: str) -> None:
+    """Removes the files of killed attempts, to make room."""
     if dist.get_rank() == 0:
         for name in filter(lambda name: name.startswith(_PREFIX), os.listdir(home)):
             storage.remove(os.path.join(home, name))
@@ -46,15 +49,15 @@ def _remove_left(home: str) -> None:
 
 def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) -> dict[str, torch.Tensor]:
     first, dtype = dist.get_rank() == 0, _DTYPES[config.export]
-    masters = config.precision == "bf16" and config.export == "fp32"
+    use_fp32 = config.precision == "bf16" and config.export == "fp32"
     found: dict[str, torch.Tensor] = {}
     with return_freed_memory():
         for name, weight in engine.module.named_parameters():
             if not weight.requires_grad:
                 continue
-            with _whole(weight, masters) as value:
+            with _whole(weight, use_fp32) as value:
                 if first:
-                    found[name] = _kept(value.detach(), dtype, file_of(len(found)))
+                    found[name] = _mapped_copy(value.detach(), dtype, file_of(len(found)))
     if first:
         weights = dict(engine.module.named_parameters(remove_duplicate=False))
         beside = {name: value for name, value in engine.module.state_dict().items() if name not in weights}
@@ -63,20 +66,20 @@ def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) ->
 
 
 @contextmanager
-def _whole(weight: torch.nn.Parameter, master: bool) -> Iterator[torch.Tensor]:
-    """A weight, or the optimizer's fp32 one, gathered from all ranks."""
+def _whole(weight: torch.nn.Parameter, is_fp32: bool) -> Iterator[torch.Tensor]:
+    """A weight, or its fp32 value in the optimizer, gathered from all ranks."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if master:
+    if is_fp32:
         yield safe_get_full_fp32_param(weight)
     else:
         with GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
             yield weight.data
 
 
-def _kept(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
-    """The value in the host's memory and in `dtype`, mapped from a new file.
+def _mapped_copy(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
+    """A copy in `dtype`, mapped into the host's memory from a new file.
 
     Raises:
         OSError: the disk has no room for it.
@@ -88,7 +91,7 @@ def _kept(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
 
 
 def _allocate(path: str, size: int) -> None:
-    """Makes a file with disk blocks for all its bytes: writing to a mapped file on a full disk kills the process by SIGBUS."""
+    """Makes a file with disk blocks for all its bytes: on a full disk a write to a mapped file kills the process by SIGBUS."""
     with open(path, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)

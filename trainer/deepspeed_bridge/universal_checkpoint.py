@@ -1,9 +1,10 @@
-"""A checkpoint that was written by one number of ranks or under one ZeRO stage, for an engine of another: DeepSpeed's
-Universal Checkpoint.
+"""DeepSpeed's Universal Checkpoint: resume with another number of ranks, or under another ZeRO stage.
 
-ZeRO cuts the master weights and the optimizer's moments into as many parts as there are ranks, and its own load takes back
-only as many. Its converter joins the parts to whole tensors, one folder a parameter, which every rank cuts anew. What lies
-beside them is in one form for ZeRO-1 and 2 and in another for ZeRO-3; here both are written.
+ZeRO partitions the master weights and the optimizer's moments among the ranks, and its own load needs as many ranks. Its
+converter joins the parts to whole tensors, one folder a parameter, and every rank takes its part anew. ZeRO-1 and 2 read the
+other files in one form and ZeRO-3 in another; this module writes both.
+
+Read from DeepSpeed 0.19.8, checkpoint/ds_to_universal.py and checkpoint/universal_checkpoint.py.
 """
 
 import argparse
@@ -21,28 +22,28 @@ from trainer.models.freezing import is_fully_trained
 
 _TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
-"""The names that an engine under ZeRO-1 or 2 looks for, and under ZeRO-3."""
+"""The file that an engine reads under ZeRO-1 or 2, and under ZeRO-3."""
 _FULL = ("PytorchStreamWriter failed", "unexpected pos")
-"""What the RuntimeErrors say that `torch.save` raises where a file cannot grow."""
+"""Parts of the messages of `torch.save` when a disk is full; it raises RuntimeErrors."""
 
 
 def convert(native: str, universal: str, stage: int) -> None:
-    """Joins DeepSpeed's files of one checkpoint, written by any number of ranks, to a universal checkpoint.
+    """Converts DeepSpeed's files of one checkpoint, written by any number of ranks, to a universal checkpoint.
 
-    Needs no process group. `universal` is a new folder, and nothing is written elsewhere; one that a kill left behind
-    without its model states, which come last, does not load.
+    Needs no process group. Writes in the new folder `universal` only. The model states come last, and a folder without them
+    does not load.
 
     Args:
         stage: the ZeRO stage of the engines that will load it.
 
     Raises:
         CorruptError: the files of a rank are missing, or cannot be read.
-        TrainingError: it holds something that a universal checkpoint would lose.
+        TrainingError: it holds a value that a universal checkpoint would lose.
     """
     prepare_environment()
     from deepspeed.checkpoint import ds_to_universal
 
-    # The converter writes a file beside its output folder, hence a folder within.
+    # The converter writes a file beside its output folder, so that goes one level down.
     made = os.path.join(universal, "made")
     os.makedirs(made)
     try:
@@ -58,10 +59,10 @@ def convert(native: str, universal: str, stage: int) -> None:
         _write_for_every_stage(made, set(shapes))
         if stage < 3:
             _shape(made, shapes)
-    except (ScionError, OSError):  # such as a full disk: the files are not to blame
+    except (ScionError, OSError):  # such as a full disk: the files are intact
         raise
     except Exception as error:  # whatever a pickle, an assertion or a shape that does not fit raises
-        if any(said in str(error) for said in _FULL):
+        if any(part in str(error) for part in _FULL):
             raise OSError(reason(error)) from error
         raise CorruptError(f"cannot be converted for other workers or another stage: {reason(error)}", native) from error
     for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
@@ -70,7 +71,7 @@ def convert(native: str, universal: str, stage: int) -> None:
 
 
 def _settings(native: str, made: str) -> argparse.Namespace:
-    """Of DeepSpeed's converter."""
+    """The arguments of DeepSpeed's converter."""
     return argparse.Namespace(
         input_folder=native, output_folder=made, inject_missing_state=True, strict=True, keep_temp_folder=False,
         num_extract_workers=1, num_merge_workers=1,
@@ -78,8 +79,11 @@ def _settings(native: str, made: str) -> argparse.Namespace:
 
 
 def _expected(native: str) -> dict[str, torch.Size]:
-    """Names and shapes of the trained parameters. The converter takes the number of ranks from the files that it finds and the
-    value of a parameter without moments from the module, so that it would lose those of a missing rank without a word."""
+    """Names and shapes of the trained parameters.
+
+    The converter counts the ranks by the files that it finds, and takes the value of a parameter without moments from the
+    module: it would silently lose the parts of a missing rank.
+    """
     files = os.listdir(native)
     models = sorted(name for name in files if name.endswith("_model_states.pt"))
     if not models:
@@ -91,9 +95,9 @@ def _expected(native: str) -> dict[str, torch.Size]:
     trained = {name: shape for group in state["param_shapes"] for name, shape in group.items()}
     if others := set(state["module"]) - set(trained) - set(state["shared_params"]):
         raise TrainingError(
-            f"the number of workers cannot change where the model has what is not trained ({min(others)}).",
+            f"the number of workers cannot change where the model has untrained values ({min(others)}).",
             native,
-            "Go on with as many workers as before.",
+            "Resume with as many workers as before.",
         )
     return trained
 
@@ -106,8 +110,8 @@ def _check_whole(made: str, names: set[str]) -> None:
 
 
 def _write_for_every_stage(made: str, names: set[str]) -> None:
-    """The counters and settings in the form of every stage: the optimizer's step both for all parameters and for each, its
-    groups both at the top and inside, the module's states, without weights, which are read from elsewhere, by both names."""
+    """Writes counters and settings in the forms of both stages: the optimizer's step once and for each parameter, its groups at
+    the top and inside, the module's states under both names, without weights, which are read from elsewhere."""
     path = os.path.join(made, "zero", "optimizer_state.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     groups = saved["param_groups"]
@@ -121,7 +125,7 @@ def _write_for_every_stage(made: str, names: set[str]) -> None:
     kept = {name: saved[name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow")}
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
     content = kept | {"ds_version": version, "param_groups": groups, "optimizer_state_dict": inner}
-    os.remove(path)  # it is mapped: what is written below must be another file
+    os.remove(path)  # it is mapped into memory: write a new file, not into this one
     torch.save(content, path)
     for name in names:
         torch.save(step, os.path.join(made, "zero", name, "step.pt"))
@@ -132,7 +136,7 @@ def _write_for_every_stage(made: str, names: set[str]) -> None:
 
 
 def _shape(made: str, shapes: dict[str, torch.Size]) -> None:
-    """Tensors as ZeRO-1 and 2 want them: what was written under ZeRO-3 is flat."""
+    """Gives tensors their shapes, which ZeRO-1 and 2 need: ZeRO-3 writes flat ones."""
     for name, shape in shapes.items():
         for tensor in _TENSORS:
             path = os.path.join(made, "zero", name, f"{tensor}.pt")
@@ -145,25 +149,28 @@ def load(engine: Any, folder: str, tag: str) -> None:
     """Loads the universal checkpoint `folder/tag` into an engine of any number of ranks; every rank calls it.
 
     Raises:
-        CorruptError: there is none that is whole.
+        CorruptError: it is incomplete.
     """
     made = os.path.join(folder, tag)
     if not all(os.path.exists(os.path.join(made, name)) for name in _MODEL_STATES):
-        raise CorruptError("no universal checkpoint that is whole.", made)
+        raise CorruptError("the universal checkpoint is incomplete.", made)
     config = engine._config
     config.load_universal_checkpoint = True
     try:
         with plain_path(folder) as link:
             engine.load_checkpoint(link, tag=tag, load_module_strict=is_fully_trained(engine.module))
     finally:
-        config.load_universal_checkpoint = False  # or it would take DeepSpeed's own files for universal ones later
-    _mend(engine.optimizer.optimizer, made)
+        config.load_universal_checkpoint = False  # later loads read DeepSpeed's own files
+    _restore_settings(engine.optimizer.optimizer, made)
 
 
-def _mend(optimizer: torch.optim.Optimizer, made: str) -> None:
-    """Under ZeRO-3, DeepSpeed gives the settings of the first parameter group, such as its weight decay, to all of them. And
-    it gives all the same tensor as step counter, which each then counts up: Adam's bias correction would be of a step far
-    ahead. Both are done again here, under any stage; a fused optimizer, moreover, wants its counter on the device."""
+def _restore_settings(optimizer: torch.optim.Optimizer, made: str) -> None:
+    """Corrects what DeepSpeed loads wrongly.
+
+    Under ZeRO-3 it gives all parameter groups the settings of the first, such as its weight decay. It also gives all parameters
+    one tensor as step counter, which each then increments: Adam's bias correction would be that of a much later step. Both are
+    set again here, under any stage. A fused optimizer needs its counter on the device.
+    """
     path = os.path.join(made, "zero", "optimizer_state.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False)["param_groups"]
     for group, known in zip(optimizer.param_groups, saved, strict=True):

@@ -1,9 +1,9 @@
 """An exponential moving average of the weights: `TrainConfig.ema`.
 
-After each update, average = decay * average + (1 - decay) * weights, from the weights after the first update on, as
-`torch.optim.swa_utils` does. The optimizer's fp32 weights are averaged. The average is a further state of the optimizer beside
+After each update, average = decay * average + (1 - decay) * weights, starting from the weights after the first update, as
+`torch.optim.swa_utils` does. It averages the optimizer's fp32 weights. The average is one more state of the optimizer, beside
 Adam's moments: every rank averages what it updates, 4 bytes a parameter over all ranks, and DeepSpeed's checkpoints hold it. A
-step that is left out leaves it as it is.
+skipped update leaves it unchanged.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ KEY = "ema"
 
 
 def track_average(engine: Any, decay: float) -> None:
-    """From now on the engine's optimizer averages what it updates."""
+    """Makes the engine's optimizer average what it updates."""
 
     @torch.no_grad()
     def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # DeepSpeed steps group by group: those of the moment are in `param_groups`.
+        # DeepSpeed steps group by group: `param_groups` holds the current ones only.
         for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
             state = optimizer.state[weight]
             if KEY in state:
@@ -36,8 +36,10 @@ def track_average(engine: Any, decay: float) -> None:
 
 @contextmanager
 def averaged_weights(engine: Any) -> Iterator[None]:
-    """While the block runs, the engine's weights are their averages, where there are some already; every rank calls it. Nothing
-    is trained in it. They change places with the weights, so that no further copy is held."""
+    """Within the block the engine's weights are their averages, where these exist; every rank calls it. Do not train in it.
+
+    Weights and averages change places, so that no further copy is held.
+    """
     _exchange(engine.optimizer)
     try:
         yield
@@ -47,13 +49,13 @@ def averaged_weights(engine: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _exchange(optimizer: Any) -> None:
-    """Swaps fp32 weights and averages, and gives the model the new weights, as an update does."""
-    found = [(weight, state[KEY]) for weight, state in optimizer.optimizer.state.items() if KEY in state]
-    for weight, average in found:
+    """Swaps fp32 weights and averages, and updates the model's weights as a step does."""
+    averages = [(weight, state[KEY]) for weight, state in optimizer.optimizer.state.items() if KEY in state]
+    for weight, average in averages:
         before = weight.detach().clone()
         weight.copy_(average)
         average.copy_(before)
-    if not found:
+    if not averages:
         return
     if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer.update_lp_params()

@@ -1,10 +1,10 @@
-"""What one attempt of a run leaves for the next, and for the driver: an error that would come again.
+"""Notes that one attempt of a run leaves for the next and for the driver.
 
-Ray Train starts the workers anew after any exception. An error that Scion explains will be the same at the second attempt, on
-whichever rank it was raised, so it is written down, and the next attempt ends at once with it. So is any exception of our own
-process before the run's first step is done. Whatever else was raised is kept for the error that ends the run later.
+Ray Train restarts the workers after any exception. A `ScionError` would be raised again, on whichever rank it was, so that it
+is noted and ends the next attempt at once. So does any exception in our own process before the run's first step is done. Other
+exceptions are kept for the error that may end the run later.
 
-These notes lie in a folder named after the driver's lease. A run that another has superseded may go on for a while: its notes
+The notes lie in a folder named after the driver's lease. A run that another has superseded may continue for a while: its notes
 are its own, and it writes none once it knows.
 """
 
@@ -34,9 +34,9 @@ from trainer.monitoring.run_log import RunLog
 _NOTES, _STEPPED = "attempts", "stepped.json"
 """In a run's folder."""
 _FATAL, _STARTING, _FAILED = "fatal.json", "starting.json", "failed"
-"""In the notes."""
+"""In the folder of notes."""
 _NAMED = 12
-"""Rows that an error names."""
+"""Rows that an error names at most."""
 _OUTSIDE = (
     OSError,
     RayError,
@@ -44,13 +44,13 @@ _OUTSIDE = (
     dist.DistError,
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),
 )
-"""Of storage, network, other processes, full and broken devices: they may be gone at the next attempt."""
-_KILLED = "without an exception: killed from outside, as for want of memory"
+"""Errors of storage, network, other processes, full and broken devices: the next attempt may not meet them."""
+_KILLED = "without an exception: killed from outside, perhaps for lack of memory"
 
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt that is under way."""
+    """The present attempt."""
 
     uri: str
     lease: Lease | None
@@ -58,14 +58,14 @@ class Attempt:
     """Why the run ends at once, the same on every rank."""
     has_stepped: bool = False
     """Whether the run has finished a step, in this attempt or an earlier one."""
-    _stepped: bool = False
+    _is_noted: bool = False
 
     def note(self, *path: str) -> str:
-        """Where this driver's attempts leave a note."""
+        """The path of a note of this driver's attempts."""
         return storage.join(self.uri, _NOTES, "no-lease" if self.lease is None else self.lease.token, *path)
 
     def superseded_error(self) -> ArtifactError | None:
-        """The error that says that another run has taken over; None if the storage does not say so."""
+        """The error of a run that another has taken over; None if it still holds its lease, or the storage does not answer."""
         try:
             if self.lease is not None:
                 self.lease.check()
@@ -76,21 +76,21 @@ class Attempt:
         return None
 
     def note_start(self) -> None:
-        """The worker is about to train."""
+        """Notes that the worker is about to train."""
         if dist.get_rank() == 0:
             storage.remove(self.note(_STARTING))
 
     def note_step(self) -> None:
-        """The worker has finished a step. What earlier attempts died of is overcome."""
-        if not self._stepped and dist.get_rank() == 0:
+        """Notes that the worker has finished a step, and drops the failures of earlier attempts."""
+        if not self._is_noted and dist.get_rank() == 0:
             storage.remove(self.note(_FAILED))
             if not self.has_stepped:
                 storage.write_bytes(storage.join(self.uri, _STEPPED), b"{}")
-        self._stepped = self.has_stepped = True
+        self._is_noted = self.has_stepped = True
 
 
 def begin(uri: str) -> None:
-    """The driver starts the run in folder `uri`: what earlier drivers gave up on may be tried again.
+    """Starts the run in folder `uri`, in the driver: removes earlier drivers' notes.
 
     Raises:
         OSError: nothing can be written there.
@@ -102,57 +102,57 @@ def begin(uri: str) -> None:
 
 
 def clear(uri: str) -> None:
-    """The run has ended well."""
+    """Removes all notes of a finished run."""
     for name in (_NOTES, _STEPPED, NOTE):
         storage.remove(storage.join(uri, name))
 
 
 @contextmanager
 def attempt(uri: str, lease: Lease | None = None) -> Iterator[Attempt]:
-    """Around all that a worker does in one attempt; notes what is raised in the block.
+    """Around all of a worker's attempt; notes what the block raises.
 
     Raises:
-        TrainingError: the last attempts all died before they could train.
+        TrainingError: the last attempts all died before they trained.
     """
     current = Attempt(uri, lease)
-    current.error = from_first_rank(lambda: current.superseded_error() or _fatal(current))
+    current.error = from_first_rank(lambda: current.superseded_error() or _fatal_error(current))
     current.has_stepped = from_first_rank(lambda: storage.exists(storage.join(uri, _STEPPED)))
     try:
         if current.error is None:
             _check_starts(current)
         yield current
     except ScionError as error:
-        with suppress(Exception):  # storage that fails now must not hide what is being raised
-            _end(current, error)
+        with suppress(Exception):  # a failing storage must not hide the error
+            _end_run(current, error)
         raise
     except Exception as error:
         with suppress(Exception):
-            _keep(current, error)
+            _note_exception(current, error)
         raise
 
 
-def _keep(current: Attempt, error: Exception) -> None:
-    """Writes an exception down; ends the run where it would come again."""
-    failure = _failure(error)
+def _note_exception(current: Attempt, error: Exception) -> None:
+    """Notes an exception; ends the run if the next attempt would raise it again."""
+    failure = _to_json(error)
     if current.superseded_error() is None:
         storage.write_bytes(current.note(_FAILED, f"{dist.get_rank()}.json"), json.dumps(failure).encode())
     if not current.has_stepped and not failure["outside"]:
-        _end(current, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
+        _end_run(current, TrainingError(f"{failure['what']}.", "training, before its first step was done", _advice(error)))
 
 
-def _end(current: Attempt, error: ScionError) -> None:
-    """No later attempt of this driver tries again. Those of one that was superseded find that out by themselves."""
+def _end_run(current: Attempt, error: ScionError) -> None:
+    """Ends the run: later attempts of this driver raise the error at once. Those of a superseded driver stop by themselves."""
     content = {"type": type(error).__name__, "args": [error.what, error.where, error.fix]}
     if current.superseded_error() is None:
         storage.write_bytes(current.note(_FATAL), json.dumps(content).encode())
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    """What is kept of an exception."""
+def _to_json(error: Exception) -> dict[str, Any]:
+    """An exception as JSON."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return {
         "what": f"{type(error).__name__}: {reason(error)} (rank {dist.get_rank()}, {last.filename}, line {last.lineno})",
-        # Gloo raises plain RuntimeErrors where another rank is gone.
+        # Gloo raises plain RuntimeErrors if another rank is gone.
         "outside": isinstance(error, _OUTSIDE) or "/gloo/transport/" in str(error),
         "time": time.time(),
     }
@@ -161,11 +161,11 @@ def _failure(error: Exception) -> dict[str, Any]:
 def _advice(error: Exception) -> str:
     if is_out_of_memory(error):
         return "Lower train.micro_batch, raise train.zero_stage, or set train.offload or train.activation_checkpointing."
-    return "This would come again, so nothing was retried; report it with the log of Ray Train if it is not yours."
+    return "Nothing was retried, since it would happen again. If it is a bug of Scion, report it with the log of Ray Train."
 
 
 def _last_failure(current: Attempt) -> str:
-    """The exception that attempts died of; those that only followed from another rank's come last."""
+    """The exception that ended the last attempt. Exceptions from outside, which may follow from another rank's, come last."""
     folder = current.note(_FAILED)
     found = [_read(storage.join(folder, name)) for name in storage.files(folder)]
     latest = sorted(found, key=lambda one: (one["outside"], -one["time"]))
@@ -173,12 +173,16 @@ def _last_failure(current: Attempt) -> str:
 
 
 def _check_starts(current: Attempt) -> None:
-    """Counts the attempts that died before they could train."""
+    """Counts attempts that died before they trained.
+
+    Raises:
+        TrainingError: there are too many.
+    """
     path = current.note(_STARTING)
     count = from_first_rank(lambda: int(_read(path).get("count", 0)))
     if count >= guards.MAX_DEATHS:
         raise TrainingError(
-            f"{count} attempts in a row died before they could train, {from_first_rank(lambda: _last_failure(current))}.",
+            f"{count} attempts in a row died before they trained, {from_first_rank(lambda: _last_failure(current))}.",
             "training, while the model was loaded and the checkpoint restored",
             "Look at the log of Ray Train; the same command tries again.",
         )
@@ -187,10 +191,10 @@ def _check_starts(current: Attempt) -> None:
 
 
 def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int) -> int | None:
-    """Whether going on makes sense, and the step in which the last attempt died, if it did; every rank calls it.
+    """Checks that the run makes progress. Returns the step in which the last attempt died, if it did; every rank calls it.
 
     Raises:
-        TrainingError: the last attempts all died in the same step; names it and its rows. Or after the last of `steps`.
+        TrainingError: the last attempts all died in the same step, which it names with its rows, or after the last of `steps`.
     """
     folder = storage.join(current.uri, run_log.FOLDER)
     found = from_first_rank(lambda: run_log.deaths(run_log.read(folder, guards.MAX_DEATHS, run_log.DEATH_FIELDS)))
@@ -213,7 +217,7 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
     more = f" and {len(rows) - _NAMED} more, all in the run's log" if len(rows) > _NAMED else ""
     raise TrainingError(
         f"{died} in this step, {failure}. Its rows are {', '.join(rows[:_NAMED])}{more}.",
-        f"step {step} (planned step {feed.order_step(step)}, {len(rows)} slots)",
+        f"step {step} (step {feed.order_step(step)} of the order, {len(rows)} slots)",
         "Look at those rows and at the log of Ray Train; the last checkpoint is intact, and the same command tries again.",
     )
 
@@ -225,16 +229,16 @@ def _log_error(folder: str, **entry: Any) -> None:
         log.sync()
 
 
-def _fatal(current: Attempt) -> ScionError | None:
-    """What an earlier attempt of this driver ended the run with."""
+def _fatal_error(current: Attempt) -> ScionError | None:
+    """The error with which an earlier attempt of this driver ended the run."""
     content = _read(current.note(_FATAL))
-    return _error(content) if content else None
+    return _to_error(content) if content else None
 
 
 def _read(path: str) -> dict[str, Any]:
     return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}
 
 
-def _error(content: dict[str, Any]) -> ScionError:
+def _to_error(content: dict[str, Any]) -> ScionError:
     kind = getattr(errors, content["type"], TrainingError)
     return kind(*content["args"]) if issubclass(kind, ScionError) else TrainingError(*content["args"])

@@ -1,8 +1,8 @@
 """Python's garbage collection at the same steps on every rank.
 
-The automatic collection pauses one rank at a time, and all others wait for it in the next collective. So it is off during
-training, and every rank collects at the same steps, as torchtitan does. Objects that are there when training begins, such as
-modules and parameters, are frozen: a collection looks at newer ones only, and is short though it is a full one.
+Automatic collection pauses one rank at a time, and all others wait for it in the next collective. So it is off during training,
+and every rank collects at the same steps, as torchtitan does. Objects that exist when training begins, such as modules and
+parameters, are frozen: a collection visits newer objects only, and is short though it is a full one.
 """
 
 import gc
@@ -15,8 +15,8 @@ EVERY = 50
 
 @contextmanager
 def manual_collection() -> Iterator[None]:
-    """While the block runs, garbage is collected by `collect_garbage` only."""
-    automatic = gc.isenabled()
+    """Within the block only `collect_garbage` collects."""
+    was_automatic = gc.isenabled()
     gc.disable()
     gc.collect()
     gc.freeze()
@@ -24,11 +24,11 @@ def manual_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-        if automatic:
+        if was_automatic:
             gc.enable()
 
 
 def collect_garbage(done: int) -> None:
-    """Collects garbage after `done` steps if it is time."""
+    """Collects after every `EVERY` of the `done` steps."""
     if done % EVERY == 0:
         gc.collect()

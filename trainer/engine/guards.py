@@ -3,53 +3,59 @@
 import statistics
 from collections.abc import Iterable
 
-WINDOW = 64
-"""Steps whose losses a spike is told from, and at most left out with it."""
+from trainer.config.train import WINDOW as WINDOW
+
 MAX_REFUSED = 3
-"""Steps in a row that may be without an update before the run goes back."""
+"""Consecutive skipped updates after which the run rolls back."""
 MAX_ROLLBACKS = 3
-"""Times that a run goes back within `ROLLBACK_MEMORY` before it gives up."""
+"""Rollbacks within `ROLLBACK_MEMORY` after which the run gives up."""
 ROLLBACK_MEMORY = 10 * WINDOW
-"""Planned steps after which a time that the run went back counts no more."""
+"""Steps of the order after which a rollback no longer counts."""
 MAX_DEATHS = 3
 """Attempts that may die in the same step before the run gives up."""
 _FLOOR = 0.01
 
 
 def spike_score(loss: float, recent: list[float]) -> float:
-    """How far `loss` is above the median of `recent`, in robust standard deviations (1.4826 times the median absolute
-    deviation, which for a normal distribution is its standard deviation); 0 before the window is half full.
+    """How far `loss` is above the median of `recent`, in robust standard deviations; 0 until the window is half full.
 
-    A deviation below 1 % of the median counts as 1 %: losses that hardly vary would make any other a spike.
+    A robust standard deviation is 1.4826 times the median absolute deviation; for a normal distribution it is the standard
+    deviation. It is at least 1 % of the median: otherwise losses that hardly vary would make any other a spike.
     """
     if len(recent) < WINDOW // 2:
         return 0.0
-    middle = statistics.median(recent)
-    deviation = 1.4826 * statistics.median([abs(value - middle) for value in recent])
-    return (loss - middle) / max(deviation, _FLOOR * abs(middle), 1e-12)
+    median = statistics.median(recent)
+    deviation = 1.4826 * statistics.median([abs(value - median) for value in recent])
+    return (loss - median) / max(deviation, _FLOOR * abs(median), 1e-12)
 
 
-def comparable_losses(recent: list[float], before: int, now: int, edges: tuple[int, ...]) -> list[float]:
-    """The losses to compare that of planned step `now` with: those since the last of `edges`, planned steps from which on the
-    mixture or the batch size is another, and with it the level of the loss. `before` is the planned step before it."""
-    return [] if any(before < edge <= now for edge in edges) else recent
+def comparable_losses(recent: list[float], before: int, now: int, change_steps: tuple[int, ...]) -> list[float]:
+    """The losses that are comparable with that of step `now` of the order.
+
+    They are those since the last of `change_steps`, at which the mixture or the batch size changes, and with it the level of
+    the loss. `before` is the step of the order before `now`.
+    """
+    return [] if any(before < change <= now for change in change_steps) else recent
 
 
-def rollbacks_near(skipped: Iterable[tuple[int, int]], planned: int) -> int:
-    """How often a run has gone back within `ROLLBACK_MEMORY` of planned step `planned`."""
-    return sum(abs(planned - last) <= ROLLBACK_MEMORY for _, last in skipped)
+def rollbacks_near(skipped: Iterable[tuple[int, int]], step: int) -> int:
+    """The number of rollbacks within `ROLLBACK_MEMORY` of a step of the order."""
+    return sum(abs(step - last) <= ROLLBACK_MEMORY for _, last in skipped)
 
 
 def rollback_step(step: int, before: int) -> int:
-    """The step at or before which a run goes on that went wrong in `step` and has gone back `before` times lately.
+    """The step at or before which a run resumes that failed in `step` after `before` recent rollbacks.
 
-    The update that did the harm may be older than the newest checkpoint, so that going back there would undo nothing: a window
-    back, and one more for each time before.
+    The harmful update may be older than the newest checkpoint, so that resuming there would undo nothing: one window back, and
+    one more for each recent rollback.
     """
     return step - WINDOW * (before + 1)
 
 
 def steps_to_skip(first: int, last: int, skipped: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The planned steps [a, b) to leave out after the planned step `last` went wrong in a run that goes back to `first`: the
-    window up to it (Chowdhery et al. 2022, section 5.1, left out 200 to 500), not before what was left out already."""
+    """The steps [a, b) of the order to skip after step `last` failed in a run that rolls back to `first`.
+
+    That is the window up to the failure (Chowdhery et al. 2022, section 5.1, skipped 200 to 500 steps), without steps that are
+    skipped already.
+    """
     return max(first, last + 1 - WINDOW, *(end for _, end in skipped if end <= last)), last + 1

@@ -1,4 +1,4 @@
-"""Starts the workers: Ray Train around `loop.train_worker`, by way of `entry`."""
+"""Starts the workers: Ray Train around `worker.train_worker`, by way of `entry`."""
 
 import math
 import os
@@ -15,32 +15,33 @@ from data_pipeline.errors import ScionError, Stopped, TrainingError
 from data_pipeline.feed.rank_feed import OrderedData
 from trainer.engine import attempts
 from trainer.engine.entry import enter
-from trainer.engine.loop import TrainRun
 from trainer.engine.process_group import GroupConfig, flight_folder
+from trainer.engine.worker import TrainRun
 from trainer.monitoring import run_log
 
-RAYS = "ray"
-"""Folder below the artefact for what Ray Train notes of its own while the run goes on."""
+RAY_FOLDER = "ray"
+"""Below the artefact: Ray Train's own files, until the run ends."""
 _POINTS = 2000
 _KEPT = ("step", "planned", "loss", "norm", "rate", "applied", "seconds", "data_wait")
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to whoever started the training: Ray's own handler aborts it without a checkpoint and without a word."""
+    """Leaves Ctrl-C to the caller: Ray's own handler aborts the training without a checkpoint and without a message."""
 
     def _register_sigint_handler(self, controller: Any) -> None: ...
 
 
 def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gpu: bool) -> dict[str, Any]:
-    """Trains to the end, from the newest checkpoint if an earlier attempt left one, and returns the run's history.
+    """Trains to the end, from the newest checkpoint if there is one, and returns the run's history.
 
-    The checkpoints stay: what the run was for is not finished yet, and a kill now must not cost it.
+    The checkpoints are kept until the artefact is committed: a kill before that must not lose the run.
 
-    `workers` is a number, or the lowest and the highest: then the run goes on with as many as there is room for.
+    Args:
+        workers: a number, or the lowest and the highest: the run then uses as many as there is room for.
 
     Raises:
-        Stopped: it was asked to; the same call goes on.
-        ScionError: what a worker raised, or a TrainingError that names Ray's reason.
+        Stopped: the user stopped it; the same call resumes.
+        ScionError: what a worker raised, or a TrainingError with Ray's reason.
     """
     attempts.begin(run.uri)
     trainer = _Trainer(
@@ -55,7 +56,7 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": worker_cpus} | ({"GPU": 1} if gpu else {})
         ),
         run_config=RunConfig(
-            name=RAYS,
+            name=RAY_FOLDER,
             storage_path=run.uri,
             failure_config=FailureConfig(max_failures=run.config.max_failures),
         ),
@@ -65,42 +66,42 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise _reason(error) from error
-    storage.remove(storage.join(run.uri, RAYS))
-    with suppress(OSError):  # it stays where NCCL has written to it
+        raise _cause(error) from error
+    storage.remove(storage.join(run.uri, RAY_FOLDER))
+    with suppress(OSError):  # it is not empty if NCCL has written to it
         os.rmdir(flight_folder(run.uri))
     return conclude(run, dict(result.return_value))
 
 
 def conclude(run: TrainRun, ended: dict[str, Any]) -> dict[str, Any]:
-    """The history of a run whose workers have `ended` (`loop.train_worker`).
+    """The history of a run whose workers have `ended` (`worker.train_worker`).
 
     Raises:
-        Stopped: it was asked to; the same call goes on.
+        Stopped: the user stopped it; the same call resumes.
         ScionError: what a worker raised.
     """
     if "error" in ended:
         raise ended["error"]
     if "stopped" in ended:
-        raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command goes on.", run.uri)
+        raise Stopped(f"stopped after step {ended['stopped']} of {run.config.steps}; the same command resumes it.", run.uri)
     attempts.clear(run.uri)
-    read = run_log.read(storage.join(run.uri, run_log.FOLDER), fields=_KEPT)
-    return ended | {"history": _history(run_log.steps(read))}
+    attempts_logged = run_log.read(storage.join(run.uri, run_log.FOLDER), fields=_KEPT)
+    return ended | {"history": _history(run_log.steps(attempts_logged))}
 
 
 def _history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the artefact keeps of the log: enough for a curve, however long the run was."""
+    """The part of the log that the artefact keeps: enough points for a curve, however long the run is."""
     apart = -(-len(steps) // _POINTS)
     kept = [entry for number, entry in enumerate(steps, 1) if (len(steps) - number) % apart == 0]
     return [{name: entry[name] for name in _KEPT} for entry in kept]
 
 
-def _reason(error: BaseException) -> ScionError:
-    """Our own error from a worker, if that is what stopped the run; else what the first worker said at last, or Ray."""
+def _cause(error: BaseException) -> ScionError:
+    """Our own error if a worker raised one; else the last line of the first worker's failure, or of Ray's."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
         cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
         if isinstance(cause, ScionError):
             return cause
-    said = str(failures[0] if failures else error).strip().splitlines()[-1]
-    return TrainingError(said, "training", "The log of Ray Train has the details; the last checkpoint is intact.")
+    line = str(failures[0] if failures else error).strip().splitlines()[-1]
+    return TrainingError(line, "training", "The log of Ray Train has the details; the last checkpoint is intact.")

@@ -1,7 +1,7 @@
-"""Micro-batches that fit: where a device has no memory for one, the run's next attempt computes half as many rows at once.
+"""Micro-batches that fit: if a device has no memory for one, the next attempt halves it.
 
-A step comes to the same however its rows are divided, so that nothing else changes; an objective of which that is not true is
-left alone (`Task.divisible`). The attempt ends, because some ranks may already have added gradients of the step that failed.
+A step is the same however its rows are divided, so that nothing else changes; tasks for which that is not true are left alone
+(`Task.divisible`). The attempt ends, because some ranks may have added gradients of the failed step already.
 """
 
 import json
@@ -16,45 +16,49 @@ from data_pipeline.feed.rank_feed import RankFeed
 from trainer.collectives import from_first_rank
 
 NOTE = "micro.json"
-"""In a run's folder: what fits, and the `micro_batch` that was asked for, since another one is tried first."""
+"""In a run's folder: the size that fits, and the `micro_batch` of the configuration, since a new one is tried first."""
 
 
 class MicroBatchTooLarge(Exception):
-    """A micro-batch for which a device has no memory; the next attempt computes half of it."""
+    """A device has no memory for a micro-batch; the next attempt halves it."""
 
 
 def limit_micro_batch(uri: str, feed: RankFeed) -> RankFeed:
-    """The feed with no larger micro-batches than are known to fit; every rank calls it.
+    """The feed with micro-batches no larger than an earlier attempt found to fit; every rank calls it.
 
     Raises:
         OSError: the storage fails.
     """
-    found = from_first_rank(lambda: _known(uri, feed.rows.micro_batch))
-    return feed if found is None else replace(feed, rows=replace(feed.rows, micro_batch=found))
+    fitting = from_first_rank(lambda: _read_fitting(uri, feed.rows.micro_batch))
+    return feed if fitting is None else replace(feed, rows=replace(feed.rows, micro_batch=fitting))
 
 
-def _known(uri: str, asked: int | None) -> int | None:
+def _read_fitting(uri: str, configured: int | None) -> int | None:
     path = storage.join(uri, NOTE)
-    noted = json.loads(storage.read_bytes(path)) if storage.exists(path) else {"asked": None, "fits": None}
-    return None if noted["fits"] is None or noted["asked"] != asked else int(noted["fits"])
+    note = json.loads(storage.read_bytes(path)) if storage.exists(path) else {"asked": None, "fits": None}
+    return None if note["fits"] is None or note["asked"] != configured else int(note["fits"])
 
 
 @contextmanager
-def halve_when_out_of_memory(uri: str, asked: int | None, micro: int) -> Iterator[None]:
-    """Around a step with `micro` rows at once, where `asked` were asked for.
+def halve_when_out_of_memory(uri: str, configured: int | None, micro: int) -> Iterator[None]:
+    """Around a step: if its memory does not suffice, notes half the micro-batch for the next attempt.
+
+    Args:
+        configured: the `micro_batch` of the configuration.
+        micro: the micro-batch of the step.
 
     Raises:
-        TooLarge: there was no memory for them, but there may be for half.
+        MicroBatchTooLarge: the memory did not suffice for more than one row.
     """
     try:
         yield
     except Exception as error:
         if micro < 2 or not is_out_of_memory(error):
             raise
-        storage.write_bytes(storage.join(uri, NOTE), json.dumps({"asked": asked, "fits": micro // 2}).encode())
+        storage.write_bytes(storage.join(uri, NOTE), json.dumps({"asked": configured, "fits": micro // 2}).encode())
         raise MicroBatchTooLarge(f"no memory for {micro} rows at once; {micro // 2} are next") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a tensor found no room, on a device or, where PyTorch raises no error of its own for it, in the host's memory."""
+    """Whether an allocation failed, on a device or on the host, where PyTorch has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -1,6 +1,6 @@
-"""torch's process group: its network interface, its time-outs, and where NCCL writes what it was doing when one passed.
+"""torch's process group: its network interface, its time-outs, and NCCL's flight recorder.
 
-Ray Train makes the group before our own code runs on a worker, so the environment is prepared by a backend of ours.
+Ray Train makes the group before our own code runs on a worker, so that a backend of ours prepares the environment.
 """
 
 import ipaddress
@@ -23,19 +23,19 @@ from data_pipeline.artifacts import storage
 FLIGHT = "nccl"
 """Below a run's folder: NCCL's flight recorder, a file a rank."""
 _DUMP_FILES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
-"""The prefix of those files, as newer versions of torch call it and as all do."""
+"""Names of the variable with the prefix of those files: of newer versions of torch, and of all."""
 
 
 def flight_folder(uri: str) -> str:
-    """Where NCCL's flight recorder writes: in the run's folder, or on each machine where that is an object store."""
+    """Where NCCL's flight recorder writes: in the run's folder, or on each machine if that is an object store."""
     if storage.is_local(uri):
         return str(os.path.join(storage.filesystem(uri)[1], FLIGHT))
     return os.path.join(tempfile.gettempdir(), f"scion-{FLIGHT}", storage.filesystem(uri)[1].strip("/").replace("/", "-"))
 
 
 def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
-    """The interface that has the `address` of this node; None if none has, as where it is a name, or if it is the loopback,
-    which gloo and NCCL find by themselves."""
+    """The network interface with the `address` of this node. None if there is none, as for a host name, or if it is the
+    loopback, which gloo and NCCL find by themselves."""
     wanted = _address(address)
     if wanted is None or wanted.is_loopback:
         return None
@@ -43,15 +43,18 @@ def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
 
 
 def _address(text: str) -> Any:
-    """An IP address, without the interface that psutil appends to a local one of IPv6; None of other kinds."""
+    """An IP address, without the interface that psutil appends to a local IPv6 address; None for other text."""
     with suppress(ValueError):
         return ipaddress.ip_address(text.partition("%")[0])
     return None
 
 
 def variables(address: str, interfaces: dict[str, list[str]], folder: str | None, present: Mapping[str, str]) -> dict[str, str]:
-    """What a worker's environment lacks beside what is `present` there: the user's own settings win. `folder` is for NCCL's
-    dumps, if there are to be some."""
+    """The variables to add to a worker's environment; those `present` there stay.
+
+    Args:
+        folder: for NCCL's dumps; None for none.
+    """
     found: dict[str, str] = {}
     if folder is not None:
         found["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
@@ -64,20 +67,20 @@ def variables(address: str, interfaces: dict[str, list[str]], folder: str | None
 
 
 def _prepare(folder: str | None) -> None:
-    """On a worker, before the group is made."""
+    """Prepares the environment of a worker, before the group is made."""
     interfaces = {name: [one.address for one in found] for name, found in psutil.net_if_addrs().items()}
     os.environ.update(variables(get_node_ip_address(), interfaces, folder, os.environ))
     if folder is not None:
-        with suppress(OSError):  # on a full disk there are no dumps, and the checkpoints name it
+        with suppress(OSError):  # without dumps on a full disk, which the checkpoints will report
             os.makedirs(folder, exist_ok=True)
 
 
 @dataclass
 class GroupConfig(TorchConfig):
-    """Ray Train's settings of the group, with a prepared environment."""
+    """Ray Train's settings of the group, with our environment."""
 
     flight_folder: str | None = None
-    """For NCCL's dumps, on GPUs."""
+    """Folder for NCCL's dumps, on GPUs."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -91,13 +94,13 @@ class _PreparedBackend(_TorchBackend):
 
 
 class TimeOut:
-    """How long a worker waits for the others in a collective, in all groups that it is in."""
+    """The time-out of collectives, in all process groups of a worker."""
 
     def __init__(self) -> None:
         self._minutes: float | None = None
 
     def set(self, minutes: float) -> None:
-        """From now on; every rank calls it, none while another is in a collective."""
+        """Sets the time-out; every rank calls it, none while another is in a collective."""
         if minutes != self._minutes:
             self._minutes = minutes
             for group in list(distributed_c10d._world.pg_map):
@@ -105,7 +108,7 @@ class TimeOut:
 
 
 def dumps_found(uri: str) -> list[str]:
-    """A line for the user where a collective of the run has timed out and NCCL has written what each rank was doing."""
+    """A line for the user if a collective of the run has timed out and NCCL has recorded what each rank was doing."""
     folder = flight_folder(uri)
     if not os.path.isdir(folder) or not os.listdir(folder):
         return []

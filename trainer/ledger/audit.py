@@ -1,5 +1,4 @@
-"""Whether a run was trained on what its plan says: every planned slot of its history exactly once, in order, and the same rows
-wherever an attempt went over them again."""
+"""Compares a run's ledger with its order: every slot exactly once, in order, and the same rows in repeated steps."""
 
 import json
 from collections.abc import Iterator
@@ -24,60 +23,65 @@ _COLUMNS = tuple(name for name in SLOT_COLUMNS if name != "weight")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What a run says of itself."""
+    """The history of a run, as the run records it."""
 
     lineage: tuple[str, ...]
-    """Segments of the ledger that count, in order."""
+    """The segments of the ledger that count, in order."""
     steps: int
-    """Training steps that they hold."""
+    """Their training steps."""
     skipped: tuple[tuple[int, int], ...]
-    """Planned steps [first, last) that were left out."""
+    """Steps [first, last) of the order that the run skipped."""
 
 
 def read_history(uri: str) -> History | None:
-    """What a run that has ended left in its ledger; None before."""
+    """The history in the ledger of a finished run; None of a run that goes on."""
     path = storage.join(uri, ledger.HISTORY)
     return parse_history(json.loads(storage.read_bytes(path))) if storage.exists(path) else None
 
 
-def parse_history(told: dict[str, Any]) -> History:
-    skipped = tuple((int(first), int(last)) for first, last in told["skipped"])
-    return History(lineage=tuple(told["lineage"]), steps=int(told["steps"]), skipped=skipped)
+def parse_history(content: dict[str, Any]) -> History:
+    """A history from JSON."""
+    skipped = tuple((int(first), int(last)) for first, last in content["skipped"])
+    return History(lineage=tuple(content["lineage"]), steps=int(content["steps"]), skipped=skipped)
 
 
 def audit(uri: str, rows: OrderedRows, history: History) -> list[CheckResult]:
-    """The ledger in folder `uri` against the plan, and against the shards if they are still there."""
+    """Compares the ledger in folder `uri` with the order, and with the shards if they still exist."""
     order, content, again = [], list[str](), list[str]()
     present = bool(rows.manifest.streams) and storage.exists(storage.join(rows.folder, manifests.NAME))
     step, count = 0, 0
     for name in history.lineage:
         last = step_of(name)
-        order += [f"{name}: {said}" for said in _complete(uri, name)]
-        found, said = _read(uri, name)
-        order += said
+        order += [f"{name}: {problem}" for problem in _missing_parts(uri, name)]
+        found, problems = _read(uri, name)
+        order += problems
         count += len(found)
-        order += list(_against(_expected(rows.order, step, last, history.skipped), found))
+        order += list(_differences(_expected(rows.order, step, last, history.skipped), found))
         content += _content(rows, found) if present else []
         step = last
     if step != history.steps:
         order.append(f"the segments end after step {step}, the run after step {history.steps}")
     others = sorted(set(ledger.segments(uri)) - set(history.lineage))
     for name in others:
-        found, said = _read(uri, name)
-        again += said + list(_against(_planned(rows.order, found), found)) + (_content(rows, found) if present else [])
-    read = "compared with the shards" if present else "the shards are gone: not compared"
+        found, problems = _read(uri, name)
+        again += (
+            problems
+            + list(_differences(_expected_again(rows.order, found), found))
+            + (_content(rows, found) if present else [])
+        )
+    compared = "compared with the shards" if present else "the shards are gone: not compared"
     left = sum(last - first for first, last in history.skipped)
     return [
         CheckResult.from_failures(
-            "order", f"{count:,} rows of {step:,} steps, each planned slot once; {left} steps left out", order
+            "order", f"{count:,} rows of {step:,} steps, each slot of the order once; {left} steps skipped", order
         ),
-        CheckResult.from_failures("rows", read, content),
-        CheckResult.from_failures("replays", f"{len(others)} segments that do not count, all as planned", again),
+        CheckResult.from_failures("rows", compared, content),
+        CheckResult.from_failures("replays", f"{len(others)} segments that do not count, all in the order", again),
     ]
 
 
-def _complete(uri: str, name: str) -> list[str]:
-    """Whether every rank's part is there: the name says how many ranks there were."""
+def _missing_parts(uri: str, name: str) -> list[str]:
+    """Compares the number of parts with the number of ranks in the segment's name."""
     parts, world = len(ledger.parts(uri, name)), world_of(name)
     return [] if parts == world else [f"{parts} parts of {world} ranks"]
 
@@ -98,15 +102,15 @@ def _expected(plan: RowOrder, first: int, last: int, skipped: tuple[tuple[int, i
     return plan.lookup(np.concatenate(offsets))
 
 
-def _planned(plan: RowOrder, found: pa.Table) -> Slots:
-    """What the plan has at the steps and slots of `found`, each once."""
+def _expected_again(plan: RowOrder, found: pa.Table) -> Slots:
+    """The order's rows at the steps and slots of `found`, each once."""
     places = np.unique(np.stack([found[name].to_numpy().astype(np.int64) for name in ("step", "slot")], axis=1), axis=0)
     offsets = {int(step): plan.sizes.offset(int(step)) for step in np.unique(places[:, 0])}
     return plan.lookup(np.array([offsets[int(step)] + int(slot) for step, slot in places], np.int64))
 
 
-def _against(expected: Slots, found: pa.Table) -> Iterator[str]:
-    """How rows of a ledger differ from those planned."""
+def _differences(expected: Slots, found: pa.Table) -> Iterator[str]:
+    """How a ledger's rows differ from the expected ones."""
     wanted = list(zip(*(getattr(expected, name).tolist() for name in _COLUMNS), strict=True))
     had = list(zip(*(found[name].to_pylist() for name in _COLUMNS), strict=True))
     if wanted == had:
@@ -119,14 +123,14 @@ def _against(expected: Slots, found: pa.Table) -> Iterator[str]:
     planned = {(step, slot): tuple(row) for step, slot, *row in wanted}
     yield from (f"step {step} slot {slot} was trained on twice" for step, slot in several)
     yield from (f"step {step} slot {slot} was never trained on" for step, slot in planned if (step, slot) not in once)
-    yield from (f"step {step} slot {slot} was not to be trained on" for step, slot in once if (step, slot) not in planned)
+    yield from (f"step {step} slot {slot} is not in the order" for step, slot in once if (step, slot) not in planned)
     for (step, slot), other in once.items():
         if planned.get((step, slot), other) != other:
-            yield f"step {step} slot {slot} had (stream, epoch, row) {other}, the plan {planned[step, slot]}"
+            yield f"step {step} slot {slot} had (stream, epoch, row) {other}, the order has {planned[step, slot]}"
 
 
 def _content(rows: OrderedRows, found: pa.Table) -> list[str]:
-    """Where the checksum of a row that was trained on is not that of the row in the shards."""
+    """Rows whose checksum in the ledger is not that of the row in the shards."""
     reader, wrong = rows.reader(), list[str]()
     for start in range(0, len(found), 4096):
         part = found.slice(start, 4096)
@@ -138,5 +142,5 @@ def _content(rows: OrderedRows, found: pa.Table) -> list[str]:
             return [*wrong, str(error) if isinstance(error, ScionError) else unknown]
         for place in np.flatnonzero(own != part["crc"].to_numpy()):
             step, slot = columns["step"][place], columns["slot"][place]
-            wrong.append(f"step {step} slot {slot} held something else than the shards now do")
+            wrong.append(f"step {step} slot {slot} had other content than the shards have now")
     return wrong

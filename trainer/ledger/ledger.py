@@ -1,7 +1,7 @@
-"""What each rank was trained on, row by row: the evidence from which `scion verify RUN` proves the order.
+"""Records the rows that each rank was trained on; `scion verify RUN` checks the order by them.
 
-A segment holds the rows between two checkpoints and has the name of the second; each rank writes its own part of it before
-that checkpoint counts. Which segments make up the history of a run is told by its checkpoints (`RunState.lineage`).
+A segment holds the rows between two checkpoints and has the name of the second. Each rank writes its part of a segment before
+that checkpoint counts. The checkpoints say which segments are the run's history (`RunState.lineage`).
 """
 
 import io
@@ -22,43 +22,43 @@ from data_pipeline.feed.reader import SLOT_COLUMNS
 FOLDER = "ledger"
 """Below a run's folder."""
 PLAN, HISTORY = "plan.json", "history.json"
-"""In a ledger: the order that the run was to have, and, once it has ended, which segments are its history."""
+"""In a ledger: the order of the run, and, once it has ended, the segments of its history."""
 SCHEMA = pa.schema(
     {"step": pa.int64(), "slot": pa.int32(), "stream": pa.int16(), "epoch": pa.int32(), "row": pa.int64(), "crc": pa.uint32()}
 )
-"""`step` and `slot` are those of the plan; `crc` is the CRC-32 of what the row says."""
+"""`step` and `slot` are those of the order; `crc` is the CRC-32 of the row's content."""
 
 
 class Ledger:
-    """The rows of one rank since the last segment was written. Rows of weight 0 are not noted: they are not trained on."""
+    """The rows of one rank since the last segment. Rows of weight 0 are left out: they are not trained on."""
 
     def __init__(self, uri: str, rank: int) -> None:
         self._uri, self._rank = uri, rank
         self._since: list[pa.Table] = []
 
     def note(self, rows: pa.Table) -> None:
-        """Rows as the feed gives them."""
+        """Adds rows as the feed gives them."""
         real = rows.filter(rows["weight"].to_numpy() > 0)
         noted = [pa.array(crcs(real)) if name == "crc" else real[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names]
         self._since.append(pa.Table.from_arrays(noted, schema=SCHEMA))
 
     def take(self) -> list[pa.Table]:
-        """What was noted since, for a segment: what comes belongs to the next."""
+        """Takes the rows for a segment; later rows belong to the next."""
         taken, self._since = self._since, []
         return taken
 
     def give_back(self, rows: list[pa.Table]) -> None:
-        """Rows that were taken for a segment that does not count: they belong to the next."""
+        """Takes rows back whose segment does not count; they belong to the next."""
         self._since = rows + self._since
 
     def write(self, segment: str, rows: list[pa.Table]) -> None:
-        """This rank's part of a segment."""
+        """Writes this rank's part of a segment."""
         buffer = io.BytesIO()
         pq.write_table(pa.concat_tables([SCHEMA.empty_table(), *rows]), buffer, compression="zstd")
         storage.write_bytes(storage.join(self._uri, segment, f"rank-{self._rank:05d}.parquet"), buffer.getvalue())
 
     def finish(self, history: dict[str, Any]) -> None:
-        """Says, when the run has ended, which segments are its history; until then its checkpoints do."""
+        """Writes which segments are the history of a finished run; until then its checkpoints say it."""
         storage.write_bytes(storage.join(self._uri, HISTORY), json.dumps(history).encode())
 
     def drop(self, segment: str) -> None:
@@ -66,12 +66,12 @@ class Ledger:
 
 
 def segments(uri: str) -> list[str]:
-    """Names of the segments that are there, the earliest first."""
+    """Names of the existing segments, the earliest first."""
     return sorted({path.split("/")[0] for path in storage.files(uri) if path.endswith(".parquet")})
 
 
 def parts(uri: str, segment: str) -> list[str]:
-    """The files of a segment, one a rank; a kill may leave others."""
+    """The files of a segment, one a rank; killed ranks may have left others."""
     folder = storage.join(uri, segment)
     return [storage.join(folder, path) for path in storage.files(folder) if path.endswith(".parquet")]
 
@@ -92,7 +92,7 @@ def read(uri: str, segment: str) -> pa.Table:
 
 
 def crcs(rows: pa.Table) -> NDArray[np.uint32]:
-    """CRC-32 of each row's own columns, uint32 [rows]."""
+    """CRC-32 of each row's content, uint32 [rows]."""
     own = [name for name in rows.column_names if name not in SLOT_COLUMNS]
     found = np.zeros(len(rows), np.uint32)
     for name in own:

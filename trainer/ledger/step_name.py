@@ -1,9 +1,11 @@
-"""Names of what a run writes at a step, its checkpoints and the ledger's segments: one that no other attempt has, from which
-step and number of ranks can be read."""
+"""Names of what a run writes at a step, its checkpoints and the ledger's segments: unique to an attempt, with the step and the
+number of ranks in them."""
 
 import re
 import time
 
+DRAFT_PREFIX = ".rank-"
+"""Begins the names of folders in which ranks write drafts; a killed rank leaves its own."""
 _NAME = re.compile(r"step_(\d{9})-w(\d+)-[0-9a-f]+")
 
 
@@ -24,7 +26,7 @@ def world_of(name: str) -> int:
 
 
 def _parts(name: str) -> tuple[int, int]:
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise ValueError(f"{name!r} is not the name of a step")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

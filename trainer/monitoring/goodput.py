@@ -1,4 +1,4 @@
-"""What became of a run's time, from its log: pure functions."""
+"""Goodput, replayed steps and recovery time of a run, from its log: pure functions."""
 
 from itertools import pairwise
 from typing import Any
@@ -7,12 +7,12 @@ from trainer.monitoring import run_log
 
 
 def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | None]:
-    """Goodput, replays and recovery of a run.
+    """Goodput, replayed steps and recovery time of a run.
 
-    `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. The time
-    in which no command ran, after the run was stopped, had ended or was killed with its driver, is `idle`, and not charged:
-    it lasts until the next command's first word. `time_to_recover` is the mean time from the last entry of an attempt that
-    died, or from the next command where there was one, to the first step after it, without those that a set clock hides.
+    `goodput` is the time of the steps that count, each once, as a share of the time from the first entry to the last. `idle`
+    time, in which no command ran, does not count: it begins when the run stops, ends or is killed with its driver, and ends
+    with the first entry of the next command. `time_to_recover` is the mean time from the last entry of an attempt that died, or
+    from the next command, to the first step after it, without those that a reset clock hides.
     """
     ran: list[list[dict[str, Any]]] = []
     begun: list[float | None] = []
@@ -52,5 +52,5 @@ def account(attempts: list[list[dict[str, Any]]]) -> dict[str, float | int | Non
 
 
 def _passed(earlier: float, later: float) -> float:
-    """Seconds between two entries; none where the clock was set back, or another machine's is behind."""
+    """Seconds between two entries; 0 if the clock was set back, or another machine's is behind."""
     return max(0.0, later - earlier)

@@ -1,4 +1,4 @@
-"""What the first rank tells of a run: to its log, and from there to Prometheus and to trackers."""
+"""Writes what happens in a run to its log, and numbers to Prometheus and trackers."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,16 +9,16 @@ import torch.distributed as dist
 
 from data_pipeline.artifacts import storage
 from trainer.config.train import TrainConfig
-from trainer.engine.step import StepOutcome
 from trainer.models.flops import Flops, device_peak
 from trainer.monitoring import run_log
 from trainer.monitoring.metric_writers import MetricWriters
 from trainer.monitoring.run_log import RunLog
+from trainer.monitoring.step_outcome import StepOutcome
 from trainer.monitoring.trackers import Tracked
 
 
 class Journal:
-    """Silent on all ranks but the first."""
+    """Writes on the first rank only."""
 
     def __init__(
         self,
@@ -33,26 +33,26 @@ class Journal:
         self._identity, self._note = identity, note
         self._uri, self._config, self._streams, self._flops = uri, config, streams, flops
         self._log = RunLog(storage.join(uri, run_log.FOLDER)) if dist.get_rank() == 0 else None
-        self._sinks: MetricWriters | None = None
+        self._writers: MetricWriters | None = None
         self._peak = device_peak()
 
     def write(self, kind: str, **entry: Any) -> None:
-        """An entry that is on the disk when this returns."""
+        """Writes an entry and flushes it to the disk."""
         if self._log is None:
             return
         if kind == "start":
-            self._sinks = self._tracked(entry["next_step"])
+            self._writers = self._make_writers(entry["next_step"])
         self._log.write(kind, **entry)
         self._log.sync()
-        if self._sinks is None:
+        if self._writers is None:
             return
         if kind == "evaluation":
-            self._sinks.evaluation(entry)
+            self._writers.evaluation(entry)
         elif kind in ("finished", "stopped"):
-            self._sinks.close()
+            self._writers.close()
 
-    def _tracked(self, next_step: int) -> MetricWriters:
-        """Where the numbers go. Only a run that is tracked has its log read."""
+    def _make_writers(self, next_step: int) -> MetricWriters:
+        """The writers of this attempt. Reads the log of earlier ones only if there is a tracker."""
         before = run_log.read(storage.join(self._uri, run_log.FOLDER), fields=("step",)) if self._config.track else []
         seen = [entry for entries in before for entry in entries]
         run = Tracked(
@@ -62,10 +62,10 @@ class Journal:
         return MetricWriters(run, self._config.track, seen, self._note)
 
     def step(
-        self, step: int, planned: int, outcome: StepOutcome, waited: float, seconds: float, communication: float | None
+        self, step: int, order_step: int, outcome: StepOutcome, waited: float, seconds: float, communication: float | None
     ) -> None:
-        """A step that was made in `seconds`, of which `waited` for its rows and `communication` in collectives."""
-        if self._log is None or self._sinks is None:
+        """Writes a step: its `seconds`, those of them `waited` for rows, and those in collectives (`communication`)."""
+        if self._log is None or self._writers is None:
             return
         world = dist.get_world_size()
         tflops = self._flops.step(outcome.tokens, sum(outcome.targets), outcome.attention_pairs) / seconds / world / 1e12
@@ -76,10 +76,10 @@ class Journal:
         }
         entry = {
             "step": step,
-            "planned": planned,
+            "planned": order_step,
             "loss": outcome.loss,
             "norm": outcome.norm,
-            "applied": outcome.applied,
+            "applied": outcome.is_applied,
             "rate": self._config.rate(step, True),
             "world": world,
             "tokens": outcome.tokens,
@@ -96,4 +96,4 @@ class Journal:
             **outcome.seconds,
         }
         self._log.write("step", **entry)
-        self._sinks.step(entry)
+        self._writers.step(entry)

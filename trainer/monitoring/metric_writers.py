@@ -1,4 +1,4 @@
-"""Where the numbers of a step go beside the log: Prometheus through Ray, and the trackers that are asked for."""
+"""Writes numbers of steps and evaluations to Prometheus, through Ray, and to trackers."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -22,12 +22,15 @@ _GAUGES = {
 
 
 class MetricWriters:
-    """Of the first rank."""
+    """On the first rank."""
 
     def __init__(self, run: Tracked, track: Collection[str], seen: list[dict[str, Any]], warn: Callable[[str], None]) -> None:
-        """`seen` are the entries of the run's earlier attempts. TensorBoard takes back what is made again; the others, which
-        cannot, are not sent it twice."""
-        self._gauges = {name: Gauge(f"scion_{name}", said, tag_keys=("run",)) for name, said in _GAUGES.items()}
+        """
+        Args:
+            seen: the log's entries of earlier attempts. TensorBoard removes repeated steps; other trackers cannot, so that they
+                are not sent a step twice.
+        """
+        self._gauges = {name: Gauge(f"scion_{name}", description, tag_keys=("run",)) for name, description in _GAUGES.items()}
         self._streams = Gauge("scion_stream_loss", "Mean loss of a target, by language", tag_keys=("run", "stream"))
         self._run = _ascii(run.uri)
         self._trackers = {kind: Tracker(kind, run, warn) for kind in track}
@@ -36,7 +39,7 @@ class MetricWriters:
         }
 
     def step(self, entry: dict[str, Any]) -> None:
-        """An entry of the log of kind `step`."""
+        """Writes a log entry of kind `step`."""
         numbers = {name: float(entry[name]) for name in _GAUGES if entry.get(name) is not None}
         for name, value in numbers.items():
             self._gauges[name].set(value, {"run": self._run})
@@ -46,14 +49,14 @@ class MetricWriters:
         self._track("step", entry["step"], numbers)
 
     def evaluation(self, entry: dict[str, Any]) -> None:
-        """One of kind `evaluation`."""
+        """Writes a log entry of kind `evaluation`."""
         numbers = {f"evaluation/{name}": value for name, value in entry.items() if isinstance(value, float)}
         for way, scores in entry.get("retrieval", {}).items():
             numbers |= {f"evaluation/{name}/{way}": value for name, value in scores.items()}
         self._track("evaluation", entry["step"], numbers)
 
     def close(self) -> None:
-        """The run ends or stops; what waits is sent."""
+        """Sends what is queued: the run ends or stops."""
         for tracker in self._trackers.values():
             tracker.close()
 
@@ -65,5 +68,5 @@ class MetricWriters:
 
 
 def _ascii(name: str) -> str:
-    """Ray takes labels of Prometheus in ASCII only."""
+    """Ray accepts Prometheus labels in ASCII only."""
     return name.encode("ascii", "backslashreplace").decode()

@@ -16,7 +16,7 @@ FOLDER = "profile"
 
 @contextlib.contextmanager
 def profiled(uri: str, step: int, steps: Collection[int], rank: int) -> Iterator[None]:
-    """While the block runs, records what it computes if `step` is among `steps`. Storage that fails costs the trace only.
+    """Records the block with torch.profiler if `step` is among `steps`. A failing storage loses the trace only.
 
     `step-STEP-rank-RANK.json.gz` opens in https://ui.perfetto.dev, `...-memory.pickle` in https://pytorch.org/memory_viz.
     """

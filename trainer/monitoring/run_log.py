@@ -1,8 +1,8 @@
 """The log of a run: one JSON object a line, a file an attempt, written by the first rank.
 
-It is written step by step, so that it tells of steps that no checkpoint holds. Where attempts overlap, the later one counts.
-On an object store, which cannot append, lines are put there every few seconds, each time as a new object; many of these are
-merged to one, whose name says which, so that a log of a week is read in seconds.
+It is written step by step, so that it has steps that no checkpoint holds. If attempts overlap, the later one counts. An object
+store cannot append: every few seconds the new lines become a new object, and many of these are merged to one, named after them,
+so that a log of a week is read in seconds.
 """
 
 import contextlib
@@ -22,36 +22,36 @@ FOLDER = "log"
 """Below a run's folder."""
 _PUT_SECONDS = 10.0
 _MERGED = 256
-"""Objects that are merged to one."""
+"""Objects that one merged object replaces."""
 _AT_ONCE = 16
-"""Objects that are read at the same time."""
+"""Objects that are read in parallel."""
 _OURS = re.compile(r"\d{20}-\d{6}(-\d{6})?\.jsonl")
-"""Names of the files: a stamp, and the number of the object or the first and last of those that it was merged of."""
+"""Names of our files: a stamp, and the number of the object, or the first and last number of merged ones."""
 DEATH_FIELDS = ("next_step", "step", "micro")
-"""Of an entry, what `deaths` needs."""
+"""The fields that `deaths` needs."""
 _ENDED = ("driver", "stopped", "finished", "error", "preempted")
-"""Entries of attempts that did not die of a step."""
+"""Kinds of entries of attempts that did not die in a step."""
 
 
 class RunLog:
     """The log of this attempt."""
 
     def __init__(self, uri: str) -> None:
-        """`uri` is the folder of all attempts; nothing is written yet."""
-        self._uri, self._stamp = uri, f"{_later(uri):020d}"
+        """`uri`: the folder of all attempts' logs. Writes nothing yet."""
+        self._uri, self._stamp = uri, f"{_next_stamp(uri):020d}"
         self._local, self._parts, self._put = storage.is_local(uri), 0, time.monotonic()
         self._lines: list[str] = []
         self._unmerged: list[bytes] = []
         self._behind = ThreadPoolExecutor(1, thread_name_prefix="log")
 
     def write(self, kind: str, **entry: Any) -> None:
-        """An entry; `kind` says which. Where it cannot be written, as on a full disk, it waits for the next one."""
+        """Writes an entry. If that fails, as on a full disk, the entry is written with the next one."""
         self._lines.append(json.dumps({"kind": kind, "time": round(time.time(), 3), **entry}))
         if self._local or time.monotonic() - self._put > _PUT_SECONDS:
             self._out(sync=False)
 
     def sync(self) -> None:
-        """What could be written survives the machine when this returns."""
+        """Flushes the entries, so that they survive the machine."""
         self._out(sync=True)
 
     def _out(self, sync: bool) -> None:
@@ -66,8 +66,8 @@ class RunLog:
             self._lines = []
 
     def _merge(self, content: bytes) -> None:
-        """Merges the last objects once there are `_MERGED` of them, in a thread: first the new object, then those it replaces
-        go. Where a kill comes between, `read` leaves those out."""
+        """Merges the last objects once there are `_MERGED` of them, in a thread: writes the new object, then removes those it
+        replaces. After a kill in between, `read` ignores those."""
         self._unmerged.append(content)
         if len(self._unmerged) < _MERGED:
             return
@@ -94,7 +94,7 @@ class RunLog:
                     os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
-                if not before:  # an attempt without a word is none
+                if not before:  # an empty file would count as an attempt
                     os.unlink(path)
                 raise
 
@@ -105,27 +105,27 @@ class RunLog:
         return storage.join(self._uri, f"{self._stamp}-{numbers}.jsonl")
 
 
-def _later(uri: str) -> int:
-    """A time later than those of all attempts in a folder, whose machines may have other clocks."""
+def _next_stamp(uri: str) -> int:
+    """A time stamp after those of all attempts in a folder, whose machines may have other clocks."""
     with contextlib.suppress(OSError):
         return max([time.time_ns(), *(int(path.partition("-")[0]) + 1 for path in _files(uri))])
     return time.time_ns()
 
 
 def _files(uri: str) -> list[str]:
-    """The files of the log, without what others have put there."""
+    """The files of the log; other files in the folder are ignored."""
     return [path for path in storage.files(uri) if _OURS.fullmatch(path)]
 
 
 def read(uri: str, last: int | None = None, fields: Collection[str] | None = None) -> list[list[dict[str, Any]]]:
-    """The entries of each attempt, or of the `last` ones, the earliest first. A line that a kill cut short is left out.
+    """The entries of each attempt, or of the `last` ones, the earliest first. Ignores a line that a kill cut short.
 
     Args:
-        fields: what to keep of an entry beside `kind` and `time`; everything if None. A step of many languages has 11 KB.
+        fields: those to keep beside `kind` and `time`; all if None. A step of many languages has 11 KB.
     """
     try:
         return _read(uri, last, fields)
-    except FileNotFoundError:  # merged since it was listed
+    except FileNotFoundError:  # merged after it was listed
         return _read(uri, last, fields)
 
 
@@ -142,11 +142,11 @@ def _read(uri: str, last: int | None, fields: Collection[str] | None) -> list[li
 
 
 def _not_merged(files: list[str]) -> list[str]:
-    """The files without those whose lines another has as well."""
+    """The files without those that a merged file replaces."""
     parts = {path: path.removesuffix(".jsonl").split("-") for path in files}
     merged = [numbers for numbers in parts.values() if len(numbers) == 3]
-    gone = {f"{stamp}-{number:06d}.jsonl" for stamp, first, last in merged for number in range(int(first), int(last) + 1)}
-    return [path for path in files if path not in gone]
+    replaced = {f"{stamp}-{number:06d}.jsonl" for stamp, first, last in merged for number in range(int(first), int(last) + 1)}
+    return [path for path in files if path not in replaced]
 
 
 def _entries(uri: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
@@ -172,25 +172,25 @@ def _parse(lines: Iterable[bytes], fields: Collection[str] | None) -> list[dict[
 
 
 def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The entries of all steps in order, of those that came several times the last."""
+    """The entries of all steps in order; of a repeated step the last."""
     found = {entry["step"]: entry for entries in attempts for entry in entries if entry["kind"] == "step"}
     return [found[step] for step in sorted(found)]
 
 
 def deaths(attempts: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """How many of the last attempts died in the same step with as many rows at once, one after the other, as `count`, and in
-    which, as `step`."""
+    """The number of the last attempts in a row that died in the same step with the same micro-batch, `count`, and the step,
+    `step`."""
     count, last, micro = 0, None, None
     for entries in reversed(attempts):
-        died, rows = _died(entries), next((entry.get("micro") for entry in entries if entry["kind"] == "start"), None)
+        died, rows = _death_step(entries), next((entry.get("micro") for entry in entries if entry["kind"] == "start"), None)
         if died is None or last not in (None, died) or (count and micro != rows):
             break
         count, last, micro = count + 1, died, rows
     return {"count": count, "step": last or 0}
 
 
-def _died(entries: list[dict[str, Any]]) -> int | None:
-    """The step that an attempt was at when it died; None if it did not die of a step."""
+def _death_step(entries: list[dict[str, Any]]) -> int | None:
+    """The step in which an attempt died; None if it did not die in a step."""
     at = None
     for entry in entries:
         if entry["kind"] in _ENDED:

@@ -1,25 +1,25 @@
-"""The rank that the others wait for.
+"""Finds the rank that the others wait for.
 
-All ranks finish a step together, so that its length says nothing of who was slow. What differs is the time that a rank needs
-by itself (`own_seconds`). Each rank sends that of its last step in the next step's first all-reduce, which costs no message of
-its own. A pause of one step, such as a save, is not a straggler: medians over a window of steps are compared.
+All ranks finish a step together, so that its length does not show the slow one. What differs is the time that a rank needs by
+itself (`own_seconds`). Each rank sends that of its last step in the next step's first all-reduce, without a message of its own.
+A pause of one step, such as a save, is not a straggler: medians over a window of steps are compared.
 """
 
 from statistics import median
 from typing import Any
 
 WINDOW = 50
-"""Steps that are judged together."""
+"""Steps over which medians are taken."""
 _FACTOR = 1.25
-"""How much longer than the others' median a straggler needs: ranks have as many rows, so that their medians lie closer."""
+"""A straggler needs so many times the others' median. Ranks have as many rows, so that their medians lie closer."""
 
 
 def own_seconds(seconds: float, waited: float, communication: float | None, parts: dict[str, float]) -> float:
-    """The time of a step that a rank needed by itself.
+    """The seconds of a step that a rank needed by itself.
 
-    On a CPU collectives block: it is all of the step's `seconds` but those in collectives. On a GPU they do not, and a wait
-    for the others hides in the backward pass: it is the time that was `waited` for rows and that of the forward passes by the
-    device's clock. Under ZeRO-3 these gather weights, so that a slow device shows there less than slow rows do.
+    On a CPU collectives block: that is the step without the time in collectives. On a GPU they do not, and waiting for the
+    others hides in the backward pass: that is the time `waited` for rows plus that of the forward passes by the device's clock.
+    Under ZeRO-3 these gather weights, so that a slow device shows less than slow rows do.
     """
     if communication is None:
         return waited + parts.get("device_forward", 0.0)
@@ -27,18 +27,18 @@ def own_seconds(seconds: float, waited: float, communication: float | None, part
 
 
 class StragglerDetector:
-    """Of the first rank: finds the rank that is slow for a whole window."""
+    """Finds the rank that is slow for a whole window; on the first rank."""
 
     def __init__(self, hosts: list[str]) -> None:
-        """`hosts` names the machine of each rank."""
+        """`hosts`: the machine of each rank."""
         self._hosts = hosts
         self._times: list[list[float]] = []
         self._slow: int | None = None
 
     def note(self, times: list[float]) -> dict[str, Any] | None:
-        """Takes the ranks' own seconds of a step. A finding where another rank than before is slow, or none any more:
-        `rank` and `host`, which are None then, its `seconds` a step and those of the `others`, both medians."""
-        if len(times) < 2 or min(times) <= 0:  # before the first step nobody has measured one
+        """Adds the ranks' own seconds of a step. Returns a finding when the slow rank changes: its `rank` and `host`, None if
+        no rank is slow any more, its `seconds` a step and those of the `others`, both medians."""
+        if len(times) < 2 or min(times) <= 0:  # at the first step there is no measurement
             return None
         self._times.append(times)
         if len(self._times) < WINDOW:
@@ -55,7 +55,7 @@ class StragglerDetector:
 
 
 def describe(finding: dict[str, Any]) -> str:
-    """A finding in words."""
+    """A finding in one line for the user."""
     if finding["rank"] is None:
         return "no worker is slower than the others any more"
     return (

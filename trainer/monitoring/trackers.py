@@ -1,7 +1,7 @@
 """TensorBoard, Weights & Biases and MLflow (`TrainConfig.track`), each by its own library and from its own environment
 variables (`WANDB_PROJECT`, `WANDB_API_KEY`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, ...).
 
-A tracker runs in a thread: training neither waits for it nor ends by it. One that fails is left alone after one warning.
+A tracker runs in a thread: training never waits for it or fails with it. One that fails is dropped after a warning.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from data_pipeline.errors import reason
 
 FOLDER = "tensorboard"
 """Below a run's folder."""
-_WAITING = 10_000
-"""Rows that wait for a tracker before it counts as failed."""
+_MAX_QUEUED = 10_000
+"""Queued records after which a tracker counts as failed."""
 _CLOSE_SECONDS = 30.0
-Row = tuple[int, dict[str, float]]
-"""A step and its numbers by name."""
-Send = Callable[[list[Row]], None]
+Record = tuple[int, dict[str, float]]
+"""A step, and its numbers by name."""
+Send = Callable[[list[Record]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
-    """A run as trackers know it. `begun` is what no other run with the same settings in the same folder has, such as a time."""
+    """A run as trackers know it. `begun` tells it from other runs with the same settings in the same folder, such as a time."""
 
     uri: str
     identity: str
@@ -40,7 +40,7 @@ class Tracked:
 
     @property
     def id(self) -> str:
-        """The same in every attempt of the run."""
+        """Equal in every attempt of the run."""
         return hashlib.sha256(f"{self.identity} {self.uri} {self.begun}".encode()).hexdigest()[:16]
 
     @property
@@ -50,12 +50,12 @@ class Tracked:
 
 @contextmanager
 def tensorboard(run: Tracked) -> Iterator[Send]:
-    """Steps from `next_step` on, which are made again, are taken back."""
+    """Removes steps from `next_step` on, which are repeated."""
     from torch.utils.tensorboard import SummaryWriter
 
     board = SummaryWriter(storage.join(run.uri, FOLDER), purge_step=run.next_step, flush_secs=10)
 
-    def send(rows: list[Row]) -> None:
+    def send(rows: list[Record]) -> None:
         for step, numbers in rows:
             for name, value in numbers.items():
                 board.add_scalar(name, value, step)
@@ -76,7 +76,7 @@ def wandb(run: Tracked) -> Iterator[Send]:
         project=os.environ.get("WANDB_PROJECT", "scion"),
     )  # fmt: skip
 
-    def send(rows: list[Row]) -> None:
+    def send(rows: list[Record]) -> None:
         for step, numbers in rows:
             begun.log(numbers, step=step)
 
@@ -86,7 +86,7 @@ def wandb(run: Tracked) -> Iterator[Send]:
 
 @contextmanager
 def mlflow(run: Tracked) -> Iterator[Send]:
-    """MLflow names its runs itself, so ours is found by a tag."""
+    """MLflow names its runs itself, so that a tag identifies ours."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
@@ -100,7 +100,7 @@ def mlflow(run: Tracked) -> Iterator[Send]:
         name = client.create_run(number, run_name=run.name, tags={"scion.run": run.id}).info.run_id
         client.log_batch(name, params=[Param(key, str(value)) for key, value in run.settings.items()])
 
-    def send(rows: list[Row]) -> None:
+    def send(rows: list[Record]) -> None:
         now = int(1000 * time.time())
         # On its files "loss" and "loss/el" would be a file and a folder of one name.
         found = [Metric(key.replace("/", "."), value, now, step) for step, numbers in rows for key, value in numbers.items()]
@@ -114,30 +114,30 @@ def mlflow(run: Tracked) -> Iterator[Send]:
 TRACKERS: dict[str, Callable[[Tracked], AbstractContextManager[Send]]] = {
     "tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow,
 }  # fmt: skip
-"""By name, which is that of the package that each imports and of Scion's extra."""
+"""By the name of the package that each imports, and of Scion's extra."""
 
 
 class Tracker:
-    """One of the table, in a thread of its own."""
+    """A tracker of the table, in a thread of its own."""
 
     def __init__(self, kind: str, run: Tracked, warn: Callable[[str], None]) -> None:
-        """`warn` is called once, if it fails."""
+        """`warn` is called once if it fails."""
         self._kind, self._run, self._warn, self._over = kind, run, warn, False
-        self._rows: queue.Queue[Row | None] = queue.Queue(_WAITING)
+        self._rows: queue.Queue[Record | None] = queue.Queue(_MAX_QUEUED)
         self._thread = threading.Thread(target=self._serve, name=f"track-{kind}", daemon=True)
         self._thread.start()
 
     def put(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers of a step, to be sent soon."""
+        """Queues the numbers of a step."""
         if self._over:
             return
         try:
             self._rows.put_nowait((step, numbers))
         except queue.Full:
-            self._fail(f"it takes no more than it did {_WAITING:,} steps ago")
+            self._fail(f"it is {_MAX_QUEUED:,} steps behind")
 
     def close(self) -> None:
-        """Sends what waits, but not for long."""
+        """Sends what is queued, within a time limit."""
         if not self._over and not self._rows.full():
             self._rows.put_nowait(None)
             self._thread.join(_CLOSE_SECONDS)
@@ -150,8 +150,8 @@ class Tracker:
         except (Exception, SystemExit) as error:
             self._fail(f"{type(error).__name__}: {reason(error)}")
 
-    def _next(self) -> list[Row]:
-        """All that waits, at least a row; none at the end."""
+    def _next(self) -> list[Record]:
+        """All queued records, at least one; none at the end."""
         found = [self._rows.get()]
         while found[-1] is not None and not self._rows.empty():
             found.append(self._rows.get())
@@ -162,4 +162,4 @@ class Tracker:
     def _fail(self, why: str) -> None:
         if not self._over:
             self._over = True
-            self._warn(f"{self._kind} shows nothing more of this run ({why}); the log has it all")
+            self._warn(f"{self._kind} shows no more of this run ({why}); the log is complete")

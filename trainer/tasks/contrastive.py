@@ -25,6 +25,7 @@ from trainer.tasks.task import Batch
 class ContrastiveTask:
     """Embedder training on pairs."""
 
+    passes: ClassVar[str] = "direct"
     divisible: ClassVar[bool] = False
     """The negatives of a pair are in its micro-batch."""
     model_uri: str

@@ -1,4 +1,4 @@
-"""Retrieval on held-out pairs, computed by all ranks together in the middle of training."""
+"""Retrieval on held-out pairs, computed by all ranks during training."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -19,19 +19,19 @@ from trainer.tasks.contrastive import ContrastiveTask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutPairs:
-    """The pairs that are searched for each other, the same at every step of every run."""
+    """The pairs to retrieve, the same at every step of every run."""
 
     measure: ClassVar[str] = "retrieval"
-    """Which of the scores the run keeps."""
+    """The score that the run keeps."""
     pairs: Pairs
     ids: list[list[int]]
     """Token ids of all anchors, then of all positives."""
     pad: int
 
     def score(self, engine: Any, rank: int, world: int) -> dict[str, Any]:
-        """The same on every rank, and for any number of ranks; every rank calls it.
+        """The scores as JSON, the same on every rank and for any number of ranks; every rank calls it.
 
-        `retrieval` holds accuracy@1 and MRR@10 both ways, `by_language` those of each language, if there are several.
+        `retrieval` holds accuracy@1 and MRR@10 both ways, `by_language` those of each language if there are several.
         """
         vectors = _vectors(engine, self, rank, world).cpu().numpy()
         ways, by_language = from_first_rank(
@@ -41,7 +41,7 @@ class HeldoutPairs:
 
 
 def choose(pairs: Pairs, most: int, task: ContrastiveTask) -> HeldoutPairs:
-    """At most `most` of the pairs, spread evenly over them, as the task's model reads them."""
+    """At most `most` pairs, at even distances, tokenized for the task's model."""
     places = range(len(pairs)) if len(pairs) <= most else np.linspace(0, len(pairs) - 1, most).astype(int).tolist()
     columns = {spec.name: getattr(pairs, spec.name) for spec in fields(pairs)}
     chosen = Pairs(**{name: [column[place] for place in places] if column else [] for name, column in columns.items()})
@@ -54,8 +54,8 @@ def choose(pairs: Pairs, most: int, task: ContrastiveTask) -> HeldoutPairs:
 def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch.Tensor:
     """Unit vectors [2n, d] of all texts, on every rank.
 
-    The batches do not depend on the number of ranks, so that rounding does not either. They are dealt to the ranks in turn; a
-    rank without one in the last round repeats another, because a forward under ZeRO-3 is collective.
+    The batches, and so rounding, do not depend on the number of ranks. The ranks take turns; in the last round a rank without
+    a batch repeats another, because a forward under ZeRO-3 is collective.
     """
     dealt = list(batches_by_length(heldout.ids))
     found: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Bits per byte on held-out rows, computed by all ranks together in the middle of training."""
+"""Bits per byte on held-out rows, computed by all ranks during training."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,26 +19,26 @@ from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.tasks.task import Batch
 
 _EACH = 4
-"""Rows of a language that are scored at least, if it has so many."""
+"""The fewest rows to score of a language that has so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutText:
-    """Which held-out rows are scored, and how: the same rows and the same masks at every step of every run."""
+    """The held-out rows to score: the same rows and masks at every step of every run."""
 
     measure: ClassVar[str] = "bits_per_byte"
-    """Which of the scores the run keeps."""
+    """The score that the run keeps."""
     folder: str
     manifest: Manifest
     task: LanguageModelTask
     """Its seed keys the masks."""
     rows: int
-    """Rows that are scored, spread evenly over the held-out text; all of them when it has fewer. Each of several languages has
-    at least `_EACH`, if need be beyond this number."""
+    """Rows to score, at even distances in the held-out text; all rows if it has fewer. Each of several languages has at least
+    `_EACH`, beyond this number if necessary."""
     batch: int = 8
 
     def score(self, engine: Any, rank: int, world: int) -> dict[str, Any]:
-        """`evaluate`, as the log has it."""
+        """The scores as JSON."""
         return asdict(evaluate(engine, self, rank, world))
 
     def slots(self) -> Slots:
@@ -71,7 +71,7 @@ class Scores:
 
 
 def evaluate(engine: Any, heldout: HeldoutText, rank: int, world: int) -> Scores:
-    """Scores of the engine's module, the same on every rank.
+    """The scores of the engine's module, the same on every rank.
 
     Rows are dealt to the ranks in turn. Every rank runs as many batches, the last ones perhaps of weight 0, because a
     forward under ZeRO-3 is collective.

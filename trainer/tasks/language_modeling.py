@@ -26,6 +26,7 @@ class LanguageModelTask:
     """Continued pretraining: masked tokens for an encoder, the next token for a decoder."""
 
     divisible: ClassVar[bool] = True
+    passes: ClassVar[str] = "direct"
     model_uri: str
     length: int
     probability: float

@@ -58,6 +58,11 @@ class Task(Protocol):
         """Whether a step is the same however its rows are divided into micro-batches."""
         ...
 
+    @property
+    def passes(self) -> str:
+        """How gradients are made, a row of `PASSES`."""
+        ...
+
     def module(self, each: loading.WeightCallback | None = None) -> Trainable:
         """The module to train, its weights whole or changed by `each` as they are read.
 
