@@ -13,17 +13,8 @@ from typing import NoReturn
 from rich.console import Console
 
 from ray_jobs import stop_request
-from ray_jobs.jobs import JOBS
+from ray_jobs.job import commands, jobs, module_of
 
-COMMANDS = {
-    "verify": "FOLDER: whether a transferred model or shards are what they should be, and what of them is not",
-    "status": "RUN: how a training is doing, live on a terminal",
-    "export": "RUN [STEP] [output=FOLDER]: a model folder out of a training's checkpoint, by default the newest, RUN-step-STEP",
-    "diff": "PLAN PLAN: which rows two plans make differently",
-}
-"""What takes folders in place of a configuration, and needs no Ray."""
-_MODULES = {"report": "ray_jobs.report.job"}
-"""Jobs that are not in a file of their name."""
 HELP = """usage: scion JOB CONFIG [key=value ...]
 
 {jobs}
@@ -41,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; a mistake of the user never shows a traceback."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        rows = ({name: job.what for name, job in JOBS.items()}, COMMANDS)
-        jobs, commands = ("\n".join(f"  {name:<10} {what}" for name, what in part.items()) for part in rows)
-        print(HELP.format(jobs=jobs, commands=commands))
+        print(_help())
         return 0 if arguments else 2
     from data_pipeline.errors import ScionError, Stopped, reason  # the help text should not wait for imports
 
@@ -74,6 +63,13 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(number, handler)
 
 
+def _help() -> str:
+    """The text of `scion --help`."""
+    job_lines = [f"  {name:<10} {job.summary}" for name, job in jobs().items()]
+    command_lines = [f"  {name:<10} {command.arguments}: {command.summary}" for name, command in commands().items()]
+    return HELP.format(jobs="\n".join(job_lines), commands="\n".join(command_lines))
+
+
 def run_module(file: str) -> NoReturn:
     """`python -m ray_jobs.JOB CONFIG`, as `ray job submit` runs a job where no command `scion` is installed."""
     sys.exit(main([Path(file).stem, *sys.argv[1:]]))
@@ -90,9 +86,9 @@ def _dispatch(arguments: list[str]) -> None:
     if job == "config" or _asks_for_help(rest):
         _print_help(job, rest, console)
         return
-    if job in COMMANDS:
+    if job in commands():
         warnings.filterwarnings("ignore")
-        importlib.import_module(f"ray_jobs.{job}").command(rest, console)
+        importlib.import_module(module_of(job)).command(rest, console)
         return
     _check_job(job)
     if not rest:
@@ -105,8 +101,8 @@ def _check_job(job: str) -> None:
 
     from data_pipeline.errors import ConfigError
 
-    if job not in JOBS:
-        near = difflib.get_close_matches(job, [*JOBS, *COMMANDS, "methods", "config"], n=1)
+    if job not in jobs():
+        near = difflib.get_close_matches(job, [*jobs(), *commands(), "methods", "config"], n=1)
         raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
 
 
@@ -119,8 +115,9 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
 
     if job == "config" and not _asks_for_help(rest):
         help_text.print_keys(rest, console)
-    elif job in COMMANDS:
-        console.print(f"usage: scion {job} {COMMANDS[job]}", markup=False)
+    elif job in commands():
+        command = commands()[job]
+        console.print(f"usage: scion {job} {command.arguments}\n\n{command.summary}", markup=False)
     elif job == "config":
         console.print("usage: scion config [SECTION ...], e.g. scion config pretrain.train", markup=False)
     else:
@@ -136,7 +133,7 @@ def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     if job != "serve":
         _check_writable(config.output)
     importlib.import_module("ray_jobs.preflight").check(config, job)
-    module = importlib.import_module(_MODULES.get(job, f"ray_jobs.{job}"))
+    module = importlib.import_module(module_of(job))
     if not getattr(module, "needs_ray", lambda config: True)(config):
         module.main(config, console)
         return

@@ -24,6 +24,7 @@ from ray_jobs.config.load import to_dict, to_yaml
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import ask_once, data_fingerprints
+from ray_jobs.job import Job
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
 from ray_jobs.stage import Stage, Start
@@ -31,6 +32,13 @@ from trainer.evaluation.retrieval import Retrieval
 from trainer.models import loading
 from trainer.transfer.problem import Placement, assemble
 
+JOB = Job(
+    summary="methods side by side on your model and text",
+    reads="OUTPUT/shards (made first if missing), source_model and test_pairs",
+    writes="OUTPUT/compare.json, and OUTPUT/compare.html with the curves",
+    keys=("source_model", "pairs", "test_pairs", "compare", "transfer", "pretrain"),
+    after=("shard",),
+)
 CELL = "comparison cell"
 TRAINED = "trained"
 """Folder of the training below a cell."""

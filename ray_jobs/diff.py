@@ -5,9 +5,11 @@ from rich.console import Console
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.tokenizers import folder as tokenizers
+from ray_jobs.job import Command
 from trainer.transfer import plan
 from trainer.transfer.diff import diff
 
+COMMAND = Command(arguments="PLAN PLAN", summary="which rows two transfer plans make differently")
 _LISTED = 10
 
 
@@ -19,7 +21,7 @@ def command(arguments: list[str], console: Console) -> None:
         ArtifactError: a folder has no plan, or the plans are for different tokenizers.
     """
     if len(arguments) != 2:
-        raise ConfigError("two folders are needed.", "scion diff", "Usage: scion diff PLAN PLAN")
+        raise ConfigError("two folders are needed.", "scion diff", f"Usage: scion diff {COMMAND.arguments}")
     one, other = (plan.load(folder) for folder in arguments)
     found = diff(one, other)
     console.print(f"{len(found.rows):,} of {len(one):,} rows differ", highlight=False, markup=False)

@@ -13,6 +13,7 @@ from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, Start, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.embedder import EmbedderSpec
@@ -20,6 +21,14 @@ from trainer.models.pooling import pooling_name
 from trainer.tasks import heldout_pairs
 from trainer.tasks.contrastive import ContrastiveTask
 
+JOB = Job(
+    summary="contrastive training to an embedder",
+    reads="OUTPUT/pretrain, or any model with embed.model=FOLDER; pairs, or where there are none lines of the text",
+    writes="OUTPUT/embed: a sentence-transformers folder",
+    keys=("pairs", "test_pairs", "embed"),
+    after=("pretrain",),
+    instead="embed.model",
+)
 KIND = "embedder"
 
 

@@ -17,10 +17,18 @@ from ray_jobs import embed, merge, pretrain, transfer
 from ray_jobs.config.schema import EvaluateConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 
+JOB = Job(
+    summary="retrieval on held-out pairs, bits per byte of held-out text",
+    reads="source_model, the models that the jobs before it have made, and test_pairs",
+    writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs",
+    keys=("source_model", "test_pairs", "evaluate"),
+    after=("transfer", "pretrain", "embed", "merge"),
+)
 KIND = "evaluation"
 Scores = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 """Of one metric: of all pairs, and by language."""

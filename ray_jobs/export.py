@@ -5,11 +5,14 @@ from rich.console import Console
 from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.artifact import FINISHED
 from data_pipeline.errors import ArtifactError, ConfigError
+from ray_jobs.job import Command
 from trainer.checkpoints import export
 from trainer.checkpoints.store import WORKING, Store
 from trainer.ledger.step_name import step_of
 
-USAGE = "scion export RUN [STEP] [output=FOLDER]"
+COMMAND = Command(
+    arguments="RUN [STEP] [output=FOLDER]", summary="a model folder out of a training's checkpoint: the newest, or that of STEP"
+)
 _OUTPUT = "output="
 
 
@@ -17,7 +20,7 @@ def command(arguments: list[str], console: Console) -> None:
     """Writes the model of the newest checkpoint, or of the one after STEP steps, to RUN-step-STEP or to `output`.
 
     Raises:
-        ConfigError: the arguments are not as in `USAGE`, or there is no checkpoint of that step.
+        ConfigError: the arguments are not those of `COMMAND`, or there is no checkpoint of that step.
         ArtifactError: no training has left a checkpoint in RUN.
     """
     outputs = [item.removeprefix(_OUTPUT) for item in arguments if item.startswith(_OUTPUT)]
@@ -35,7 +38,7 @@ def _positional(arguments: list[str]) -> tuple[str, int | None]:
             return run, None
         case [run, step] if step.isdecimal():
             return run, int(step)
-    raise ConfigError("the arguments are not right.", "scion export", f"Usage: {USAGE}")
+    raise ConfigError("the arguments are not right.", "scion export", f"Usage: scion export {COMMAND.arguments}")
 
 
 def choose(store: Store, run: str, step: int | None) -> str:

@@ -9,18 +9,18 @@ from rich.console import Console
 from data_pipeline.errors import ConfigError
 from ray_jobs.config.keys import Key, advice, keys, type_name, yaml_value
 from ray_jobs.config.schema import ScionConfig
-from ray_jobs.jobs import COMMON, JOBS
+from ray_jobs.job import COMMON, jobs
 
 _WIDTH = 110
 
 
 def print_job(name: str, console: Console) -> None:
     """What the job reads and writes, and every key that it uses."""
-    job = JOBS[name]
+    job = jobs()[name]
     lines = [
         f"usage: scion {name} CONFIG [key=value ...]",
         "",
-        f"{job.what}",
+        f"{job.summary}",
         f"reads   {job.reads}",
         f"writes  {job.writes}",
         "",

@@ -13,9 +13,18 @@ from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import model_fingerprint
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
 
+JOB = Job(
+    summary="the average of embedders",
+    reads="OUTPUT/pretrain and OUTPUT/embed, or the embedders of merge.models",
+    writes="OUTPUT/merge: the uniform average of their weights",
+    keys=("merge",),
+    after=("pretrain", "embed"),
+    instead="merge.models",
+)
 KIND = "embedder"
 
 

@@ -7,8 +7,16 @@ from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config.load import save_config
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.inputs import ask_once
+from ray_jobs.job import Job
 from ray_jobs.report import job as report
 from ray_jobs.stage import Stage, starts
+
+JOB = Job(
+    summary="the whole chain, one stage after the other",
+    reads="text and source_model; pairs and test_pairs, without which it ends with the pretrained model",
+    writes="a folder a stage, config.yaml, report.html and summary.json below OUTPUT",
+    keys=(),
+)
 
 
 @ask_once()

@@ -16,7 +16,7 @@ from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
 from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
-from ray_jobs.jobs import JOBS
+from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
 from trainer.models.pooling import check_pooling
 from trainer.transfer import chain
@@ -69,8 +69,9 @@ def _check_methods(config: ScionConfig) -> None:
 
 def _check_inputs(config: ScionConfig, job: str) -> None:
     """Files and folders that are named are there; no library is imported for it that takes seconds."""
-    read = {key for one in (job, *JOBS[job].after) for key in JOBS[one].keys}
-    given = {key: getattr(config, key) for key in (*_TEXTS, "source_model", "tokenizer") if not JOBS[job].keys or key in read}
+    table = jobs()
+    read = {key for one in (job, *table[job].after) for key in table[one].keys}
+    given = {key: getattr(config, key) for key in (*_TEXTS, "source_model", "tokenizer") if not table[job].keys or key in read}
     for key, spec in given.items():
         if spec and key in _TEXTS:
             documents.check(spec, key=key)

@@ -13,6 +13,7 @@ from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, Start, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.monitoring import run_log
@@ -21,6 +22,13 @@ from trainer.tasks.language_modeling import LanguageModelTask
 from trainer.transfer import plan as transfer_plan
 from trainer.transfer.plan import TransferPlan
 
+JOB = Job(
+    summary="continued pretraining: masked tokens, or the next one",
+    reads="OUTPUT/shards and OUTPUT/transfer",
+    writes="OUTPUT/pretrain: a Hugging Face folder, and a log line a step",
+    keys=("pretrain",),
+    after=("shard", "transfer"),
+)
 KIND = "model"
 _EVALUATION_SEED = -1
 _OFTEN = 50

@@ -15,9 +15,19 @@ from ray_jobs import embed
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
 
+JOB = Job(
+    summary="an OpenAI-compatible endpoint, until Ctrl-C",
+    reads="OUTPUT/embed, or serve.model=FOLDER",
+    writes="nothing",
+    keys=("test_pairs", "serve"),
+    after=("embed",),
+    instead="serve.model",
+    required_with_instead=(),
+)
 KIND = "served"
 _ASKED = 500
 """Pairs of whose texts the server is asked."""

@@ -25,10 +25,17 @@ from data_pipeline.tokenizers.adopt import adopt
 from ray_jobs.config.schema import ScionConfig, ShardConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage
 from trainer.evaluation.fertility import by_language, fertility
 from trainer.models import loading
 
+JOB = Job(
+    summary="text to a tokenizer and packed shards",
+    reads="text, the tokenizer of source_model, and pairs where there are any",
+    writes="OUTPUT/shards, or shards=FOLDER: tokenizer/, clean text/, packed rows/ and heldout/; manifests of hashes",
+    keys=("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer", "shards", "shard"),
+)
 KIND = "shards"
 _COMPARED = 200
 """Texts on which a given tokenizer is tried: what its rules do, and what transformers loads in the source model's folder."""

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from data_pipeline.artifacts import lease, storage
 from data_pipeline.errors import ArtifactError, ConfigError
+from ray_jobs.job import Command
 from trainer.monitoring import run_log
 from trainer.monitoring.goodput import account
 from trainer.monitoring.stragglers import describe
 
-USAGE = "scion status RUN"
+COMMAND = Command(arguments="RUN", summary="how a training is doing, live on a terminal")
 _SECONDS = 2.0
 _RECENT = 20
 """Steps that rates are the mean of."""
@@ -29,11 +30,11 @@ def command(arguments: list[str], console: Console) -> None:
     """Shows the run until it ends, or once where nobody watches.
 
     Raises:
-        ConfigError: the arguments are not as in `USAGE`.
+        ConfigError: the arguments are not those of `COMMAND`.
         ArtifactError: no training has run in that folder.
     """
     if len(arguments) != 1:
-        raise ConfigError("the arguments are not right.", "scion status", f"Usage: {USAGE}")
+        raise ConfigError("the arguments are not right.", "scion status", f"Usage: scion status {COMMAND.arguments}")
     uri = storage.join(arguments[0], run_log.FOLDER)
     if not run_log.read(uri):
         raise ArtifactError("no training has run here.", arguments[0], "Name the folder of one, such as runs/demo/pretrain.")

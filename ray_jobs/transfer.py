@@ -21,6 +21,7 @@ from ray_jobs import shard
 from ray_jobs.config.schema import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, method_inputs, model_fingerprint
+from ray_jobs.job import Job
 from ray_jobs.stage import Stage, Start, main_start, require
 from trainer.models import loading
 from trainer.transfer import chain
@@ -31,6 +32,13 @@ from trainer.transfer.plan import load as load_plan
 from trainer.transfer.problem import Placement, Problem, assemble
 from trainer.word_vectors.texts import Texts
 
+JOB = Job(
+    summary="the source model with the new vocabulary",
+    reads="OUTPUT/shards (made first if missing) and source_model",
+    writes="OUTPUT/transfer: a Hugging Face folder, and the plan that made it",
+    keys=("source_model", "pairs", "method", "transfer"),
+    after=("shard",),
+)
 KIND = "model"
 TEXT_BYTES = 1 << 30
 """UTF-8 bytes of text that methods learn from at most: the driver holds them several times over."""

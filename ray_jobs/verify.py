@@ -20,6 +20,7 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers import verify as tokenizers
 from ray_jobs import shard
+from ray_jobs.job import Command
 from trainer.checkpoints.store import WORKING, Store
 from trainer.ledger import audit, ledger
 from trainer.ledger.audit import History
@@ -31,21 +32,24 @@ from trainer.transfer.verify import Side, verify
 
 _FORWARD = 512
 """Tokens of the rows that a model is checked with, if it has so many positions."""
-USAGE = "scion verify FOLDER [source_model=FOLDER] [shards=FOLDER]"
+COMMAND = Command(
+    arguments="FOLDER [source_model=FOLDER] [shards=FOLDER]",
+    summary="whether a transferred model, shards or a training are what they should be",
+)
 
 
 def command(arguments: list[str], console: Console) -> None:
     """Checks a folder that `scion transfer` or `scion shard` wrote, or in which a training has run or runs.
 
     Raises:
-        ConfigError: the arguments are not as in `USAGE`.
+        ConfigError: the arguments are not those of `COMMAND`.
         ArtifactError: the folder holds nothing of the kind.
         VerifyError: a check failed.
     """
     folder, *rest = arguments or [""]
     named = dict(item.split("=", 1) for item in rest if "=" in item)
     if not folder or len(named) != len(rest) or set(named) - {"source_model", "shards"}:
-        raise ConfigError("the arguments are not right.", "scion verify", f"Usage: {USAGE}")
+        raise ConfigError("the arguments are not right.", "scion verify", f"Usage: scion verify {COMMAND.arguments}")
     check, fix = _kind(folder, named)
     findings = check(folder, named)
     for finding in findings:

@@ -131,6 +131,7 @@ def advice(name: str, root: type) -> str:
     near = difflib.get_close_matches(_ELSEWHERE.get(last, last), ends.values(), n=1)
     same = [key for key, end in ends.items() if end in near]
     here = [key for key in same if key.rpartition(".")[0] == section]
+    here = here or [key for key in same if key.startswith(f"{section}.")]
     return f"Did you mean {' or '.join((here or same)[:3])}?" if same else "`scion config` lists every key."
 
 

@@ -18,7 +18,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ScionError, mask_passwords
 from ray_jobs.config import keys, yaml_text
 from ray_jobs.config.schema import AUTO, RUN_KEYS, RUN_RULE, ScionConfig
-from ray_jobs.jobs import JOBS
+from ray_jobs.job import jobs
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 
@@ -46,7 +46,7 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
-        needed = [name for name in missing if name in JOBS[job].needed(lambda key: OmegaConf.select(given, key))]
+        needed = [name for name in missing if name in jobs()[job].required_keys(lambda key: OmegaConf.select(given, key))]
         if needed:
             raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
         config = _built(OmegaConf.merge(given, dict.fromkeys(missing, "")))

@@ -14,10 +14,18 @@ from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config.load import save_config, to_dict, to_yaml
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
+from ray_jobs.job import Job
 from ray_jobs.report import page, plots
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
 from ray_jobs.stage import Stage, require, starts
 
+JOB = Job(
+    summary="report.html and summary.json from finished stages",
+    reads="the artefacts that the jobs before it have made",
+    writes="OUTPUT/report.html and OUTPUT/summary.json",
+    keys=("test_pairs",),
+    after=("shard", "transfer", "pretrain", "embed", "merge", "evaluate", "serve"),
+)
 KIND = "report"
 PAGE, SUMMARY = "report.html", "summary.json"
 

@@ -50,7 +50,7 @@ from trainer.transfer.methods import tokenadapt
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 1 << 27})
 ray.init(nodes.address, log_to_driver=False, logging_level="error")
-print(capacity.has_gpus(), capacity.settled(None))
+print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("in this process:", RayExecutor(8 << 30).on_gpu(os.getpid) == os.getpid())
 group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
 _internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
@@ -61,7 +61,7 @@ def add_node(line):
     nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=1 << 27)
 
 capacity.wait_for(2, 1.0, add_node)
-print(capacity.has_gpus(), capacity.settled(None))
+print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("GPUs of a task:", len(RayExecutor(8 << 30).on_gpu(ray.get_gpu_ids)))
 try:
     RayExecutor(8 << 30).on_gpu(tokenadapt._encoded, "/nothing/here", [])

@@ -19,14 +19,14 @@ ROOT = Path(__file__).parent.parent.parent
 MANY = """
 import hashlib, json, sys, ray, torch
 from cluster.ray_executor import RayExecutor
-from trainer.transfer import kernels
+from trainer.transfer.search import neighbours
 from tests.integration.test_spread import arrays
 queries, keys = arrays()
 found = []
 for workers, memory in (map(int, one.split("x")) for one in sys.argv[1:]):
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     spread = RayExecutor(memory << 30)
-    for answer in (kernels.top_softmax(queries, keys, 10, 0.1, spread), kernels.top_sparsemax(queries, keys, spread)):
+    for answer in (neighbours.top_softmax(queries, keys, 10, 0.1, spread), neighbours.top_sparsemax(queries, keys, spread)):
         found.append(hashlib.sha256(answer[0].tobytes() + answer[1].tobytes()).hexdigest())
     ray.shutdown()
 print(json.dumps(found))

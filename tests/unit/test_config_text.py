@@ -195,7 +195,7 @@ WRONG = {
     "compare.seeds=[-1]": r"compare\.seeds: .*between 0 and",
     "compare.seeds=[99999999999999999999]": r"compare\.seeds",
     "pretrain.train.first_step_minutes=1e300": r"pretrain\.train: .*first_step_minutes",
-    "embed={max_length: '${shard.length}', temperature: -1}": r"embed: embed needs a temperature above 0",
+    "embed={max_length: '${shard.length}', heldout_pairs: 0}": r"embed: embed needs max_length of at least 4",
 }
 
 

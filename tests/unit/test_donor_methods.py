@@ -364,7 +364,7 @@ def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
         table[[zero, shared]] = 0
     folder = saved(tmp_path, model, problem.target)
     found = donor.load(problem, folder, "omp")
-    assert sorted(set(problem.new_ids.tolist()) - set(found.new_ids.tolist())) == sorted([short, zero])
+    assert sorted(set(problem.new.tolist()) - set(found.new_ids.tolist())) == sorted([short, zero])
     assert shared not in found.shared_ids
     plan = assemble(problem, omp.place(problem, omp.OmpConfig(donor=folder, k=4)), "omp")
     assert plan.provenance[[short, zero]].tolist() == [Provenance.RANDOM] * 2

@@ -20,7 +20,7 @@ KILLED = """
 import os, sys
 from data_pipeline.artifacts import lease
 
-with lease.held(sys.argv[1]):
+with lease.hold(sys.argv[1]):
     os.kill(os.getpid(), 9)
 """
 

@@ -100,8 +100,8 @@ def test_the_file_goes_when_the_block_fails(uri: str, error: type[BaseException]
 
 def test_the_lease_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: Path) -> None:
     uri = str(tmp_path / "out.lease.json")
-    code = "import os, signal, sys\nfrom data_pipeline.artifacts.lease import held\n"
-    code += "with held(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal, sys\nfrom data_pipeline.artifacts.lease import hold\n"
+    code += "with hold(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code, uri])
     assert killed.returncode == -9
     assert time.time() - there(uri)["renewed"] < TTL_SECONDS
@@ -262,12 +262,12 @@ def test_of_two_threads_at_the_same_moment_one_holds(monkeypatch: pytest.MonkeyP
 CONTEND = """
 import sys
 from data_pipeline.errors import ArtifactError
-from data_pipeline.artifacts.lease import held
+from data_pipeline.artifacts.lease import hold
 say = lambda word: print(word, flush=True)
 say("ready")
 sys.stdin.readline()
 try:
-    with held(sys.argv[1]) as lease:
+    with hold(sys.argv[1]) as lease:
         say("held")
         sys.stdin.readline()
         lease.check()

@@ -301,10 +301,10 @@ def test_no_soft_cap_is_left_out_where_transformers_would(tmp_path, monkeypatch,
 
 FROM_HUB = """
 from data_pipeline.sources.models import model_folder
-from trainer.models.loading import settings_of
+from trainer.models.loading import model_config
 for spec in ("org/model", "org/model@v1"):
     with model_folder(spec) as folder:
-        print(folder.rpartition("/")[2][:3], settings_of(spec).pad_token_id)
+        print(folder.rpartition("/")[2][:3], model_config(spec).pad_token_id)
 """
 
 

@@ -55,7 +55,7 @@ def test_fitting_follows_the_rule_and_cuts_only_what_is_longer_than_a_row(docume
         assert packed.n_tokens[row] == len(tokens)
         assert packed.doc_starts[row].tolist() == np.cumsum([0, *(len(pieces[i]) for i in members)])[:-1].tolist()
     assert len(packed.ids) == len(expected)
-    assert packed.cut == sum(len(d) > length for d in documents)
+    assert packed.cut_documents == sum(len(d) > length for d in documents)
 
 
 @given(DOCUMENTS, st.integers(2, 16))

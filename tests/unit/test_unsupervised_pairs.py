@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.pairs.builders.simcse import SimCse
 from ray_jobs.config.load import load
-from ray_jobs.jobs import JOBS
+from ray_jobs.job import jobs
 
 TEXT = [
     ("el", "Το αρχείο δεν βρέθηκε.\nΑποθήκευση\nΚλείνει το παράθυρο διαλόγου"),
@@ -81,7 +81,7 @@ def test_a_text_and_a_model_are_enough(path: str) -> None:
         ("embed", ["embed.model=m", "output=o", "pairs=p"], ""),
         ("embed", ["embed.model=m", "pairs=p"], "output"),
         ("embed", ["pairs=p", "output=o"], "text, source_model"),
-        *((job, [], "text, source_model, output") for job in JOBS),
+        *((job, [], "text, source_model, output") for job in jobs()),
     ],
 )
 def test_a_job_asks_for_what_it_needs_and_no_more(tmp_path, job: str, given: list[str], missing: str) -> None:

@@ -10,7 +10,7 @@ from ray_jobs.cli import main
 from ray_jobs.config.keys import keys
 from ray_jobs.config.load import load
 from ray_jobs.config.schema import ScionConfig
-from ray_jobs.jobs import COMMON, JOBS
+from ray_jobs.job import COMMON, jobs
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
 JOB_FILES = Path(__file__).parents[2] / "ray_jobs"
@@ -52,20 +52,20 @@ def test_every_key_is_printed_and_can_be_set_to_its_default(path: str, capsys: p
     assert load(path, given) == load(path, bare)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", jobs())
 def test_help_of_a_job_names_what_it_reads_and_its_keys(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([job, "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: scion {job} CONFIG")
-    assert f"reads   {JOBS[job].reads}\n" in printed
-    assert f"writes  {JOBS[job].writes}\n" in printed
-    for key in (*COMMON, *JOBS[job].keys):
+    assert f"reads   {jobs()[job].reads}\n" in printed
+    assert f"writes  {jobs()[job].writes}\n" in printed
+    for key in (*COMMON, *jobs()[job].keys):
         assert re.search(rf"^{key}[.:]", printed, flags=re.M), key
     if job == "shard":
         assert "pretrain." not in printed
 
 
-@pytest.mark.parametrize("job", [job for job, row in JOBS.items() if row.keys])
+@pytest.mark.parametrize("job", [job for job, row in jobs().items() if row.keys])
 def test_a_job_reads_no_key_that_its_help_leaves_out(job: str) -> None:
     module = JOB_FILES / ("report/job.py" if job == "report" else f"{job}.py")
     read = {
@@ -74,5 +74,5 @@ def test_a_job_reads_no_key_that_its_help_leaves_out(job: str) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }
     known = {key.name.partition(".")[0] for key in keys(ScionConfig)}
-    inputs = {key for one in JOBS[job].after for key in JOBS[one].keys}
-    assert read & known <= {*COMMON, *JOBS[job].keys, *inputs}
+    inputs = {key for one in jobs()[job].after for key in jobs()[one].keys}
+    assert read & known <= {*COMMON, *jobs()[job].keys, *inputs}
