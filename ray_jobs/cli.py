@@ -6,26 +6,33 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from ray_jobs import stop_request
-from ray_jobs.job import commands, jobs, module_of
+from ray_jobs.job import Command, commands, jobs, module_of
 
 HELP = """usage: scion JOB CONFIG [key=value ...]
+       scion COMMAND [ARGUMENT ...]
 
+Jobs:
 {jobs}
-  methods    list the initialisation methods
-  config     [SECTION]: every key, its type, its default and what it means
+
+Commands:
 {commands}
 
-CONFIG is a YAML file such as ray_jobs/conf/demo.yaml; any key of it can be set on the command line, and
-`scion JOB --help` prints those of a job:
+CONFIG is a YAML file such as ray_jobs/conf/demo.yaml. The command line overrides any of its keys, and `scion JOB --help` prints
+the keys of a job:
   scion pipeline ray_jobs/conf/demo.yaml method=focus output=/tmp/run pretrain.train.steps=100
-With RAY_ADDRESS set the job runs on that cluster, else on a Ray of its own that ends with it."""
+With RAY_ADDRESS set a job runs on that cluster, else on a Ray of its own that ends with it."""
+_BUILT_IN = {
+    "methods": Command(arguments="", summary="list the methods of every table, and their papers"),
+    "config": Command(arguments="[SECTION ...]", summary="every key with its type, its default and its meaning"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,9 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _help() -> str:
     """The text of `scion --help`."""
-    job_lines = [f"  {name:<10} {job.summary}" for name, job in jobs().items()]
-    command_lines = [f"  {name:<10} {command.arguments}: {command.summary}" for name, command in commands().items()]
-    return HELP.format(jobs="\n".join(job_lines), commands="\n".join(command_lines))
+    of_jobs = [f"  {name:<10} {job.summary}" for name, job in jobs().items()]
+    of_commands = [
+        f"  {f'{name} {command.arguments}':<56} {command.summary}" for name, command in (_BUILT_IN | commands()).items()
+    ]
+    return HELP.format(jobs="\n".join(of_jobs), commands="\n".join(of_commands))
 
 
 def run_module(file: str) -> NoReturn:
@@ -102,7 +111,7 @@ def _check_job(job: str) -> None:
     from data_pipeline.errors import ConfigError
 
     if job not in jobs():
-        near = difflib.get_close_matches(job, [*jobs(), *commands(), "methods", "config"], n=1)
+        near = difflib.get_close_matches(job, [*jobs(), *commands(), *_BUILT_IN], n=1)
         raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
 
 
@@ -164,10 +173,23 @@ def _check_writable(output: str) -> None:
 
 
 def _print_methods(console: Console) -> None:
+    """Prints the rows of every table, under the key that chooses among them."""
+    from data_pipeline.pairs.builders import BUILDERS
+    from trainer.evaluation import METRICS
+    from trainer.merging import MERGES
+    from trainer.objectives import OBJECTIVES
     from trainer.transfer.methods import METHODS
+    from trainer.word_vectors import VECTORS
 
-    for name, entry in METHODS.items():
-        console.print(f"{name:<16} {entry.paper}")
+    vector_losses = {name: entry for name, entry in OBJECTIVES.items() if entry.config().needs.vectors}
+    tables: dict[str, Mapping[str, Any]] = {
+        "method": METHODS, "transfer.methods.*.kind": VECTORS, "embed.objective": vector_losses, "embed.builder": BUILDERS,
+        "merge.method": MERGES, "evaluate.metrics": METRICS,
+    }  # fmt: skip
+    for key, table in tables.items():
+        console.print(f"{key}:", markup=False)
+        for name, entry in table.items():
+            console.print(f"  {name:<17} {entry.paper}", markup=False)
 
 
 def _terminate(signum: int, frame: object) -> None:
