@@ -2,12 +2,10 @@
 75 a training that was asked to stop and can go on, 130 an interruption."""
 
 import importlib
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,41 +133,11 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
 
 
 def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
-    warnings.filterwarnings("ignore")
-    from ray_jobs.config import load as configs
+    from ray_jobs.run import load_config, run_job
 
-    config = configs.with_absolute_paths(configs.load(path, overrides, job))
-    if job != "serve":
-        _check_writable(config.output)
-    importlib.import_module("ray_jobs.preflight").check(config, job)
-    module = importlib.import_module(module_of(job))
-    if not getattr(module, "needs_ray", lambda config: True)(config):
-        module.main(config, console)
-        return
-    from cluster.session import ray_session
-    from trainer.deepspeed_bridge.environment import prepare_environment
-
-    prepare_environment()  # transformers imports it to save a model, where accelerate is installed
-    with ray_session(
-        workers=config.workers,
-        worker_cpus=config.worker_cpus,
-        address=os.environ.get("RAY_ADDRESS"),
-        least=config.min_workers,
-        say=console.print,
-    ) as workers:
-        signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own handler there, which exits with 15
-        module.main(replace(config, workers=workers), console)
-
-
-def _check_writable(output: str) -> None:
-    """Before anything is begun: a job should not find out after hours."""
-    from data_pipeline.artifacts import storage
-    from data_pipeline.errors import ConfigError, reason
-
-    try:
-        storage.check_writable(output)
-    except (OSError, ConfigError) as error:
-        raise ConfigError(f"nothing can be written there ({reason(error)}).", f"output={output}", "Name another.") from error
+    loaded = load_config(path, overrides, job)
+    # Ray puts a handler of its own there, which exits with 15.
+    run_job(job, loaded, console, started=lambda: signal.signal(signal.SIGTERM, _terminate))
 
 
 def _print_methods(console: Console) -> None:

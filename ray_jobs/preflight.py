@@ -86,9 +86,9 @@ def _check_libraries(config: ScionConfig, job: str) -> None:
     for section in (name for name, does in trains.items() if does):
         for kind in getattr(config, section).train.track:
             if not _is_installed(kind):
-                raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion[{kind}]'")
+                raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion-lm[{kind}]'")
         if getattr(config, section).train.lora is not None and not _is_installed("peft"):
-            raise ConfigError("peft is not installed.", f"{section}.train.lora_rank", "pip install 'scion[lora]'")
+            raise ConfigError("peft is not installed.", f"{section}.train.lora_rank", "pip install 'scion-lm[lora]'")
 
 
 def _is_installed(package: str) -> bool:

@@ -28,7 +28,9 @@ from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
 from trainer.transfer import chain, plan
 from trainer.transfer.factorise import with_factors, without_factors
-from trainer.transfer.verify import Side, verify
+from trainer.transfer.in_process import GraftedModel
+from trainer.transfer.verify import Side
+from trainer.transfer.verify import verify as verify_model
 
 _FORWARD = 512
 """Tokens of the rows that a model is checked with, if it has so many positions."""
@@ -39,7 +41,7 @@ COMMAND = Command(
 
 
 def command(arguments: list[str], console: Console) -> None:
-    """Checks a folder that `scion transfer` or `scion shard` wrote, or in which a training has run or runs.
+    """Checks a folder that `scion transfer` or `scion shard` wrote, a training's folder, or any model.
 
     Raises:
         ConfigError: the arguments are not those of `COMMAND`.
@@ -51,12 +53,45 @@ def command(arguments: list[str], console: Console) -> None:
     if not folder or len(named) != len(rest) or set(named) - {"source_model", "shards"}:
         raise ConfigError("the arguments are not right.", "scion verify", f"Usage: scion verify {COMMAND.arguments}")
     check, fix = _kind(folder, named)
-    findings = check(folder, named)
-    for finding in findings:
-        _print(finding, console)
-    failed = [finding.check for finding in findings if not finding.is_ok]
+    results = check(folder, named)
+    for result in results:
+        _print(result, console)
+    _raise_failures(results, folder, fix)
+
+
+def verify(what: str | GraftedModel, *, source_model: str | None = None, shards: str | None = None) -> list[CheckResult]:
+    """Checks a grafted model, or a folder as `scion verify` does.
+
+    Args:
+        source_model: folder or hub name of the source model, where the artefact's own is no longer there.
+        shards: the shards of a training, where they have moved.
+
+    Raises:
+        ArtifactError: the folder holds nothing that can be checked.
+        VerifyError: a check failed; names it.
+    """
+    if isinstance(what, GraftedModel):
+        source = _side(source_model or what.source_model, what.plan.seed)
+        if chain.is_from_scratch(what.plan.method):
+            source = replace(source, model=loading.with_random_weights(source.model, what.plan.seed))
+        results, where, fix = (
+            verify_model(source, Side(model=what.model, tokenizer=what.tokenizer), what.plan),
+            "model",
+            "Transfer again.",
+        )
+    else:
+        named = {"source_model": source_model, "shards": shards}
+        given = {name: value for name, value in named.items() if value is not None}
+        check, fix = _kind(what, given)
+        results, where = check(what, given), what
+    _raise_failures(results, where, fix)
+    return results
+
+
+def _raise_failures(results: list[CheckResult], where: str, fix: str) -> None:
+    failed = [result.check for result in results if not result.is_ok]
     if failed:
-        raise VerifyError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}.", folder, fix)
+        raise VerifyError(f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}.", where, fix)
 
 
 def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, str]], list[CheckResult]], str]:
@@ -104,7 +139,7 @@ def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
     given = bool(_artifact(folder).get("metrics", {}).get("tokenizer"))
-    return [*verify(source, made, found, product, given), forward(folder, made.model)]
+    return [*verify_model(source, made, found, product, given), forward(folder, made.model)]
 
 
 def _any_model(folder: str, named: dict[str, str]) -> list[CheckResult]:

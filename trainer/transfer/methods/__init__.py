@@ -74,3 +74,8 @@ METHODS: dict[str, Entry] = {
         aligned.AlignedConfig, aligned.place, "after Remy et al., COLM 2024 (arXiv:2408.04303), by Dice", learns_from="pairs"
     ),
 }
+
+
+def methods() -> dict[str, str]:
+    """Every method by its name, and where it was published."""
+    return {name: entry.paper for name, entry in METHODS.items()}
