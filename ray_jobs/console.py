@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -45,7 +46,7 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
     def note(text: str) -> None:
         console.print(f"{name:<22}           {text}", style="dim", highlight=False, markup=False)
 
-    if not console.is_terminal:
+    if not _shows_bars(console):
         yield Reporter(_lines(note), note)
         return
     columns = (
@@ -60,6 +61,11 @@ def stage(console: Console, name: str) -> Iterator[Reporter]:
         yield Reporter(
             lambda what, done, total: bars.update(task, description=f"{name}: {what}", completed=done, total=total), note
         )
+
+
+def _shows_bars(console: Console) -> bool:
+    """Whether there is a terminal, or a notebook in which bars can move."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def _lines(note: Callable[[str], None]) -> Callable[[str, int, int], None]:

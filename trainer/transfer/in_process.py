@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.pairs import text_pairs
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import model_folder
@@ -79,6 +79,8 @@ def transfer(
     """
     chain.check(method, "method")
     own = {name: (settings or {}).get(name, METHODS[name].config()) for name in chain.parts(method)}
+    if pairs is None and any(chain.needs_pairs(name, own.__getitem__) for name in own):
+        raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
     with model_folder(source_model) as folder:
         source = tokenizers.load(folder)
         causal = loading.is_causal(loading.model_config(source_model))
