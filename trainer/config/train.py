@@ -26,20 +26,20 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateChange:
-    """Other learning rates in the rest of the run."""
+    """A factor for the learning rates from a step on."""
 
     since: int
-    """The step from which on it holds."""
+    """The first step with this factor."""
     factor: float
-    """What the rates of the schedule are multiplied by, until the next change."""
+    """Multiplies the rates of the schedule, until the next change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How long, how fast and how to train. Sizes count rows; rates are per optimizer step.
 
-    Fields marked `identity: False` change how a run computes, not what: they may change whenever it goes on. Those marked
-    `adjustable` may, too, and the run keeps a record of it (`changes.adopt_settings`).
+    Fields marked `identity: False` change how a run computes, not what: they may change whenever it resumes. Fields marked
+    `adjustable` may change, too, and the run records the change (`changes.adopt_settings`).
     """
 
     steps: int = field(default=10_000, metadata={"adjustable": True})
@@ -49,98 +49,97 @@ class TrainConfig:
     batch_warmup: tuple[BatchPart, ...] = ()
     """Other batch sizes at the beginning of the run, in order."""
     micro_batch: int | None = field(default=None, metadata={"identity": False, "adjustable": True})
-    """Rows that a worker computes at once; the whole of its share when not given. Where a device has no memory for them,
-    `pretrain` goes on with half as many, and so on."""
+    """Rows that a worker computes at once; all its rows of a step when not given. If a device has no memory for them,
+    `pretrain` halves the number until they fit."""
     learning_rate: float = 1e-4
-    """The highest, reached after the warm-up, which is measured in rows."""
+    """The highest learning rate, reached after the warm-up, which is measured in rows."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = field(default="linear", metadata={"adjustable": True})
-    """How the rate falls from there to the end of the run, measured in rows: in a line, along half a cosine, in a line in the
-    last `decay_steps` only (warmup-stable-decay), or not at all."""
+    """How the rate falls after the warm-up, measured in rows: linearly, along half a cosine, linearly in the last `decay_steps`
+    only (warmup-stable-decay), or not at all."""
     decay_steps: int | None = field(default=None, metadata={"adjustable": True})
     """Steps at the end of `wsd` in which the rate falls; a tenth of the run when not given."""
     smallest_rate: float = field(default=0.0, metadata={"adjustable": True})
-    """What the rate falls to, as a share of the highest."""
+    """The rate at the end, as a share of the highest."""
     rate_changes: tuple[RateChange, ...] = field(default=(), metadata={"adjustable": True})
-    """Factors for the rates from some steps on, in order: how a run that became unstable goes on more slowly."""
+    """Factors for the rates from some steps on, in order, e.g. to slow down a run that became unstable."""
     rate_batch: int | None = None
-    """The batch size that `learning_rate` was found for; steps of another size have it times the square root of their ratio
-    (Malladi et al. 2022, for Adam). `batch_size` when not given, so that only the warm-up of the batch is scaled."""
+    """The batch size that `learning_rate` was tuned for. For steps of another size the rate is multiplied by the square root of
+    their ratio (Malladi et al. 2022, for Adam). `batch_size` when not given: only `batch_warmup` is then scaled."""
     muon_rate: float | None = None
-    """The highest rate of Muon, which then learns the matrices of the body: the spectral norm of an update, 0.02 as a rule.
-    AdamW learns all when not given."""
+    """The highest rate of Muon, which then trains the matrices of the body: the spectral norm of an update, usually 0.02. AdamW
+    trains all weights when not given."""
     warmup_steps: int | None = None
     """Steps in which the rate rises from 0; a twentieth of the run, but at most 500, when not given."""
     embedding_steps: int = 0
-    """Steps at the beginning in which only the embeddings, the head and its bias learn; the rest keeps its weights, while
-    the optimizer gets to know its gradients. New rows then settle before they pull at the body."""
+    """Steps at the beginning in which only the embeddings, the head and its bias learn. The body keeps its weights, while the
+    optimizer collects its gradients: new embeddings settle before they change the body."""
     frozen: tuple[str, ...] = ()
-    """What keeps the source's weights: `body`, `embeddings` (with the head and its bias), or names of parameters, in which `*`
-    stands for anything, as in `*.layer.[0-3].*`."""
+    """Weights that are not trained: `body`, `embeddings` (with the head and its bias), or names of parameters with wildcards,
+    such as `*.layer.[0-3].*`."""
     lora_rank: int | None = None
-    """The rank of adapters (LoRA, Hu et al. 2022, by the library peft) that learn in place of the weights of linear layers; the
-    embeddings and the head learn in full, all other weights stay the source's, and the trained model is a plain one. No
-    adapters when not given."""
+    """The rank of adapters on linear layers (LoRA, Hu et al. 2022, by the library peft); no adapters when not given. The
+    embeddings and the head are trained in full, and all other weights are frozen. The trained model is a plain one, with the
+    adapters merged."""
     lora_alpha: int = 32
-    """An adapter counts `lora_alpha / lora_rank` times."""
+    """Adapters are scaled by `lora_alpha / lora_rank`."""
     lora_targets: tuple[str, ...] = ()
-    """Ends of the names of the layers that have adapters, such as `q_proj`; all linear ones but the head when not given."""
+    """Suffixes of the names of layers with adapters, such as `q_proj`; all linear layers but the head when not given."""
     weight_decay: float = 0.01
-    """The decoupled weight decay of matrices; vectors have none."""
+    """The decoupled weight decay of matrices; vectors do not decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of the mean gradient and of its mean square."""
     eps: float = 1e-8
     """What AdamW adds to the root of the mean square."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999: the average is what is evaluated and what the
-    trained model's folder holds; none when not given."""
+    """Decay of an exponential moving average of the weights, such as 0.999; no average when not given. Evaluations and the
+    trained model use the average."""
     clip: float = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """The largest global gradient norm; 0 switches clipping off."""
     zero_stage: int = field(default=1, metadata={"identity": False, "adjustable": True})
-    """What ZeRO divides among the workers: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well."""
+    """The ZeRO stage. Partitioned among the workers are: 1 the optimizer's state, 2 also the gradients, 3 also the weights."""
     hpz: int = 1
-    """Under ZeRO-3, workers of a node that keep a second whole copy of the weights among them (ZeRO++, Wang et al. 2023)."""
+    """Under ZeRO-3, the number of workers of a node that hold a second copy of the weights (ZeRO++, Wang et al. 2023)."""
     offload: Literal["optimizer", "all"] | None = field(default=None, metadata={"identity": False})
-    """What is kept in the memory of the host: the optimizer's state, or under ZeRO-3 the weights as well."""
+    """What is kept in the host's memory: the optimizer's state, or under ZeRO-3 also the weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What is computed in; bf16 keeps fp32 weights in the optimizer."""
+    """The format of computation; bf16 keeps fp32 weights in the optimizer."""
     export: Literal["fp32", "bf16"] = field(default="fp32", metadata={"adjustable": True})
-    """The format of the trained model's folder. fp32 keeps the optimizer's fp32 weights, bf16 rounds them to half the size."""
+    """The format of the trained model's folder: the optimizer's fp32 weights, or rounded to bf16."""
     compile: bool | None = field(default=None, metadata={"identity": False})
-    """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer: on GPUs under ZeRO-1 and 2 when
-    not given."""
+    """Whether forward and backward are compiled, as one graph, or under ZeRO-3 layer by layer. On for GPUs under ZeRO-1 and 2
+    when not given."""
     activation_checkpointing: bool = field(default=False, metadata={"identity": False})
-    """Whether activations within a layer are computed again in the backward pass instead of being kept."""
+    """Whether the backward pass recomputes the activations within a layer, to save memory."""
     evaluate_steps: int | None = field(default=None, metadata={"identity": False})
-    """Steps between evaluations on held-out text, or of an embedder on test pairs; only before and after training when not
-    given."""
+    """Steps between evaluations, on held-out text or, for an embedder, on test pairs; only before and after the training when
+    not given."""
     spike: float = field(default=10.0, metadata={"identity": False, "adjustable": True})
-    """How many robust standard deviations a loss may be above the median of the last 64 before the run goes back at
-    least 64 steps, farther if that happens again, and leaves out the rows that led there; 0 switches this off."""
+    """How many robust standard deviations a loss may lie above the median of the last 64. A higher loss rolls the run back at
+    least 64 steps, farther if it happens again, and skips the rows that led there. 0 switches this off."""
     checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
-    """Steps between checkpoints; not counted when not given."""
+    """Steps between checkpoints; only `checkpoint_minutes` counts when not given."""
     checkpoint_minutes: float | None = field(default=15.0, metadata={"identity": False})
     """The longest time between checkpoints; no limit when not given."""
     export_steps: int | None = field(default=None, metadata={"identity": False})
-    """Steps between model folders that the run leaves on its way, RUN-step-STEP, made out of checkpoints beside the training;
-    none when not given."""
+    """Steps between exports of model folders, RUN-step-STEP, made from checkpoints beside the training; none when not given."""
     keep_checkpoints: int = field(default=3, metadata={"identity": False})
-    """The newest checkpoints that stay, at least 3; up to four more of the last 256 steps are kept to go back to (`spike`)."""
+    """Newest checkpoints to keep, at least 3; up to four more of the last 256 steps are kept for rollbacks (`spike`)."""
     keep_state: bool = field(default=False, metadata={"identity": False})
-    """Whether the last checkpoint stays when the run has ended, so that it can go on with more `steps`: weights and optimizer,
-    12 bytes a parameter and the weights once more."""
+    """Whether to keep the last checkpoint of a finished run, so that it can resume with more `steps`: weights and optimizer, 12
+    bytes a parameter, and the weights once more."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(default=(), metadata={"identity": False})
-    """Where the numbers of each step go beside the log: `tensorboard` in the run's folder, `wandb`, `mlflow`; the last two read
-    their own environment variables."""
+    """Trackers beside the log: `tensorboard` in the run's folder, `wandb`, `mlflow`; the last two read their own environment
+    variables."""
     profile_steps: tuple[int, ...] = field(default=(), metadata={"identity": False})
-    """Steps, counted from 0, that every worker records with torch.profiler, to `profile` in the run's folder; on a GPU with a
-    snapshot of its memory. Such a step takes longer."""
+    """Steps, counted from 0, that every worker profiles with torch.profiler, into `profile` in the run's folder; on a GPU with
+    a snapshot of its memory. Such a step takes longer."""
     collective_minutes: float = field(default=30.0, metadata={"identity": False})
-    """The longest that a worker waits for the others during steps before the attempt ends and a new one begins."""
+    """The longest wait of a worker for the others during steps; then the attempt ends and a new one begins."""
     first_step_minutes: float = field(default=60.0, metadata={"identity": False})
-    """The same until the first step of an attempt is done, since kernels are compiled and weights fetched, and after the
-    last step, when the model is written."""
+    """The same until the first step of an attempt is done, while kernels are compiled and weights fetched, and after the last
+    step, while the model is written."""
     max_failures: int = field(default=20, metadata={"identity": False})
-    """Worker failures after which the run gives up; three in the same step end it before."""
+    """Worker failures that the run tolerates; three in the same step end it earlier."""
 
     def __post_init__(self) -> None:
         if self.keep_checkpoints < 3:
@@ -159,7 +158,7 @@ class TrainConfig:
         self._check_rates()
 
     def _check_times(self) -> None:
-        """Steps and minutes at which something besides training happens."""
+        """Checks steps and minutes."""
         for name in ("steps", "batch_size", "micro_batch", "checkpoint_steps", "evaluate_steps", "export_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
@@ -208,7 +207,7 @@ class TrainConfig:
             )
 
     def _refuse(self) -> None:
-        """What does not go together."""
+        """Refuses settings that do not go together."""
         whole, muon = self.zero_stage == 3, self.muon_rate is not None
         frozen, average = bool(self.frozen), self.ema is not None
         refused = {
@@ -232,9 +231,9 @@ class TrainConfig:
                 self.ema is not None and (muon or self.offload is not None or self.hpz != 1),
             "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
         }  # fmt: skip
-        for said, holds in refused.items():
+        for message, holds in refused.items():
             if holds:
-                raise ConfigError(said, "train")
+                raise ConfigError(message, "train")
 
     @property
     def lora(self) -> Lora | None:
@@ -246,8 +245,8 @@ class TrainConfig:
         return self.zero_stage < 3 and gpu if self.compile is None else self.compile
 
     def rate(self, step: int, embedding: bool, muon: bool = False) -> float:
-        """The learning rate of a step for what has a row per token, what Muon learns, or the rest: a pure function, so that a
-        resumed run has the same."""
+        """The learning rate of a step, for weights with a row per token (`embedding`), Muon's matrices, or the rest. A pure
+        function, so that a resumed run has the same."""
         if step < self.embedding_steps and not embedding:
             return 0.0
         sizes = self.sizes
@@ -267,12 +266,12 @@ class TrainConfig:
         return min(self.steps // 20, 500) if self.warmup_steps is None else self.warmup_steps
 
     def _factor(self, step: int) -> float:
-        """Of the last of `rate_changes` that holds in a step."""
+        """The factor of `rate_changes` in a step."""
         return next((change.factor for change in reversed(self.rate_changes) if step >= change.since), 1.0)
 
     @property
     def export_origin(self) -> dict[str, str]:
-        """From which numbers the trained model is made; `artifact.json` says so."""
+        """How the trained model was made of the run's weights, for `artifact.json`."""
         weights = "the optimizer's fp32 weights" if self.export == "fp32" else f"{self.precision} weights"
         made_from = weights if self.ema is None else f"the moving average (decay {self.ema}) of {weights}"
         return {"trained_in": self.precision, "saved_in": self.export, "made_from": made_from}
@@ -282,14 +281,14 @@ class TrainConfig:
         return BatchSizes(batch=self.batch_size, warmup=tuple((part.until, part.rows) for part in self.batch_warmup))
 
     def is_evaluation_due(self, done: int) -> bool:
-        """Whether held-out text is scored after `done` steps."""
+        """Whether an evaluation is due after `done` steps."""
         return done in (0, self.steps) or (self.evaluate_steps is not None and done % self.evaluate_steps == 0)
 
     def is_checkpoint_due(self, done: int) -> bool:
-        """Whether a checkpoint is due after `done` steps, whatever the time."""
+        """Whether a checkpoint is due after `done` steps, regardless of the time."""
         due = self.checkpoint_steps is not None and done % self.checkpoint_steps == 0
         return (due or self.is_export_due(done)) and done < self.steps
 
     def is_export_due(self, done: int) -> bool:
-        """Whether a model folder is due of the checkpoint after `done` steps."""
+        """Whether an export is due of the checkpoint after `done` steps."""
         return self.export_steps is not None and done > 0 and done % self.export_steps == 0
