@@ -76,7 +76,7 @@ def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
             planned = spec(own, start)
             found[name, seed] = Stage(
                 name=f"compare {start.name}",
-                plan=planned,
+                spec=planned,
                 fill=partial(fill, own, name, start, planned, known),
                 is_resumable=True,
                 training_uri=storage.join(planned.uri, TRAINED),

@@ -1,4 +1,4 @@
-"""`scion embed`: contrastive training of the pretrained model on pairs, or on lines of text, to a text embedder."""
+"""`scion embed`: contrastive training of the pretrained model to a text embedder, on pairs or on lines of text."""
 
 from typing import Any
 
@@ -38,10 +38,10 @@ def spec(config: ScionConfig, start: Start) -> Spec:
     if not _elastic(config):
         settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
-    # Without pairs it learns from the text that was sharded; test pairs are then of no consequence.
+    # Without pairs it learns from the sharded text, and test pairs change nothing.
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
     inputs["model"] = pretrain.spec(config, start).id if given is None else model_fingerprint(given, key="embed.model")
-    # Pairs out of the text are as many as the steps need, so that a longer run has others.
+    # The steps decide how many pairs are drawn from the text, so that a longer run has other pairs.
     grows = resume_policy(config.embed, "embed") if given_pairs else None
     return Spec(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, resume_policy=grows)
 
@@ -59,7 +59,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
     own = spec(config, start)
     return Stage(
         name=f"embed {start.name}",
-        plan=own,
+        spec=own,
         fill=lambda draft, report: fill(config, start, draft, report),
         is_resumable=True,
         training_uri=own.uri,
@@ -67,7 +67,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
-    """Trains, and writes the embedder; a killed run goes on from its newest checkpoint."""
+    """Trains and writes the embedder; resumes a killed run from its newest checkpoint."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
     model = require(pretrain.spec(config, start), "pretrain") if settings.model is None else settings.model
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
@@ -97,12 +97,12 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
     first, last = history[0]["loss"], history[-1]["loss"]
     return (
         f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} in the first, {last:.3f} in the last"
-        + _said(result["evaluations"], settings.train.steps)
+        + _accuracies(result["evaluations"], settings.train.steps)
     )
 
 
-def _said(retrieval: dict[str, Any], steps: int) -> str:
-    """Accuracy@1 before and after, both ways, where there are test pairs."""
+def _accuracies(retrieval: dict[str, Any], steps: int) -> str:
+    """Accuracy@1 before and after, both ways; empty without test pairs."""
     if not retrieval:
         return ""
     before, after = (
@@ -113,7 +113,7 @@ def _said(retrieval: dict[str, Any], steps: int) -> str:
 
 
 def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: Start, cache: str, report: Reporter) -> pairs.Pairs:
-    """Those that are given, else lines of the training text, as many as the run can see."""
+    """The given pairs, else pairs from the training text, as many as the run reads."""
     if config.pairs is not None:
         training = pairs.load(config.pairs, cache, key="pairs")
         pairs.check_disjoint(training, testing)

@@ -33,16 +33,16 @@ KIND = "evaluation"
 Scores = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 """Of one metric: of all pairs, and by language."""
 Models = dict[str, Spec | str]
-"""What is compared, by its name in the report: a folder, or the plan of an artefact."""
+"""The models to compare, by their names in the report: folders, or specifications of artefacts."""
 
 
 def pipeline_models(config: ScionConfig) -> Models:
-    """Every model that a pipeline makes."""
+    """All models of a pipeline."""
     return _models(config, embedders=config.pairs is not None)
 
 
 def finished_models(config: ScionConfig) -> Models:
-    """Those that are finished; where there are pairs to score it by, the embedder that `scion embed` made of text as well."""
+    """The finished ones; if there are pairs, also the embedder that `scion embed` trained on text."""
     every = _models(config, embedders=bool(config.pairs or config.test_pairs))
     return {name: model for name, model in every.items() if isinstance(model, str) or artifact.find(model) is not None}
 
@@ -72,14 +72,14 @@ def _chosen(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def stage(config: ScionConfig, compared: Models) -> Stage:
-    return Stage(name="evaluate", plan=spec(config, compared), fill=partial(fill, config, compared), is_derived=True)
+    return Stage(name="evaluate", spec=spec(config, compared), fill=partial(fill, config, compared), is_derived=True)
 
 
 def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) -> str:
-    """Scores every model; the numbers are the artefact's metrics.
+    """Scores every model; the scores are the artefact's metrics.
 
     Raises:
-        ArtifactError: there are no pairs to score models by, and none is pretrained.
+        ArtifactError: there are no pairs, and no model is pretrained.
     """
     uris = {name: model if isinstance(model, str) else require(model, "pipeline") for name, model in compared.items()}
     draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
@@ -93,11 +93,11 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
         raise ArtifactError(
             "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
         )
-    return _said(draft.metrics)
+    return _last_figures(draft.metrics)
 
 
 def bits_per_byte(compared: Models) -> dict[str, float]:
-    """Of held-out text, before and after pretraining, as the pretraining measured it."""
+    """Bits per byte of held-out text before and after pretraining, from the pretraining's artefact."""
     found: dict[str, float] = {}
     for name, model in compared.items():
         start, _, state = name.partition("_")
@@ -124,17 +124,17 @@ def _scores(config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, rep
     return made | {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
 
 
-def _said(metrics: dict[str, Any]) -> str:
+def _last_figures(metrics: dict[str, Any]) -> str:
     """The figures of the last model of the user's chain."""
-    said = []
+    figures = []
     if "retrieval" in metrics:
         last = [name for name in metrics["retrieval"] if name != "merged"][-1]
         ways = metrics["retrieval"][last]
         forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
-        said.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
+        figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
     if bits := list(metrics["bits_per_byte"].values()):
-        said.append(f"{bits[-1]:.3f} bits per byte of held-out text")
-    return ", ".join(said)
+        figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
+    return ", ".join(figures)
 
 
 @ray.remote(num_cpus=1)
@@ -147,7 +147,7 @@ def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric]) -> dict[st
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    """Scores the models that are there."""
+    """Scores the finished models."""
     stage(config, finished_models(config)).run(console)
 
 

@@ -1,4 +1,4 @@
-"""`scion export RUN [STEP]`: a model folder out of a checkpoint of a training that runs, was killed or has ended."""
+"""`scion export RUN [STEP]`: a model folder from a checkpoint of a training that runs, was killed or has ended."""
 
 from rich.console import Console
 
@@ -45,20 +45,20 @@ def choose(store: Store, run: str, step: int | None) -> str:
     """The newest checkpoint, or the newest of those after `step` steps.
 
     Raises:
-        ConfigError: there is none of that step; names those that there are.
+        ConfigError: there is none of that step; names the existing ones.
         ArtifactError: there is none at all.
     """
     names = store.usable()
     if not names and storage.exists(storage.join(run, FINISHED)):
         raise ArtifactError(
-            "the run has ended and kept no checkpoint; the folder itself is its model.",
+            "the run has ended and kept no checkpoint; its folder is the model.",
             run,
-            "With train.keep_state=true a run keeps its last one.",
+            "With train.keep_state=true a run keeps its last checkpoint.",
         )
     if not names:
         raise ArtifactError("no training has left a checkpoint here.", run, "Name the folder of one, e.g. runs/demo/pretrain.")
     found = next((name for name in names if step in (None, step_of(name))), None)
     if found is None:
         steps = ", ".join(str(number) for number in sorted({step_of(name) for name in names}))
-        raise ConfigError(f"there is no checkpoint of step {step}.", run, f"There is one of {steps}.")
+        raise ConfigError(f"there is no checkpoint of step {step}.", run, f"There are checkpoints of {steps}.")
     return found

@@ -1,4 +1,4 @@
-"""What identifies the inputs of a job that Scion did not make."""
+"""Fingerprints of inputs that Scion did not make."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 @contextmanager
 def ask_once() -> Iterator[None]:
-    """While the block runs, an object store is asked once about each input: the plans of a pipeline ask sixty times."""
+    """Within the block an object store is asked once about each input: the stages of a pipeline ask sixty times."""
     token = _answers.set({})
     try:
         yield
@@ -36,13 +36,13 @@ def _once(kind: str, spec: str, ask: Callable[[], str]) -> str:
 
 
 def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: bool = False) -> str:
-    """Changes when a file of the model folder changes; a hub name stands for itself.
+    """Changes when a file of the model folder changes. The fingerprint of a hub name is the name.
 
     Args:
         key: the setting that names the folder, for the error.
 
     Raises:
-        ModelError: the path looks like a folder and is not there.
+        ModelError: the path looks like a folder and does not exist.
     """
     kind = "tokenizer" if tokenizer_only else "model"
     return _once(kind, spec, partial(_model_fingerprint, spec, key, tokenizer_only))
@@ -55,14 +55,15 @@ def _model_fingerprint(spec: str, key: str, tokenizer_only: bool) -> str:
         return f"hub:{spec}"
     names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]
     if tokenizer_only:
-        # The configuration says which class of tokenizer transformers takes, and whether the model is a decoder.
+        # config.json decides the class of the tokenizer, and whether the model is a decoder.
         parts = ("config.json", "tokenizer", "vocab", "special", "merges")
         names = [name for name in names if name.startswith(parts) or name.endswith(".model")]
     return " ".join(f"{name}:{fingerprints.fingerprint(storage.join(spec, name))[:16]}" for name in names)
 
 
 def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
-    """Of the documents or pairs that keys of the configuration name, by key; one that is not given is left out."""
+    """The fingerprints of the documents or pairs at some keys of the configuration, by key; without those that are not
+    given."""
     given = {key: getattr(config, key) for key in keys}
     return {
         key: _once("text", spec, partial(documents.fingerprint, spec, key=key))
@@ -72,8 +73,8 @@ def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
 
 
 def method_inputs(settings: Any) -> Iterator[tuple[str, str]]:
-    """Files and model folders that a method's settings name, and a fingerprint of each: a changed dictionary is another
-    input, though its path is the same."""
+    """The files and model folders in a method's settings, with a fingerprint of each: a changed dictionary is another input,
+    though its path is the same."""
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name)
         if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""`scion merge`: the uniform average of embedders that share a vocabulary."""
+"""`scion merge`: one embedder from several that share a vocabulary."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ KIND = "embedder"
 
 
 def parents(config: ScionConfig) -> list[Spec]:
-    """The embedder before and after its contrastive training, when the user names none."""
+    """The embedder before and after its contrastive training: the default."""
     return [pretrain.spec(config, main_start(config)), embed.spec(config, main_start(config))]
 
 
@@ -41,11 +41,11 @@ def spec(config: ScionConfig) -> Spec:
 
 
 def stage(config: ScionConfig) -> Stage:
-    return Stage(name="merge", plan=spec(config), fill=partial(fill, config))
+    return Stage(name="merge", spec=spec(config), fill=partial(fill, config))
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Writes the average as an embedder with the tokenizer and pooling of the last model.
+    """Writes the merged embedder, with the tokenizer and pooling of the last model.
 
     Raises:
         ModelError: fewer than two models, or models with other tokenizers or shapes.
@@ -57,9 +57,9 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     for uri, other in zip(uris, loaded, strict=True):
         if fingerprint(other.tokenizer) != fingerprint(loaded[-1].tokenizer):
             raise ModelError(
-                f"its vocabulary is not that of {uris[-1]}.",
+                f"its vocabulary differs from that of {uris[-1]}.",
                 uri,
-                "Merge models with one tokenizer: rows must mean the same.",
+                "Merge models with the same tokenizer: equal rows must stand for equal tokens.",
             )
     report("average", 0, 1)
     merged = loaded[-1]

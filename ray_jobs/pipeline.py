@@ -34,7 +34,7 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
     made["evaluate"] = evaluate.stage(config, evaluate.pipeline_models(config))
     if config.pairs is not None:
         made["serve"] = serve.stage(config)
-    return made | {"report": report.stage(config, {name: stage.plan for name, stage in made.items()})}
+    return made | {"report": report.stage(config, {name: stage.spec for name, stage in made.items()})}
 
 
 def main(config: ScionConfig, console: Console) -> None:
@@ -46,7 +46,7 @@ def main(config: ScionConfig, console: Console) -> None:
         stage.run(console)
         # Not before the first stage has accepted its input: bad input leaves nothing behind.
         save_config(config)
-    report.show(config, {name: stage.plan for name, stage in ordered.items() if name != "report"}, console)
+    report.show(config, {name: stage.spec for name, stage in ordered.items() if name != "report"}, console)
 
 
 def needs_ray(config: ScionConfig) -> bool:

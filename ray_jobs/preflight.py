@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
-"""Jobs whose rows are `shard.length` long."""
+"""Jobs with rows of `shard.length` tokens."""
 _PRETRAINS = ("pretrain", "compare", "pipeline")
 _CHAINED = ("pipeline", "evaluate", "merge", "report")
-"""Jobs that follow the chain of models from the source on."""
+"""Jobs on the whole chain of models."""
 _OF_HEADS = ("classif", "summary", "cls")
-"""In the names of dropout rates that are not those of the layers."""
+"""Parts of the names of dropout rates outside the layers."""
 _TEXTS = ("text", "test_text", "pairs", "test_pairs")
 _FILES = ("vectors", "source_vectors", "target_vectors", "dictionary")
 _MODELS = ("donor", "embedder")
 
 
 def check(config: ScionConfig, job: str) -> None:
-    """Refuses settings with which `job` would fail; what needs no model comes first.
+    """Refuses settings with which `job` would fail. Checks that need no model come first.
 
     Raises:
-        ConfigError: so they are; the message names the setting.
-        ModelError: there is no model where one is named, or one that is not pretrained here.
+        ConfigError: names the setting.
+        ModelError: a named model does not exist, or cannot be pretrained.
     """
     if config.embed.model is not None and job in _CHAINED:
         raise ConfigError(
@@ -60,7 +60,7 @@ def check(config: ScionConfig, job: str) -> None:
 
 
 def _check_methods(config: ScionConfig) -> None:
-    """A method, or each of a chain, has what it learns from."""
+    """Checks that the method, or each method of a chain, has the data that it learns from."""
     for method in chain.parts(config.method):
         _check_method(method, getattr(config.transfer.methods, method))
         if config.pairs is None and chain.needs_pairs(method, partial(getattr, config.transfer.methods)):
@@ -68,7 +68,7 @@ def _check_methods(config: ScionConfig) -> None:
 
 
 def _check_inputs(config: ScionConfig, job: str) -> None:
-    """Files and folders that are named are there; no library is imported for it that takes seconds."""
+    """Checks that named files and folders exist. Imports no library that takes seconds."""
     table = jobs()
     read = {key for one in (job, *table[job].after) for key in table[one].keys}
     given = {key: getattr(config, key) for key in (*_TEXTS, "source_model", "tokenizer") if not table[job].keys or key in read}
@@ -80,7 +80,8 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
 
 
 def _check_libraries(config: ScionConfig, job: str) -> None:
-    """The libraries of `train.track` and `train.lora_rank` are installed here; workers go on without one of the former."""
+    """Checks that the libraries of `train.track` and `train.lora_rank` are installed here. A worker trains without a
+    tracker."""
     embeds = job == "embed" or (job == "pipeline" and config.pairs is not None)
     trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
     for section in (name for name, does in trains.items() if does):
@@ -94,7 +95,7 @@ def _check_libraries(config: ScionConfig, job: str) -> None:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # as Python has it where an import was blocked
+    except ValueError:  # Python raises it where an import is blocked
         return False
 
 
@@ -116,8 +117,7 @@ def _check_source(config: ScionConfig, job: str) -> None:
 
 
 def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None], section: str) -> None:
-    """What `frozen` names is there, and what is to have adapters can, by a model of the same architecture that takes no
-    memory."""
+    """Checks the names in `frozen` and the layers of adapters, on a model of the same architecture that takes no memory."""
     import torch
 
     from trainer.models.adapters import add_adapters
@@ -152,9 +152,9 @@ def _check_embedded(config: ScionConfig) -> None:
 
 
 def _check_dropout(given: str | None, settings: PretrainedConfig) -> None:
-    """Without pairs a line of the text is its own positive, and dropout is what makes two views of it."""
+    """Checks that the model has dropout: without pairs a line is its own positive, and dropout makes two views of it."""
     if given is not None:
-        raise ConfigError("a model that is given learns from pairs.", "pairs", "Give pairs=.")
+        raise ConfigError("a given model learns from pairs.", "pairs", "Give pairs=.")
     rates = settings.get_text_config().to_dict()
     of_layers = [value for name, value in rates.items() if "drop" in name and not any(part in name for part in _OF_HEADS)]
     if not any(isinstance(value, float) and value > 0 for value in of_layers):
@@ -173,7 +173,7 @@ def _settings(key: str, spec: str) -> PretrainedConfig:
 
 
 def _check_there(key: str, spec: str) -> None:
-    """A model that is written like a path is a folder."""
+    """Checks that a model that is written like a path is a folder."""
     if is_path(spec) and not os.path.isdir(spec):
         raise ConfigError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
 
@@ -192,7 +192,7 @@ def _check_length(key: str, length: int, settings: PretrainedConfig, model: str)
 
 
 def _check_method(method: str, settings: Any) -> None:
-    """A method has the donor and the files that its settings name."""
+    """Checks that a method has the donor and the files that its settings name."""
     for key, value in _named(settings, f"transfer.methods.{method}"):
         name = key.rpartition(".")[2]
         if name == "donor" and not value:
@@ -208,7 +208,7 @@ def _check_method(method: str, settings: Any) -> None:
 
 
 def _named(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Settings that name a file or a model, those of inner sections too."""
+    """The settings that name a file or a model, in inner sections too."""
     for entry in dataclasses.fields(settings):
         value, key = getattr(settings, entry.name), f"{prefix}.{entry.name}"
         if dataclasses.is_dataclass(value):

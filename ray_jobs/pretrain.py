@@ -1,4 +1,4 @@
-"""`scion pretrain`: continued pretraining of the transferred model on the shards, masked or causal as it is."""
+"""`scion pretrain`: continued pretraining of the transferred model on the shards, masked or causal."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ JOB = Job(
 KIND = "model"
 _EVALUATION_SEED = -1
 _OFTEN = 50
-"""Passes over a text that are hardly meant."""
+"""Passes over the text from which on the user is warned."""
 
 
 def spec(config: ScionConfig, start: Start) -> Spec:
@@ -51,7 +51,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
     own = spec(config, start)
     return Stage(
         name=f"pretrain {start.name}",
-        plan=own,
+        spec=own,
         fill=lambda draft, report: fill(config, start, draft, report),
         is_resumable=True,
         training_uri=own.uri,
@@ -59,7 +59,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
-    """Trains, and writes a Hugging Face folder; a killed run goes on from its newest checkpoint."""
+    """Trains and writes a Hugging Face folder; resumes a killed run from its newest checkpoint."""
     require(shard.spec(config), "shard")
     model = require(transfer.spec(config, start), "transfer")
     made = transfer_plan.load(model)
@@ -73,7 +73,7 @@ def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> s
 
 
 def bits_per_byte_by_language(uri: str) -> dict[str, dict[str, float]]:
-    """Bits per byte of each language by step, from the log of the run; empty where there is one language."""
+    """Bits per byte of each language by step, from the run's log; empty for one language."""
     attempts = run_log.read(storage.join(uri, run_log.FOLDER), fields=("step", "by_language"))
     entries = (entry for attempt in attempts for entry in attempt)
     scored = {str(entry["step"]): dict(entry["by_language"]) for entry in entries if entry["kind"] == "evaluation"}
@@ -81,7 +81,7 @@ def bits_per_byte_by_language(uri: str) -> dict[str, dict[str, float]]:
 
 
 def train_on_shards(
-    config: ScionConfig, model: str, made: TransferPlan, seed: int, plan: Spec, draft: Draft, report: Reporter
+    config: ScionConfig, model: str, made: TransferPlan, seed: int, spec: Spec, draft: Draft, report: Reporter
 ) -> dict[str, Any]:
     """Trains `model`, whose rows were `made` so, on the shards into the folder of `spec`; the run's history and its scores on
     held-out text."""
@@ -100,7 +100,7 @@ def train_on_shards(
         settings.train,
         task,
         order,
-        plan,
+        spec,
         draft,
         report,
         HeldoutText(
@@ -114,11 +114,11 @@ def train_on_shards(
 
 
 def _passes(found: dict[str, float], steps: int) -> str:
-    """How often the run reads its text: least and most where there are several languages."""
+    """A line on how often the run reads its text; of several languages the least and the most often."""
     least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
     times = f"{_number(found[least])} ({least}) to {_number(found[most])} times ({most})"
-    said = f"{steps:,} steps read the text {times if least != most else f'{_number(found[most])} times'}"
-    return said if found[most] < _OFTEN else f"{said}; {max(1, round(steps / found[most])):,} would read it once"
+    line = f"{steps:,} steps read the text {times if least != most else f'{_number(found[most])} times'}"
+    return line if found[most] < _OFTEN else f"{line}; {max(1, round(steps / found[most])):,} would read it once"
 
 
 def _number(times: float) -> str:
@@ -126,10 +126,10 @@ def _number(times: float) -> str:
 
 
 def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> dict[str, float]:
-    """Shares of the languages: as given, or by temperature where nothing is. One that is not named is left out.
+    """The shares of the languages: as given, without languages that are not named, or by temperature.
 
     Raises:
-        ConfigError: a language has a share, but no text.
+        ConfigError: a language has a share but no text.
     """
     unknown = sorted(set(given) - set(tokens))
     if unknown:
@@ -141,7 +141,7 @@ def needs_ray(config: ScionConfig) -> bool:
     """Whether there is something to train.
 
     Raises:
-        ArtifactError: what it trains is not there.
+        ArtifactError: the inputs do not exist.
     """
     if stage(config, main_start(config)).finished() is not None:
         return False

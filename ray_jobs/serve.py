@@ -39,7 +39,7 @@ def spec(config: ScionConfig) -> Spec:
 
 
 def stage(config: ScionConfig) -> Stage:
-    return Stage(name="serve", plan=spec(config), fill=partial(fill, config))
+    return Stage(name="serve", spec=spec(config), fill=partial(fill, config))
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:

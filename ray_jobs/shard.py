@@ -68,7 +68,7 @@ def stage(config: ScionConfig) -> Stage:
     own = spec(config)
     return Stage(
         name="shard",
-        plan=own,
+        spec=own,
         fill=lambda draft, report: fill(config, draft, report),
         is_resumable=True,
         is_complete=lambda: not missing_files(own.uri),

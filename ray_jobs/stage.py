@@ -1,4 +1,4 @@
-"""What the jobs have in common: a plan, known before anything runs, and a body that fills its folder."""
+"""What all jobs share: the specification of an artefact, known before anything runs, and a function that fills its folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,52 +18,56 @@ from trainer.monitoring import run_log
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Where a chain of models begins: the method that the user chose, or the random control."""
+    """How a chain of models begins: with the user's method, or as the random control."""
 
     name: str
     method: str
     folder: str
-    """Folder of the chain's artefacts below the output."""
+    """Folder of the chain's artefacts below the output; empty for the user's chain."""
     seed: int
 
     def at(self, config: ScionConfig, job: str) -> str:
+        """The folder of a job's artefact in this chain."""
         return storage.join(config.output, *filter(None, (self.folder, job)))
 
 
 def main_start(config: ScionConfig) -> Start:
-    name = "random" if _starts_at_random(config) else "transferred"
+    """The start of the user's chain."""
+    name = "random" if _is_random(config) else "transferred"
     return Start(name=name, method=config.method, folder="", seed=config.seed)
 
 
 def control_start(config: ScionConfig) -> Start:
-    """The random control; when the user's method is `random` it is the user's chain."""
-    folder = "" if _starts_at_random(config) else "random"
+    """The start of the random control; if the user's method is `random`, it is the user's chain."""
+    folder = "" if _is_random(config) else "random"
     return Start(name="random", method="random", folder=folder, seed=config.seed)
 
 
 def starts(config: ScionConfig) -> tuple[Start, ...]:
-    """The chains of a pipeline, the user's first."""
+    """The starts of a pipeline's chains, the user's first."""
     return tuple(dict.fromkeys((main_start(config), control_start(config)))) if config.control else (main_start(config),)
 
 
-def _starts_at_random(config: ScionConfig) -> bool:
+def _is_random(config: ScionConfig) -> bool:
     return config.method == "random" and config.transfer.plan is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A job on one artefact. `fill` writes it and answers with a line for the user."""
+    """A job on one artefact."""
 
     name: str
-    plan: Spec
+    spec: Spec
     fill: Callable[[Draft, Reporter], str]
+    """Writes the artefact, and returns a line for the user."""
     is_resumable: bool = False
+    """Whether it continues from what a killed run left."""
     training_uri: str | None = None
-    """The folder of the training in it, if there is one: once that has done a step, other settings do not remove it."""
+    """The folder of its training, if it has one: once that has done a step, other settings do not clear it."""
     is_complete: Callable[[], bool] = lambda: True
-    """Whether a finished artefact has all its files; what it lacks is made again."""
+    """Whether a finished artefact has all its files; missing ones are made again."""
     is_derived: bool = False
-    """Whether it only says what other artefacts are worth, so that it is made again where these are others."""
+    """Whether it only describes other artefacts, so that it is made again when these change."""
 
     def finished(self) -> Artifact | None:
         """The artefact, if there is nothing left to do.
@@ -71,39 +75,39 @@ class Stage:
         Raises:
             ArtifactError: the folder holds something else.
         """
-        found = artifact.find(self.plan, replace=self.is_derived)
+        found = artifact.find(self.spec, replace=self.is_derived)
         if found is None:
-            artifact.has_unfinished_run(self.plan, self._has_stepped)
+            artifact.has_unfinished_run(self.spec, self._has_stepped)
         return found if found is not None and self.is_complete() else None
 
     def run(self, console: Console) -> Artifact:
-        """Makes the artefact, or keeps the one that is there."""
+        """Makes the artefact, or keeps a finished one."""
         found = self.finished()
-        if found is not None and artifact.is_clean(self.plan.uri):
+        if found is not None and artifact.is_clean(self.spec.uri):
             show.print_kept(console, self.name)
             return found
-        # One run at a time writes there: the lease lies beside the folder, which only its plan may fill.
-        with lease.hold(f"{self.plan.uri.rstrip('/')}.lease.json") as held:
-            if (found := self.finished()) is not None:  # another run has made it since, or was killed at its very end
-                if not artifact.is_clean(self.plan.uri):
-                    artifact.clean_up(self.plan.uri)
+        # One run at a time writes there. The lease lies beside the folder, which only its stage may fill.
+        with lease.hold(f"{self.spec.uri.rstrip('/')}.lease.json") as held:
+            if (found := self.finished()) is not None:  # another run has finished it since, or was killed at its very end
+                if not artifact.is_clean(self.spec.uri):
+                    artifact.clean_up(self.spec.uri)
                 show.print_kept(console, self.name)
                 return found
-            return self._made(console, held)
+            return self._make(console, held)
 
-    def _made(self, console: Console, held: Lease) -> Artifact:
+    def _make(self, console: Console, held: Lease) -> Artifact:
         seconds = show.stopwatch()
         with (
             show.stage(console, self.name) as reporter,
             artifact.writing(
-                self.plan, resumable=self.is_resumable, precious=self._has_stepped, replace=self.is_derived, lease=held
+                self.spec, resumable=self.is_resumable, precious=self._has_stepped, replace=self.is_derived, lease=held
             ) as draft,
         ):
-            said = self.fill(draft, reporter)
-        show.print_done(console, self.name, seconds(), said)
-        if stop_request.clear_request():  # what was under way is done, and nothing else is begun
+            line = self.fill(draft, reporter)
+        show.print_done(console, self.name, seconds(), line)
+        if stop_request.clear_request():  # this stage is finished; the next one does not start
             raise KeyboardInterrupt
-        return artifact.read(self.plan.uri, self.plan.kind, self.plan.kind)
+        return artifact.read(self.spec.uri, self.spec.kind, self.spec.kind)
 
     def _has_stepped(self) -> bool:
         if self.training_uri is None:
@@ -111,12 +115,12 @@ class Stage:
         return bool(run_log.steps(run_log.read(storage.join(self.training_uri, run_log.FOLDER), fields=("step",))))
 
 
-def require(plan: Spec, job: str) -> str:
-    """The folder of an input that must be finished and made with the same settings.
+def require(spec: Spec, job: str) -> str:
+    """The folder of a finished input that was made with the same settings.
 
     Raises:
-        ArtifactError: it is not there, or is another run's.
+        ArtifactError: there is none, or it is another run's.
     """
-    if artifact.find(plan) is None:
-        raise ArtifactError(f"the {plan.kind} artefact is not there.", plan.uri, f"Make it with `scion {job} CONFIG`.")
-    return plan.uri
+    if artifact.find(spec) is None:
+        raise ArtifactError(f"the {spec.kind} artefact does not exist.", spec.uri, f"Make it with `scion {job} CONFIG`.")
+    return spec.uri

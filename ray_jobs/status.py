@@ -1,4 +1,4 @@
-"""`scion status RUN`: how a training is doing, from its log; live on a terminal while it goes on."""
+"""`scion status RUN`: the state of a training, from its log; live on a terminal."""
 
 import time
 from typing import Any
@@ -18,16 +18,16 @@ from trainer.monitoring.stragglers import describe
 COMMAND = Command(arguments="RUN", summary="how a training is doing, live on a terminal")
 _SECONDS = 2.0
 _RECENT = 20
-"""Steps that rates are the mean of."""
+"""Steps over which rates are averaged."""
 _SILENT_SECONDS = 120.0
-_INTERRUPTED = "interrupted; the same command goes on"
+_INTERRUPTED = "interrupted; the same command resumes it"
 _ENDS = ("finished", "stopped", "error", _INTERRUPTED)
 _PARTS = ("data_wait", "forward", "backward", "update", "communication")
 Attempts = list[list[dict[str, Any]]]
 
 
 def command(arguments: list[str], console: Console) -> None:
-    """Shows the run until it ends, or once where nobody watches.
+    """Shows the run until it ends, or once if there is no terminal.
 
     Raises:
         ConfigError: the arguments are not those of `COMMAND`.
@@ -51,13 +51,13 @@ def command(arguments: list[str], console: Console) -> None:
 
 
 def _driven(run: str) -> bool:
-    """Whether a command holds the run, or the cell of a comparison that it is in."""
+    """Whether a command holds the lease of the run, or of its cell of a comparison."""
     folders = (run.rstrip("/"), run.rstrip("/").rpartition("/")[0])
     return any(lease.is_held(f"{folder}.lease.json") for folder in folders if folder)
 
 
 def state(attempts: Attempts, now: float, driven: bool = True) -> str:
-    """In a word or two, what the run is doing; `driven`: a command may be at it."""
+    """The state of the run in a word or two; `driven`: a command may be running it."""
     last = attempts[-1][-1]
     if last["kind"] in ("finished", "stopped", "error"):
         return str(last["kind"])
@@ -68,10 +68,10 @@ def state(attempts: Attempts, now: float, driven: bool = True) -> str:
 
 
 def table(attempts: Attempts, now: float, driven: bool = True) -> Table:
-    """The run in two columns."""
+    """The run as a table of two columns."""
     shown = Table.grid(padding=(0, 3))
-    for name, said in [*_progress(attempts, now, driven), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
-        shown.add_row(f"[bold]{name}[/bold]", escape(said))
+    for name, value in [*_progress(attempts, now, driven), *_speed(attempts), *_quality(attempts), *_faults(attempts)]:
+        shown.add_row(f"[bold]{name}[/bold]", escape(value))
     return shown
 
 
@@ -81,7 +81,7 @@ def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, s
         return [("state", "starting")]
     step, steps = (done[-1]["step"] + 1 if done else starts[-1]["next_step"]), starts[-1]["steps"]
     rows = [("state", state(attempts, now, driven)), ("step", f"{step:,} of {steps:,}"), ("workers", str(starts[-1]["world"]))]
-    rows += [("slow", said) for said in starts[-1].get("slow", [])]
+    rows += [("slow", reason) for reason in starts[-1].get("slow", [])]
     if (recent := done[-_RECENT:]) and rows[0][1] == "running":
         left = (steps - step) * sum(entry["seconds"] for entry in recent) / len(recent)
         rows.append(("time left", f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"))
@@ -97,8 +97,8 @@ def _speed(attempts: Attempts) -> list[tuple[str, str]]:
     rows = [("tokens/s", f"{tokens:,.0f} in all, {tokens / recent[-1]['world']:,.0f} a worker")]
     if recent[-1].get("tflops") is not None:
         mfu = recent[-1].get("mfu")
-        said = f"{sum(entry['tflops'] for entry in recent) / len(recent):.3g} useful TFLOP/s a worker"
-        rows.append(("operations", said + ("" if mfu is None else f", {mfu:.1%} of the peak")))
+        speed = f"{sum(entry['tflops'] for entry in recent) / len(recent):.3g} useful TFLOP/s a worker"
+        rows.append(("operations", speed + ("" if mfu is None else f", {mfu:.1%} of the peak")))
     parts = {part: sum(entry.get(part) or 0.0 for entry in recent) / seconds for part in _PARTS}
     within = parts.pop("communication")
     shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in parts.items() if share)
@@ -131,7 +131,7 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
 
 
 def _faults(attempts: Attempts) -> list[tuple[str, str]]:
-    told, saves = account(attempts), _all(attempts, "checkpoint")
+    figures, saves = account(attempts), _all(attempts, "checkpoint")
     rows = []
     if saves and attempts[-1][-1]["kind"] != "finished":
         rows.append(
@@ -144,10 +144,10 @@ def _faults(attempts: Attempts) -> list[tuple[str, str]]:
     if (last := _all(attempts[-1:], "straggler")[-1:]) and last[0]["rank"] is not None:
         rows.append(("slow worker", describe(last[0])))
     rows += [("went back", f"to step {entry['next_step']:,}: {entry['why']}") for entry in _all(attempts, "back")]
-    goodput, recover = told["goodput"], told["time_to_recover"]
-    rows.append(("attempts", f"{told['attempts']}, {told['replayed_steps']} steps made again"))
-    hours = (told["idle"] or 0.0) / 3600
-    idle = f" ({hours:.1f} h in which no command ran are left out)" if hours >= 0.1 else ""
+    goodput, recover = figures["goodput"], figures["time_to_recover"]
+    rows.append(("attempts", f"{figures['attempts']}, {figures['replayed_steps']} steps repeated"))
+    hours = (figures["idle"] or 0.0) / 3600
+    idle = f" ({hours:.1f} h without a running command are left out)" if hours >= 0.1 else ""
     rows.append(("goodput", "-" if goodput is None else f"{goodput:.1%}{idle}"))
     if recover is not None:
         rows.append(("time to recover", f"{recover:.0f} s"))

@@ -1,32 +1,32 @@
-"""The wish that a training ends at its next step with a checkpoint: from a signal handler to whoever watches the training."""
+"""The request that a training stops after its next step with a checkpoint: from a signal handler to the progress board."""
 
 import threading
 
-_training, _wished = threading.Event(), threading.Event()
+_training, _requested = threading.Event(), threading.Event()
 
 
-def set_training(under_way: bool) -> None:
-    """Says that a training has made a step, and so would have something to save; or that there is none."""
-    if under_way:
+def set_training(is_training: bool) -> None:
+    """Notes that a training has made a step, and so has something to save, or that none runs."""
+    if is_training:
         _training.set()
     else:
         _training.clear()
 
 
 def request_stop() -> bool:
-    """Asks the training under way to end. Whether it will: a second call answers no, since the user does not want to wait."""
-    if not _training.is_set() or _wished.is_set():
+    """Requests a stop. False if no training runs, and on the second call: a second SIGTERM exits at once."""
+    if not _training.is_set() or _requested.is_set():
         return False
-    _wished.set()
+    _requested.set()
     return True
 
 
 def is_stop_requested() -> bool:
-    return _wished.is_set() and _training.is_set()
+    return _requested.is_set() and _training.is_set()
 
 
 def clear_request() -> bool:
-    """Whether there was a wish that came after a training's last step; it is forgotten now."""
-    was = _wished.is_set()
-    _wished.clear()
-    return was
+    """Drops the request. True if there was one: it came after the training's last step."""
+    was_requested = _requested.is_set()
+    _requested.clear()
+    return was_requested

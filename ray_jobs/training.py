@@ -1,4 +1,4 @@
-"""What `pretrain` and `embed` have in common: workers started, watched and waited for."""
+"""What `pretrain` and `embed` share: the order of the rows, the run, and its workers."""
 
 from typing import Any
 
@@ -33,7 +33,11 @@ def order_rows(
     seed: int,
     stages: tuple[tuple[int, dict[str, float]], ...] = (),
 ) -> OrderedRows:
-    """The order of a run over the streams that have a weight, and in other proportions up to the steps that `stages` name."""
+    """The order of a run over the streams with a weight.
+
+    Args:
+        stages: phases of the mixture, each with its last step and other weights.
+    """
     order = RowOrder(
         streams=manifest.order_streams(weights),
         batch=settings.batch_size,
@@ -48,7 +52,7 @@ def order_rows(
 
 
 def resume_policy(section: object, name: str) -> ResumePolicy:
-    """How a run of this section of the configuration may go on under other settings."""
+    """Which settings of a section may change when its run resumes."""
     return ResumePolicy(
         settings=artifact.adjustable_fields(section, name),
         length=f"{name}.train.steps",
@@ -62,14 +66,14 @@ def train(
     settings: TrainConfig,
     task: LanguageModelTask | ContrastiveTask,
     rows: OrderedRows,
-    plan: Spec,
+    spec: Spec,
     draft: Draft,
     report: Reporter,
     heldout: HeldoutText | HeldoutPairs | None = None,
     row_groups: dict[str, NDArray[np.int64]] | None = None,
     elastic: bool = True,
 ) -> dict[str, Any]:
-    """Trains into the folder of `plan` and returns the run's history; goes on from what a killed run left there."""
+    """Trains into the folder of `spec`, from the newest checkpoint there, and returns the run's history."""
     with progress_board(report, "train") as board:
         run = TrainRun(
             task=task,
@@ -77,10 +81,10 @@ def train(
             rows=rows,
             heldout=heldout,
             row_groups=row_groups or {},
-            uri=plan.uri,
-            export_uri=plan.uri,
-            store=Store(storage.join(plan.uri, WORKING), settings.keep_checkpoints, draft.lease),
-            identity=f"{plan.run_id}-{NUMBERING_VERSION}",
+            uri=spec.uri,
+            export_uri=spec.uri,
+            store=Store(storage.join(spec.uri, WORKING), settings.keep_checkpoints, draft.lease),
+            identity=f"{spec.run_id}-{NUMBERING_VERSION}",
             threads=max(1, int(config.worker_cpus)),
             progress=board,
         )

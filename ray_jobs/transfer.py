@@ -71,7 +71,7 @@ def spec(config: ScionConfig, start: Start) -> Spec:
 def stage(config: ScionConfig, start: Start) -> Stage:
     return Stage(
         name=f"transfer {start.method}",
-        plan=spec(config, start),
+        spec=spec(config, start),
         fill=lambda draft, report: fill(config, start, draft, report),
     )
 

@@ -1,4 +1,4 @@
-"""`scion verify FOLDER`: whether an artefact is what it should be, and what of it is not."""
+"""`scion verify FOLDER`: checks an artefact."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from trainer.transfer.verify import Side
 from trainer.transfer.verify import verify as verify_model
 
 _FORWARD = 512
-"""Tokens of the rows that a model is checked with, if it has so many positions."""
+"""Tokens of the rows for the forward check, if the model has so many positions."""
 COMMAND = Command(
     arguments="FOLDER [source_model=FOLDER] [shards=FOLDER]",
     summary="whether a transferred model, shards or a training are what they should be",
@@ -95,7 +95,7 @@ def _raise_failures(results: list[CheckResult], where: str, fix: str) -> None:
 
 
 def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, str]], list[CheckResult]], str]:
-    """How the folder is checked, and what to do where it fails."""
+    """The function that checks the folder, and the advice if it fails."""
     if storage.exists(storage.join(folder, ledger.FOLDER, ledger.PLAN)):
         return _run, "Do not use the model; report it with the folder `ledger`."
     if _artifact(folder).get("kind") == shard.KIND:
@@ -106,7 +106,7 @@ def _kind(folder: str, named: dict[str, str]) -> tuple[Callable[[str, dict[str, 
 
 
 def _run(folder: str, named: dict[str, str]) -> list[CheckResult]:
-    """What a training was trained on, against its plan and the shards."""
+    """Compares the ledger of a training with its order and the shards."""
     uri = storage.join(folder, ledger.FOLDER)
     given = named.get("shards")
     if given and storage.exists(storage.join(given, "rows", manifest.NAME)):  # as `scion shard` wrote them
@@ -116,18 +116,18 @@ def _run(folder: str, named: dict[str, str]) -> list[CheckResult]:
 
 
 def _so_far(folder: str) -> History:
-    """The history of a run that has not ended, from its newest checkpoint."""
+    """The history of an unfinished run, from its newest checkpoint."""
     store = Store(storage.join(folder, WORKING), keep=3)
     newest = next(iter(store.usable()), None)
     if newest is None:
         return History(lineage=(), steps=0, skipped=())
-    told = store.state(newest)
-    skipped = [(skip["first"], skip["last"]) for skip in told["skips"]]
-    return audit.parse_history({"lineage": told["lineage"], "steps": told["next_step"], "skipped": skipped})
+    state = store.state(newest)
+    skipped = [(skip["first"], skip["last"]) for skip in state["skips"]]
+    return audit.parse_history({"lineage": state["lineage"], "steps": state["next_step"], "skipped": skipped})
 
 
 def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
-    """A transferred model against the one that it was made from."""
+    """Compares a transferred model with its source."""
     found = plan.load(folder)
     source = _side(named.get("source_model") or _source(folder), found.seed)
     if chain.is_from_scratch(found.method):
@@ -143,13 +143,13 @@ def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
 
 
 def _any_model(folder: str, named: dict[str, str]) -> list[CheckResult]:
-    """A model that Scion did not make, with its tokenizer."""
+    """Checks a model that Scion did not make, with its tokenizer."""
     side = _side(folder, seed=0)
     return [_fits(folder, side), *tokenizers.verify(side.tokenizer, given=True), forward(folder, side.model)]
 
 
 def _fits(folder: str, side: Side) -> CheckResult:
-    """Whether the model has a row for every token, and a masked language model a mask token."""
+    """Checks that the model has a row for every token, and a masked language model a mask token."""
     embedding: Any = side.model.get_input_embeddings()
     rows, highest = len(embedding.weight), max(side.tokenizer.get_vocab().values())
     with model_folder(folder) as local:
@@ -158,12 +158,13 @@ def _fits(folder: str, side: Side) -> CheckResult:
         f"the tokenizer has ids up to {highest:,}, the model {rows:,} rows": highest >= rows,
         "the tokenizer of a masked language model has no mask token": masked and side.tokenizer.mask_token_id is None,
     }
-    failures = tuple(said for said, holds in wrong.items() if holds)
+    failures = tuple(message for message, holds in wrong.items() if holds)
     return CheckResult(check="tokenizer fits", detail=f"ids up to {highest:,}, {rows:,} rows", failures=failures)
 
 
 def forward(folder: str, model: PreTrainedModel) -> CheckResult:
-    """How a language model is trained on packed rows, or why it is not: the check that every training begins with, on a CPU."""
+    """Makes the check with which every training begins, on a CPU: how a language model is trained on packed rows, or why
+    not."""
     with model_folder(folder) as local:
         kind = loading.kind_of(local)
     if kind not in ("masked", "causal"):
@@ -174,12 +175,14 @@ def forward(folder: str, model: PreTrainedModel) -> CheckResult:
         return CheckResult(check="forward", detail="", failures=(str(error),))
     rows = "rows of one document" if found.path.kernel is None else f"packed rows, {found.path.kernel} attention"
     left_out = f"; {'; '.join(found.reasons)}" if found.reasons else ""
-    said = f"{rows}, {found.path.head} head: within {found.difference:.1g} of its own, {found.tolerance:.1g} allowed{left_out}"
-    return CheckResult(check="forward", detail=said)
+    detail = (
+        f"{rows}, {found.path.head} head: within {found.difference:.1g} of its own, {found.tolerance:.1g} allowed{left_out}"
+    )
+    return CheckResult(check="forward", detail=detail)
 
 
 def _shards(folder: str, named: dict[str, str]) -> list[CheckResult]:
-    """Packed rows, those to train on and those that are held out, against their manifests; and their tokenizer."""
+    """Compares packed rows with their manifests, and checks their tokenizer."""
     tokenizer, parts = storage.join(folder, "tokenizer"), {part: storage.join(folder, part) for part in shard.PARTS}
     heldout = storage.join(folder, "text", "heldout")
     documents = [storage.join(heldout, name) for name in storage.files(heldout)]
@@ -189,14 +192,14 @@ def _shards(folder: str, named: dict[str, str]) -> list[CheckResult]:
         for finding in shards.verify(inner, manifest.load(inner), tokenizer)
     ]
     given = "tokenizer" in _artifact(folder).get("inputs", {})
-    # Only shards whose bytes are right are worth reading further.
+    # Shards with wrong bytes are not read further.
     return packed if not all(finding.is_ok for finding in packed) else [
         *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)
     ]  # fmt: skip
 
 
 def _old_tokenizer(folder: str, named: dict[str, str]) -> PreTrainedTokenizerFast | None:
-    """That of the source model, where it is still to be had."""
+    """The source model's tokenizer, if it is still available."""
     spec = named.get("source_model") or _artifact(folder).get("metrics", {}).get("source_model")
     if not spec:
         return None

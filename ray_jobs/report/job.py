@@ -43,7 +43,7 @@ def finished_specs(config: ScionConfig) -> dict[str, Spec]:
 def stage(config: ScionConfig, plans: dict[str, Spec]) -> Stage:
     """The report on the artefacts of `plans`, by the name of the stage in the summary."""
     own = Spec(uri=config.at("report"), kind=KIND, config={}, inputs={name: plan.id for name, plan in plans.items()})
-    return Stage(name="report", plan=own, fill=partial(fill, config, plans), is_derived=True)
+    return Stage(name="report", spec=own, fill=partial(fill, config, plans), is_derived=True)
 
 
 def fill(config: ScionConfig, plans: dict[str, Spec], draft: Draft, report: Reporter) -> str:

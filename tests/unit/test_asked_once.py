@@ -23,7 +23,7 @@ def test_a_pipeline_asks_a_store_once(stages, flaky: type[Flaky], source_folder:
     Flaky.calls = 0
     first = stages(config)
     assert Flaky.calls < 40
-    assert {name: stage.plan.id for name, stage in first.items()} == {name: one.plan.id for name, one in stages(config).items()}
+    assert {name: stage.spec.id for name, stage in first.items()} == {name: one.spec.id for name, one in stages(config).items()}
     storage.write_bytes("flaky://run/corpus/0.txt", b"other text\n")
     changed = stages(config)
-    assert all(changed[name].plan.id != stage.plan.id for name, stage in first.items() if name != "report")
+    assert all(changed[name].spec.id != stage.spec.id for name, stage in first.items() if name != "report")

@@ -375,7 +375,7 @@ def finish(settings: configs.ScionConfig) -> None:
     held = metrics(settings.method)
     for name, stage in pipeline.stages(settings).items():
         if name != "report":
-            with artifact.writing(stage.plan) as draft:
+            with artifact.writing(stage.spec) as draft:
                 draft.metrics = held[name]
 
 
@@ -384,7 +384,7 @@ def test_a_pipeline_reads_each_input_once_for_its_fingerprint(settings: configs.
     digest = fingerprints.hashlib.file_digest
     monkeypatch.setattr(fingerprints, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(fingerprints.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
-    plans = [{name: stage.plan for name, stage in pipeline.stages(settings).items()} for _ in range(2)]
+    plans = [{name: stage.spec for name, stage in pipeline.stages(settings).items()} for _ in range(2)]
     assert plans[0] == plans[1]
     assert sorted(Path(path).name for path in read) == ["config.json", "pairs.txt", "test_pairs.txt", "text.txt"]
 
@@ -476,7 +476,7 @@ def test_text_alone_ends_with_the_pretrained_model(settings: configs.ScionConfig
     held = metrics("focus")
     held["evaluate"] = {"bits_per_byte": {"transferred_pretrained": 2.271}}
     for name, stage in list(ordered.items())[:-1]:
-        with artifact.writing(stage.plan) as draft:
+        with artifact.writing(stage.spec) as draft:
             draft.metrics = held[name]
     console = Console(width=120, record=True, file=io.StringIO())
     job.main(settings, console)

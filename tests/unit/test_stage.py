@@ -22,7 +22,7 @@ def stage(folder: Path, filled: list[str]) -> Stage:
         filled.append(draft.uri)
         return "filled"
 
-    return Stage(name="shard", plan=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
+    return Stage(name="shard", spec=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
 
 
 def test_two_runs_do_not_write_to_a_shared_folder_at_once(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_mad
         )
         return "filled"
 
-    one = Stage(name="shard", plan=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
+    one = Stage(name="shard", spec=Spec(uri=str(folder), kind="shards", config={}, inputs={}), fill=fill)
     with pytest.raises(ArtifactError, match="another run has taken over"):
         one.run(Console(file=io.StringIO()))
     assert sorted(path.name for path in folder.iterdir()) == ["theirs.txt", "unfinished.json"]
@@ -100,7 +100,7 @@ def test_a_training_without_a_step_done_does_not_stand_in_the_way_of_corrected_s
 
     def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
         own = Spec(uri=str(folder), kind="model", config=settings, inputs={})
-        return Stage(name="pretrain", plan=own, fill=fill, is_resumable=True, training_uri=own.uri)
+        return Stage(name="pretrain", spec=own, fill=fill, is_resumable=True, training_uri=own.uri)
 
     with pytest.raises(KeyboardInterrupt):
         training({"frozen": "encoder"}, interrupted).run(Console(file=io.StringIO()))
@@ -119,7 +119,7 @@ def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Pa
 
     def training(settings: dict, fill) -> Stage:  # type: ignore[no-untyped-def]
         own = Spec(uri=str(folder), kind="model", config=settings, inputs={})
-        return Stage(name="pretrain", plan=own, fill=fill, is_resumable=True, training_uri=own.uri)
+        return Stage(name="pretrain", spec=own, fill=fill, is_resumable=True, training_uri=own.uri)
 
     def interrupted(draft: Draft, report: Reporter) -> str:
         RunLog(f"{folder}/{run_log.FOLDER}").write("step", step=0)
@@ -142,7 +142,7 @@ def test_what_a_driver_left_that_was_killed_at_the_very_end_goes(tmp_path: Path,
         draft.working_folders.append(f"{folder}/checkpoints")
         return "trained"
 
-    one = Stage(name="pretrain", plan=Spec(uri=str(folder), kind="model", config={}, inputs={}), fill=fill, is_resumable=True)
+    one = Stage(name="pretrain", spec=Spec(uri=str(folder), kind="model", config={}, inputs={}), fill=fill, is_resumable=True)
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "clean_up", lambda uri: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -163,7 +163,7 @@ def test_a_wish_to_stop_that_comes_after_the_last_step_ends_the_job_behind_the_s
         return "trained"
 
     plan = Spec(uri=str(tmp_path / "pretrain"), kind="model", config={}, inputs={})
-    stage = Stage(name="pretrain", plan=plan, fill=fill, is_resumable=True)
+    stage = Stage(name="pretrain", spec=plan, fill=fill, is_resumable=True)
     with pytest.raises(KeyboardInterrupt):
         stage.run(Console(file=io.StringIO()))
     assert stage.finished() is not None
