@@ -1,5 +1,5 @@
-"""`scion JOB CONFIG [key=value ...]`. Exit code 0 done, 2 a mistake of the user, 1 a failure,
-75 a training that was asked to stop and can go on, 130 an interruption."""
+"""`scion JOB CONFIG [key=value ...]`. Exit codes: 0 success, 2 a mistake of the user, 1 a failure, 75 a training that the user
+stopped and can resume, 130 an interruption."""
 
 import importlib
 import signal
@@ -39,10 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
-    from data_pipeline.errors import ScionError, Stopped, reason  # the help text should not wait for imports
+    from data_pipeline.errors import ScionError, Stopped, reason  # the help text does not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    stop_request.clear_request()  # of a command before this one, in the same process
+    stop_request.clear_request()  # of an earlier command in the same process
     before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _dispatch(arguments)
@@ -56,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     except PermissionError as error:
         errors.print(f"[bold red]error:[/bold red] access is denied: {_escaped(str(error))}")
         return 1
-    except OSError as error:  # of a task on a worker, Ray says where before it says what
-        said = _escaped(reason(getattr(error, "cause", None) or error))
-        errors.print(f"[bold red]error:[/bold red] the disk or the storage failed ({said}). The same command goes on.")
+    except OSError as error:  # Ray wraps the error of a task on a worker
+        failure = _escaped(reason(getattr(error, "cause", None) or error))
+        errors.print(f"[bold red]error:[/bold red] the disk or the storage failed ({failure}). The same command resumes.")
         return 1
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from where it was")
+        errors.print("interrupted; the same command resumes")
         return 130
     finally:
         for number, handler in before.items():
@@ -78,7 +78,7 @@ def _help() -> str:
 
 
 def run_module(file: str) -> NoReturn:
-    """`python -m ray_jobs.JOB CONFIG`, as `ray job submit` runs a job where no command `scion` is installed."""
+    """Runs `python -m ray_jobs.JOB CONFIG`, for `ray job submit` where no command `scion` is installed."""
     sys.exit(main([Path(file).stem, *sys.argv[1:]]))
 
 
@@ -161,9 +161,8 @@ def _print_methods(console: Console) -> None:
 
 
 def _terminate(signum: int, frame: object) -> None:
-    """SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C let a training save what it has. Anything else, and a second one,
-    unwinds, so that what is half-written is cleared. No exception of our own: one that is raised while Ray waits in its
-    C++ part is swallowed there, unless it is a KeyboardInterrupt."""
+    """Handles SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C. A training saves and stops; any other job, and a second
+    signal, unwinds and clears what is half-written. Ray's C++ part swallows every exception but KeyboardInterrupt."""
     if not stop_request.request_stop():
         raise KeyboardInterrupt
 

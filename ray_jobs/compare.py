@@ -1,7 +1,7 @@
-"""`scion compare`: starts side by side on the user's own model and text: the same shards, steps and seeds for all.
+"""`scion compare`: compares methods on the user's own model and text, with the same shards, steps and seeds.
 
-A cell of the comparison is one start with one seed: transferred, scored, trained, scored on the way and at the end. Only
-its numbers are kept, as an artefact of its own, so that a comparison that was stopped goes on where it was.
+A cell of the comparison is one start with one seed: transferred, scored, trained, and scored during and after the training.
+Only its numbers are kept, as an artefact of its own, so that an interrupted comparison resumes.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ PAGE, NUMBERS = "compare.html", "compare.json"
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    """Runs the cells that are not finished, then writes `compare.json` and `compare.html` and prints the table."""
+    """Runs unfinished cells, writes `compare.json` and `compare.html`, and prints the table."""
     config = _evaluated_on_the_way(config)
     ordered = stages(config)
     for one in ordered.values():
@@ -63,9 +63,9 @@ def main(config: ScionConfig, console: Console) -> None:
 
 @ask_once()
 def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
-    """The cells' stages by name and seed. What a start learned from the text is the same for every seed, so it is made once.
+    """The cells' stages by name and seed. A method's placement does not depend on the seed, so that it is made once.
 
-    A plan hashes the model and the texts, so each is made once and handed on.
+    A specification hashes the model and the texts, so that each is made once.
     """
     known: dict[str, Placement] = {}
     found = {}
@@ -95,7 +95,7 @@ def spec(config: ScionConfig, start: Start) -> Spec:
 def fill(
     config: ScionConfig, name: str, start: Start, own: Spec, known: dict[str, Placement], draft: Draft, report: Reporter
 ) -> str:
-    """Transfers, trains and scores; leaves nothing but the numbers."""
+    """Transfers, trains and scores; keeps the numbers only."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
     report(start.method, 0, 1)
     problem = transfer.make_problem(config, start.seed, cache, report.part(start.method), report.note)
@@ -123,7 +123,7 @@ def fill(
 def _retrieval(
     config: ScionConfig, testing: pairs.Pairs, models: dict[str, str]
 ) -> dict[str, dict[str, dict[str, float]]] | None:
-    """Scores of encoders, where there are pairs; a decoder's mean of tokens says nothing before it was trained to embed."""
+    """Scores of encoders on test pairs. A decoder's mean of tokens means nothing before contrastive training."""
     if not testing:
         return None
     with model_folder(config.source_model) as folder:
@@ -134,7 +134,7 @@ def _retrieval(
 
 
 def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
-    """Curves need points: held-out text is scored ten times in a run unless the user says how often. No folder stays."""
+    """Scores held-out text ten times in a run unless the user sets `evaluate_steps`, and exports nothing."""
     train = config.pretrain.train
     every = train.evaluate_steps if train.evaluate_steps is not None else max(1, train.steps // 10)
     train = dataclasses.replace(train, evaluate_steps=every, export_steps=None)
@@ -142,8 +142,8 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 
 
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
-    """`compare.json` and `compare.html` in the output folder; both hold the configuration. `config.yaml` beside them is
-    the pipeline's, whose evaluations are its own."""
+    """Writes `compare.json` and `compare.html` into the output folder, with the configuration in both. `config.yaml` beside
+    them is the pipeline's."""
     papers = run_descriptions(config)
     facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
@@ -151,7 +151,7 @@ def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
 
 
 def table(made: Comparison) -> Table:
-    """The ranking in the terminal."""
+    """The ranking for the terminal."""
     shown = Table(title=comparison.TITLE.format(made=made), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in made.columns:
         # Two short lines, so that the table fits a terminal of 80 columns.

@@ -1,4 +1,4 @@
-"""The starts that `scion compare` sets side by side: methods, and runs with settings of their own."""
+"""The starts that `scion compare` compares: methods, and runs with other settings."""
 
 import re
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from ray_jobs.config.schema import RUN_KEYS, ScionConfig
 from trainer.transfer import chain
 
 _NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
-"""A name is a folder, on object stores too."""
+"""A name is a folder, also on object stores."""
 _WHERE = "compare.runs"
 CONTROL = "random"
-"""The start that the others are measured by."""
+"""The baseline of the comparison."""
 
 
 def compared_configs(config: ScionConfig) -> dict[str, ScionConfig]:
     """The configuration of each start, by its name.
 
     Raises:
-        ConfigError: two of the same name, a value out of its range, or curves that could not be compared step by step.
+        ConfigError: two equal names, a value out of its range, or curves with different steps.
     """
     found = {name: replace(config, method=name) for name in config.compare.methods}
     for place, run in enumerate(config.compare.runs):
@@ -34,7 +34,7 @@ def compared_configs(config: ScionConfig) -> dict[str, ScionConfig]:
             raise ConfigError(f"two starts are called {name}.", where, "Give this one a name of its own.")
         if name == CONTROL and (own.method != CONTROL or set(run) - {"name", "method"}):
             raise ConfigError(
-                f"{CONTROL} is the random start with everybody's settings, which the others are measured by.",
+                f"{CONTROL} is the baseline, the random start with the settings of all.",
                 f"{where}.name",
                 "Give this one another name.",
             )
@@ -44,7 +44,7 @@ def compared_configs(config: ScionConfig) -> dict[str, ScionConfig]:
 
 
 def run_descriptions(config: ScionConfig) -> dict[str, str]:
-    """What each start is: the paper of its method, and the settings that a run has of its own."""
+    """A line on each start: the paper of its method, and its own settings."""
     starts = compared_configs(config).items()
     found = {name: f"{'' if name == own.method else f'{own.method}: '}{chain.paper(own.method)}" for name, own in starts}
     for name, run in zip(list(found)[len(config.compare.methods) :], config.compare.runs, strict=True):
@@ -60,7 +60,7 @@ def _flat(value: Any, name: str) -> list[str]:
 
 
 def _check_alike(config: ScionConfig, run: ScionConfig, where: str) -> None:
-    """Curves have the same points, on the same held-out rows."""
+    """Checks that curves have the same points, on the same held-out rows."""
     ours, theirs = config.pretrain, run.pretrain
     points = {
         "train.steps": (ours.train.steps, theirs.train.steps),
@@ -70,9 +70,9 @@ def _check_alike(config: ScionConfig, run: ScionConfig, where: str) -> None:
     for key, (wanted, got) in points.items():
         if got != wanted:
             raise ConfigError(
-                f"curves are compared step by step, on the same rows, but {got} is not {wanted}.",
+                f"curves are compared at the same steps, on the same rows, but {got} is not {wanted}.",
                 f"{where}.pretrain.{key}",
-                f"Set pretrain.{key}, which holds for all.",
+                f"Set pretrain.{key} for all runs.",
             )
     if run.transfer.plan is not None:
         raise ConfigError("a comparison makes its own plans.", f"{where}.transfer.plan", "Leave it out.")

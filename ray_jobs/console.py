@@ -1,4 +1,4 @@
-"""What a user sees while jobs run: bars on a terminal; elsewhere a line now and then, and one when a stage is done."""
+"""Progress of jobs: bars on a terminal or in a notebook, lines elsewhere, and a line at the end of each stage."""
 
 import threading
 import time
@@ -19,29 +19,29 @@ from ray_jobs import stop_request
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = (60.0, 600.0)
-"""Where there is no terminal: how long a stage runs before its first line of progress, and the longest time between two. Each
-wait is twice the one before."""
+"""Without bars: the time before the first line of progress, and the longest time between two. Each wait is twice the one
+before."""
 
 
 @dataclass(slots=True)
 class Reporter:
-    """Tells how far a stage is: `reporter("tokenize", done, total)`."""
+    """Reports the progress of a stage: `reporter("tokenize", done, total)`."""
 
     _update: Callable[[str, int, int], None]
     note: Callable[[str], None] = lambda text: None
-    """Prints a line that stays, e.g. what the stage is about to cost."""
+    """Prints a line that stays, e.g. an estimate of the costs."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self._update(what, done, total)
 
     def part(self, what: str) -> Callable[[int, int], None]:
-        """The same for one part of the stage."""
+        """Reports the progress of one part of the stage."""
         return lambda done, total: self(what, done, total)
 
 
 @contextmanager
 def stage(console: Console, name: str) -> Iterator[Reporter]:
-    """A bar for the stage on a terminal, lines elsewhere; the closing line is the caller's."""
+    """A bar or lines for a stage; the caller prints the closing line."""
 
     def note(text: str) -> None:
         console.print(f"{name:<22}           {text}", style="dim", highlight=False, markup=False)
@@ -69,7 +69,7 @@ def _shows_bars(console: Console) -> bool:
 
 
 def _lines(note: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    """Progress as lines, ever more seldom."""
+    """Progress as lines, at growing intervals."""
     wait, longest = _LINE_SECONDS
     due = time.monotonic() + wait
 
@@ -83,9 +83,9 @@ def _lines(note: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return update
 
 
-def print_done(console: Console, name: str, seconds: float, said: str) -> None:
-    """The line that closes a stage."""
-    console.print(f"[bold]{escape(f'{name:<22}')}[/bold] {seconds:7.1f} s  {escape(said)}", highlight=False)
+def print_done(console: Console, name: str, seconds: float, line: str) -> None:
+    """Prints the closing line of a stage."""
+    console.print(f"[bold]{escape(f'{name:<22}')}[/bold] {seconds:7.1f} s  {escape(line)}", highlight=False)
 
 
 def print_kept(console: Console, name: str) -> None:
@@ -94,14 +94,14 @@ def print_kept(console: Console, name: str) -> None:
 
 @ray.remote(num_cpus=0)
 class _Board:
-    """Between the driver and a training run: the newest progress one way, the wish to stop the other."""
+    """Carries the newest progress from a training to the driver, and the request to stop the other way."""
 
     def __init__(self) -> None:
         self._latest, self._stop = (0, 0, ""), False
         self._notes: list[str] = []
 
     def update(self, done: int, total: int, text: str) -> bool:
-        """Told by rank 0 step by step; whether it is to stop."""
+        """Called by rank 0 in each step; returns whether to stop."""
         self._latest = (done, total, text)
         return self._stop
 
@@ -109,19 +109,19 @@ class _Board:
         self._stop = True
 
     def note(self, text: str) -> None:
-        """A line for the user that stays."""
+        """Adds a line for the user."""
         self._notes.append(text)
 
     def latest(self) -> tuple[int, int, str, list[str]]:
-        """How far the run is, and the notes that came since the last call."""
+        """The progress, and the notes since the last call."""
         notes, self._notes = self._notes, []
         return (*self._latest, notes)
 
 
 @contextmanager
 def progress_board(reporter: Reporter, what: str) -> Iterator[Any]:
-    """An actor for the workers to report to; while the block runs, a thread passes on what it holds, and the wish to stop."""
-    # On the driver's node: any other may go while the run lasts.
+    """An actor to which the workers report. Within the block a thread forwards the progress, and the request to stop."""
+    # On the driver's node: any other may be lost during the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
@@ -130,7 +130,7 @@ def progress_board(reporter: Reporter, what: str) -> Iterator[Any]:
         while not stop.wait(_POLL_SECONDS):
             try:
                 number, total, text, notes = ray.get(board.latest.remote())
-            except RayError:  # the run goes on without
+            except RayError:  # the run continues without a board
                 return
             for note in notes:
                 reporter.note(note)

@@ -1,4 +1,4 @@
-"""`scion JOB --help` and `scion config [SECTION]`: keys, their types and defaults, and what they mean."""
+"""`scion JOB --help` and `scion config [SECTION]`: keys with types, defaults and meanings."""
 
 import textwrap
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _WIDTH = 110
 
 
 def print_job(name: str, console: Console) -> None:
-    """What the job reads and writes, and every key that it uses."""
+    """Prints what a job reads and writes, and its keys."""
     job = jobs()[name]
     lines = [
         f"usage: scion {name} CONFIG [key=value ...]",
@@ -30,13 +30,13 @@ def print_job(name: str, console: Console) -> None:
     if job.after:
         names = ", ".join(f"`scion {one} --help`" for one in job.after)
         _print(
-            ["", "Artefacts that it reads are those of the same settings, so that the keys of other jobs count, too:", names],
+            ["", "It finds the artefacts that it reads by their settings, so that the keys of these jobs count, too:", names],
             console,
         )
 
 
 def print_keys(sections: list[str], console: Console) -> None:
-    """Every key, or those of some sections.
+    """Prints every key, or those of some sections.
 
     Raises:
         ConfigError: there is no such section; names the nearest.

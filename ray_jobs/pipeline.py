@@ -1,4 +1,4 @@
-"""`scion pipeline`: the whole chain, from text to a served embedder and its report."""
+"""`scion pipeline`: all stages, from text to a served embedder and its report."""
 
 from rich.console import Console
 
@@ -21,7 +21,7 @@ JOB = Job(
 
 @ask_once()
 def stages(config: ScionConfig) -> dict[str, Stage]:
-    """Every stage by its name in the summary, in the order in which it runs. Without pairs the last model is the pretrained
+    """All stages by their names in the summary, in the order of execution. Without pairs the last model is the pretrained
     one."""
     jobs = {"transfer": transfer, "pretrain": pretrain, "embed": embed}
     if config.pairs is None:
@@ -38,19 +38,19 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    """Runs what is not finished yet. All folders are checked before anything is written."""
+    """Runs unfinished stages. All folders are checked before anything is written."""
     ordered = stages(config)
     for stage in ordered.values():
         stage.finished()
     for stage in ordered.values():
         stage.run(console)
-        # Not before the first stage has accepted its input: bad input leaves nothing behind.
+        # After the first stage has accepted its input: bad input leaves nothing behind.
         save_config(config)
     report.show(config, {name: stage.spec for name, stage in ordered.items() if name != "report"}, console)
 
 
 def needs_ray(config: ScionConfig) -> bool:
-    """Whether anything is left to do; Ray is not started to say that nothing is.
+    """Whether a stage is unfinished; if not, Ray is not started.
 
     Raises:
         ArtifactError: a folder holds something else.

@@ -83,8 +83,11 @@ def bits_per_byte_by_language(uri: str) -> dict[str, dict[str, float]]:
 def train_on_shards(
     config: ScionConfig, model: str, made: TransferPlan, seed: int, spec: Spec, draft: Draft, report: Reporter
 ) -> dict[str, Any]:
-    """Trains `model`, whose rows were `made` so, on the shards into the folder of `spec`; the run's history and its scores on
-    held-out text."""
+    """Trains `model` on the shards into the folder of `spec`; returns the run's history and its scores on held-out text.
+
+    Args:
+        made: the transfer plan of the model, whose groups of embedding rows are logged.
+    """
     shards, settings = shard.folder(config), config.pretrain
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)

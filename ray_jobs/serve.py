@@ -1,4 +1,5 @@
-"""`scion serve`: the embedder behind an OpenAI-compatible endpoint, until Ctrl-C; in the pipeline, checked and stopped."""
+"""`scion serve`: serves the embedder at an OpenAI-compatible endpoint until Ctrl-C. A pipeline checks the server and stops
+it."""
 
 import time
 from dataclasses import replace
@@ -29,12 +30,12 @@ JOB = Job(
     required_with_instead=(),
 )
 KIND = "served"
-_ASKED = 500
-"""Pairs of whose texts the server is asked."""
+_MAX_PAIRS = 500
+"""Pairs whose texts are sent to the server."""
 
 
 def spec(config: ScionConfig) -> Spec:
-    inputs = {"model": embed.spec(config, main_start(config)).id, **data_fingerprints(config, _asked_about(config))}
+    inputs = {"model": embed.spec(config, main_start(config)).id, **data_fingerprints(config, _pairs_key(config))}
     return Spec(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
 
 
@@ -43,20 +44,20 @@ def stage(config: ScionConfig) -> Stage:
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Starts the server on a free port, asks it with the openai client, compares with `encode` and stops it."""
+    """Starts the server on a free port, compares its answers to the openai client with `encode`, and stops it."""
     model = require(embed.spec(config, main_start(config)), "embed")
-    key = _asked_about(config)
+    key = _pairs_key(config)
     testing = pairs.load(getattr(config, key), storage.join(draft.uri, "source"), key=key)
     storage.remove(storage.join(draft.uri, "source"))
     report("ask", 0, 1)
     with serve_locally(replace(config.serve, model=model, port=0)) as url:
-        found = compare(url, Embedder.load(model), testing.anchors[:_ASKED] + testing.positives[:_ASKED])
+        found = compare(url, Embedder.load(model), testing.anchors[:_MAX_PAIRS] + testing.positives[:_MAX_PAIRS])
     draft.metrics = found
     return f"{found['requests']} requests, largest difference from encode {found['max_abs_diff']:.1e}"
 
 
-def _asked_about(config: ScionConfig) -> str:
-    """The key of the pairs whose texts the server is asked for."""
+def _pairs_key(config: ScionConfig) -> str:
+    """The key of the pairs whose texts are sent to the server."""
     return "pairs" if config.test_pairs is None else "test_pairs"
 
 

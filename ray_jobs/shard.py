@@ -1,4 +1,4 @@
-"""`scion shard`: text, and pairs where there are any, to a new tokenizer and packed, held-out-safe shards."""
+"""`scion shard`: from text, and pairs, to a new tokenizer and packed shards."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -38,7 +38,7 @@ JOB = Job(
 )
 KIND = "shards"
 _COMPARED = 200
-"""Texts on which a given tokenizer is tried: what its rules do, and what transformers loads in the source model's folder."""
+"""Texts on which a given tokenizer is compared, before and after transformers loads it in the source model's folder."""
 PARTS = ("rows", "heldout")
 """Folders of packed rows, each with a manifest."""
 
@@ -53,12 +53,12 @@ def spec(config: ScionConfig) -> Spec:
 
 
 def folder(config: ScionConfig) -> str:
-    """Where the shards are."""
+    """The folder of the shards."""
     return config.shards or config.at("shards")
 
 
 def training_text(config: ScionConfig, rates: Mapping[str, float] | None = None) -> Iterable[tuple[str, str]]:
-    """(language, text) of every clean document that is trained on, or of a share of each language's."""
+    """(language, text) of every clean training document, or of a share of each language."""
     home = storage.join(folder(config), "text", "train")
     paths = (storage.join(home, name) for name in storage.files(home))
     return corpus.read_texts(paths) if rates is None else thin(paths, rates, config.seed)
@@ -76,7 +76,7 @@ def stage(config: ScionConfig) -> Stage:
 
 
 def missing_files(uri: str) -> list[str]:
-    """Files below a folder of shards that its manifests name and that are not there."""
+    """Files in the manifests of a folder of shards that do not exist."""
     there = set(storage.files(uri))
     named = [f"{part}/{shard.path}" for part in PARTS for shards in manifest.load(storage.join(uri, part)).streams.values()
              for shard in shards]  # fmt: skip
@@ -86,7 +86,7 @@ def missing_files(uri: str) -> list[str]:
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Writes `tokenizer/`, `text/{train,heldout}/`, `rows/` and `heldout/` with their manifests.
 
-    What a killed run has finished is kept; input that cannot be used leaves nothing.
+    Keeps what a killed run has finished; unusable input leaves nothing.
     """
     cache = storage.join(draft.uri, "source")
     try:
@@ -116,7 +116,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
 
 
 def _unused(lang: str, found: tuple[str, ...]) -> str:
-    """What is to be said where the user names a language that no document has."""
+    """A line for the user if no document has the language that `shard.lang` names."""
     if lang in (ShardConfig().lang, *found):
         return ""
     return f"shard.lang={lang} is for documents that name no language; column lang of the text names {', '.join(found)}"
@@ -151,11 +151,11 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
 
 
 Made = tuple[PreTrainedTokenizerFast, dict[str, Any]]
-"""A tokenizer, and what is to be said of how it was made."""
+"""A tokenizer, and facts on how it was made."""
 
 
 def _tokenizer(make: Callable[[], Made], home: str) -> tuple[dict[str, Any], list[str]]:
-    """Saves what `make` makes in the folder `home`."""
+    """Saves the tokenizer of `make` in the folder `home`."""
     made, facts = make()
     with storage.local_output(home) as folder:
         made.save_pretrained(folder)
@@ -187,7 +187,7 @@ def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, t
 def _cleaned(
     config: ScionConfig, uri: str, cache: str, testing: pairs.Pairs, report: Reporter
 ) -> tuple[dict[str, Any], list[str]]:
-    """The corpus below `uri`, and its files."""
+    """Makes the corpus below `uri`; returns it as JSON, and its files."""
     settings = config.shard
     made = corpus.build(
         documents.resolve(config.text, cache, key="text"),

@@ -1,4 +1,4 @@
-"""`scion transfer`: the source model with the new vocabulary, its rows started by a method."""
+"""`scion transfer`: gives the source model the new vocabulary, with embeddings from a method."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,7 +41,7 @@ JOB = Job(
 )
 KIND = "model"
 TEXT_BYTES = 1 << 30
-"""UTF-8 bytes of text that methods learn from at most: the driver holds them several times over."""
+"""UTF-8 bytes of text that methods learn from at most: the driver holds several copies."""
 
 
 def spec(config: ScionConfig, start: Start) -> Spec:
@@ -63,7 +63,9 @@ def spec(config: ScionConfig, start: Start) -> Spec:
     if config.transfer.plan is not None and start.name == "transferred":
         path = storage.join(config.transfer.plan, "plan.safetensors")
         if not storage.exists(path):
-            raise ArtifactError("no plan there.", f"transfer.plan={config.transfer.plan}", "Name what `scion transfer` wrote.")
+            raise ArtifactError(
+                "there is no plan.", f"transfer.plan={config.transfer.plan}", "Name what `scion transfer` wrote."
+            )
         inputs["plan"] = fingerprints.fingerprint(path)
     return Spec(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
 
@@ -77,13 +79,13 @@ def stage(config: ScionConfig, start: Start) -> Stage:
 
 
 def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
-    """Writes a Hugging Face folder, and the plan that it was made by."""
+    """Writes a Hugging Face folder, and its transfer plan."""
     require(shard.spec(config), "shard")
     report("read", 0, 3)
     problem = make_problem(config, start.seed, storage.join(draft.uri, "source"), report.part(start.method), report.note)
     report(start.method, 1, 3)
     given = config.transfer.plan if start.name == "transferred" else None
-    made = _earlier(given, problem) if given else assemble(problem, place(config, start.method, problem), start.method)
+    made = _load_plan(given, problem) if given else assemble(problem, place(config, start.method, problem), start.method)
     report("apply", 2, 3)
     parameters, rank = write(config, problem, made, draft.uri)
     made.save(draft.uri)
@@ -110,20 +112,20 @@ def make_problem(
     seed: int,
     cache: str,
     progress: Callable[[int, int], None],
-    said: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Problem:
-    """What every method is given: both tokenizers, the texts, and Ray to spread its work.
+    """The input of every method: both tokenizers, the texts, and an executor on Ray.
 
     Args:
         cache: folder for copies of inputs that are not files.
-        progress: is told how many blocks of a kernel are done of how many.
-        said: is told what a kernel is about to cost.
+        progress: receives the numbers of finished blocks and of all blocks of a search.
+        note: receives an estimate of the costs of a search.
     """
     shards, settings = shard.folder(config), config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
     rates, sizes = sample.sampling_rates(_sizes(config), TEXT_BYTES), text_bytes(config)
     if sizes["sample"] < sizes["corpus"]:
-        said(f"vectors and dictionaries learn from {sizes['sample']:,} of {sizes['corpus']:,} bytes of text")
+        note(f"vectors and dictionaries learn from {sizes['sample']:,} of {sizes['corpus']:,} bytes of text")
     texts = Texts(
         corpus=lambda: (text for _, text in shard.training_text(config, rates)),
         anchors=training.anchors,
@@ -132,13 +134,13 @@ def make_problem(
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
-    spread = RayExecutor(int(settings.max_memory * 2**30), said, progress)
+    executor = RayExecutor(int(settings.max_memory * 2**30), note, progress)
     target = load_tokenizer(storage.join(shards, "tokenizer"))
-    return Problem(source, target, texts, seed, settings.copy_shared, settings.match, spread)
+    return Problem(source, target, texts, seed, settings.copy_shared, settings.match, executor)
 
 
 def text_bytes(config: ScionConfig) -> dict[str, int]:
-    """UTF-8 bytes of the text, and of the sample of it that methods learn from, about."""
+    """Approximate UTF-8 bytes of the text, and of the sample that methods learn from."""
     sizes = _sizes(config)
     rates = sample.sampling_rates(sizes, TEXT_BYTES)
     return {"sample": round(sum(rates[lang] * size for lang, size in sizes.items())), "corpus": sum(sizes.values())}
@@ -151,7 +153,7 @@ def _sizes(config: ScionConfig) -> dict[str, int]:
 
 
 def _by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str, float]) -> dict[str, Texts]:
-    """The texts of each of several languages; nothing where one of them has no pairs to map it by."""
+    """The texts of each of several languages; empty if one of them has no pairs."""
     langs = set(rates)
     if len(langs) < 2 or not langs <= set(training.langs):
         return {}
@@ -168,7 +170,7 @@ def _by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str,
 
 
 def place(config: ScionConfig, method: str, problem: Problem) -> Placement:
-    """The rows of a method or chain, with the settings that the configuration has for it."""
+    """The placement of a method or chain, with its settings in the configuration."""
     return chain.place(problem, method, partial(getattr, config.transfer.methods))
 
 
@@ -176,7 +178,7 @@ def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -
     """Applies a plan to the source model and saves the result with its tokenizer.
 
     Returns:
-        The number of parameters, and the rank of the embeddings where they were factorised.
+        The number of parameters, and the rank of the embeddings if they are factorised.
     """
     with model_folder(config.source_model) as folder:
         model = loading.language_model(folder, problem.seed, "auto")
@@ -195,7 +197,7 @@ def write(config: ScionConfig, problem: Problem, made: TransferPlan, uri: str) -
 
 
 def _rank(settings: FactoriseConfig, model: PreTrainedModel, rows: int) -> int | None:
-    """The rank that the settings ask for, None where they ask for none.
+    """The rank of the factors; None for no factors.
 
     Raises:
         ConfigError: factors of that rank have more parameters than the matrix.
@@ -219,8 +221,8 @@ def _rank(settings: FactoriseConfig, model: PreTrainedModel, rows: int) -> int |
     return rank
 
 
-def _earlier(uri: str, problem: Problem) -> TransferPlan:
-    """A plan that another run has made.
+def _load_plan(uri: str, problem: Problem) -> TransferPlan:
+    """Loads a plan that another run made.
 
     Raises:
         ArtifactError: there is none, or it is for other tokenizers.
@@ -239,7 +241,7 @@ def _earlier(uri: str, problem: Problem) -> TransferPlan:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    """Makes the shards first where they are missing: the new vocabulary is part of them."""
+    """Makes missing shards first: the new vocabulary is part of them."""
     shard.stage(config).run(console)
     stage(config, main_start(config)).run(console)
 

@@ -1,4 +1,5 @@
-"""Every key of the configuration with its type, default and doc, read off the dataclasses and the literals below the fields."""
+"""Every key of the configuration with its type, default and documentation, from the dataclasses and the literals below
+fields."""
 
 import ast
 import difflib
@@ -24,23 +25,23 @@ _ELSEWHERE = {
     "eval_steps": "evaluate_steps", "report_to": "track", "max_seq_length": "length", "block_size": "length",
     "torch_compile": "compile", "lora_r": "lora_rank", "mlm_probability": "probability", "model_name_or_path": "source_model",
 }  # fmt: skip
-"""Names that the Trainer of transformers, peft and others have for our keys, which look unlike them."""
+"""Names of our keys in transformers' Trainer, peft and others, where they are spelt differently."""
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A setting, e.g. `pretrain.train.steps`; those of the items of a list have [] in their name."""
+    """A setting such as `pretrain.train.steps`. Names of settings in list items hold []."""
 
     name: str
     type: Any
     default: Any
-    """`MISSING` of `dataclasses` where it must be given."""
+    """`dataclasses.MISSING` if there is none."""
     doc: str
 
 
 def keys(section: Any, prefix: str = "") -> Iterator[Key]:
-    """The keys of a dataclass, or of an instance that holds the defaults, in the order of the fields, inner sections too."""
+    """The keys of a dataclass, or of an instance with the defaults, in the order of the fields, with inner sections."""
     kind = section if isinstance(section, type) else type(section)
     hints, docs = typing.get_type_hints(kind), _docs(kind)
     for entry in fields(kind):
@@ -57,7 +58,7 @@ def keys(section: Any, prefix: str = "") -> Iterator[Key]:
 
 
 def item_type(hint: Any) -> type | None:
-    """The dataclass of which a key is a list, if it is one."""
+    """The dataclass of a list's items, if it has one."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     return inner if is_dataclass(inner) and isinstance(inner, type) else None
 
@@ -77,7 +78,7 @@ def type_name(hint: Any) -> str:
 
 
 def yaml_value(value: Any) -> str:
-    """A value as YAML has it."""
+    """A value as YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
@@ -90,15 +91,15 @@ def yaml_value(value: Any) -> str:
 def values(
     given: Any, section: type, where: str = "", prefix: str = "", root: type | None = None
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The name, type and value of each key of `section` that is given; sections and lists of them are taken apart.
+    """The name, type and value of each given key of `section`, with inner sections and lists of sections.
 
     Args:
-        given: what YAML says.
-        where: the file that says so, for errors.
-        prefix: the name of the section within `root`, which is the whole configuration.
+        given: the parsed YAML.
+        where: its file, for errors.
+        prefix: the name of the section within `root`, the whole configuration.
 
     Raises:
-        ConfigError: a key that does not exist (names the nearest), or a section that is none.
+        ConfigError: a key that does not exist (names the nearest), or a value in place of a section.
     """
     if not isinstance(given, Mapping):
         if isinstance(given, str) and "${" in given:
@@ -122,8 +123,7 @@ def values(
 
 
 def advice(name: str, root: type) -> str:
-    """Which key of `root` somebody means who writes `name`: the one whose last part looks most like it, of the same section if
-    it has one."""
+    """The key of `root` that `name` probably means: the one whose last part is most similar, preferably of the same section."""
     section, _, last = re.sub(r"\[\d+\]", "[]", name).rpartition(".")
     known = [key.name.split(".") for key in keys(root)]
     every = dict.fromkeys(".".join(parts[:depth]) for parts in known for depth in range(1, len(parts) + 1))
@@ -146,7 +146,7 @@ def _own(section: type) -> str:
 
 
 def _docs(section: type) -> dict[str, str]:
-    """What the literal below each field says, those of the classes that it inherits from included."""
+    """The literal below each field, also of base classes."""
     found: dict[str, str] = {}
     for kind in reversed(section.__mro__):
         if is_dataclass(kind):
@@ -156,7 +156,7 @@ def _docs(section: type) -> dict[str, str]:
 
 @cache
 def _in_module(module: str) -> dict[str, dict[str, str]]:
-    """Class to field to doc."""
+    """Class to field to documentation."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: _below(node.body) for node in tree.body if isinstance(node, ast.ClassDef)}
 

@@ -1,4 +1,4 @@
-"""From YAML and the command line to dataclasses. The only file that knows OmegaConf."""
+"""From YAML and the command line to dataclasses. The only file that imports OmegaConf."""
 
 import glob
 import importlib.metadata
@@ -28,11 +28,11 @@ _REQUIRED = ("text", "source_model", "output")
 
 
 def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
-    """Reads a YAML file, applies `key=value` overrides, and settles what is `auto`. What `job` does not need and nobody gave
-    is empty.
+    """Reads a YAML file, applies `key=value` overrides, and decides what is `auto`. Keys without a default that `job` does not
+    need are empty.
 
     Raises:
-        ConfigError: no such file, a key that does not exist (names the nearest), a value of another type, a missing one.
+        ConfigError: no such file, a key that does not exist (names the nearest), a value of the wrong type, or a missing key.
     """
     if not Path(path).is_file():
         raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
@@ -41,7 +41,7 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
         parts = [
-            _checked(_with_words(part), where)
+            _check_types(_normalise(part), where)
             for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
         ]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
@@ -49,34 +49,34 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
         needed = [name for name in missing if name in jobs()[job].required_keys(lambda key: OmegaConf.select(given, key))]
         if needed:
             raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
-        config = _built(OmegaConf.merge(given, dict.fromkeys(missing, "")))
+        config = _to_dataclasses(OmegaConf.merge(given, dict.fromkeys(missing, "")))
         for name in (*_PATHS, "output", "shards"):
             if getattr(config, name) == "" and name not in missing:
                 raise ConfigError("it is empty.", name, "Name a file or folder, or leave the key out.")
     except ScionError:
         raise
     except OmegaConfBaseException as error:
-        raise _unresolved(error, path) from error
+        raise _reference_error(error, path) from error
     except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
         raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
-    return _settled(config)
+    return _decide_auto(config)
 
 
-def _built(given: Any) -> Any:
-    """The dataclasses, whose errors name their section: a `train` is in two of them."""
+def _to_dataclasses(given: Any) -> Any:
+    """The dataclasses. Errors name the section: two sections have a `train`."""
     try:
         return OmegaConf.to_object(given)
     except ConfigError as error:
-        raise _placed(given, ScionConfig, "") or error from None
+        raise _section_error(given, ScionConfig, "") or error from None
 
 
-def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
-    """The error of the innermost section that raises one, with its name."""
+def _section_error(given: Any, section: type, prefix: str) -> ConfigError | None:
+    """The error of the innermost section that raises one, with the section's name."""
     for name, hint in typing.get_type_hints(section).items():
         if not (is_dataclass(hint) and isinstance(hint, type)) or name not in given:
             continue
-        if inner := _placed(given[name], hint, f"{prefix}{name}."):
+        if inner := _section_error(given[name], hint, f"{prefix}{name}."):
             return inner
         try:
             OmegaConf.to_object(given[name])
@@ -88,22 +88,22 @@ def _placed(given: Any, section: type, prefix: str) -> ConfigError | None:
 
 
 def with_changes(config: ScionConfig, changes: Mapping[str, Any], where: str) -> ScionConfig:
-    """The same with other values, given in sections as in YAML.
+    """The configuration with other values, given in sections as in YAML.
 
     Raises:
         ConfigError: a value out of its range; the message begins with `where`.
     """
-    part = _with_items(_with_words(OmegaConf.create(dict(changes))), ScionConfig)
+    part = _type_items(_normalise(OmegaConf.create(dict(changes))), ScionConfig)
     try:
-        found = _built(OmegaConf.merge(OmegaConf.structured(config), part))
+        found = _to_dataclasses(OmegaConf.merge(OmegaConf.structured(config), part))
     except ConfigError as error:
         raise ConfigError(error.what, f"{where}.{error.where}", error.fix) from None
     assert isinstance(found, ScionConfig)
-    return _settled(found)
+    return _decide_auto(found)
 
 
-def _settled(config: ScionConfig) -> ScionConfig:
-    """With methods in place of `auto`."""
+def _decide_auto(config: ScionConfig) -> ScionConfig:
+    """Replaces `auto` by methods."""
     suitable = [
         name
         for name, entry in METHODS.items()
@@ -128,8 +128,8 @@ def _from_overrides(overrides: list[str]) -> Any:
     return given
 
 
-def _with_words(given: Any) -> Any:
-    """Chains of methods by their names: `[aligned, focus]` becomes `aligned+focus`. A number that is `auto` is null."""
+def _normalise(given: Any) -> Any:
+    """Names chains of methods, `aligned+focus` for `[aligned, focus]`, and makes a number that is `auto` null."""
     if not OmegaConf.is_dict(given):
         return given
     if given.get("workers") == AUTO:
@@ -142,16 +142,16 @@ def _with_words(given: Any) -> Any:
     return given
 
 
-def _checked(given: Any, where: str) -> Any:
-    """The same, once each key exists and each value is of its type, with the items of lists as what they are.
+def _check_types(given: Any, where: str) -> Any:
+    """Checks that each key exists and each value has its type, and gives list items their types.
 
     Raises:
-        ConfigError: the first that is not.
+        ConfigError: names the first that does not.
     """
     for name, hint, value in keys.values(OmegaConf.to_container(given), ScionConfig, where):
         if name == "compare.runs" and isinstance(value, list):
             _check_runs(value, f"{where}{name}")
-        if value == MISSING or _refers(value):
+        if value == MISSING or _has_reference(value):
             continue
         one = make_dataclass("One", [("value", hint, MISSING)])
         try:
@@ -161,86 +161,86 @@ def _checked(given: Any, where: str) -> Any:
             raise ConfigError(f"expected {wanted}, got {got}.", f"{where}{name}") from error
         if not _is_finite(value):
             raise ConfigError(f"expected a finite number, got {keys.yaml_value(value)}.", f"{where}{name}")
-    return _with_items(given, ScionConfig)
+    return _type_items(given, ScionConfig)
 
 
 def _check_runs(runs: list[Any], where: str) -> None:
-    """Each run of a comparison is a piece of a configuration, and a name."""
+    """Checks that each run of a comparison is a part of a configuration, with a name."""
     for place, run in enumerate(runs):
         if not isinstance(run, dict):
             raise ConfigError(f"expected a section, got {keys.yaml_value(run)}.", f"{where}[{place}]", RUN_RULE)
         for key in set(run) - {"name", *RUN_KEYS}:
-            raise ConfigError("no key of a run.", f"{where}[{place}].{key}", RUN_RULE)
-        _checked(_with_words(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
+            raise ConfigError("a run has no such key.", f"{where}[{place}].{key}", RUN_RULE)
+        _check_types(_normalise(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
 
 
-def _refers(value: Any) -> bool:
-    """Whether it holds a reference to another key, which only the whole configuration resolves."""
+def _has_reference(value: Any) -> bool:
+    """Whether a value holds a reference to another key, which only the whole configuration resolves."""
     if isinstance(value, dict | list):
-        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+        return any(map(_has_reference, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and "${" in value
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether each number in it is one: every comparison with NaN is false, so that no check of a range would find it."""
+    """Whether all numbers in a value are finite. Comparisons with NaN are false, so that no check of a range finds it."""
     if isinstance(value, dict | list):
         return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _with_items(given: Any, section: type) -> Any:
-    """OmegaConf 2.4 leaves the items of `tuple[SomeDataclass, ...]` what YAML makes of them, so they are typed here."""
+def _type_items(given: Any, section: type) -> Any:
+    """Gives the items of `tuple[SomeDataclass, ...]` their types; OmegaConf 2.4 leaves them untyped."""
     for name, hint in typing.get_type_hints(section).items():
         if not OmegaConf.is_dict(given) or name not in given:
             continue
         if is_dataclass(hint) and isinstance(hint, type):
-            _with_items(given[name], hint)
+            _type_items(given[name], hint)
         elif (inner := keys.item_type(hint)) is not None and OmegaConf.is_list(given[name]):
             given[name] = [OmegaConf.merge(OmegaConf.structured(inner), one) for one in given[name]]
     return given
 
 
 def with_absolute_paths(config: ScionConfig) -> ScionConfig:
-    """The same with absolute local paths: workers run in other directories."""
+    """Makes local paths absolute: workers run in other directories."""
     paths = {name: getattr(config, name) for name in _PATHS}
     if config.embed.model is not None and _on_disk(config.embed.model):
         config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }
-    # What is not there yet is no less a path.
+    # These are paths even if they do not exist yet.
     found |= {name: storage.absolute(value) for name in ("output", "shards") if (value := getattr(config, name))}
     return replace(config, **found)
 
 
 def to_yaml(config: ScionConfig) -> str:
-    """The resolved configuration, as it is written beside every run, without passwords."""
+    """The resolved configuration as it is written beside a run, without passwords."""
     return str(mask_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
 
 
 def save_config(config: ScionConfig) -> None:
-    """Writes `OUTPUT/config.yaml`. A file of that name which Scion did not write is the user's, and stays."""
+    """Writes `OUTPUT/config.yaml`. Keeps a file of that name that Scion did not write."""
     uri = config.at("config.yaml")
     if not storage.exists(uri) or storage.read_bytes(uri).startswith(_HEAD):
         storage.write_bytes(uri, _HEAD + to_yaml(config).encode())
 
 
 def to_dict(config: ScionConfig) -> dict[str, Any]:
-    """The same as plain values."""
+    """The configuration as plain values, without passwords."""
     return dict(mask_passwords(asdict(config)))
 
 
 def _on_disk(spec: str) -> bool:
-    """Whether a path or glob names something here; the name of a dataset or a hub model does not."""
+    """Whether a path or glob names an existing file; names of datasets and hub models do not."""
     return "://" not in spec and bool(glob.glob(os.path.expanduser(spec), recursive=True))
 
 
-def _unresolved(error: OmegaConfBaseException, path: str) -> ConfigError:
-    """Of a `${...}`, which is all that OmegaConf may still stumble over once keys and types are checked."""
-    said = next(line.strip() for line in str(error).splitlines() if line.strip())
+def _reference_error(error: OmegaConfBaseException, path: str) -> ConfigError:
+    """The error of a `${...}`; keys and types are checked before."""
+    message = next(line.strip() for line in str(error).splitlines() if line.strip())
     key = f"{path}: {error.full_key}" if error.full_key else path
     fix = "Correct the ${...}: ${KEY} is another key, ${oc.env:NAME} a variable of the environment."
-    return ConfigError(f"its value cannot be found ({said}).", key, fix)
+    return ConfigError(f"its value cannot be found ({message}).", key, fix)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""YAML as people write it today: the scalars of YAML 1.2 (sections 10.2 and 10.3), numbers without leading zeros.
+"""YAML with the scalars of YAML 1.2 (sections 10.2 and 10.3), and without leading zeros in numbers.
 
 PyYAML follows YAML 1.1, in which `no`, the tag of Norwegian, is false, `010` is eight, `12:30` is 750 and `2026-11-27` a date.
-Here they are text, which a setting that is a number still reads as one.
+Here they are text; a number setting still parses text.
 """
 
 import json
@@ -22,11 +22,11 @@ _SCALARS = (
     ),
     ("merge", r"<<", "<"),
 )
-"""Tags, what they look like, and the characters that they begin with."""
+"""Tags, their patterns, and the characters that they begin with."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The scalars of `_SCALARS`, and no key twice."""
+    """Reads the scalars of `_SCALARS`, and refuses repeated keys."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
@@ -43,7 +43,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def parse(text: str) -> Any:
-    """What a YAML document says.
+    """Parses a YAML document.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -52,12 +52,12 @@ def parse(text: str) -> Any:
     try:
         json.dumps(found, ensure_ascii=False, default=str, skipkeys=True).encode()
     except UnicodeEncodeError as error:
-        raise yaml.YAMLError(f"it holds half of a character, {error.object[error.start]!r}") from error
+        raise yaml.YAMLError(f"it holds half a character, {error.object[error.start]!r}") from error
     return found
 
 
 def parse_value(text: str) -> Any:
-    """What stands behind `key=` on a command line: YAML, or the text itself where it is none, e.g. `*.parquet`."""
+    """Parses the value of `key=value` on the command line as YAML, or as text if it is not YAML, e.g. `*.parquet`."""
     try:
         return parse(text)
     except yaml.YAMLError:
