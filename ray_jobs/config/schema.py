@@ -29,25 +29,25 @@ MUST_BE_GIVEN: Any = "???"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardConfig:
-    """Text to packed shards."""
+    """From text to packed shards."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     length: int = 512
     """Tokens in a packed row."""
     packing: Literal["concat", "first_fit", "best_fit"] = "concat"
-    """How documents share rows: joined and cut every `length` tokens, or whole where they fit, with padding."""
+    """How documents share rows: concatenated and cut every `length` tokens, or whole where they fit, with padding."""
     lang: str = "und"
-    """Language of documents that name none."""
+    """Language of documents without `lang`."""
     layout: bool | None = None
-    """Whether indentation and empty lines of the text stay; where not given they do for decoders, which write text."""
+    """Whether the text keeps indentation and empty lines; when not given, for decoders only, which write text."""
     heldout: float = 0.05
-    """Share of the documents that is held out when test_text= names none."""
+    """Share of the documents that is held out where test_text= is not given."""
     actors: int = field(default=2, metadata={"identity": False})
-    """Tokenizing actors; the shards are the same for any number."""
+    """Actors that tokenize; the shards are the same for any number."""
 
     def __post_init__(self) -> None:
         if not is_tag(self.lang):
-            raise ConfigError(f"{self.lang!r} is no language tag.", "shard.lang", TAG_RULE)
+            raise ConfigError(f"{self.lang!r} is not a language tag.", "shard.lang", TAG_RULE)
         if self.length < 8 or self.actors < 1:
             raise ConfigError(f"length must be at least 8 and actors at least 1, got {self.length} and {self.actors}.")
         if not 0.0 <= self.heldout < 1.0:
@@ -63,18 +63,18 @@ MetricSettings: Any = tables.sections("MetricSettings", METRICS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactoriseConfig:
-    """Embeddings of low rank, E = F P; off unless one of the first three is given."""
+    """Embeddings of low rank, E = F P; off unless one of the first three keys is given."""
 
     rank: int | None = None
     """The width of the factors."""
     energy: float | None = None
-    """The smallest rank that keeps this share of the old embeddings' energy."""
+    """Takes the smallest rank that keeps this share of the source embeddings' energy."""
     parameters: int | None = None
-    """The largest rank at which new embeddings have at most so many parameters."""
+    """Takes the largest rank at which the new embeddings have at most so many parameters."""
     split: Literal["balanced", "paper"] = "balanced"
-    """What the factors take of the singular values: their root each (`balanced`), or P all of them, as in OFA (`paper`)."""
+    """How the factors share the singular values: each the square roots (`balanced`), or P all of them, as in OFA (`paper`)."""
     keep: bool = False
-    """Whether the folder keeps the factors, with code of its own, instead of their product in a standard folder."""
+    """Whether the folder holds the factors, with its own code, in place of their product in a standard folder."""
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.rank, self.energy, self.parameters)) > 1:
@@ -87,17 +87,18 @@ class FactoriseConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferConfig:
-    """Old embeddings to new ones."""
+    """From the source model to one with the new vocabulary."""
 
     copy_shared: bool = True
-    """Whether a token that both vocabularies have keeps its old row."""
+    """Whether shared tokens, which both vocabularies have, keep their embeddings."""
     match: tuple[str, ...] = ("exact", "bytes")
-    """How alike two tokens must be to be the same: any of exact, bytes, case, start, nfkc, from strict to loose."""
+    """When two tokens are the same: any of exact, bytes, case, start, nfkc, from strict to loose."""
     plan: str | None = None
-    """A plan that was made before, to be applied to another model with the same tokenizer: the folder that it is in."""
+    """The folder of an earlier transfer plan, to apply it to another model with the same tokenizer."""
     factorise: FactoriseConfig = field(default_factory=FactoriseConfig)
     max_memory: float = field(default=4.0, metadata={"identity": False})
-    """GiB that the search for neighbours may take on a machine, all processes together; slower with less, never other."""
+    """GiB that the search for neighbours may take on a machine, in all processes; with less it is slower, with equal
+    results."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
     def __post_init__(self) -> None:
@@ -117,14 +118,14 @@ def _check_mixture(alpha: float, weights: dict[str, float], where: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixturePhase:
-    """A part of the run with other proportions of the languages."""
+    """A phase of the run with other proportions of the languages."""
 
     until: int
     """The step at which it ends."""
     alpha: float = 0.3
-    """As in `pretrain.alpha`, for this part."""
+    """As `pretrain.alpha`, for this phase."""
     weights: dict[str, float] = field(default_factory=dict)
-    """In place of alpha."""
+    """As `pretrain.weights`, for this phase."""
 
     def __post_init__(self) -> None:
         _check_mixture(self.alpha, self.weights, "pretrain.stages")
@@ -132,19 +133,19 @@ class MixturePhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """Masked-LM continued pretraining."""
+    """Continued pretraining, masked or causal."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(micro_batch=16))
     probability: float = 0.15
-    """Share of the tokens that is masked."""
+    """Share of the tokens that are masked; decoders ignore it."""
     alpha: float = 0.3
-    """Several languages are drawn in proportion to tokens ** alpha: 1 is as found, 0 is equally often."""
+    """Languages are drawn in proportion to tokens ** alpha: 1 as in the text, 0 equally often."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Shares of the languages in the tokens, in place of alpha; one that is not named is left out."""
+    """Shares of the languages in the tokens, in place of alpha; languages without a share are left out."""
     stages: tuple[MixturePhase, ...] = ()
-    """Other proportions at the beginning of the run, in order."""
+    """Phases with other proportions at the beginning of the run, in order."""
     heldout_rows: int = 96
-    """Held-out rows scored for bits per byte, before and after."""
+    """Held-out rows on which bits per byte are measured."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.probability < 1.0 or self.heldout_rows < 1:
@@ -167,13 +168,13 @@ class EmbedConfig:
     """How pairs are made of the text where pairs= is not given: simcse."""
     builders: BuilderSettings = field(default_factory=BuilderSettings, metadata={"identity": False})
     pooling: str = "mean"
-    """mean, cls (the first token) or lasttoken; last and first are understood."""
+    """How token vectors become one: mean, cls (the first token) or lasttoken; also spelt first and last."""
     max_length: int = 128
-    """Tokens of a text; what is longer is cut."""
+    """Tokens of a text; longer texts are cut."""
     heldout_pairs: int = field(default=1000, metadata={"identity": False})
-    """Test pairs on which retrieval is measured while it trains, spread evenly over them; all where there are fewer."""
+    """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None
-    """A model folder that `scion embed` trains in place of the pretrained model, made here or not."""
+    """A model folder that `scion embed` trains in place of the pretrained model."""
     actors: int = field(default=2, metadata={"identity": False})
     """Actors that tokenize the pairs; the shards are the same for any number."""
 
@@ -188,12 +189,12 @@ class EmbedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeConfig:
-    """Embedders to one."""
+    """From several embedders to one."""
 
     models: tuple[str, ...] = ()
-    """Folders of embedders; the embedder before and after contrastive training when empty."""
+    """Folders of embedders; when empty, the embedder before and after its contrastive training."""
     method: str = field(default="uniform", metadata={"identity": False})
-    """How weights become one: uniform, their average."""
+    """How weights are merged: uniform is their average."""
     methods: MergeSettings = field(default_factory=MergeSettings, metadata={"identity": False})
 
     def __post_init__(self) -> None:
@@ -214,22 +215,22 @@ class EvaluateConfig:
 
 
 RUN_KEYS = ("method", "transfer", "pretrain")
-"""Sections in which the runs of a comparison may differ: all have the same shards."""
+"""Sections in which the runs of a comparison may differ; all have the same shards."""
 RUN_RULE = f"A run is a section such as {{name: fast, method: focus, pretrain: ...}}, of name and {', '.join(RUN_KEYS)}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """Starts side by side; how long they are trained is `pretrain.train`."""
+    """The methods and runs to compare; `pretrain.train` says how long they train."""
 
     methods: tuple[str, ...] = ()
-    """auto is all that need no donor, and no pairs where there are none; any may be a chain, `[aligned, focus]` or
-    `aligned+focus`. auto when neither methods nor runs are given."""
+    """Methods, or chains of methods, `[aligned, focus]` or `aligned+focus`; auto takes all that need no donor, and no pairs if
+    there are none. auto when neither methods nor runs are given."""
     runs: tuple[dict[str, Any], ...] = ()
-    """The same with other settings, such as `{name: fast, method: focus, pretrain: {train: {learning_rate: 1.0e-3}}}`; what a
-    run does not say is as in the rest of the configuration. Without a name it has that of its method."""
+    """Runs with other settings, such as `{name: fast, method: focus, pretrain: {train: {learning_rate: 1.0e-3}}}`. Other
+    settings are those of the configuration. A run without a name has that of its method."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of random rows, the order of the rows, masks and dropout."""
+    """Seeds of random embeddings, the order of the rows, masks and dropout."""
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -241,40 +242,40 @@ class CompareConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScionConfig:
-    """The whole chain: shared keys at the top, a section a job."""
+    """All jobs: common keys at the top, a section for each job."""
 
     text: str = MUST_BE_GIVEN
     """Documents in the new language, with column text, optional lang and id: a path, glob or URI of .parquet, .jsonl or .txt,
     the last two also compressed (.gz, .bz2, .zst, .lz4), or the NAME[@REVISION][:CONFIG[:SPLIT]] of a dataset."""
     test_text: str | None = None
-    """Held-out documents of the same form; a share of text= when not given."""
+    """Held-out documents in the same formats; a share of text= when not given."""
     pairs: str | None = None
-    """Aligned pairs with columns anchor and positive, optional negatives and id. Without them the pipeline ends with the
+    """Aligned pairs with columns anchor and positive, optional negatives, lang and id. Without pairs the pipeline ends with the
     pretrained model."""
     test_pairs: str | None = None
-    """Held-out pairs of the same form, on which retrieval is measured; no id may be in both."""
+    """Held-out pairs in the same formats, on which retrieval is measured; no id may be in both."""
     source_model: str = MUST_BE_GIVEN
     """A model folder, or a name on the hub, `NAME` or `NAME@REVISION`."""
     tokenizer: str | None = None
-    """A folder or hub name whose tokenizer is the new one; it is trained on the text when not given."""
+    """The folder or hub name of the new tokenizer; when not given, a tokenizer is trained on the text."""
     method: str = AUTO
-    """How new rows start: a method, or a chain in which each places what those before it left, `[aligned, focus, fvt]`; auto
-    is ramen where there are pairs, else focus."""
+    """How new embeddings start: a method, or a chain such as `[aligned, focus, fvt]`, in which each method places the tokens
+    that the earlier ones left. auto is ramen if there are pairs, else focus."""
     control: bool = True
-    """Whether the pipeline also trains a model whose new rows start at random, to compare with."""
+    """Whether the pipeline also trains a control, whose new embeddings start at random."""
     output: str = MUST_BE_GIVEN
     """The folder or URI below which every job writes."""
     shards: str | None = None
-    """The folder of the shards, which runs with the same text and tokenizer share; OUTPUT/shards when not given."""
+    """The folder of the shards, for runs with the same text and tokenizer; OUTPUT/shards when not given."""
     seed: int = 0
-    """Of all that is drawn: random rows, the order of the rows, masks, dropout, what is held out."""
+    """Seed of all random choices: random embeddings, the order of the rows, masks, dropout, held-out documents."""
     workers: int | None = None
-    """Training workers of Ray Train, with a GPU each where there are GPUs; auto (null) is as many as the cluster has GPUs, or 2
+    """Training workers of Ray Train, each with a GPU if there are GPUs; auto (null) is the number of GPUs of the cluster, or 2
     on CPUs."""
     min_workers: int | None = field(default=None, metadata={"identity": False})
-    """The fewest with which training goes on when there is no room for all; all are waited for when not given."""
+    """The fewest workers with which a training continues if there is no room for all; when not given, it waits for all."""
     worker_cpus: float = field(default=1.0, metadata={"identity": False})
-    """Cores that Ray reserves for a training worker."""
+    """CPU cores that Ray reserves for a training worker."""
     shard: ShardConfig = field(default_factory=ShardConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
