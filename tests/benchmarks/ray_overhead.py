@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     if given.child:
         side, folder, *numbers = given.child
-        told = json.dumps(child(side, folder, *map(int, numbers)))
+        answer = json.dumps(child(side, folder, *map(int, numbers)))
         if os.environ.get("RANK", "0") == "0":
-            print(told, flush=True)
+            print(answer, flush=True)
         return
     cores = os.cpu_count() or 1
     places = {"spare": max(1, cores - 1), "full": cores}

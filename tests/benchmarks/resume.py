@@ -144,11 +144,11 @@ def trainer(place: Place, streaming: bool, workers: int) -> Way:
     kept = {"per_device_train_batch_size": BATCH, "dataloader_num_workers": workers, "max_steps": place.step(100)}
     quiet = {"use_cpu": True, "report_to": [], "remove_unused_columns": False, "disable_tqdm": True}
     settings = transformers.TrainingArguments(output_dir=place.file("trainer"), seed=SEED, **kept, **quiet)
-    told = transformers.Trainer(torch.nn.Linear(1, 1), settings, data_collator=collate)
+    theirs = transformers.Trainer(torch.nn.Linear(1, 1), settings, data_collator=collate)
 
     def batches(step: int, _: Any) -> Generator[Any, None, None]:
-        told.train_dataset = load()
-        loader = told.get_train_dataloader()
+        theirs.train_dataset = load()
+        loader = theirs.get_train_dataloader()
         for batch in skip_first_batches(loader, step) if step else loader:
             yield batch["input_ids"]
 
@@ -222,9 +222,9 @@ def first(place: Place, name: str, point: int) -> None:
     leave(way, {"seconds": seconds, "batch": digest(batch)})
 
 
-def leave(way: Way, told: dict[str, Any]) -> None:
+def leave(way: Way, record: dict[str, Any]) -> None:
     """Tells and ends at once: the peers' readers and workers would take seconds to end by themselves."""
-    print(json.dumps(told), flush=True)
+    print(json.dumps(record), flush=True)
     way.close()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -257,8 +257,8 @@ CHILDREN: dict[str, Callable[..., None]] = {"prepare": prepare, "first": first, 
 
 def in_child(place: Place, function: str, *arguments: Any) -> dict[str, Any]:
     """The answer of a process that does nothing else, or why there is none."""
-    told = json.dumps([function, place.folder, place.rows, *arguments])
-    command = [sys.executable, "-m", "tests.benchmarks.resume", "--child", told]
+    record = json.dumps([function, place.folder, place.rows, *arguments])
+    command = [sys.executable, "-m", "tests.benchmarks.resume", "--child", record]
     # Everything that it leaves on disk goes when the folder does. Ray's sockets need a short path.
     own = {"HF_HOME": place.file("hf"), "RAY_TMPDIR": place.folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     try:
@@ -275,14 +275,14 @@ def in_child(place: Place, function: str, *arguments: Any) -> dict[str, Any]:
 
 def summary(expected: dict[str, Any], found: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
     """Median, least and most seconds at each point, each resumed point's share of the cold start, and whether it is exact."""
-    told: dict[str, Any] = {"rows_per_second": expected["rows_per_second"]}
+    record: dict[str, Any] = {"rows_per_second": expected["rows_per_second"]}
     for point, runs in found.items():
         if failed := [run["cannot_run"] for run in runs if "cannot_run" in run]:
             return {"cannot_run": failed[0], "at": point}
         seconds = [round(run["seconds"], 4) for run in runs]
-        told[str(point)] = {"seconds": round(statistics.median(seconds), 4), "min": min(seconds), "max": max(seconds)}
-        told[str(point)]["exact"] = all(run["batch"] == expected["batches"][str(point)] for run in runs)
-    return told | {share: round(told[str(p)]["seconds"] / told["0"]["seconds"], 3) for p, share in SHARES.items()}
+        record[str(point)] = {"seconds": round(statistics.median(seconds), 4), "min": min(seconds), "max": max(seconds)}
+        record[str(point)]["exact"] = all(run["batch"] == expected["batches"][str(point)] for run in runs)
+    return record | {share: round(record[str(p)]["seconds"] / record["0"]["seconds"], 3) for p, share in SHARES.items()}
 
 
 def compare(place: Place, names: list[str], repeats: int, peer_repeats: int) -> dict[str, dict[str, Any]]:

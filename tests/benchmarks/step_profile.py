@@ -67,9 +67,9 @@ def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -
         taken = event.self_device_time_total if gpu else event.self_cpu_time_total
         if taken and (gpu or event.key.startswith("aten::")):
             kinds[kind_of(event.key.removeprefix("aten::"))] += taken / 1e6 / steps
-    flops, told = task.module().flops(), timed[-1]
+    flops, record = task.module().flops(), timed[-1]
     return {"seconds": statistics.median(sum(one.seconds.values()) for one in timed), "kinds": dict(kinds.most_common()),
-            "operations": flops.step(told.tokens, sum(told.targets), told.attention_pairs)}  # fmt: skip
+            "operations": flops.step(record.tokens, sum(record.targets), record.attention_pairs)}  # fmt: skip
 
 
 def main() -> None:
@@ -84,13 +84,13 @@ def main() -> None:
             made_up.model(f"{folder}/model", config)
             found[name] = profiled(folder, vocabulary, rows, length, given.steps)
     dist.destroy_process_group()
-    shares = {name: told["operations"] / top / told["seconds"] for name, told in found.items()}
-    for name, told in found.items():
+    shares = {name: record["operations"] / top / record["seconds"] for name, record in found.items()}
+    for name, record in found.items():
         print(
-            f"{name}: {told['seconds']:.3f} s a step; at the speed of a large product its work takes {shares[name]:.0%} of it"
+            f"{name}: {record['seconds']:.3f} s a step; at the speed of a large product its work takes {shares[name]:.0%} of it"
         )
-        for kind, seconds in told["kinds"].items():
-            print(f"  {kind:<28} {seconds:7.3f} s  {seconds / sum(told['kinds'].values()):5.1%}")
+        for kind, seconds in record["kinds"].items():
+            print(f"  {kind:<28} {seconds:7.3f} s  {seconds / sum(record['kinds'].values()):5.1%}")
     device = torch.cuda.get_device_name() if gpu else "CPU"
     print(json.dumps({"benchmark": "step_profile", "device": device, "peak": top, "share_of_peak": shares, "figures": found,
                       "cores": os.cpu_count()}))  # fmt: skip

@@ -174,9 +174,9 @@ def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
     device = torch.cuda.get_device_name() if gpu else "CPU: a trial of the code, not a measurement"
     print(f"{device}; peak {'-' if top is None else f'{top / 1e12:.0f} TF/s'}")
     for name, sides in found.items():
-        for side, told in sides.items():
-            print(f"  {name:<6} {side:<11} {told['tokens_per_second']:>9,} tokens/s  {told['useful_tflops']:>7} useful TF/s  "
-                  f"share of peak {told['share_of_peak']}  data wait {told['data_wait_share']}")  # fmt: skip
+        for side, one in sides.items():
+            print(f"  {name:<6} {side:<11} {one['tokens_per_second']:>9,} tokens/s  {one['useful_tflops']:>7} useful TF/s  "
+                  f"share of peak {one['share_of_peak']}  data wait {one['data_wait_share']}")  # fmt: skip
     ratios = {
         f"{name}_vs_{side}": round(sides["ours"]["tokens_per_second"] / sides[side]["tokens_per_second"], 3)
         for name, sides in found.items()

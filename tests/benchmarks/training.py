@@ -174,8 +174,8 @@ def answer(command: list[str], **environment: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
-    return told
+    record: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    return record
 
 
 def threads(count: int) -> None:

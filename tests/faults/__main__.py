@@ -139,9 +139,9 @@ def main() -> int:
         print(f"    {found[0] if found else 'NOT CAUGHT'}", flush=True)
     shutil.rmtree(folder)
     missed = [name for name, found in caught.items() if not found]
-    told = {"seeds": asked.seeds, "seed_from": asked.seed_from, "failed": failed, "mutants_caught": caught,
+    summary = {"seeds": asked.seeds, "seed_from": asked.seed_from, "failed": failed, "mutants_caught": caught,
             "seconds": round(time.monotonic() - began)}  # fmt: skip
-    print(json.dumps(told))
+    print(json.dumps(summary))
     return 1 if failed or missed else 0
 
 

@@ -60,11 +60,11 @@ def violations(run: Run, reference: Path, before: Left, faults: list[str], elast
 
 def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
     uri = f"{run.uri}/{ledger.FOLDER}"
-    rows, told = rank_feed.load(f"{uri}/{ledger.PLAN}", None), audit.read_history(uri)
-    if told is None:
+    rows, history = rank_feed.load(f"{uri}/{ledger.PLAN}", None), audit.read_history(uri)
+    if history is None:
         yield "the run left no history"
         return
-    for finding in audit.audit(uri, rows, told):
+    for finding in audit.audit(uri, rows, history):
         if finding.check in names:
             yield from finding.failures
 

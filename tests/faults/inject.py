@@ -40,14 +40,14 @@ def lose_node(run: Run, draw: random.Random) -> None:
 def drain_node(run: Run, draw: random.Random) -> None:
     """A machine is about to be taken away, is known to be, and goes. What was saved just in time is not lost."""
     worker = draw.choice(run.rig.workers())
-    node, told = run.rig.node_of(worker), len(run.entries("preempted"))
+    node, before = run.rig.node_of(worker), len(run.entries("preempted"))
     command = [
         str(Path(sys.executable).parent / "ray"), "drain-node", "--address", run.rig.cluster.address, "--node-id",
         run.rig.node_id(node), "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test",
         "--deadline-remaining-seconds", str(_DRAIN_SECONDS),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=60)
-    run.wait(lambda: len(run.entries("preempted")) > told, "a checkpoint before the node goes", _DRAIN_SECONDS)
+    run.wait(lambda: len(run.entries("preempted")) > before, "a checkpoint before the node goes", _DRAIN_SECONDS)
     at = run.entries("preempted")[-1]["next_step"]
     run.wait(lambda: any(e["next_step"] == at for e in run.entries("checkpoint")), "its commit", _DRAIN_SECONDS)
     run.rig.remove_node(node)

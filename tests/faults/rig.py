@@ -127,7 +127,7 @@ def rig(root: Path = ROOT) -> Iterator[Rig]:
     before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH", "TMPDIR"]}
     temporary = tempfile.mkdtemp(prefix="rig-")
     os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root), TMPDIR=temporary)
-    tempfile.tempdir = None  # what a job leaves is told from what others on this machine do
+    tempfile.tempdir = None  # so that files of a job are not mistaken for those of other processes
     head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:

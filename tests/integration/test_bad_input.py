@@ -89,7 +89,7 @@ class TestConfiguration:
         said = refused("pipeline", copy.config, "method=foucs")
         assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in said
 
-    @pytest.mark.parametrize(("override", "told"), [
+    @pytest.mark.parametrize(("override", "message"), [
         ("pretrain.train.zero_stage=4", "zero_stage must be 1, 2 or 3"),
         ("shard.heldout=2", "between 0 and 1"),
         ("pretrain.train.steps=many", "steps"),
@@ -99,8 +99,8 @@ class TestConfiguration:
         ("transfer.max_memory=0", "above 0 GiB"),
         ("transfer.plan=/nowhere", "no plan there"),
     ])  # fmt: skip
-    def test_a_bad_value(self, copy: Chain, override: str, told: str, ray_session: None) -> None:
-        assert told in refused("pipeline", copy.config, override)
+    def test_a_bad_value(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
+        assert message in refused("pipeline", copy.config, override)
 
     def test_no_such_file_job_or_model(self, copy: Chain) -> None:
         assert "no such file" in refused("pipeline", "nowhere.yaml")
@@ -136,8 +136,8 @@ def test_what_a_method_cannot_use(copy: Chain) -> None:
         (["method=fvt", "transfer.factorise.rank=33"], "no factors of rank 33"),
         (["method=fvt", "transfer.factorise.rank=32", "transfer.factorise.keep=true"], "no smaller than the matrix"),
     ]
-    for arguments, told in cases:
-        assert told in refused("transfer", copy.config, *arguments), arguments
+    for arguments, message in cases:
+        assert message in refused("transfer", copy.config, *arguments), arguments
     assert {path.name for path in copy.output.iterdir()} == {"shards"}
 
 

@@ -34,7 +34,7 @@ class StopAt:
 
 
 def trained(found: Any, source_folder: str, folder: str, stage: int, workers: int, stop: int | None = None) -> TrainRun:
-    """To the end, or until it is told to stop."""
+    """To the end, or until the driver asks to stop."""
     config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
@@ -73,21 +73,21 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
     board = StopAt.remote(3)
-    wishes = Requests(TrainConfig(), board)
-    wishes.report(4, 1.0)
-    assert heard(wishes) == Request.STOP
-    wishes.report(1, 1.0)
-    assert heard(wishes) == 0
+    requests = Requests(TrainConfig(), board)
+    requests.report(4, 1.0)
+    assert heard(requests) == Request.STOP
+    requests.report(1, 1.0)
+    assert heard(requests) == 0
     ray.kill(board)
-    with contextlib.suppress(ray.exceptions.RayActorError):  # a call behind the kill: what is told before it may be heard yet
+    with contextlib.suppress(ray.exceptions.RayActorError):  # a call behind the kill: an answer may have arrived before it
         ray.get(board.update.remote(1, 2, ""))
-    wishes.report(4, 1.0)
-    assert heard(wishes) == 0
-    wishes.report(5, 1.0)
-    assert wishes.due() & Request.STOP == 0
+    requests.report(4, 1.0)
+    assert heard(requests) == 0
+    requests.report(5, 1.0)
+    assert requests.due() & Request.STOP == 0
 
 
-def heard(wishes: Requests) -> int:
+def heard(requests: Requests) -> int:
     """What the driver's answer is taken for, once it is there."""
-    ray.wait([wishes._answer], timeout=30)
-    return wishes.due() & Request.STOP
+    ray.wait([requests._answer], timeout=30)
+    return requests.due() & Request.STOP

@@ -160,9 +160,9 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     assert reached["kind"] == "stopped"
     assert 0 < reached["next_step"] < 300
     assert not (copy.output / "pretrain" / "artifact.json").exists()
-    told = scion("status", run).stdout
-    assert "stopped" in told
-    assert f"{reached['next_step']} of 300" in told
+    printed = scion("status", run).stdout
+    assert "stopped" in printed
+    assert f"{reached['next_step']} of 300" in printed
     other = scion("pretrain", copy.config, *longer, "pretrain.train.learning_rate=1e-5")
     assert other.returncode == 2
     assert "pretrain.train.learning_rate (0.0001 -> 1e-05)" in other.stderr

@@ -72,5 +72,5 @@ def worker(settings: dict[str, Any]) -> list[float]:
 
 
 if __name__ == "__main__":
-    if told := worker(json.loads(sys.argv[1])):
-        print(json.dumps(told), flush=True)
+    if answer := worker(json.loads(sys.argv[1])):
+        print(json.dumps(answer), flush=True)

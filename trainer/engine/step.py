@@ -1,5 +1,6 @@
 """One optimizer step over all micro-batches of all ranks."""
 
+import math
 from typing import Any
 
 import torch
@@ -46,12 +47,19 @@ def optimizer_step(
     clock.lap("agree")
     with skip_nonfinite(engine.optimizer, sums.sum()):
         engine.step()
+    outcome = _outcome(engine, totals, sums.tolist(), clock)
+    clock.lap("update")
+    clock.read_device()
+    return outcome
+
+
+def _outcome(engine: Any, totals: StepTotals, sums: list[float], clock: StepClock) -> StepOutcome:
     norm = engine.get_global_grad_norm()
-    outcome = StepOutcome(
-        loss=float(sums.sum()) / max(1, sum(totals.targets)),
+    return StepOutcome(
+        loss=sum(sums) / max(1, sum(totals.targets)),
         norm=None if norm is None else float(norm),
         is_applied=engine.was_step_applied(),
-        losses=(sums / torch.tensor(totals.targets, dtype=torch.float64, device=device)).tolist(),
+        losses=[loss / count if count else math.nan for loss, count in zip(sums, totals.targets, strict=True)],
         targets=totals.targets,
         tokens=totals.tokens,
         attention_pairs=totals.attention_pairs,
@@ -61,6 +69,3 @@ def optimizer_step(
         own_seconds=totals.own_seconds,
         seconds=clock.seconds,
     )
-    clock.lap("update")
-    clock.read_device()
-    return outcome

@@ -77,14 +77,10 @@ def transfer(
         DataError: the text or the pairs cannot be read, or are too little.
         ModelError: there is no such model, or its vocabulary cannot be replaced.
     """
-    chain.check(method, "method")
-    own = {name: (settings or {}).get(name, METHODS[name].config()) for name in chain.parts(method)}
-    if pairs is None and any(chain.needs_pairs(name, own.__getitem__) for name in own):
-        raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
+    own = _method_settings(method, settings or {}, has_pairs=pairs is not None)
     with model_folder(source_model) as folder:
         source = tokenizers.load(folder)
-        causal = loading.is_causal(loading.model_config(source_model))
-        texts = [clean(one, layout=causal) for one in _read_texts(text)]
+        texts = _read_texts(text, layout=loading.is_causal(loading.model_config(source_model)))
         anchors, positives = _read_pairs(pairs)
         target = _target_tokenizer(source, [*texts, *anchors, *positives], tokenizer, warn)
         learned_from = Texts(corpus=lambda: iter(texts), anchors=anchors, positives=positives)
@@ -95,6 +91,19 @@ def transfer(
         model = loading.with_random_weights(model, seed)
     graft(model, plan, target)
     return GraftedModel(model, target, plan, source_model)
+
+
+def _method_settings(method: str, given: Mapping[str, Any], has_pairs: bool) -> dict[str, Any]:
+    """The settings of each method of a chain.
+
+    Raises:
+        ConfigError: no such method, or one without the pairs that it needs.
+    """
+    chain.check(method, "method")
+    own = {name: given.get(name, METHODS[name].config()) for name in chain.parts(method)}
+    if not has_pairs and any(chain.needs_pairs(name, own.__getitem__) for name in own):
+        raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
+    return own
 
 
 def _target_tokenizer(
@@ -108,7 +117,8 @@ def _target_tokenizer(
     return trained
 
 
-def _read_texts(text: str | Iterable[str]) -> list[str]:
+def _read_texts(text: str | Iterable[str], layout: bool) -> list[str]:
+    """Clean texts; `layout` as in `clean`."""
     if not isinstance(text, str):
         found = list(text)
     else:
@@ -118,7 +128,7 @@ def _read_texts(text: str | Iterable[str]) -> list[str]:
         found = [row for table in tables for row in table["text"].to_pylist() if row]
     if not any(one.strip() for one in found):
         raise DataError("there is no text in it.", "text", "Give documents that are not empty.")
-    return found
+    return [clean(one, layout=layout) for one in found]
 
 
 def _read_pairs(pairs: str | Sequence[tuple[str, str]] | None) -> tuple[list[str], list[str]]:
