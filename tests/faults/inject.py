@@ -60,7 +60,7 @@ def stop_driver(run: Run, draw: random.Random) -> None:
     run.process.send_signal(signal.SIGTERM)
     code = run.ended(120)
     assert code == STOPPED, f"the driver ended with {code} after SIGTERM: {run.said}"
-    assert "the same command goes on" in run.said
+    assert "the same command resumes" in run.said
     run.start()
 
 

@@ -57,7 +57,7 @@ def consumed(run: TrainRun) -> list[dict[str, Any]]:
 )
 def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]
     whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)
-    with pytest.raises(Stopped, match="the same command goes on"):
+    with pytest.raises(Stopped, match="the same command resumes"):
         trained(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
     run = trained(shards, source_folder, str(tmp_path / "parted"), stage, after)
     attempts = run_log.read(f"{run.uri}/log")

@@ -35,7 +35,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
-    """What the cell had trained was removed, while the message said that the same command goes on."""
+    """What the cell had trained was removed, while the message said that the same command resumes."""
     settings = ["compare.methods=[fvt]", "compare.seeds=[0]", "pretrain.train.steps=6"]
     stops, starts = iter([3, None]), list[int]()
 
@@ -49,7 +49,7 @@ def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chai
     monkeypatch.setattr("ray_jobs.training.fit", fit)
     stopped = scion("compare", copy.config, *settings)
     assert stopped.returncode == 75
-    assert "the same command goes on" in stopped.stderr
+    assert "the same command resumes" in stopped.stderr
     done = scion("compare", copy.config, *settings)
     assert done.returncode == 0, done.stderr
     assert starts[0] == 0

@@ -59,7 +59,7 @@ def test_the_night_between_a_kill_and_the_next_command_is_not_charged() -> None:
     assert told["idle"] == 30_000 - 14
     assert told["seconds"] == 30_029 - told["idle"]
     assert told["time_to_recover"] == 24
-    assert "8.3 h in which no command ran" in shown([DIED, morning, later], 30_030)
+    assert "8.3 h without a running command" in shown([DIED, morning, later], 30_030)
     assert "no command" not in shown([DIED, WENT_ON], 41)
 
 
@@ -89,13 +89,13 @@ def test_the_table_says_what_the_log_says() -> None:
     text = shown([[*DIED, evaluation], [*WENT_ON, back]], 42)
     for part in ("running", "10 of 100", "1,000 in all, 500 a worker", "0.5 useful TFLOP/s a worker, 40.0% of the peak",
                  "data wait 25%", "10.0%", "el 2.500, en 1.500", "1.2500 at step 4 (el 1.300, en 1.100)",
-                 "inherited 1.000, new 0.800", "to step 4: the loss rose", "2, 2 steps made again"):  # fmt: skip
+                 "inherited 1.000, new 0.800", "to step 4: the loss rose", "2, 2 steps repeated"):  # fmt: skip
         assert part in text, part
     pairs = {"kind": "evaluation", "time": 13, "step": 4, "pairs": 300, "by_language": {},
              "retrieval": {way: {"accuracy_at_1": 0.5, "mrr_at_10": 0.7} for way in ("forward", "backward")}}  # fmt: skip
     assert "accuracy@1 0.500 / 0.500 on 300 test pairs at step 4" in shown([[*DIED, pairs]], 20)
     assert "silent for 200 s" in shown([WENT_ON], 240)
-    assert status.state([WENT_ON], 240, driven=False) == "interrupted; the same command goes on"
+    assert status.state([WENT_ON], 240, driven=False) == "interrupted; the same command resumes it"
     assert status.state([WENT_ON], 50, driven=False) == "running"  # a moment after its end nobody knows
     assert "stopped" in shown([[*WENT_ON, STOPPED]], 10_000)
     assert "starting" in shown([[{"kind": "driver", "time": 1.0}]], 2)

@@ -5,7 +5,6 @@ from typing import Any
 
 from trainer.monitoring import run_log
 
-
 Attempts = list[list[dict[str, Any]]]
 
 
