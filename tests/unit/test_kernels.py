@@ -108,9 +108,9 @@ def ordinary(n: int, seed: int) -> torch.Tensor:
 )
 def test_no_key_outside_the_proposed_exceeds_their_bound(queries, keys) -> None:
     exact = (queries.double() @ keys.double().T).numpy()
-    halves, lost = neighbours._halves(keys)
+    halves, lost = neighbours._to_bf16(keys)
     for columns, moved in ((halves, lost), (keys.T, 0.0)):
-        index, outside = neighbours._proposed(queries, columns, moved, 5)
+        index, outside = neighbours._propose(queries, columns, moved, 5)
         for row in range(len(queries)):
             others = np.setdiff1d(np.arange(len(keys)), index[row])
             assert len(others) == len(keys) - 5

@@ -299,7 +299,7 @@ def test_a_mined_dictionary_finds_a_cipher() -> None:
 
 
 def test_embeddings_too_few_for_the_tokenizer_are_refused(problem, made) -> None:
-    with pytest.raises(ModelError, match="only 10 rows"):
+    with pytest.raises(ModelError, match="have 10 rows"):
         apply.embeddings(made, torch.zeros(10, 4))
 
 
