@@ -126,16 +126,16 @@ def _shared(problem: Problem, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.sort(closest_first[first])
 
 
-def _check_overlap(wanted: int, new: int, shared: int, spec: str) -> None:
+def _check_overlap(new_tokens: int, placeable: int, shared: int, spec: str) -> None:
     if not shared:
         raise DataError(
             "it has no ordinary token that the source and the new vocabulary also have.",
             f"donor {spec}",
             "Take a donor whose tokenizer is for text in the new language.",
         )
-    if wanted and not new:
+    if new_tokens and not placeable:
         raise DataError(
-            f"it has none of the {wanted:,} new tokens.",
+            f"it has none of the {new_tokens:,} new tokens.",
             f"donor {spec}",
             "Take a donor whose tokenizer is the new one, or similar to it.",
         )

@@ -99,7 +99,7 @@ def _check_single_matrix(model: PreTrainedModel) -> None:
     ]
     if others:
         raise ModelError(
-            f"{type(model).__name__} has per-token weights that Scion cannot transfer: {', '.join(others)}.",
+            f"{type(model).__name__} has weights per token that Scion cannot transfer: {', '.join(others)}.",
             "transfer",
             "Take a model whose head is one linear layer onto the vocabulary.",
         )

@@ -84,7 +84,7 @@ def _roles(grafted: Side) -> CheckResult:
                     failures.append(f"{name}={number} is not an id of the tokenizer")
                 elif role in roles and not isinstance(value, list) and number != roles[role]:
                     failures.append(f"{name}={number}, but the tokenizer's is {roles[role]}")
-    return CheckResult(check="roles", detail=f"{checked} ids in the settings", failures=tuple(failures))
+    return CheckResult(check="roles", detail=f"{checked} ids in the configs", failures=tuple(failures))
 
 
 def _matrices(source: Side, grafted: Side, plan: TransferPlan, product: bool) -> Iterable[CheckResult]:

@@ -90,8 +90,8 @@ def _block(new: torch.Tensor, shared: torch.Tensor, width: int) -> tuple[NDArray
 def _weights(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights in proportion to the cosines, summing to 1; zeros for a row without a positive cosine."""
     cancels = cosines.sum(axis=1, keepdims=True) < _MIN_SUM * np.abs(cosines).sum(axis=1, keepdims=True)
-    kept = np.where(cancels, np.maximum(cosines, 0.0), cosines)
-    return kept / np.maximum(kept.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    summands = np.where(cancels, np.maximum(cosines, 0.0), cosines)
+    return summands / np.maximum(summands.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _check_memory(new: int, width: int) -> None:

@@ -70,8 +70,8 @@ def ids_with_vectors(ids: NDArray[np.int64], names: list[str], vectors: Vectors)
 def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Vectors]:
     """The name of each token, and the vectors of these names."""
     if config.vectors is not None:
-        given = files.read(config.vectors)
-        return [word_space.word_of(token, given) for token in problem.tokens], given
+        file_vectors = files.read(config.vectors)
+        return [word_space.word_of(token, file_vectors) for token in problem.tokens], file_vectors
     names = [_name(token, number) for number, token in enumerate(problem.tokens)]
     return names, train(_token_lines(problem, names), config, "tokenised text", problem.executor)
 

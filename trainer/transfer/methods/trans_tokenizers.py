@@ -171,20 +171,20 @@ def shares(old: int, new: int) -> NDArray[np.float64]:
     return (1 + np.maximum(common, 0)) / (2 * old)
 
 
-def relatives(tokens: Sequence[Token | None], mapped: NDArray[np.bool_], wanted: NDArray[np.int64]) -> scipy.sparse.csr_array:
-    """R of each wanted token: 1 for each mapped token in it, [wanted, V]. Of equal tokens the lowest id counts."""
+def relatives(tokens: Sequence[Token | None], is_mapped: NDArray[np.bool_], ids: NDArray[np.int64]) -> scipy.sparse.csr_array:
+    """R of the tokens `ids`: 1 for each relative among the mapped tokens, [ids, V]. Of equal tokens the lowest id counts."""
     import scipy.sparse
 
     spellings = [_spelling(token) for token in tokens]
-    id_of = {spellings[place]: place for place in np.flatnonzero(mapped)[::-1].tolist() if spellings[place]}
+    id_of = {spellings[place]: place for place in np.flatnonzero(is_mapped)[::-1].tolist() if spellings[place]}
     sorted_spellings, longest = sorted(id_of), max(map(len, id_of), default=0)
     relatives_of: list[list[int]] = []
-    for text in (spellings[place] for place in wanted):
-        found = {*_starting_with(text, sorted_spellings), *_maximal_substrings(text, id_of, longest)} if text else set()
-        relatives_of.append([id_of[other] for other in sorted(found)])
+    for text in (spellings[place] for place in ids):
+        near = {*_starting_with(text, sorted_spellings), *_maximal_substrings(text, id_of, longest)} if text else set()
+        relatives_of.append([id_of[other] for other in sorted(near)])
     bounds = np.cumsum([0, *map(len, relatives_of)])
     flat = np.array([place for line in relatives_of for place in line], np.int64)
-    return scipy.sparse.csr_array((np.ones(len(flat)), flat, bounds), shape=(len(wanted), len(tokens)))
+    return scipy.sparse.csr_array((np.ones(len(flat)), flat, bounds), shape=(len(ids), len(tokens)))
 
 
 def _starting_with(text: bytes, sorted_spellings: list[bytes]) -> Iterator[bytes]:
@@ -193,12 +193,12 @@ def _starting_with(text: bytes, sorted_spellings: list[bytes]) -> Iterator[bytes
     return takewhile(lambda other: other.startswith(text), following)
 
 
-def _maximal_substrings(text: bytes, known: Container[bytes], longest: int) -> set[bytes]:
+def _maximal_substrings(text: bytes, spellings: Container[bytes], longest: int) -> set[bytes]:
     """The maximal known substrings of `text`: those within no other known substring of it."""
     parts = set()
     for start in range(len(text)):
         stops = range(min(len(text), start + longest), start, -1)
-        parts.add(next((text[start:stop] for stop in stops if text[start:stop] in known), b""))
+        parts.add(next((text[start:stop] for stop in stops if text[start:stop] in spellings), b""))
     return {part for part in parts if part and not any(part in other for other in parts - {part})}
 
 
