@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Runs `function(part, *shared)` for every part and yields the results in the order of the parts.
+    """Runs `function(part, *broadcast)` for every part and yields the results in the order of the parts.
 
     A result must not depend on how the work was cut: parts only bound memory and set the speed.
     """
@@ -28,11 +28,13 @@ class Executor(Protocol):
         """Number of parts that run at once."""
         ...
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
+    def __call__(
+        self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
+    ) -> Iterator[T]:
         """Runs all parts.
 
         Args:
-            shared: arguments that are broadcast to every task.
+            broadcast: arguments that every task gets.
             operations: floating-point operations of all parts, for an estimate of the time; 0 for short work.
         """
         ...
@@ -50,8 +52,10 @@ class LocalExecutor:
     def __init__(self, block_bytes: int = 256 << 20) -> None:
         self.block_bytes = block_bytes
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
-        return (function(part, *shared) for part in parts)
+    def __call__(
+        self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
+    ) -> Iterator[T]:
+        return (function(part, *broadcast) for part in parts)
 
     def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)

@@ -139,7 +139,7 @@ def retrieval_in_training(summary: Summary) -> str:
 
 
 def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
-    """Bits per byte by step: a line a method with its mean, and its standard deviation as a band."""
+    """Bits per byte by step: one line per method for the mean, with a band of one standard deviation."""
     with matplotlib.rc_context(_STYLE):
         figure = _figure(max(4.2, 0.3 * len(curves) + 1.0))
         axes = figure.add_subplot()
