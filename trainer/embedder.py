@@ -1,7 +1,7 @@
-"""Text to vectors: the one path that evaluation measures and that the server answers with.
+"""Encodes text into vectors: the one encode path, which evaluation measures and the server uses.
 
-An embedder is a sentence-transformers folder with `embed.json` beside it. Any model folder can be read as one: without
-those files it pools by the mean and normalises.
+An embedder is a sentence-transformers folder with an `embed.json`. Any model folder can be loaded as one: without those
+files it uses mean pooling and normalises.
 """
 
 import json
@@ -26,23 +26,23 @@ from trainer.models import loading
 from trainer.models.pooling import POOLINGS
 
 MAX_SHARD_SIZE = "5GB"
-"""The most that a file of a model's folder holds."""
+"""Size limit of a weight file in a model folder."""
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-"""Files into which `save_pretrained` writes weights, whole or in shards."""
+"""Weight files that `save_pretrained` writes, whole or in shards."""
 _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderSpec:
-    """How vectors are made from token vectors; the content of `embed.json`."""
+    """How token vectors become text vectors; the content of `embed.json`."""
 
     pooling: str = "mean"
     normalize: bool = True
     max_length: int = 128
-    """Tokens, special ones included; longer texts are cut."""
+    """Tokens, including special tokens; longer texts are truncated."""
     dimensions: tuple[int, ...] = ()
-    """Widths that may be asked for, the full one among them; empty means the full one only."""
+    """Widths that a request may ask for, including the full width; empty means the full width only."""
 
 
 class Embedder:
@@ -58,46 +58,46 @@ class Embedder:
 
     @classmethod
     def load(cls, uri: str) -> "Embedder":
-        """Reads an embedder, or any model folder or hub name.
+        """Loads an embedder, or any model folder or hub name.
 
         Raises:
-            ModelError: no model or no tokenizer there, or a pooling that is not known.
+            ModelError: the model or the tokenizer is missing, or the pooling is unknown.
         """
         with model_folder(uri) as folder:
             model = loading.encoder(folder)
             spec = _spec(folder, model)
             if spec.pooling not in POOLINGS:
-                raise ModelError(f"pooling {spec.pooling!r} is not known.", folder, f"Known: {', '.join(POOLINGS)}.")
+                raise ModelError(f"pooling {spec.pooling!r} is unknown.", folder, f"Choose one of: {', '.join(POOLINGS)}.")
             return cls(model, tokenizers.load(folder), spec)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
-        """The widths that may be asked for, the full width first."""
+        """The widths that a request may ask for, the full width first."""
         return tuple(sorted({self.width, *self.spec.dimensions}, reverse=True))
 
     @cached_property
     def width(self) -> int:
-        """Numbers of a token's vector as the model puts it out: OPT-350m's are fewer than its `hidden_size`."""
+        """Width of the model's output vectors, measured: OPT-350m's is smaller than its `hidden_size`."""
         with torch.inference_mode():
             ids = torch.tensor([[self.tokenizer.pad_token_id]], device=self.model.device)
             return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[-1])
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with special tokens, cut at `max_length` so that the closing special token stays."""
+        """Token ids with special tokens, truncated to `max_length`; the closing special token stays."""
         encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
-        return [self._cut(text.ids) for text in encoded]
+        return [self._truncate(text.ids) for text in encoded]
 
     def encode(self, texts: Sequence[str], dimensions: int | None = None) -> NDArray[np.float32]:
         """Vectors [n, d] of n texts."""
         return self.encode_ids(self.tokenize(texts), dimensions)
 
     def encode_ids(self, ids: Sequence[Sequence[int]], dimensions: int | None = None) -> NDArray[np.float32]:
-        """Vectors [n, d] of n rows of token ids, special tokens included.
+        """Vectors [n, d] of n lists of token ids, including special tokens.
 
-        Cut to the first `dimensions` values and normalised after the cut.
+        Vectors are truncated to the first `dimensions` values, then normalised.
 
         Raises:
-            ConfigError: `dimensions` is not one that this embedder has.
+            ConfigError: the embedder does not have this number of dimensions.
         """
         if dimensions is not None and dimensions not in self.dimensions:
             raise ConfigError(
@@ -105,14 +105,14 @@ class Embedder:
             )
         vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
         with torch.inference_mode():
-            for rows in batches_by_length(ids):
-                vectors[rows] = self._forward([ids[row] for row in rows], vectors.shape[1])
+            for indices in batches_by_length(ids):
+                vectors[indices] = self._forward([ids[index] for index in indices], vectors.shape[1])
         return vectors.numpy()
 
     def save(self, uri: str) -> None:
-        """Writes a sentence-transformers folder (its layout of all versions since 2) with `embed.json`."""
+        """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
-        listed = [
+        entries = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(modules)
         ]
@@ -126,25 +126,29 @@ class Embedder:
             self.tokenizer.save_pretrained(folder)
             for path, _ in modules[1:]:
                 os.makedirs(os.path.join(folder, path), exist_ok=True)
-            _write(folder, "modules.json", listed)
+            _write(folder, "modules.json", entries)
             _write(folder, "sentence_bert_config.json", {"max_seq_length": self.spec.max_length, "do_lower_case": False})
             _write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
             _write(folder, "1_Pooling/config.json", pooling)
             _write(folder, "embed.json", asdict(self.spec))
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        length = self.spec.max_length
-        if len(ids) <= length:
+    def _truncate(self, ids: list[int]) -> list[int]:
+        limit = self.spec.max_length
+        if len(ids) <= limit:
             return ids
-        ends_special = ids[-1] in self.tokenizer.all_special_ids
-        return ids[: length - 1] + ids[-1:] if ends_special else ids[:length]
+        ends_with_special = ids[-1] in self.tokenizer.all_special_ids
+        return ids[: limit - 1] + ids[-1:] if ends_with_special else ids[:limit]
 
-    def _forward(self, rows: list[Sequence[int]], width: int) -> torch.Tensor:
+    def _forward(self, sequences: list[Sequence[int]], width: int) -> torch.Tensor:
         pad = self.tokenizer.pad_token_id
-        rows = [row or [pad] for row in rows]  # an empty text has no token where the tokenizer inserts none
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.model.device)
+        sequences = [sequence or [pad] for sequence in sequences]  # an empty text has no tokens if the tokenizer inserts none
+        longest = max(map(len, sequences))
+        ids = torch.tensor(
+            [[*sequence, *[pad] * (longest - len(sequence))] for sequence in sequences], device=self.model.device
+        )
+        mask = torch.tensor(
+            [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences], device=self.model.device
+        )
         tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = self._pool(tokens, mask)[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
@@ -152,10 +156,10 @@ class Embedder:
 
 @contextmanager
 def model_output(uri: str) -> Iterator[str]:
-    """A local folder for a model, whose files are at `uri` when the block ends without an error.
+    """A local folder whose files are uploaded to `uri` when the block ends without an error.
 
-    Weights of an earlier save are removed first: a run that resumes may write other shards, or one file in place of shards, and
-    loaders prefer `model.safetensors` to an index.
+    Weights of an earlier save are removed first: a resumed run may write other shards, or a single file instead of shards,
+    and loaders prefer `model.safetensors` to an index.
     """
     for name in filter(_WEIGHTS.fullmatch, storage.files(uri)):
         storage.remove(storage.join(uri, name))
@@ -164,10 +168,10 @@ def model_output(uri: str) -> Iterator[str]:
 
 
 def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same tokenizer, padding on the right, with its end token where it has none to pad with, as shards do.
+    """Makes the tokenizer pad on the right; without a padding token it pads with its end token, as the shards do.
 
     Raises:
-        ModelError: it has neither.
+        ModelError: the tokenizer has no token to pad with.
     """
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
@@ -180,30 +184,31 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length whose padded size stays within the budget; a long row goes alone."""
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
+    """Groups texts of similar length into batches of indices. A batch stays within the budget of padded tokens; a text that
+    exceeds it is a batch by itself."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
     batch: list[int] = []
-    for row in order:
+    for index in order:
         longest = len(ids[batch[0]]) if batch else 0
-        # At most half of a batch is padding: a long row among short ones makes all of them as dear as itself.
-        if batch and ((len(batch) + 1) * longest > _BATCH_TOKENS or 2 * len(ids[row]) < longest):
+        # At most half of a batch is padding: one long text would make every short one cost as much as itself.
+        if batch and ((len(batch) + 1) * longest > _BATCH_TOKENS or 2 * len(ids[index]) < longest):
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(index)
     if batch:
         yield batch
 
 
 def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:
-    """From `embed.json`, else from sentence-transformers' files, else the default within the model's positions."""
-    own = _read(folder, "embed.json")
-    if own is not None:
-        return EmbedderSpec(**{**own, "dimensions": tuple(own["dimensions"])})
-    theirs, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
-    chosen = [mode for mode in POOLINGS if pooling.get({"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+    """Reads `embed.json`, else the sentence-transformers files, else takes defaults that fit the model's positions."""
+    content = _read(folder, "embed.json")
+    if content is not None:
+        return EmbedderSpec(**{**content, "dimensions": tuple(content["dimensions"])})
+    transformer, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
+    modes = [mode for mode in POOLINGS if pooling.get({"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
                                                        .get(mode, f"pooling_mode_{mode}"))]  # fmt: skip
-    length = theirs.get("max_seq_length") or min(512, loading.max_length(model.config))
-    return EmbedderSpec(pooling=pooling.get("pooling_mode") or (chosen or ["mean"])[0], max_length=int(length))
+    length = transformer.get("max_seq_length") or min(512, loading.max_length(model.config))
+    return EmbedderSpec(pooling=pooling.get("pooling_mode") or (modes or ["mean"])[0], max_length=int(length))
 
 
 def _read(folder: str, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Work over many rows, cut into parts that do not depend on each other, here or on a cluster."""
+"""Runs independent blocks of work, locally or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Runs `function(part, *shared)` for every part and yields the answers in the order of the parts.
+    """Runs `function(part, *broadcast)` for every part and yields the results in the order of the parts.
 
-    What a kernel returns must not depend on how its rows were cut: a part is only a matter of memory and speed.
+    A result must not depend on how the work was cut: parts only bound memory and set the speed.
     """
 
     @property
@@ -25,35 +25,43 @@ class Executor(Protocol):
 
     @property
     def tasks(self) -> int:
-        """How many parts run at once."""
+        """Number of parts that run at once."""
         ...
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
-        """`operations`: floating-point operations of all parts, from which the time is estimated; 0 for work that is soon
-        done."""
+    def __call__(
+        self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
+    ) -> Iterator[T]:
+        """Runs all parts.
+
+        Args:
+            broadcast: arguments that every task gets.
+            operations: floating-point operations of all parts, for an estimate of the time; 0 for short work.
+        """
         ...
 
     def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The answer of one call, which finds a GPU where there is one."""
+        """The result of one call, on a GPU if there is one."""
         ...
 
 
 class LocalExecutor:
-    """In this process, one part after the other."""
+    """Runs the parts in this process, one after the other."""
 
     tasks = 1
 
     def __init__(self, block_bytes: int = 256 << 20) -> None:
         self.block_bytes = block_bytes
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
-        return (function(part, *shared) for part in parts)
+    def __call__(
+        self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
+    ) -> Iterator[T]:
+        return (function(part, *broadcast) for part in parts)
 
     def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
 
 def blocks(rows: torch.Tensor, row_bytes: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:
-    """`rows` cut so that one block at `row_bytes` of scratch a row stays within `block_bytes`, and every task has one."""
+    """Splits `rows` so that a block needs at most `block_bytes` (`row_bytes` of scratch a row) and every task has a block."""
     size = min(block_bytes // max(1, row_bytes), -(-len(rows) // tasks))
     return list(rows.split(max(1, size))) if len(rows) else []

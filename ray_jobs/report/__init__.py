@@ -1,1 +1,1 @@
-"""The page and the summary over finished stages. Computes no metric."""
+"""Writes the page and the summary of finished stages. Computes no metrics."""

@@ -1,4 +1,4 @@
-"""What each figure says: its title with the numbers of the run, how to read it, and its text for who cannot see it."""
+"""The text of each figure: its title with the numbers of the run, how to read it, and its alternative text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from ray_jobs.report.summary import Summary, before_and_after, best, models, sta
 ORIGINS = {
     "special_role": "the old token with the same role (padding, mask, ...)",
     "exact_copy": "the row of the same token in the old vocabulary",
-    "neighbours": "a mixture of old tokens that are near in a space of static vectors",
+    "neighbours": "a mixture of the nearest old tokens in a space of static vectors",
     "composition": "a mixture of the old pieces that the token's text splits into",
     "aligned": "a mixture of the old tokens that it is aligned with in parallel text",
     "random": "drawn from the mean and spread of the old rows",
     "mean": "the mean of all old rows",
-    "filling": "no token: fills the matrix up, and is never predicted",
+    "filling": "no token: pads the matrix and is never predicted",
     "byte_copy": "the old token of the same byte",
-    "case_copy": "the old token that differs in case only",
+    "case_copy": "the old token that differs only in case",
     "start_copy": "the old token that differs in whether it begins a word",
     "nfkc_copy": "the old token of the same text after Unicode normalisation",
     "hybrid": "a mixture of the pieces of the token's text and of its neighbours",
     "script": "drawn from the mean and spread of the old rows in the same script",
-    "donor": "a mixture of shared tokens that rebuilds the token's row in a donor model",
-    "same_id": "the old row of the same id, which belonged to another token",
+    "donor": "a mixture of shared tokens that reconstructs the token's row in a donor model",
+    "same_id": "the old row with the same id, which belonged to another token",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure of the page."""
+    """A figure of the page, with its text."""
 
     name: str
     title: str
@@ -37,12 +37,11 @@ class Figure:
     alt: str
     reading: str
     terms: tuple[tuple[str, str], ...] = ()
-    """Words in the figure that need an explanation."""
+    """(Term in the figure, explanation)."""
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Every figure that there is something for, in the order of the page: first what was reached, then what it was made of and
-    what it took."""
+    """All figures for which there is data, in the order of the page: results first, then the inputs and the time."""
     losses = (
         ("pretrain", "Language-model", "loss (nats per predicted token)"),
         ("embed", "Contrastive", "loss (nats per query)"),
@@ -72,7 +71,11 @@ def _retrieval(summary: Summary) -> Figure:
         image=plots.retrieval(summary),
         alt=f"Bar chart of accuracy@1, {plots.FORWARD} / {plots.BACKWARD}: {values}.",
         reading="The longer the bar, the more texts find their other side at rank 1; compare bars of the same shade"
-        + ("." if _alone(summary) else ", and judge the transfer by transferred against random after the same training."),
+        + (
+            "."
+            if _has_one_start(summary)
+            else ". To judge the transfer, compare transferred with random after the same training."
+        ),
     )
 
 
@@ -91,14 +94,14 @@ def _bits_per_byte(summary: Summary) -> Figure:
         image=plots.bits_per_byte(summary),
         alt=f"Bits per byte of held-out text before and after pretraining: {'; '.join(parts)}.",
         reading="The hollow mark is the model before pretraining, the full mark after it; further left is better"
-        + ("." if _alone(summary) else ", and the two full marks are what to compare."),
+        + ("." if _has_one_start(summary) else ". Compare the two full marks."),
     )
 
 
 def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
     losses = summary["loss"][job]
     steps = max(map(len, losses.values()))
-    curves = {start: plots.thinned(values)[1] for start, values in losses.items()}
+    curves = {start: plots.thin(values)[1] for start, values in losses.items()}
     parts = ", ".join(f"{values[0]:.2f} to {values[-1]:.2f} ({start})" for start, values in curves.items())
     mean = -(-steps // plots.MOST_POINTS)
     each = f"Each point is the mean of {mean} steps" if mean > 1 else "Each point is the loss of one optimizer step"
@@ -107,8 +110,8 @@ def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
         title=f"{objective} loss in {steps:,} {'step' if steps == 1 else 'steps'}: {parts}",
         image=plots.loss(summary, job, unit),
         alt=f"Line chart of the {objective} training loss by optimizer step: {parts}.",
-        reading=f"{each} on training data, so it wavers with the batch"
-        + ("." if _alone(summary) else "; at equal steps the lower curve is the better one."),
+        reading=f"{each} on training data, so it varies with the batch"
+        + ("." if _has_one_start(summary) else "; at the same step the lower curve is better."),
     )
 
 
@@ -122,7 +125,7 @@ def _retrieval_in_training(summary: Summary) -> Figure:
         title=f"Accuracy@1 while the embedder trains, both ways: {', '.join(parts)}",
         image=plots.retrieval_in_training(summary),
         alt=f"Line chart of accuracy@1 by optimizer step, {plots.FORWARD} / {plots.BACKWARD}: {'; '.join(parts)}.",
-        reading="A curve that no longer rises says that more steps bring little; full lines are "
+        reading="If a curve no longer rises, more steps bring little; solid lines are "
         f"{plots.FORWARD}, dashed ones {plots.BACKWARD}.",
     )
 
@@ -140,51 +143,51 @@ def _fertility(summary: Summary) -> Figure:
             for name, values in (("Old", old), ("new", new))
         )
         + ".",
-        reading="Fewer pieces mean shorter inputs for the same held-out text, but only while few are unknown: "
-        "a text of nothing but unknown words takes one piece a word.",
+        reading="Fewer pieces mean shorter inputs for the same held-out text, but only if few are unknown: "
+        "a text of only unknown words takes one piece per word.",
     )
 
 
 def _provenance(summary: Summary) -> Figure:
     codes, last = plots.provenance_codes(summary), starts(summary)[-1]
     counts = summary["provenance"][last]
-    total, (most, count) = sum(counts.values()), max(counts.items(), key=lambda item: (item[1], item[0]))
-    listed = "; ".join(
+    total, (most_frequent, count) = sum(counts.values()), max(counts.items(), key=lambda item: (item[1], item[0]))
+    details = "; ".join(
         f"{plots.start_label(start)}: "
         + ", ".join(f"{n:,} {code.replace('_', ' ')}" for code, n in sorted(summary["provenance"][start].items()))
         for start in starts(summary)
     )
     return Figure(
         name="provenance",
-        title=f"{count / total:.0%} of the {total:,} rows of the {last} start are “{most.replace('_', ' ')}”",
+        title=f"{count / total:.0%} of the {total:,} rows of the {last} start are “{most_frequent.replace('_', ' ')}”",
         image=plots.provenance(summary),
-        alt=f"Bar charts of where the rows of the new embeddings come from. {listed}.",
-        reading="Every row of the new embedding matrix is counted once, under what its first values were made of."
-        + _placed(summary["placed"]),
+        alt=f"Bar charts of where the rows of the new embeddings come from. {details}.",
+        reading="Every row of the new embedding matrix is counted once, by the origin of its initial values."
+        + _placed_by_method(summary["placed"]),
         terms=tuple((code.replace("_", " "), ORIGINS.get(code, "")) for code in codes),
     )
 
 
-def _placed(placed: Mapping[str, int]) -> str:
-    """Which method of a chain placed how many."""
-    return f" Placed by {', '.join(f'{name} {n:,}' for name, n in placed.items())}." if len(placed) > 1 else ""
+def _placed_by_method(counts: Mapping[str, int]) -> str:
+    """How many rows each method of a chain placed."""
+    return f" Placed by {', '.join(f'{name} {n:,}' for name, n in counts.items())}." if len(counts) > 1 else ""
 
 
 def _seconds(summary: Summary) -> Figure:
     values = summary["seconds"]
     longest = max(values, key=lambda stage: (values[stage], stage))
-    listed = ", ".join(f"{plots.stage_label(stage)} {plots.duration(values[stage])}" for stage in sorted(values))
+    details = ", ".join(f"{plots.stage_label(stage)} {plots.duration(values[stage])}" for stage in sorted(values))
     return Figure(
         name="seconds",
-        title=f"The stages took {plots.duration(sum(values.values()))} in all, the longest "
+        title=f"The stages took {plots.duration(sum(values.values()))} in total, the longest "
         f"{plots.duration(values[longest])} ({plots.stage_label(longest)})",
         image=plots.seconds(summary),
-        alt=f"Bar chart of the time of each stage: {listed}.",
-        reading="Wall-clock time on the machine of this run; a stage that was interrupted counts only its last try. "
-        + ("" if _alone(summary) else "Blue is the transferred chain, orange the random control, grey the rest."),
+        alt=f"Bar chart of the time of each stage: {details}.",
+        reading="Wall-clock time on the machine of this run; an interrupted stage counts only its last attempt. "
+        + ("" if _has_one_start(summary) else "Blue is the transferred chain, orange the random control, grey the rest."),
     )
 
 
-def _alone(summary: Summary) -> bool:
-    """Whether there is only one start, so that nothing can be compared with it."""
+def _has_one_start(summary: Summary) -> bool:
+    """Whether there is only one start, and so nothing to compare it with."""
     return len(starts(summary)) < 2

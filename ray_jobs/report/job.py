@@ -1,4 +1,4 @@
-"""`scion report`: `report.html` and `summary.json` from finished stages, and the numbers in the terminal."""
+"""`scion report`: writes `report.html` and `summary.json` from finished stages, and prints the main numbers."""
 
 import json
 from functools import partial
@@ -31,36 +31,36 @@ PAGE, SUMMARY = "report.html", "summary.json"
 
 
 def finished_specs(config: ScionConfig) -> dict[str, Spec]:
-    """The finished artefacts by the name of the stage in the summary."""
-    found = {"shard": shard.spec(config)}
-    for name, plan_of in (("transfer", transfer.spec), ("pretrain", pretrain.spec), ("embed", embed.spec)):
-        found |= {storage.join(start.folder, name): plan_of(config, start) for start in starts(config)}
-    found |= {"merge": merge.spec(config), "serve": serve.spec(config)}
-    found["evaluate"] = evaluate.spec(config, evaluate.finished_models(config))
-    return {name: plan for name, plan in found.items() if artifact.find(plan, replace=name == "evaluate") is not None}
+    """The specs of the finished artefacts, by the name of the stage in the summary."""
+    specs = {"shard": shard.spec(config)}
+    for name, spec_of in (("transfer", transfer.spec), ("pretrain", pretrain.spec), ("embed", embed.spec)):
+        specs |= {storage.join(start.folder, name): spec_of(config, start) for start in starts(config)}
+    specs |= {"merge": merge.spec(config), "serve": serve.spec(config)}
+    specs["evaluate"] = evaluate.spec(config, evaluate.finished_models(config))
+    return {name: spec for name, spec in specs.items() if artifact.find(spec, replace=name == "evaluate") is not None}
 
 
-def stage(config: ScionConfig, plans: dict[str, Spec]) -> Stage:
-    """The report on the artefacts of `plans`, by the name of the stage in the summary."""
-    own = Spec(uri=config.at("report"), kind=KIND, config={}, inputs={name: plan.id for name, plan in plans.items()})
-    return Stage(name="report", spec=own, fill=partial(fill, config, plans), is_derived=True)
+def stage(config: ScionConfig, specs: dict[str, Spec]) -> Stage:
+    """The stage that reports on the artefacts of `specs`, by the name of the stage in the summary."""
+    report_spec = Spec(uri=config.at("report"), kind=KIND, config={}, inputs={name: spec.id for name, spec in specs.items()})
+    return Stage(name="report", spec=report_spec, fill=partial(fill, config, specs), is_derived=True)
 
 
-def fill(config: ScionConfig, plans: dict[str, Spec], draft: Draft, report: Reporter) -> str:
-    """Writes the page and the summary into the output folder, where users look; `report/` only says that it is done."""
-    write(config, plans)
+def fill(config: ScionConfig, specs: dict[str, Spec], draft: Draft, report: Reporter) -> str:
+    """Writes the page and the summary to the output folder, where users look; `report/` only records that it is done."""
+    write(config, specs)
     return f"{PAGE} and {SUMMARY}"
 
 
-def write(config: ScionConfig, plans: dict[str, Spec]) -> Summary:
+def write(config: ScionConfig, specs: dict[str, Spec]) -> Summary:
     """Builds both files from finished stages.
 
     Raises:
-        ArtifactError: one is missing.
+        ArtifactError: a stage is missing.
     """
-    found = {name: artifact.read(require(plan, name), plan.kind, name) for name, plan in plans.items()}
+    artifacts = {name: artifact.read(require(spec, name), spec.kind, name) for name, spec in specs.items()}
     folders = {start.name: start.folder for start in starts(config)}
-    summary = summarize(found, folders, to_dict(config))
+    summary = summarize(artifacts, folders, to_dict(config))
     resolved = to_yaml(config)
     save_config(config)
     storage.write_bytes(config.at(PAGE), page.render(summary, resolved).encode())
@@ -69,27 +69,27 @@ def write(config: ScionConfig, plans: dict[str, Spec]) -> Summary:
 
 
 def needs_ray(config: ScionConfig) -> bool:
-    """It only reads what is finished."""
+    """False: the job only reads finished artefacts."""
     return False
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    plans = finished_specs(config)
+    specs = finished_specs(config)
     require(shard.spec(config), "shard")
-    stage(config, plans).run(console)
-    show(config, plans, console)
+    stage(config, specs).run(console)
+    show(config, specs, console)
 
 
-def show(config: ScionConfig, plans: dict[str, Spec], console: Console) -> None:
-    """The numbers that a user asks for first, and where the rest is. Files that somebody removed are written again."""
-    files = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
-    summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if files else write(config, plans)
+def show(config: ScionConfig, specs: dict[str, Spec], console: Console) -> None:
+    """Prints the main numbers and the path of the page. Rewrites files that were removed."""
+    files_exist = all(storage.exists(config.at(name)) for name in (PAGE, SUMMARY))
+    summary = json.loads(storage.read_bytes(config.at(SUMMARY))) if files_exist else write(config, specs)
     if summary["retrieval"]:
         console.print(retrieval_table(summary))
     if summary["bits_per_byte"]:
         console.print(bits_table(summary))
-    for found in page.language_tables(summary):
-        console.print(language_table(found))
+    for table in page.language_tables(summary):
+        console.print(language_table(table))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
@@ -98,18 +98,18 @@ def retrieval_table(summary: Summary) -> Table:
     table.add_column("model", no_wrap=True)
     for way in (plots.FORWARD, plots.BACKWARD):
         for metric in ("accuracy@1", "MRR@10"):
-            # Three short lines, so that the table fits a terminal of 80 columns.
+            # Three short lines, so the table fits into 80 columns.
             table.add_column(way.replace("→ ", "→\n") + f"\n{metric}", justify="right", no_wrap=True)
     for row in page.retrieval_rows(summary):
         table.add_row(row["model"], *(Text(text, style="bold" if best else "") for text, best, _ in row["cells"]))
     return table
 
 
-def language_table(found: page.LanguageTable) -> Table:
-    table = Table("language", title=found.title, title_justify="left", box=SIMPLE_HEAD)
-    for column in found.columns[1:]:
+def language_table(content: page.LanguageTable) -> Table:
+    table = Table("language", title=content.title, title_justify="left", box=SIMPLE_HEAD)
+    for column in content.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
-    for row in found.rows:
+    for row in content.rows:
         table.add_row(*row)
     return table
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks for nothing from outside: styles and images are inside."""
+"""Renders the report as one self-contained HTML file: styles and images are inline."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in 
 
 
 def render(summary: Summary, config_yaml: str) -> str:
-    """The page. Equal arguments give equal bytes.
+    """Renders the page. Equal arguments give equal bytes.
 
     Args:
-        summary: what `summary.summarize` made, also when it was read back from `summary.json`.
-        config_yaml: the resolved configuration as it stands in `config.yaml`.
+        summary: the result of `summary.summarize`, or the content of `summary.json`.
+        config_yaml: the resolved config as in `config.yaml`.
     """
-    return filled(
+    return fill_template(
         "template.html.j2",
         summary=summary,
         config=summary["config"],
@@ -34,7 +34,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         rows=retrieval_rows(summary),
         languages=language_tables(summary),
         facts=facts(summary),
-        changes=[f"{stage} {describe(one)}" for stage, made in summary["changes"].items() for one in made],
+        changes=[f"{stage} {describe(change)}" for stage, changes in summary["changes"].items() for change in changes],
         best=plots.model_label(best(summary)) if summary["retrieval"] else "",
         same_start=starts(summary) == ("random",),
         compared=len(starts(summary)) > 1,
@@ -44,9 +44,9 @@ def render(summary: Summary, config_yaml: str) -> str:
     )
 
 
-def filled(template: str, **values: Any) -> str:
-    """A template of this package with its values."""
-    # StrictUndefined: a name that the template misspells should fail here, not leave a hole in the page.
+def fill_template(template: str, **values: Any) -> str:
+    """Renders a template of this package."""
+    # StrictUndefined: a misspelt name in a template fails here instead of leaving a hole in the page.
     environment = Environment(
         loader=PackageLoader(__package__ or "", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -55,41 +55,41 @@ def filled(template: str, **values: Any) -> str:
 
 
 def headlines(summary: Summary) -> list[dict[str, Any]]:
-    """The numbers at the top, each with what it is to be compared with."""
-    found = [*_accuracies(summary), *_bits(summary)]
+    """The numbers at the top, each with the numbers to compare it with."""
+    entries = [*_accuracies(summary), *_bits(summary)]
     old, new = (summary["fertility"][name]["pieces_per_word"] for name in ("source", "target"))
     against = [f"old tokenizer {old:.2f}"]
-    return [*found, {"label": "pieces per word", "of": "new tokenizer", "value": f"{new:.2f}", "against": against}]
+    return [*entries, {"label": "pieces per word", "of": "new tokenizer", "value": f"{new:.2f}", "against": against}]
 
 
 def _accuracies(summary: Summary) -> list[dict[str, Any]]:
-    scores, found = summary["retrieval"], []
+    scores, entries = summary["retrieval"], []
     if not scores:
         return []
-    own = best(summary)
-    rivals = {"source_model": "source model", f"random_{own.partition('_')[2]}": "random control"}
+    best_model = best(summary)
+    rivals = {"source_model": "source model", f"random_{best_model.partition('_')[2]}": "random control"}
     for way, label in (("forward", plots.FORWARD), ("backward", plots.BACKWARD)):
         against = [
             f"{name} {scores[model][way]['accuracy_at_1']:.3f}"
             for model, name in rivals.items()
-            if model in scores and model != own
+            if model in scores and model != best_model
         ]
-        value = f"{scores[own][way]['accuracy_at_1']:.3f}"
-        found.append({"label": "accuracy@1", "of": label, "value": value, "against": against})
-    return found
+        value = f"{scores[best_model][way]['accuracy_at_1']:.3f}"
+        entries.append({"label": "accuracy@1", "of": label, "value": value, "against": against})
+    return entries
 
 
 def _bits(summary: Summary) -> list[dict[str, Any]]:
     ends = {start: before_and_after(summary, start)[1] for start in summary["bits_per_byte"]}
     if not ends:
         return []
-    step, own = ends.pop(list(ends)[-1])
-    against = [f"random control {other:.3f}" for _, other in ends.values()] or ["less is better"]
-    return [{"label": "bits per byte", "of": f"held-out text, step {step:,}", "value": f"{own:.3f}", "against": against}]
+    step, value = ends.pop(list(ends)[-1])
+    against = [f"random control {other:.3f}" for _, other in ends.values()] or ["lower is better"]
+    return [{"label": "bits per byte", "of": f"held-out text, step {step:,}", "value": f"{value:.3f}", "against": against}]
 
 
 def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
-    """The table of retrieval; a cell is (text, whether it is the best of its column, its interval)."""
+    """The retrieval table; a cell is (text, whether it is the best of its column, interval)."""
     scores = {model: [(summary["retrieval"][model][way], metric) for way, metric in _COLUMNS] for model in models(summary)}
     best = [max(way[metric] for way, metric in column) for column in zip(*scores.values(), strict=True)]
     return [
@@ -105,13 +105,13 @@ def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    """Empty for what was evaluated before there were intervals."""
+    """Empty for artefacts of versions without intervals."""
     return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageTable:
-    """A row a language; the first column is its name."""
+    """A table with one record per language; the first column is its name."""
 
     title: str
     reading: str
@@ -120,7 +120,7 @@ class LanguageTable:
 
 
 def language_tables(summary: Summary) -> list[LanguageTable]:
-    """What text and pairs of each language gave, in two tables that fit a page and a terminal; none where there is one
+    """The results by language, in a table for text and one for pairs, which fit a page and a terminal; empty for a single
     language."""
     rows = languages(summary)
     if len(rows) < 2:
@@ -128,16 +128,16 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
     text = [
         [
             row["lang"],
-            _joined(row["pieces"] or (None, None), " → ", "{:.2f}"),
-            *(_joined(ends, " → ", "{:.3f}") for ends in row["bits"].values()),
+            _join(row["pieces"] or (None, None), " → ", "{:.2f}"),
+            *(_join(ends, " → ", "{:.3f}") for ends in row["bits"].values()),
         ]
         for row in rows
     ]
     pairs = [
         [
             row["lang"],
-            _joined([row["pairs"]], "", "{:,}"),
-            *(_joined(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
+            _join([row["pairs"]], "", "{:,}"),
+            *(_join(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
         ]
         for row in rows
     ]
@@ -163,36 +163,36 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
     ]
 
 
-def _joined(values: Sequence[float | None], mark: str, form: str) -> str:
-    """Numbers in a cell of the table by language; "none" where there is no text or no pair to take them from."""
+def _join(values: Sequence[float | None], mark: str, form: str) -> str:
+    """The numbers of a cell as text; "none" if the language has no text or no pairs."""
     return "none" if None in values else mark.join(form.format(value) for value in values)
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
-    """What the run worked on, as a table of names and values."""
+    """Facts about the data and the models of the run, as (name, value)."""
     data, serve = summary["data"], summary["serve"]
-    found = [
+    entries = [
         ("Documents", _fates(data["documents"])),
         ("Packed rows", f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
                         f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)"),
         ("Held-out rows", f"{data['rows']['heldout']:,}"),
     ]  # fmt: skip
     if summary["pairs"]:
-        found.append(("Held-out pairs", f"{summary['pairs']:,}"))
+        entries.append(("Held-out pairs", f"{summary['pairs']:,}"))
     if summary["parameters"]:
-        found.append(("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"))
+        entries.append(("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"))
     if summary["merged_models"]:
-        found.append(("Merged model", f"the average of {summary['merged_models']} embedders"))
+        entries.append(("Merged model", f"average of {summary['merged_models']} embedders"))
     if serve:
-        found.append(
-            ("Served", f"{serve['requests']:,} requests answered; largest difference of a number from Embedder.encode: "
+        entries.append(
+            ("Served", f"{serve['requests']:,} requests answered; largest difference from Embedder.encode: "
                        f"{serve['max_abs_diff']:.1e}")
         )  # fmt: skip
-    return [*found, ("Data set id", str(data["dataset"]))]
+    return [*entries, ("Data set id", str(data["dataset"]))]
 
 
 def _fates(documents: Mapping[str, int]) -> str:
     dropped = {"empty": "empty", "duplicate": "duplicate", "in_heldout": "also in the held-out text"}
     parts = [f"{documents[name]:,} {text}" for name, text in dropped.items() if documents.get(name)]
-    kept = f"{documents['train']:,} for training, {documents['heldout']:,} held out"
-    return f"{kept}; dropped: {', '.join(parts)}" if parts else kept
+    split = f"{documents['train']:,} for training, {documents['heldout']:,} held out"
+    return f"{split}; dropped: {', '.join(parts)}" if parts else split

@@ -1,7 +1,7 @@
-"""The figures of the report, each drawn from the summary to an SVG in a data URI.
+"""Draws the figures of the report from the summary, each as an SVG in a data URI.
 
-Text is drawn as paths, so that a figure looks the same with any fonts; no figure needs its colours to be understood,
-and the colours (Okabe and Ito 2008) can be told apart by colour-blind readers.
+Text is drawn as paths, so a figure looks the same with any fonts. No figure depends on its colours, and colour-blind readers
+can distinguish them (Okabe and Ito 2008).
 """
 
 import base64
@@ -32,7 +32,7 @@ _COLOURS = {
 _LINES = ("#0072b2", "#d55e00", "#00805f", "#a4477a", "#8c6d00", "#2f8fbd", "#1f2933", "#6b7280")
 _WIDTH = 9.6
 _ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 2, "frameon": False}
-"""Where a key stands: over the plot, where it covers nothing."""
+"""The position of a legend: above the plot, where it covers nothing."""
 MOST_POINTS = 300
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "text.parse_math": False,
@@ -41,11 +41,11 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": _MUTED, "ytick.color": _MUTED,
     "svg.fonttype": "path", "svg.hashsalt": "scion",
 }  # fmt: skip
-"""No mathematics in text: a `$` in a name is a dollar. The salt makes the ids in the file the same every time."""
+"""Text is not parsed as mathematics: a `$` in a name is a dollar. The salt makes the ids in the file deterministic."""
 
 
 def retrieval(summary: Summary) -> str:
-    """Accuracy@1 of every model: two bars each, one for each direction."""
+    """Accuracy@1 of every model: two bars each, one per direction."""
     compared = models(summary)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(0.56 * len(compared) + 1.0)
@@ -66,7 +66,7 @@ def retrieval(summary: Summary) -> str:
 
 
 def bits_per_byte(summary: Summary) -> str:
-    """A line a start, from the hollow mark before training to the full one after it."""
+    """One line per start, from a hollow mark before training to a full mark after it."""
     pretrained = list(summary["bits_per_byte"])
     with matplotlib.rc_context(_STYLE):
         figure = _figure(0.5 * len(pretrained) + 1.15)
@@ -86,26 +86,26 @@ def bits_per_byte(summary: Summary) -> str:
         steps = [step for step, _ in before_and_after(summary, pretrained[0])]
         key = [Line2D([], [], marker="o", ls="", ms=8, mew=2, mec=_MUTED, mfc=fill) for fill in ("white", _MUTED)]
         axes.legend(key, [f"step {step:,}" for step in steps], **_ABOVE)
-        axes.set_xlabel("bits per byte of held-out text (less is better)")
+        axes.set_xlabel("bits per byte of held-out text (lower is better)")
         return _uri(figure)
 
 
 def loss(summary: Summary, job: str, unit: str) -> str:
-    """The training loss of every start, each curve named at its end."""
+    """The training loss of every start, each curve labelled at its end."""
     with matplotlib.rc_context(_STYLE):
         figure = _figure(3.7)
         axes = figure.add_subplot()
         ends = {}
         for start, losses in summary["loss"][job].items():
-            steps, values = thinned(losses)
+            steps, values = thin(losses)
             axes.plot(steps, values, color=_COLOURS[start], linewidth=2, solid_capstyle="round")
             axes.plot(steps[-1:], values[-1:], "o", color=_COLOURS[start], markersize=6, clip_on=False)
             ends[start] = (steps[-1], values[-1])
         axes.margins(y=0.08)
         axes.set_xlim(0, 1.01 * max(1, *(step for step, _ in ends.values())))
         low, high = axes.get_ylim()
-        places = spread([value for _, value in ends.values()], gap=(high - low) * 0.075)
-        for (start, (step, value)), place in zip(ends.items(), places, strict=True):
+        label_places = space_out([value for _, value in ends.values()], gap=(high - low) * 0.075)
+        for (start, (step, value)), place in zip(ends.items(), label_places, strict=True):
             axes.annotate(
                 f"{start} {value:.2f}", (step, place), (9, 0), textcoords="offset points", va="center",
                 color=_COLOURS[start], weight="bold", annotation_clip=False,
@@ -119,7 +119,7 @@ def loss(summary: Summary, job: str, unit: str) -> str:
 
 
 def retrieval_in_training(summary: Summary) -> str:
-    """Accuracy@1 of every start by step: a full line forward, a dashed one backward."""
+    """Accuracy@1 of every start by step: solid lines forward, dashed ones backward."""
     with matplotlib.rc_context(_STYLE):
         figure = _figure(3.7)
         axes = figure.add_subplot()
@@ -139,7 +139,7 @@ def retrieval_in_training(summary: Summary) -> str:
 
 
 def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
-    """Bits per byte by step: a line a method with its mean, and its standard deviation as a band."""
+    """Bits per byte by step: one line per method for the mean, with a band of one standard deviation."""
     with matplotlib.rc_context(_STYLE):
         figure = _figure(max(4.2, 0.3 * len(curves) + 1.0))
         axes = figure.add_subplot()
@@ -153,7 +153,7 @@ def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
             axes.fill_between(steps, lower, upper, color=colour, alpha=0.15, linewidth=0)
             ends[method] = (steps[-1], means[-1])
         low, high = axes.get_ylim()
-        places = spread([value for _, value in ends.values()], gap=(high - low) * 0.052)
+        places = space_out([value for _, value in ends.values()], gap=(high - low) * 0.052)
         for (method, (step, value)), at in zip(ends.items(), places, strict=True):
             axes.annotate(
                 f"{method} {value:.3f}", (step, value), (1.02, at), textcoords=("axes fraction", "data"), va="center",
@@ -168,7 +168,7 @@ def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
 
 
 def fertility(summary: Summary) -> str:
-    """Three small plots: pieces a word, pieces a character, and the share of unknown pieces, old above new."""
+    """Three panels: pieces per word, pieces per character, and the share of unknown pieces, old above new."""
     panels = (("pieces_per_word", "pieces per word", 1), ("pieces_per_character", "pieces per character", 1))
     with matplotlib.rc_context(_STYLE):
         figure = _figure(1.75)
@@ -185,26 +185,26 @@ def fertility(summary: Summary) -> str:
 
 
 def provenance(summary: Summary) -> str:
-    """A plot a start: how many rows of the new embeddings have each origin."""
-    made, codes = starts(summary), provenance_codes(summary)
+    """One panel per start: the number of new embedding rows by origin."""
+    start_names, codes = starts(summary), provenance_codes(summary)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(0.36 * len(codes) + 1.1)
-        plots = figure.subplots(1, len(made), squeeze=False, sharex=True)[0]
-        for axes, start in zip(plots, made, strict=True):
+        plots = figure.subplots(1, len(start_names), squeeze=False, sharex=True)[0]
+        for axes, start in zip(plots, start_names, strict=True):
             counts = [summary["provenance"][start].get(code, 0) for code in codes]
             bars = axes.barh(range(len(codes)), counts, 0.65, color=_COLOURS[start])
             axes.bar_label(bars, [_counted(count, sum(counts)) for count in counts], padding=4)
             axes.set_title(start_label(start), weight="bold", color=_COLOURS[start])
-            _rows(axes, [code.replace("_", " ") if start == made[0] else "" for code in codes])
+            _rows(axes, [code.replace("_", " ") if start == start_names[0] else "" for code in codes])
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.set_xlabel("rows of the new embedding matrix")
-        plots[0].set_xlim(0, 1.45 * max(max(summary["provenance"][start].values()) for start in made))
+        plots[0].set_xlim(0, 1.45 * max(max(summary["provenance"][start].values()) for start in start_names))
         return _uri(figure)
 
 
 def seconds(summary: Summary) -> str:
-    """How long each stage took, in the order of the pipeline."""
+    """The time of each stage, in the order of the pipeline."""
     stages = [stage for stage in STAGES if stage in summary["seconds"]]
     values = [summary["seconds"][stage] for stage in stages]
     unit, size = _time_unit(max(values))
@@ -222,7 +222,7 @@ def seconds(summary: Summary) -> str:
 
 
 def model_label(model: str) -> str:
-    """`random_untrained` as it is written for people."""
+    """The label of a model: "random, untrained" for `random_untrained`."""
     return model.replace("_", " ") if model == "source_model" else model.replace("_", ", ")
 
 
@@ -236,7 +236,7 @@ def stage_label(stage: str) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds as a person says them: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Formats seconds: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(value)
     if whole < 60:
         return f"{value:.1f} s"
@@ -246,7 +246,7 @@ def duration(value: float) -> str:
 
 
 def provenance_codes(summary: Summary) -> list[str]:
-    """The origins that occur, the most frequent first."""
+    """The origins that occur, in descending order of frequency."""
     totals: dict[str, int] = {}
     for counts in summary["provenance"].values():
         for code, count in counts.items():
@@ -254,26 +254,26 @@ def provenance_codes(summary: Summary) -> list[str]:
     return sorted(totals, key=lambda code: (-totals[code], code))
 
 
-def thinned(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
-    """A curve of at most `most` points (step, value), each the mean of as many neighbouring steps."""
+def thin(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """Reduces a curve to at most `most` points (step, value), each the mean of equally many consecutive steps."""
     size = -(-len(values) // most)
     groups = [values[start : start + size] for start in range(0, len(values), size)]
     steps = [number * size + (len(group) - 1) / 2 for number, group in enumerate(groups)]
     return steps, [sum(group) / len(group) for group in groups]
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values, moved apart around their middle until none is nearer to the next one than `gap`."""
+def space_out(values: Sequence[float], gap: float) -> list[float]:
+    """Moves values apart symmetrically until neighbours differ by at least `gap`; keeps their order."""
     order = sorted(range(len(values)), key=lambda index: values[index])
-    placed = [values[index] for index in order]
-    for lower, upper in pairwise(range(len(placed))):
-        lack = max(0.0, gap - (placed[upper] - placed[lower]))
-        placed = [place - lack / 2 if index <= lower else place + lack / 2 for index, place in enumerate(placed)]
-    return [place for _, place in sorted(zip(order, placed, strict=True))]
+    moved = [values[index] for index in order]
+    for lower, upper in pairwise(range(len(moved))):
+        lack = max(0.0, gap - (moved[upper] - moved[lower]))
+        moved = [place - lack / 2 if index <= lower else place + lack / 2 for index, place in enumerate(moved)]
+    return [place for _, place in sorted(zip(order, moved, strict=True))]
 
 
 def _counted(count: int, total: int) -> str:
-    """A count with its share, which is never rounded to nothing."""
+    """A count with its share, which is never rounded to 0."""
     if count == 0:
         return "0"
     return f"{count:,} ({count / total:.1%})" if count >= 0.0005 * total else f"{count:,} (<0.1%)"
@@ -286,7 +286,7 @@ def _time_unit(longest: float) -> tuple[str, int]:
 
 
 def _stage_colour(stage: str, summary: Summary) -> str:
-    """Stages that both starts share are grey."""
+    """The colour of a stage: grey if both starts share it."""
     if stage.rpartition("/")[2] not in ("transfer", "pretrain", "embed"):
         return _COLOURS["shared"]
     return _COLOURS["random" if "/" in stage or summary["method"] == "random" else "transferred"]
@@ -299,14 +299,14 @@ def _figure(height: float) -> Figure:
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Names the rows of a horizontal plot, the first one on top."""
+    """Labels the rows of a horizontal plot, the first one on top."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=_INK)
 
 
 def _tint(colour: str) -> tuple[float, float, float]:
-    """The colour mixed with white."""
+    """Mixes a colour with white."""
     red, green, blue = (1 - 0.35 * (1 - part) for part in to_rgb(colour))
     return red, green, blue
 
@@ -315,5 +315,5 @@ def _uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
-    # What stands before it is the XML head with a DOCTYPE: an address that a strict reader might fetch.
+    # Drops the XML prolog: its DOCTYPE has an address that a strict reader might fetch.
     return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index(b"<svg") :]).decode()

@@ -64,7 +64,7 @@ capacity.wait_for(2, 1.0, add_node)
 print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("GPUs of a task:", len(RayExecutor(8 << 30).on_gpu(ray.get_gpu_ids)))
 try:
-    RayExecutor(8 << 30).on_gpu(tokenadapt._encoded, "/nothing/here", [])
+    RayExecutor(8 << 30).on_gpu(tokenadapt._encode, "/nothing/here", [])
 except ScionError as error:
     print(type(error).__name__)
 ray.shutdown()

@@ -1,4 +1,4 @@
-"""A chain of methods: each places what those before it left, and every row remembers which did."""
+"""A chain of methods: each places the tokens that the methods before it left, and every row records its method."""
 
 import numpy as np
 import pytest
@@ -20,61 +20,61 @@ def settings(method: str):  # type: ignore[no-untyped-def]
     return CONFIGS.get(method, METHODS[method].config())
 
 
-def made_by(problem: Problem, name: str) -> TransferPlan:
+def plan_of(problem: Problem, name: str) -> TransferPlan:
     return assemble(problem, chain.place(problem, name, settings), name)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_each_method_places_what_those_before_it_left(problem: Problem, name: str) -> None:
-    """Row by row, against every method by itself: the first of the chain that places a token makes its row."""
-    whole, old = made_by(problem, name), old_rows(problem)
+def test_each_method_places_the_tokens_that_the_ones_before_it_left(problem: Problem, name: str) -> None:
+    """Compares row by row with every method alone: the first method of the chain that places a token makes its row."""
+    whole, old = plan_of(problem, name), old_rows(problem)
     new = apply.embeddings(whole, old)
     left = set(problem.new.tolist())
-    for place, method in enumerate(chain.parts(name), 1):
-        alone = made_by(problem, method)
+    for number, method in enumerate(chain.parts(name), 1):
+        alone = plan_of(problem, method)
         expected = apply.embeddings(alone, old)
-        own = sorted(left & set(np.flatnonzero(alone.by == 1).tolist()))
-        assert np.flatnonzero(whole.by == place).tolist() == own
-        assert (whole.provenance[own] == alone.provenance[own]).all()
-        assert torch.equal(new[own], expected[own])
-        assert whole.placed_by_method()[method] == len(own)
-        left -= set(own)
+        placed = sorted(left & set(np.flatnonzero(alone.by == 1).tolist()))
+        assert np.flatnonzero(whole.by == number).tolist() == placed
+        assert (whole.provenance[placed] == alone.provenance[placed]).all()
+        assert torch.equal(new[placed], expected[placed])
+        assert whole.placed_by_method()[method] == len(placed)
+        left -= set(placed)
     assert (whole.provenance[sorted(left)] == Provenance.RANDOM).all()
     assert (whole.by[sorted(left)] == 0).all()
     assert sum(whole.fates().values()) == len(whole)
 
 
-def test_a_chain_survives_the_disk_and_diff_names_its_methods(problem: Problem, tmp_path) -> None:
-    whole, alone = made_by(problem, CHAINS[0]), made_by(problem, "aligned")
+def test_a_chain_is_saved_and_loaded_and_diff_names_its_methods(problem: Problem, tmp_path) -> None:
+    whole, alone = plan_of(problem, CHAINS[0]), plan_of(problem, "aligned")
     whole.save(str(tmp_path))
-    again = plan.load(str(tmp_path))
-    assert (again.by == whole.by).all()
-    assert again.placed_by_method() == whole.placed_by_method()
-    assert set(diff(whole, again).rows) == set()
-    found = diff(alone, whole)
-    assert len(found.rows) == sum(whole.placed_by_method()[method] for method in ("focus", "fvt"))
-    assert ("random", "composition by fvt") in found.moves
+    loaded = plan.load(str(tmp_path))
+    assert (loaded.by == whole.by).all()
+    assert loaded.placed_by_method() == whole.placed_by_method()
+    assert set(diff(whole, loaded).rows) == set()
+    difference = diff(alone, whole)
+    assert len(difference.rows) == sum(whole.placed_by_method()[method] for method in ("focus", "fvt"))
+    assert ("random", "composition by fvt") in difference.moves
 
 
-def test_a_plan_without_its_methods_is_refused(problem: Problem, tmp_path, monkeypatch) -> None:
+def test_a_plan_without_the_methods_of_its_rows_is_rejected(problem: Problem, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(plan, "_ARRAYS", tuple(name for name in plan._ARRAYS if name != "by"))
-    made_by(problem, "aligned").save(str(tmp_path))
+    plan_of(problem, "aligned").save(str(tmp_path))
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match="another version"):
         plan.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("foucs", "foucs is not a method"),
-        ("aligned+aligned", "stands twice"),
+        ("aligned+aligned", "occurs twice"),
         ("aligned+scratch", "cannot be part of a chain"),
         ("aligned+", r"aligned\+ is not a method"),
     ],
 )
-def test_a_chain_that_cannot_run_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_chain_that_cannot_run_is_rejected(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         chain.check(name, "method")
 
 

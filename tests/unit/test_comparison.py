@@ -1,10 +1,10 @@
-"""The ranking of `scion compare`: what it claims follows from the cells, and no more."""
+"""The ranking of `scion compare`: it claims only what follows from the cells."""
 
 import numpy as np
 import pytest
 
 from ray_jobs.report import comparison
-from ray_jobs.report.comparison import MeanAndSd, compare, falling, flat_curves, steps_to
+from ray_jobs.report.comparison import MeanAndSd, compare, flat_curves, monotone_fit, steps_to
 
 
 def cell(*bits: float, retrieval: float | None = None) -> dict:
@@ -13,7 +13,7 @@ def cell(*bits: float, retrieval: float | None = None) -> dict:
     return {"bits_per_byte": {str(10 * place): value for place, value in enumerate(bits)}, "retrieval": scores}
 
 
-def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_rank() -> None:
+def test_the_best_is_first_and_methods_within_the_noise_of_the_seeds_share_a_rank() -> None:
     cells = {
         ("random", 0): cell(4.0, 3.0, 2.0), ("random", 1): cell(4.2, 3.2, 2.1),
         ("fvt", 0): cell(3.0, 2.0, 1.5), ("fvt", 1): cell(3.0, 2.0, 1.6),
@@ -30,7 +30,7 @@ def test_the_best_is_first_and_methods_that_the_seeds_do_not_tell_apart_share_a_
     assert comparison.cells(found, found.rows[0])[4] == "2.1 x"
 
 
-def test_a_start_that_never_gets_there_and_one_that_is_there_at_once() -> None:
+def test_a_start_that_never_reaches_the_goal_and_one_that_is_there_at_once() -> None:
     found = compare({("random", 0): cell(4.0, 2.0), ("a", 0): cell(1.9, 1.0), ("b", 0): cell(4.0, 3.0)})
     assert [comparison.cells(found, row)[4] for row in found.rows] == ["at once", "1.0 x", "never"]
     assert found.rows[2].steps_to_random is None
@@ -45,8 +45,8 @@ def test_a_crossing_lies_on_the_line_between_two_points() -> None:
     assert steps_to({0: 1.0, 10: 3.0}, 2.0) == 0.0
 
 
-def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
-    """Findings 53: its curve first reaches its own last value at step 18 of 40, and it said 2.2 x of itself."""
+def test_the_control_has_a_speed_up_of_one_even_if_its_curve_is_noisy() -> None:
+    """Findings 53: its curve first reached its own last value at step 18 of 40, so its speed-up over itself was 2.2 x."""
     control = {0: 3.0, 10: 1.5, 18: 1.0, 26: 0.98, 32: 1.02, 40: 1.0}
     faster = {0: 2.0, 10: 0.99, 18: 1.0, 26: 0.9, 32: 0.85, 40: 0.8}
     cells = {("random", 0): cell(), ("fvt", 0): cell()}
@@ -56,11 +56,11 @@ def test_the_control_has_a_speed_up_of_one_though_its_curve_wavers() -> None:
     assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
     assert found.rows[1].flat_from == 18
     assert found.rows[0].flat_from is None
-    assert flat_curves(found) == "flat at their end, so that steps say little: random from step 18"
+    assert flat_curves(found) == "flat at their end, so steps mean little: random from step 18"
     assert "random from step 18" in comparison.render(found, {"random": "", "fvt": ""}, "m", "")
 
 
-def test_what_gets_there_within_half_a_step_was_not_there_before() -> None:
+def test_a_start_that_gets_there_within_half_a_step_is_not_there_at_once() -> None:
     cells = {("random", 0): cell(), ("fvt", 0): cell()}
     for name, curve in (("random", {0: 1.942, 6: 1.937}), ("fvt", {0: 1.946, 1: 1.9, 6: 1.8})):
         cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
@@ -68,7 +68,7 @@ def test_what_gets_there_within_half_a_step_was_not_there_before() -> None:
     assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "30.7 x"}
 
 
-def test_the_falling_curve_is_the_nearest_one() -> None:
+def test_the_monotone_curve_is_the_nearest_one() -> None:
     """Against scipy's own isotonic regression."""
     from scipy.optimize import isotonic_regression
 
@@ -76,10 +76,10 @@ def test_the_falling_curve_is_the_nearest_one() -> None:
     for _ in range(50):
         values = np.linspace(3, 1, 12) + random.normal(0, 0.5, 12)
         curve = dict(enumerate(values.tolist()))
-        assert np.allclose(list(falling(curve).values()), isotonic_regression(values, increasing=False).x)
+        assert np.allclose(list(monotone_fit(curve).values()), isotonic_regression(values, increasing=False).x)
 
 
-def test_the_page_shows_every_method_and_asks_for_nothing_from_outside() -> None:
+def test_the_page_shows_every_method_and_loads_nothing_from_outside() -> None:
     found = compare({("random", 0): cell(4.0, 2.0, retrieval=0.1), ("fvt", 0): cell(3.0, 1.0, retrieval=0.75)})
     page = comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
     assert page == comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
@@ -89,7 +89,7 @@ def test_the_page_shows_every_method_and_asks_for_nothing_from_outside() -> None
     assert 'src="http' not in page
 
 
-def test_retrieval_has_columns_where_it_was_compared() -> None:
+def test_retrieval_has_columns_only_for_encoders() -> None:
     encoder = compare({("random", 0): cell(2.0, 1.0, retrieval=0.25)})
     assert (encoder.columns[-1], comparison.cells(encoder, encoder.rows[0])[-1]) == ("accuracy@1 after", "0.250")
     decoder = compare({("random", 0): cell(2.0, 1.0)})

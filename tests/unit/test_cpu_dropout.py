@@ -1,4 +1,4 @@
-"""Dropout on a CPU against torch's: how much is dropped, on whose word, and what attention makes of it."""
+"""Dropout on a CPU against torch's: the share that is dropped, its randomness, and the attention that uses it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trainer.models.packed_lm import PackedLM
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
-def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p: float) -> None:
+def test_the_share_that_is_dropped_is_p_and_the_mean_is_kept(p: float) -> None:
     torch.manual_seed(1)
     drop, scale = dropout_mask((300, 1001), p)
     assert drop.float().mean() == pytest.approx(p, abs=4 * (0.25 / drop.numel()) ** 0.5)
@@ -21,11 +21,11 @@ def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p: float) -> None:
     assert set(kept.unique().tolist()) == {0.0, torch.tensor(scale).item()}
     assert kept.mean() == pytest.approx(1, abs=0.03)
     rows = drop.float() - p
-    assert (rows[:-1] * rows[1:]).mean().abs() < 0.01  # neighbours have nothing to do with each other
+    assert (rows[:-1] * rows[1:]).mean().abs() < 0.01  # neighbours are independent
     assert (rows[:, :-1] * rows[:, 1:]).mean().abs() < 0.01
 
 
-def test_torchs_seed_decides_and_each_call_draws_anew() -> None:
+def test_torchs_seed_determines_the_mask_and_each_call_draws_a_new_one() -> None:
     draws = []
     for _ in range(2):
         torch.manual_seed(7)
@@ -35,7 +35,7 @@ def test_torchs_seed_decides_and_each_call_draws_anew() -> None:
     assert not torch.equal(draws[0][0], draws[0][1])
 
 
-def test_gradients_are_zero_where_it_dropped_and_nothing_is_dropped_in_evaluation() -> None:
+def test_gradients_of_dropped_elements_are_zero_and_evaluation_drops_nothing() -> None:
     module, hidden = Dropout(0.4), torch.randn(50, 60, requires_grad=True)
     given = module(hidden)
     given.sum().backward()
@@ -46,7 +46,7 @@ def test_gradients_are_zero_where_it_dropped_and_nothing_is_dropped_in_evaluatio
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_attention_is_that_of_torch_on_the_weights_that_are_left(groups: int, masked: bool) -> None:
+def test_attention_equals_torchs_on_the_remaining_weights(groups: int, masked: bool) -> None:
     torch.manual_seed(3)
     query = torch.randn(2, 4, 9, 8)
     key, value = (torch.randn(2, 4 // groups, 9, 8) for _ in range(2))
@@ -65,8 +65,8 @@ def test_attention_is_that_of_torch_on_the_weights_that_are_left(groups: int, ma
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", LEAN)
-def test_a_model_that_drops_next_to_nothing_is_the_model_without(name: str, packed: bool) -> None:
-    """1e-7 rounds to no weight in 2^16, but takes the path of dropout."""
+def test_a_model_with_negligible_dropout_equals_the_model_without(name: str, packed: bool) -> None:
+    """1e-7 rounds to 0 of 2^16 weights, but takes the path of dropout."""
     batch, found = batch_of(name, packed), []
     for p in (0.0, 1e-7):
         model = made(name)
@@ -87,7 +87,7 @@ def test_a_model_that_drops_next_to_nothing_is_the_model_without(name: str, pack
         assert (gradient - found[1][1][weight]).abs().max() < 1e-5, weight
 
 
-def test_the_attention_of_a_model_that_drops_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_dropout_uses_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.models import cpu_dropout
 
     calls: list[float] = []

@@ -1,4 +1,4 @@
-"""OMP, CLP and CLP+ against scikit-learn and brute force, and the donor model that they stand on."""
+"""OMP, CLP and CLP+ against scikit-learn and brute force, and the donor model that they use."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def dense(index: np.ndarray, weights: np.ndarray, atoms: torch.Tensor) -> np.nda
 # Exact products
 
 
-def test_products_of_directions_are_the_same_number_in_any_order() -> None:
+def test_products_of_normalised_rows_are_equal_in_any_order_of_summation() -> None:
     rows, lengths = exact.normalise_rows(normal(50, 300, seed=1) * torch.logspace(-10, 10, 50)[:, None])
     entries = rows.double().numpy()
     whole = exact.products(rows, rows)
@@ -82,7 +82,7 @@ def test_products_of_directions_are_the_same_number_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
-def test_on_unit_atoms_it_is_orthogonal_matching_pursuit_of_scikit_learn(k: int) -> None:
+def test_on_unit_atoms_it_equals_orthogonal_matching_pursuit_of_scikit_learn(k: int) -> None:
     atoms = torch.nn.functional.normalize(normal(120, 40, seed=1))
     vectors = 3 * normal(60, 40, seed=2)
     index, weights = combinations(vectors, atoms, PursuitConfig(k=k, ridge=0.0))
@@ -94,7 +94,7 @@ def test_on_unit_atoms_it_is_orthogonal_matching_pursuit_of_scikit_learn(k: int)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_atoms_of_any_length_give_what_a_naive_pursuit_gives(normalise: bool) -> None:
+def test_atoms_of_any_length_give_the_result_of_a_naive_pursuit(normalise: bool) -> None:
     atoms = (
         normal(90, 30, seed=3) * torch.logspace(-1, 1, 90)[torch.randperm(90, generator=torch.Generator().manual_seed(0)), None]
     )
@@ -132,7 +132,7 @@ def test_a_planted_combination_is_found_and_nothing_else() -> None:
     assert np.abs(found - planted).max() < 1e-4
 
 
-def test_equal_atoms_count_once_and_zeros_never() -> None:
+def test_equal_atoms_count_once_and_zero_atoms_never() -> None:
     atoms = normal(20, 16, seed=6)
     doubled = torch.cat([torch.zeros(3, 16), atoms, atoms, 2 * atoms])
     index, weights = combinations(normal(25, 16, seed=7), doubled, PursuitConfig(k=16))
@@ -142,8 +142,8 @@ def test_equal_atoms_count_once_and_zeros_never() -> None:
     assert (weights == same).all()
 
 
-def test_atoms_that_span_little_give_bounded_coefficients() -> None:
-    """200 atoms in 6 dimensions, many nearly the same, of vectors that are mostly outside of them."""
+def test_nearly_dependent_atoms_give_bounded_coefficients() -> None:
+    """200 atoms in 6 dimensions, many nearly equal, for vectors that are mostly outside of their span."""
     flat = normal(100, 6, seed=8) @ normal(6, 48, seed=9)
     atoms = torch.nn.functional.normalize(torch.cat([flat, flat + 1e-5 * normal(100, 48, seed=10)]))
     vectors = torch.nn.functional.normalize(normal(50, 48, seed=11))
@@ -156,7 +156,7 @@ def test_atoms_that_span_little_give_bounded_coefficients() -> None:
         assert (np.linalg.norm(weights, axis=1) <= 1 / (2 * ridge**0.5)).all()
 
 
-def test_the_coefficients_are_a_ridge_regression_on_the_atoms_taken() -> None:
+def test_the_coefficients_are_a_ridge_regression_on_the_selected_atoms() -> None:
     atoms = torch.nn.functional.normalize(normal(40, 12, seed=18))
     vectors = normal(10, 12, seed=19)
     index, weights = combinations(vectors, atoms, PursuitConfig(k=6, ridge=0.1))
@@ -165,7 +165,7 @@ def test_the_coefficients_are_a_ridge_regression_on_the_atoms_taken() -> None:
         assert np.abs(weights[row] - np.linalg.solve(taken @ taken.T + 0.1 * np.eye(6), taken @ vector)).max() < 1e-5
 
 
-def test_taking_the_highest_cosine_leaves_less_over_than_the_highest_product() -> None:
+def test_selecting_the_highest_cosine_leaves_a_smaller_residual_than_the_highest_product() -> None:
     atoms = normal(400, 64, seed=12) * torch.logspace(-1, 1, 400)[:, None]
     vectors = normal(80, 64, seed=13)
     left = []
@@ -175,7 +175,7 @@ def test_taking_the_highest_cosine_leaves_less_over_than_the_highest_product() -
     assert left[0] < 0.9 * left[1]
 
 
-def test_a_vector_that_is_zero_or_near_enough_takes_no_more_atoms() -> None:
+def test_a_vector_that_is_zero_or_within_the_tolerance_selects_no_more_atoms() -> None:
     atoms = normal(50, 20, seed=14)
     vectors = torch.stack([torch.zeros(20), atoms[7], atoms[7] + 0.05 * normal(20, seed=15)])
     index, weights = combinations(vectors, atoms, PursuitConfig(tolerance=0.1))
@@ -185,7 +185,7 @@ def test_a_vector_that_is_zero_or_near_enough_takes_no_more_atoms() -> None:
     assert combinations(vectors[:0], atoms, PursuitConfig(k=3))[0].shape == (0, 3)
 
 
-# To the last bit, however the work is cut
+# Equal bit for bit, however the work is cut
 
 
 @pytest.fixture(scope="module")
@@ -193,17 +193,17 @@ def rows_and_atoms() -> tuple[torch.Tensor, torch.Tensor]:
     return normal(150, 37, seed=16), normal(230, 37, seed=17) * torch.logspace(-1, 1, 230)[:, None]
 
 
-def omp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
-    return combinations(vectors, atoms, PursuitConfig(k=24), spread)
+def omp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, executor: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
+    return combinations(vectors, atoms, PursuitConfig(k=24), executor)
 
 
-def clp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, spread: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
-    return clp.cosine_mixtures(vectors, atoms, len(atoms), spread)
+def clp_kernel(vectors: torch.Tensor, atoms: torch.Tensor, executor: LocalExecutor) -> tuple[np.ndarray, np.ndarray]:
+    return clp.cosine_mixtures(vectors, atoms, len(atoms), executor)
 
 
 @pytest.mark.parametrize("kernel", [omp_kernel, clp_kernel])
 def test_blocks_and_order_change_no_bit(kernel, rows_and_atoms) -> None:
-    """The smallest block holds one vector, and leaves no room for the Gram matrix."""
+    """The smallest block holds one vector and has no room for the Gram matrix."""
     vectors, atoms = rows_and_atoms
     index, weights = kernel(vectors, atoms, LocalExecutor())
     for block_bytes in (1, 200_000, 1_000_000, 7_777_777):
@@ -236,7 +236,7 @@ def test_the_number_of_threads_changes_no_bit(rows_and_atoms) -> None:
 
 
 def donor_rows(problem: Problem) -> tuple[np.ndarray, list[int]]:
-    """By hand, for a donor with the new tokenizer: its embeddings, and the ordinary target ids that all three share."""
+    """Computed by hand for a donor with the new tokenizer: its embeddings, and the ordinary target ids that all three have."""
     table = tiny_model(problem.target).get_input_embeddings().weight.detach().double().numpy()
     shared = [t for t in np.flatnonzero(problem.shared >= 0) if problem.tokens[t].role is None]
     first = {int(problem.shared[t]): int(t) for t in reversed(shared)}
@@ -244,7 +244,7 @@ def donor_rows(problem: Problem) -> tuple[np.ndarray, list[int]]:
 
 
 @pytest.mark.parametrize("method", DONOR_METHODS)
-def test_every_new_token_of_the_donor_is_placed(problem, folder, method: str) -> None:
+def test_every_new_token_that_the_donor_has_is_placed(problem, folder, method: str) -> None:
     entry = METHODS[method]
     rows = entry.place(problem, entry.config(donor=folder))
     plan = assemble(problem, rows, method)
@@ -258,7 +258,7 @@ def test_every_new_token_of_the_donor_is_placed(problem, folder, method: str) ->
         assert torch.allclose(plan.dense().sum(dim=1)[rows.ids], torch.ones(len(rows.ids)), atol=1e-5)
 
 
-def test_clp_is_the_mean_of_all_shared_tokens_weighted_by_cosine(problem, folder) -> None:
+def test_clp_is_the_cosine_weighted_mean_of_all_shared_tokens(problem, folder) -> None:
     rows = clp.place(problem, clp.ClpConfig(donor=folder))
     table, shared = donor_rows(problem)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
@@ -274,14 +274,14 @@ def test_clp_is_the_mean_of_all_shared_tokens_weighted_by_cosine(problem, folder
     assert guarded > 5
 
 
-def test_clp_keeps_negative_weights_where_the_sum_is_safe() -> None:
+def test_clp_keeps_negative_weights_unless_they_cancel_the_sum() -> None:
     cosines = np.array([[0.9, 0.5, -0.2], [0.5, -0.5, -0.1], [0.3, -0.29, 0.0], [-0.1, -0.2, -0.3], [0.0, 0.0, 0.0]])
     weights = clp._weights(cosines)
     assert np.allclose(weights[0], np.array([0.9, 0.5, -0.2]) / 1.2)
     assert weights[1:].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_clp_with_top_mixes_the_nearest_only(problem, folder) -> None:
+def test_clp_with_top_mixes_only_the_nearest(problem, folder) -> None:
     rows = clp.place(problem, clp.ClpConfig(donor=folder, top=7))
     table, shared = donor_rows(problem)
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
@@ -305,8 +305,8 @@ def test_clp_plus_is_sparsemax_over_the_shared_tokens(problem, folder) -> None:
         assert max(abs(found.get(old, 0.0) - weight) for old, weight in expected.items()) < 1e-5
 
 
-def test_omp_rebuilds_the_donors_rows_and_moves_a_linear_map_along(problem, folder) -> None:
-    """Old embeddings that are a linear map of the donor's: the new rows are that map of the donor's new rows."""
+def test_omp_reconstructs_the_donors_rows_and_preserves_a_linear_map(problem, folder) -> None:
+    """If the old embeddings are a linear map of the donor's, the new rows are the same map of the donor's new rows."""
     table, shared = donor_rows(problem)
     mapping = np.random.default_rng(0).standard_normal((32, 24)) / 32**0.5
     old = torch.zeros(problem.source_rows, 24)
@@ -343,7 +343,7 @@ def test_a_donor_of_another_family_architecture_and_width_works(english, greek, 
         assert rows.ids.tolist() == found.new_ids.tolist()
 
 
-def test_an_old_token_that_several_share_stands_once_with_its_closest_match(problem, folder) -> None:
+def test_a_source_token_of_several_shared_tokens_counts_once_with_its_closest_match(problem, folder) -> None:
     loose = Problem(problem.source, problem.target, problem.texts, 3, levels=("exact", "bytes", "case", "start"))
     ordinary = [t for t in np.flatnonzero(loose.shared >= 0) if loose.tokens[t].role is None]
     assert len({loose.shared[t] for t in ordinary}) < len(ordinary)
@@ -354,7 +354,7 @@ def test_an_old_token_that_several_share_stands_once_with_its_closest_match(prob
         assert loose.shared_provenance[t] == min(rivals)
 
 
-def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
+def test_rows_that_were_never_trained_are_ignored(problem, tmp_path) -> None:
     model = tiny_model(problem.target)
     short, zero = problem.new[5], problem.new[6]
     shared = next(t for t in np.flatnonzero(problem.shared >= 0) if problem.tokens[t].role is None)
@@ -363,9 +363,9 @@ def test_rows_that_were_never_trained_are_left_out(problem, tmp_path) -> None:
         table[short] *= 0.01
         table[[zero, shared]] = 0
     folder = saved(tmp_path, model, problem.target)
-    found = donor.load(problem, folder, "omp")
-    assert sorted(set(problem.new.tolist()) - set(found.new_ids.tolist())) == sorted([short, zero])
-    assert shared not in found.shared_ids
+    loaded = donor.load(problem, folder, "omp")
+    assert sorted(set(problem.new.tolist()) - set(loaded.new_ids.tolist())) == sorted([short, zero])
+    assert shared not in loaded.shared_ids
     plan = assemble(problem, omp.place(problem, omp.OmpConfig(donor=folder, k=4)), "omp")
     assert plan.provenance[[short, zero]].tolist() == [Provenance.RANDOM] * 2
 
@@ -377,7 +377,7 @@ def test_a_method_without_a_donor_names_the_key(problem, method: str) -> None:
         entry.place(problem, entry.config())
 
 
-def test_a_folder_that_is_no_donor_is_refused_by_name(problem, tmp_path) -> None:
+def test_a_folder_that_is_no_donor_is_rejected_by_name(problem, tmp_path) -> None:
     with pytest.raises(ModelError, match="model nowhere/at-all: neither a folder nor a model"):
         donor.load(problem, "nowhere/at-all", "omp")
     with pytest.raises(ModelError, match="has no tokenizer"):
@@ -388,7 +388,7 @@ def test_a_folder_that_is_no_donor_is_refused_by_name(problem, tmp_path) -> None
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_a_model_of_images_is_no_donor(problem, tmp_path, kind: str) -> None:
+def test_an_image_model_is_rejected_as_donor(problem, tmp_path, kind: str) -> None:
     if kind == "resnet":
         model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
     else:
@@ -398,20 +398,20 @@ def test_a_model_of_images_is_no_donor(problem, tmp_path, kind: str) -> None:
         donor.load(problem, saved(tmp_path, model, problem.target), "omp")
 
 
-def test_fewer_rows_than_ids_and_rows_that_are_not_finite_are_refused(problem, tmp_path) -> None:
+def test_fewer_rows_than_ids_and_rows_that_are_not_finite_are_rejected(problem, tmp_path) -> None:
     model = tiny_model(problem.source)
-    with pytest.raises(ModelError, match=rf"have {len(problem.source):,} rows, .* up to {len(problem.target) - 1:,}"):
+    with pytest.raises(ModelError, match=rf"have {len(problem.source):,} rows, but .* up to {len(problem.target) - 1:,}"):
         donor.load(problem, saved(tmp_path, model, problem.target), "omp")
     model = tiny_model(problem.target)
     with torch.no_grad():
         model.get_input_embeddings().weight[3, 3] = float("nan")
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match="infinities or NaN"):
         donor.load(problem, saved(tmp_path, model, problem.target), "omp")
 
 
-def test_a_donor_of_another_script_is_refused(problem, english, tmp_path) -> None:
+def test_a_donor_of_another_script_is_rejected(problem, english, tmp_path) -> None:
     strange = FAMILIES["wordpiece"]([chr(0x10A0 + place % 30) * 3 for place in range(100)], 60)
-    with pytest.raises(DataError, match="no ordinary token that the source and the new vocabulary share"):
+    with pytest.raises(DataError, match="no ordinary token that the source and the new vocabulary also have"):
         donor.load(problem, saved(tmp_path / "strange", tiny_model(strange), strange), "omp")
     with pytest.raises(DataError, match=f"none of the {len(problem.new):,} new tokens"):
         donor.load(problem, saved(tmp_path / "old", tiny_model(problem.source), problem.source), "omp")
@@ -427,13 +427,13 @@ def test_a_donor_of_another_script_is_refused(problem, english, tmp_path) -> Non
         (clp.ClpConfig, {"top": 0}, "top >= 1, got 0"),
     ],
 )
-def test_settings_out_of_range_are_refused_with_the_value(config, settings, message: str) -> None:
+def test_settings_out_of_range_are_rejected_with_the_value(config, settings, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**settings)
 
 
-def test_a_dense_plan_that_does_not_fit_names_the_way_out(problem, folder, monkeypatch) -> None:
-    monkeypatch.setattr(clp, "_MOST_BYTES", 32 * 10 * len(problem.new))
+def test_a_dense_plan_that_does_not_fit_in_memory_names_the_setting_to_change(problem, folder, monkeypatch) -> None:
+    monkeypatch.setattr(clp, "_MAX_BYTES", 32 * 10 * len(problem.new))
     with pytest.raises(ConfigError, match=r"transfer\.methods\.clp\.top: .* Set it to at most 10, or take clp_plus"):
         clp.place(problem, clp.ClpConfig(donor=folder))
     assert len(clp.place(problem, clp.ClpConfig(donor=folder, top=10)).ids) == len(problem.new)

@@ -37,7 +37,7 @@ def test_sentence_transformers_reads_the_folder_and_agrees(saved, english) -> No
     assert np.abs(theirs - Embedder.load(saved).encode(english)).max() < 1e-5
 
 
-def test_a_cut_vector_is_normalised_again(saved, english) -> None:
+def test_a_truncated_vector_is_normalised_again(saved, english) -> None:
     embedder = Embedder.load(saved)
     whole, cut = embedder.encode(english[:5]), embedder.encode(english[:5], dimensions=8)
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
@@ -83,7 +83,7 @@ def test_a_model_at_a_uri_is_read(saved, english) -> None:
     assert np.array_equal(Embedder.load("memory://test-embedder").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
 
 
-def test_an_unknown_pooling_is_refused(saved) -> None:
+def test_an_unknown_pooling_is_rejected(saved) -> None:
     path = f"{saved}/embed.json"
     with open(path) as file:
         spec = json.load(file)

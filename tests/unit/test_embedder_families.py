@@ -1,4 +1,4 @@
-"""Embedders of every kind: written, read by us, by sentence-transformers and by AutoModel, with one answer."""
+"""Embedders of every kind give the same vectors when read by us, by sentence-transformers and by AutoModel."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(params=sorted(KINDS))
 def trained(request: pytest.FixtureRequest, english: list[str], tmp_path: Any) -> tuple[str, str]:
-    """A model folder of a kind, and what training it for no step writes."""
+    """A model folder of each kind, and the embedder that training it for zero steps writes."""
     model = KINDS[request.param]().eval()
     source, made = str(tmp_path / "model"), str(tmp_path / "embedder")
     model.save_pretrained(source)
@@ -106,7 +106,7 @@ def test_every_reader_gives_the_same_vectors(trained: tuple[str, str], english: 
     assert own.model.config.pad_token_id is not None
 
 
-def test_poolings_mean_what_people_write() -> None:
+def test_poolings_are_found_by_name_and_alias() -> None:
     assert [pooling_name(name) for name in ("mean", "cls", "lasttoken", "last", "first")] == [
         "mean", "cls", "lasttoken", "lasttoken", "cls",
     ]  # fmt: skip
@@ -118,7 +118,7 @@ def test_poolings_mean_what_people_write() -> None:
     check_pooling("last", True, "gpt2")
 
 
-def test_a_tokenizer_that_cannot_pad_is_refused(english: list[str]) -> None:
+def test_a_tokenizer_that_cannot_pad_is_rejected(english: list[str]) -> None:
     bare = tokenizer(english, SIZE)
     bare.eos_token = None
     with pytest.raises(ModelError, match="no token to pad with"):

@@ -1,4 +1,4 @@
-"""Factorised embeddings: against numpy's and scikit-learn's decompositions, and as folders that others load."""
+"""Factorised embeddings: against numpy's and scikit-learn's decompositions, and as folders for other libraries."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def truncated(rows: torch.Tensor, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("split", ["balanced", "paper"])
 @pytest.mark.parametrize(("rows", "width", "rank"), [(900, 64, 10), (900, 64, 64), (40, 64, 17), (40, 64, 40), (50, 8, 1)])
-def test_the_product_is_numpys_truncated_decomposition(rows: int, width: int, rank: int, split: Any, monkeypatch) -> None:
+def test_the_product_equals_numpys_truncated_decomposition(rows: int, width: int, rank: int, split: Any, monkeypatch) -> None:
     monkeypatch.setattr(factorise, "_BLOCK", 128)
     given = matrix(rows, width)
     coordinates, primitives = factorise.factorise(given, rank, split)
@@ -64,7 +64,7 @@ def test_the_product_is_numpys_truncated_decomposition(rows: int, width: int, ra
     assert np.abs((coordinates @ primitives).numpy() - truncated(given, rank)[0]).max() < 1e-5
 
 
-def test_the_product_is_scikit_learns_truncated_decomposition() -> None:
+def test_the_product_equals_scikit_learns_truncated_decomposition() -> None:
     given = matrix(500, 48, torch.float64)
     judge = TruncatedSVD(9, algorithm="arpack", random_state=0)
     expected = judge.fit_transform(given.numpy()) @ judge.components_
@@ -80,7 +80,7 @@ def test_the_squared_error_is_the_energy_of_the_dropped_singular_values(rank: in
     assert float((given - coordinates @ primitives).square().sum()) == pytest.approx(dropped, rel=1e-9)
 
 
-def test_the_splits_differ_in_their_factors_only() -> None:
+def test_the_splits_differ_only_in_their_factors() -> None:
     """The paper's F has orthonormal columns; the balanced factors have the same lengths on both sides."""
     given = matrix(600, 32, torch.float64)
     (paper_f, paper_p), (f, p) = factorise.factorise(given, 8, "paper"), factorise.factorise(given, 8)
@@ -91,7 +91,7 @@ def test_the_splits_differ_in_their_factors_only() -> None:
 
 
 @pytest.mark.parametrize("split", ["balanced", "paper"])
-def test_singular_values_of_zero_do_no_harm(split: Any) -> None:
+def test_singular_values_of_zero_are_handled(split: Any) -> None:
     low = matrix(100, 3, torch.float64) @ matrix(3, 16, torch.float64)
     for given in (low, torch.zeros(20, 16)):
         coordinates, primitives = factorise.factorise(given, 16, split)
@@ -100,13 +100,13 @@ def test_singular_values_of_zero_do_no_harm(split: Any) -> None:
 
 
 @pytest.mark.parametrize("rank", [-1, 0, 17, 200])
-def test_a_rank_that_the_matrix_does_not_have_is_refused(rank: int) -> None:
+def test_a_rank_that_the_matrix_does_not_have_is_rejected(rank: int) -> None:
     with pytest.raises(ConfigError, match=f"no factors of rank {rank}.*Choose 1 to 16"):
         factorise.factorise(matrix(100, 16), rank)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 0.999, 1.0])
-def test_a_rank_by_energy_is_the_smallest_that_keeps_it(share: float) -> None:
+def test_the_rank_by_energy_is_the_smallest_that_keeps_it(share: float) -> None:
     given = matrix(300, 24)
     energy = truncated(given, 1)[1] ** 2
     rank = factorise.rank_for_energy(given, share)
@@ -114,13 +114,13 @@ def test_a_rank_by_energy_is_the_smallest_that_keeps_it(share: float) -> None:
     assert energy[: rank - 1].sum() < share * energy.sum()
 
 
-def test_a_rank_by_parameters_is_the_largest_that_they_allow() -> None:
+def test_the_rank_by_parameters_is_the_largest_within_the_budget() -> None:
     assert factorise.rank_for_parameters(40_191_300, 401_145, 768) == 100  # the paper's Glot500 figure
     assert factorise.rank_for_parameters(40_191_299, 401_145, 768) == 99
     assert factorise.rank_for_parameters(10**12, 401_145, 768) == 768
 
 
-def test_impossible_shares_and_budgets_are_refused() -> None:
+def test_impossible_shares_and_budgets_are_rejected() -> None:
     for share in (0.0, 1.5):
         with pytest.raises(ConfigError, match=f"{share} of the energy"):
             factorise.rank_for_energy(matrix(30, 4), share)
@@ -135,7 +135,7 @@ MODELS: dict[str, tuple[str, Any, Callable[..., Any]]] = {
     "llama": ("byte_level", AutoModelForCausalLM, lambda tokenizer: tiny_decoder(tokenizer, "llama")),
 }
 Case = tuple[Any, TransferPlan, Problem, Any, bool]
-"""A source model, a plan for it, what it was made of, the Auto class, and whether the matrices are tied."""
+"""A source model, a plan for it, the problem of the plan, the auto class, and whether the matrices are tied."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -147,7 +147,7 @@ def _own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="module")
 def planned(english, greek, pairs) -> dict[str, tuple[Problem, TransferPlan]]:
-    """For each family of tokenizers a plan with copies, mixtures and random rows."""
+    """A plan with copies, mixtures and random rows, for each tokenizer family."""
     texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
     made = {}
     for family in ("wordpiece", "byte_level"):
@@ -179,8 +179,8 @@ def grafted(case: Case, rank: int = RANK) -> Any:
     return model
 
 
-def test_the_folder_with_factors_answers_as_the_plain_folder(case: Case, tmp_path: Path) -> None:
-    """Both load without a key too many or too few; the plain one needs no code of ours."""
+def test_the_folder_with_factors_has_the_same_output_as_the_plain_folder(case: Case, tmp_path: Path) -> None:
+    """Both load without missing or unexpected keys; the plain one needs none of our code."""
     _, _, problem, auto, tied = case
     model = grafted(case)
     model.save_pretrained(tmp_path / "factors")
@@ -200,8 +200,8 @@ def test_the_folder_with_factors_answers_as_the_plain_folder(case: Case, tmp_pat
     assert AutoTokenizer.from_pretrained(tmp_path / "factors")("test").input_ids == problem.target("test").input_ids
 
 
-def test_full_rank_is_the_plain_graft(case: Case) -> None:
-    """For all but random rows: they are drawn in coordinates, so they are others."""
+def test_full_rank_equals_the_plain_graft(case: Case) -> None:
+    """Except random rows: they are drawn in coordinates, so they differ."""
     source, plan, problem, _, _ = case
     kept = torch.from_numpy(np.flatnonzero(plan.provenance != Provenance.RANDOM))
     plain = copy.deepcopy(source)
@@ -210,7 +210,7 @@ def test_full_rank_is_the_plain_graft(case: Case) -> None:
     assert (expected - got)[..., kept].abs().max() < 1e-4
 
 
-def test_copies_are_the_old_coordinates_to_the_last_bit(case: Case) -> None:
+def test_copies_are_the_old_coordinates_bit_for_bit(case: Case) -> None:
     source, plan, _, _, _ = case
     old = factorise.with_factors(source, RANK)
     new = grafted(case)
@@ -224,8 +224,8 @@ def test_copies_are_the_old_coordinates_to_the_last_bit(case: Case) -> None:
         assert torch.allclose(after.weight[len(plan) :], after.weight[: len(plan)].mean(dim=0), atol=1e-6)
 
 
-def test_the_folder_holds_each_number_once(case: Case, tmp_path: Path) -> None:
-    """V r + r D parameters for V D, on each side that has a matrix of its own; what is tied is stored once."""
+def test_the_folder_stores_each_weight_once(case: Case, tmp_path: Path) -> None:
+    """V r + r D parameters instead of V D for each matrix; tied weights are stored once."""
     tied = case[-1]
     model = grafted(case)
     model.save_pretrained(tmp_path)
@@ -257,8 +257,8 @@ def test_a_step_of_training_moves_both_factors_and_leaves_them_tied(case: Case) 
     assert (inputs.weight is head.weight) == (inputs.projection is head.projection) == tied
 
 
-def test_a_loaded_model_is_saved_and_loaded_again(case: Case, tmp_path: Path) -> None:
-    """With its code, byte for byte, and from our own class without trust in any folder's code."""
+def test_a_loaded_model_can_be_saved_and_loaded_again(case: Case, tmp_path: Path) -> None:
+    """With its code, byte for byte, and by our own class without trusting the code of a folder."""
     auto = case[3]
     model = grafted(case)
     model.save_pretrained(tmp_path / "one")
@@ -273,7 +273,7 @@ def test_a_loaded_model_is_saved_and_loaded_again(case: Case, tmp_path: Path) ->
 
 
 def test_the_body_alone_is_loaded_with_the_same_vectors(case: Case, tmp_path: Path) -> None:
-    """And saved alone it gets a fresh head."""
+    """A body that is saved alone gets a new head."""
     model = grafted(case)
     model.save_pretrained(tmp_path)
     body = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
@@ -284,8 +284,8 @@ def test_the_body_alone_is_loaded_with_the_same_vectors(case: Case, tmp_path: Pa
     assert torch.isfinite(logits(case[3].from_pretrained(tmp_path / "body", trust_remote_code=True))).all()
 
 
-def test_without_its_code_the_folder_is_refused(case: Case, tmp_path: Path) -> None:
-    """Not loaded with embeddings of noise: the shapes do not fit."""
+def test_without_its_code_the_folder_is_rejected(case: Case, tmp_path: Path) -> None:
+    """It is not loaded with random embeddings: the shapes do not fit."""
     grafted(case).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="mismatch"):
         case[3].from_pretrained(tmp_path)
@@ -314,14 +314,14 @@ def test_other_tasks_load_the_same_folder(planned, tmp_path: Path) -> None:
 
 
 def test_a_fresh_model_has_rows_of_the_usual_size(planned) -> None:
-    """Without weights, products vary as the plain rows of a fresh model do."""
+    """Without weights, the products have the variance of plain rows in a new model."""
     settings = tiny_model(planned["wordpiece"][0].source).config
     settings.embedding_rank = RANK
     inputs = factored_embeddings.factored_class(transformers.BertForMaskedLM)(settings).get_input_embeddings()
     assert float((inputs.weight @ inputs.projection).detach().std()) == pytest.approx(settings.initializer_range, rel=0.2)
 
 
-def test_embeddings_that_are_more_than_a_matrix_are_refused(planned) -> None:
+def test_embeddings_that_are_more_than_a_matrix_are_rejected(planned) -> None:
     source = planned["wordpiece"][0].source
     scaled = tiny_model(source)
 

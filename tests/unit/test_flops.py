@@ -1,4 +1,4 @@
-"""The operations that we count, beside those that torch counts while it computes."""
+"""Our count of operations against torch's own counter."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def whole_rows(rows: int, length: int, every: int, causal: bool) -> TargetBatch:
 
 
 @pytest.mark.parametrize("every", [1, 7])
-def test_an_encoder_s_step_is_what_torch_counts(english, every: int) -> None:
+def test_the_step_of_an_encoder_equals_what_torch_counts(english, every: int) -> None:
     module = PackedLM(tiny_model(wordpiece(english)), causal=False, share=1 / every)
     batch = whole_rows(3, 64, every, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
@@ -40,8 +40,8 @@ def test_an_encoder_s_step_is_what_torch_counts(english, every: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_decoder_s_step_without_attention_is_what_torch_counts(english, kind: str) -> None:
-    """Of the scores only the half that is seen is of use; torch counts them whole."""
+def test_the_step_of_a_decoder_without_attention_equals_what_torch_counts(english, kind: str) -> None:
+    """We count only the visible half of the scores; torch counts all of them."""
     module = PackedLM(tiny_decoder(wordpiece(english), kind), causal=True)
     batch = whole_rows(2, 48, 1, causal=True)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
@@ -52,8 +52,8 @@ def test_a_decoder_s_step_without_attention_is_what_torch_counts(english, kind: 
 
 
 @pytest.mark.parametrize("layers", ["0", "1", "[01]"])
-def test_frozen_layers_cost_no_gradient_of_their_weights(english, layers: str) -> None:
-    """The embeddings learn, so that gradients pass through all layers."""
+def test_frozen_layers_need_no_weight_gradients(english, layers: str) -> None:
+    """The embeddings are trained, so gradients pass through all layers."""
     module = PackedLM(tiny_model(wordpiece(english)), causal=False, share=1.0)
     freeze(module, [f"bert.encoder.layer.{layers}.*"])
     batch = whole_rows(3, 64, 1, causal=False)

@@ -1,4 +1,4 @@
-"""A plan applied to whole models: encoders, decoders and encoder-decoders, tied and untied, and their siblings."""
+"""Plans applied to whole models: encoders, decoders and encoder-decoders, tied and untied."""
 
 import json
 
@@ -80,8 +80,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
-def test_a_grafted_model_answers_as_before_on_shared_tokens(problem, made, tmp_path, kind: str, tied: bool) -> None:
-    """Text of copied tokens only has the same logits for them: nothing but the vocabulary changed."""
+def test_a_grafted_model_has_the_same_output_on_shared_tokens(problem, made, tmp_path, kind: str, tied: bool) -> None:
+    """On text of copied tokens the logits of these tokens are the same: only the vocabulary changed."""
     make, auto = MODELS[kind, tied]
     model = make(problem.source)
     shared = np.flatnonzero(problem.shared >= 0)
@@ -101,7 +101,7 @@ def test_a_grafted_model_answers_as_before_on_shared_tokens(problem, made, tmp_p
 
 @pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
 def test_special_ids_follow_their_tokens(problem, made, kind: str, tied: bool) -> None:
-    """Every id that a configuration names means the same token as before."""
+    """Every special id in the config still means the same token."""
     model = MODELS[kind, tied][0](problem.source)
     settings = [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
     before = [{name: value for name, value in vars(c).items() if name.endswith("_token_id")} for c in settings]
@@ -113,7 +113,7 @@ def test_special_ids_follow_their_tokens(problem, made, kind: str, tied: bool) -
                 assert problem.target.convert_ids_to_tokens(new[name]) == token, name
 
 
-def test_a_plan_fits_a_sibling_of_the_model(problem, made, tmp_path) -> None:
+def test_a_plan_fits_another_model_with_the_same_tokenizer(problem, made, tmp_path) -> None:
     """Saved, loaded and applied to another checkpoint with the same tokenizer, and to one of another width."""
     made.save(str(tmp_path))
     sibling = tiny_decoder(problem.source, "llama")
@@ -125,8 +125,8 @@ def test_a_plan_fits_a_sibling_of_the_model(problem, made, tmp_path) -> None:
     assert torch.allclose(rows[len(made) :], rows[: len(made)].mean(dim=0), atol=1e-6)
 
 
-def test_id_gaps_and_padded_matrices(english, greek) -> None:
-    """Ids that no token has get the mean row; a matrix with more rows than the tokenizer has ids is no error."""
+def test_gaps_in_the_ids_and_padded_matrices_are_handled(english, greek) -> None:
+    """Ids without a token get the mean row; a matrix may have more rows than the tokenizer has ids."""
     source = FAMILIES["wordpiece"](english)
     spec = json.loads(source.backend_tokenizer.to_str())
     spec["model"]["vocab"]["late"] = len(source) + 3
@@ -141,7 +141,7 @@ def test_id_gaps_and_padded_matrices(english, greek) -> None:
     assert (new[len(made) - 1] != new[real].mean(dim=0)).all()
 
 
-def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
+def test_a_padding_id_that_would_shift_positions_is_rejected(english, greek) -> None:
     source = FAMILIES["byte_level"](english)
     model = tiny_model(source)
     target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
@@ -156,7 +156,7 @@ def test_padding_that_would_move_positions_is_refused(english, greek) -> None:
 
 
 def far_below_zero(tokenizer) -> GPT2LMHeadModel:  # type: ignore[no-untyped-def]
-    """A GPT-2 whose logits lie near -40, as those of the real one do: a constant direction in hidden states and rows."""
+    """A GPT-2 whose logits are near -40, like the real one's: hidden states and rows share a constant direction."""
     model = tiny_decoder(tokenizer, "gpt2")
     with torch.no_grad():
         model.transformer.ln_f.bias[0] = 20.0
@@ -171,7 +171,7 @@ FILLED = MODELS | {("gpt2 near -40", True): (far_below_zero, AutoModelForCausalL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "tied"), sorted(FILLED))
 def test_a_row_without_a_token_is_never_predicted(problem, made, kind: str, tied: bool, dtype: torch.dtype) -> None:
-    """Its logit is the mean of the others', or its bias rules it out: never the highest, and at most a mean share."""
+    """Its logit is the mean of the others, or its bias excludes it: never the highest, at most the mean probability."""
     model = FILLED[kind, tied][0](problem.source).to(dtype)
     graft(model, made, problem.target)
     ids = torch.randint(0, len(made), (4, 32), generator=torch.Generator().manual_seed(0))
@@ -190,7 +190,7 @@ def test_a_row_without_a_token_is_never_predicted(problem, made, kind: str, tied
 
 
 def test_generation_never_emits_an_id_without_a_token(problem, made, tmp_path) -> None:
-    """Plain transformers, from the saved folder, sampling from nearly even shares."""
+    """Plain transformers from the saved folder, sampling from a nearly uniform distribution."""
     model = far_below_zero(problem.source)
     model.generation_config.suppress_tokens = [int(made.indices[made.indptr[row]]) for row in made.copies()[20:22]]
     graft(model, made, problem.target)
@@ -205,7 +205,7 @@ def test_generation_never_emits_an_id_without_a_token(problem, made, tmp_path) -
 
 
 def test_untied_random_rows_are_independent_draws(problem) -> None:
-    """Findings 33: the same draw in both matrices made their rows one another's copy."""
+    """Findings 33: the same draw in both matrices made their rows copies of each other."""
     plan = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     model = tiny_decoder(problem.source, "llama", tied=False)
     graft(model, plan, problem.target)

@@ -18,7 +18,7 @@ def unit_rows(n: int, width: int, seed: int) -> torch.Tensor:
     return neighbours.unit_rows(torch.randn(n, width, generator=generator))
 
 
-def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
+def test_procrustes_equals_scipy_and_recovers_a_planted_rotation() -> None:
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = torch.randn(200, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected, _ = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
@@ -29,7 +29,7 @@ def test_procrustes_equals_scipy_and_finds_a_planted_rotation() -> None:
         procrustes(x, y[:, :8])
 
 
-def test_top_softmax_is_the_formula() -> None:
+def test_top_softmax_equals_the_formula() -> None:
     queries, keys = unit_rows(2500, 20, 1), unit_rows(300, 20, 2)
     columns, weights = neighbours.top_softmax(queries, keys, 10, 0.1)
     cosines = (queries.double() @ keys.double().T).numpy()
@@ -48,7 +48,7 @@ def projection(z: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [3, 100])
 def test_top_sparsemax_is_exact(width: int) -> None:
-    """In width 3 supports are large, so that the first 64 candidates are too few and the certificate must notice."""
+    """In width 3 supports are large, so the first 64 candidates are too few and the certificate must notice."""
     queries, keys = unit_rows(40, width, 1), unit_rows(900, width, 2)
     columns, weights = neighbours.top_sparsemax(queries, keys)
     cosines = (queries.double() @ keys.double().T).numpy()
@@ -66,8 +66,8 @@ def test_top_sparsemax_with_fewer_keys_than_candidates() -> None:
 
 
 @pytest.mark.parametrize("kernel", [lambda *a: neighbours.top_softmax(*a[:2], 10, 0.1, *a[2:]), neighbours.top_sparsemax])
-def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) -> None:
-    """Not to the last bit, with ties (rows that occur three times) and with rows that need more candidates."""
+def test_blocks_and_precision_do_not_change_the_result(kernel, monkeypatch) -> None:
+    """Not a single bit, even with ties (rows that occur three times) and with rows that need more candidates."""
     keys = torch.cat([unit_rows(300, 12, 1)] * 3 + [unit_rows(9000, 12, 2)])
     queries = torch.cat([unit_rows(200, 12, 3), keys[:50]])
     columns, weights = kernel(queries, keys)
@@ -87,7 +87,7 @@ def test_neither_blocks_nor_precision_show_in_the_answer(kernel, monkeypatch) ->
 
 
 def rounded_farthest(n: int, up: bool) -> torch.Tensor:
-    """Unit rows whose first entries bf16 moves by nearly all of its half unit, all in one direction."""
+    """Unit rows whose first entries have nearly the largest bf16 rounding error, all in the same direction."""
     rows = torch.zeros(n, 940)
     rows[:, :900] = 2**-5 * (1 + 2**-8 + (1 if up else -1) * 2**-12)
     rows[torch.arange(n), 901 + torch.arange(n)] = (1 - (rows**2).sum(dim=1)).sqrt()
@@ -106,11 +106,11 @@ def ordinary(n: int, seed: int) -> torch.Tensor:
         (rounded_farthest(4, False), rounded_farthest(30, False)),
     ],
 )
-def test_no_key_outside_the_proposed_exceeds_their_bound(queries, keys) -> None:
+def test_no_key_outside_the_candidates_exceeds_their_bound(queries, keys) -> None:
     exact = (queries.double() @ keys.double().T).numpy()
-    halves, lost = neighbours._halves(keys)
+    halves, lost = neighbours._to_bf16(keys)
     for columns, moved in ((halves, lost), (keys.T, 0.0)):
-        index, outside = neighbours._proposed(queries, columns, moved, 5)
+        index, outside = neighbours._propose(queries, columns, moved, 5)
         for row in range(len(queries)):
             others = np.setdiff1d(np.arange(len(keys)), index[row])
             assert len(others) == len(keys) - 5
@@ -127,7 +127,7 @@ def test_the_highest_are_found_among_the_best_groups(size: int) -> None:
         assert (lowest == expected.values[:, -1].numpy()).all()
 
 
-def test_of_equal_keys_the_first_are_taken() -> None:
+def test_ties_go_to_the_first_keys() -> None:
     keys = unit_rows(5, 8, 1).repeat(40, 1)
     columns, _ = neighbours.top_softmax(keys[:5], keys, 3, 0.1)
     assert columns.tolist() == [[i, i + 5, i + 10] for i in range(5)]

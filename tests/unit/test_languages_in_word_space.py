@@ -1,4 +1,4 @@
-"""Several languages at once: vectors and a map for each, in one space."""
+"""Several languages in one space, each with its own vectors and rotation."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def written(text: str, lang: str) -> str:
 
 @pytest.fixture(scope="module")
 def texts(english: list[str]) -> Texts:
-    """English in the letters of two other scripts: languages whose words are known to mean the same. The second has the
-    sentences' words in reverse and other sentences, so that its space is turned another way."""
+    """English in the letters of two other scripts, so the translation of each word is known. The second language has other
+    sentences with reversed words, so its space has another orientation."""
     sides = {"el": english[: len(english) // 2], "ru": [" ".join(line.split()[::-1]) for line in english]}
     parts = {
         lang: Texts(corpus=lambda: iter(()), anchors=lines, positives=[written(line, lang) for line in lines])
@@ -36,8 +36,8 @@ def texts(english: list[str]) -> Texts:
     return Texts(corpus=lambda: iter(()), anchors=anchors, positives=positives, languages=parts)
 
 
-def test_each_language_is_mapped_onto_the_source_by_itself(texts: Texts) -> None:
-    """A word lies near itself in other letters, whichever these are: far nearer than other words do."""
+def test_each_language_is_rotated_onto_the_source_separately(texts: Texts) -> None:
+    """In both scripts a word is far nearer to its translation than to other words."""
     source, target = word_space.align_vectors(texts, SPACE, LocalExecutor())
     for lang in CIPHERS:
         words = [word for word in source.words[:200] if written(word, lang) in target]
@@ -61,7 +61,7 @@ def test_a_shared_word_lies_between_its_languages() -> None:
     assert torch.allclose(found, torch.tensor([[0.75, 0.25], [2, 0], [0, 2], [0, 0]]))
 
 
-def test_one_dictionary_for_all_keeps_one_space(texts: Texts, tmp_path) -> None:
+def test_a_dictionary_for_all_languages_keeps_one_space(texts: Texts, tmp_path) -> None:
     pairs = dictionary.mine(texts.languages["el"].anchors, texts.languages["el"].positives)
     (tmp_path / "d.tsv").write_text("".join(f"{left}\t{right}\n" for left, right in pairs))
     config = SpaceConfig(kind="ppmi", ppmi=SPACE.ppmi, dictionary=str(tmp_path / "d.tsv"))
@@ -69,7 +69,7 @@ def test_one_dictionary_for_all_keeps_one_space(texts: Texts, tmp_path) -> None:
     assert not isinstance(target, MultilingualVectors)
 
 
-def test_a_language_without_enough_text_is_left_out_and_all_of_them_are_an_error(texts: Texts) -> None:
+def test_a_language_without_enough_text_is_skipped_unless_all_are(texts: Texts) -> None:
     tiny = Texts(corpus=lambda: iter(()), anchors=["a b"], positives=["щ ц"])
     both = Texts(corpus=texts.corpus, anchors=texts.anchors, positives=texts.positives,
                  languages={"el": texts.languages["el"], "uk": tiny})  # fmt: skip

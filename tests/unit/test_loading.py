@@ -1,4 +1,4 @@
-"""What models are loaded as: nothing drawn anew in silence, the format they are saved in, one tower of several."""
+"""Loading models: no silent random weights, the saved dtype, one tower of several."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ TEXT = SMALL | {"num_key_value_heads": 1, "pad_token_id": 0, "max_position_embed
 
 
 def saved(model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> str:
-    """A folder whose weights somebody has changed."""
+    """A folder with modified weights."""
     model.save_pretrained(folder)
     path = os.path.join(folder, "model.safetensors")
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
@@ -72,7 +72,7 @@ def saved(model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch
 
 
 def test_renamed_weights_are_an_error_that_names_both_sides(tmp_path) -> None:
-    """Findings 32: such a BERT was drawn anew without a word."""
+    """Findings 32: such a BERT silently got random weights."""
     model = BertForMaskedLM(BertConfig(**SMALL))
     folder = saved(model, tmp_path, lambda state: {name.replace("bert.", "net."): w for name, w in state.items()})
     for load in (lambda: loading.language_model(folder, 0), lambda: loading.encoder(folder)):
@@ -103,7 +103,7 @@ def test_a_head_and_a_pooler_may_be_new(tmp_path, body) -> None:
 
 
 def test_a_weight_of_another_shape_is_named_with_both(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """transformers points to a report above, which Scion does not show."""
+    """transformers refers to a report that Scion does not show."""
     name = "bert.embeddings.LayerNorm.bias"
     folder = saved(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, lambda weights: weights | {name: torch.zeros(3)})
     with pytest.raises(ModelError, match=rf"{name} is \(3,\) in the file, and \(\d+,\) by config\.json"):
@@ -120,7 +120,7 @@ def test_tied_weights_are_not_missing(tmp_path, model) -> None:
     assert loading.language_model(str(tmp_path), 0) is not None
 
 
-def test_the_format_is_kept_when_asked_for(tmp_path) -> None:
+def test_the_saved_dtype_is_kept_if_asked_for(tmp_path) -> None:
     BertForMaskedLM(BertConfig(**SMALL)).bfloat16().save_pretrained(tmp_path)
     model = loading.language_model(str(tmp_path), 0, "auto")
     assert model.dtype == torch.bfloat16
@@ -143,8 +143,8 @@ def test_the_format_is_kept_when_asked_for(tmp_path) -> None:
     ],
     ids=["t5", "mt5", "umt5", "bart", "bart, scaled", "mbart"],
 )
-def test_an_encoder_says_what_it_said_within_its_model(tmp_path, model) -> None:
-    """Also padded, after saving, and by plain `AutoModel` where that has a class for it."""
+def test_an_encoder_alone_has_the_same_output_as_within_its_model(tmp_path, model) -> None:
+    """Also padded, after saving, and by plain `AutoModel` if that has a class for it."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -168,7 +168,7 @@ def test_an_encoder_says_what_it_said_within_its_model(tmp_path, model) -> None:
             assert (found - expected).abs().max() < 1e-5
 
 
-def test_an_encoder_that_nothing_runs_alone_is_refused(tmp_path) -> None:
+def test_an_encoder_that_no_class_runs_alone_is_rejected(tmp_path) -> None:
     PegasusForConditionalGeneration(PegasusConfig(**BART)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="encoder of pegasus cannot be an embedder"):
         loading.encoder(str(tmp_path))
@@ -196,7 +196,7 @@ def llava() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("make", [gemma3, llava])
-def test_a_text_tower_answers_as_within_its_model(tmp_path, make) -> None:
+def test_a_text_tower_has_the_same_output_as_within_its_model(tmp_path, make) -> None:
     whole = make().eval()
     whole.save_pretrained(tmp_path / "whole")
     folder = str(tmp_path / "whole")
@@ -218,7 +218,7 @@ def test_a_text_tower_answers_as_within_its_model(tmp_path, make) -> None:
 
 
 @pytest.mark.parametrize("make", [gemma3, llava])
-def test_a_tower_without_a_weight_is_refused(tmp_path, make) -> None:
+def test_a_tower_that_lacks_a_weight_is_rejected(tmp_path, make) -> None:
     def without(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name or "vision" in name}
 
@@ -227,7 +227,7 @@ def test_a_tower_without_a_weight_is_refused(tmp_path, make) -> None:
         loading.language_model(folder, 0)
 
 
-def test_which_way_a_model_looks() -> None:
+def test_causal_and_bidirectional_models_are_distinguished() -> None:
     assert loading.is_causal(GPT2)
     assert loading.is_causal(LlamaConfig(**TEXT))
     assert loading.is_causal(gemma3().config)
@@ -242,7 +242,7 @@ def test_a_masked_language_model_with_the_name_of_a_causal_one_is_masked(tmp_pat
     assert loading.kind_of(str(tmp_path)) == "masked"
 
 
-def test_an_encoder_of_a_causal_architecture_looks_both_ways() -> None:
+def test_an_encoder_of_a_causal_architecture_is_bidirectional() -> None:
     assert not loading.is_causal(BertGenerationConfig(architectures=["BertGenerationEncoder"]))
     assert loading.is_causal(BertGenerationConfig(architectures=["BertGenerationDecoder"], is_decoder=True))
 
@@ -253,7 +253,7 @@ def longrope() -> Phi3Config:
     return Phi3Config(**given, rope_parameters=rope)
 
 
-def test_the_longest_row_is_one_in_which_a_text_is_read_as_by_itself() -> None:
+def test_the_longest_row_is_one_in_which_a_text_has_the_same_vectors_as_alone() -> None:
     assert loading.max_length(XLNetConfig()) == 1 << 20
     assert loading.max_length(BertConfig(max_position_embeddings=128)) == 128
     assert loading.max_length(RobertaConfig(max_position_embeddings=130, pad_token_id=1)) == 128
@@ -278,7 +278,7 @@ def test_a_family_that_counts_from_its_padding_id_needs_one() -> None:
 
 
 @pytest.mark.parametrize("load", [lambda folder: loading.language_model(folder, 0).model, loading.encoder])
-def test_no_soft_cap_is_left_out_where_transformers_would(tmp_path, monkeypatch, load) -> None:
+def test_a_soft_cap_that_transformers_would_ignore_is_applied(tmp_path, monkeypatch, load) -> None:
     """As transformers 5.17 does with Gemma 2, which the GPU machine has."""
     monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
     settings = Gemma2Config(**TEXT, head_dim=16, attn_logit_softcapping=0.5)
@@ -308,8 +308,8 @@ for spec in ("org/model", "org/model@v1"):
 """
 
 
-def test_a_revision_on_the_hub_is_that_one(tmp_path: Path) -> None:
-    """A cache as the hub's client keeps it, so that the client itself finds the revision."""
+def test_a_revision_on_the_hub_is_loaded(tmp_path: Path) -> None:
+    """A cache in the layout of the hub's client, so the client itself finds the revision."""
     place = tmp_path / "models--org--model"
     (place / "refs").mkdir(parents=True)
     for number, name in enumerate(("main", "v1")):

@@ -1,4 +1,4 @@
-"""A model folder that is written again holds the weights of the last save only."""
+"""A model folder that is written again contains only the weights of the last save."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def task(request: pytest.FixtureRequest, source_folder: str) -> Any:
 
 @pytest.fixture
 def save(task: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, torch.dtype, str], None]:
-    """Exports weights that all have one value, with files of at most so many bytes."""
+    """Exports weights that all have the same value, with a limit on the size of files."""
 
     def write(value: float, dtype: torch.dtype, most: str) -> None:
         monkeypatch.setattr(language_modeling, "MAX_SHARD_SIZE", most)

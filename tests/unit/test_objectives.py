@@ -16,7 +16,7 @@ from trainer.models.packed_lm import bits_per_byte
 from trainer.objectives.info_nce import info_nce
 
 
-def test_info_nce_is_the_formula() -> None:
+def test_info_nce_equals_the_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
     d = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator), dim=1)
@@ -46,7 +46,7 @@ def test_info_nce_equals_sentence_transformers() -> None:
 
 
 def test_bits_per_byte_of_a_uniform_guess() -> None:
-    """A model that spreads over 256 tokens of one byte each needs 8 bits a byte."""
+    """A uniform distribution over 256 tokens of one byte each needs 8 bits per byte."""
     assert abs(bits_per_byte(100 * math.log(256), 100, 5000, 5000) - 8.0) < 1e-9
 
 
@@ -94,7 +94,7 @@ def _rank(rank: int, world: int, port: int, tokenizer, table: pa.Table, folder: 
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_gathered_gradient_is_that_of_one_process(world: int, english, tmp_path) -> None:
+def test_the_gathered_gradient_equals_that_of_one_process(world: int, english, tmp_path) -> None:
     """Ragged hard negatives and a row of weight 0 included (specs/embedder.md 2.2)."""
     import socket
 

@@ -1,4 +1,4 @@
-"""Which tokens of two vocabularies are the same."""
+"""Matching the tokens of two vocabularies."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ ALL = tuple(LEVELS)
 
 
 def sentencepiece(*pieces: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with just these pieces."""
+    """A tokenizer with exactly these pieces."""
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -29,8 +29,8 @@ def found(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, leve
 
 @pytest.mark.parametrize("source_family", sorted(FAMILIES))
 @pytest.mark.parametrize("target_family", sorted(FAMILIES))
-def test_exact_matches_are_those_of_a_naive_search(source_family: str, target_family: str, english) -> None:
-    """Every pair of families: equal bytes and word start, one against all others; id 0 counts like any other."""
+def test_exact_matches_equal_those_of_a_naive_search(source_family: str, target_family: str, english) -> None:
+    """For every two families: compares bytes and word start of each token with all others; id 0 counts like any other."""
     source, target = FAMILIES[source_family](english, 700), FAMILIES[target_family](english[:250], 600)
     old, new = canonical_tokens(source), canonical_tokens(target)
     ids, how = match(source, target, new, ("exact",))
@@ -59,7 +59,7 @@ def test_the_cascade_goes_from_strict_to_loose() -> None:
     assert found(source, target, ("exact", "case"))[2] is None
 
 
-def test_of_several_the_same_word_start_wins_then_the_lowest_id() -> None:
+def test_of_several_matches_the_same_word_start_wins_then_the_lowest_id() -> None:
     source = sentencepiece("ab", "▁AB", "▁Ab", "aB")
     assert found(source, sentencepiece("zz", "▁aB"))[1] == (1, "CASE_COPY")
     assert found(source, sentencepiece("zz", "AB"))[1] == (0, "CASE_COPY")
@@ -73,7 +73,7 @@ def test_a_raw_byte_is_not_the_letter_that_it_spells() -> None:
     assert found(sentencepiece("<0x41>"), sentencepiece("zz", "A"))[1] == (0, "BYTE_COPY")
 
 
-def test_bytes_of_two_families_are_the_same(english) -> None:
+def test_bytes_of_two_families_match(english) -> None:
     source, target = byte_level(english), byte_fallback(english)
     new = canonical_tokens(target)
     ids, how = match(source, target, new)
@@ -86,7 +86,7 @@ def test_bytes_of_two_families_are_the_same(english) -> None:
 
 
 def test_punctuation_of_wordpiece_matches_within_a_word(english) -> None:
-    """WordPiece writes every comma as the start of a word; other families tell ` ,` from `,`."""
+    """WordPiece treats every comma as the start of a word; other families distinguish ` ,` and `,`."""
     source, target = byte_level(english), wordpiece(english)
     ids, how = match(source, target, canonical_tokens(target))
     comma = target.get_vocab()[","]
@@ -94,7 +94,7 @@ def test_punctuation_of_wordpiece_matches_within_a_word(english) -> None:
     assert how[comma] == Provenance.EXACT_COPY
 
 
-def test_special_tokens_that_only_their_text_names(english) -> None:
+def test_special_tokens_without_a_role_name_match_by_their_text(english) -> None:
     source, target = byte_level(english), byte_fallback(english)
     for tokenizer in (source, target):
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})

@@ -1,4 +1,4 @@
-"""The report, from made-up artefacts: what stands in the summary, and that the page needs nothing from outside."""
+"""The report of made-up artefacts: the content of the summary, and a self-contained page."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ SECONDS = (6.42, 9.31, 2.07, 61.3, 58.8, 24.6, 25.1, 0.61, 12.4, 8.03)
 
 
 def history(steps: int, first: float, last: float) -> list[dict[str, float]]:
-    """A loss that falls from one value towards another with a wobble."""
+    """A noisy loss that falls from one value towards another."""
     return [
         {
             "step": step,
@@ -82,7 +82,7 @@ def chain(start: str) -> dict[str, dict[str, Any]]:
 
 
 def metrics(method: str) -> dict[str, dict[str, Any]]:
-    """The metrics of every stage, as the jobs write them."""
+    """The metrics of every stage, as written by the jobs."""
     values = (0.034, 0.012, 0.021, 0.312, 0.148, 0.231, 0.688, 0.672)
     old = {"pieces_per_word": 6.412, "pieces_per_character": 1.021, "unknown": 0.0134}
     new = {"pieces_per_word": 1.873, "pieces_per_character": 0.298, "unknown": 0.0}
@@ -170,14 +170,14 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_the_summary_is_as_its_schema_says() -> None:
+def test_the_summary_matches_its_schema() -> None:
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary_of())), schema, cls=jsonschema.Draft202012Validator)
     with pytest.raises(jsonschema.ValidationError, match="accuracy"):
         jsonschema.validate(summary_of() | {"retrieval": {"merged": {"forward": {"accuracy": 1.0}}}}, schema)
 
 
-def test_the_summary_has_every_key_that_users_were_promised() -> None:
+def test_the_summary_has_every_documented_key() -> None:
     summary = summary_of()
     assert set(summary["retrieval"]) == set(MODELS)
     for ways in summary["retrieval"].values():
@@ -214,7 +214,7 @@ def of_languages(*langs: str) -> dict[str, Any]:
     return summary
 
 
-def test_languages_have_tables_where_there_are_several() -> None:
+def test_several_languages_have_tables_of_their_own() -> None:
     text, pairs = page.language_tables(of_languages("el", "ja", "tr"))
     assert text.columns == ["language", "pieces per word", "bits per byte, random", "bits per byte, transferred"]
     assert text.rows[1] == ["ja", "6.41 → 1.87", "4.222 → 2.953", "4.217 → 2.371"]
@@ -227,16 +227,16 @@ def test_languages_have_tables_where_there_are_several() -> None:
     assert "By language" not in page.render(summary_of(), "seed: 0\n")
 
 
-def test_a_chain_s_methods_are_counted() -> None:
+def test_the_page_counts_the_tokens_of_each_method_of_a_chain() -> None:
     assert "Placed by aligned 9,021, fvt 1,288." in page.render(summary_of(), "seed: 0\n")
 
 
-def test_summary_json_is_sorted_indented_and_ends_its_last_line() -> None:
+def test_summary_json_is_sorted_indented_and_ends_with_a_newline() -> None:
     text = to_json(summary_of()).decode()
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
 
 
-def test_stages_that_ran_with_other_versions_are_all_named() -> None:
+def test_all_versions_are_named_if_the_stages_ran_with_different_ones() -> None:
     found = artefacts("aligned")
     late = {
         "uri": "",
@@ -253,7 +253,7 @@ def test_stages_that_ran_with_other_versions_are_all_named() -> None:
 
 
 @pytest.mark.parametrize("method", ["aligned", "random"])
-def test_the_page_asks_for_nothing_from_outside(method: str, pages: dict[str, str]) -> None:
+def test_the_page_loads_nothing_from_outside(method: str, pages: dict[str, str]) -> None:
     read = Reader(pages[method])
     for tag, attributes in read.tags:
         assert tag not in ("script", "iframe", "object", "embed", "base")
@@ -266,7 +266,7 @@ def test_the_page_asks_for_nothing_from_outside(method: str, pages: dict[str, st
 
 
 @pytest.mark.parametrize("method", ["aligned", "random"])
-def test_every_image_is_a_picture_with_words_for_it(method: str, pages: dict[str, str]) -> None:
+def test_every_image_has_an_alternative_text(method: str, pages: dict[str, str]) -> None:
     images = [attributes for tag, attributes in Reader(pages[method]).tags if tag == "img"]
     assert len(images) == 7
     for image in images:
@@ -283,13 +283,13 @@ def test_no_missing_value_reaches_the_reader(method: str, pages: dict[str, str])
     assert not re.search(r"\b(None|nan|inf|undefined)\b", words)
 
 
-def test_the_headline_holds_source_and_transferred_both_ways() -> None:
+def test_the_headlines_compare_source_and_transferred_both_ways() -> None:
     first, second = page.headlines(summary_of())[:2]
     assert (first["value"], first["against"]) == ("0.688", ["source model 0.034", "random control 0.312"])
     assert (second["value"], second["against"]) == ("0.640", ["source model 0.032", "random control 0.290"])
 
 
-def test_the_best_of_each_column_is_marked_also_when_two_share_it() -> None:
+def test_the_best_of_each_column_is_marked_even_if_two_share_it() -> None:
     summary = summary_of()
     summary["retrieval"]["merged"] = summary["retrieval"]["transferred_trained"]
     best = {row["model"]: [is_best for _, is_best, _ in row["cells"]] for row in page.retrieval_rows(summary)}
@@ -297,18 +297,18 @@ def test_the_best_of_each_column_is_marked_also_when_two_share_it() -> None:
     assert not any(any(row) for row in best.values())
 
 
-def test_the_method_random_shows_its_one_chain_once_and_says_so(pages: dict[str, str]) -> None:
+def test_the_method_random_shows_its_single_chain_once_and_says_so(pages: dict[str, str]) -> None:
     summary = summary_of("random")
     assert list(summary["loss"]["embed"]) == ["random"]
     assert "random/embed" not in summary["seconds"]
     assert [row["model"] for row in page.retrieval_rows(summary)] == [
         "source model", "random, untrained", "random, pretrained", "random, trained", "merged",
     ]  # fmt: skip
-    assert "artefacts: they are shown once" in pages["random"]
-    assert "artefacts: they are shown once" not in pages["aligned"]
+    assert "They are shown once" in pages["random"]
+    assert "They are shown once" not in pages["aligned"]
 
 
-def test_what_a_user_wrote_is_text_and_never_markup() -> None:
+def test_user_input_is_escaped_in_the_page() -> None:
     summary = summary_of(source_model=EVIL, output=f"/tmp/{EVIL}") | {"method": EVIL, "paper": EVIL}
     read = Reader(page.render(summary, f"method: {EVIL}\n"))
     assert not [tag for tag, _ in read.tags if tag == "script"]
@@ -316,11 +316,11 @@ def test_what_a_user_wrote_is_text_and_never_markup() -> None:
     assert read.text.count(EVIL) >= 4
 
 
-def test_equal_runs_make_equal_bytes_also_from_the_summary_on_disk(pages: dict[str, str]) -> None:
+def test_equal_runs_make_equal_bytes_even_from_the_summary_on_disk(pages: dict[str, str]) -> None:
     assert page_of(json.loads(to_json(summary_of()))) == pages["aligned"]
 
 
-def test_a_run_of_one_step_with_nothing_unknown_can_be_drawn() -> None:
+def test_a_run_of_one_step_without_unknown_pieces_can_be_drawn() -> None:
     summary = summary_of()
     for losses in summary["loss"].values():
         losses |= {start: values[:1] for start, values in losses.items()}
@@ -331,30 +331,30 @@ def test_a_run_of_one_step_with_nothing_unknown_can_be_drawn() -> None:
     ]
 
 
-def test_a_long_curve_is_thinned_to_means_and_keeps_its_average() -> None:
-    steps, values = plots.thinned([float(value) for value in range(1000)], most=250)
+def test_a_long_curve_is_reduced_to_means_and_keeps_its_average() -> None:
+    steps, values = plots.thin([float(value) for value in range(1000)], most=250)
     assert (len(steps), values[0], values[-1]) == (250, 1.5, 997.5)
     assert steps == values
-    assert plots.thinned([3.0, 1.0]) == ([0.0, 1.0], [3.0, 1.0])
+    assert plots.thin([3.0, 1.0]) == ([0.0, 1.0], [3.0, 1.0])
 
 
 def test_labels_that_would_overlap_move_apart_and_keep_their_order() -> None:
-    assert plots.spread([2.0, 2.1], gap=0.5) == pytest.approx([1.8, 2.3])
-    assert plots.spread([2.1, 2.0], gap=0.5) == pytest.approx([2.3, 1.8])
-    assert plots.spread([1.0, 3.0], gap=0.5) == [1.0, 3.0]
+    assert plots.space_out([2.0, 2.1], gap=0.5) == pytest.approx([1.8, 2.3])
+    assert plots.space_out([2.1, 2.0], gap=0.5) == pytest.approx([2.3, 1.8])
+    assert plots.space_out([1.0, 3.0], gap=0.5) == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [(0.612, "0.6 s"), (59.4, "59.4 s"), (59.7, "1 min 00 s"), (3725, "1 h 02 min"), (185, "3 min 05 s")],
 )
-def test_durations_are_said_as_people_say_them(value: float, said: str) -> None:
-    assert plots.duration(value) == said
+def test_durations_are_readable(value: float, expected: str) -> None:
+    assert plots.duration(value) == expected
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> configs.ScionConfig:
-    """A configuration whose inputs exist; nothing reads what is in them."""
+    """A config whose inputs exist; nothing reads their content."""
     for name in ("text.txt", "pairs.txt", "test_pairs.txt"):
         (tmp_path / name).write_text(f"content of {name}\n")
     (tmp_path / "source").mkdir()
@@ -371,7 +371,7 @@ def settings(tmp_path: Path) -> configs.ScionConfig:
 
 
 def finish(settings: configs.ScionConfig) -> None:
-    """Every stage of a pipeline but the report, as if it had run."""
+    """Every stage of a pipeline except the report, as if it had run."""
     held = metrics(settings.method)
     for name, stage in pipeline.stages(settings).items():
         if name != "report":
@@ -395,17 +395,17 @@ def test_the_job_writes_both_files_and_shows_the_numbers(settings: configs.Scion
     finish(settings)
     console = Console(width=120, record=True, file=io.StringIO())
     job.main(settings, console)
-    said, out = console.export_text(), Path(settings.output)
+    printed, out = console.export_text(), Path(settings.output)
     for words in ("anchor →", "MRR@10", "step 40", str(out / "report.html")):
-        assert words in said
-    assert ("transferred, trained" in said) == (method == "aligned")
+        assert words in printed
+    assert ("transferred, trained" in printed) == (method == "aligned")
     summary = json.loads((out / "summary.json").read_bytes())
     assert summary["config"]["method"] == summary["method"] == method
     assert [path.name for path in (out / "report").iterdir()] == ["artifact.json"]
     assert configs.load(str(out / "config.yaml"), []) == settings
 
 
-def test_pages_that_somebody_removed_are_written_again(settings: configs.ScionConfig) -> None:
+def test_removed_pages_are_written_again(settings: configs.ScionConfig) -> None:
     finish(settings)
     console = Console(file=io.StringIO())
     job.main(settings, console)
@@ -434,8 +434,8 @@ JOBS = {
 
 
 @pytest.mark.parametrize("done", range(1, len(JOBS) + 1))
-def test_a_report_is_made_of_what_the_jobs_have_made_so_far(settings: configs.ScionConfig, done: int) -> None:
-    """`scion shard`, `transfer`, `pretrain`, ... one by one, and `scion report` after any of them."""
+def test_a_report_covers_the_stages_that_are_finished(settings: configs.ScionConfig, done: int) -> None:
+    """`scion shard`, `transfer`, `pretrain`, ... one by one, with `scion report` after each."""
     finish(settings)
     for name in ("random", "serve", *list(JOBS)[done:]):
         shutil.rmtree(Path(settings.output) / name)
@@ -446,9 +446,9 @@ def test_a_report_is_made_of_what_the_jobs_have_made_so_far(settings: configs.Sc
             draft.metrics = found | {"retrieval": {m: v for m, v in found["retrieval"].items() if "random" not in m}}
     console = Console(width=120, record=True, file=io.StringIO())
     job.main(settings, console)
-    said, read = console.export_text(), Reader((Path(settings.output) / "report.html").read_text())
-    assert ("step 40" in said) == (done > 2)
-    assert ("MRR@10" in said) == (done > 5)
+    printed, read = console.export_text(), Reader((Path(settings.output) / "report.html").read_text())
+    assert ("step 40" in printed) == (done > 2)
+    assert ("MRR@10" in printed) == (done > 5)
     assert "random control" not in read.text.lower()
     assert "nan" not in read.text.lower().split()
     assert set(json.loads((Path(settings.output) / "summary.json").read_bytes())["seconds"]) == {
@@ -456,7 +456,7 @@ def test_a_report_is_made_of_what_the_jobs_have_made_so_far(settings: configs.Sc
     }
 
 
-def test_what_is_made_later_makes_a_new_report(settings: configs.ScionConfig) -> None:
+def test_a_stage_that_finishes_later_makes_a_new_report(settings: configs.ScionConfig) -> None:
     finish(settings)
     shutil.rmtree(Path(settings.output) / "evaluate")
     job.main(settings, Console(file=io.StringIO()))
@@ -489,13 +489,13 @@ def test_text_alone_ends_with_the_pretrained_model(settings: configs.ScionConfig
 def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:
     console = Console(width=80, file=io.StringIO())
     console.print(*map(job.language_table, page.language_tables(of_languages("el", "zh-Hant-TW", "tr"))), sep="\n")
-    said = console.file.getvalue()
+    printed = console.file.getvalue()
     for cell in ("zh-Hant-TW", "6.41 → 1.87", "1,250", "4.217 → 2.371", "0.600 / 0.250", "none"):
-        assert cell in said
-    assert "…" not in said
+        assert cell in printed
+    assert "…" not in printed
 
 
-def test_retrieval_in_training_is_drawn_where_it_was_measured_on_the_way() -> None:
+def test_retrieval_in_training_is_drawn_if_it_was_measured_during_training() -> None:
     found = summary_of("aligned")
     assert found["retrieval_in_training"] == {}
     curve = {str(step): scores(0.02 * step + 0.1, 0.02 * step) for step in (0, 10, 20, 30)}
@@ -504,8 +504,8 @@ def test_retrieval_in_training_is_drawn_where_it_was_measured_on_the_way() -> No
     assert drawn.image.startswith("data:image/svg")
 
 
-def test_a_run_whose_settings_changed_on_the_way_says_so(pages: dict[str, str]) -> None:
-    """The configuration alone makes another run."""
-    said = "pretrain goes on from step 18 with steps 30 -> 40; the steps before had the rates of the settings before"
-    assert said in " ".join(Reader(pages["aligned"]).text.split())
-    assert "changed its settings on the way" not in Reader(pages["random"]).text
+def test_the_page_says_that_settings_changed_during_training(pages: dict[str, str]) -> None:
+    """The config alone does not reproduce such a run."""
+    expected = "pretrain goes on from step 18 with steps 30 -> 40; the steps before had the rates of the settings before"
+    assert expected in " ".join(Reader(pages["aligned"]).text.split())
+    assert "changed its settings during training" not in Reader(pages["random"]).text

@@ -14,7 +14,7 @@ from trainer.evaluation.fertility import fertility
 from trainer.merging.uniform import Uniform
 
 
-def test_ranks_are_counted() -> None:
+def test_ranks_count_the_documents_that_score_higher() -> None:
     generator = np.random.default_rng(0)
     q, d = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in generator.normal(size=(2, 50, 5)).astype(np.float32))
     found = retrieval.ranks(q, d, [f"query {i}" for i in range(50)], [f"text {i}" for i in range(50)])
@@ -28,7 +28,7 @@ def test_ranks_are_counted() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.97, 1.0])
 def test_intervals_are_those_of_scipy(share: float) -> None:
-    """Wilson's is written out, the bootstrap is SciPy's."""
+    """Wilson's interval against its formula, the bootstrap against SciPy's."""
     draw, n, z = np.random.default_rng(1), 300, 1.959963984540054
     rank = np.where(draw.random(n) < share, 1, draw.integers(2, 15, n))
     found, p = retrieval.metrics(rank), float((rank == 1).mean())
@@ -42,27 +42,27 @@ def test_intervals_are_those_of_scipy(share: float) -> None:
     assert found.mrr_at_10_interval[0] <= found.mrr_at_10 <= found.mrr_at_10_interval[1]
 
 
-def test_a_tie_counts_against_us_and_equal_texts_are_no_rivals() -> None:
+def test_a_tie_counts_against_the_model_and_equal_texts_are_not_rivals() -> None:
     same = np.ones((3, 2), np.float32) / np.sqrt(2)
     asked = ["x", "y", "z"]
     assert retrieval.ranks(same, same, asked, ["a", "b", "c"]).tolist() == [3, 3, 3]
     assert retrieval.ranks(same, same, asked, ["a", "A ", "c"]).tolist() == [2, 2, 3]
 
 
-def test_every_translation_of_a_sentence_is_right() -> None:
-    """An English sentence in two languages: neither translation is a rival to the other."""
+def test_every_translation_of_a_sentence_is_correct() -> None:
+    """An English sentence in two languages: the two translations are not rivals."""
     same = np.ones((3, 2), np.float32) / np.sqrt(2)
     assert retrieval.ranks(same, same, ["Open", "Open", "Close"], ["Άνοιγμα", "Aç", "Kapat"]).tolist() == [2, 2, 3]
 
 
-def test_fertility_counts(family, english) -> None:
+def test_fertility_counts_pieces_words_and_characters(family, english) -> None:
     found = fertility(family, english)
     pieces = sum(len(family(text, add_special_tokens=False).input_ids) for text in english)
     assert np.isclose(found["pieces_per_word"], pieces / sum(len(text.split()) for text in english))
     assert found["pieces_per_character"] < 1.01
 
 
-def test_the_average_is_the_mean_and_refuses_other_shapes() -> None:
+def test_the_average_is_the_mean_and_rejects_other_shapes() -> None:
     models = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(i)), "n": torch.tensor([i])} for i in range(3)]
     merged = Uniform()(models, ["a", "b", "c"])
     assert torch.allclose(merged["w"], (models[0]["w"] + models[1]["w"] + models[2]["w"]) / 3)
@@ -74,7 +74,7 @@ def test_the_average_is_the_mean_and_refuses_other_shapes() -> None:
 
 
 class Known:
-    """An embedder whose vectors are given."""
+    """An embedder with fixed vectors."""
 
     def __init__(self, vectors: dict[str, list[float]]) -> None:
         self._vectors = vectors
@@ -84,7 +84,7 @@ class Known:
 
 
 def test_a_language_is_searched_among_its_own_pairs() -> None:
-    """Like sentences in two languages: each finds the other's translation first among all, its own in its language."""
+    """Similar sentences in two languages: among all, each finds the other's translation first; in its language, its own."""
     vectors = {
         "a": [1, 0],
         "b": [0, 1],

@@ -1,4 +1,4 @@
-"""Trans-tokenization against naive readings of the paper, and on a cipher whose dictionary is known."""
+"""Trans-tokenization against naive implementations of the paper, and on a cipher with a known dictionary."""
 
 import json
 import math
@@ -53,16 +53,16 @@ def test_vowel_signs_and_joiners_stay_in_the_word() -> None:
     assert spelled(by_characters(), "नमस्ते दुनिया, می‌روم!") == ["नमस्ते", "दुनिया", ",", "می‌روم", "!"]
 
 
-def test_scripts_without_blanks_are_split_into_tokens() -> None:
+def test_text_without_blanks_is_split_into_tokens() -> None:
     assert spelled(by_characters(), "Excel文件 2024年") == ["Excel", "文", "件", "2024", "年"]
     assert spelled(by_characters(), "ไป home") == ["ไ", "ป", "home"]
 
 
-def test_special_tokens_are_no_words() -> None:
+def test_special_tokens_are_not_words() -> None:
     assert spelled(by_characters(), "go [A] on") == ["go", "on"]
 
 
-def test_every_token_of_a_text_is_in_one_word(problem) -> None:
+def test_every_token_of_a_text_is_in_exactly_one_word(problem) -> None:
     for text in problem.texts.positives[:80]:
         found = [piece for pieces in Words(problem.target)(text).values() for piece in pieces]
         known = set(problem.target(text, add_special_tokens=False).input_ids) - set(problem.target.all_special_ids)
@@ -74,8 +74,8 @@ def test_every_token_of_a_text_is_in_one_word(problem) -> None:
 # Counts
 
 
-def test_a_word_is_shared_by_repetition_to_the_common_length() -> None:
-    """As the reference does it: half over all pairs, half by repeating both lists and zipping them."""
+def test_shares_follow_from_stretching_words_to_a_common_length() -> None:
+    """As in the reference: half over all token pairs, half by repeating both lists and zipping them."""
     for old in range(1, 7):
         for new in range(1, 7):
             expected = np.full((new, old), 0.5 / old)
@@ -86,7 +86,7 @@ def test_a_word_is_shared_by_repetition_to_the_common_length() -> None:
     assert shares(1, 1).tolist() == [[1.0]]
 
 
-def test_mixtures_are_counted_as_the_paper_does(problem) -> None:
+def test_mixtures_follow_the_counts_of_the_paper(problem) -> None:
     a, b, c = problem.new[[3, 4, 5]].tolist()
     copied = int(np.flatnonzero((problem.shared >= 0) & [t.role is None for t in problem.tokens])[7])
     pairs = Counter(
@@ -117,7 +117,7 @@ def test_a_shared_token_that_is_not_copied_counts_once_with_itself(problem) -> N
 
 
 def naive_relatives(problem: Problem, mapped: set[int], wanted: int) -> set[int]:
-    """Step 4 as the reference writes it: every token against every other. Raw bytes have no part in it."""
+    """Step 4 as in the reference: every token against every other, without raw bytes."""
     text = {
         number: b" " * token.is_word_start + token.payload
         for number, token in enumerate(problem.tokens)
@@ -132,7 +132,7 @@ def naive_relatives(problem: Problem, mapped: set[int], wanted: int) -> set[int]
     }
 
 
-def test_relatives_are_what_comparing_all_tokens_finds(problem) -> None:
+def test_relatives_equal_those_of_comparing_all_tokens(problem) -> None:
     generator = np.random.default_rng(0)
     ordinary = np.flatnonzero([token.role is None for token in problem.tokens])
     mapped = np.zeros(len(problem.tokens), bool)
@@ -146,7 +146,7 @@ def test_relatives_are_what_comparing_all_tokens_finds(problem) -> None:
 
 
 def test_a_token_without_counts_mixes_its_relatives(problem, made) -> None:
-    """Word by word from the mixtures of the aligned and the copied tokens."""
+    """Computed token by token from the mixtures of the aligned and the copied tokens."""
     known = {
         n: row for (n, row), code in zip(mixtures_of(made).items(), made.provenance, strict=True) if code == Provenance.ALIGNED
     }
@@ -180,7 +180,7 @@ def test_rows_sum_to_one_and_place_most_tokens(problem, made) -> None:
 
 
 def test_a_cipher_is_deciphered() -> None:
-    """A language that writes each word in another script: its tokens get the rows of the true words."""
+    """A language that writes each word in another script: its tokens get the rows of the original words."""
     generator = np.random.default_rng(0)
     shift = {ord("a") + place: ord("α") + place for place in range(14)}
     vocabulary = sorted({"".join(generator.choice(list("abcdefghijklmn"), 5)) for _ in range(40)})
@@ -194,7 +194,7 @@ def test_a_cipher_is_deciphered() -> None:
         assert rows[new[word.translate(shift)]].get(old[word], 0.0) > 0.9
 
 
-def test_another_order_of_the_vocabulary_only_moves_the_rows(english, pairs) -> None:
+def test_permuting_the_vocabulary_permutes_the_rows(english, pairs) -> None:
     source, target = wordpiece(english), wordpiece([row["positive"] for row in pairs])
     spec = json.loads(target.backend_tokenizer.to_str())
     order = np.random.default_rng(0).permutation(np.arange(5, len(target)))
@@ -216,12 +216,12 @@ def test_another_order_of_the_vocabulary_only_moves_the_rows(english, pairs) -> 
         assert all(abs(weight - again[piece][old]) < 1e-6 for old, weight in row.items())
 
 
-def test_without_pairs_it_says_so(problem) -> None:
+def test_missing_pairs_are_rejected(problem) -> None:
     alone = replace(problem, texts=Texts(corpus=lambda: iter(()), anchors=[], positives=[]))
     with pytest.raises(DataError, match="no pairs to align"):
         trans_tokenizers.place(alone, CONFIG)
 
 
-def test_a_count_of_zero_is_refused() -> None:
+def test_a_minimum_count_of_zero_is_rejected() -> None:
     with pytest.raises(ConfigError, match="min_count must be at least 1, got 0"):
         TransTokenizersConfig(min_count=0)

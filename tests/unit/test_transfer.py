@@ -1,4 +1,4 @@
-"""The plan, its application, and every method against a brute-force reading of its paper."""
+"""The plan, its application, and every method against a brute-force implementation of its paper."""
 
 import collections
 import dataclasses
@@ -82,7 +82,7 @@ def test_mixtures_sum_to_one_and_fates_to_all(made: plan.TransferPlan) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_shared_token_keeps_its_row_to_the_last_bit(made, problem, dtype) -> None:
+def test_a_shared_token_keeps_its_row_bit_for_bit(made, problem, dtype) -> None:
     old = old_rows(problem, dtype)
     new = apply.embeddings(made, old)
     copied = np.flatnonzero(problem.shared >= 0)
@@ -95,7 +95,7 @@ def test_a_shared_token_keeps_its_row_to_the_last_bit(made, problem, dtype) -> N
     assert new.isfinite().all()
 
 
-def test_applying_is_the_matrix_product(made, problem) -> None:
+def test_applying_a_plan_is_the_matrix_product(made, problem) -> None:
     old = old_rows(problem, torch.float64)
     mixed = np.flatnonzero(np.diff(made.indptr) > 0)
     expected = made.dense().double() @ old[: problem.source_rows]
@@ -107,7 +107,7 @@ def test_applying_is_the_matrix_product(made, problem) -> None:
     assert torch.allclose(found[rest], bias.mean().expand(int(rest.sum())))
 
 
-def test_a_plan_survives_the_disk(made, tmp_path) -> None:
+def test_a_plan_is_saved_and_loaded(made, tmp_path) -> None:
     made.save(str(tmp_path))
     again = plan.load(str(tmp_path))
     for name in ("indptr", "indices", "weights", "provenance", "keys"):
@@ -125,7 +125,7 @@ def test_a_second_run_makes_the_same_plan(problem, made, donor_folder: str) -> N
 # The baselines
 
 
-def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
+def test_random_rows_have_the_old_moments_and_depend_on_the_token_only(problem) -> None:
     made = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     old = old_rows(problem)
     new = apply.embeddings(made, old)[made.provenance == Provenance.RANDOM]
@@ -144,7 +144,7 @@ def test_random_rows_have_the_old_moments_and_follow_the_token(problem) -> None:
     assert torch.equal(apply.embeddings(shuffled, old)[1], new[5])
 
 
-def test_mean_rows_are_the_mean(problem) -> None:
+def test_mean_rows_are_the_mean_of_the_old_rows(problem) -> None:
     made = assemble(problem, METHODS["mean"].place(problem, METHODS["mean"].config()), "mean")
     old = old_rows(problem)
     new = apply.embeddings(made, old)[made.provenance == Provenance.MEAN]
@@ -173,8 +173,8 @@ def test_fvt_is_the_mean_of_the_old_pieces(problem) -> None:
     assert checked > 3
 
 
-def test_fvt_does_not_take_a_continuation_for_a_word(english) -> None:
-    """Split by its own tokenizer a continuation is itself, not the word of the same letters."""
+def test_fvt_does_not_treat_a_continuation_as_a_word(english) -> None:
+    """Under its own tokenizer a continuation splits into itself, not into the word with the same letters."""
     source = FAMILIES["wordpiece"](english)
     texts = Texts(corpus=lambda: iter(()), anchors=[], positives=[])
     tokens = enumerate(Problem(source, source, texts, seed=0).tokens)
@@ -274,7 +274,7 @@ def test_wechsel_is_softmax_over_the_nearest_old_tokens(problem, monkeypatch) ->
         assert np.abs(chosen - best).max() < 1e-5
 
 
-def test_wechsel_without_a_usable_dictionary_says_so(problem, tmp_path) -> None:
+def test_wechsel_without_a_usable_dictionary_is_rejected(problem, tmp_path) -> None:
     path = tmp_path / "d.tsv"
     path.write_text("xyzzy\tplugh\n")
     with pytest.raises(DataError, match="none of its 1 pairs"):
@@ -284,8 +284,8 @@ def test_wechsel_without_a_usable_dictionary_says_so(problem, tmp_path) -> None:
         wechsel.place(problem, wechsel.WechselConfig(space=SpaceConfig(fasttext=SMALL, dictionary=str(path))))
 
 
-def test_a_mined_dictionary_finds_a_cipher() -> None:
-    """A language that replaces each word by another: every mined pair must be right."""
+def test_a_mined_dictionary_recovers_a_cipher() -> None:
+    """A language that replaces each word by another: every mined pair must be correct."""
     words = [f"{a}{b}" for a in "bcdfghklmnp" for b in "aeiou"]
     cipher = dict(zip(words, [word[::-1] + "q" for word in words], strict=True))
     generator = np.random.default_rng(0)
@@ -298,8 +298,8 @@ def test_a_mined_dictionary_finds_a_cipher() -> None:
 # Applying
 
 
-def test_embeddings_too_few_for_the_tokenizer_are_refused(problem, made) -> None:
-    with pytest.raises(ModelError, match="only 10 rows"):
+def test_embeddings_with_fewer_rows_than_the_tokenizer_are_rejected(problem, made) -> None:
+    with pytest.raises(ModelError, match="have 10 rows"):
         apply.embeddings(made, torch.zeros(10, 4))
 
 
@@ -321,7 +321,7 @@ def test_a_diff_names_the_rows_that_change(problem) -> None:
         diff(one, dataclasses.replace(other, target_tokenizer="another"))
 
 
-def test_a_torn_plan_is_refused(problem, tmp_path) -> None:
+def test_a_torn_plan_is_rejected(problem, tmp_path) -> None:
     made = assemble(problem, METHODS["fvt"].place(problem, fvt.FvtConfig()), "fvt")
     other = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     made.save(str(tmp_path))
@@ -332,7 +332,7 @@ def test_a_torn_plan_is_refused(problem, tmp_path) -> None:
 
 
 def test_permuting_the_target_vocabulary_permutes_the_rows(english, greek, pairs, made_method, tmp_path) -> None:
-    """The rows of a token do not depend on where it stands, to the last bit."""
+    """The row of a token does not depend on its id, bit for bit."""
     source = FAMILIES["wordpiece"](english)
     target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
     moved, order = permuted(target)
@@ -354,7 +354,7 @@ def made_method(request: pytest.FixtureRequest) -> str:
 
 
 def permuted(tokenizer):  # type: ignore[no-untyped-def]
-    """The same WordPiece tokenizer with its ordinary tokens at other ids, and the new id of each old one."""
+    """The same WordPiece tokenizer with its ordinary tokens at other ids, and the new id of each old id."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     special = len(spec["added_tokens"])
     order = np.concatenate([np.arange(special), special + np.random.default_rng(0).permutation(len(tokenizer) - special)])

@@ -1,4 +1,4 @@
-"""`verify` finds what is wrong, and nothing where nothing is."""
+"""`verify` finds every fault, and none in a correct model."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_a_transferred_model_passes(problem, kind: str, method: str) -> None:
     assert failed(*sides(problem, kind, method)) == {}
 
 
-def test_a_copied_row_that_moved_is_named(problem) -> None:
+def test_a_copied_row_that_changed_is_named(problem) -> None:
     source, made, plan = sides(problem, "encoder, untied")
     row = int(plan.copies()[40])
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_a_copied_row_that_moved_is_named(problem) -> None:
     )
 
 
-def test_rows_that_are_not_finite_zero_or_twins_are_named(problem) -> None:
+def test_infinite_zero_and_duplicate_rows_are_named(problem) -> None:
     source, made, plan = sides(problem, "decoder")
     mixed = [int(row) for row in fvt.place(problem, fvt.FvtConfig()).ids]
     weight = made.model.get_input_embeddings().weight
@@ -99,7 +99,7 @@ def test_one_mixture_written_in_two_orders_is_one_recipe(problem) -> None:
     assert failed(source, Side(model=made, tokenizer=problem.target), plan) == {}
 
 
-def test_ids_tokenizers_and_bodies_of_other_models_are_found(problem, english) -> None:
+def test_ids_tokenizers_and_bodies_of_other_models_are_detected(problem, english) -> None:
     source, made, plan = sides(problem, "encoder")
     made.model.config.pad_token_id = len(plan) + 5
     assert "roles" in failed(source, made, plan)
@@ -111,8 +111,8 @@ def test_ids_tokenizers_and_bodies_of_other_models_are_found(problem, english) -
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_rows_that_could_be_predicted_without_a_token_are_found(problem, kind: str) -> None:
-    """Findings 31: rows of zeros, as the filling was, and a bias of 0."""
+def test_rows_without_a_token_that_could_be_predicted_are_detected(problem, kind: str) -> None:
+    """Findings 31: the filling had zero rows and a bias of 0."""
     source, made, plan = sides(problem, kind)
     inputs, head = made.model.get_input_embeddings(), made.model.get_output_embeddings()
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_rows_that_could_be_predicted_without_a_token_are_found(problem, kind: s
     assert ("filling of the bias of the head" in found) == (getattr(head, "bias", None) is not None)
 
 
-def test_a_filling_row_that_is_the_likeliest_is_found(problem) -> None:
+def test_a_filling_row_that_is_the_most_likely_is_detected(problem) -> None:
     source, made, plan = sides(problem, "decoder near -40")
     with torch.no_grad():
         made.model.get_input_embeddings().weight[len(plan) :] = 0
@@ -134,8 +134,8 @@ def test_a_filling_row_that_is_the_likeliest_is_found(problem) -> None:
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("method", ["fvt", "random"])
-def test_a_model_in_bf16_passes_and_one_step_of_it_does_not(problem, kind: str, method: str) -> None:
-    """The plan is applied in the model's own format; a copied row stays so to the last bit."""
+def test_a_model_in_bf16_passes_but_a_change_of_one_bf16_step_does_not(problem, kind: str, method: str) -> None:
+    """The plan is applied in the model's own dtype; copied rows stay equal bit for bit."""
     plan = assemble(problem, METHODS[method].place(problem, METHODS[method].config()), method)
     source, made = (MODELS[kind](problem.source).bfloat16() for _ in range(2))
     graft(made, plan, problem.target)

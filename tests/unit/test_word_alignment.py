@@ -1,4 +1,4 @@
-"""Model 1 and the HMM against enumeration, and the aligner against languages whose dictionary is known."""
+"""Model 1 and the HMM against enumeration, and the aligner on languages with a known dictionary."""
 
 import collections
 import itertools
@@ -24,10 +24,10 @@ def sides(pairs) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def named(text: Bitext, table, sources, targets) -> dict[tuple[str | None, str], float]:
-    """A table by the words that it is for."""
+    """A table as a dict by words."""
     given = [None, *dict.fromkeys(word for line in sources for word in line)]
     word = list(dict.fromkeys(word for line in targets for word in line))
-    return {(given[e], word[f]): p for e, f, p in zip(text.given, text.word, table, strict=True)}
+    return {(given[e], word[f]): p for e, f, p in zip(text.source_word, text.target_word, table, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def model1_by_hand(pairs, iterations: int) -> dict[tuple[str | None, str], float
 def test_model_1_is_em_by_hand() -> None:
     sources, targets = sides(TINY)
     text = bitext(sources, targets)
-    table = text.table(np.ones(len(text.given)))
+    table = text.table(np.ones(len(text.source_word)))
     for iterations in range(6):
         expected = model1_by_hand(TINY, iterations)
         found = named(text, table, sources, targets)
@@ -99,7 +99,7 @@ def test_the_hmm_sums_over_all_alignments(source_words) -> None:
         assert np.allclose(part, expected, rtol=1e-12)
 
 
-def test_sentences_of_a_batch_do_not_touch_each_other() -> None:
+def test_sentences_of_a_batch_do_not_affect_each_other() -> None:
     """Lengths 4, 2 and 1: rows are first words, second words and so on."""
     generator = np.random.default_rng(1)
     lengths, steps = [4, 2, 1], [slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 7)]
@@ -118,7 +118,7 @@ def test_sentences_of_a_batch_do_not_touch_each_other() -> None:
 
 def test_no_iteration_lowers_the_likelihood(real) -> None:
     text = bitext(*real)
-    table, jumps = text.table(np.ones(len(text.given))), np.ones(11)
+    table, jumps = text.table(np.ones(len(text.source_word))), np.ones(11)
     first, second = [], []
     for _ in range(8):
         table, likelihood = model1_step(text, table)
@@ -129,18 +129,18 @@ def test_no_iteration_lowers_the_likelihood(real) -> None:
     for values in (first, second):
         assert (np.diff(values) > 0).all()
     assert jumps.argmax() == 6, "the next word is where most sentences go on"
-    assert np.allclose(np.bincount(text.given, table), 1.0)
+    assert np.allclose(np.bincount(text.source_word, table), 1.0)
 
 
 @pytest.mark.parametrize("seed", [5, 48, 97, 189, 236])
-def test_jumps_climb_where_dividing_their_counts_would_fall(seed) -> None:
-    """Seeds for which the likelihood falls by 0.01 to 0.07 when c is the expected counts over their sum."""
+def test_the_likelihood_rises_where_dividing_the_counts_of_jumps_would_lower_it(seed) -> None:
+    """With these seeds the likelihood falls by 0.01 to 0.07 if c is the expected counts divided by their sum."""
     generator = np.random.default_rng(seed)
     sides = [
         [[f"{side}{word}" for word in generator.integers(0, 6, generator.integers(1, 6))] for _ in range(4)] for side in "st"
     ]
     text = bitext(*sides)
-    table, jumps, found = text.table(np.ones(len(text.given))), np.ones(11), []
+    table, jumps, found = text.table(np.ones(len(text.source_word))), np.ones(11), []
     for _ in range(12):
         table, jumps, likelihood = hmm_step(text, table, jumps)
         found.append(likelihood)
@@ -151,7 +151,7 @@ def test_jumps_climb_where_dividing_their_counts_would_fall(seed) -> None:
 
 
 def planted(seed: int, count: int) -> tuple[list[list[str]], list[list[str]], set[tuple[int, int, int]]]:
-    """A cipher whose neighbours swap places, and in which one word in twenty is missing or new."""
+    """A cipher in which neighbouring words swap places and one word in twenty is missing or new."""
     generator = np.random.default_rng(seed)
     frequency = 1 / np.arange(3, 63)
     sources, targets, links = [], [], set()
@@ -168,7 +168,7 @@ def planted(seed: int, count: int) -> tuple[list[list[str]], list[list[str]], se
     return sources, targets, links
 
 
-def test_a_planted_dictionary_is_found_again() -> None:
+def test_a_planted_dictionary_is_recovered() -> None:
     sources, targets, links = planted(0, 600)
     found = {tuple(link) for link in align(sources, targets).tolist()}
     right = len(found & links)
@@ -176,7 +176,7 @@ def test_a_planted_dictionary_is_found_again() -> None:
     assert right / len(links) > 0.95
 
 
-def test_a_second_run_and_another_cut_give_the_same_links(real, monkeypatch) -> None:
+def test_a_second_run_and_another_batch_size_give_the_same_links(real, monkeypatch) -> None:
     once = align(*real)
     assert align(*real).tobytes() == once.tobytes()
     monkeypatch.setattr(hmm, "_BATCH_CELLS", 500)
@@ -189,7 +189,7 @@ def test_the_order_of_the_pairs_does_not_matter(real) -> None:
     found = []
     for sources, targets in (real, shuffled):
         text = bitext(sources, targets)
-        table, jumps = text.table(np.ones(len(text.given))), np.ones(11)
+        table, jumps = text.table(np.ones(len(text.source_word))), np.ones(11)
         for _ in range(2):
             table, jumps, _ = hmm_step(text, model1_step(text, table)[0], jumps)
         found.append((named(text, table, sources, targets), jumps))
@@ -201,7 +201,7 @@ def test_the_order_of_the_pairs_does_not_matter(real) -> None:
     assert {(int(order[pair]), i, j) for pair, i, j in again.tolist()} == {tuple(link) for link in align(*real).tolist()}
 
 
-def test_frequent_english_words_find_their_greek_ones(real) -> None:
+def test_frequent_english_words_are_aligned_with_their_greek_translations(real) -> None:
     counts = collections.Counter((real[0][pair][i], real[1][pair][j]) for pair, i, j in align(*real).tolist())
     best = {left: right for (left, right), _ in reversed(counts.most_common())}
     known = {

@@ -1,4 +1,4 @@
-"""OFA, TokenAdapt and script moments against a brute-force reading of their papers; the vectors that they stand on."""
+"""OFA, TokenAdapt and script moments against brute-force implementations of their papers; and the word vectors."""
 
 import dataclasses
 import unicodedata
@@ -54,7 +54,7 @@ def test_ofa_is_softmax_over_tokens_whose_words_are_near(problem, monkeypatch) -
 
 
 def by_hand(tokenizer, vectors) -> dict[int, np.ndarray]:  # type: ignore[no-untyped-def]
-    """Each id's mean over the four spellings of all words, one tokenizer call a spelling."""
+    """The mean vector of each id over the four spellings of all words, one tokenizer call per spelling."""
     sums: dict[int, np.ndarray] = {}
     times: dict[int, int] = {}
     for word in vectors.words:
@@ -150,7 +150,7 @@ def test_the_script_is_that_of_the_letters(text: str, expected: str) -> None:
 # Vectors
 
 
-def test_ppmi_is_the_formula_and_parts_do_not_show(english, monkeypatch) -> None:
+def test_ppmi_equals_the_formula_whatever_the_parts(english, monkeypatch) -> None:
     lines = [" ".join(text.lower().split()) for text in english]
     config = PpmiConfig(dim=8, min_count=8, window=2)
     whole = ppmi.train(lines, config, "text")
@@ -195,8 +195,8 @@ def test_vectors_are_read_from_a_text_file(tmp_path) -> None:
         files.read(str(tmp_path / "c.bin"))
 
 
-def test_of_a_store_only_the_file_itself_is_fetched() -> None:
-    """cc.xx vectors lie in a folder with hundreds of others, of gigabytes each."""
+def test_only_the_file_itself_is_fetched_from_a_store() -> None:
+    """cc.xx vectors are in a folder with hundreds of other files of gigabytes each."""
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/vectors/a.vec", b"the 1 0\nof 0 1\n")
     fs.pipe_file("/vectors/b.vec", b"x" * 1000)
@@ -208,15 +208,15 @@ def test_of_a_store_only_the_file_itself_is_fetched() -> None:
     assert fetched == ["/vectors/a.vec"]
 
 
-def test_a_word_is_looked_up_as_it_is_written_and_then_in_lower_case(problem) -> None:
-    """cc.xx vectors know case: "May" is not "may" there."""
+def test_a_word_is_looked_up_as_written_and_then_in_lower_case(problem) -> None:
+    """cc.xx vectors are case-sensitive: "May" is not "may"."""
     token = next(token for token in problem.tokens if token is not None and token.role is None and token.text())
     for written, known, word in (("May", {"May", "may"}, "May"), ("May", {"may"}, "may"), ("MAY", set(), "may")):
         assert word_space.word_of(dataclasses.replace(token, payload=written.encode()), known) == word
     assert word_space.word_of(None, {"may"}) == ""
 
 
-def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:
+def test_given_vectors_of_different_widths_are_rejected(problem, tmp_path) -> None:
     for name, width in (("s.vec", 4), ("t.vec", 5)):
         words = ("file", "αρχείο") if name[0] == "t" else ("file", "document")
         (tmp_path / name).write_text("".join(f"{word} {' '.join(['0.5'] * width)}\n" for word in words))
@@ -229,7 +229,7 @@ def test_given_vectors_of_other_widths_are_refused(problem, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ppmi", "given"])
-def test_every_kind_of_vectors_serves_every_method(problem, english, greek, tmp_path, kind: str) -> None:
+def test_every_kind_of_vectors_works_with_every_method(problem, english, greek, tmp_path, kind: str) -> None:
     small = PpmiConfig(dim=12, min_count=2)
     space, of_focus = SpaceConfig(kind="ppmi", ppmi=small), focus.FocusConfig(kind="ppmi", ppmi=small)
     if kind == "given":
@@ -248,7 +248,7 @@ def test_every_kind_of_vectors_serves_every_method(problem, english, greek, tmp_
         assert np.abs(sums - 1).max() < 1e-5
 
 
-def test_a_word_that_is_not_there_has_no_vector() -> None:
+def test_an_unknown_word_has_no_vector() -> None:
     table = TableVectors(["a"], np.ones((1, 3), np.float32), np.ones(1))
     assert "b" not in table
     assert table.vectors(["b"]).abs().sum() == 0

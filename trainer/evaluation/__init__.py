@@ -1,4 +1,4 @@
-"""Metrics of embedders: one a file; the table is here. The settings of a row are the section `evaluate.settings.NAME`."""
+"""Metrics of embedders: one a file; the table is here. The settings of an entry are the section `evaluate.settings.NAME`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Metric(Protocol):
-    """A frozen dataclass whose fields are its settings."""
+    """A metric: a frozen dataclass whose fields are its settings."""
 
     def __call__(self, embedder: Embedder, pairs: Pairs) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Scores as JSON objects: of all pairs, and of each language where there are several."""
+        """Scores as JSON objects: over all text pairs, and by language if there are several."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a class whose fields are the settings, and where it was published."""
+    """An entry of the table: a class whose fields are the settings, and the paper."""
 
     config: type[Metric]
     paper: str

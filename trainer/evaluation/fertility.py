@@ -1,4 +1,4 @@
-"""How many pieces a tokenizer needs."""
+"""Fertility: the number of pieces that a tokenizer needs."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 
 def fertility(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[str, float]:
-    """Pieces a word (split at blanks), pieces a character, and the share of unknown pieces.
+    """Pieces per word (split at blanks), pieces per character, and the share of unknown pieces.
 
-    Words mean little in languages that are written without blanks; pieces a character compare there.
+    In languages written without blanks compare the pieces per character: words mean little there.
     """
     pieces = words = characters = unknown = 0
     for text in texts:
@@ -27,11 +27,11 @@ def fertility(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[
 
 
 def by_language(tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Fertility of each tokenizer, by its name, in each language of (language, text) pairs."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    """The fertility by language and tokenizer name, from (language, text) tuples."""
+    texts_by_language: defaultdict[str, list[str]] = defaultdict(list)
     for lang, text in texts:
-        found[lang].append(text)
+        texts_by_language[lang].append(text)
     return {
         lang: {name: fertility(tokenizer, lines) for name, tokenizer in tokenizers.items()}
-        for lang, lines in sorted(found.items())
+        for lang, lines in sorted(texts_by_language.items())
     }

@@ -1,4 +1,4 @@
-"""Retrieval of a pair's other side among all others, in both directions (as in Tatoeba, Artetxe and Schwenk 2019)."""
+"""Retrieval of the other side of a text pair among all others, in both directions (as in Tatoeba, Artetxe and Schwenk 2019)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneWay:
-    """Metrics of one direction, in 0..1."""
+    """Metrics of one direction, from 0 to 1."""
 
     accuracy_at_1: float
     mrr_at_10: float
     accuracy_at_1_interval: list[float]
-    """[low, high], a list as in JSON: 95 % score interval (Wilson 1927), which holds where all or none are right, too."""
+    """[low, high], a list as in JSON: the 95 % score interval (Wilson 1927), which also holds if all or none are correct."""
     mrr_at_10_interval: list[float]
-    """95 % interval by bootstrap over the queries (Efron 1979)."""
+    """The 95 % interval by bootstrap over the queries (Efron 1979)."""
 
 
 Ways = dict[str, dict[str, Any]]
@@ -36,76 +36,78 @@ Ways = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The metric: accuracy at 1 and MRR at 10, both ways."""
+    """Accuracy at 1 and MRR at 10, in both directions."""
 
     def __call__(self, embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
-        """Among all pairs, and among the pairs of each language, where they are of several."""
+        """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
         return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
-    """The same from unit vectors [n, d] of the n pairs' sides."""
+    """The metrics from unit vectors [n, d] of the two sides of n text pairs."""
 
-    def among(chosen: NDArray[np.int64]) -> Ways:
-        left, right = ([texts[place] for place in chosen] for texts in (pairs.anchors, pairs.positives))
+    def metrics_among(indices: NDArray[np.int64]) -> Ways:
+        left, right = ([texts[index] for index in indices] for texts in (pairs.anchors, pairs.positives))
         return {
-            "forward": asdict(metrics(ranks(anchors[chosen], positives[chosen], left, right))),
-            "backward": asdict(metrics(ranks(positives[chosen], anchors[chosen], right, left))),
+            "forward": asdict(metrics(ranks(anchors[indices], positives[indices], left, right))),
+            "backward": asdict(metrics(ranks(positives[indices], anchors[indices], right, left))),
         }
 
     langs = sorted(set(pairs.langs))
-    by_language = {lang: among(np.flatnonzero(np.array(pairs.langs) == lang)) for lang in langs} if len(langs) > 1 else {}
-    return among(np.arange(len(pairs))), by_language
+    by_language = (
+        {lang: metrics_among(np.flatnonzero(np.array(pairs.langs) == lang)) for lang in langs} if len(langs) > 1 else {}
+    )
+    return metrics_among(np.arange(len(pairs))), by_language
 
 
 def ranks(
-    queries: NDArray[np.float32], documents: NDArray[np.float32], asked: list[str], texts: list[str]
+    queries: NDArray[np.float32], documents: NDArray[np.float32], query_texts: list[str], texts: list[str]
 ) -> NDArray[np.int64]:
     """The rank (1 is best) of document i for query i by cosine, int [n].
 
-    A tie counts against us. Documents of the same text as document i are not rivals to it, nor are those of the same query:
-    where a sentence has a translation in each of several languages, all of them are right.
+    A tie counts against the model. Documents with the text of document i are not rivals, nor are documents of an equal query:
+    if a sentence has translations in several languages, all of them are correct.
 
     Args:
         queries, documents: unit rows [n, d].
-        asked, texts: the texts of queries and documents.
+        query_texts, texts: the texts of queries and documents.
     """
-    queried, same = _groups(asked), _groups(texts)
-    found = []
+    query_group, text_group = _groups(query_texts), _groups(texts)
+    ranks_of_blocks = []
     for start in range(0, len(queries), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(queries)))
         scores = queries[block] @ documents.T
-        own = scores[np.arange(len(block)), block]
-        rivals = (same[None, :] != same[block][:, None]) & (queried[None, :] != queried[block][:, None])
-        found.append(1 + ((scores >= own[:, None]) & rivals).sum(axis=1))
-    return np.concatenate(found)
+        own_scores = scores[np.arange(len(block)), block]
+        rivals = (text_group[None, :] != text_group[block][:, None]) & (query_group[None, :] != query_group[block][:, None])
+        ranks_of_blocks.append(1 + ((scores >= own_scores[:, None]) & rivals).sum(axis=1))
+    return np.concatenate(ranks_of_blocks)
 
 
 def _groups(texts: list[str]) -> NDArray[np.int64]:
-    """A number for each text, the same for equal texts."""
+    """A number for each text, equal for equal texts."""
     names = [digest(text) for text in texts]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names])
 
 
 def metrics(rank: NDArray[np.int64]) -> OneWay:
-    """Accuracy at 1 and mean reciprocal rank, ranks beyond 10 counting nothing."""
+    """Accuracy at 1 and the mean reciprocal rank, 0 for ranks beyond 10."""
     from scipy.stats import binomtest
 
-    right, reciprocal = int((rank == 1).sum()), np.where(rank <= 10, 1.0 / rank, 0.0)
-    score = binomtest(right, len(rank)).proportion_ci(0.95, method="wilson")
+    correct, reciprocal = int((rank == 1).sum()), np.where(rank <= 10, 1.0 / rank, 0.0)
+    interval = binomtest(correct, len(rank)).proportion_ci(0.95, method="wilson")
     return OneWay(
-        accuracy_at_1=right / len(rank),
+        accuracy_at_1=correct / len(rank),
         mrr_at_10=float(reciprocal.mean()),
-        accuracy_at_1_interval=[float(score.low), float(score.high)],
-        mrr_at_10_interval=_bootstrapped(reciprocal),
+        accuracy_at_1_interval=[float(interval.low), float(interval.high)],
+        mrr_at_10_interval=_bootstrap_interval(reciprocal),
     )
 
 
-def _bootstrapped(values: NDArray[np.float64]) -> list[float]:
-    """The middle 95 % of the means of samples with replacement. There are eleven values only, so that a sample is drawn as how
-    often each of them stands in it."""
-    found, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_SAMPLES)
-    low, high = np.quantile(drawn @ found / len(values), (0.025, 0.975))
+def _bootstrap_interval(values: NDArray[np.float64]) -> list[float]:
+    """The middle 95 % of the means of bootstrap samples. There are only eleven distinct values, so a sample is drawn as the
+    number of times that each occurs."""
+    distinct, counts = np.unique(values, return_counts=True)
+    samples = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_SAMPLES)
+    low, high = np.quantile(samples @ distinct / len(values), (0.025, 0.975))
     return [float(low), float(high)]

@@ -1,4 +1,4 @@
-"""Merging models: one method a file; the table is here. The settings of a row are the section `merge.methods.NAME`."""
+"""Merging models: one method a file; the table is here. The settings of an entry are the section `merge.methods.NAME`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Merge(Protocol):
-    """A frozen dataclass whose fields are its settings."""
+    """A merge method: a frozen dataclass whose fields are its settings."""
 
     def __call__(self, weights: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """One state dict from those of several models of one architecture.
+        """Merges the state dicts of several models of one architecture.
 
         Args:
-            names: of the models, for errors.
+            names: the names of the models, for errors.
 
         Raises:
             ModelError: the models do not have the same tensors of the same shapes.
@@ -29,7 +29,7 @@ class Merge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a class whose fields are the settings, and where it was published."""
+    """An entry of the table: a class whose fields are the settings, and the paper."""
 
     config: type[Merge]
     paper: str

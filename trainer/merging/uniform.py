@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Every model counts alike."""
+    """Averages with equal weights."""
 
     def __call__(self, weights: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The mean of each tensor, summed in fp64; integers are taken from the first model.
+        """The mean of each tensor, summed in fp64; integer tensors are those of the first model.
 
         Raises:
-            ModelError: the models do not have the same tensors of the same shapes; names the first that differs.
+            ModelError: the models do not have the same tensors of the same shapes; the error names the first difference.
         """
         first = weights[0]
         for other, name in zip(weights[1:], names[1:], strict=True):
-            odd = sorted(first.keys() ^ other.keys()) or [
+            differences = sorted(first.keys() ^ other.keys()) or [
                 f"{key} ({tuple(first[key].shape)} and {tuple(other[key].shape)})"
                 for key in first
                 if first[key].shape != other[key].shape
             ]
-            if odd:
+            if differences:
                 raise ModelError(
-                    f"cannot be averaged with {names[0]}: they differ in {odd[0]}.",
+                    f"cannot be averaged with {names[0]}: they differ in {differences[0]}.",
                     name,
                     "Merge models of one architecture.",
                 )

@@ -1,13 +1,13 @@
-"""Language models whose vocabulary matrices are products: E = F P, V x D numbers as V x r and r x D.
+"""Language models whose vocabulary matrices are products: E = F P, with shapes V x r and r x D.
 
     input     e = F[id] P                      output     logits = (h P^T) F^T + b
 
-F, the coordinates, is called `weight`; P, the primitives, is called `projection`. A model that ties its matrices ties
-both factors. `FactoredBertForMaskedLM` is transformers' `BertForMaskedLM` with factors, and so for every other model
-that has a plain `torch.nn.Embedding` and a `torch.nn.Linear` head; `config.embedding_rank` is r.
+F, the coordinates, is the parameter `weight`; P, the primitives, is `projection`. A model that ties its matrices ties both
+factors. `FactoredBertForMaskedLM` is transformers' `BertForMaskedLM` with factors; the same works for every other model that
+has a plain `torch.nn.Embedding` and a `torch.nn.Linear` head. `config.embedding_rank` is r.
 
-This file lies in every model folder that needs it, for `AutoModel....from_pretrained(folder, trust_remote_code=True)`.
-It stands alone: torch and transformers are all that it imports.
+This file is copied into every model folder that needs it, for `AutoModel....from_pretrained(folder, trust_remote_code=True)`.
+It imports only torch and transformers.
 """
 
 from functools import cache
@@ -26,11 +26,11 @@ TASKS: dict[str, Any] = {
     "AutoModelForTokenClassification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     "AutoModelForQuestionAnswering": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
 }
-"""Which class is loaded for a configuration."""
+"""The model class of a config, by auto class."""
 
 
 class FactoredEmbedding(nn.Embedding):
-    """An embedding of width `width` that holds `rank` numbers a token."""
+    """An embedding of width `width` that stores `rank` numbers a token."""
 
     def __init__(self, rows: int, rank: int, width: int, padding_idx: int | None) -> None:
         super().__init__(rows, rank, padding_idx)
@@ -42,7 +42,7 @@ class FactoredEmbedding(nn.Embedding):
 
 
 class FactoredHead(nn.Linear):
-    """A head from `width` to `rows` that holds `rank` numbers a token."""
+    """A head from `width` to `rows` that stores `rank` numbers a token."""
 
     def __init__(self, width: int, rank: int, rows: int, bias: bool) -> None:
         super().__init__(rank, rows, bias)
@@ -54,33 +54,33 @@ class FactoredHead(nn.Linear):
 
 
 class Factored(PreTrainedModel):
-    """What a class of transformers needs to become one with factors; made into classes by `factored_class`."""
+    """The mixin that gives a transformers class factors; `factored_class` makes the classes."""
 
     plain: ClassVar[type[PreTrainedModel]]
     """The class without factors."""
 
     def post_init(self) -> None:
-        """Puts factors in the place of matrices: transformers calls this when a model's parts are there, without weights."""
+        """Replaces the vocabulary matrices by factors. transformers calls this when the modules exist, without weights."""
         rank: int = self.config.embedding_rank
         inputs: Any = self.get_input_embeddings()
         head: Any = self.get_output_embeddings()
-        for name, part in list(self.named_modules()):
-            if part is inputs:
+        for name, module in list(self.named_modules()):
+            if module is inputs:
                 new = FactoredEmbedding(inputs.num_embeddings, rank, inputs.embedding_dim, inputs.padding_idx)
                 self.set_submodule(name, new)
-            elif part is head:
+            elif module is head:
                 self.set_submodule(name, FactoredHead(head.in_features, rank, head.out_features, head.bias is not None))
         super().post_init()
 
     def initialize_weights(self) -> None:
-        """Fresh primitives let products vary as plain rows would; what was read from a file is flagged, and stays."""
+        """Initialises new primitives so that products have the variance of plain rows. Loaded weights are flagged and stay."""
         super().initialize_weights()
-        for part in (self.get_input_embeddings(), self.get_output_embeddings()):
-            if isinstance(part, FactoredEmbedding | FactoredHead):
-                initialization.normal_(part.projection, std=self.config.embedding_rank**-0.5)
+        for module in (self.get_input_embeddings(), self.get_output_embeddings()):
+            if isinstance(module, FactoredEmbedding | FactoredHead):
+                initialization.normal_(module.projection, std=self.config.embedding_rank**-0.5)
 
     def _get_resized_lm_head(self, old_lm_head: Any, *args: Any, **kwargs: Any) -> Any:
-        """Resizing is for F, and transformers makes a plain layer of it; P belongs to no token."""
+        """Resizes F only, since P belongs to no token; transformers would make a plain layer of it."""
         resized = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
         old_lm_head.weight, old_lm_head.bias, old_lm_head.out_features = resized.weight, resized.bias, resized.out_features
         return old_lm_head
@@ -88,25 +88,25 @@ class Factored(PreTrainedModel):
 
 @cache
 def factored_class(base: Any) -> type[Factored]:
-    """The class `base` of transformers with factors for matrices."""
+    """The transformers class `base` with factors instead of matrices."""
     ties = base._tied_weights_keys or {}
-    of_projections = {
+    tied_projections = {
         target.removesuffix("weight") + "projection": source.removesuffix("weight") + "projection"
         for target, source in ties.items()
         if target.endswith("weight")
     }
-    own = {
+    attributes = {
         "plain": base,
         "config_class": base.config_class,
-        "_tied_weights_keys": ties | of_projections,
-        # Tells save_pretrained to put this file and the entry in `auto_map` into the folder.
-        "_auto_class": next((task for task, known in TASKS.items() if known.get(base.config_class, None) is base), None),
+        "_tied_weights_keys": ties | tied_projections,
+        # Makes save_pretrained write this file and the entry in `auto_map` to the folder.
+        "_auto_class": next((task for task, mapping in TASKS.items() if mapping.get(base.config_class, None) is base), None),
     }
-    return type(f"Factored{base.__name__}", (Factored, base), own)
+    return type(f"Factored{base.__name__}", (Factored, base), attributes)
 
 
 def __getattr__(name: str) -> type[Factored]:
-    """`FactoredBertForMaskedLM` and all its like, by the names under which configurations know them."""
+    """Resolves `FactoredBertForMaskedLM` and the like, the names in `auto_map`."""
     base = getattr(transformers, name.removeprefix("Factored"), None) if name.startswith("Factored") else None
     if base is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Weights that are not trained: `TrainConfig.frozen`.
+"""Freezes weights: `TrainConfig.frozen`.
 
-They stay what the source model has, to the last bit, whatever the run computes in: checkpoints leave them out, and the trained
-model's folder takes them from the source.
+Frozen weights stay equal to the source model's bit for bit, whatever the precision of the run: checkpoints do not contain them,
+and the folder of the trained model takes them from the source.
 """
 
 from collections.abc import Collection
@@ -14,48 +14,48 @@ from data_pipeline.errors import ConfigError
 from trainer.models.adapters import is_adapter
 
 PARTS = ("body", "embeddings")
-"""Names that stand for what has no row per token, and for what has one: the embeddings, the head and its bias."""
+"""Patterns for all parameters without a row per token, and for those with one: the embeddings, the head and its bias."""
 
 
 def vocabulary_parameter_ids(module: torch.nn.Module) -> set[int]:
-    """Ids of the parameters that have a row per token."""
+    """The `id` of each parameter that has a row per token."""
     model: Any = getattr(module, "model", module)
     parts = [model.get_input_embeddings(), model.get_output_embeddings()]
     return {id(weight) for part in parts if part is not None for weight in part.parameters(recurse=False)}
 
 
 def frozen_names(module: torch.nn.Module, patterns: Collection[str]) -> set[str]:
-    """Names of the module's parameters that `patterns` freeze; of tied weights all names.
+    """The names of the module's parameters that `patterns` freeze, with all names of tied weights.
 
-    A pattern is `body`, `embeddings`, or the name of a parameter as transformers has it, in which `*` stands for anything.
+    A pattern is `body`, `embeddings`, or the name of a parameter in transformers, where `*` matches anything.
 
     Raises:
-        ConfigError: a pattern fits no parameter, or all are frozen.
+        ConfigError: a pattern matches no parameter, or all parameters are frozen.
     """
-    rows, found = vocabulary_parameter_ids(module), set[str]()
+    row_ids, names = vocabulary_parameter_ids(module), set[str]()
     named = dict(module.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        fits = {name for name, weight in named.items() if _fits(name, id(weight) in rows, pattern)}
-        if not fits:
+        matches = {name for name, weight in named.items() if _matches(name, id(weight) in row_ids, pattern)}
+        if not matches:
             example = list(named)[len(named) // 2].removeprefix("model.")  # of the body, most likely
             raise ConfigError(f"{pattern!r} fits no parameter.", "train.frozen", f"They are named as {example} is.")
-        found |= fits
-    same = {id(named[name]) for name in found}
-    found = {name for name, weight in named.items() if id(weight) in same}
-    if len(found) == len(named):
-        raise ConfigError("nothing is left to be trained.", "train.frozen", "Freeze less.")
-    return found
+        names |= matches
+    frozen_ids = {id(named[name]) for name in names}
+    names = {name for name, weight in named.items() if id(weight) in frozen_ids}
+    if len(names) == len(named):
+        raise ConfigError("nothing is left to train.", "train.frozen", "Freeze fewer parameters.")
+    return names
 
 
 def names_without_adapters(module: torch.nn.Module) -> set[str]:
-    """Names of the parameters that adapters leave as they are: all but those of adapters, embeddings and head."""
-    rows = vocabulary_parameter_ids(module)
+    """The names of the parameters that stay frozen beside adapters: all but those of adapters, embeddings and head."""
+    row_ids = vocabulary_parameter_ids(module)
     named = module.named_parameters(remove_duplicate=False)
-    return {name for name, weight in named if id(weight) not in rows and not is_adapter(name)}
+    return {name for name, weight in named if id(weight) not in row_ids and not is_adapter(name)}
 
 
 def freeze(module: torch.nn.Module, patterns: Collection[str], adapted: bool = False) -> None:
-    """Keeps what `patterns` name from being trained, or where layers have adapters, those layers; before an optimizer is made.
+    """Freezes the parameters that `patterns` match or, if `adapted`, those beside adapters. Call it before making an optimizer.
 
     Raises:
         ConfigError: as `frozen_names`.
@@ -66,11 +66,11 @@ def freeze(module: torch.nn.Module, patterns: Collection[str], adapted: bool = F
 
 
 def is_fully_trained(module: torch.nn.Module) -> bool:
-    """Whether checkpoints hold every parameter."""
+    """Whether no parameter is frozen, so checkpoints contain all of them."""
     return all(weight.requires_grad for weight in module.parameters())
 
 
-def _fits(name: str, is_row: bool, pattern: str) -> bool:
+def _matches(name: str, is_row: bool, pattern: str) -> bool:
     if pattern in PARTS:
         return is_row == (pattern == "embeddings")
     return fnmatchcase(name.removeprefix("model."), pattern)

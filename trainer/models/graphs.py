@@ -1,4 +1,4 @@
-"""Compiled graphs, for training alone: evaluations have other shapes and are few."""
+"""Compiles forwards for training only: evaluations have other shapes and are few."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,11 +8,11 @@ import torch
 
 
 def compile_for_training(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, as a graph of fixed shapes where there will be a backward pass."""
+    """Compiles `forward` to a graph of fixed shapes; without gradients it runs uncompiled."""
     graph = torch.compile(forward, dynamic=False)
 
     @wraps(forward)
-    def either(*args: Any, **kwargs: Any) -> Any:
+    def compiled_or_plain(*args: Any, **kwargs: Any) -> Any:
         return (graph if torch.is_grad_enabled() else forward)(*args, **kwargs)
 
-    return either
+    return compiled_or_plain

@@ -36,11 +36,13 @@ def load_trained(module: Any, weights: Mapping[str, torch.Tensor], frozen: Colle
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], frozen: Collection[str] = ()) -> None:
     """Replaces the model's weights by those of a module's `model.` part, without a copy. Tied weights may be named once or
     twice; `frozen` names may be missing."""
-    there = model.state_dict(keep_vars=True)
-    given = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
-    unexpected = [name for name, value in given.items() if name not in there or value.shape != there[name].shape]
-    known = {id(there[name]) for name in given if name in there}
-    lost = [name for name, one in there.items() if id(one) not in known and f"model.{name}" not in frozen]
-    assert not lost + unexpected, f"weights do not fit: missing {lost[:3]}, unexpected {unexpected[:3]}"
-    for name, value in given.items():
-        there[name].data = value
+    parameters = model.state_dict(keep_vars=True)
+    new_values = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    unexpected = [name for name, value in new_values.items() if name not in parameters or value.shape != parameters[name].shape]
+    replaced = {id(parameters[name]) for name in new_values if name in parameters}
+    missing = [
+        name for name, parameter in parameters.items() if id(parameter) not in replaced and f"model.{name}" not in frozen
+    ]
+    assert not missing + unexpected, f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}"
+    for name, value in new_values.items():
+        parameters[name].data = value

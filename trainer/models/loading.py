@@ -1,6 +1,6 @@
-"""Model folders in, models out, with errors that name the folder.
+"""Loads models from folders, with errors that name the folder.
 
-A weight that the folder lacks is drawn at random by transformers, with a warning. Here that is an error, save for a
+transformers initialises a weight that the folder lacks at random, with a warning. Here that is an error, except for a
 language-model head or a pooler.
 """
 
@@ -36,131 +36,137 @@ _POSITIONS_AFTER_PAD = {
     "longformer", "luke", "lilt", "markuplm", "layoutlmv3",
 }  # fmt: skip
 
-_NOT_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
-"""A variable that keeps transformers from reading weights ahead of those that it puts in."""
+_NO_PREFETCH = "HF_DEACTIVATE_ASYNC_LOAD"
+"""An environment variable that stops transformers from prefetching weights."""
 
 HEADS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, ("ForMaskedLM", "ForPreTraining")),
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, ("ForCausalLM", "LMHeadModel")),
     "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, ("ForConditionalGeneration",)),
 }
-"""Kinds of language model: how it is loaded, which architectures have one, and what their classes are called."""
+"""Kinds of language model: the auto class, the mapping of architectures that have one, and the suffixes of class names."""
 
 
 def kind_of(folder: str) -> str:
-    """A key of `HEADS`, of the model in `folder`.
+    """The kind of the language model in `folder`, a key of `HEADS`.
 
     Raises:
-        ModelError: no model there, or one that is no language model.
+        ModelError: the folder has no model, or it is not a language model.
     """
-    return kind(_loaded(lambda: AutoConfig.from_pretrained(folder), folder), folder)
+    return kind(_load(lambda: AutoConfig.from_pretrained(folder), folder), folder)
 
 
-def kind(settings: PretrainedConfig, folder: str) -> str:
-    """A key of `HEADS`: what the saved class is, else the first kind that the architecture has.
+def kind(config: PretrainedConfig, folder: str) -> str:
+    """The kind of a language model, a key of `HEADS`: that of the saved class, else the first that the architecture has.
 
     Raises:
-        ModelError: it is no language model.
+        ModelError: it is not a language model.
     """
-    if multimodal.is_multimodal(settings):
-        multimodal.check(settings, folder)
+    if multimodal.is_multimodal(config):
+        multimodal.check(config, folder)
         return "causal"
-    names = tuple(settings.architectures or ())
-    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(settings), None)
-    for found, (_, _, endings) in HEADS.items():
-        if any(name.endswith(endings) for name in names):
-            # XLM's masked language model has the name of a causal one.
-            return "masked" if found == "causal" and masked is not None and masked.__name__ in names else found
-    for found, (_, mapping, _) in HEADS.items():
-        if type(settings) in mapping:
-            return found
+    architectures = tuple(config.architectures or ())
+    masked_class: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
+    for kind_name, (_, _, endings) in HEADS.items():
+        if any(name.endswith(endings) for name in architectures):
+            # XLM's masked language model is named like a causal one.
+            return (
+                "masked"
+                if kind_name == "causal" and masked_class is not None and masked_class.__name__ in architectures
+                else kind_name
+            )
+    for kind_name, (_, mapping, _) in HEADS.items():
+        if type(config) in mapping:
+            return kind_name
     raise ModelError(
-        f"{settings.model_type} is no language model.", f"model {folder}", f"Scion knows {', '.join(HEADS)} language models."
+        f"{config.model_type} is no language model.", f"model {folder}", f"Scion knows {', '.join(HEADS)} language models."
     )
 
 
 Dtype = torch.dtype | Literal["auto"]
-"""Of weights; `auto` for the one that they are saved in."""
+"""The dtype of loaded weights; `auto` means the saved one."""
 WeightCallback = Callable[[torch.nn.Parameter], None]
-"""What is done with each weight as soon as it is read, before the next one is."""
+"""Called with each weight after it is read, before the next one is read."""
 
 
 def language_model(folder: str, seed: int, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
-    """The model with its language-model head. A head that the folder lacks is drawn from `seed`. Of a multimodal checkpoint
-    the text tower, as a model of its own.
+    """Loads a model with its language-model head. A missing head gets random weights from `seed`. Of a multimodal checkpoint
+    only the text tower is loaded, as a model of its own.
 
     Args:
-        each: not called for weights that are drawn or tied, nor for those of a multimodal checkpoint.
+        each: called with each weight, except random or tied ones and those of a multimodal checkpoint.
 
     Raises:
-        ModelError: no model there, one that is no language model, or one that lacks weights other than the head's.
+        ModelError: the folder has no model, it is not a language model, or it lacks weights other than the head's.
     """
     auto = HEADS[kind_of(folder)][0]
     with _seeded(seed), quiet():
         if multimodal.is_multimodal(AutoConfig.from_pretrained(folder)):
-            return with_soft_cap(multimodal.language_model(_loaded(lambda: _whole(multimodal.AUTO, folder, dtype), folder)))
-        return with_soft_cap(_loaded(lambda: _whole(_class(auto, folder), folder, dtype, each), folder))
+            return with_soft_cap(
+                multimodal.language_model(_load(lambda: _load_complete(multimodal.AUTO, folder, dtype), folder))
+            )
+        return with_soft_cap(_load(lambda: _load_complete(_class(auto, folder), folder, dtype, each), folder))
 
 
-def meta_language_model(settings: PretrainedConfig, folder: str) -> PreTrainedModel | None:
-    """A model of the architecture that has names and shapes and no weights; None of a multimodal one."""
-    if multimodal.is_multimodal(settings):
+def meta_language_model(config: PretrainedConfig, folder: str) -> PreTrainedModel | None:
+    """The model on the meta device, with names and shapes but without weights; None for a multimodal one."""
+    if multimodal.is_multimodal(config):
         return None
     with torch.device("meta"), quiet():
-        return HEADS[kind(settings, folder)][0].from_config(settings)  # type: ignore[no-any-return]
+        return HEADS[kind(config, folder)][0].from_config(config)  # type: ignore[no-any-return]
 
 
-def meta_encoder(settings: PretrainedConfig) -> PreTrainedModel | None:
-    """The same of the model without a head; None of one of which only a part is the embedder."""
-    if multimodal.is_multimodal(settings) or settings.is_encoder_decoder:
+def meta_encoder(config: PretrainedConfig) -> PreTrainedModel | None:
+    """The model without a head on the meta device; None if only a part of the model becomes the embedder."""
+    if multimodal.is_multimodal(config) or config.is_encoder_decoder:
         return None
     with torch.device("meta"), quiet():
         try:
-            return AutoModel.from_config(settings, add_pooling_layer=False)  # type: ignore[no-any-return]
-        except TypeError:  # it has none
-            return AutoModel.from_config(settings)  # type: ignore[no-any-return]
+            return AutoModel.from_config(config, add_pooling_layer=False)  # type: ignore[no-any-return]
+        except TypeError:  # an architecture without a pooler
+            return AutoModel.from_config(config)  # type: ignore[no-any-return]
 
 
 def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A model of the same architecture, sizes and format, its weights drawn from `seed`."""
+    """A model of the same architecture, sizes and dtype, with random weights from `seed`."""
     with _seeded(seed):
-        fresh: Any = type(model)(model.config)
-    return fresh.to(model.dtype).eval()  # type: ignore[no-any-return]
+        random_model: Any = type(model)(model.config)
+    return random_model.to(model.dtype).eval()  # type: ignore[no-any-return]
 
 
 def encoder(folder: str, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
-    """The model without a head, in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint the text
-    tower. `AutoModel` and sentence-transformers run what `save_pretrained` writes of it in the same way.
+    """Loads a model without a head, in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint the text
+    tower. Saved with `save_pretrained`, `AutoModel` and sentence-transformers run it in the same way.
 
     Args:
-        each: as in `language_model`; nor for weights of BART's family, which are computed from what is read.
+        each: as in `language_model`; also not called for the BART family, whose weights are converted after reading.
 
     Raises:
-        ModelError: no model there, one that lacks weights, or an encoder-decoder whose encoder is no model of its own.
+        ModelError: the folder has no model or lacks weights, or the encoder of an encoder-decoder cannot run alone.
     """
 
     def load(auto: Any) -> Any:
         try:
-            return _whole(auto, folder, dtype, each, add_pooling_layer=False)
-        except TypeError:  # an architecture that never had a pooler
-            return _whole(auto, folder, dtype, each)
+            return _load_complete(auto, folder, dtype, each, add_pooling_layer=False)
+        except TypeError:  # an architecture without a pooler
+            return _load_complete(auto, folder, dtype, each)
 
-    settings = _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
-    each = None if multimodal.is_multimodal(settings) or encoder_decoders.is_rebuilt(settings) else each
+    config = _load(lambda: AutoConfig.from_pretrained(folder), folder)
+    each = None if multimodal.is_multimodal(config) or encoder_decoders.is_rebuilt(config) else each
     with _seeded(0), quiet():
-        if multimodal.is_multimodal(settings):
-            multimodal.check(settings, folder)
-            model: PreTrainedModel = multimodal.encoder(_loaded(lambda: load(multimodal.AUTO), folder))
+        if multimodal.is_multimodal(config):
+            multimodal.check(config, folder)
+            model: PreTrainedModel = multimodal.encoder(_load(lambda: load(multimodal.AUTO), folder))
         else:
-            auto = encoder_decoders.encoder_auto_class(settings, folder)
-            model = _loaded(lambda: load(auto or _class(AutoModel, folder)), folder)
+            auto = encoder_decoders.encoder_auto_class(config, folder)
+            model = _load(lambda: load(auto or _class(AutoModel, folder)), folder)
             model = encoder_decoders.encoder(model)
     return with_soft_cap(model).eval()
 
 
 def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its own eager attention where SDPA would leave out the cap on its scores: transformers 5.17 runs Gemma 2
-    with SDPA and without the cap, 5.23 does not. Its config.json says so, for whoever loads what is saved."""
+    """Switches a model with soft-capped scores to eager attention, since SDPA may ignore the cap: transformers 5.17 runs
+    Gemma 2 with SDPA and without the cap, 5.23 does not. The choice is written to config.json for other users of the model."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
         model.config.attn_implementation = "eager"
@@ -168,84 +174,86 @@ def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def model_config(spec: str) -> PretrainedConfig:
-    """The configuration of a model folder, URI or hub name, without its weights.
+    """The config of a model folder, URI or hub name; does not load weights.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no config.
     """
     with quiet():
         if "://" not in spec and not os.path.isdir(spec):
             name, revision = hub_name(spec)
-            return _loaded(lambda: AutoConfig.from_pretrained(name, revision=revision or "main"), spec, hub=True)
+            return _load(lambda: AutoConfig.from_pretrained(name, revision=revision or "main"), spec, hub=True)
         if "://" not in spec:
-            return _loaded(lambda: AutoConfig.from_pretrained(spec), spec)
+            return _load(lambda: AutoConfig.from_pretrained(spec), spec)
         with tempfile.TemporaryDirectory() as folder:
             path = storage.join(spec, "config.json")
             if storage.exists(path):
                 with open(os.path.join(folder, "config.json"), "wb") as file:
                     file.write(storage.read_bytes(path))
-            return _loaded(lambda: AutoConfig.from_pretrained(folder), folder)
+            return _load(lambda: AutoConfig.from_pretrained(folder), folder)
 
 
-def is_causal(settings: PretrainedConfig) -> bool:
-    """Whether a token of the model sees only what stands before it: an architecture that has a causal head and no other, and
-    that is not saved as an encoder, as BertGeneration's is."""
-    names = tuple(settings.architectures or ())
-    if any(name.endswith(("Encoder", "EncoderModel")) for name in names):
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether tokens attend only to previous tokens: the architecture has a causal head and no other, and the model is not
+    saved as an encoder, as BertGeneration's is."""
+    architectures = tuple(config.architectures or ())
+    if any(name.endswith(("Encoder", "EncoderModel")) for name in architectures):
         return False
-    kinds = [kind for kind, (_, mapping, _) in HEADS.items() if type(settings.get_text_config()) in mapping]
-    named = any(name.endswith(HEADS["masked"][2]) for name in names)
-    return kinds == ["causal"] or (bool(getattr(settings, "is_decoder", False)) and not named and "causal" in kinds)
+    kinds = [kind for kind, (_, mapping, _) in HEADS.items() if type(config.get_text_config()) in mapping]
+    is_saved_as_masked = any(name.endswith(HEADS["masked"][2]) for name in architectures)
+    return kinds == ["causal"] or (bool(getattr(config, "is_decoder", False)) and not is_saved_as_masked and "causal" in kinds)
 
 
-def position_offset(settings: PretrainedConfig) -> int:
-    """The position id of a row's first token: RoBERTa's family counts from behind the padding id.
+def position_offset(config: PretrainedConfig) -> int:
+    """The position id of the first token: the RoBERTa family counts from the padding id + 1.
 
     Raises:
-        ModelError: its configuration names no padding id.
+        ModelError: the config has no padding id.
     """
-    absolute = settings.model_type == "esm" and getattr(settings, "position_embedding_type", "absolute") == "absolute"
-    if not absolute and settings.model_type not in _POSITIONS_AFTER_PAD:
+    esm_absolute = config.model_type == "esm" and getattr(config, "position_embedding_type", "absolute") == "absolute"
+    if not esm_absolute and config.model_type not in _POSITIONS_AFTER_PAD:
         return 0
-    if settings.pad_token_id is None:
+    if config.pad_token_id is None:
         raise ModelError(
-            f"{settings.model_type} counts positions from its padding id, and there is none.",
-            f"model {settings.name_or_path}".strip(),
+            f"{config.model_type} counts positions from its padding id, and there is none.",
+            f"model {config.name_or_path}".strip(),
             "Set pad_token_id in its config.json to the id of its padding token.",
         )
-    return int(settings.pad_token_id) + 1
+    return int(config.pad_token_id) + 1
 
 
-def check_pad_id(settings: PretrainedConfig, pad_id: int | None) -> None:
-    """Refuses a tokenizer whose padding id would shift the position of every token.
+def check_pad_id(config: PretrainedConfig, pad_id: int | None) -> None:
+    """Rejects a tokenizer whose padding id would shift the position of every token.
 
     Raises:
-        ModelError: so it is.
+        ModelError: the padding id would shift positions.
     """
-    if position_offset(settings) and pad_id != settings.pad_token_id:
+    if position_offset(config) and pad_id != config.pad_token_id:
         raise ModelError(
-            f"{settings.model_type} counts positions from its padding id {settings.pad_token_id}, the new tokenizer pads with "
+            f"{config.model_type} counts positions from its padding id {config.pad_token_id}, the new tokenizer pads with "
             f"{pad_id}.",
             "the new tokenizer",
-            f"Give its padding token the id {settings.pad_token_id}.",
+            f"Give its padding token the id {config.pad_token_id}.",
         )
 
 
-def max_length(settings: PretrainedConfig) -> int:
-    """The longest row that the model's positions reach, and in which a text is read as it is by itself: LongRoPE turns all
-    texts of a batch by other angles once one of them is longer than the original length (Ding et al. 2024, arXiv:2402.13753).
+def max_length(config: PretrainedConfig) -> int:
+    """The longest row that the model's positions support, and in which a text has the same vectors as alone: LongRoPE changes
+    the angles of all texts in a batch if one of them exceeds the original length (Ding et al. 2024, arXiv:2402.13753).
     """
-    settings = settings.get_text_config()
-    positions = getattr(settings, "max_position_embeddings", getattr(settings, "max_seq_len", None))  # MPT has the latter
-    lengths = [int(positions) - position_offset(settings)] if positions is not None and positions > 0 else []  # XLNet's is -1
-    return min([*lengths, *longrope_lengths(settings)], default=1 << 20)
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # MPT has the latter
+    lengths = [int(positions) - position_offset(config)] if positions is not None and positions > 0 else []  # XLNet's is -1
+    return min([*lengths, *longrope_lengths(config)], default=1 << 20)
 
 
-def longrope_lengths(settings: PretrainedConfig) -> list[int]:
-    """The original lengths that LongRoPE scales, of the layers that have it."""
-    rope: dict[str, Any] = getattr(settings, "rope_parameters", None) or {}
-    by_layer = [one for one in rope.values() if isinstance(one, dict)] or [rope]
-    return [one["original_max_position_embeddings"] for one in by_layer if one.get("rope_type") == "longrope"]
+def longrope_lengths(config: PretrainedConfig) -> list[int]:
+    """The original lengths of the layers with LongRoPE."""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    by_layer = [parameters for parameters in rope.values() if isinstance(parameters, dict)] or [rope]
+    return [
+        parameters["original_max_position_embeddings"] for parameters in by_layer if parameters.get("rope_type") == "longrope"
+    ]
 
 
 def parameter_count(model: torch.nn.Module) -> int:
@@ -253,59 +261,59 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 def _class(auto: Any, folder: str) -> Any:
-    """`auto`, or our own class for a folder that keeps factors: the code in the folder is for others, and never run."""
-    settings = AutoConfig.from_pretrained(folder)
-    if getattr(settings, "embedding_rank", None) is None:
+    """`auto`, or our own class for a folder with factors: the code in the folder is for other users and is never run."""
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "embedding_rank", None) is None:
         return auto
-    return getattr(factored_embeddings, settings.auto_map[auto.__name__].rpartition(".")[2])
+    return getattr(factored_embeddings, config.auto_map[auto.__name__].rpartition(".")[2])
 
 
-def _whole(auto: Any, folder: str, dtype: Dtype, each: WeightCallback | None = None, **options: Any) -> Any:
-    """The model, once none of its weights is missing but those of a head or a pooler."""
-    with nullcontext() if each is None else _calling(each):
-        model, found = auto.from_pretrained(
+def _load_complete(auto: Any, folder: str, dtype: Dtype, each: WeightCallback | None = None, **options: Any) -> Any:
+    """Loads the model and checks that only weights of a head or a pooler are missing."""
+    with nullcontext() if each is None else _calling_each(each):
+        model, info = auto.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    if odd := sorted(found["mismatched_keys"]):
-        name, there, wanted = odd[0]
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, saved, expected = mismatched[0]
         raise ModelError(
-            f"{name} is {tuple(there)} in the file, and {tuple(wanted)} by config.json.",
+            f"{name} is {tuple(saved)} in the file, and {tuple(expected)} by config.json.",
             f"model {folder}",
             "Weights and config.json do not belong together: save both again with save_pretrained.",
         )
-    missing = sorted(name for name in found["missing_keys"] if not _may_be_new(model, name))
+    missing = sorted(name for name in info["missing_keys"] if not _may_be_missing(model, name))
     if missing:
         ends = {_end(name) for name in missing}
-        others = sorted(found["unexpected_keys"], key=lambda name: (_end(name) not in ends, name))
-        renamed = f" It holds {_listed(others)}, for which the model has no place." if others else ""
+        others = sorted(info["unexpected_keys"], key=lambda name: (_end(name) not in ends, name))
+        renamed = f" It holds {_join_some(others)}, which the model does not have." if others else ""
         raise ModelError(
-            f"weights of {type(model).__name__} are missing: {_listed(missing)}.{renamed}",
+            f"weights of {type(model).__name__} are missing: {_join_some(missing)}.{renamed}",
             f"model {folder}",
             "Save the model again with save_pretrained; only a language-model head or a pooler may be missing.",
         )
     return model
 
 
-def _may_be_new(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight belongs to a pooler, or to what stands behind the body of a model with a head."""
+def _may_be_missing(model: PreTrainedModel, name: str) -> bool:
+    """Whether the weight belongs to a pooler or to the head, and so may be missing from the folder."""
     if "pooler" in name.split("."):
         return True
     if model.base_model is not model:
         return not name.startswith(f"{model.base_model_prefix}.")
-    head = model.get_output_embeddings()  # T5's head stands beside its parts
+    head = model.get_output_embeddings()  # T5's head is beside its encoder and decoder
     return any(name.startswith(f"{path}.") for path, module in model.named_modules() if module is head and path)
 
 
 def _end(name: str) -> str:
-    """What renaming leaves of a weight's name as a rule: `output.dense.weight`."""
+    """The end of a weight's name, which renaming usually keeps: `output.dense.weight`."""
     return ".".join(name.split(".")[-3:])
 
 
-def _listed(names: list[str], most: int = 3) -> str:
+def _join_some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _loaded(load: Callable[[], Any], folder: str, hub: bool = False) -> Any:
+def _load(load: Callable[[], Any], folder: str, hub: bool = False) -> Any:
     where = f"model {folder}"
     if not hub and not os.path.exists(os.path.join(folder, "config.json")):
         raise ModelError("the folder has no config.json.", where, "Name a folder that save_pretrained wrote.")
@@ -326,7 +334,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' reports of missing heads and the like: what there is to say is said in our own words."""
+    """Silences transformers' reports, e.g. of missing heads: our own errors cover them."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -337,32 +345,32 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _calling(each: WeightCallback) -> Iterator[None]:
-    """While the block runs, transformers' loader reads one weight after the other and gives each to `each`.
+def _calling_each(each: WeightCallback) -> Iterator[None]:
+    """Within the block, transformers' loader reads one weight at a time and passes each to `each`.
 
-    It builds models without memory and then puts in weights by `set_param_for_module`, once they have their names, format and
-    form; afterwards it compares tied weights and adds rows to their biases, so that modules with those stay whole.
+    The loader builds models on the meta device and sets each final weight by `set_param_for_module`. Afterwards it compares
+    tied weights and pads their biases, so modules with tied weights are skipped.
     """
     put = core_model_loading.set_param_for_module
 
     def put_and_call(model: PreTrainedModel, name: str, *arguments: Any, **options: Any) -> None:
         put(model, name, *arguments, **options)
-        path, _, own = name.rpartition(".")
-        tied = {one.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for one in pair}
+        path, _, attribute = name.rpartition(".")
+        tied_modules = {tied_name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for tied_name in pair}
         module = model.get_submodule(path)
-        weight = getattr(module, own)
-        computed = hasattr(module, "create_weight")  # sinusoids, as RoFormer's, whose shape it asks for afterwards
-        if isinstance(weight, torch.nn.Parameter) and not weight.is_meta and path not in tied and not computed:
+        weight = getattr(module, attribute)
+        is_computed = hasattr(module, "create_weight")  # sinusoids, as RoFormer's: their shape is read afterwards
+        if isinstance(weight, torch.nn.Parameter) and not weight.is_meta and path not in tied_modules and not is_computed:
             each(weight)
 
-    ahead = os.environ.get(_NOT_AHEAD)
+    previous = os.environ.get(_NO_PREFETCH)
     core_model_loading.set_param_for_module = put_and_call  # type: ignore[assignment]
-    os.environ[_NOT_AHEAD] = "1"
+    os.environ[_NO_PREFETCH] = "1"
     try:
         yield
     finally:
         core_model_loading.set_param_for_module = put
-        if ahead is None:
-            del os.environ[_NOT_AHEAD]
+        if previous is None:
+            del os.environ[_NO_PREFETCH]
         else:
-            os.environ[_NOT_AHEAD] = ahead
+            os.environ[_NO_PREFETCH] = previous

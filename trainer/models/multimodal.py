@@ -1,7 +1,7 @@
-"""The text tower of a checkpoint that also sees or hears, as a language model of its own.
+"""Extracts the text tower of a multimodal checkpoint, as a language model of its own.
 
-Only towers whose architecture transformers offers alone, such as Gemma 3's and those of LLaVA: a tower with positions of its
-own, such as Qwen 2 VL's, is not the same model without its images.
+Supports only towers that transformers has as a separate architecture, such as Gemma 3's and those of LLaVA. A tower with
+special positions, such as Qwen 2 VL's, is not the same model without images.
 """
 
 import copy
@@ -18,56 +18,56 @@ from transformers import (
 from data_pipeline.errors import ModelError
 
 AUTO: Any = AutoModelForImageTextToText
-"""How the whole checkpoint is loaded."""
+"""The auto class that loads the whole checkpoint."""
 
 
-def is_multimodal(settings: PretrainedConfig) -> bool:
-    """Whether its text model is one part of several; the two sides of an encoder-decoder are not meant."""
-    return getattr(settings, "text_config", None) is not None and not settings.is_encoder_decoder
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Whether the text model is one of several parts; the two sides of an encoder-decoder do not count."""
+    return getattr(config, "text_config", None) is not None and not config.is_encoder_decoder
 
 
-def check(settings: PretrainedConfig, folder: str) -> None:
-    """Refuses a checkpoint whose tower is no causal language model of its own.
+def check(config: PretrainedConfig, folder: str) -> None:
+    """Rejects a checkpoint whose text tower is not a causal language model of its own.
 
     Raises:
-        ModelError: so it is.
+        ModelError: transformers has no causal language model for the tower.
     """
-    tower = settings.get_text_config()
-    if type(tower) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(tower) not in MODEL_MAPPING:
+    tower_config = config.get_text_config()
+    if type(tower_config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(tower_config) not in MODEL_MAPPING:
         raise ModelError(
-            f"the text tower of {settings.model_type} is no language model of its own in transformers.",
+            f"the text tower of {config.model_type} is not a language model of its own in transformers.",
             f"model {folder}",
-            "Take a checkpoint of the same family that reads text only.",
+            "Take a text-only checkpoint of the same family.",
         )
 
 
 def language_model(whole: PreTrainedModel) -> PreTrainedModel:
-    """The tower and its head; weights are shared with `whole`, not copied."""
-    tower, settings = _tower(whole), _settings(whole)
-    one: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    """The text tower with its head; weights are shared with `whole`, not copied."""
+    tower, config = _tower(whole), _text_config(whole)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     head: Any = whole.get_output_embeddings()
-    state = {f"{one.base_model_prefix}.{name}": weight for name, weight in tower.state_dict().items()}
+    state = {f"{model_class.base_model_prefix}.{name}": weight for name, weight in tower.state_dict().items()}
     state |= {f"lm_head.{name}": weight for name, weight in head.state_dict().items()}
-    made: PreTrainedModel = one.from_pretrained(None, config=settings, state_dict=state, dtype=whole.dtype)
-    made.generation_config = copy.deepcopy(whole.generation_config)
-    return made
+    model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict=state, dtype=whole.dtype)
+    model.generation_config = copy.deepcopy(whole.generation_config)
+    return model
 
 
 def encoder(whole: PreTrainedModel) -> PreTrainedModel:
-    """The tower without a head."""
-    tower, settings = _tower(whole), _settings(whole)
-    one: Any = MODEL_MAPPING[type(settings)]
-    made: PreTrainedModel = one.from_pretrained(None, config=settings, state_dict=tower.state_dict(), dtype=whole.dtype)
-    return made
+    """The text tower without a head."""
+    tower, config = _tower(whole), _text_config(whole)
+    model_class: Any = MODEL_MAPPING[type(config)]
+    model: PreTrainedModel = model_class.from_pretrained(None, config=config, state_dict=tower.state_dict(), dtype=whole.dtype)
+    return model
 
 
-def _settings(whole: PreTrainedModel) -> PretrainedConfig:
-    settings = copy.deepcopy(whole.config.get_text_config())
-    settings.tie_word_embeddings = whole.config.tie_word_embeddings
+def _text_config(whole: PreTrainedModel) -> PretrainedConfig:
+    config = copy.deepcopy(whole.config.get_text_config())
+    config.tie_word_embeddings = whole.config.tie_word_embeddings
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(settings, name, None) is None:
-            setattr(settings, name, getattr(whole.config, name, None))
-    return settings
+        if getattr(config, name, None) is None:
+            setattr(config, name, getattr(whole.config, name, None))
+    return config
 
 
 def _tower(whole: PreTrainedModel) -> PreTrainedModel:

@@ -1,11 +1,11 @@
 """Keeps packed documents apart with transformers' own masks.
 
-transformers asks a mask function for every kind of mask that a model needs: causal or not, windowed, chunked. Ours adds one
-condition to each: a token sees its own document only. So windows and whatever else a model wants of its masks stay as they are.
+transformers calls a mask function for every kind of mask that a model needs: causal or not, windowed, chunked. Ours adds one
+condition to each: a token attends only to its own document. Windows and all other properties of the model's masks are kept.
 
 Four kernels, from fast to general. FlexAttention (Dong et al. 2024, arXiv:2412.05496) skips the empty blocks of a mask; it
-knows soft caps and sinks, but no dropout. SDPA reads the whole mask; it knows neither soft caps nor sinks. The model's own
-eager attention knows all that the model knows. A row of one document needs no mask where the model wants none.
+supports soft caps and sinks, but no dropout. SDPA reads the whole mask; it supports neither soft caps nor sinks. The model's
+own eager attention supports everything. A row of one document needs no mask if the model needs none.
 """
 
 import sys
@@ -24,15 +24,15 @@ from transformers.masking_utils import and_masks, eager_mask, flex_attention_mas
 from trainer.models import cpu_dropout
 
 Kernel = Literal["flex", "blocks", "sdpa", "eager"]
-"""`flex` leaves rows that need no mask to SDPA, `blocks` gives FlexAttention those too."""
+"""`flex` gives rows without a mask to SDPA; `blocks` gives them to FlexAttention too."""
 _NAMES: dict[Kernel, str] = {"flex": "flex", "blocks": "blocks", "sdpa": "mask", "eager": "scores"}
-_UNKNOWN_TO_SDPA = ("softcap", "s_aux")
-"""Options of an attention that change its scores, and that SDPA cannot be given."""
+_UNSUPPORTED_BY_SDPA = ("softcap", "s_aux")
+"""Options of an attention that change its scores and that SDPA does not support."""
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows that a forward is about to read. An object, because a compiled graph reads its attributes anew in every call."""
+    """The rows of the current forward. An object, because a compiled graph reads its attributes again in every call."""
 
     segments: torch.Tensor | None = None
     """int [B, L]: the document of each token; None for rows of one document."""
@@ -43,7 +43,7 @@ _ROWS = _Rows()
 
 @contextmanager
 def separate_documents(segments: torch.Tensor | None) -> Iterator[None]:
-    """Within the block, masks keep the documents of `segments` [B, L] apart."""
+    """Within the block, masks separate the documents of `segments` [B, L]."""
     _ROWS.segments = segments
     try:
         yield
@@ -52,57 +52,57 @@ def separate_documents(segments: torch.Tensor | None) -> Iterator[None]:
 
 
 def implementation(kernel: Kernel) -> str:
-    """The name under which transformers knows a kernel with documents kept apart. A name with `sdpa` or `flash` in it would be
-    refused for models that do not support these."""
+    """The name in transformers of a kernel with separate documents. It does not contain `sdpa` or `flash`, which transformers
+    rejects for models that do not support these."""
     return f"scion_{_NAMES[kernel]}"
 
 
 def _same_document(segments: torch.Tensor) -> Callable[..., torch.Tensor]:
-    def sees(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+    def attends(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         return segments[row, query] == segments[row, key]
 
-    return sees
+    return attends
 
 
-def _apart(options: dict[str, Any]) -> dict[str, Any]:
-    """A mask's options with the condition added that keeps documents apart."""
+def _with_separate_documents(options: dict[str, Any]) -> dict[str, Any]:
+    """Adds the condition that separates documents to the options of a mask."""
     if _ROWS.segments is None:
         return options
-    both = and_masks(options["mask_function"], _same_document(_ROWS.segments))
+    mask_function = and_masks(options["mask_function"], _same_document(_ROWS.segments))
     skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return options | skips | {"mask_function": both}
+    return options | skips | {"mask_function": mask_function}
 
 
 def _sdpa_mask(**options: Any) -> torch.Tensor | None:
-    return sdpa_mask(**_apart(options))
+    return sdpa_mask(**_with_separate_documents(options))
 
 
 def _eager_mask(**options: Any) -> torch.Tensor | None:
-    return eager_mask(**_apart(options))
+    return eager_mask(**_with_separate_documents(options))
 
 
 def _flex_mask(**options: Any) -> torch.Tensor | BlockMask | None:
-    """Blocks, but where SDPA needs no mask at all, which is faster still."""
-    narrow = options.get("local_size") is not None and options["kv_length"] >= options["local_size"]
-    if _ROWS.segments is None and not narrow:
+    """A block mask, unless SDPA needs no mask at all, which is even faster."""
+    is_windowed = options.get("local_size") is not None and options["kv_length"] >= options["local_size"]
+    if _ROWS.segments is None and not is_windowed:
         return sdpa_mask(**options)
     return _block_mask(**options)
 
 
 def _block_mask(**options: Any) -> BlockMask:
-    return flex_attention_mask(**_apart(options))
+    return flex_attention_mask(**_with_separate_documents(options))
 
 
 def _sdpa(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """transformers' SDPA; ours where a CPU drops weights.
+    """transformers' SDPA; on a CPU with dropout, our own attention.
 
     Raises:
-        NotImplementedError: the model's scores have a soft cap or a sink, which transformers 5.17 leaves out without a word.
+        NotImplementedError: the model's scores have a soft cap or a sink, which transformers 5.17 silently ignores.
     """
-    if (left_out := next((name for name in _UNKNOWN_TO_SDPA if options.get(name) is not None), None)) is not None:
-        raise NotImplementedError(f"SDPA knows no {left_out}")
-    biased = options.get("position_bias") is not None
-    if options.get("dropout") and not biased and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if (unsupported := next((name for name in _UNSUPPORTED_BY_SDPA if options.get(name) is not None), None)) is not None:
+        raise NotImplementedError(f"SDPA does not support {unsupported}")
+    has_position_bias = options.get("position_bias") is not None
+    if options.get("dropout") and not has_position_bias and query.device.type == "cpu" and not torch.compiler.is_compiling():
         if mask is None and getattr(module, "is_causal", False):
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
@@ -116,9 +116,9 @@ def _flex(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, 
 
 
 def _eager(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """The function that the model's own file has for it."""
-    own = sys.modules[type(module).__module__].eager_attention_forward
-    return own(module, query, key, value, mask, **options)
+    """The eager attention of the model's own module."""
+    eager_attention = sys.modules[type(module).__module__].eager_attention_forward
+    return eager_attention(module, query, key, value, mask, **options)
 
 
 _KERNELS: dict[Kernel, tuple[Callable[..., Any], Callable[..., Any]]] = {

@@ -1,4 +1,4 @@
-"""From token vectors to one vector a text."""
+"""Pools token vectors into one vector per text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pooling = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the real tokens: [B, L, d] and [B, L] to [B, d]."""
+    """The mean over the tokens without padding: [B, L, d] and [B, L] to [B, d]."""
     weights = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-9)
 
@@ -25,40 +25,40 @@ def first(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def last(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The last real token of a row that is padded on the right."""
+    """The last token of a text that is padded on the right."""
     import torch
 
     return tokens[torch.arange(len(tokens)), mask.sum(dim=1) - 1]
 
 
 POOLINGS: dict[str, Pooling] = {"mean": mean, "cls": first, "lasttoken": last}
-"""By sentence-transformers' names of the modes."""
+"""Poolings by sentence-transformers' names of the modes."""
 ALIASES = {"last": "lasttoken", "first": "cls"}
-"""What people also write."""
+"""Other names that people use."""
 
 
-def pooling_name(written: str) -> str:
-    """The key of `POOLINGS` that somebody means.
+def pooling_name(requested: str) -> str:
+    """The key of `POOLINGS` for a name or an alias.
 
     Raises:
-        ConfigError: there is no such pooling.
+        ConfigError: the name is unknown.
     """
-    name = ALIASES.get(written, written)
+    name = ALIASES.get(requested, requested)
     if name not in POOLINGS:
-        known = ", ".join([*POOLINGS, *ALIASES])
-        raise ConfigError(f"pooling {written!r} is not known.", "embed.pooling", f"Choose one of: {known}.")
+        choices = ", ".join([*POOLINGS, *ALIASES])
+        raise ConfigError(f"pooling {requested!r} is not known.", "embed.pooling", f"Choose one of: {choices}.")
     return name
 
 
-def check_pooling(written: str, causal: bool, model: str) -> None:
-    """Refuses a pooling that says nothing about the text.
+def check_pooling(requested: str, causal: bool, model: str) -> None:
+    """Rejects a pooling whose vector does not depend on the text.
 
     Raises:
-        ConfigError: the first token of a causal model, which has seen no other.
+        ConfigError: the pooling takes the first token of a causal model, which attends to no other.
     """
-    if causal and pooling_name(written) == "cls":
+    if causal and pooling_name(requested) == "cls":
         raise ConfigError(
-            f"{model} is causal: its first token sees no other, so that every text has the same vector there.",
-            f"embed.pooling={written}",
+            f"{model} is causal: its first token sees no other, so its vector is the same for every text.",
+            f"embed.pooling={requested}",
             "Choose lasttoken or mean.",
         )

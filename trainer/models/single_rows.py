@@ -1,4 +1,4 @@
-"""Packed rows taken apart: a row of its own for each document, padded, for models that cannot read several in one row."""
+"""Unpacks rows into one padded row per document, for models that cannot read several documents in a row."""
 
 import torch
 
@@ -6,17 +6,17 @@ from data_pipeline.feed.targets import TargetBatch
 
 
 def single_rows(batch: TargetBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids and mask, int [D, W] each, of D documents of at most W tokens, and the places [M] of the batch's targets in
-    the flattened rows. Padding stands on the right and repeats the first id, behind the mask."""
-    real = batch.segments >= 0
-    row = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    """Token ids and mask, int [D, W] each, for D documents of at most W tokens, and the places [M] of the batch's targets in
+    the flattened rows. Padding is on the right, masked, and repeats the first id of the batch."""
+    is_token = batch.segments >= 0
+    row = torch.arange(len(is_token), device=is_token.device)[:, None].expand_as(is_token)
     highest = int(batch.segments.max()) + 1
-    names = row * highest + batch.segments.clamp_min(0)
-    used, document = torch.unique(names[real], return_inverse=True)
-    width = int(batch.positions[real].max()) + 1
+    document_keys = row * highest + batch.segments.clamp_min(0)
+    distinct, document = torch.unique(document_keys[is_token], return_inverse=True)
+    width = int(batch.positions[is_token].max()) + 1
     flat = torch.zeros_like(batch.input_ids)
-    flat[real] = document * width + batch.positions[real]
-    ids = batch.input_ids.new_full((len(used) * width,), int(batch.input_ids.flatten()[0]))
+    flat[is_token] = document * width + batch.positions[is_token]
+    ids = batch.input_ids.new_full((len(distinct) * width,), int(batch.input_ids.flatten()[0]))
     mask = torch.zeros_like(ids)
-    ids[flat[real]], mask[flat[real]] = batch.input_ids[real], 1
+    ids[flat[is_token]], mask[flat[is_token]] = batch.input_ids[is_token], 1
     return ids.view(-1, width), mask.view(-1, width), flat.flatten()[batch.places]

@@ -1,7 +1,7 @@
-"""Losses: representations in, one loss a target out. The table of objectives is here; the contract is in `objective`.
+"""Losses: from representations to one loss per target. The table of objectives is here; the contract is in `objective`.
 
-Adding a loss: its module here, one row, one test for its own claim. The settings of a row that needs vectors are the section
-`embed.objectives.NAME`.
+To add a loss: add its module, an entry here, and a test of its own claim. The settings of an entry that needs vectors are the
+section `embed.objectives.NAME`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from trainer.objectives.objective import Objective
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a class whose fields are the settings, and where it was published."""
+    """An entry of the table: a class whose fields are the settings, and the paper."""
 
     config: type[Objective]
     paper: str

@@ -1,8 +1,8 @@
-"""Cross-entropy of a linear layer without all of its logits: some targets at a time, gradients in the same pass.
+"""Cross-entropy of a linear layer in chunks of targets, with the gradients in the same pass.
 
-The idea of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2) in plain tensor operations, so that it runs on any
-device: logits of a chunk become its losses and, in place, the gradient of their sum; nothing of the size targets x vocabulary
-outlives the chunk, and nothing is computed twice.
+The idea of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2) in plain tensor operations, so it runs on any device.
+The logits of a chunk become its losses and, in place, the gradient of their sum. No tensor of size targets x vocabulary
+outlives its chunk, and nothing is computed twice.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,19 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-"""A label that counts for nothing, as in torch."""
+"""The label of ignored targets, as in torch."""
 _ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 27}
-"""Logits of a chunk, by device: enough to read the weights seldom, few enough to find room beside the model."""
+"""Logits in a chunk, by device: large chunks read the weights less often, small ones fit in memory beside the model."""
 
 
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """The negative log-likelihood of each target, fp32 [M]; 0 where the label is below 0.
+    """The negative log-likelihood of each target, fp32 [M]; 0 where the label is negative.
 
-    Only for a loss that is their sum times a factor: the gradient of the weights is that of the sum, scaled in the backward
-    pass, which fails where targets weigh differently; on a GPU with a device-side assertion, so that nothing waits for it.
+    Only for a loss that is a multiple of their sum: the forward pass computes the gradient of the sum, and the backward pass
+    scales it. The backward pass fails if targets have different weights; on a GPU by a device-side assertion, which does not
+    synchronise.
 
     Args:
         hidden: [M, H]
@@ -44,9 +45,9 @@ def chunked_cross_entropy(
     labels: torch.Tensor,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """The same through the layer's own forward, for weights that exist only while the layer runs.
+    """Like `linear_cross_entropy` but through the layer's own forward, for weights that exist only while the layer runs.
 
-    The backward pass computes each chunk again. Every rank needs as many targets.
+    The backward pass recomputes each chunk. Every rank needs the same number of targets.
 
     Args:
         project: hidden states [m, H] to logits [m, V].
@@ -70,44 +71,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int
     ) -> torch.Tensor:
-        wanted = any(ctx.needs_input_grad)
+        needs_gradients = any(ctx.needs_input_grad)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        by_hidden = torch.empty_like(hidden) if wanted else None
-        by_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wanted else None
-        by_bias = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if wanted and bias is not None else None
+        hidden_gradient = torch.empty_like(hidden) if needs_gradients else None
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradients else None
+        bias_gradient = (
+            torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if needs_gradients and bias is not None else None
+        )
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
-            asked, real = labels[part].clamp_min(0)[:, None], (labels[part] >= 0)[:, None]
+            targets, is_target = labels[part].clamp_min(0)[:, None], (labels[part] >= 0)[:, None]
             total = logits.logsumexp(dim=1, keepdim=True)
-            losses[part] = ((total - logits.gather(1, asked)) * real)[:, 0]
-            if by_hidden is None or by_weight is None:
+            losses[part] = ((total - logits.gather(1, targets)) * is_target)[:, 0]
+            if hidden_gradient is None or weight_gradient is None:
                 continue
-            by_logits = logits.sub_(total).exp_()
-            by_logits.scatter_add_(1, asked, torch.full_like(total, -1.0)).mul_(real)
-            narrow = by_logits.to(weight.dtype)
-            by_hidden[part] = narrow @ weight
-            if narrow.dtype == torch.float32:
-                torch.addmm(by_weight, narrow.T, hidden[part], out=by_weight)
+            logit_gradient = logits.sub_(total).exp_()
+            logit_gradient.scatter_add_(1, targets, torch.full_like(total, -1.0)).mul_(is_target)
+            low_precision = logit_gradient.to(weight.dtype)
+            hidden_gradient[part] = low_precision @ weight
+            if low_precision.dtype == torch.float32:
+                torch.addmm(weight_gradient, low_precision.T, hidden[part], out=weight_gradient)
             else:
-                by_weight += narrow.T @ hidden[part]
-            if by_bias is not None:
-                by_bias += by_logits.sum(dim=0)
-        if wanted:
-            kept = [None if one is None else one.to(weight.dtype) for one in (by_hidden, by_weight, by_bias)]
-            ctx.save_for_backward(labels, *kept)
+                weight_gradient += low_precision.T @ hidden[part]
+            if bias_gradient is not None:
+                bias_gradient += logit_gradient.sum(dim=0)
+        if needs_gradients:
+            gradients = [
+                None if gradient is None else gradient.to(weight.dtype)
+                for gradient in (hidden_gradient, weight_gradient, bias_gradient)
+            ]
+            ctx.save_for_backward(labels, *gradients)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,), (labels, *kept) = grads, ctx.saved_tensors
+        (grad,), (labels, *gradients) = grads, ctx.saved_tensors
         if len(grad):
-            real = labels >= 0
-            factor = grad.gather(0, real.int().argmax(dim=0, keepdim=True))
-            # A loss that is no number is the step's guard's to leave out: its gradient must get there, and equals nothing.
-            same = (grad == factor) | (grad.isnan() & factor.isnan())
-            torch._assert_async((same | ~real).all(), "targets must weigh the same")
-            for one in kept:
-                if one is not None:
-                    one.mul_(factor.to(one.dtype))  # in place: of the weights' size, and nobody else's
-        return (*kept, None, None)
+            is_target = labels >= 0
+            factor = grad.gather(0, is_target.int().argmax(dim=0, keepdim=True))
+            # The step's guard skips a NaN loss, so its gradient, which equals nothing, must pass this check.
+            is_equal = (grad == factor) | (grad.isnan() & factor.isnan())
+            torch._assert_async((is_equal | ~is_target).all(), "targets must weigh the same")
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(factor.to(gradient.dtype))  # in place: it has the size of the weights, and no other owner
+        return (*gradients, None, None)

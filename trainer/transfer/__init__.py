@@ -1,1 +1,1 @@
-"""From the embeddings of one vocabulary to those of another, through one sparse matrix (see `plan.py`)."""
+"""Transfers the embeddings of one vocabulary to another by a sparse matrix (see `plan.py`)."""

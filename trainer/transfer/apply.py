@@ -1,4 +1,4 @@
-"""W @ E: from a plan to rows, for anything that has one row or one number per token."""
+"""Applies a plan, W @ E, to anything that has one row or one number per token."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -12,37 +12,40 @@ from data_pipeline.errors import ModelError
 from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 Matrix = Literal["inputs", "outputs"]
-"""Which matrix is made: the random rows of the two are independent draws."""
+"""The matrix to make; the random rows of the two are independent draws."""
 FILLING_BIAS = -1e4
-"""The bias of a row without a token: finite in every format, and its exponential is 0 beside any real logit."""
+"""The bias of a row without a token: finite in every dtype, and its exponential is 0 beside any real logit."""
 _STREAMS = {"inputs": "row", "outputs": "output row"}
 _BLOCK = 4096
 
 
 def embeddings(plan: TransferPlan, old: torch.Tensor, matrix: Matrix = "inputs") -> torch.Tensor:
-    """The new matrix [V, D] in the type of the old one [S, D].
+    """The new matrix [V, D], in the dtype of the old one [S, D].
 
-    Copied rows are the old rows to the last bit; mixtures are summed in fp32 (fp64 for fp64); random rows are normal with
-    the mean and standard deviation of each old column, keyed on the token, so that a token has the same random row in any
-    vocabulary. Rows without a token are the mean of the new rows that have one: a logit is linear in its row, so theirs is
-    the mean of all others, never the highest, and each gets at most the mean probability of a token (Jensen). Works block by
-    block: beside both matrices it takes a block of 4,096 rows in fp64.
+    - Copied rows equal the old rows bit for bit.
+    - Mixtures are summed in fp32 (fp64 for fp64).
+    - Random rows are normal, with the mean and standard deviation of each old column. They are keyed on the token, so a token
+      has the same random row in any vocabulary.
+    - Rows without a token are the mean of the new rows that have one. A logit is linear in its row, so theirs is the mean of
+      all others, never the highest, and each gets at most the mean probability of a token (Jensen).
+
+    Memory: both matrices and one block of 4,096 rows in fp64.
 
     Raises:
         ModelError: the plan was made for a larger vocabulary than `old` has rows.
     """
     _check(plan, len(old))
-    wide = torch.promote_types(old.dtype, torch.float32)
-    known = old[: plan.source_rows]
+    dtype = torch.promote_types(old.dtype, torch.float32)
+    source = old[: plan.source_rows]
     new = torch.empty(len(plan), old.shape[1], dtype=old.dtype)
     for start in range(0, len(plan), _BLOCK):
         part = slice(start, min(start + _BLOCK, len(plan)))
-        new[part] = _mixtures(plan, old, part, wide).to(old.dtype)
-    new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = moments(known)[0].to(old.dtype)
-    drawn = np.isin(plan.provenance, DRAWS)
-    for group in np.unique(plan.group[drawn]):
-        rows = np.flatnonzero(drawn & (plan.group == group))
-        mean, deviation = moments(known, None if group == 0 else np.flatnonzero(plan.source_group == group))
+        new[part] = _mixtures(plan, old, part, dtype).to(old.dtype)
+    new[torch.from_numpy(plan.provenance == Provenance.MEAN)] = moments(source)[0].to(old.dtype)
+    is_drawn = np.isin(plan.provenance, DRAWS)
+    for group in np.unique(plan.group[is_drawn]):
+        rows = np.flatnonzero(is_drawn & (plan.group == group))
+        mean, deviation = moments(source, None if group == 0 else np.flatnonzero(plan.source_group == group))
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             noise = _noise(plan, block, old.shape[1], _STREAMS[matrix])
@@ -58,18 +61,18 @@ def embeddings(plan: TransferPlan, old: torch.Tensor, matrix: Matrix = "inputs")
 
 
 def bias(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
-    """The new bias [V] from the old one [S]: mixtures like the rows, the old mean where the row is not a mixture, and
-    `FILLING_BIAS` where there is no token."""
+    """The new bias [V] from the old one [S]: the same mixtures, the old mean for rows that are not mixtures, and
+    `FILLING_BIAS` for rows without a token."""
     _check(plan, len(old))
-    known = old[: plan.source_rows, None].double()
-    new = _mixtures(plan, known, slice(0, len(plan)), torch.float64)[:, 0]
-    new[np.isin(plan.provenance, (*DRAWS, Provenance.MEAN))] = known.mean()
+    source = old[: plan.source_rows, None].double()
+    new = _mixtures(plan, source, slice(0, len(plan)), torch.float64)[:, 0]
+    new[np.isin(plan.provenance, (*DRAWS, Provenance.MEAN))] = source.mean()
     new[torch.from_numpy(plan.filling())] = FILLING_BIAS
     return new.to(old.dtype)
 
 
 def moments(rows: torch.Tensor, chosen: NDArray[np.int64] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each column, float64 [D], of all rows [n, D] or of those that are `chosen`."""
+    """Mean and standard deviation of each column, float64 [D], over all rows [n, D] or the `chosen` ones."""
     mean: torch.Tensor = _sum(block for block in _blocks(rows, chosen)) / _count(rows, chosen)
     squares = _sum((block - mean) ** 2 for block in _blocks(rows, chosen))
     return mean, (squares / _count(rows, chosen)).sqrt()
@@ -95,22 +98,22 @@ def _count(rows: torch.Tensor, chosen: NDArray[np.int64] | None) -> int:
 def _check(plan: TransferPlan, rows: int) -> None:
     if plan.source_rows > rows:
         raise ModelError(
-            f"the source tokenizer has ids up to {plan.source_rows - 1:,}, the model's embeddings only {rows:,} rows.",
+            f"the source tokenizer has ids up to {plan.source_rows - 1:,}, but the model's embeddings have {rows:,} rows.",
             "transfer",
             "Use the tokenizer that belongs to the model.",
         )
 
 
-def _mixtures(plan: TransferPlan, old: torch.Tensor, part: slice, dtype: torch.dtype) -> torch.Tensor:
-    first, last = plan.indptr[part.start], plan.indptr[part.stop]
-    places: np.ndarray = plan.indices[first:last].astype(np.int64)
+def _mixtures(plan: TransferPlan, old: torch.Tensor, block: slice, dtype: torch.dtype) -> torch.Tensor:
+    first, last = plan.indptr[block.start], plan.indptr[block.stop]
+    indices: np.ndarray = plan.indices[first:last].astype(np.int64)
     if old.dtype != dtype:
-        used, places = np.unique(places, return_inverse=True)
+        used, indices = np.unique(indices, return_inverse=True)
         old = old[torch.from_numpy(used)]
     return torch.nn.functional.embedding_bag(
-        torch.from_numpy(places),
+        torch.from_numpy(indices),
         old.to(dtype),
-        torch.from_numpy(plan.indptr[part.start : part.stop] - first),
+        torch.from_numpy(plan.indptr[block.start : block.stop] - first),
         mode="sum",
         per_sample_weights=torch.from_numpy(plan.weights[first:last]).to(dtype),
     )
@@ -118,5 +121,5 @@ def _mixtures(plan: TransferPlan, old: torch.Tensor, part: slice, dtype: torch.d
 
 def _noise(plan: TransferPlan, rows: NDArray[np.int64], width: int, stream: str) -> torch.Tensor:
     """Standard normal numbers, float64 [rows, width], keyed on the token and the matrix."""
-    base = np.array([keyed_random.key(stream, plan.seed, int(number)) for number in plan.keys[rows]], np.uint64)
-    return torch.from_numpy(keyed_random.normals(base[:, None], np.arange(width)[None]))
+    keys = np.array([keyed_random.key(stream, plan.seed, int(number)) for number in plan.keys[rows]], np.uint64)
+    return torch.from_numpy(keyed_random.normals(keys[:, None], np.arange(width)[None]))

@@ -1,7 +1,7 @@
-"""A chain of methods: each places what those before it left.
+"""A chain of methods: each places the tokens that the methods before it left.
 
-`aligned+focus+fvt` is the name of a chain, as it stands in plans, tables and folders; a single method is a chain of one. What
-the last leaves is drawn at random, as ever.
+A chain is written `aligned+focus+fvt`, also in plans, tables and folder names; a single method is a chain of one. Tokens
+that the last method leaves get random rows.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from trainer.transfer.methods import METHODS
 from trainer.transfer.problem import Placement, Problem
 
 _ALONE = ("scratch", "resize", "random")
-"""Baselines that are about the whole model or all ids, or that place nothing."""
+"""Baselines that concern the whole model or all ids, or that place nothing."""
 
 
 def parts(name: str) -> tuple[str, ...]:
@@ -23,10 +23,10 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 def check(name: str, key: str) -> None:
-    """Refuses a chain that cannot run.
+    """Rejects a chain that cannot run.
 
     Raises:
-        ConfigError: a name that is no method, one that stands there twice, or a baseline among others.
+        ConfigError: an unknown method, a method that occurs twice, or a baseline among other methods.
     """
     methods = parts(name)
     for method in methods:
@@ -34,63 +34,69 @@ def check(name: str, key: str) -> None:
             raise ConfigError(f"{method or name} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
         if methods.count(method) > 1:
             raise ConfigError(
-                f"{method} stands twice in {name}.", key, "Name it once: a second time it would find nothing new."
+                f"{method} occurs twice in {name}.", key, "Name it once: the second time it has no tokens left to place."
             )
         if len(methods) > 1 and method in _ALONE:
             raise ConfigError(
-                f"{method} cannot be part of a chain.", key, "What a chain leaves is drawn at random by itself."
-            )  # fmt: skip
+                f"{method} cannot be part of a chain.", key, "Leave it out: tokens that a chain leaves get random rows anyway."
+            )
 
 
 def is_from_scratch(name: str) -> bool:
-    """Whether the rest of the model is drawn anew as well."""
+    """Whether the rest of the model gets random weights as well."""
     return any(METHODS[method].is_from_scratch for method in parts(name))
 
 
 def needs_pairs(name: str, settings: Callable[[str], Any]) -> bool:
-    """Whether a method of the chain learns from aligned pairs, and is not given files to learn from instead.
+    """Whether a method of the chain learns from text pairs and has no files to use instead.
 
     Args:
-        settings: a method's configuration, by its name.
+        settings: the config of a method, by name.
     """
     return any(METHODS[method].learns_from == "pairs" and not _has_files(settings(method)) for method in parts(name))
 
 
 def _has_files(settings: Any) -> bool:
-    """Whether an embedder is given, or vectors and a dictionary: word vectors of the new language come from its text."""
+    """Whether an embedder is set, or source vectors and a dictionary: the new language's vectors come from its text."""
     space = getattr(settings, "space", None)
     by_dictionary = space is not None and space.source_vectors is not None and space.dictionary is not None
     return by_dictionary or getattr(settings, "embedder", None) is not None
 
 
 def paper(name: str) -> str:
-    """Where its methods were published."""
+    """The papers of its methods."""
     return "; ".join(METHODS[method].paper for method in parts(name))
 
 
 def place(problem: Problem, name: str, settings: Callable[[str], Any]) -> Placement:
-    """What all methods of the chain place; `Rows.by` says which one did.
+    """Runs all methods of the chain. `Placement.by` names the method that placed each token.
 
     Args:
-        settings: a method's configuration, by its name.
+        settings: the config of a method, by name.
     """
-    found: list[Placement] = []
+    placements: list[Placement] = []
     for method in parts(name):
-        found.append(METHODS[method].place(problem, settings(method)))
-        problem = problem.without(found[-1].ids)
-    return found[0] if len(found) == 1 else _joined(found, problem.source_rows)
+        placements.append(METHODS[method].place(problem, settings(method)))
+        problem = problem.without(placements[-1].ids)
+    return placements[0] if len(placements) == 1 else _concatenate(placements, problem.source_rows)
 
 
-def _joined(found: list[Placement], source_rows: int) -> Placement:
-    groups = [np.zeros(len(one.ids), np.uint16) if one.groups is None else one.groups[0] for one in found]
-    of_source = next((one.groups[1] for one in found if one.groups is not None), np.zeros(source_rows, np.uint16))
-    sizes = [len(one.ids) for one in found]
+def _concatenate(placements: list[Placement], source_rows: int) -> Placement:
+    groups = [
+        np.zeros(len(placement.ids), np.uint16) if placement.groups is None else placement.groups[0] for placement in placements
+    ]
+    source_groups = next(
+        (placement.groups[1] for placement in placements if placement.groups is not None), np.zeros(source_rows, np.uint16)
+    )
+    sizes = [len(placement.ids) for placement in placements]
     return Placement(
-        ids=np.concatenate([one.ids for one in found]),
-        counts=np.concatenate([one.counts for one in found]),
-        indices=np.concatenate([one.indices for one in found]),
-        weights=np.concatenate([one.weights for one in found]),
-        provenance=np.concatenate([np.broadcast_to(np.asarray(one.provenance, np.uint8), len(one.ids)) for one in found]),
-        groups=(np.concatenate(groups), of_source),
-        by=np.repeat(np.arange(1, len(found) + 1, dtype=np.uint8), sizes),
+        ids=np.concatenate([placement.ids for placement in placements]),
+        counts=np.concatenate([placement.counts for placement in placements]),
+        indices=np.concatenate([placement.indices for placement in placements]),
+        weights=np.concatenate([placement.weights for placement in placements]),
+        provenance=np.concatenate(
+            [np.broadcast_to(np.asarray(placement.provenance, np.uint8), len(placement.ids)) for placement in placements]
+        ),
+        groups=(np.concatenate(groups), source_groups),
+        by=np.repeat(np.arange(1, len(placements) + 1, dtype=np.uint8), sizes),
     )

@@ -1,4 +1,4 @@
-"""What two plans for one vocabulary do differently."""
+"""Compares two plans for the same vocabulary."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,32 +13,34 @@ from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Rows that the plans make differently."""
+    """Embedding rows that the plans make differently."""
 
     rows: NDArray[np.int64]
-    """Target ids, the largest distance first."""
+    """Target ids, by descending distance."""
     distance: NDArray[np.float64]
-    """Of each, sum of |weight in one - weight in the other|: 2 for mixtures that share no old row, 0 for rows that differ
-    in how they are drawn only."""
+    """Per row, the sum of |weight in one - weight in the other|: 2 for mixtures that share no old row, 0 for rows that
+    differ only in their random draw."""
     moves: dict[tuple[str, str], int]
-    """How many of the rows went from one provenance to another (or stayed), the most frequent first; of a chain with the method
-    that placed them."""
+    """Number of rows by (provenance in one, provenance in the other), the most frequent first; for chains a provenance
+    includes the method that placed the row."""
 
 
 def diff(one: TransferPlan, other: TransferPlan) -> Difference:
-    """Compares row by row.
+    """Compares the plans row by row.
 
     Raises:
         ArtifactError: the plans are for different vocabularies.
     """
     sides = [("source", "source_tokenizer"), ("target", "target_tokenizer")]
-    for side, name in sides:
-        if getattr(one, name) != getattr(other, name) or len(one) != len(other):
-            raise ArtifactError(f"the plans are for different {side} tokenizers.", "diff", "Compare plans of one pair.")
+    for side, attribute in sides:
+        if getattr(one, attribute) != getattr(other, attribute) or len(one) != len(other):
+            raise ArtifactError(
+                f"the plans are for different {side} tokenizers.", "diff", "Compare plans for the same two tokenizers."
+            )
     distance = np.asarray(abs(_sparse(one) - _sparse(other)).sum(axis=1)).ravel()
-    drawn = np.isin(one.provenance, DRAWS) & np.isin(other.provenance, DRAWS)
-    otherwise = (one.provenance != other.provenance) | (drawn & ((one.seed != other.seed) | (one.group != other.group)))
-    rows = np.flatnonzero((distance > 0) | otherwise)
+    both_drawn = np.isin(one.provenance, DRAWS) & np.isin(other.provenance, DRAWS)
+    is_changed = (one.provenance != other.provenance) | (both_drawn & ((one.seed != other.seed) | (one.group != other.group)))
+    rows = np.flatnonzero((distance > 0) | is_changed)
     rows = rows[np.argsort(-distance[rows], kind="stable")]
     names = [(_name(one, row), _name(other, row)) for row in rows.tolist()]
     return Difference(rows=rows, distance=distance[rows], moves=dict(Counter(names).most_common()))
@@ -50,6 +52,6 @@ def _sparse(plan: TransferPlan) -> scipy.sparse.csr_matrix:
 
 
 def _name(plan: TransferPlan, row: int) -> str:
-    """The row's provenance, and in a chain the method that placed it."""
+    """The row's provenance and, in a chain, the method that placed it."""
     name, methods = Provenance(plan.provenance[row]).name.lower(), plan.method.split("+")
     return f"{name} by {methods[plan.by[row] - 1]}" if plan.by[row] and len(methods) > 1 else name

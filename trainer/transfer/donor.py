@@ -1,8 +1,8 @@
 """A donor: another model that has trained embeddings for tokens of the new vocabulary.
 
-Only its matrix of input embeddings is used, so any architecture and width will do. Its tokenizer may be the new one or of
-another family: tokens are matched by canonical form. Two kinds of rows are left out: those of special tokens, which mean
-something else in each model, and those that were hardly ever trained, which weight decay has made short.
+Only its input embeddings are used, so any architecture and width will do. Its tokenizer may be the new one or of another
+family: tokens are matched by canonical form. Two kinds of embedding rows are ignored: those of special tokens, which mean
+something else in each model, and those that were hardly trained, which weight decay has made short.
 """
 
 from __future__ import annotations
@@ -25,37 +25,47 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TRAINED = 0.1
-"""Part of the median length that a trained row has at least."""
+"""Minimum length of a trained row, as a share of the median length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Donor:
-    """What a donor knows of a problem: N = new tokens with a row in it, O = tokens that all three models have."""
+    """The embeddings that a donor has for a problem.
+
+    Letters: N = new tokens that the donor has, O = tokens that the donor and both vocabularies have.
+    """
 
     new_ids: NDArray[np.int64]
     """[N] target ids."""
     new_embeddings: torch.Tensor
-    """float32 [N, D], D the donor's own width."""
+    """float32 [N, D], where D is the donor's width."""
     shared_ids: NDArray[np.int64]
     """[O] target ids."""
     source_ids: NDArray[np.int64]
-    """[O] the same tokens' old ids, each once."""
+    """[O] source ids of the same tokens, each once."""
     shared_embeddings: torch.Tensor
     """float32 [O, D]"""
 
     def mixtures(self, columns: NDArray[np.int64], weights: NDArray[np.float32], code: Provenance) -> Placement:
-        """Rows that mix shared tokens, given as places in `old` [N, k]; a token without a weight is left unplaced."""
-        placed = weights.any(axis=1)
-        return Placement.from_dense(self.new_ids[placed], self.source_ids[columns[placed]], weights[placed], code)
+        """Places new tokens as mixtures of shared tokens; a token whose weights are all 0 stays unplaced.
+
+        Args:
+            columns: indices into `source_ids` [N, k].
+        """
+        has_weight = weights.any(axis=1)
+        return Placement.from_dense(self.new_ids[has_weight], self.source_ids[columns[has_weight]], weights[has_weight], code)
 
 
 def load(problem: Problem, spec: str | None, method: str) -> Donor:
-    """The donor `spec`, a folder or a hub name, for a method that is set by `transfer.methods.<method>.donor`.
+    """Loads the donor that `transfer.methods.<method>.donor` names.
+
+    Args:
+        spec: a folder or a hub name.
 
     Raises:
         ConfigError: no donor is set.
-        ModelError: it has no model, no tokenizer, or no row for some of its tokens.
-        DataError: its vocabulary has nothing in common with both others, or no new token.
+        ModelError: the donor has no model, no tokenizer, or no row for some of its tokens.
+        DataError: the donor shares no token with both vocabularies, or has no new token.
     """
     from trainer.models import loading
 
@@ -67,26 +77,26 @@ def load(problem: Problem, spec: str | None, method: str) -> Donor:
         )
     with model_folder(spec) as folder:
         tokenizer = train.load(folder)
-        found, _ = match(tokenizer, problem.target, problem.tokens)
+        matches, _ = match(tokenizer, problem.target, problem.tokens)
         table = _embeddings(loading.encoder(folder), max(tokenizer.get_vocab().values()) + 1, spec)
-    ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
+    is_ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
     lengths = table.norm(dim=1)
-    trained = (lengths > _TRAINED * lengths.median()).numpy()
-    row_of = np.where(ordinary & (found >= 0) & trained[found], found, -1)
-    new = problem.new[row_of[problem.new] >= 0]
-    shared = _shared(problem, row_of)
-    _check_overlap(len(problem.new), len(new), len(shared), spec)
+    is_trained = (lengths > _TRAINED * lengths.median()).numpy()
+    row_of = np.where(is_ordinary & (matches >= 0) & is_trained[matches], matches, -1)
+    new_ids = problem.new[row_of[problem.new] >= 0]
+    shared_ids = _shared(problem, row_of)
+    _check_overlap(len(problem.new), len(new_ids), len(shared_ids), spec)
     return Donor(
-        new_ids=new,
-        new_embeddings=table[row_of[new]],
-        shared_ids=shared,
-        source_ids=problem.shared[shared],
-        shared_embeddings=table[row_of[shared]],
+        new_ids=new_ids,
+        new_embeddings=table[row_of[new_ids]],
+        shared_ids=shared_ids,
+        source_ids=problem.shared[shared_ids],
+        shared_embeddings=table[row_of[shared_ids]],
     )
 
 
 def _embeddings(model: PreTrainedModel, ids: int, spec: str) -> torch.Tensor:
-    """The model's input embeddings, float32 [rows, D], with a row for each of the tokenizer's ids."""
+    """The model's input embeddings, float32 [rows, D], checked to have a row for each id of the tokenizer."""
     import torch
 
     where = f"donor {spec}"
@@ -99,33 +109,33 @@ def _embeddings(model: PreTrainedModel, ids: int, spec: str) -> torch.Tensor:
     table = embedding.weight.detach().float()
     if len(table) < ids:
         raise ModelError(
-            f"the embeddings have {len(table):,} rows, the tokenizer has ids up to {ids - 1:,}.",
+            f"the embeddings have {len(table):,} rows, but the tokenizer has ids up to {ids - 1:,}.",
             where,
-            "Model and tokenizer do not belong together: save both into one folder.",
+            "Model and tokenizer do not belong together: save a matching pair into one folder.",
         )
     if not table.isfinite().all():
-        raise ModelError("the embeddings hold numbers that are not finite.", where, "Take another checkpoint.")
+        raise ModelError("the embeddings contain infinities or NaN.", where, "Take another checkpoint.")
     return table
 
 
 def _shared(problem: Problem, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Target ids that the source and the donor have; of those that share an old token the one that is most like it."""
+    """Target ids of tokens that the source and the donor have; of several with the same source token, the closest match."""
     shared = np.flatnonzero((problem.shared >= 0) & (row_of >= 0))
-    by_likeness = shared[np.argsort(problem.shared_provenance[shared], kind="stable")]
-    _, first = np.unique(problem.shared[by_likeness], return_index=True)
-    return np.sort(by_likeness[first])
+    closest_first = shared[np.argsort(problem.shared_provenance[shared], kind="stable")]
+    _, first = np.unique(problem.shared[closest_first], return_index=True)
+    return np.sort(closest_first[first])
 
 
-def _check_overlap(wanted: int, new: int, shared: int, spec: str) -> None:
+def _check_overlap(new_tokens: int, placeable: int, shared: int, spec: str) -> None:
     if not shared:
         raise DataError(
-            "it has no ordinary token that the source and the new vocabulary share.",
+            "it has no ordinary token that the source and the new vocabulary also have.",
             f"donor {spec}",
             "Take a donor whose tokenizer is for text in the new language.",
         )
-    if wanted and not new:
+    if new_tokens and not placeable:
         raise DataError(
-            f"it has a row for none of the {wanted:,} new tokens.",
+            f"it has none of the {new_tokens:,} new tokens.",
             f"donor {spec}",
-            "Take a donor whose tokenizer is the new one, or close to it.",
+            "Take a donor whose tokenizer is the new one, or similar to it.",
         )

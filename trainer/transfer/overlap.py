@@ -1,4 +1,4 @@
-"""Which tokens of two vocabularies are the same, by a cascade of ever looser comparisons."""
+"""Matches the tokens of two vocabularies by a cascade of comparisons, from strict to loose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Keys = Callable[[Token], Iterator[Hashable]]
 
 
 def _exact(token: Token) -> Iterator[Hashable]:
-    """Both word starts where the tokenizer does not tell them apart, the one that is commoner in running text first."""
+    """Both word starts if the tokenizer does not distinguish them, the one that is commoner in running text first."""
     starts = (False, True) if token.fits_anywhere else (token.is_word_start,)
     return ((token.is_byte, start, token.payload) for start in starts)
 
@@ -52,7 +52,7 @@ LEVELS: dict[str, tuple[Keys, Provenance]] = {
     "start": (_start, Provenance.START_COPY),
     "nfkc": (_nfkc, Provenance.NFKC_COPY),
 }
-"""From the strictest to the loosest. Each also forgives what the ones before it forgive, `bytes` apart."""
+"""From strict to loose. Each level also ignores what the levels before it ignore, except `bytes`."""
 
 
 def match(
@@ -61,41 +61,41 @@ def match(
     tokens: list[Token | None],
     levels: tuple[str, ...] = ("exact", "bytes"),
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """For each target token the id of the same source token and how it was found.
+    """The id of the same source token for each target token, and how it was matched.
 
-    Special tokens match by role, all others by the first of `levels` at which they have an equal. Of several equal
-    source tokens the one with the same id is taken, else one with the same word start, else the lowest id.
+    Special tokens match by role, all others by the first of `levels` that has a match. Of several matches the one with the
+    same id wins, then one with the same word start, then the lowest id.
 
     Args:
         tokens: the canonical form of the target's ids.
 
     Returns:
-        int [V] with -1 where there is none, and uint8 [V] of `Provenance` (FILLING for gaps; no meaning where -1).
+        int [V], -1 for no match; and uint8 [V] of `Provenance` (FILLING for gaps in the ids; meaningless where -1).
     """
-    old = canonical_tokens(source)
-    found = np.full(len(tokens), -1, np.int64)
-    how = np.full(len(tokens), Provenance.EXACT_COPY, np.uint8)
+    source_tokens = canonical_tokens(source)
+    matches = np.full(len(tokens), -1, np.int64)
+    provenance = np.full(len(tokens), Provenance.EXACT_COPY, np.uint8)
     roles = matching_roles(target, source)
     for number, token in enumerate(tokens):
         if token is None:
-            how[number] = Provenance.FILLING
+            provenance[number] = Provenance.FILLING
         elif token.role is not None:
-            found[number], how[number] = roles.get(number, -1), Provenance.SPECIAL_ROLE
-        elif number < len(old) and old[number] == token and "exact" in levels:
-            found[number] = number
+            matches[number], provenance[number] = roles.get(number, -1), Provenance.SPECIAL_ROLE
+        elif number < len(source_tokens) and source_tokens[number] == token and "exact" in levels:
+            matches[number] = number
     for level in levels:
         keys, code = LEVELS[level]
-        index = _index(old, keys)
+        index = _index(source_tokens, keys)
         for number, token in enumerate(tokens):
-            if found[number] < 0 and token is not None and token.role is None:
-                same = _lookup(index, keys, token)
-                if same >= 0:
-                    found[number], how[number] = same, code
-    return found, how
+            if matches[number] < 0 and token is not None and token.role is None:
+                source_id = _lookup(index, keys, token)
+                if source_id >= 0:
+                    matches[number], provenance[number] = source_id, code
+    return matches, provenance
 
 
 def _index(tokens: list[Token | None], keys: Keys) -> dict[Hashable, dict[bool, int]]:
-    """The lowest id of each key, for either word start."""
+    """The lowest id by key and word start."""
     index: dict[Hashable, dict[bool, int]] = {}
     for number, token in enumerate(tokens):
         if token is not None and token.role is None:

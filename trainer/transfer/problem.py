@@ -1,6 +1,6 @@
 """The contract between the transfer job and its methods.
 
-Letters: V = new vocabulary, S = old vocabulary, N = new tokens that no old token equals, A = width of static vectors.
+Letters: V = new vocabulary, S = source vocabulary, N = new tokens that match no source token, A = width of static vectors.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything known before a method begins."""
+    """The input of a method."""
 
     source: PreTrainedTokenizerFast
     target: PreTrainedTokenizerFast
     texts: Texts
     seed: int
     copy_shared: bool = True
-    """Whether a token that both vocabularies have keeps its old row; else the method makes a row for it too."""
+    """Whether shared tokens keep their source rows; otherwise the method places them too."""
     levels: tuple[str, ...] = ("exact", "bytes")
-    """Comparisons by which tokens count as shared, see `overlap.LEVELS`."""
+    """The comparisons by which tokens are shared, see `overlap.LEVELS`."""
     executor: Executor = field(default_factory=LocalExecutor)
-    """Where kernels run their blocks."""
+    """Runs the blocks of the kernels."""
     tokens: list[Token | None] = field(init=False)
+    """The canonical form of each target id; None for gaps."""
     shared: NDArray[np.int64] = field(init=False)
-    """[V]: the old id of the same token, -1 where there is none."""
+    """[V]: the source id of the same token, -1 if there is none."""
     shared_provenance: NDArray[np.uint8] = field(init=False)
+    """[V]: how the token was matched."""
     already_placed: NDArray[np.int64] = field(init=False, default_factory=lambda: np.empty(0, np.int64))
-    """Target ids that methods before have placed."""
+    """Target ids that earlier methods of the chain placed."""
 
     def __post_init__(self) -> None:
         tokens = canonical_tokens(self.target)
@@ -56,14 +58,14 @@ class Problem:
 
     @property
     def new(self) -> NDArray[np.int64]:
-        """[N]: the target ids that a method shall place."""
-        wanted = np.array([token is not None and token.role is None for token in self.tokens])
-        wanted &= (self.shared < 0) | (not self.copy_shared)
-        wanted[self.already_placed] = False
-        return np.flatnonzero(wanted)
+        """[N]: the target ids that the method should place."""
+        is_new = np.array([token is not None and token.role is None for token in self.tokens])
+        is_new &= (self.shared < 0) | (not self.copy_shared)
+        is_new[self.already_placed] = False
+        return np.flatnonzero(is_new)
 
     def without(self, ids: NDArray[np.int64]) -> Problem:
-        """The same problem for the next method of a chain, once `ids` are placed."""
+        """The problem for the next method of a chain, after `ids` were placed."""
         rest = copy.copy(self)
         object.__setattr__(rest, "already_placed", np.union1d(self.already_placed, ids))
         return rest
@@ -71,25 +73,26 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What a method answers: mixtures for some of `Problem.new`; tokens that it leaves out are drawn at random."""
+    """The result of a method: mixtures for some of `Problem.new`. The other new tokens get random rows."""
 
     ids: NDArray[np.int64]
     """[n] target ids."""
     counts: NDArray[np.int64]
     """[n] entries of each row."""
     indices: NDArray[np.int64]
-    """[sum of counts] old ids."""
+    """[sum of counts] source ids."""
     weights: NDArray[np.float32]
+    """[sum of counts]"""
     provenance: Provenance | NDArray[np.uint8]
-    """One for all rows, or one a row [n]."""
+    """One for all rows, or one per row [n]."""
     groups: tuple[NDArray[np.uint16], NDArray[np.uint16]] | None = None
-    """For rows that are drawn from a part of the old rows: the group of each row [n], and of each old row [S]."""
+    """For rows drawn from a group of source rows: the group of each row [n], and of each source row [S]."""
     by: NDArray[np.uint8] | None = None
-    """The place [n], from 1, of the method of a chain that placed the row; one method did where not given."""
+    """[n] the number of the method in the chain that placed the row, from 1; None if a single method placed all."""
 
     @staticmethod
     def from_dense(ids: NDArray[np.int64], columns: NDArray[np.int64], weights: NDArray[Any], code: Provenance) -> Placement:
-        """Rows of equally many candidates [n, k]; candidates of weight 0 are dropped."""
+        """A placement from k candidates per row [n, k]; candidates of weight 0 are dropped."""
         used = weights != 0
         return Placement(
             ids=ids, counts=used.sum(axis=1), indices=columns[used], weights=weights[used].astype(np.float32), provenance=code
@@ -97,41 +100,41 @@ class Placement:
 
 
 class Method(Protocol):
-    """A paper: `rows` says what becomes of the tokens in `problem.new`."""
+    """A method from a paper: places tokens of `problem.new`."""
 
     def __call__(self, problem: Problem, config: Any) -> Placement: ...
 
 
-def assemble(problem: Problem, rows: Placement, method: str) -> TransferPlan:
-    """One plan from copies, special tokens, the method's rows and random rows for all that is left."""
+def assemble(problem: Problem, placement: Placement, method: str) -> TransferPlan:
+    """Builds the plan: copies, special tokens, the method's placement, and random rows for all other tokens."""
     size = len(problem.tokens)
     provenance = np.full(size, Provenance.RANDOM, np.uint8)
-    provenance[[number for number, token in enumerate(problem.tokens) if token is None]] = Provenance.FILLING
+    provenance[[token_id for token_id, token in enumerate(problem.tokens) if token is None]] = Provenance.FILLING
     entries: list[tuple[NDArray[np.int64], NDArray[np.float32]] | None] = [None] * size
     by = np.zeros(size, np.uint8)
-    by[rows.ids] = 1 if rows.by is None else rows.by
-    own = set(problem.new.tolist())
-    for number in np.flatnonzero(problem.shared >= 0):
-        if int(number) not in own:
-            provenance[number] = problem.shared_provenance[number]
-            entries[number] = problem.shared[number : number + 1], np.ones(1, np.float32)
-    bounds = np.concatenate([[0], np.cumsum(rows.counts)])
-    provenance[rows.ids] = rows.provenance
+    by[placement.ids] = 1 if placement.by is None else placement.by
+    to_place = set(problem.new.tolist())
+    for token_id in np.flatnonzero(problem.shared >= 0):
+        if int(token_id) not in to_place:
+            provenance[token_id] = problem.shared_provenance[token_id]
+            entries[token_id] = problem.shared[token_id : token_id + 1], np.ones(1, np.float32)
+    bounds = np.concatenate([[0], np.cumsum(placement.counts)])
+    provenance[placement.ids] = placement.provenance
     group = np.zeros(size, np.uint16)
-    group[rows.ids] = 0 if rows.groups is None else rows.groups[0]
-    for place, number in enumerate(rows.ids):
-        part = slice(bounds[place], bounds[place + 1])
-        entries[number] = rows.indices[part], rows.weights[part]
-    filled = [entry for entry in entries if entry is not None]
+    group[placement.ids] = 0 if placement.groups is None else placement.groups[0]
+    for index, token_id in enumerate(placement.ids):
+        block = slice(bounds[index], bounds[index + 1])
+        entries[token_id] = placement.indices[block], placement.weights[block]
+    nonempty = [entry for entry in entries if entry is not None]
     counts = [0 if entry is None else len(entry[0]) for entry in entries]
     return TransferPlan(
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        indices=np.concatenate([entry[0] for entry in filled]).astype(np.int32),
-        weights=np.concatenate([entry[1] for entry in filled]).astype(np.float32),
+        indices=np.concatenate([entry[0] for entry in nonempty]).astype(np.int32),
+        weights=np.concatenate([entry[1] for entry in nonempty]).astype(np.float32),
         provenance=provenance,
         keys=np.array([0 if token is None else keyed_random.key(token.key()) for token in problem.tokens], np.uint64),
         group=group,
-        source_group=np.zeros(problem.source_rows, np.uint16) if rows.groups is None else rows.groups[1],
+        source_group=np.zeros(problem.source_rows, np.uint16) if placement.groups is None else placement.groups[1],
         by=by,
         source_rows=problem.source_rows,
         seed=problem.seed,

@@ -1,4 +1,4 @@
-"""Whether a transferred model is what its plan says: the linear algebra, the tokens, and the model as a whole."""
+"""Verifies that a transferred model matches its plan: the linear algebra, the tokens, and the whole model."""
 
 import copy
 from collections import defaultdict
@@ -18,13 +18,13 @@ from trainer.transfer import apply
 from trainer.transfer.plan import DRAWS, Provenance, TransferPlan
 
 _TEXTS, _LENGTH = 4, 32
-"""Random texts of copied tokens that both models read, and their tokens."""
+"""Number of random texts of copied tokens that both models read, and their length in tokens."""
 _LOGITS = 1e-4
-"""Largest difference of a logit: the same numbers, added in another order where the matrices have other sizes."""
+"""Tolerance of a logit: matrices of other sizes add the same numbers in another order."""
 _ROW = 1e-5
-"""Largest difference of a number from what the plan makes: sums of another machine. A format coarser than fp32 adds two steps
-of its own."""
-_LISTED = 10
+"""Tolerance of an entry against the plan's: another machine may sum differently. A dtype coarser than fp32 adds two of its
+own steps."""
+_MAX_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,166 +35,176 @@ class Side:
     tokenizer: PreTrainedTokenizerFast
 
 
-def verify(source: Side, made: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[CheckResult]:
-    """All checks, in the order in which a reader should fix what they find.
+def verify(source: Side, grafted: Side, plan: TransferPlan, product: bool = False, given: bool = False) -> list[CheckResult]:
+    """Runs all checks, in the order in which a reader should fix the failures.
 
     Args:
-        product: the embeddings are factors multiplied out, so that copies are equal but for rounding, and rows that are
-            drawn were drawn in the factors.
-        given: the new tokenizer was given, not made from the old one.
+        product: the embeddings are factors multiplied out: copies are equal up to rounding, and random rows were drawn in
+            the factors.
+        given: the user gave the new tokenizer; it was not made from the source tokenizer.
     """
     return [
-        _fits(source, made, plan),
-        _roles(made),
-        *tokenizers.verify(made.tokenizer, source.tokenizer, given=given),
-        *_matrices(source, made, plan, product),
-        *_logits(source, made, plan),
+        _fits(source, grafted, plan),
+        _roles(grafted),
+        *tokenizers.verify(grafted.tokenizer, source.tokenizer, given=given),
+        *_matrices(source, grafted, plan, product),
+        *_logits(source, grafted, plan),
     ]
 
 
-def _fits(source: Side, made: Side, plan: TransferPlan) -> CheckResult:
-    """Plan, tokenizers and matrix sizes belong together."""
-    wrong = []
+def _fits(source: Side, grafted: Side, plan: TransferPlan) -> CheckResult:
+    """The plan, the tokenizers and the matrix sizes belong together."""
+    failures = []
     if plan.source_tokenizer != vocabulary_hash(source.tokenizer):
-        wrong.append("the plan was made for another source tokenizer")
-    if plan.target_tokenizer != vocabulary_hash(made.tokenizer):
-        wrong.append("the plan was made for another new tokenizer")
-    rows = len(_inputs(made.model))
-    if not len(plan) <= rows or rows != made.model.config.get_text_config().vocab_size:
-        wrong.append(f"{len(plan):,} planned rows, a matrix of {rows:,}, vocab_size={made.model.config.vocab_size:,}")
-    return CheckResult(check="plan", detail=f"{len(plan):,} planned rows, {rows:,} in the model", failures=tuple(wrong))
+        failures.append("the plan is for another source tokenizer")
+    if plan.target_tokenizer != vocabulary_hash(grafted.tokenizer):
+        failures.append("the plan is for another new tokenizer")
+    matrix_rows = len(_inputs(grafted.model))
+    if not len(plan) <= matrix_rows or matrix_rows != grafted.model.config.get_text_config().vocab_size:
+        failures.append(
+            f"{len(plan):,} planned rows, a matrix of {matrix_rows:,}, vocab_size={grafted.model.config.vocab_size:,}"
+        )
+    return CheckResult(
+        check="plan", detail=f"{len(plan):,} planned rows, {matrix_rows:,} in the model", failures=tuple(failures)
+    )
 
 
-def _roles(made: Side) -> CheckResult:
-    """Every id in the settings lies in the vocabulary and is the tokenizer's for that role."""
-    roles, wrong = role_ids(made.tokenizer), []
-    size, checked = len(canonical_tokens(made.tokenizer)), 0
-    for settings in (made.model.config, getattr(made.model, "generation_config", None)):
-        for name, value in vars(settings).items() if settings is not None else ():
+def _roles(grafted: Side) -> CheckResult:
+    """Every special id in the configs is in the vocabulary and is the tokenizer's id for that role."""
+    roles, failures = role_ids(grafted.tokenizer), []
+    size, checked = len(canonical_tokens(grafted.tokenizer)), 0
+    for config in (grafted.model.config, getattr(grafted.model, "generation_config", None)):
+        for name, value in vars(config).items() if config is not None else ():
             if not name.endswith("_token_id") or value is None:
                 continue
             checked += 1
             role = name.removesuffix("_token_id")
             for number in value if isinstance(value, list) else [value]:
                 if not 0 <= number < size:
-                    wrong.append(f"{name}={number} is no id of the tokenizer")
+                    failures.append(f"{name}={number} is not an id of the tokenizer")
                 elif role in roles and not isinstance(value, list) and number != roles[role]:
-                    wrong.append(f"{name}={number}, the tokenizer's is {roles[role]}")
-    return CheckResult(check="roles", detail=f"{checked} ids in the settings", failures=tuple(wrong))
+                    failures.append(f"{name}={number}, but the tokenizer's is {roles[role]}")
+    return CheckResult(check="roles", detail=f"{checked} ids in the configs", failures=tuple(failures))
 
 
-def _matrices(source: Side, made: Side, plan: TransferPlan, product: bool) -> Iterable[CheckResult]:
-    """Copies to the last bit, and no row that is not finite, zero or another's twin without reason."""
-    names = [str(name) for name in made.tokenizer.convert_ids_to_tokens(list(range(len(plan))))]
-    pairs: list[tuple[str, Any, Any]] = [("input embeddings", _inputs(source.model), _inputs(made.model))]
-    old_head, new_head = (side.model.get_output_embeddings() for side in (source, made))
-    if new_head is not None and new_head.weight.data_ptr() != _inputs(made.model).data_ptr():
+def _matrices(source: Side, grafted: Side, plan: TransferPlan, product: bool) -> Iterable[CheckResult]:
+    """Copies are equal bit for bit, all rows are finite, and zero or duplicate rows are expected by the plan."""
+    names = [str(name) for name in grafted.tokenizer.convert_ids_to_tokens(list(range(len(plan))))]
+    pairs: list[tuple[str, Any, Any]] = [("input embeddings", _inputs(source.model), _inputs(grafted.model))]
+    old_head, new_head = (side.model.get_output_embeddings() for side in (source, grafted))
+    if new_head is not None and new_head.weight.data_ptr() != _inputs(grafted.model).data_ptr():
         pairs.append(("output embeddings", old_head.weight.detach(), new_head.weight.detach()))
     if getattr(new_head, "bias", None) is not None:
         pairs.append(("bias of the head", old_head.bias.detach()[:, None], new_head.bias.detach()[:, None]))
     copies = plan.copies()
-    fixed = ~np.isin(plan.provenance, DRAWS) if product else np.ones(len(plan), bool)
+    is_fixed = ~np.isin(plan.provenance, DRAWS) if product else np.ones(len(plan), bool)
     for name, old, new in pairs:
-        same = ((new[copies] - old[plan.indices[plan.indptr[copies]]]).abs() <= (_ROW if product else 0.0)).all(dim=1).numpy()
-        yield _finding(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~same], names, "is not the old row")
-        finite = new.isfinite().all(dim=1).numpy()
-        yield _finding(f"finite {name}", f"{len(new):,} rows", np.flatnonzero(~finite), names, "is not finite")
-        apart = _apart(new[: len(plan)], _planned(plan, name, old))
-        yield _finding(
-            f"planned {name}", f"{len(plan):,} rows", np.flatnonzero(apart & fixed), names, "is not what the plan makes"
+        is_equal = (
+            ((new[copies] - old[plan.indices[plan.indptr[copies]]]).abs() <= (_ROW if product else 0.0)).all(dim=1).numpy()
+        )
+        yield _row_check(f"copied rows of the {name}", f"{len(copies):,} rows", copies[~is_equal], names, "is not the old row")
+        is_finite = new.isfinite().all(dim=1).numpy()
+        yield _row_check(f"finite {name}", f"{len(new):,} rows", np.flatnonzero(~is_finite), names, "is not finite")
+        differs = _differs(new[: len(plan)], _expected_matrix(plan, name, old))
+        yield _row_check(
+            f"planned {name}", f"{len(plan):,} rows", np.flatnonzero(differs & is_fixed), names, "is not what the plan makes"
         )
         yield _filling(name, new, plan, names)
     yield _zeros(*pairs[0][1:], plan, names)
-    yield _twins(*pairs[0][1:], plan, names)
+    yield _duplicate_rows(*pairs[0][1:], plan, names)
 
 
-def _planned(plan: TransferPlan, name: str, old: torch.Tensor) -> torch.Tensor:
+def _expected_matrix(plan: TransferPlan, name: str, old: torch.Tensor) -> torch.Tensor:
     if old.shape[1] == 1:
         return apply.bias(plan, old[:, 0])[:, None]
     return apply.embeddings(plan, old, "inputs" if name.startswith("input") else "outputs")
 
 
-def _apart(new: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
-    """[rows]: whether a number of the row is not the expected one, rounding aside."""
-    allowed = _ROW + 2 * torch.finfo(new.dtype).eps * expected.float().abs()
-    apart: NDArray[np.bool_] = ((new.float() - expected.float()).abs() > allowed).any(dim=1).numpy()
-    return apart
+def _differs(new: torch.Tensor, expected: torch.Tensor) -> NDArray[np.bool_]:
+    """[rows]: whether an entry of the row differs from the expected one by more than rounding."""
+    tolerance = _ROW + 2 * torch.finfo(new.dtype).eps * expected.float().abs()
+    differs: NDArray[np.bool_] = ((new.float() - expected.float()).abs() > tolerance).any(dim=1).numpy()
+    return differs
 
 
 def _filling(name: str, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
-    """A row without a token is the mean of all others, its bias so low that nothing makes up for it."""
+    """Rows without a token are the mean of all others, with a bias too low to be predicted."""
     rows = np.concatenate([plan.filling(), np.arange(len(plan), len(new))])
-    real = np.setdiff1d(np.arange(len(new)), rows)
-    expected = torch.tensor([[apply.FILLING_BIAS]]) if new.shape[1] == 1 else apply.moments(new, real)[0][None].to(new.dtype)
-    wrong = rows[_apart(new[torch.from_numpy(rows)], expected.expand(len(rows), -1))]
-    return _finding(f"filling of the {name}", f"{len(rows):,} rows without a token", wrong, names, "could be predicted")
+    token_rows = np.setdiff1d(np.arange(len(new)), rows)
+    expected = (
+        torch.tensor([[apply.FILLING_BIAS]]) if new.shape[1] == 1 else apply.moments(new, token_rows)[0][None].to(new.dtype)
+    )
+    failing = rows[_differs(new[torch.from_numpy(rows)], expected.expand(len(rows), -1))]
+    return _row_check(f"filling of the {name}", f"{len(rows):,} rows without a token", failing, names, "could be predicted")
 
 
 def _zeros(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
-    """Zero rows are copies of old zero rows (a padding row often is one)."""
-    zero = np.flatnonzero((new == 0).all(dim=1).numpy())
-    expected = {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
-    wrong = np.array([row for row in zero if row not in expected], np.int64)
-    return _finding("zero rows", f"{len(zero):,}, copies of zero rows", wrong, names, "is zero")
+    """Zero rows are copies of zero source rows (a padding row often is zero)."""
+    zero_rows = np.flatnonzero((new == 0).all(dim=1).numpy())
+    expected_rows = {row for row in plan.copies() if bool((old[plan.indices[plan.indptr[row]]] == 0).all())}
+    failing = np.array([row for row in zero_rows if row not in expected_rows], np.int64)
+    return _row_check("zero rows", f"{len(zero_rows):,}, copies of zero rows", failing, names, "is zero")
 
 
-def _twins(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
-    """Equal rows have one recipe: the same mixture, the mean, or copies of rows that were equal already."""
+def _duplicate_rows(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, names: list[str]) -> CheckResult:
+    """Equal rows have one recipe: the same mixture, the mean, or copies of equal source rows."""
     groups = defaultdict(list)
     for row, content in enumerate(new[: len(plan)].contiguous().view(torch.uint8).numpy()):
         groups[content.tobytes()].append(row)
     equal = [rows for rows in groups.values() if len(rows) > 1]
-    wrong = [rows for rows in equal if len({_recipe(plan, row, old) for row in rows}) > 1]
-    listed = np.array([row for rows in wrong for row in rows], np.int64)
-    return _finding(
-        "rows that are equal", f"{len(equal):,} groups of one recipe", listed, names, "has a twin of another recipe"
+    failing = [rows for rows in equal if len({_recipe(plan, row, old) for row in rows}) > 1]
+    failing_rows = np.array([row for rows in failing for row in rows], np.int64)
+    return _row_check(
+        "rows that are equal", f"{len(equal):,} groups of one recipe", failing_rows, names, "equals a row of another recipe"
     )
 
 
 def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
-    part = slice(plan.indptr[row], plan.indptr[row + 1])
+    entries = slice(plan.indptr[row], plan.indptr[row + 1])
     if plan.provenance[row] in (Provenance.MEAN, Provenance.FILLING):
         return int(plan.provenance[row])
     if plan.provenance[row] in DRAWS:
         return "drawn", int(plan.keys[row]), int(plan.group[row])
-    if part.stop - part.start == 1 and plan.weights[part.start] == 1.0:
-        return old[plan.indices[part.start]].view(torch.uint8).numpy().tobytes()
-    # A sum does not depend on the order in which two of its terms are written.
-    order = np.argsort(plan.indices[part], kind="stable")
-    return plan.indices[part][order].tobytes(), plan.weights[part][order].tobytes()
+    if entries.stop - entries.start == 1 and plan.weights[entries.start] == 1.0:
+        return old[plan.indices[entries.start]].view(torch.uint8).numpy().tobytes()
+    # The order of the entries does not change the sum.
+    order = np.argsort(plan.indices[entries], kind="stable")
+    return plan.indices[entries][order].tobytes(), plan.weights[entries][order].tobytes()
 
 
-def _logits(source: Side, made: Side, plan: TransferPlan) -> Iterable[CheckResult]:
-    """On text of copied tokens only, both models say the same of them: nothing but the vocabulary has changed. A token is
-    likelier than any row without one."""
+def _logits(source: Side, grafted: Side, plan: TransferPlan) -> Iterable[CheckResult]:
+    """On text of copied tokens both models have the same logits for these tokens: only the vocabulary has changed. A row
+    without a token is never the most likely."""
     copies = plan.copies()
     copies = copies[plan.provenance[copies] != Provenance.SPECIAL_ROLE]
     copies = copies[plan.provenance[copies] != Provenance.SAME_ID]
     if not len(copies):
-        yield CheckResult(check="logits", detail="no copied tokens to compare on")
+        yield CheckResult(check="logits", detail="no copied tokens to compare")
         return
-    old = plan.indices[plan.indptr[copies]].astype(np.int64)
-    chosen = np.random.default_rng(0).integers(0, len(copies), (_TEXTS, _LENGTH))
-    before = _answers(source.model, old[chosen])[..., torch.from_numpy(old)]
-    answers = _answers(made.model, copies[chosen])
-    largest = float((before - answers[..., torch.from_numpy(copies)]).abs().max())
-    said = f"largest difference {largest:.1e} on {_TEXTS} texts of {_LENGTH} copied tokens"
-    yield CheckResult(check="logits", detail=said, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
-    filling = np.concatenate([plan.filling(), np.arange(len(plan), answers.shape[-1])])
-    real = np.setdiff1d(np.arange(len(plan)), filling)
+    source_ids = plan.indices[plan.indptr[copies]].astype(np.int64)
+    texts = np.random.default_rng(0).integers(0, len(copies), (_TEXTS, _LENGTH))
+    source_logits = _logits_of(source.model, source_ids[texts])[..., torch.from_numpy(source_ids)]
+    logits = _logits_of(grafted.model, copies[texts])
+    largest = float((source_logits - logits[..., torch.from_numpy(copies)]).abs().max())
+    detail = f"largest difference {largest:.1e} on {_TEXTS} texts of {_LENGTH} copied tokens"
+    yield CheckResult(check="logits", detail=detail, failures=() if largest <= _LOGITS else (f"more than {_LOGITS:.0e}",))
+    filling = np.concatenate([plan.filling(), np.arange(len(plan), logits.shape[-1])])
+    token_rows = np.setdiff1d(np.arange(len(plan)), filling)
     if len(filling):
-        gap = float((answers[..., filling].amax(dim=-1) - answers[..., real].amax(dim=-1)).max())
-        said = f"at most {gap:.2f} beside the likeliest token"
-        yield CheckResult(check="logits without a token", detail=said, failures=() if gap < 0 else ("one is the likeliest",))
+        gap = float((logits[..., filling].amax(dim=-1) - logits[..., token_rows].amax(dim=-1)).max())
+        detail = f"at most {gap:.2f} relative to the most likely token"
+        yield CheckResult(
+            check="logits without a token", detail=detail, failures=() if gap < 0 else ("one is the most likely",)
+        )
 
 
-def _answers(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
+def _logits_of(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
     inputs = {"input_ids": torch.from_numpy(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    wide: Any = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    fp32_model: Any = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     with torch.no_grad():
-        logits: torch.Tensor = wide.eval()(**inputs).logits
+        logits: torch.Tensor = fp32_model.eval()(**inputs).logits
     return logits
 
 
@@ -203,8 +213,8 @@ def _inputs(model: PreTrainedModel) -> Any:
     return embedding.weight.detach()
 
 
-def _finding(check: str, said: str, rows: NDArray[np.int64], names: list[str], what: str) -> CheckResult:
-    listed = [f"row {row} {names[row] if row < len(names) else '(filling)'!r} {what}" for row in rows[:_LISTED].tolist()]
-    if len(rows) > _LISTED:
-        listed.append(f"and {len(rows) - _LISTED:,} more")
-    return CheckResult(check=check, detail=said, failures=tuple(listed))
+def _row_check(check: str, detail: str, rows: NDArray[np.int64], names: list[str], fault: str) -> CheckResult:
+    failures = [f"row {row} {names[row] if row < len(names) else '(filling)'!r} {fault}" for row in rows[:_MAX_LISTED].tolist()]
+    if len(rows) > _MAX_LISTED:
+        failures.append(f"and {len(rows) - _MAX_LISTED:,} more")
+    return CheckResult(check=check, detail=detail, failures=tuple(failures))

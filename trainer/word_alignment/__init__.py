@@ -1,1 +1,1 @@
-"""Which words of a text translate which words of another: HMM, Dice, dictionaries."""
+"""Word alignment of parallel texts: HMM, Dice, dictionaries."""

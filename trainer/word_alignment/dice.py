@@ -1,6 +1,6 @@
-"""Which items of one side of aligned texts go with which of the other, by counting.
+"""Associates items of the two sides of parallel texts by their Dice coefficient.
 
-Dice coefficient (Smadja et al., Computational Linguistics 1996): with c the number of pairs in which an item occurs,
+Smadja et al., Computational Linguistics 1996. With the number c of text pairs in which an item occurs:
 
     dice(s, t) = 2 c(s and t) / (c(s) + c(t))
 """
@@ -32,22 +32,21 @@ def occurrences(texts: Sequence[Sequence[int]], items: int) -> scipy.sparse.csr_
 def dice(
     source: scipy.sparse.csr_matrix, target: scipy.sparse.csr_matrix, wanted: NDArray[np.int64], min_count: int
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
-    """For each wanted target item the source items that it occurs with at least `min_count` times, and their Dice.
+    """Yields, for each wanted target item, the source items that it occurs with at least `min_count` times, and their Dice.
 
-    Source items come in descending order of Dice, ties by id. Memory: one block of target items against all of their
-    partners.
+    Source items are in descending order of Dice, ties by id. Memory: the co-occurrence counts of one block of target items.
     """
-    count_source = np.asarray(source.sum(axis=0)).ravel()
-    count_target = np.asarray(target.sum(axis=0)).ravel()
+    source_counts = np.asarray(source.sum(axis=0)).ravel()
+    target_counts = np.asarray(target.sum(axis=0)).ravel()
     columns = target.tocsc()
     for start in range(0, len(wanted), _BLOCK):
         block = wanted[start : start + _BLOCK]
-        together = (columns[:, block].T @ source).tocsr()
-        for place, item in enumerate(block):
-            part = slice(together.indptr[place], together.indptr[place + 1])
-            partners, both = together.indices[part].astype(np.int64), together.data[part]
-            often = both >= min_count
-            partners, both = partners[often], both[often]
-            score = 2.0 * both / (count_source[partners] + count_target[item])
-            order = np.lexsort((partners, -score))
-            yield int(item), partners[order], score[order]
+        cooccurrences = (columns[:, block].T @ source).tocsr()
+        for row, item in enumerate(block):
+            entries = slice(cooccurrences.indptr[row], cooccurrences.indptr[row + 1])
+            partners, counts = cooccurrences.indices[entries].astype(np.int64), cooccurrences.data[entries]
+            is_frequent = counts >= min_count
+            partners, counts = partners[is_frequent], counts[is_frequent]
+            scores = 2.0 * counts / (source_counts[partners] + target_counts[item])
+            order = np.lexsort((partners, -scores))
+            yield int(item), partners[order], scores[order]

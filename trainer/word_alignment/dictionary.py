@@ -1,4 +1,4 @@
-"""Bilingual dictionaries: a TSV that the user gives, or mined from aligned pairs."""
+"""Bilingual dictionaries: read from a TSV, or mined from text pairs."""
 
 from collections import Counter
 
@@ -14,36 +14,36 @@ _MIN_DICE = 0.3
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, see `data_pipeline.text.words`."""
+    """The words of a text in lower case (see `data_pipeline.text.words`)."""
     return running.words(text.lower())
 
 
 def read(uri: str) -> list[tuple[str, str]]:
-    """Pairs of a TSV of source word and new-language word; lines that begin with # are passed over.
+    """Reads a TSV of source word and new-language word; skips lines that begin with #.
 
     Raises:
-        DataError: no such file, or a line without a tab.
+        DataError: the file does not exist, or a line has no tab.
     """
     if not storage.exists(uri):
         raise DataError("no such file.", f"dictionary={uri}", "Give a TSV of source word and target word.")
-    pairs = []
+    entries = []
     for number, line in enumerate(storage.read_bytes(uri).decode().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         left, tab, right = line.partition("\t")
         if not tab or not left.strip() or not right.strip():
-            raise DataError(f"line {number} is not two words with a tab between.", f"dictionary={uri}", "Correct the line.")
-        pairs.append((left.strip(), right.split("\t")[0].strip()))
-    return pairs
+            raise DataError(f"line {number} is not two words separated by a tab.", f"dictionary={uri}", "Fix the line.")
+        entries.append((left.strip(), right.split("\t")[0].strip()))
+    return entries
 
 
 def mine(anchors: list[str], positives: list[str]) -> list[tuple[str, str]]:
-    """Words that are each other's best partner by Dice over aligned texts."""
-    left, left_ids = _numbered(anchors)
-    right, right_ids = _numbered(positives)
+    """Pairs of words that are each other's best partner by Dice over the text pairs."""
+    left, left_ids = _number_words(anchors)
+    right, right_ids = _number_words(positives)
     source, target = occurrences(left_ids, len(left)), occurrences(right_ids, len(right))
-    forward = _best(source, target, len(right))
-    backward = _best(target, source, len(left))
+    forward = _best_partners(source, target, len(right))
+    backward = _best_partners(target, source, len(left))
     return [
         (left[s], right[t])
         for t, (s, score) in sorted(forward.items())
@@ -51,17 +51,17 @@ def mine(anchors: list[str], positives: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _numbered(texts: list[str]) -> tuple[list[str], list[list[int]]]:
-    split = [words(text) for text in texts]
-    counts = Counter(word for line in split for word in set(line))
-    known = sorted(word for word, count in counts.items() if count >= _MIN_COUNT)
-    number = {word: place for place, word in enumerate(known)}
-    return known, [[number[word] for word in line if word in number] for line in split]
+def _number_words(texts: list[str]) -> tuple[list[str], list[list[int]]]:
+    tokenised = [words(text) for text in texts]
+    counts = Counter(word for line in tokenised for word in set(line))
+    frequent = sorted(word for word, count in counts.items() if count >= _MIN_COUNT)
+    number_of = {word: number for number, word in enumerate(frequent)}
+    return frequent, [[number_of[word] for word in line if word in number_of] for line in tokenised]
 
 
-def _best(source: object, target: object, items: int) -> dict[int, tuple[int, float]]:
+def _best_partners(source: object, target: object, items: int) -> dict[int, tuple[int, float]]:
     best = {}
-    for item, partners, score in dice(source, target, np.arange(items), _MIN_COUNT):  # type: ignore[arg-type]
+    for item, partners, scores in dice(source, target, np.arange(items), _MIN_COUNT):  # type: ignore[arg-type]
         if len(partners):
-            best[item] = int(partners[0]), float(score[0])
+            best[item] = int(partners[0]), float(scores[0])
     return best

@@ -1,7 +1,7 @@
-"""Vectors of words and tokens: training, files, spaces and the rotation between two of them.
+"""Vectors of words and tokens: training, files, spaces and the rotation between two spaces.
 
-The table of families that are trained on text is here. Adding one: its module, one row, one test for its own claim. Its
-settings then stand beside the others' wherever a method trains vectors, e.g. `transfer.methods.focus.NAME`.
+The table of families that are trained on text is here. To add a family: add its module, an entry here, and a test of its own
+claim. Its settings then appear wherever a method trains vectors, e.g. `transfer.methods.focus.NAME`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Train(Protocol):
-    """Vectors of the words in `lines`, which blanks separate.
+    """Trains vectors of the words in `lines`, which blanks separate.
 
     Raises:
-        DataError: too little text; names it as `what`.
+        DataError: there is too little text; the error names it as `what`.
     """
 
     def __call__(self, lines: Iterable[str], config: Any, what: str, executor: Executor, /) -> Vectors: ...
@@ -32,7 +32,7 @@ class Train(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: the settings, the function and where it was published."""
+    """An entry of the table: the config, the function and the paper."""
 
     config: type[Any]
     train: Train
@@ -48,10 +48,10 @@ if not TYPE_CHECKING:
 
 
 def sections(**defaults: dict[str, Any]) -> Any:
-    """A dataclass with a field of settings for each row of the table, by its name; a base for the settings of a method.
+    """A dataclass with a section of settings for each entry of the table; a base for the config of a method.
 
     Args:
-        defaults: of a row, other values than its own defaults.
+        defaults: values that replace the defaults of an entry, by its name.
     """
     fields: list[Any] = []
     for name, entry in VECTORS.items():
@@ -62,9 +62,9 @@ def sections(**defaults: dict[str, Any]) -> Any:
 
 
 def train(lines: Iterable[str], config: Any, what: str, executor: Executor) -> Vectors:
-    """Vectors of the family that `config.kind` names, with its section of `config`.
+    """Trains vectors of the family `config.kind`, with its section of `config`.
 
     Raises:
-        DataError: too little text.
+        DataError: there is too little text.
     """
     return VECTORS[config.kind].train(lines, getattr(config, config.kind), what, executor)

@@ -1,4 +1,4 @@
-"""fastText vectors (Bojanowski et al., TACL 2017), trained on one thread so that the same text gives the same vectors."""
+"""fastText vectors (Bojanowski et al., TACL 2017), trained on one thread so the same text gives the same vectors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastTextConfig:
-    """fastText's own names and meanings."""
+    """Settings as in fastText."""
 
     dim: int = 100
     """Width of the vectors."""
     epochs: int = 5
     """Passes over the text."""
     min_count: int = 5
-    """A word that occurs less often has no vector of its own."""
+    """Words that occur less often have no vector of their own."""
     min_ngram: int = 3
     """Characters of the shortest subword; 0 with `max_ngram` 0 switches subwords off."""
     max_ngram: int = 6
     """Characters of the longest subword."""
     negatives: int = 10
-    """Words drawn against each right one."""
+    """Negative samples per positive."""
     buckets: int = 200_000
     """Hashed subwords; fastText's two million take 800 MB at width 100."""
 
@@ -43,33 +43,33 @@ class FastTextConfig:
 
 
 class FastTextVectors:
-    """Trained vectors. Words are separated by blanks; a word that was never seen is built from its subwords."""
+    """Trained fastText vectors. The vector of an unseen word is built from its subwords."""
 
     has_subwords = True
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        listed = [(word, count) for word, count in zip(*model.get_words(include_freq=True), strict=True) if word != "</s>"]
-        self.words: list[str] = [word for word, _ in listed]
-        self.counts = np.array([count for _, count in listed], np.float64)
-        self._known = set(self.words)
+        counted = [(word, count) for word, count in zip(*model.get_words(include_freq=True), strict=True) if word != "</s>"]
+        self.words: list[str] = [word for word, _ in counted]
+        self.counts = np.array([count for _, count in counted], np.float64)
+        self._word_set = set(self.words)
 
     def __contains__(self, word: str) -> bool:
-        return word in self._known
+        return word in self._word_set
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
-        """Float [n, A]; a zero row for a word that has neither a vector nor a known subword."""
+        """Float [n, A]; a zero row for a word without a vector and without known subwords."""
         import torch
 
-        found = [self._model.get_word_vector(word) for word in words]
-        return torch.from_numpy(np.array(found, np.float32).reshape(-1, self._model.get_dimension()))
+        rows = [self._model.get_word_vector(word) for word in words]
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self._model.get_dimension()))
 
 
 def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Executor | None = None) -> FastTextVectors:
-    """CBOW vectors of the words in `lines`, in this process: `executor` is not used.
+    """Trains CBOW vectors of the words in `lines`, in this process: `executor` is not used.
 
     Raises:
-        DataError: fewer than two words occur `min_count` times; names `what`.
+        DataError: fewer than two words occur `min_count` times; the error names the text as `what`.
     """
     import fasttext  # a compiled extension that only some methods need
 

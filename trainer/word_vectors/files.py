@@ -1,4 +1,4 @@
-"""Vectors that the user has: fastText's `.bin` and the text format `.vec` of fastText, GloVe and word2vec."""
+"""Reads vector files: fastText's `.bin` and the text format `.vec` of fastText, GloVe and word2vec."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,10 @@ from trainer.word_vectors.vectors import TableVectors, Vectors
 
 
 def read(uri: str) -> Vectors:
-    """The vectors of a `.bin` or `.vec` file.
+    """Reads a `.bin` or `.vec` file.
 
     Raises:
-        DataError: no such file, another ending, or a line that does not fit.
+        DataError: the file does not exist, has another ending, or has a malformed line.
     """
     if not storage.exists(uri):
         raise DataError("no such file.", uri, "Give a fastText .bin or a .vec file.")
@@ -33,7 +33,7 @@ def _binary(path: str, uri: str) -> FastTextVectors:
 
 
 def _text(path: str, uri: str) -> TableVectors:
-    """A header of count and width is passed over; counts follow Zipf's law, 1 / rank, since the file has none."""
+    """Skips a header of count and width. The counts follow Zipf's law, 1 / rank, since the file has none."""
     words: list[str] = []
     rows: list[NDArray[np.float32]] = []
     with open(path, encoding="utf-8") as file:
@@ -44,9 +44,9 @@ def _text(path: str, uri: str) -> TableVectors:
                 continue
             if not row.size or (rows and row.size != rows[0].size):
                 width = f", the lines before {rows[0].size}" if rows else ""
-                raise DataError(f"line {number} has {row.size} numbers{width}.", uri, "Correct or remove the line.")
+                raise DataError(f"line {number} has {row.size} numbers{width}.", uri, "Fix or remove the line.")
             words.append(word)
             rows.append(row)
     if not rows:
-        raise DataError("it has no vectors.", uri, "Give a file of a word and its numbers a line.")
+        raise DataError("it has no vectors.", uri, "Give a file with a word and its numbers on each line.")
     return TableVectors(words, np.stack(rows), 1.0 / np.arange(1, len(words) + 1))

@@ -1,4 +1,4 @@
-"""The rotation that turns one set of vectors into another."""
+"""Orthogonal Procrustes: the rotation that maps one set of vectors onto another."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def procrustes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The orthogonal R that minimises |x R - y| (Schoenemann 1966), float64 [A, A].
 
     Args:
-        x, y: float [n, A], row i of one belongs to row i of the other.
+        x, y: float [n, A]; rows with the same index belong together.
 
     Raises:
-        DataError: the widths differ, or there is no row.
+        DataError: the widths differ, or there are no rows.
     """
     import torch
 

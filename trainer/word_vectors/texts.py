@@ -1,4 +1,4 @@
-"""The text that vectors, dictionaries and alignments are learned from."""
+"""The text from which vectors, dictionaries and alignments are learned."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """What a method may learn from. Nothing held out is in here."""
+    """The text that a method may learn from, without held-out text."""
 
     corpus: Callable[[], Iterator[str]]
-    """Documents in the new language, one pass a call."""
+    """Iterates over the documents in the new language, once per call."""
     anchors: list[str]
-    """The source language's side of the pairs."""
+    """The source-language side of the text pairs."""
     positives: list[str]
-    """The new language's side, parallel to `anchors`."""
+    """The new-language side, parallel to `anchors`."""
     languages: "Mapping[str, Texts]" = field(default_factory=dict)
-    """The same by language, where the text is in several and there are pairs in each; else empty."""
+    """The texts by language, if there are several languages with text pairs in each; else empty."""

@@ -1,4 +1,4 @@
-"""What all static vectors have in common, and vectors that are a plain table of words."""
+"""The contract of static word vectors, and vectors that are a table, rotated or multilingual."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Vectors(Protocol):
     """Vectors of words [n, A]."""
 
     words: list[str]
-    """The words that have a vector of their own, the most frequent first."""
+    """The words that have their own vector, in descending order of frequency."""
     counts: NDArray[np.float64]
-    """How often each occurred, or numbers in proportion to that."""
+    """The counts of the words, or numbers in proportion to them."""
     has_subwords: bool
-    """Whether a word that was never seen gets a vector from its characters."""
+    """Whether an unseen word gets a vector from its characters."""
 
     def __contains__(self, word: str) -> bool: ...
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
-        """Float32 [n, A]; a zero row for a word that has none."""
+        """Float32 [n, A]; a zero row for a word without a vector."""
         ...
 
 
 class TableVectors:
-    """One row a word and nothing for other words."""
+    """A table with one vector per word; other words have none."""
 
     has_subwords = False
 
@@ -48,13 +48,13 @@ class TableVectors:
         import torch
 
         numbers = np.array([self._number.get(word, -1) for word in words], np.int64)
-        found = np.zeros((len(numbers), self._rows.shape[1]), np.float32)
-        found[numbers >= 0] = self._rows[numbers[numbers >= 0]]
-        return torch.from_numpy(found)
+        rows = np.zeros((len(numbers), self._rows.shape[1]), np.float32)
+        rows[numbers >= 0] = self._rows[numbers[numbers >= 0]]
+        return torch.from_numpy(rows)
 
 
 class RotatedVectors:
-    """Vectors seen in another space."""
+    """Vectors rotated into another space."""
 
     def __init__(self, inner: Vectors, rotation: torch.Tensor) -> None:
         self.words, self.counts, self.has_subwords = inner.words, inner.counts, inner.has_subwords
@@ -68,8 +68,11 @@ class RotatedVectors:
 
 
 class MultilingualVectors:
-    """Vectors of several languages in one space. A word has the mean of its vectors, weighted by how often it occurs in each
-    language, within longer words too where characters make vectors: a piece that two languages share lies between them."""
+    """Vectors of several languages in one space.
+
+    The vector of a word is the mean of its vectors in the languages, weighted by its frequency in each: a piece that two
+    languages share lies between them. With subwords, occurrences within longer words count too.
+    """
 
     def __init__(self, parts: Sequence[Vectors]) -> None:
         self._parts = parts
@@ -77,9 +80,9 @@ class MultilingualVectors:
         totals: Counter[str] = Counter()
         for part in parts:
             totals.update(dict(zip(part.words, part.counts.tolist(), strict=True)))
-        listed = sorted(totals.items(), key=lambda item: (-item[1], item[0]))
-        self.words = [word for word, _ in listed]
-        self.counts = np.array([count for _, count in listed], np.float64)
+        sorted_totals = sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+        self.words = [word for word, _ in sorted_totals]
+        self.counts = np.array([count for _, count in sorted_totals], np.float64)
 
     def __contains__(self, word: str) -> bool:
         return any(word in part for part in self._parts)
@@ -88,22 +91,22 @@ class MultilingualVectors:
         import torch
 
         names = list(words)
-        found = torch.stack([part.vectors(names) for part in self._parts]).double()
+        vectors = torch.stack([part.vectors(names) for part in self._parts]).double()
         weights = torch.stack([torch.from_numpy(_occurrences(part, names)) for part in self._parts])
-        weights = weights * (found.norm(dim=2) > 0)
+        weights = weights * (vectors.norm(dim=2) > 0)
         total = weights.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-        return (torch.einsum("ln,lna->na", weights, found) / total[:, None]).float()
+        return (torch.einsum("ln,lna->na", weights, vectors) / total[:, None]).float()
 
 
 def _occurrences(part: Vectors, names: list[str]) -> NDArray[np.float64]:
-    """How often each name occurs in the words of `part`, float64 [n]: as a word, or anywhere where characters make vectors."""
-    wanted, counts = set(names), Counter[str]()
-    longest = max(map(len, wanted), default=0)
+    """How often each name occurs in the words of `part`, float64 [n]: as a word or, with subwords, as any substring."""
+    name_set, counts = set(names), Counter[str]()
+    longest = max(map(len, name_set), default=0)
     for word, count in zip(part.words, part.counts.tolist(), strict=True):
         if not part.has_subwords:
             counts[word] += count
             continue
         ends = range(1, len(word) + 1)
-        for piece in {word[max(0, end - size) : end] for end in ends for size in range(1, min(end, longest) + 1)} & wanted:
+        for piece in {word[max(0, end - size) : end] for end in ends for size in range(1, min(end, longest) + 1)} & name_set:
             counts[piece] += count
     return np.array([counts[name] for name in names], np.float64)

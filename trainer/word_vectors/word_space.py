@@ -1,4 +1,4 @@
-"""Word vectors of two languages in one space, and the vectors of tokens that follow from them."""
+"""Aligns word vectors of two languages in one space, and derives token vectors from word vectors."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ _Sections: Any = sections(fasttext={"min_count": 2, "epochs": 10})
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceConfig(_Sections):
-    """Where word vectors come from and what aligns them."""
+    """The source of the word vectors, and of the dictionary that aligns them."""
 
     kind: VectorKind = "fasttext"
-    """What is trained on the texts for a side that has no vectors given."""
+    """The family of vectors to train on the texts of a side without given vectors."""
     source_vectors: str | None = None
     """A `.bin` or `.vec` file for the source language, e.g. of fasttext.cc."""
     target_vectors: str | None = None
     """The same for the new language."""
     dictionary: str | None = None
-    """A TSV of source word and new-language word; mined from the pairs when not given."""
+    """A TSV of source word and new-language word; mined from the text pairs if not given."""
 
 
-def align_vectors(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[Vectors, Vectors]:
-    """Vectors of the source language, turned into the space of the new language's, and those.
+def align_vectors(texts: Texts, config: SpaceConfig, executor: Executor) -> tuple[Vectors, Vectors]:
+    """The vectors of the source language and of the new language in one space: the source vectors are rotated.
 
-    Where the text is in several languages, each has vectors of its own and a map of its own, into the space of the source: one
-    rotation for all would have to turn them all alike. Vectors or a dictionary that are given are taken for all languages.
+    With several new languages, each has its own vectors and its own rotation into the space of the source, since no single
+    rotation fits all. Target vectors or a dictionary in the config are used for all languages together.
 
     Raises:
-        DataError: too little text, vectors of different widths, or no pair of the dictionary has both words.
+        DataError: there is too little text, the widths differ, or the vectors contain both words of no dictionary entry.
     """
     if texts.languages and config.target_vectors is None and config.dictionary is None:
-        return _of_languages(texts, config, spread)
-    source = _side(config.source_vectors, texts.anchors, config, "anchors", spread)
-    target = _side(config.target_vectors, [*texts.corpus(), *texts.positives], config, "text", spread)
+        return _align_languages(texts, config, executor)
+    source = _load_or_train(config.source_vectors, texts.anchors, config, "anchors", executor)
+    target = _load_or_train(config.target_vectors, [*texts.corpus(), *texts.positives], config, "text", executor)
     if config.dictionary is not None:
         pairs = dictionary.read(config.dictionary)
     else:
@@ -60,15 +60,15 @@ def align_vectors(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[
     return RotatedVectors(source, rotation(pairs, source, target, config.dictionary or "mined from pairs")), target
 
 
-def _of_languages(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[Vectors, Vectors]:
-    """A language with too little text for vectors or a dictionary is left out; the error of the last one if all are."""
-    source = _side(config.source_vectors, texts.anchors, config, "anchors", spread)
+def _align_languages(texts: Texts, config: SpaceConfig, executor: Executor) -> tuple[Vectors, Vectors]:
+    """Skips languages with too little text for vectors or a dictionary; if all are skipped, raises the last error."""
+    source = _load_or_train(config.source_vectors, texts.anchors, config, "anchors", executor)
     parts: list[Vectors] = []
     for number, (lang, part) in enumerate(texts.languages.items(), 1):
         try:
-            own = _side(None, [*part.corpus(), *part.positives], config, f"text in {lang}", spread)
+            target = _load_or_train(None, [*part.corpus(), *part.positives], config, f"text in {lang}", executor)
             pairs = dictionary.mine(part.anchors, part.positives)
-            parts.append(RotatedVectors(own, rotation(pairs, source, own, f"mined from pairs in {lang}").T))
+            parts.append(RotatedVectors(target, rotation(pairs, source, target, f"mined from pairs in {lang}").T))
         except DataError:
             if number == len(texts.languages) and not parts:
                 raise
@@ -76,95 +76,97 @@ def _of_languages(texts: Texts, config: SpaceConfig, spread: Executor) -> tuple[
 
 
 def rotation(pairs: list[tuple[str, str]], source: Vectors, target: Vectors, name: str) -> torch.Tensor:
-    """The rotation of source vectors into the target space, float64 [A, A], from the dictionary's known pairs.
+    """The rotation of source vectors into the target space, float64 [A, A], from the dictionary entries with known words.
 
-    Each pair counts once in each of its distinct spellings (as is, lower case, title case) on either side. WECHSEL's code
-    counts a spelling as often as it arises, so that a pair in lower case weighs four times there; vectors of one case give
-    the same rotation.
+    An entry counts once for each distinct combination of spellings (as is, lower case, title case). WECHSEL's code counts
+    repeated spellings too, so an entry in lower case has weight four there; vectors of one case give the same rotation.
     """
-    spelt = [
+    spelled_pairs = [
         (s, t)
         for left, right in pairs
         for s in dict.fromkeys((left, left.lower(), left.title()))
         for t in dict.fromkeys((right, right.lower(), right.title()))
         if s in source and t in target
     ]
-    if not spelt:
+    if not spelled_pairs:
         raise DataError(
             f"none of its {len(pairs):,} pairs has both words in the vectors.",
             f"dictionary={name}",
-            "Give a dictionary from the source language to the new one, one pair a line, or more text.",
+            "Give a dictionary from the source language to the new one, one pair per line, or more text.",
         )
-    return procrustes(source.vectors(s for s, _ in spelt), target.vectors(t for _, t in spelt))
+    return procrustes(source.vectors(s for s, _ in spelled_pairs), target.vectors(t for _, t in spelled_pairs))
 
 
 def token_vectors(
     tokenizer: PreTrainedTokenizerFast, tokens: list[Token | None], ids: NDArray[np.int64], vectors: Vectors
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """Those of `ids` that have a vector, and their vectors [n, A]: from their characters where the vectors know subwords
-    (WECHSEL's default), else from the words that they occur in, weighted by frequency (its other mode)."""
+    """The `ids` of tokens that have a vector, and their vectors [n, A].
+
+    If the vectors have subwords, from the token's characters (WECHSEL's default); else the frequency-weighted mean of the
+    words that the token occurs in (WECHSEL's other mode).
+    """
     import torch
 
     if vectors.has_subwords:
         return token_vectors_by_characters(tokens, ids, vectors)
-    known, found = token_vectors_by_words(tokenizer, vectors, vectors.counts, ("{}", " {}"))
-    wanted = np.isin(known, ids)
-    return known[wanted], found[torch.from_numpy(wanted)]
+    all_ids, found_vectors = token_vectors_by_words(tokenizer, vectors, vectors.counts, ("{}", " {}"))
+    is_wanted = np.isin(all_ids, ids)
+    return all_ids[is_wanted], found_vectors[torch.from_numpy(is_wanted)]
 
 
 def token_vectors_by_characters(
     tokens: list[Token | None], ids: NDArray[np.int64], vectors: Vectors
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """Those of `ids` that are ordinary tokens of valid text and have a vector, and their vectors [n, A]."""
-    named = [(int(number), word_of(tokens[number], vectors)) for number in ids]
-    kept = [(number, text) for number, text in named if text]
-    found = vectors.vectors(text for _, text in kept)
-    usable = found.norm(dim=1) > 0
-    return np.array([number for number, _ in kept], np.int64)[usable.numpy()], found[usable]
+    """The `ids` of ordinary tokens that are valid text and have a vector, and their vectors [n, A]."""
+    words_by_id = [(int(number), word_of(tokens[number], vectors)) for number in ids]
+    nonempty = [(number, text) for number, text in words_by_id if text]
+    rows = vectors.vectors(text for _, text in nonempty)
+    has_vector = rows.norm(dim=1) > 0
+    return np.array([number for number, _ in nonempty], np.int64)[has_vector.numpy()], rows[has_vector]
 
 
 def token_vectors_by_words(
     tokenizer: PreTrainedTokenizerFast, vectors: Vectors, weights: NDArray[np.float64], spellings: Iterable[str]
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """Every id that occurs in a word, and the weighted mean [n, A] of the vectors of the words that it occurs in.
+    """The ids of tokens that occur in a word, and the weighted mean [n, A] of the vectors of these words.
 
     Args:
-        weights: [words] of `vectors.words`.
-        spellings: how a word is written before it is split; `{}` stands for the word, `{^}` for it in title case. Within
-            one spelling a piece counts once.
+        weights: [words], the weight of each of `vectors.words`.
+        spellings: templates for a word before it is tokenised; `{}` stands for the word, `{^}` for the word in title case.
+            A token counts once per spelling of a word.
     """
     import scipy.sparse
     import torch
 
     rows, columns = [], []
     for spelling in spellings:
-        written = [spelling.replace("{^}", word.title()).replace("{}", word) for word in vectors.words]
-        for number, encoded in enumerate(tokenizer.backend_tokenizer.encode_batch_fast(written, add_special_tokens=False)):
+        words = [spelling.replace("{^}", word.title()).replace("{}", word) for word in vectors.words]
+        for word_number, encoded in enumerate(tokenizer.backend_tokenizer.encode_batch_fast(words, add_special_tokens=False)):
             pieces = set(encoded.ids)
             rows += sorted(pieces)
-            columns += [number] * len(pieces)
+            columns += [word_number] * len(pieces)
     size = max(tokenizer.get_vocab().values()) + 1
     values = np.asarray(weights, np.float64)[columns]
     incidence = scipy.sparse.csr_matrix((values, (rows, columns)), shape=(size, len(vectors.words)))
     total = np.asarray(incidence.sum(axis=1)).ravel()
-    known = np.flatnonzero(total > 0)
-    summed = incidence[known] @ vectors.vectors(vectors.words).double().numpy()
-    return known, torch.from_numpy((summed / total[known, None]).astype(np.float32))
+    ids = np.flatnonzero(total > 0)
+    sums = incidence[ids] @ vectors.vectors(vectors.words).double().numpy()
+    return ids, torch.from_numpy((sums / total[ids, None]).astype(np.float32))
 
 
 def text_of(token: Token | None) -> str:
-    """A token's characters without blanks around them; empty where it is not text."""
+    """A token's characters without surrounding blanks; empty if the token is not text."""
     return "" if token is None else (token.text() or "").strip()
 
 
-def word_of(token: Token | None, known: Vectors | Set[str]) -> str:
-    """The word that stands for a token: as it is written where `known` has it so, else in lower case, in which vectors are
-    trained here and in which the subwords of others are most frequent."""
+def word_of(token: Token | None, vocabulary: Vectors | Set[str]) -> str:
+    """The word to look up for a token: as written if it is in `vocabulary`, else in lower case. Our vectors are trained on
+    lower case, and subwords in lower case are the most frequent ones in other vectors."""
     text = text_of(token)
-    return text if text in known else text.lower()
+    return text if text in vocabulary else text.lower()
 
 
-def _side(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, spread: Executor) -> Vectors:
+def _load_or_train(path: str | None, texts: Iterable[str], config: SpaceConfig, what: str, executor: Executor) -> Vectors:
     if path is not None:
         return files.read(path)
-    return train((" ".join(dictionary.words(text)) for text in texts), config, what, spread)
+    return train((" ".join(dictionary.words(text)) for text in texts), config, what, executor)

@@ -1,4 +1,4 @@
-"""The table of initialisers. Adding a paper: its module here, one row, one test for its own claim."""
+"""The table of transfer methods. To add a paper: add its module, an entry here, and a test of its own claim."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,15 +25,15 @@ from trainer.transfer.problem import Method
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: the settings, the function and where it was published."""
+    """An entry of the table: the config, the function and the paper."""
 
     config: type[Any]
     place: Method
     paper: str
     is_from_scratch: bool = False
-    """Whether the rest of the model is drawn anew as well."""
+    """Whether the rest of the model gets random weights as well."""
     learns_from: Literal["text", "pairs", "donor"] = "text"
-    """What it needs besides the source model: no more than text, aligned pairs, or a model of the new language."""
+    """What the method needs besides the source model: only text, text pairs, or a model of the new language."""
 
 
 METHODS: dict[str, Entry] = {

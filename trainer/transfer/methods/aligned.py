@@ -1,13 +1,15 @@
-"""Aligned: a new token starts as a mixture of the old tokens that it occurs with in aligned pairs.
+"""Aligned: a new token starts as a mixture of the source tokens that it occurs with in text pairs.
 
 After Remy et al., COLM 2024 (arXiv:2408.04303), "Trans-Tokenization": E_new[t] = sum_s p(s|t) E_old[s], with p from
-parallel text. Ours differs: instead of a word aligner, p comes from counting. A pair is one observation; the old pieces of
-its source-language side occur with the new tokens of both of its sides (so that new pieces of the source language align
-with their own old pieces). Of the partners s of t the k with the highest Dice are kept:
+parallel text.
 
     p(s|t) = dice(s, t) / sum of the k         dice(s, t) = 2 c(s, t) / (c(s) + c(t))
 
-Tokens that occur with nothing `min_count` times stay unplaced.
+The sum is over the k partners s of t with the highest Dice.
+
+Differences from the paper: p comes from counts instead of a word aligner. A text pair is one observation: the source pieces
+of its anchor co-occur with the new tokens of both sides, so new pieces of the source language align with their own source
+pieces. A token without a partner that it occurs with `min_count` times stays unplaced.
 """
 
 from dataclasses import dataclass
@@ -22,12 +24,12 @@ from trainer.word_alignment.dice import dice, occurrences
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedConfig:
-    """Settings of the alignment by counts."""
+    """Settings of the alignment by co-occurrence counts."""
 
     top: int = 3
     """k"""
     min_count: int = 2
-    """Pairs in which two tokens must occur together."""
+    """Minimum number of text pairs in which two tokens occur together."""
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.min_count < 1:
@@ -35,22 +37,29 @@ class AlignedConfig:
 
 
 def place(problem: Problem, config: AlignedConfig) -> Placement:
-    """Mixtures for every new token that the pairs align with something."""
+    """Places every new token that co-occurs with a source token often enough."""
     texts = problem.texts
-    old = [text.ids for text in problem.source.backend_tokenizer.encode_batch_fast(texts.anchors, add_special_tokens=False)]
+    source_ids = [
+        text.ids for text in problem.source.backend_tokenizer.encode_batch_fast(texts.anchors, add_special_tokens=False)
+    ]
     encode = problem.target.backend_tokenizer.encode_batch_fast
-    sides = [encode(side, add_special_tokens=False) for side in (texts.anchors, texts.positives)]
-    new = [left.ids + right.ids for left, right in zip(*sides, strict=True)]
-    unknown = problem.source.unk_token_id
-    old = [[piece for piece in line if piece != unknown] for line in old]
+    encoded_sides = [encode(side, add_special_tokens=False) for side in (texts.anchors, texts.positives)]
+    target_ids = [left.ids + right.ids for left, right in zip(*encoded_sides, strict=True)]
+    unknown_id = problem.source.unk_token_id
+    source_ids = [[piece for piece in line if piece != unknown_id] for line in source_ids]
     ids, counts, indices, weights = [], [], [], []
-    pairs = dice(occurrences(old, problem.source_rows), occurrences(new, len(problem.tokens)), problem.new, config.min_count)
-    for number, partners, score in pairs:
+    partners_by_token = dice(
+        occurrences(source_ids, problem.source_rows),
+        occurrences(target_ids, len(problem.tokens)),
+        problem.new,
+        config.min_count,
+    )
+    for token_id, partners, scores in partners_by_token:
         if len(partners):
-            ids.append(number)
+            ids.append(token_id)
             counts.append(len(partners[: config.top]))
             indices.append(partners[: config.top])
-            weights.append(score[: config.top] / score[: config.top].sum())
+            weights.append(scores[: config.top] / scores[: config.top].sum())
     return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array(counts, np.int64),

@@ -1,14 +1,14 @@
-"""FOCUS: a new token starts as a sparse mixture of the tokens that both vocabularies share.
+"""FOCUS: a new token starts as a sparse mixture of the shared tokens.
 
 Dobler and de Melo, EMNLP 2023 (arXiv:2305.14481), section 3. With new token t, shared tokens s, and fastText vectors a
 trained on text in the new tokenizer's tokens:
 
     w_t = sparsemax_s( cos(a_t, a_s) )         E_new[t] = sum_s w_ts E_old[s]
 
-The text is the new language's corpus alone, as in the paper: no pairs, and nothing of the source language.
+The text is only the new language's corpus, as in the paper: no text pairs, no source-language text.
 
-Differences from the paper: tokens are written in characters whatever the tokenizer's family, so that fastText's subwords are
-characters too; the sparsemax is computed exactly from the highest scores alone (see `kernels.top_sparsemax`).
+Differences from the paper: tokens are written in characters for every tokenizer family, so fastText's subwords are
+characters too. The sparsemax is computed exactly from the highest scores alone (see `neighbours.top_sparsemax`).
 """
 
 from dataclasses import dataclass
@@ -30,27 +30,27 @@ _Sections: Any = sections(fasttext={"min_count": 10, "epochs": 3}, ppmi={"min_co
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig(_Sections):
-    """Where token vectors come from; the paper trains them for three epochs on tokens that occur at least ten times."""
+    """The source of the token vectors; the paper trains them for three epochs on tokens that occur at least ten times."""
 
     kind: VectorKind = "fasttext"
-    """What is trained on the text where no vectors are given."""
+    """The family of vectors to train on the text if no vectors are given."""
     vectors: str | None = None
-    """A `.bin` or `.vec` file of the new language's words, for tokens by their text; nothing is trained then."""
+    """A `.bin` or `.vec` file of word vectors of the new language, looked up by a token's text; no vectors are trained then."""
 
 
 def place(problem: Problem, config: FocusConfig) -> Placement:
-    """Sparse mixtures of shared tokens for every new token that has a vector.
+    """Places every new token that has a vector, as a sparse mixture of shared tokens.
 
     Raises:
         DataError: no shared token has a vector.
     """
     names, vectors = _token_vectors(problem, config)
-    ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
-    shared = ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, vectors)
+    is_ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
+    shared = ids_with_vectors(np.flatnonzero((problem.shared >= 0) & is_ordinary), names, vectors)
     new = ids_with_vectors(problem.new, names, vectors)
     if not len(shared):
         raise DataError(
-            "no token that both vocabularies share occurs often enough in the text.",
+            "no shared token occurs often enough in the text.",
             "transfer",
             "Give more text, or take a method that needs no shared tokens (aligned, fvt).",
         )
@@ -63,21 +63,21 @@ def place(problem: Problem, config: FocusConfig) -> Placement:
 
 
 def ids_with_vectors(ids: NDArray[np.int64], names: list[str], vectors: Vectors) -> NDArray[np.int64]:
-    """Those of `ids` that occurred often enough to have a vector of their own."""
+    """The `ids` of tokens that occur often enough to have their own vector."""
     return ids[[names[number] in vectors for number in ids]]
 
 
 def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Vectors]:
-    """What each token is called, and the vectors in which that name is looked up."""
+    """The name of each token, and the vectors of these names."""
     if config.vectors is not None:
-        given = files.read(config.vectors)
-        return [word_space.word_of(token, given) for token in problem.tokens], given
+        file_vectors = files.read(config.vectors)
+        return [word_space.word_of(token, file_vectors) for token in problem.tokens], file_vectors
     names = [_name(token, number) for number, token in enumerate(problem.tokens)]
     return names, train(_token_lines(problem, names), config, "tokenised text", problem.executor)
 
 
 def _name(token: Token | None, number: int) -> str:
-    """The token as a fastText word: its characters, a mark at the word's start, no blanks."""
+    """The token as a fastText word: a mark if it starts a word, then its characters without blanks."""
     if token is None or token.role is not None:
         return f"<{number}>"
     try:

@@ -1,12 +1,12 @@
-"""FVT: a new token starts as the mean of the old pieces that its text splits into.
+"""FVT: a new token starts as the mean of the source pieces that its text splits into.
 
 Gee et al., EMNLP 2022 industry track, "Fast Vocabulary Transfer for Language Model Compression", section 3:
 
-    E_new[t] = 1/|p(t)| sum_{s in p(t)} E_old[s]        p(t) = pieces of t under the old tokenizer
+    E_new[t] = 1/|p(t)| sum_{s in p(t)} E_old[s]        p(t) = pieces of t under the source tokenizer
 
-ReTok (arXiv:2410.04335) is the same for input embeddings. Tokens that split into unknown pieces alone stay unplaced. A
-token that continues a word is split behind a stand-in for the word's beginning, which is dropped again, so that the old
-tokenizer does not take it for the start of a word.
+ReTok (arXiv:2410.04335) does the same for input embeddings. A token that splits into unknown pieces only stays unplaced. A
+token that continues a word is split after a stand-in for the beginning of the word, so the source tokenizer does not treat
+it as the start of a word; the stand-in is then dropped.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class FvtConfig:
 
 
 def place(problem: Problem, config: FvtConfig) -> Placement:
-    """The mean of the known old pieces, for every new token that has one."""
+    """Places every new token that has a known source piece, as the mean of these pieces."""
     ids, counts, indices, weights = [], [], [], []
-    for number in problem.new:
-        token = problem.tokens[number]
+    for token_id in problem.new:
+        token = problem.tokens[token_id]
         assert token is not None
-        pieces, times = np.unique(split(problem.source, token), return_counts=True)
+        pieces, occurrences = np.unique(split(problem.source, token), return_counts=True)
         if len(pieces):
-            ids.append(number)
+            ids.append(token_id)
             counts.append(len(pieces))
             indices.append(pieces.astype(np.int64))
-            weights.append(times / times.sum())
+            weights.append(occurrences / occurrences.sum())
     return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array(counts, np.int64),
@@ -52,18 +52,18 @@ def place(problem: Problem, config: FvtConfig) -> Placement:
     )
 
 
-def _word(source: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The pieces of a word within a sentence. Byte-level tokenizers carry the blank before it in its first piece; others
-    mark a word's beginning by themselves."""
+def _word_pieces(source: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The pieces of a word within a sentence. Byte-level tokenizers put the blank before the word into its first piece;
+    others mark the beginning of a word themselves."""
     spaced = source.backend_tokenizer.encode(" " + text, add_special_tokens=False)
     if spaced.tokens and spaced.tokens[0].startswith("\u0120"):
         return list(spaced.ids)
     return list(source.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _continued(source: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The pieces of a text in the middle of a word. Of the stand-ins for the word's beginning the first is taken that
-    does not melt into the text ("a" + "nd" is one piece); if all do, the text is split as a word."""
+def _continuation_pieces(source: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The pieces of a text in the middle of a word. Takes the first stand-in for the beginning of the word that does not
+    merge with the text ("a" + "nd" is one piece); if all do, splits the text as a word."""
     encode = source.backend_tokenizer.encode
     for stand_in in _STAND_INS:
         alone = encode(stand_in, add_special_tokens=False).ids
@@ -74,10 +74,10 @@ def _continued(source: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def split(source: PreTrainedTokenizerFast, token: Token) -> list[int]:
-    """The old pieces of a token's text, unknown ones left out; none when it is not text (half a character)."""
+    """The known source pieces of a token's text; none if the token is not text (half a character)."""
     try:
         text = token.payload.decode()
     except UnicodeDecodeError:
         return []
-    pieces = _word(source, text) if token.is_word_start else _continued(source, text)
+    pieces = _word_pieces(source, text) if token.is_word_start else _continuation_pieces(source, text)
     return [piece for piece in pieces if piece != source.unk_token_id]

@@ -1,4 +1,4 @@
-"""Every new token starts as the mean of all old rows, which is what `resize_token_embeddings` does by default."""
+"""Mean: every new token starts as the mean of all source rows, the default of `resize_token_embeddings`."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class MeanConfig:
 
 
 def place(problem: Problem, config: MeanConfig) -> Placement:
-    """Rows without entries and of provenance MEAN; `apply` fills them in."""
+    """Places every new token, without entries and with provenance MEAN; `apply` computes the mean."""
     new = problem.new
     return Placement(
         ids=new,

@@ -1,14 +1,16 @@
-"""OFA: wechsel's mixture over the tokens of a multilingual word space, with the shared tokens copied.
+"""OFA: WECHSEL's mixture over the tokens of a multilingual word space; shared tokens are copied.
 
 Liu, Lin, Wang and Schuetze, Findings of NAACL 2024 (arXiv:2311.08849), "OFA: A Framework of Initializing Unseen Subword
-Embeddings", section 3. With W(t) the words whose spelling contains token t, v their vectors in one multilingual space,
-and the k nearest old tokens J_t:
+Embeddings", section 3. With the words W(t) whose tokens include t, their vectors v in one multilingual space, and the k
+nearest source tokens J_t:
 
     a_t = mean_{w in W(t)} v_w         w_ts = softmax_{s in J_t}( cos(a_t, a_s) / tau )         F_new[t] = sum_s w_ts F_old[s]
 
-The mixture is linear, so mixing rows of E or of its coordinates F (E = F P) is the same plan; the factors themselves are
-`transfer.factorise`, for any method. Ours differs: any two sets of word vectors turned into one space, not the ColexNet+
-vectors alone; all spellings of all words are split in one batch instead of four calls a word.
+The mixture is linear, so the same plan mixes rows of E and of its coordinates F (E = F P); `transfer.factorise` makes the
+factors, for any method.
+
+Differences from the paper: any two sets of word vectors, rotated into one space, instead of the ColexNet+ vectors. All
+spellings of all words are tokenised in one batch instead of four calls per word.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from trainer.word_vectors.vectors import Vectors
 from trainer.word_vectors.word_space import SpaceConfig
 
 SPELLINGS = ("{}", " {}", "{^}", " {^}")
-"""Each word plain and behind a blank, as it is and in title case."""
+"""Each word without and with a blank before it, as it is and in title case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +45,20 @@ class OfaConfig:
 
 
 def place(problem: Problem, config: OfaConfig) -> Placement:
-    """Neighbour mixtures for every new token that occurs in a word.
+    """Places every new token that occurs in a word, as a mixture of its neighbours.
 
     Raises:
-        DataError: no pair of the dictionary has both words in the vectors.
+        DataError: the vectors contain both words of no dictionary entry.
     """
     source, target = word_space.align_vectors(problem.texts, config.space, problem.executor)
-    old_ids, old = word_space.token_vectors_by_words(problem.source, source, _alike(source), SPELLINGS)
-    known, vectors = word_space.token_vectors_by_words(problem.target, target, _alike(target), SPELLINGS)
-    new = np.isin(known, problem.new)
+    source_ids, source_vectors = word_space.token_vectors_by_words(problem.source, source, _equal_weights(source), SPELLINGS)
+    target_ids, target_vectors = word_space.token_vectors_by_words(problem.target, target, _equal_weights(target), SPELLINGS)
+    is_new = np.isin(target_ids, problem.new)
     columns, weights = top_softmax(
-        unit_rows(vectors[new]), unit_rows(old), config.neighbours, config.temperature, problem.executor
+        unit_rows(target_vectors[is_new]), unit_rows(source_vectors), config.neighbours, config.temperature, problem.executor
     )  # fmt: skip
-    return Placement.from_dense(known[new], old_ids[columns], weights, Provenance.NEIGHBOURS)
+    return Placement.from_dense(target_ids[is_new], source_ids[columns], weights, Provenance.NEIGHBOURS)
 
 
-def _alike(vectors: Vectors) -> np.ndarray:
+def _equal_weights(vectors: Vectors) -> np.ndarray:
     return np.ones(len(vectors.words))

@@ -1,4 +1,4 @@
-"""Random rows: the control of every comparison. New tokens are drawn from the moments of the old rows (see `apply`)."""
+"""Random: new tokens get random rows with the moments of the source rows (see `apply`). The control of every comparison."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,6 @@ class RandomConfig:
 
 
 def place(problem: Problem, config: RandomConfig) -> Placement:
-    """Places no token, so that all of them are drawn."""
+    """Places no token, so all of them get random rows."""
     none = np.empty(0, np.int64)
     return Placement(ids=none, counts=none, indices=none, weights=np.empty(0, np.float32), provenance=Provenance.RANDOM)

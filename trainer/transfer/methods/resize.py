@@ -1,7 +1,7 @@
-"""Resize: every new token gets the old row of the same id, whatever token that was; rows that are too few get the mean.
+"""Resize: every new token gets the source row with the same id, whatever token that was; ids beyond the source get the mean.
 
-What `model.resize_token_embeddings(len(tokenizer))` leaves when the vocabulary was replaced, not extended: the honest
-opponent of every method, because it is what many do. Tokens that both vocabularies have are not copied either.
+This is what `model.resize_token_embeddings(len(tokenizer))` leaves when the vocabulary was replaced, not extended. It is an
+honest baseline, because many people do it. Shared tokens are not copied either.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class ResizeConfig:
 
 
 def place(problem: Problem, config: ResizeConfig) -> Placement:
-    """A row for every id that has a token, special ones included."""
+    """Places every id that has a token, including special tokens."""
     ids = np.flatnonzero([token is not None for token in problem.tokens])
-    old = ids < problem.source_rows
+    in_source = ids < problem.source_rows
     return Placement(
         ids=ids,
-        counts=old.astype(np.int64),
-        indices=ids[old],
-        weights=np.ones(int(old.sum()), np.float32),
-        provenance=np.where(old, Provenance.SAME_ID, Provenance.MEAN).astype(np.uint8),
+        counts=in_source.astype(np.int64),
+        indices=ids[in_source],
+        weights=np.ones(int(in_source.sum()), np.float32),
+        provenance=np.where(in_source, Provenance.SAME_ID, Provenance.MEAN).astype(np.uint8),
     )

@@ -1,15 +1,17 @@
-"""TokenAdapt: a new token starts between the old pieces of its text and its nearest old tokens.
+"""TokenAdapt: a new token starts as a mixture of the source pieces of its text and its nearest source tokens.
 
-Sharthak et al., 2025 (arXiv:2505.09738), section 3. With phi a text embedder, p_1 .. p_m the old pieces of token t, and
-J_t the K old tokens nearest to t under phi:
+Sharthak et al., 2025 (arXiv:2505.09738), section 3. With a text embedder phi, the source pieces p_1 .. p_m of token t, and
+the K source tokens J_t nearest to t under phi:
 
     local:   u = softmax_j cos(phi(t), phi(p_j))    l_j = |p_j| / |t|    e_loc = sum_j softmax_j( (u + l)/2 / T ) E_old[p_j]
-    global:  e_glob = sum_{s in J_t} softmax_s( cos(phi(t), phi(s)) / T ) E_old[s]    those under a threshold dropped
-    hybrid:  E_new[t] = (1 - g) e_loc + g e_glob              one alone where the other is missing
+    global:  e_glob = sum_{s in J_t} softmax_s( cos(phi(t), phi(s)) / T ) E_old[s]    without those below the threshold
+    hybrid:  E_new[t] = (1 - g) e_loc + g e_glob              only one of them if the other is missing
 
-g = 0 is the local method, g = 1 the global one. Ours differs: shared tokens are found by canonical form, not by raw
-string; lengths are in bytes, so that half a character has one; without an embedder given, phi is the aligned word vectors
-of this text; a token without either part is drawn.
+g = 0 is the local method, g = 1 the global one.
+
+Differences from the paper: shared tokens are matched by canonical form, not by raw string. Lengths are in bytes, so half a
+character has a length. Without an embedder, phi is the aligned word vectors of this text. A token with neither part gets a
+random row.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 Mixture = dict[int, float]
-"""Old ids and their weights, which sum to one."""
+"""Weights by source id; they sum to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +49,9 @@ class TokenadaptConfig:
     global_weight: float = 0.3
     """g"""
     threshold: float = 0.0
-    """Neighbours of lower cosine are dropped; above 0 made perplexity worse in the authors' own runs."""
+    """Neighbours with a lower cosine are dropped; a threshold above 0 made perplexity worse in the authors' runs."""
     embedder: str | None = None
-    """A folder or hub name of a text embedder as phi; the aligned word vectors of `space` when not given."""
+    """A folder or hub name of a text embedder as phi; if not given, phi is the aligned word vectors of `space`."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
 
     def __post_init__(self) -> None:
@@ -58,64 +60,70 @@ class TokenadaptConfig:
 
 
 def place(problem: Problem, config: TokenadaptConfig) -> Placement:
-    """Hybrid mixtures for every new token that has old pieces or neighbours."""
-    old_tokens = canonical_tokens(problem.source)
-    (old_ids, old), (new_ids, new) = _embedded(problem, old_tokens, config)
-    old, new = unit_rows(old), unit_rows(new)
-    vector = dict(zip(new_ids.tolist(), new.double().numpy(), strict=True))
-    piece_vector = dict(zip(old_ids.tolist(), old.double().numpy(), strict=True))
+    """Places every new token that has source pieces or neighbours."""
+    source_tokens = canonical_tokens(problem.source)
+    (source_ids, source_vectors), (new_ids, new_vectors) = _phi(problem, source_tokens, config)
+    source_vectors, new_vectors = unit_rows(source_vectors), unit_rows(new_vectors)
+    vector_of = dict(zip(new_ids.tolist(), new_vectors.double().numpy(), strict=True))
+    piece_vectors = dict(zip(source_ids.tolist(), source_vectors.double().numpy(), strict=True))
     nearest: dict[int, Mixture] = {}
     if config.global_weight > 0 and len(new_ids):
-        columns, _ = top_softmax(new, old, config.neighbours, config.temperature, problem.executor)
-        for place, number in enumerate(new_ids.tolist()):
-            nearest[number] = _global(vector[number], old_ids[columns[place]], piece_vector, config)
+        columns, _ = top_softmax(new_vectors, source_vectors, config.neighbours, config.temperature, problem.executor)
+        for row, token_id in enumerate(new_ids.tolist()):
+            nearest[token_id] = _global_mixture(vector_of[token_id], source_ids[columns[row]], piece_vectors, config)
     ids, mixtures, codes = [], [], []
-    for number in problem.new.tolist():
-        token = problem.tokens[number]
+    for token_id in problem.new.tolist():
+        token = problem.tokens[token_id]
         assert token is not None
         pieces = split(problem.source, token) if config.global_weight < 1 else []
-        local = _local(token, vector.get(number), pieces, old_tokens, piece_vector, config)
-        code, mixture = _hybrid(local, nearest.get(number, {}), config.global_weight)
+        local = _local_mixture(token, vector_of.get(token_id), pieces, source_tokens, piece_vectors, config)
+        code, mixture = _combine(local, nearest.get(token_id, {}), config.global_weight)
         if mixture:
-            ids.append(number)
+            ids.append(token_id)
             codes.append(code)
             mixtures.append(sorted(mixture.items()))
     flat = [entry for mixture in mixtures for entry in mixture]
     return Placement(
         ids=np.array(ids, np.int64),
         counts=np.array([len(mixture) for mixture in mixtures], np.int64),
-        indices=np.array([number for number, _ in flat], np.int64),
+        indices=np.array([token_id for token_id, _ in flat], np.int64),
         weights=np.array([weight for _, weight in flat], np.float32),
         provenance=np.array(codes, np.uint8),
     )
 
 
-def _embedded(
-    problem: Problem, old_tokens: list[Token | None], config: TokenadaptConfig
+def _phi(
+    problem: Problem, source_tokens: list[Token | None], config: TokenadaptConfig
 ) -> tuple[tuple[NDArray[np.int64], torch.Tensor], tuple[NDArray[np.int64], torch.Tensor]]:
-    """phi of the old and of the new tokens: ids and vectors [n, A] of either."""
+    """phi of the source tokens and of the new tokens: ids and vectors [n, A] of each."""
     import torch
 
-    all_old = np.arange(len(old_tokens))
+    all_source_ids = np.arange(len(source_tokens))
     if config.embedder is None:
         source, target = word_space.align_vectors(problem.texts, config.space, problem.executor)
         return (
-            word_space.token_vectors(problem.source, old_tokens, all_old, source),
+            word_space.token_vectors(problem.source, source_tokens, all_source_ids, source),
             word_space.token_vectors(problem.target, problem.tokens, problem.new, target),
         )
-    (old_ids, old), (new_ids, new) = _texts(old_tokens, all_old), _texts(problem.tokens, problem.new)
-    vectors = problem.executor.on_gpu(_encoded, config.embedder, old + new)
-    return (old_ids, torch.from_numpy(vectors[: len(old)])), (new_ids, torch.from_numpy(vectors[len(old) :]))
+    (source_ids, source_texts), (new_ids, new_texts) = (
+        _texts(source_tokens, all_source_ids),
+        _texts(problem.tokens, problem.new),
+    )
+    vectors = problem.executor.on_gpu(_encode, config.embedder, source_texts + new_texts)
+    return (source_ids, torch.from_numpy(vectors[: len(source_texts)])), (
+        new_ids,
+        torch.from_numpy(vectors[len(source_texts) :]),
+    )
 
 
 def _texts(tokens: list[Token | None], ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    """Those of `ids` whose tokens are text, and the texts."""
-    named = [(int(number), word_space.text_of(tokens[number])) for number in ids]
-    return np.array([number for number, text in named if text], np.int64), [text for _, text in named if text]
+    """The `ids` of tokens that are text, and their texts."""
+    texts_by_id = [(int(number), word_space.text_of(tokens[number])) for number in ids]
+    return np.array([number for number, text in texts_by_id if text], np.int64), [text for _, text in texts_by_id if text]
 
 
-def _encoded(embedder: str, texts: list[str]) -> NDArray[np.float32]:
-    """[n, A] vectors of texts."""
+def _encode(embedder: str, texts: list[str]) -> NDArray[np.float32]:
+    """Vectors of texts, [n, A]."""
     import torch
 
     from trainer.embedder import Embedder
@@ -126,49 +134,49 @@ def _encoded(embedder: str, texts: list[str]) -> NDArray[np.float32]:
     return np.array(loaded.encode(texts), np.float32)
 
 
-def _local(
+def _local_mixture(
     token: Token,
     vector: NDArray[np.float64] | None,
     pieces: list[int],
-    old_tokens: list[Token | None],
-    piece_vector: dict[int, NDArray[np.float64]],
+    source_tokens: list[Token | None],
+    piece_vectors: dict[int, NDArray[np.float64]],
     config: TokenadaptConfig,
 ) -> Mixture:
-    """Pieces weighted by likeness and length; by length alone where phi does not know the token."""
+    """Pieces weighted by similarity and length; by length alone if phi has no vector of the token."""
     if not pieces:
         return {}
-    lengths = np.array([_length(old_tokens[piece]) for piece in pieces]) / max(1, _length(token))
-    known = vector is not None
-    cosines = [float(vector @ piece_vector[p]) if known and p in piece_vector else 0.0 for p in pieces]  # type: ignore[operator]
-    likeness = _softmax(np.array(cosines))
-    weights = _softmax((likeness + lengths) / 2 / config.temperature)
+    lengths = np.array([_length(source_tokens[piece]) for piece in pieces]) / max(1, _length(token))
+    has_vector = vector is not None
+    cosines = [float(vector @ piece_vectors[p]) if has_vector and p in piece_vectors else 0.0 for p in pieces]  # type: ignore[operator]
+    similarities = _softmax(np.array(cosines))
+    weights = _softmax((similarities + lengths) / 2 / config.temperature)
     mixture: Mixture = {}
     for piece, weight in zip(pieces, weights, strict=True):
         mixture[piece] = mixture.get(piece, 0.0) + float(weight)
     return mixture
 
 
-def _global(
+def _global_mixture(
     vector: NDArray[np.float64],
     nearest: NDArray[np.int64],
-    piece_vector: dict[int, NDArray[np.float64]],
+    piece_vectors: dict[int, NDArray[np.float64]],
     config: TokenadaptConfig,
 ) -> Mixture:
-    cosines = {int(number): float(vector @ piece_vector[int(number)]) for number in nearest}
-    kept = {number: cosine for number, cosine in cosines.items() if cosine >= config.threshold}
-    if not kept:
+    cosines = {int(number): float(vector @ piece_vectors[int(number)]) for number in nearest}
+    near = {number: cosine for number, cosine in cosines.items() if cosine >= config.threshold}
+    if not near:
         return {}
-    weights = _softmax(np.array(list(kept.values())) / config.temperature)
-    return dict(zip(kept, weights.tolist(), strict=True))
+    weights = _softmax(np.array(list(near.values())) / config.temperature)
+    return dict(zip(near, weights.tolist(), strict=True))
 
 
-def _hybrid(local: Mixture, nearest: Mixture, share: float) -> tuple[Provenance, Mixture]:
+def _combine(local: Mixture, nearest: Mixture, share: float) -> tuple[Provenance, Mixture]:
     if not local or not nearest:
         return (Provenance.COMPOSITION, local) if local else (Provenance.NEIGHBOURS, nearest)
-    both = {number: (1 - share) * weight for number, weight in local.items()}
+    mixture = {number: (1 - share) * weight for number, weight in local.items()}
     for number, weight in nearest.items():
-        both[number] = both.get(number, 0.0) + share * weight
-    return Provenance.HYBRID, both
+        mixture[number] = mixture.get(number, 0.0) + share * weight
+    return Provenance.HYBRID, mixture
 
 
 def _length(token: Token | None) -> int:
@@ -176,5 +184,5 @@ def _length(token: Token | None) -> int:
 
 
 def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    raised = np.exp(values - values.max())
-    return raised / raised.sum()
+    exponentials = np.exp(values - values.max())
+    return exponentials / exponentials.sum()

@@ -1,8 +1,8 @@
-"""Unit rows whose products are exact, so that no result depends on how rows are cut, ordered or threaded.
+"""Unit rows with exact dot products, so results do not depend on block sizes, the order of rows or the number of threads.
 
-A row at length 1 is rounded to multiples of 2^-24. A product of two entries is then a multiple of 2^-48, and by Cauchy and
-Schwarz no sum of such products reaches 2: float64 holds every partial sum of a dot product, in whatever order a matrix
-product takes it. The rounding moves a cosine by some 1e-8.
+The entries of a unit row are rounded to multiples of 2^-24. A product of two entries is then a multiple of 2^-48, and by
+Cauchy-Schwarz no sum of such products reaches 2: float64 represents every partial sum of a dot product exactly, in any order
+of summation. The rounding changes a cosine by about 1e-8.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 GRID = 2.0**-24
-"""The finest that float32 holds for every number up to 1."""
+"""The finest grid that float32 represents for all numbers up to 1."""
 _BLOCK = 4096
 
 
 def normalise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """Rows at length 1 on the grid, float32, and the lengths they had [n]; a zero row stays zero."""
+    """Unit rows on the grid, float32, and the original lengths [n]; a zero row stays zero."""
     import torch
 
     unit, lengths = torch.empty(rows.shape), np.empty(len(rows))
@@ -35,5 +35,5 @@ def normalise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, NDArray[np.float64
 
 
 def products(left: torch.Tensor, right: torch.Tensor) -> NDArray[np.float64]:
-    """Every dot product of two sets of `normalise_rows` [n, A] and [m, A], exactly: [n, m]."""
+    """The exact dot products [n, m] of two results of `normalise_rows`, [n, A] and [m, A]."""
     return left.double().numpy() @ right.double().numpy().T

@@ -1,12 +1,12 @@
-"""Blocked nearest-neighbour kernels whose answers do not depend on the blocks, to the last bit.
+"""Blocked nearest-neighbour kernels whose results do not depend on the blocks, bit for bit.
 
-The matrix product of a block only proposes candidates, in bf16 where the machine is fast at it; how it rounds depends on
-its shape and on the machine. So every candidate is scored again in fp64, where products of unit rows are exact (see
-`exact.py`), ties go to the lower index, and a bound on the first product's rounding proves that no key outside the candidates
-belongs to the answer. Rows for which it does not are done again in fp32, then with twice the candidates.
+The matrix product of a block only proposes candidates, in bf16 if the CPU is fast at it; its rounding depends on its shape and
+on the machine. So every candidate is scored again in fp64, where products of unit rows are exact (see `exact.py`), and ties go
+to the lower index. A bound on the rounding of the first product then proves that no key outside the candidates belongs to the
+result. Rows without this proof are repeated in fp32, then with twice the candidates.
 
-The best of a row are looked for among the maxima of some hundreds of groups first: whatever is among the best c lies in one
-of the c best groups. Finding them so costs a fraction of the product, where sorting all scores costs several times as much.
+The highest scores of a row are searched via the maxima of some hundreds of groups: each of the c highest scores is in one of
+the c groups with the highest maxima. This costs a fraction of the product; sorting all scores costs several times as much.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     import torch
 
 _SPARE = 12
-"""Neighbours proposed beyond the wanted ones, so that the proof succeeds at the first try for nearly every row."""
+"""Candidates beyond the requested neighbours, so the proof succeeds at the first try for nearly every row."""
 _SUPPORT = 96
-"""Proposed for a sparsemax; supports of trained vectors have some tens of members."""
+"""Candidates for a sparsemax; supports of trained vectors have some tens of members."""
 
 _AT_ONCE = 16 << 20
-"""Bytes of scores that are made at once: what is larger, malloc fetches from the system and gives back each time."""
+"""Bytes of scores computed at once: for larger buffers malloc asks the system for memory each time."""
 _ALIGNED = 32
-"""CPUs multiply bf16 in tiles of 32 numbers; a width that is no multiple of it costs half as much again."""
+"""CPUs multiply bf16 in tiles of 32 numbers; any other width costs 50 % more."""
 
-Certified = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
-"""From candidate scores [n, c] in descending order to their weights, and which rows no key outside could change, when
-keys outside score at most so much [n]."""
+Certify = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+"""Takes candidate scores [n, c] in descending order and a bound on the scores of all other keys [n]. Returns the weights of
+the candidates, and which rows no other key could change."""
 
 
 def unit_rows(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows at length 1, rounded so that their products are exact in fp64; a zero row stays zero."""
+    """Unit rows, rounded so that their products are exact in fp64; a zero row stays zero."""
     return normalise_rows(vectors)[0]
 
 
 def top_softmax(
-    queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float, spread: Executor | None = None
+    queries: torch.Tensor, keys: torch.Tensor, k: int, temperature: float, executor: Executor | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """For each query the `k` keys of highest cosine and their softmax weights.
+    """The `k` keys with the highest cosine to each query, and their softmax weights.
 
     Args:
         queries: float32 [n, A], unit rows.
@@ -59,31 +59,31 @@ def top_softmax(
     """
     k = min(k, len(keys))
 
-    def certified(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def certify(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         top = scores[:, :k]
-        spread_out = np.exp((top - top[:, :1]) / temperature)
-        return spread_out / spread_out.sum(axis=1, keepdims=True), scores[:, k - 1] > outside
+        exponentials = np.exp((top - top[:, :1]) / temperature)
+        return exponentials / exponentials.sum(axis=1, keepdims=True), scores[:, k - 1] > outside
 
-    return _mixtures(queries, keys, k + _SPARE, certified, spread or LocalExecutor())
+    return _mixtures(queries, keys, k + _SPARE, certify, executor or LocalExecutor())
 
 
 def top_sparsemax(
-    queries: torch.Tensor, keys: torch.Tensor, spread: Executor | None = None
+    queries: torch.Tensor, keys: torch.Tensor, executor: Executor | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Sparsemax of the cosines with all keys (Martins and Astudillo, ICML 2016), computed from the highest few.
+    """Sparsemax of the cosines with all keys (Martins and Astudillo, ICML 2016), computed from the highest ones.
 
-    Sparsemax gives weight to the highest scores only: when every score outside the candidates is below the threshold
-    found among them, the result is the exact one.
+    Sparsemax gives weight only to the highest scores: if all other scores are below the threshold of the candidates, the
+    result is exact.
 
     Returns:
-        [n, k] indices and [n, k] weights, 0 outside the support, k the largest support.
+        [n, k] indices and [n, k] weights, 0 outside the support; k is the largest support.
     """
 
-    def certified(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def certify(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         weights, threshold = sparsemax_sorted(scores)
         return weights, threshold >= outside
 
-    return _mixtures(queries, keys, _SUPPORT, certified, spread or LocalExecutor())
+    return _mixtures(queries, keys, _SUPPORT, certify, executor or LocalExecutor())
 
 
 def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -96,26 +96,30 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 
 def _mixtures(
-    queries: torch.Tensor, keys: torch.Tensor, count: int, certified: Certified, spread: Executor
+    queries: torch.Tensor, keys: torch.Tensor, count: int, certify: Certify, executor: Executor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not len(keys):
-        raise DataError("there is no old token to take rows from.", "transfer", "Check the vectors and the source model.")
-    halves, lost = _halves(keys) if _bf16_is_fast() else (None, 0.0)
-    parts = _blocks(queries, len(keys), count, spread.block_bytes, spread.tasks)
-    # A product costs 2 A a pair; choosing the best of them takes about as long as another 50 would.
+        raise DataError("no source token has a vector.", "transfer", "Check the vectors and the source model.")
+    bf16_keys, rounding_error = _to_bf16(keys) if _bf16_is_fast() else (None, 0.0)
+    parts = _blocks(queries, len(keys), count, executor.block_bytes, executor.tasks)
+    # Operations of one product: 2 A; selecting the highest takes as long as about 50 more.
     operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 50)
-    return _stacked(
-        list(spread(_block, parts, keys, halves, lost, count, certified, spread.block_bytes, operations=operations))
+    return _stack(
+        list(
+            executor(
+                _block, parts, keys, bf16_keys, rounding_error, count, certify, executor.block_bytes, operations=operations
+            )
+        )
     )
 
 
 def _blocks(queries: torch.Tensor, keys: int, count: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:
-    """Queries cut by the memory that `_block` takes: what it holds of each and its candidates, and the candidates' rows."""
-    each, row = 12 * queries.shape[1] + 120 * count, 12 * queries.shape[1]
-    spare = block_bytes - 2 * _at_once(block_bytes)
-    if 2 * row * keys <= spare:
-        return blocks(queries, each, spare - row * keys, tasks)
-    return blocks(queries, each + row * count, spare, tasks)
+    """Splits queries by the memory that `_block` takes: for each query and its candidates, and for the candidates' rows."""
+    query_bytes, row_bytes = 12 * queries.shape[1] + 120 * count, 12 * queries.shape[1]
+    available = block_bytes - 2 * _at_once(block_bytes)
+    if 2 * row_bytes * keys <= available:
+        return blocks(queries, query_bytes, available - row_bytes * keys, tasks)
+    return blocks(queries, query_bytes + row_bytes * count, available, tasks)
 
 
 def _at_once(block_bytes: int) -> int:
@@ -123,89 +127,93 @@ def _at_once(block_bytes: int) -> int:
 
 
 def _bf16_is_fast() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; without that it is slower than fp32, never other."""
+    """Whether this CPU multiplies bf16 in hardware; if not, bf16 gives the same results but is slower than fp32."""
     import torch
 
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-def _halves(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """`keys` in bf16, columns first and padded, which multiplies fastest, and how far rounding moved a row at most."""
+def _to_bf16(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """`keys` in bf16, transposed and padded, which multiplies fastest, and the largest rounding error of a row."""
     import torch
 
-    halves = torch.zeros(-(-keys.shape[1] // _ALIGNED) * _ALIGNED, len(keys), dtype=torch.bfloat16)
-    lost = 0.0
-    for rows, columns in zip(keys.split(4096), halves.split(4096, dim=1), strict=True):
+    bf16_keys = torch.zeros(-(-keys.shape[1] // _ALIGNED) * _ALIGNED, len(keys), dtype=torch.bfloat16)
+    rounding_error = 0.0
+    for rows, columns in zip(keys.split(4096), bf16_keys.split(4096, dim=1), strict=True):
         rounded = rows.bfloat16()
         columns[: keys.shape[1]] = rounded.T
-        lost = max(lost, float(_lost(rows, rounded).max()))
-    return halves, lost
+        rounding_error = max(rounding_error, float(_rounding_errors(rows, rounded).max()))
+    return bf16_keys, rounding_error
 
 
-def _lost(rows: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """How far rounding moved each row [n]."""
+def _rounding_errors(rows: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """The rounding error of each row, as a distance [n]."""
     return (rows - rounded.float()).norm(dim=1)
 
 
 def _block(
     queries: torch.Tensor,
     keys: torch.Tensor,
-    halves: torch.Tensor | None,
-    lost: float,
+    bf16_keys: torch.Tensor | None,
+    rounding_error: float,
     count: int,
-    certified: Certified,
+    certify: Certify,
     block_bytes: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices and weights of one block from `count` candidates a row, of more for rows that need it.
+    """Indices and weights of one block, from `count` candidates a row, or more for rows that need them.
 
     Args:
-        halves: `keys` in bf16 [A or more, m], by which candidates are proposed; None for fp32.
-        lost: how far the rounding to `halves` moved a key at most.
+        halves: `keys` in bf16 [A or more, m], to propose candidates; None for fp32.
+        lost: the largest rounding error of a key in `halves`.
     """
     import torch
 
     count = min(count, len(keys))
-    proposed, outside = _proposed(queries, keys.T if halves is None else halves, lost, count, _at_once(block_bytes))
-    index, scores = _rescored(queries, keys, proposed)
-    weights, proven = certified(scores, outside)
-    weights[weights < 2.0**-126] = 0.0  # nothing is left of them in fp32
+    candidates, outside = _propose(
+        queries, keys.T if bf16_keys is None else bf16_keys, rounding_error, count, _at_once(block_bytes)
+    )
+    index, scores = _rescore(queries, keys, candidates)
+    weights, is_proven = certify(scores, outside)
+    weights[weights < 2.0**-126] = 0.0  # they underflow in fp32
     first = index[:, : weights.shape[1]], weights.astype(np.float32)
-    if count == len(keys) or proven.all():
-        return _stacked([first])
-    again = np.flatnonzero(~proven)
-    more = count if halves is not None else 2 * count
-    rest = _blocks(queries[torch.from_numpy(again)], len(keys), more, block_bytes)
-    found = [first, *(_block(part, keys, None, 0.0, more, certified, block_bytes) for part in rest)]
-    index, weight = _stacked(found)
-    index[again], weight[again] = index[len(queries) :], weight[len(queries) :]
-    return _stacked([(index[: len(queries)], weight[: len(queries)])])
+    if count == len(keys) or is_proven.all():
+        return _stack([first])
+    unproven = np.flatnonzero(~is_proven)
+    more = count if bf16_keys is not None else 2 * count
+    parts = _blocks(queries[torch.from_numpy(unproven)], len(keys), more, block_bytes)
+    results = [first, *(_block(part, keys, None, 0.0, more, certify, block_bytes) for part in parts)]
+    index, weight = _stack(results)
+    index[unproven], weight[unproven] = index[len(queries) :], weight[len(queries) :]
+    return _stack([(index[: len(queries)], weight[: len(queries)])])
 
 
-def _proposed(
-    queries: torch.Tensor, columns: torch.Tensor, lost: float, count: int, at_once: int = _AT_ONCE
+def _propose(
+    queries: torch.Tensor, columns: torch.Tensor, rounding_error: float, count: int, at_once: int = _AT_ONCE
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The keys of the highest products in the precision of `columns` [A, m], [n, count], and a bound on the exact product of
-    any other key [n].
+    """The keys with the highest products in the precision of `columns` [A, m], [n, count], and a bound on the exact product
+    of any other key [n].
 
-    For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, u = 2^-24 (Higham 2002, section 3.1). In bf16
-    both factors were moved besides, and the product is rounded to the nearest.
+    For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, with u = 2^-24 (Higham 2002, section 3.1). In bf16
+    both factors are rounded too, and the product is rounded to the nearest.
     """
     import torch
 
     rounded = torch.nn.functional.pad(queries.to(columns.dtype), (0, len(columns) - queries.shape[1]))
     step = max(1, at_once // (columns.element_size() * columns.shape[1]))
-    found = [_highest(rows @ columns, count) for rows in rounded.split(step)]
-    lowest = np.concatenate([lowest for _, lowest in found]).astype(np.float64)
+    results = [_highest(rows @ columns, count) for rows in rounded.split(step)]
+    lowest = np.concatenate([lowest for _, lowest in results]).astype(np.float64)
     outside = lowest + 2 * len(columns) * 2.0**-24
     if columns.dtype != queries.dtype:
         # |q.k - q'.k'| <= |q - q'| |k'| + |q| |k - k'|
-        outside += _lost(queries, rounded[:, : queries.shape[1]]).double().numpy() * (1 + lost) + lost
+        outside += (
+            _rounding_errors(queries, rounded[:, : queries.shape[1]]).double().numpy() * (1 + rounding_error) + rounding_error
+        )
         outside += torch.finfo(columns.dtype).eps / 2 * np.abs(lowest)
-    return np.concatenate([index for index, _ in found]), outside
+    return np.concatenate([index for index, _ in results]), outside
 
 
 def _highest(scores: torch.Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The columns of the `count` highest of each row, in no order [n, count], and the lowest of these [n]."""
+    """The columns of the `count` highest scores of each row, unordered [n, count], and the lowest of these scores [n]."""
     import torch
 
     size = scores.shape[1]
@@ -215,49 +223,49 @@ def _highest(scores: torch.Tensor, count: int) -> tuple[NDArray[np.int64], NDArr
     members = size // groups
     best = scores[:, : groups * members].unflatten(1, (members, groups)).amax(dim=1)
     columns = _largest(best, count)[:, :, None] + groups * np.arange(members)
-    rest = np.broadcast_to(np.arange(groups * members, size), (len(scores), size - groups * members))
-    columns = np.concatenate([columns.reshape(len(scores), -1), rest], axis=1)
-    members_of_best = scores.gather(1, torch.from_numpy(columns))
-    place = _largest(members_of_best, count)
-    chosen = members_of_best.gather(1, torch.from_numpy(place))
-    return np.take_along_axis(columns, place, axis=1), chosen.amin(dim=1).float().numpy()
+    remainder = np.broadcast_to(np.arange(groups * members, size), (len(scores), size - groups * members))
+    columns = np.concatenate([columns.reshape(len(scores), -1), remainder], axis=1)
+    candidate_scores = scores.gather(1, torch.from_numpy(columns))
+    chosen_places = _largest(candidate_scores, count)
+    chosen = candidate_scores.gather(1, torch.from_numpy(chosen_places))
+    return np.take_along_axis(columns, chosen_places, axis=1), chosen.amin(dim=1).float().numpy()
 
 
 def _largest(scores: torch.Tensor, count: int) -> NDArray[np.int64]:
-    """As `torch.topk(...).indices` without an order, in a third of its time."""
+    """Like `torch.topk(...).indices` but unordered, in a third of the time."""
     at = scores.shape[1] - count
     return np.argpartition(scores.float().numpy(), at, axis=1)[:, at:] if at else np.argsort(scores.float().numpy(), axis=1)
 
 
-def _stacked(
-    found: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+def _stack(
+    blocks: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Blocks of different widths below each other, as wide as their longest row; index 0 where the weight is 0."""
-    width = max((int((weight != 0).sum(axis=1).max(initial=1)) for _, weight in found), default=1)
-    index = [np.pad(index, ((0, 0), (0, max(0, width - index.shape[1]))))[:, :width] for index, _ in found]
-    weight = [np.pad(weight, ((0, 0), (0, max(0, width - weight.shape[1]))))[:, :width] for _, weight in found]
+    """Concatenates blocks of different widths, padded to the longest row; the index is 0 where the weight is 0."""
+    width = max((int((weight != 0).sum(axis=1).max(initial=1)) for _, weight in blocks), default=1)
+    indices = [np.pad(indices, ((0, 0), (0, max(0, width - indices.shape[1]))))[:, :width] for indices, _ in blocks]
+    weight = [np.pad(weight, ((0, 0), (0, max(0, width - weight.shape[1]))))[:, :width] for _, weight in blocks]
     weights = np.concatenate([np.empty((0, width), np.float32), *weight])
-    return np.where(weights != 0, np.concatenate([np.empty((0, width), np.int64), *index]), 0), weights
+    return np.where(weights != 0, np.concatenate([np.empty((0, width), np.int64), *indices]), 0), weights
 
 
-def _rescored(
+def _rescore(
     queries: torch.Tensor, keys: torch.Tensor, candidates: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Candidates and their scores in fp64, in descending order of score, equal ones by index."""
+    """The candidates and their scores in fp64, in descending order of score, ties by index."""
     import torch
 
     index = np.sort(candidates, axis=1)
-    used = torch.zeros(len(keys), dtype=torch.bool)
-    used[torch.from_numpy(index.ravel())] = True
-    place = (used.cumsum(0) - 1)[torch.from_numpy(index.ravel())]
-    rows = keys[used].double()
+    is_used = torch.zeros(len(keys), dtype=torch.bool)
+    is_used[torch.from_numpy(index.ravel())] = True
+    places = (is_used.cumsum(0) - 1)[torch.from_numpy(index.ravel())]
+    rows = keys[is_used].double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # sparse matrices are new to torch
-        wanted = torch.sparse_csr_tensor(
-            torch.arange(0, index.size + 1, index.shape[1]), place, torch.zeros(index.size, dtype=torch.float64),
+        pattern = torch.sparse_csr_tensor(
+            torch.arange(0, index.size + 1, index.shape[1]), places, torch.zeros(index.size, dtype=torch.float64),
             (len(index), len(rows)), check_invariants=False,
         )  # fmt: skip
-    products = torch.sparse.sampled_addmm(wanted, queries.double(), rows.T, beta=0.0)
+    products = torch.sparse.sampled_addmm(pattern, queries.double(), rows.T, beta=0.0)
     scores = products.values().view(index.shape).numpy()
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(index, order, axis=1), np.take_along_axis(scores, order, axis=1)
