@@ -202,7 +202,7 @@ def test_an_exception_in_a_later_step_stands_before_its_rows(shards, source_fold
 
 def test_workers_that_die_before_they_train_end_the_run(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={})
-    with pytest.raises(TrainingError, match="3 attempts in a row died before they could train, without an exception: killed"):
+    with pytest.raises(TrainingError, match="3 attempts in a row died before they trained, without an exception: killed"):
         fit(replace(failing, task=Dying(failing.task)), workers=1)
 
 

@@ -75,15 +75,15 @@ WRONG = {
     "[{pretrain: {train: {learning_rate: fast}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: expected number",
     "[{pretrain: {train: {learning_rate: .nan}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: .*finite",
     "[{pretrain: {train: {clip: -1.0}}}]": r"compare\.runs\[0\]\.pretrain\.train: .*clip",
-    "[{shard: {length: 32}}]": r"compare\.runs\[0\]\.shard: no key of a run",
+    "[{shard: {length: 32}}]": r"compare\.runs\[0\]\.shard: a run has no such key",
     "[focus]": r"compare\.runs\[0\]: expected a section, got focus",
     "[{name: a/b}]": r"compare\.runs\[0\]\.name: 'a/b' is not the name of a folder",
     "[{method: fvt}, {method: fvt, transfer: {copy_shared: false}}]": r"compare\.runs\[1\]: two starts are called fvt",
     "[{pretrain: {train: {steps: 10}}}]": r"compare\.runs\[0\]\.pretrain\.train\.steps: curves .* but 10 is not 40",
     "[{pretrain: {heldout_rows: 10}}]": r"compare\.runs\[0\]\.pretrain\.heldout_rows: curves",
     "[{name: .., method: fvt}]": r"compare\.runs\[0\]\.name: '\.\.' is not the name of a folder",
-    "[{name: random, method: focus}]": r"compare\.runs\[0\]\.name: random is the random start",
-    "[{method: random, pretrain: {alpha: 1.0}}]": r"compare\.runs\[0\]\.name: random is the random start",
+    "[{name: random, method: focus}]": r"compare\.runs\[0\]\.name: random is the baseline",
+    "[{method: random, pretrain: {alpha: 1.0}}]": r"compare\.runs\[0\]\.name: random is the baseline",
     "[{transfer: {plan: p}}]": r"compare\.runs\[0\]\.transfer\.plan: a comparison makes its own plans",
 }
 

@@ -59,9 +59,9 @@ def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> 
             "seed": 0,
             "layout": False,
         }
-        with pytest.raises(DataError, match=r"is no language tag.*|text\.parquet"):
+        with pytest.raises(DataError, match=r"is not a language tag.*|text\.parquet"):
             _documents(job, ReservedSentences.of(()))
-    with pytest.raises(ConfigError, match="is no language tag"):
+    with pytest.raises(ConfigError, match="is not a language tag"):
         load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])
 
 

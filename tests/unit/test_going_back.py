@@ -169,14 +169,14 @@ def test_a_run_keeps_a_record_of_what_was_changed_and_when() -> None:
     grown = TrainConfig(warmup_steps=2, steps=60, schedule="wsd", decay_steps=8, micro_batch=4, activation_checkpointing=True)
     change = changes.adopt_settings(state, grown)
     assert change == {"step": 30, "settings": {"steps": [40, 60], "micro_batch": [None, 4]}, "from_the_start": True}
-    assert changes.describe(change) == "goes on from step 30 with steps 40 -> 60, micro_batch None -> 4"
+    assert changes.describe(change) == "resumes at step 30 with steps 40 -> 60, micro_batch None -> 4"
     assert changes.adopt_settings(state, grown) is None
     assert state.skips[0].counts
     late = RunState(next_step=35, settings=changes.adjustable_settings(before))
     change = changes.adopt_settings(late, grown)
     assert change is not None
     assert not change["from_the_start"]
-    assert "had the rates of the settings before" in changes.describe(change)
+    assert "had the rates of the earlier settings" in changes.describe(change)
     with pytest.raises(TrainingError, match=r"has done 35 steps already, and is to have 20.*scion export"):
         changes.adopt_settings(late, TrainConfig(steps=20))
     assert late.changes == [change]

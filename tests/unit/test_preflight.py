@@ -48,7 +48,7 @@ REFUSED = {
     "vectors without a dictionary, and no pairs": (
         "transfer", ["pairs=null", "method=wechsel", "transfer.methods.wechsel.space.source_vectors={a}"], "wechsel learns",
     ),
-    "a given model, and no pairs": ("embed", ["pairs=null", "embed.model={source}"], "pairs: a model that is given learns"),
+    "a given model, and no pairs": ("embed", ["pairs=null", "embed.model={source}"], "pairs: a given model learns"),
     "what is to be frozen and is not there": (
         "pipeline", ["pretrain.train.frozen=[encoder]"],
         r"pretrain\.train\.frozen: 'encoder' fits no parameter. They are named as bert\.encoder\.layer\.",

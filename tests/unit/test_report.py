@@ -418,7 +418,7 @@ def test_removed_pages_are_written_again(settings: configs.ScionConfig) -> None:
 def test_a_report_without_shards_names_the_job_that_makes_them(settings: configs.ScionConfig) -> None:
     finish(settings)
     shutil.rmtree(Path(settings.output) / "shards")
-    with pytest.raises(ArtifactError, match=r"shards: the \w+ artefact is not there\. Make it with `scion shard CONFIG`"):
+    with pytest.raises(ArtifactError, match=r"shards: the \w+ artefact does not exist\. Make it with `scion shard CONFIG`"):
         job.main(settings, Console(file=io.StringIO()))
     assert not (Path(settings.output) / "report.html").exists()
 
@@ -506,6 +506,6 @@ def test_retrieval_in_training_is_drawn_if_it_was_measured_during_training() -> 
 
 def test_the_page_says_that_settings_changed_during_training(pages: dict[str, str]) -> None:
     """The config alone does not reproduce such a run."""
-    expected = "pretrain goes on from step 18 with steps 30 -> 40; the steps before had the rates of the settings before"
+    expected = "pretrain resumes at step 18 with steps 30 -> 40; earlier steps had the rates of the earlier settings"
     assert expected in " ".join(Reader(pages["aligned"]).text.split())
     assert "changed its settings during training" not in Reader(pages["random"]).text

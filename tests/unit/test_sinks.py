@@ -151,12 +151,12 @@ def test_a_tracker_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pyt
     sinks.close()
     sinks._trackers[kind]._thread.join(10)
     assert len(said) == 1
-    assert f"{kind} shows nothing more" in said[0]
+    assert f"{kind} shows no more of this run" in said[0]
     assert "no route to host" in said[0]
 
 
 def test_a_tracker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "_WAITING", 50)
+    monkeypatch.setattr(trackers, "_MAX_QUEUED", 50)
     monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.2)
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: time.sleep(60))
     said, began = list[str](), time.perf_counter()
@@ -177,6 +177,6 @@ def test_a_library_that_is_not_installed_is_named_before_anything_starts(
     config = configs.load(str(tmp_path / "a.yaml"), [f"{section}.train.track=[{kind}]"])
     preflight.check(config, job)
     monkeypatch.setitem(sys.modules, kind, None)
-    with pytest.raises(ConfigError, match=rf"{section}\.train\.track: {kind} is not installed.*pip install 'scion\[{kind}\]'"):
+    with pytest.raises(ConfigError, match=rf"{section}\.train\.track: {kind} is not installed.*pip install 'scion-lm\[{kind}\]'"):
         preflight.check(config, job)
     preflight.check(config, "shard")
