@@ -1,4 +1,4 @@
-"""A hundred made-up languages of Zipf's sizes: each is in the tokenizer's text, held out, and scored."""
+"""A hundred synthetic languages with Zipf sizes: each has tokenizer text, held-out text and a score."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def in_this_process(function: Callable[..., Any], jobs: list[Any], **settings: A
 
 
 def documents_of(lang: str, count: int) -> list[str]:
-    """Texts of 60 words of a language's own, from letters of its own."""
+    """Texts of 60 words, with words and letters that no other language has."""
     draw = random.Random(lang)
     letters = [chr(0x4E00 + LANGS.index(lang) * 40 + place) for place in range(12)]
     known = ["".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(60)]
@@ -55,7 +55,7 @@ def built(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 
     )
 
 
-def test_every_language_has_held_out_text_and_keeps_text_to_train_on(zipf, tmp_path, monkeypatch) -> None:
+def test_every_language_has_held_out_text_and_training_text(zipf, tmp_path, monkeypatch) -> None:
     made = built(zipf, tmp_path, monkeypatch)
     train_part, heldout = (Counter(lang for lang, _ in corpus.read_texts(paths)) for paths in (made.train, made.heldout))
     assert set(heldout) == set(train_part) == set(LANGS)
@@ -66,7 +66,7 @@ def test_every_language_has_held_out_text_and_keeps_text_to_train_on(zipf, tmp_p
     assert not texts[0] & texts[1]
 
 
-def test_a_language_of_one_document_is_trained_on(tmp_path, monkeypatch) -> None:
+def test_the_only_document_of_a_language_goes_to_training(tmp_path, monkeypatch) -> None:
     path = tmp_path / "text.jsonl"
     rows = [{"text": f"word {number}", "lang": "big"} for number in range(99)] + [{"text": "alone", "lang": "one"}]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -82,7 +82,7 @@ def manifest(rows: dict[str, int]) -> Manifest:
     return Manifest(length=32, vocab_size=9, tokenizer="", streams={lang: (shard(lang, n),) for lang, n in rows.items()})
 
 
-def test_every_language_is_scored_and_one_alone_as_ever() -> None:
+def test_every_language_is_scored_and_a_single_one_as_before() -> None:
     rows = {lang: max(1, 300 // (place + 1)) for place, lang in enumerate(LANGS)}
     slots = HeldoutText(folder="", manifest=manifest(rows), task=None, rows=96).slots()  # type: ignore[arg-type]
     scored = Counter(slots.stream.tolist())
@@ -94,7 +94,7 @@ def test_every_language_is_scored_and_one_alone_as_ever() -> None:
     assert alone.row.tolist() == np.unique(np.linspace(0, 999, 96).astype(np.int64)).tolist()
 
 
-def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monkeypatch) -> None:
+def test_the_sample_is_balanced_bounded_and_reproducible(zipf, tmp_path, monkeypatch) -> None:
     made = built(zipf, tmp_path, monkeypatch)
     sample = balanced_sample(made.train, ["more"], alpha=0.3, limit=10**9, seed=1)
     wanted = temperature_weights(sample.corpus_bytes, 0.3)
@@ -109,7 +109,7 @@ def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monke
     assert balanced_sample(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
 
 
-def test_text_beyond_a_limit_is_thinned_and_text_within_it_is_left_alone(zipf, tmp_path, monkeypatch) -> None:
+def test_only_text_beyond_the_limit_is_thinned(zipf, tmp_path, monkeypatch) -> None:
     made = built(zipf, tmp_path, monkeypatch)
     whole = list(corpus.read_texts(made.train))
     sizes = Counter[str]()
