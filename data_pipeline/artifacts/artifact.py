@@ -47,7 +47,7 @@ class ResumePolicy:
     settings: tuple[str, ...]
     """Settings that may differ from those of the unfinished run."""
     length: str
-    """The one of them that extends a finished run when it grows."""
+    """The one of them that extends a finished run when it is raised."""
     state: str
     """Folder below the artefact that a finished run needs to be extended."""
     keep: str
@@ -88,7 +88,7 @@ class Spec:
         return not set(_changed(config, inputs, self)) - set(free)
 
     def can_extend(self, finished: Artifact) -> bool:
-        """Whether this run is a longer one of a finished run."""
+        """Whether this run extends a finished one: the same settings, but a greater `length`."""
         if self.resume_policy is None or finished.kind != self.kind or not self.can_resume(finished.config, finished.inputs):
             return False
         return bool(_flatten(self.config)[self.resume_policy.length] > _flatten(finished.config)[self.resume_policy.length])
@@ -238,8 +238,8 @@ def writing(
     can_resume = has_unfinished_run(spec, precious)
     if not (resumable and (can_resume or finished or load(spec.uri))):
         storage.clear(spec.uri, UNFINISHED)
-    identity = {"id": spec.id, "kind": spec.kind, "config": spec.config, "inputs": spec.inputs}
-    storage.write_bytes(mark, _json(identity))
+    description = {"id": spec.id, "kind": spec.kind, "config": spec.config, "inputs": spec.inputs}
+    storage.write_bytes(mark, _json(description))
     storage.remove(storage.join(spec.uri, FINISHED))
     draft, start = Draft(spec.uri, lease=lease), time.perf_counter()
     try:
@@ -262,7 +262,7 @@ def writing(
         "versions": package_versions(),
     }
     storage.sync(spec.uri)
-    storage.write_bytes(mark, _json(identity | {"working": draft.working_folders}))
+    storage.write_bytes(mark, _json(description | {"working": draft.working_folders}))
     storage.write_bytes(storage.join(spec.uri, FINISHED), _json(content))
     clean_up(spec.uri)
 

@@ -15,8 +15,7 @@ from data_pipeline.shards import format
 from data_pipeline.shards.manifest import Manifest
 
 SLOT_COLUMNS = ("step", "slot", "stream", "epoch", "row", "weight")
-
-
+"""Columns that describe a slot, beside those of its row."""
 NUMBERING_VERSION = 2
 """Changes when rows are numbered in another way: a run with another version cannot resume."""
 _CONCURRENT_FILES = 8

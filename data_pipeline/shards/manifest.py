@@ -24,7 +24,7 @@ class Shard:
     padding: int
     documents: int
     cut: int
-    """Documents that lie in more than one row."""
+    """Documents in more than one row."""
     sha256: str
 
 

@@ -25,7 +25,7 @@ class PackedRows:
     doc_starts: list[NDArray[np.int32]]
     """For each row the places at which a document, or the rest of one from another row, begins."""
     cut_documents: int
-    """Documents that lie in more than one row."""
+    """Documents in more than one row."""
 
     @property
     def padding(self) -> int:

@@ -30,10 +30,10 @@ def test_an_error_is_raised_in_place_of_its_item() -> None:
         yield 1
         raise ValueError("no more")
 
-    found = prefetch(items())
-    assert next(found) == 1
+    prefetched = prefetch(items())
+    assert next(prefetched) == 1
     with pytest.raises(ValueError, match="no more"):
-        next(found)
+        next(prefetched)
 
 
 def test_closing_early_leaves_no_thread() -> None:

@@ -21,9 +21,9 @@ def test_a_finished_folder_is_found_again(uri: str) -> None:
     with artifact.writing(spec(uri, size=1)) as draft:
         storage.write_bytes(storage.join(draft.uri, "data"), b"x")
         draft.metrics = {"rows": 3}
-    found = artifact.find(spec(uri, size=1))
-    assert found is not None
-    assert found.metrics == {"rows": 3}
+    finished = artifact.find(spec(uri, size=1))
+    assert finished is not None
+    assert finished.metrics == {"rows": 3}
     assert not storage.exists(storage.join(uri, artifact.UNFINISHED))
 
 
@@ -273,17 +273,17 @@ def test_a_password_is_not_stored_and_does_not_change_the_artefact(uri: str) -> 
 
 def test_links_pipes_and_files_that_vanish_do_not_stop_an_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights & Biases links its log, `wandb sync --clean` removes what the link names; marks of readers come and go."""
-    own = Spec(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})
+    spec = Spec(uri=str(tmp_path / "a"), kind="model", config={}, inputs={})
     walk = storage.os.walk
 
     def walk_and_lose(path: str) -> list[tuple[str, list[str], list[str]]]:
-        found = list(walk(path))
+        entries = list(walk(path))
         (tmp_path / "a" / "mark.json").unlink()
-        return found
+        return entries
 
     monkeypatch.setattr(storage.os, "walk", walk_and_lose)
-    with artifact.writing(own):
+    with artifact.writing(spec):
         (tmp_path / "a" / "debug.log").symlink_to("run/logs/debug.log")
         (tmp_path / "a" / "mark.json").write_text("{}")
         os.mkfifo(tmp_path / "a" / "pipe")
-    assert artifact.read(own.uri, "model", "pretrain").id == own.id
+    assert artifact.read(spec.uri, "model", "pretrain").id == spec.id

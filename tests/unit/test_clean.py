@@ -29,19 +29,19 @@ def test_documents_keep_their_layout_on_request(tmp_path, monkeypatch) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"{CODE}{number}"}) for number in range(20)))
     for layout in (True, False):
-        made = corpus.build(
+        result = corpus.build(
             [str(path)], None, str(tmp_path / str(layout)), fraction=0.2, lang="en", seed=0, forbidden=(), actors=1,
             progress=lambda *_: None, layout=layout,
         )  # fmt: skip
-        texts = [text for _, text in corpus.read_texts(made.train)]
+        texts = [text for _, text in corpus.read_texts(result.train)]
         assert all(("    if x:\n\treturn" in text) == layout for text in texts)
 
 
 @pytest.mark.parametrize(
-    ("model", "kept"), [(GPT2Config(), True), (LlamaConfig(), True), (BertConfig(), False), (T5Config(), False)]
+    ("model", "keeps"), [(GPT2Config(), True), (LlamaConfig(), True), (BertConfig(), False), (T5Config(), False)]
 )
-def test_decoders_keep_layout_unless_set_otherwise(model, kept: bool, tmp_path: Path) -> None:
+def test_decoders_keep_layout_unless_set_otherwise(model, keeps: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "source")
     (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
-    assert shard._layout(load(str(tmp_path / "c.yaml"), [])) is kept
-    assert shard._layout(load(str(tmp_path / "c.yaml"), [f"shard.layout={not kept}".lower()])) is not kept
+    assert shard._layout(load(str(tmp_path / "c.yaml"), [])) is keeps
+    assert shard._layout(load(str(tmp_path / "c.yaml"), [f"shard.layout={not keeps}".lower()])) is not keeps

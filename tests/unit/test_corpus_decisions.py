@@ -42,7 +42,7 @@ def one_after_the_other(scans: list[dict]) -> tuple[list[list[bool]], dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_first_of_equal_documents_stays_unless_one_is_held_out(seed: int) -> None:
+def test_the_first_of_equal_documents_stays_held_out_ones_first(seed: int) -> None:
     random = np.random.default_rng(seed)
     scans = [scan(random, int(rows)) for rows in random.integers(0, 12, 6)]
     keeps, fates = corpus._decide(scans)

@@ -53,9 +53,9 @@ def test_compressed_files_are_read_as_their_content(ending: str, kind: str, tmp_
     plain, packed = tmp_path / f"plain{kind}", tmp_path / f"packed{kind}{ending}"
     plain.write_text("\n".join(lines))
     packed.write_bytes(COMPRESSED[ending](plain.read_bytes()))
-    found = documents.resolve(str(packed), str(tmp_path / "cache"), key="text")
-    assert texts(found) == texts([str(plain)]) == LINES
-    assert len(documents.units(found)) == len(documents.units([str(plain)])) > 10
+    paths = documents.resolve(str(packed), str(tmp_path / "cache"), key="text")
+    assert texts(paths) == texts([str(plain)]) == LINES
+    assert len(documents.units(paths)) == len(documents.units([str(plain)])) > 10
 
 
 def test_files_of_the_same_name_stay_apart_and_all_gzip_members_are_read(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_the_copy_is_written_where_the_workers_can_read_it(tmp_path: Path) -> No
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text('{"text": "two"}\n')
     for spec, expected in ((tmp_path / "x.txt.gz", ["one"]), (tmp_path / "set", ["two"])):
-        found = documents.resolve(str(spec), "memory://bucket/run/source", key="text")
-        assert found[0].startswith("memory://bucket/run/source/")
-        assert texts(found) == expected
+        paths = documents.resolve(str(spec), "memory://bucket/run/source", key="text")
+        assert paths[0].startswith("memory://bucket/run/source/")
+        assert texts(paths) == expected
     assert not Path("memory:").exists()
 
 
@@ -107,8 +107,8 @@ def test_a_dataset_is_written_in_a_stream(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "set" / "train.jsonl").write_text(
         "\n".join(json.dumps({"text": line, "id": str(n)}) for n, line in enumerate(LINES))
     )
-    found = documents.resolve(str(tmp_path / "set"), str(tmp_path / "cache"), key="text")
-    assert texts(found) == LINES
+    paths = documents.resolve(str(tmp_path / "set"), str(tmp_path / "cache"), key="text")
+    assert texts(paths) == LINES
 
 
 def test_the_error_for_a_dataset_that_breaks_off_names_it(tmp_path: Path, monkeypatch) -> None:
@@ -132,9 +132,9 @@ def table(path: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> pa.
 
 def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
     rows = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
-    found = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
-    assert found["lang"].to_pylist() == [None, *["el"] * 5]
-    assert found["id"].to_pylist() == [None, *map(str, range(5))]
+    rows = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
+    assert rows["lang"].to_pylist() == [None, *["el"] * 5]
+    assert rows["id"].to_pylist() == [None, *map(str, range(5))]
     later = written(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})
     assert table(later, ("text",), ())["text"].to_pylist() == [None, "there"]
     with pytest.raises(DataError, match="column text is missing; the file has body, lang"):
@@ -144,9 +144,9 @@ def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
 def test_numbers_of_ids_and_half_a_surrogate_pair_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "cut \\ud83d here", "id": 1}\n{"text": "whole \\ud83d\\ude00", "id": "b"}\n')
-    found = table(str(path), ("text",), ("id",))
-    assert found["text"].to_pylist() == ["cut \ufffd here", "whole \U0001f600"]
-    assert found["id"].to_pylist() == ["1", "b"]
+    rows = table(str(path), ("text",), ("id",))
+    assert rows["text"].to_pylist() == ["cut \ufffd here", "whole \U0001f600"]
+    assert rows["id"].to_pylist() == ["1", "b"]
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ class TestOnAStore:
         Flaky.fault = every(10, TimeoutError("no answer"))
         paths = documents.resolve("flaky://run/corpus/*.txt", str(tmp_path), key="text")
         paths += documents.resolve("flaky://run/one.txt.gz", str(tmp_path), key="text")
-        found = [documents.read(unit, ("text",), (), key="text") for unit in documents.units(paths)]
-        assert sum(map(len, found)) == 101 * 20
+        tables = [documents.read(unit, ("text",), (), key="text") for unit in documents.units(paths)]
+        assert sum(map(len, tables)) == 101 * 20
 
     def test_a_slow_large_read_does_not_time_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A row group of Parquet is one read and is never cut."""
@@ -233,11 +233,11 @@ class TestOnAStore:
         monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
         monkeypatch.setattr(documents, "MANY_FILES_SECONDS", 0.0)
         (unit,) = documents.units(["flaky://run/corpus/000.txt"])
-        never, asked = threading.Event(), []
+        never, calls = threading.Event(), []
 
         def fault(operation: str, path: str) -> None:
-            asked.append(operation)
-            if len(asked) == 1:
+            calls.append(operation)
+            if len(calls) == 1:
                 never.wait()
 
         Flaky.fault = fault

@@ -55,11 +55,11 @@ def test_lines_with_a_test_sentence_are_cut_from_the_text(tmp_path, monkeypatch)
     text = f"Πρώτη γραμμή.\nΣημείωση: {GREEK}\n{SENTENCE}\nΤελευταία γραμμή."
     rows = [{"text": text}] + [{"text": f"Άλλο κείμενο με αριθμό {number}"} for number in range(20)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    made = corpus.build(
+    result = corpus.build(
         [str(path)], None, str(tmp_path / "out"), fraction=0.1, lang="el", seed=3, forbidden=[SENTENCE, GREEK], actors=1,
         progress=lambda *_: None,
     )  # fmt: skip
-    assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [found for _, found in corpus.read_texts(made.train)]
+    assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [text for _, text in corpus.read_texts(result.train)]
 
 
 def test_the_test_set_is_not_sent_with_each_unit_of_text(tmp_path, monkeypatch) -> None:
@@ -95,6 +95,6 @@ def test_the_look_up_agrees_with_a_search_for_each_sentence(sentences: list[str]
 
 
 def test_sentences_with_different_numbers_differ() -> None:
-    found = ReservedSentences.of(["Figure 12 shows the results of the test."])
-    assert not found.occurs_in("Figure 13 shows the results of the test.")
-    assert found.occurs_in("As said, figure 12 shows the results of the test, and more.")
+    reserved = ReservedSentences.of(["Figure 12 shows the results of the test."])
+    assert not reserved.occurs_in("Figure 13 shows the results of the test.")
+    assert reserved.occurs_in("As said, figure 12 shows the results of the test, and more.")

@@ -285,19 +285,19 @@ def test_an_untranslated_help_is_refused_with_the_counts(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("language", "apt", "said"),
+    ("language", "apt", "message"),
     [
         ("xx", 'echo "E: Unable to locate package libreoffice-help-xx" >&2; exit 100', "Unable to locate package"),
         ("el", "exit 3", "exit code 3"),
     ],
 )
 def test_apt_s_message_is_passed_on(
-    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, apt: str, said: str
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, apt: str, message: str
 ) -> None:
     script(tmp_path, "apt-get", apt)
     assert main(["--language", language, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "apt-get update" in error
     assert not (tmp_path / "out").exists()
 

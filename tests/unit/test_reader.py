@@ -27,23 +27,23 @@ def reader(tmp_path: Path) -> RowReader:
     """A reader of shards whose rows hold their own shard and place."""
     streams = dict[str, tuple[Shard, ...]]()
     for name, sizes in SIZES.items():
-        made = list[Shard]()
+        shards = list[Shard]()
         for number, rows in enumerate(sizes):
             path = f"{name}/part-{number:05d}.parquet"
             table = pa.table({"shard": pa.array([number] * rows, pa.int64()), "place": pa.array(range(rows), pa.int64())})
             sha256 = format.write(storage.join(str(tmp_path), path), table)
             size = dict.fromkeys(("tokens", "text_tokens", "text_bytes", "padding", "documents", "cut"), 0)
-            made.append(Shard(path=path, rows=rows, sha256=sha256, **size))
-        streams[name] = tuple(made)
-    found = Manifest(length=0, vocab_size=0, tokenizer="none", streams=streams)
-    return RowReader(str(tmp_path), found, tuple(SIZES))
+            shards.append(Shard(path=path, rows=rows, sha256=sha256, **size))
+        streams[name] = tuple(shards)
+    manifest = Manifest(length=0, vocab_size=0, tokenizer="none", streams=streams)
+    return RowReader(str(tmp_path), manifest, tuple(SIZES))
 
 
 def test_each_row_number_is_one_row(reader: RowReader) -> None:
     rows = sum(SIZES["el"])
     table = reader.read(slots([0] * rows, list(range(rows))))
-    found = list(zip(table["shard"].to_pylist(), table["place"].to_pylist(), strict=True))
-    assert sorted(found) == [(shard, place) for shard, size in enumerate(SIZES["el"]) for place in range(size)]
+    places = list(zip(table["shard"].to_pylist(), table["place"].to_pylist(), strict=True))
+    assert sorted(places) == [(shard, place) for shard, size in enumerate(SIZES["el"]) for place in range(size)]
 
 
 def test_a_block_of_the_order_is_one_row_group(reader: RowReader) -> None:

@@ -23,8 +23,8 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 60_000), min_size=1, max_size=30), 
 def test_packing_loses_no_token(documents: list[list[int]], length: int) -> None:
     packed = concat_split(Ragged.of(documents), length, pad=0)
     flat = [t for d in documents for t in d]
-    kept = [int(t) for row, n in zip(packed.ids, packed.n_tokens, strict=True) for t in row[:n]]
-    assert kept == flat
+    tokens = [int(t) for row, n in zip(packed.ids, packed.n_tokens, strict=True) for t in row[:n]]
+    assert tokens == flat
     assert (packed.n_tokens[:-1] == length).all()
     starts = [row * length + int(place) for row, places in enumerate(packed.doc_starts) for place in places]
     assert starts == np.cumsum([0, *map(len, documents)])[:-1].tolist()

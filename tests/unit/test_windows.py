@@ -86,9 +86,9 @@ def test_spans_grow_from_one_window_to_the_memory_limit() -> None:
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OrderedRows:
     monkeypatch.setattr(made_up, "SHARD_ROWS", 150)
-    found = made_up.rows(str(tmp_path), {"a": 900, "b": 130}, 4, 100, seed=0)
-    order = RowOrder(streams=found.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
-    return OrderedRows(order=order, folder=str(tmp_path), manifest=found, micro_batch=None)
+    manifest = made_up.rows(str(tmp_path), {"a": 900, "b": 130}, 4, 100, seed=0)
+    order = RowOrder(streams=manifest.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
+    return OrderedRows(order=order, folder=str(tmp_path), manifest=manifest, micro_batch=None)
 
 
 def read_by_tasks(feed: RankFeed, first: int, last: int) -> list[pa.Table]:
@@ -100,8 +100,8 @@ def read_by_tasks(feed: RankFeed, first: int, last: int) -> list[pa.Table]:
 def test_tasks_yield_the_rows_of_each_step_in_order(rows: OrderedRows, world: int) -> None:
     for rank in {0, world - 1}:
         feed = RankFeed(rows=rows, rank=rank, world=world, skipped=((2, 4),))
-        found = feed.regroup_by_step(iter(read_by_tasks(feed, 1, 40)), [feed.slots(step) for step in range(1, 40)])
-        for streamed, local in zip(found, feed.read_local(1, 40), strict=True):
+        tables = feed.regroup_by_step(iter(read_by_tasks(feed, 1, 40)), [feed.slots(step) for step in range(1, 40)])
+        for streamed, local in zip(tables, feed.read_local(1, 40), strict=True):
             assert streamed.select(local.column_names).equals(local)
 
 
@@ -125,10 +125,10 @@ def test_a_task_carries_its_own_rows_and_not_the_manifest() -> None:
     """10,000 shards: the manifest alone takes more than a MiB."""
     sizes = dict.fromkeys(("tokens", "text_tokens", "text_bytes", "padding", "documents", "cut"), 1)
     shards = tuple(Shard(path=f"a/part-{at:05d}.parquet", rows=640, sha256=f"{at:064x}", **sizes) for at in range(10_000))
-    found = Manifest(length=LENGTH, vocab_size=100, tokenizer="none", streams={"a": shards})
-    order = RowOrder(streams=found.order_streams({"a": 1.0}), batch=64, seed=0)
-    feed = RankFeed(rows=OrderedRows(order=order, folder="s3://shards", manifest=found, micro_batch=None), rank=0, world=1)
+    manifest = Manifest(length=LENGTH, vocab_size=100, tokenizer="none", streams={"a": shards})
+    order = RowOrder(streams=manifest.order_streams({"a": 1.0}), batch=64, seed=0)
+    feed = RankFeed(rows=OrderedRows(order=order, folder="s3://shards", manifest=manifest, micro_batch=None), rank=0, world=1)
     tasks = feed.read_tasks([feed.slots(step) for step in range(100)])
     sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed._read_task, feed.rows.folder))) for task in tasks]
-    assert len(pickle.dumps(found)) > 1 << 20
+    assert len(pickle.dumps(manifest)) > 1 << 20
     assert max(sent) < 64 << 10

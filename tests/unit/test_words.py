@@ -37,8 +37,8 @@ def test_words_match_the_expectations(name: str) -> None:
 def test_every_letter_is_in_a_word_and_no_grapheme_is_cut(name: str) -> None:
     text, _ = BY_HAND[name]
     letters = [cluster for cluster in regex.findall(r"\X", text) if regex.search(r"\p{L}", cluster)]
-    found = [cluster for word in words(text) for cluster in regex.findall(r"\X", word) if regex.search(r"\p{L}", cluster)]
-    assert found == letters
+    clusters = [cluster for word in words(text) for cluster in regex.findall(r"\X", word) if regex.search(r"\p{L}", cluster)]
+    assert clusters == letters
 
 
 def test_words_of_real_text_are_the_chunks_between_blanks(greek, english) -> None:
