@@ -1,1 +1,1 @@
-"""Machines and processes: the Ray session and the server. No training code."""
+"""Machines and processes: the Ray session, the executor and the server. No training code."""

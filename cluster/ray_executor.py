@@ -1,4 +1,4 @@
-"""Kernels on Ray: parts of the work as tasks, as many at once as each machine's CPUs and the bound on its memory allow."""
+"""Runs blocks of work as Ray tasks, as many at once as each machine's CPUs and its memory limit allow."""
 
 import time
 import warnings
@@ -15,63 +15,65 @@ from cluster.capacity import has_gpus
 from data_pipeline.errors import ConfigError
 
 T = TypeVar("T")
-_PROCESS = 450 << 20
+_PROCESS_BYTES = 450 << 20
 """Resident memory of a process that has imported torch and holds no data."""
-_BLOCK, _LEAST_BLOCK = 256 << 20, 32 << 20
-"""Scratch memory of a part: larger ones are not faster; smaller ones only where not even one task has room for this."""
+_MAX_BLOCK, _MIN_BLOCK = 256 << 20, 32 << 20
+"""Scratch memory of a block. Larger blocks are not faster; smaller ones are used only if not even one task has room."""
 
 
 class RayExecutor:
     """See `trainer.executor.Executor`.
 
     Args:
-        max_memory: bytes that the driver and all tasks may take together on a machine.
-        said: is told what is about to start: its size, and estimates of its time and memory.
-        progress: is told how many parts are done of how many.
+        max_memory: bytes that the driver and all tasks may use together on a machine.
+        note: receives a line before work starts: its size, and estimates of its time and memory.
+        progress: receives the number of finished blocks and of all blocks.
     """
 
     def __init__(
         self,
         max_memory: int,
-        said: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._max_memory, self._said, self._progress = max_memory, said, progress
+        self._max_memory, self._note, self._progress = max_memory, note, progress
         self._cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]] or [1]
-        most = max(1, *self._cpus)
-        of_all, of_one = ((max_memory - (1 + tasks) * _PROCESS) // 3 // tasks for tasks in (most, 1))
-        self.block_bytes = max(1 << 20, min(_BLOCK, max(of_all, min(_LEAST_BLOCK, of_one))))
-        self.tasks = self._at_once(self._cpus_of_a_task(0))
+        max_cpus = max(1, *self._cpus)
+        with_all, with_one = ((max_memory - (1 + tasks) * _PROCESS_BYTES) // 3 // tasks for tasks in (max_cpus, 1))
+        self.block_bytes = max(1 << 20, min(_MAX_BLOCK, max(with_all, min(_MIN_BLOCK, with_one))))
+        self.tasks = self._concurrent_tasks(self._cpus_per_task(0))
 
-    def __call__(self, function: Callable[..., T], parts: Sequence[Any], *shared: Any, operations: float = 0.0) -> Iterator[T]:
-        """Runs `function(part, *shared)` for every part, in order.
+    def __call__(
+        self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
+    ) -> Iterator[T]:
+        """Runs `function(part, *broadcast)` for every part, in order.
 
         Raises:
-            ConfigError: one task, the parts and what they share would not fit into the bound.
+            ConfigError: one task, the parts and the broadcast arguments would not fit into the memory limit.
         """
-        # The driver's rows and the store's copy of what is shared.
-        held = 2 * sum(map(_size, shared)) + 2 * sum(map(_size, parts))
-        needed = held + 2 * _PROCESS + self.block_bytes
+        # The driver's own arrays and their copies in the object store.
+        data_bytes = 2 * sum(map(_size, broadcast)) + 2 * sum(map(_size, parts))
+        needed = data_bytes + 2 * _PROCESS_BYTES + self.block_bytes
         if needed > self._max_memory:
             raise ConfigError(
                 f"{needed / 2**30:.1f} GiB are needed, {self._max_memory / 2**30:.1f} are allowed.",
                 "transfer.max_memory",
                 "Allow more, or take a smaller vocabulary or narrower vectors.",
             )
-        cpus = self._cpus_of_a_task(held)
-        at_once = self._at_once(cpus)
+        cpus = self._cpus_per_task(data_bytes)
+        concurrent = self._concurrent_tasks(cpus)
         if operations:
-            here = min(len(parts), max(self._cpus) // cpus)
-            taken = needed + (here - 1) * (_PROCESS + self.block_bytes)
-            seconds = operations / (_operations_a_second() * min(len(parts), at_once))
-            self._said(f"search for neighbours: {len(parts)} tasks, about {seconds:.0f} s and {taken / 2**30:.1f} GiB")
+            per_node = min(len(parts), max(self._cpus) // cpus)
+            memory = needed + (per_node - 1) * (_PROCESS_BYTES + self.block_bytes)
+            seconds = operations / (_operations_per_second() * min(len(parts), concurrent))
+            self._note(f"search for neighbours: {len(parts)} tasks, about {seconds:.0f} s and {memory / 2**30:.1f} GiB")
         task = _run.options(num_cpus=cpus)
-        handles = [ray.put(_packed(value)) for value in shared]
+        handles = [ray.put(_to_array(value)) for value in broadcast]
         body = ray.put(function)
         running: deque[Any] = deque()
         for number, part in enumerate(parts):
-            running.append(task.remote(body, _packed(part), *handles))
-            if len(running) >= 2 * at_once:
+            running.append(task.remote(body, _to_array(part), *handles))
+            if len(running) >= 2 * concurrent:
                 yield ray.get(running.popleft())
                 self._progress(number + 1 - len(running), len(parts))
         while running:
@@ -79,7 +81,7 @@ class RayExecutor:
             self._progress(len(parts) - len(running), len(parts))
 
     def on_gpu(self, function: Callable[..., T], *arguments: Any) -> T:
-        """In a task on a node that has a GPU; here, where none has."""
+        """Runs the function in a task on a node with a GPU; in this process if there is none."""
         if not has_gpus():
             return function(*arguments)
         try:
@@ -88,46 +90,46 @@ class RayExecutor:
             raise error.cause from error
         return answer
 
-    def _cpus_of_a_task(self, held: int) -> int:
-        """What a task asks for, so that no machine runs more of them than fit beside the driver and its `held` bytes."""
-        fit = max(1, (self._max_memory - held - _PROCESS) // (_PROCESS + self.block_bytes))
-        return max(1, -(-max(self._cpus) // fit))
+    def _cpus_per_task(self, data_bytes: int) -> int:
+        """CPUs that a task reserves, so that a machine runs no more tasks than fit beside the driver and the `data_bytes`."""
+        fitting = max(1, (self._max_memory - data_bytes - _PROCESS_BYTES) // (_PROCESS_BYTES + self.block_bytes))
+        return max(1, -(-max(self._cpus) // fitting))
 
-    def _at_once(self, cpus: int) -> int:
-        return max(1, sum(own // cpus for own in self._cpus))
+    def _concurrent_tasks(self, cpus: int) -> int:
+        return max(1, sum(node_cpus // cpus for node_cpus in self._cpus))
 
 
 @ray.remote
-def _run(function: Callable[..., T], part: Any, *shared: Any) -> T:
-    return function(_unpacked(part), *map(_unpacked, shared))
+def _run(function: Callable[..., T], part: Any, *broadcast: Any) -> T:
+    return function(_to_tensor(part), *map(_to_tensor, broadcast))
 
 
-class _Tensor:
-    """A tensor on its way: Ray shares NumPy arrays without copying, tensors it would copy into every task."""
+class _TensorArray:
+    """A tensor as a NumPy array: Ray shares arrays without copying, and would copy tensors into every task."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.dtype = tensor.dtype
         self.array = tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def _packed(value: Any) -> Any:
-    return _Tensor(value) if isinstance(value, torch.Tensor) else value
+def _to_array(value: Any) -> Any:
+    return _TensorArray(value) if isinstance(value, torch.Tensor) else value
 
 
-def _unpacked(value: Any) -> Any:
-    if not isinstance(value, _Tensor):
+def _to_tensor(value: Any) -> Any:
+    if not isinstance(value, _TensorArray):
         return value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the array is read-only; nothing writes to it
-        return torch.from_numpy(value.array).view(value.dtype)  # NumPy has no bf16: it travels as its bits
+        return torch.from_numpy(value.array).view(value.dtype)  # NumPy has no bf16: it is sent as its bits
 
 
 def _size(value: Any) -> int:
     return value.nbytes if isinstance(value, (torch.Tensor, np.ndarray)) else 0
 
 
-def _operations_a_second() -> float:
-    """What one CPU does, measured by a product of the size that kernels take."""
+def _operations_per_second() -> float:
+    """The speed of one CPU, measured by a matrix product of the size that kernels use."""
     with torch.no_grad():
         left, right = torch.ones(512, 300), torch.ones(300, 4096)
         threads = torch.get_num_threads()

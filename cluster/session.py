@@ -1,4 +1,4 @@
-"""The Ray cluster of a job: the one that RAY_ADDRESS names, or one of our own that ends with the job."""
+"""The Ray cluster of a job: the one at RAY_ADDRESS, or one started for the job that ends with it."""
 
 import logging
 import math
@@ -21,12 +21,12 @@ _WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 _START, _START_SECONDS, _ELASTIC_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300", "20"
-"""How long Ray Train waits for room for the workers: for all, which may have to be started; or where the run may go on with
-fewer. Ray believes for a while that a machine which is gone has room."""
-_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""Of an own cluster. Its only node cannot be drained: a process fewer in each training. Its workers are few, and asked often: a
-training that has ended is known sooner."""
-_OBJECT_STORE = 512 << 20
+"""Time that Ray Train waits for room for all workers, and for a run that may continue with fewer: for a while Ray still
+counts the room of a machine that is gone."""
+_LOCAL_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+"""Environment of a local cluster. Its only node cannot be drained, so a training needs no watcher process. Its workers are few
+and polled often, so that the end of a training is noticed sooner."""
+_OBJECT_STORE_BYTES = 512 << 20
 _CONNECT_SECONDS = 10
 
 
@@ -39,11 +39,12 @@ def ray_session(
     least: int | None = None,
     say: capacity.Say = print,
 ) -> Iterator[int]:
-    """Attaches to the cluster at `address`, or starts one here, waits until it has room for `workers` and the reading of data,
-    and yields their number: where it is None, as many as there are GPUs.
+    """Attaches to the cluster at `address`, or starts a local one. Waits until it has room for `workers` and for reading data,
+    and yields their number; `workers=None` means one for each GPU.
 
-    A cluster at `address` need have room for the `least` number only. An own cluster has as many logical CPUs as the job
-    needs, also on a smaller machine: its work is then slower, not refused. What was there before is left as it is.
+    A cluster at `address` needs room for the `least` number only. A local cluster has as many logical CPUs as the job needs;
+    on a smaller machine the job runs slower instead of being refused. A Ray session that was already initialised is used as
+    it is.
 
     Raises:
         ClusterError: there is no cluster at `address`, or it is too small.
@@ -51,12 +52,12 @@ def ray_session(
     if ray.is_initialized():
         yield capacity.resolve_workers(workers)
         return
-    # Ray Train reads these in the driver and passes them on; values that the user has set stay.
-    wanted = _WORKER_ENV | {_START: _START_SECONDS if least in (None, workers) else _ELASTIC_SECONDS}
-    given = {name: os.environ.setdefault(name, value) for name, value in wanted.items()}
+    # Ray Train reads these in the driver and passes them on; the user's own values win.
+    defaults = _WORKER_ENV | {_START: _START_SECONDS if least in (None, workers) else _ELASTIC_SECONDS}
+    environment = {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    settings["runtime_env"] = {"env_vars": given}
+    settings["runtime_env"] = {"env_vars": environment}
     if address:
         _check_reachable(address)
         settings["address"] = address
@@ -64,56 +65,56 @@ def ray_session(
         needed, cores = math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)), os.cpu_count() or 1
         if workers is not None and workers > cores:
             say(f"{workers} workers share the {cores} cores of this machine")
-        settings |= _own_cluster(max(cores, needed), given)
+        settings |= _local_cluster(max(cores, needed), environment)
     try:
-        with _native_lines_aside():
+        with _without_native_output():
             ray.init(**settings)
-    except Exception as error:  # Ray raises a plain Exception where a node of its own does not start in time
+    except Exception as error:  # Ray raises a plain Exception if its own node does not start in time
         raise _no_cluster(error, address) from error
     try:
-        found = capacity.resolve_workers(workers)
-        if least is not None and found < least:
+        count = capacity.resolve_workers(workers)
+        if least is not None and count < least:
             raise ClusterError(
-                f"workers=auto found {found}, the job asks for {least} at least.", "min_workers", "Lower it, or add GPUs."
+                f"workers=auto found {count}, the job asks for {least} at least.", "min_workers", "Lower it, or add GPUs."
             )
-        capacity.wait_for(least or found, worker_cpus, say)
-        _quieten()
-        yield found
+        capacity.wait_for(least or count, worker_cpus, say)
+        _silence_ray()
+        yield count
     finally:
         ray.shutdown()
 
 
 def _no_cluster(error: Exception, address: str | None) -> ClusterError:
     where = f"RAY_ADDRESS={address}" if address else "ray"
-    reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a token that is missing
+    reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a missing token
     if address:
         fix = "Unset RAY_ADDRESS to run on this machine."
     elif "missing packages" in reason:
-        fix = "Install all of Ray's: pip install 'ray[default,train,data,serve]'."
+        fix = "Install all parts of Ray: pip install 'ray[default,train,data,serve]'."
     else:
         fix = "Run it again when the machine is less busy."
     return ClusterError(f"no cluster ({reason}).", where, fix)
 
 
-def _own_cluster(cpus: int, given: dict[str, str]) -> dict[str, Any]:
-    """Arguments of `ray.init`, with the environment of the workers. Ray Train asks the dashboard whether its controller lives,
-    and would look for one by itself: it may find that of another cluster of this machine, which knows no such controller. Then
-    the workers are taken away."""
+def _local_cluster(cpus: int, environment: dict[str, str]) -> dict[str, Any]:
+    """Arguments of `ray.init` for a local cluster, with the environment of the workers. Ray Train asks the dashboard whether
+    its controller is alive. The port is fixed here, because Ray Train might otherwise find the dashboard of another cluster
+    on this machine, which does not know the controller, and end the workers."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return {
-        "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE,
-        "runtime_env": {"env_vars": given | _ONE_MACHINE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
+        "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES,
+        "runtime_env": {"env_vars": environment | _LOCAL_ENV | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
         "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
     }  # fmt: skip
 
 
 @contextmanager
-def _native_lines_aside() -> Iterator[None]:
-    """Ray's C++ part says on stderr which log level it was given, before that level holds. What fails still raises."""
+def _without_native_output() -> Iterator[None]:
+    """Discards stderr: Ray's C++ part reports its log level there before the level takes effect. Errors still raise."""
     saved = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
@@ -122,7 +123,7 @@ def _native_lines_aside() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuses an address where nobody answers at once: Ray itself would try for minutes."""
+    """Refuses an address without an answer at once; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like are Ray's to resolve
@@ -130,12 +131,12 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"nobody answers there ({error.strerror or error}).", f"RAY_ADDRESS={address}", "Unset it to run on this machine."
+            f"no answer from there ({error.strerror or error}).", f"RAY_ADDRESS={address}", "Unset it to run on this machine."
         ) from error
 
 
-def _quieten() -> None:
-    """Ray's own progress lines and warnings about its internals are not the job's output."""
+def _silence_ray() -> None:
+    """Keeps Ray's progress lines and warnings about its internals out of the job's output."""
     for name in ("ray.train", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

@@ -1,1 +1,1 @@
-"""The ground floor: text in, planned batches out. No model."""
+"""The ground floor: text in, ordered batches out. No model."""

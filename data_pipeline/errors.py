@@ -1,7 +1,12 @@
-"""The error tree: what was wrong, where, and what to do.
+"""The tree of errors. Each says what is wrong, where, and how to fix it.
 
-Every constructor argument stays in `args`, because Ray pickles an exception on the worker and Python rebuilds it from
-`args` on the driver; an exception that formats its text in `__init__` breaks on that trip.
+    ScionError                        exit code 1
+      UserError                       exit code 2: ConfigError, DataError, ModelError, ArtifactError, ClusterError
+      CorruptError, VerifyError, DataOrderError, TrainingError
+      Stopped                         exit code 75
+
+Ray pickles an exception on the worker, and Python rebuilds it from `args` on the driver. So every constructor argument
+stays in `args`: an exception that formats its text in `__init__` breaks on that trip.
 """
 
 import re
@@ -11,17 +16,16 @@ _PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+(?=@)")
 
 
 def mask_passwords(value: Any) -> Any:
-    """Text, or settings with such text in them, in which a URL has `***` in place of its password: for what is printed and
-    what is kept."""
+    """Replaces the password of each URL by `***`, in a text or in all texts of nested settings."""
     if isinstance(value, dict):
-        return {name: mask_passwords(one) for name, one in value.items()}
+        return {name: mask_passwords(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(mask_passwords(one) for one in value)
+        return type(value)(mask_passwords(item) for item in value)
     return _PASSWORD.sub(r"\1***", value) if isinstance(value, str) else value
 
 
 class ScionError(Exception):
-    """A failure that Scion explains. Ends a command with exit code 1."""
+    """A failure with an explanation. Ends a command with exit code 1."""
 
     exit_code = 1
 
@@ -41,7 +45,7 @@ class UserError(ScionError):
 
 
 class ConfigError(UserError):
-    """A key, value or combination of values that is not valid."""
+    """An invalid key, value or combination of values."""
 
 
 class DataError(UserError):
@@ -57,33 +61,33 @@ class ArtifactError(UserError):
 
 
 class ClusterError(UserError):
-    """The Ray cluster is missing or too small for what was asked."""
+    """The Ray cluster is missing or too small for the job."""
 
 
 class CorruptError(ScionError):
-    """Bytes on disk are not those that the manifest names."""
+    """The bytes on disk differ from those that were written."""
 
 
 class VerifyError(ScionError):
-    """An artefact is not what it should be."""
+    """A check of an artefact failed."""
 
 
 class DataOrderError(ScionError):
-    """A rank received other rows than the plan has for it. Never trained on."""
+    """A rank received other rows than the order assigns to it. Raised before they are trained on."""
 
 
 class TrainingError(ScionError):
-    """Training cannot go on: a loss that is not finite, a worker that failed."""
+    """Training cannot continue: a loss that is not finite, a worker that failed."""
 
 
 class Stopped(ScionError):
-    """The run was asked to stop, and can go on from what it saved. Ends a command with EX_TEMPFAIL, which `ray job` and
-    Kubernetes take for "not done yet"."""
+    """The run stopped on request and can resume from its last checkpoint. Ends a command with EX_TEMPFAIL, which `ray job`
+    and Kubernetes take for "not done yet"."""
 
     exit_code = 75
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what another library's exception says, or its kind where it says nothing."""
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    """The first line of an exception's message, or its class if it has none."""
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__

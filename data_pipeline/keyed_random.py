@@ -1,8 +1,8 @@
 """Counter-based randomness: the same (seed, purpose, index) gives the same numbers on any machine and in any order.
 
-There is no generator and no state. A key is a hash of what the numbers are for; the n-th number of a key is a mix of
-key and n (the finaliser of SplitMix64: Steele, Lea and Flood, OOPSLA 2014). NumPy's generators are not used, because
-their streams may change between releases and depend on how many numbers were drawn before.
+There is no generator and no state. A key is a hash of the seed and the purpose. The n-th number of a key is a mix of key
+and n (the finaliser of SplitMix64: Steele, Lea and Flood, OOPSLA 2014). NumPy's generators are not used: their streams may
+change between releases and depend on how many numbers were drawn before.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def key(*parts: object) -> int:
-    """A 64-bit key for `parts` (str, bytes or int), each told apart from its neighbours."""
+    """A 64-bit key for `parts` (str, bytes or int); the borders between parts count."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         raw = part if isinstance(part, bytes) else str(part).encode()
@@ -31,7 +31,7 @@ def bits(keys: int | NDArray[np.uint64], counters: NDArray[np.integer]) -> NDArr
         z = start + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
         z = (z ^ (z >> np.uint64(27))) * _MIX_2
-        # A second round with the key: keys that differ by a multiple of the increment would share a stream otherwise.
+        # A second round with the key: otherwise keys that differ by a multiple of the increment would share a stream.
         z = (z ^ (z >> np.uint64(31))) + start * _MIX_1
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
         z = (z ^ (z >> np.uint64(27))) * _MIX_2

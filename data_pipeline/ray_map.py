@@ -1,6 +1,6 @@
-"""One function over many jobs in a pool of Ray Data actors, results in the order of the jobs.
+"""Maps a function over jobs in a pool of Ray Data actors, with results in the order of the jobs.
 
-A `ScionError` raised on a worker arrives on the driver as it was, and is not retried: bad input stays bad.
+A `ScionError` of a worker is raised on the driver unchanged, without retries: bad input stays bad.
 """
 
 import pickle
@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 
 
 class _Worker:
-    """Holds what `setup` made, once per actor, and calls the function with it."""
+    """Calls `setup` once per actor and passes its result to each call of the function."""
 
     def __init__(self, function: Callable[..., Any], setup: Callable[[], Any] | None) -> None:
         self._function = function
@@ -38,7 +38,7 @@ def ray_map(
     """`[function(job) for job in jobs]`, or `function(job, setup())` with `setup` called once per actor.
 
     Raises:
-        ScionError: the first that a worker raised.
+        ScionError: the first one that a worker raised.
     """
     import ray
 

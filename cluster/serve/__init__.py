@@ -1,1 +1,1 @@
-"""An embedder behind `/v1/embeddings`, on Ray Serve. Walk: `app` → `protocol` → `batching` → `trainer.embedder`."""
+"""Serves an embedder at `/v1/embeddings` on Ray Serve. A request passes `app`, `protocol`, `batching`, `trainer.embedder`."""

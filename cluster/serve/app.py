@@ -1,8 +1,8 @@
-"""The Ray Serve application: copies of an embedder, each with its own HTTP front.
+"""The Ray Serve application: replicas of an embedder, each with its own HTTP front.
 
-One deployment, not an ingress before model replicas: tried side by side, the hop between two processes cost more than
-it saved, and both had to load torch. The tokenizer and torch compute outside the interpreter's lock, so that the front
-does not hold up the model. The price: one copy answers a request, however big it is.
+One deployment, not an ingress in front of model replicas: measured side by side, the hop between two processes cost more
+than it saved, and both had to load torch. The tokenizer and torch release the GIL, so the front does not block the model.
+The price: a single replica answers a request, however large it is.
 """
 
 import asyncio
@@ -32,23 +32,23 @@ from data_pipeline.errors import ClusterError, ConfigError
 from trainer.embedder import Embedder
 
 _APP = "embedder"
-_REPORTED_SECONDS = 0.3
-"""Within which Ray reports a task that failed."""
+_REPORT_SECONDS = 0.3
+"""Time within which Ray reports a failed task."""
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _log = logging.getLogger("ray.serve")
 
 
 class EmbedderReplica:
-    """A copy of the model. What waits when it is free is encoded together."""
+    """A replica of the model. Encodes all waiting rows together whenever the model is free."""
 
     def __init__(self, config: ServeConfig) -> None:
-        # One thread per reserved core: with torch's default every copy would take all cores of the machine.
+        # One thread per reserved core: with torch's default every replica would use all cores of the machine.
         torch.set_num_threads(config.cpus_per_replica)
         self._embedder = embedder = Embedder.load(config.model)
         if config.gpu:
             embedder.model.to("cuda")
-        embedder.encode_ids([[0]])  # so that the first request does not pay for starting threads and kernels
-        # Serve refuses an item above the batch size, also when it comes alone: a batch has room for the longest row.
+        embedder.encode_ids([[0]])  # a warm-up: the first request does not pay for starting threads and kernels
+        # Serve refuses an item above the batch size, even alone: a batch has room for the longest row.
         self._budget = max(config.max_batch_tokens, embedder.spec.max_length)
         self._encode_batch.set_max_batch_size(self._budget)
         self._encode_batch.set_batch_wait_timeout_s(config.batch_wait_s)
@@ -65,13 +65,13 @@ class EmbedderReplica:
         return np.concatenate(await asyncio.gather(*[self._encode_piece(piece) for piece in pieces]))
 
     async def _encode_piece(self, piece: Piece) -> Vectors:
-        # Serve closes a batch on a timer, also while the model is busy, and then runs a queue of tiny batches. Held
-        # back until the model is free, whatever waits comes out together.
+        # Serve closes a batch on a timer, also while the model is busy, and would then run a queue of tiny batches.
+        # Pieces that wait until the model is free join one batch.
         await self._free.wait()
-        found: Vectors | Exception = await self._encode_batch(piece)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        result: Vectors | Exception = await self._encode_batch(piece)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     @serve.batch(batch_size_fn=batching.cost, max_concurrent_batches=1)
     async def _encode_batch(self, batch: list[Piece]) -> list[Vectors | Exception]:
@@ -83,7 +83,7 @@ class EmbedderReplica:
 
 
 def build_app(config: ServeConfig) -> serve.Application:
-    """The application that `serve.run` starts. Host and port belong to Serve's proxy, not to the application.
+    """The application for `serve.run`. Host and port are settings of Serve's proxy, not of the application.
 
     Raises:
         ConfigError: no model is named.
@@ -96,8 +96,8 @@ def build_app(config: ServeConfig) -> serve.Application:
         serve.ingress()(EmbedderReplica),
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": int(config.gpu)},
-        max_ongoing_requests=1 << 20,  # the front counts requests, and refuses in OpenAI's shape
-        graceful_shutdown_wait_loop_s=0.2,  # looks that often whether the last answers are out
+        max_ongoing_requests=1 << 20,  # the front limits requests, with errors in OpenAI's format
+        graceful_shutdown_wait_loop_s=0.2,  # interval of the check that the last answers are sent
         max_constructor_retry_count=1,  # a model that cannot be loaded is reported at once
     )
     return deployment.bind(config)
@@ -107,7 +107,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     """`build_app` for `serve run cluster.serve.app:app model=...` and for the `args:` of a RayService.
 
     Raises:
-        ConfigError: no such setting, or a value that does not hold.
+        ConfigError: an unknown setting, or an invalid value.
     """
     settings = [setting.name for setting in fields(ServeConfig)]
     for key in args:
@@ -122,10 +122,11 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 @contextmanager
 def serve_locally(config: ServeConfig) -> Iterator[str]:
-    """Serves on the Ray that is initialised; gives the base URL for OpenAI's clients and stops at the end.
+    """Serves on the initialised Ray cluster while the block runs. Yields the base URL for OpenAI's clients.
 
     Raises:
-        ClusterError: no Ray, too small a one, one that serves already, a port in use, or a model that does not load.
+        ClusterError: no cluster, one that is too small or serves something already, a port in use, or a model that does not
+            load.
         ConfigError: no model is named.
     """
     application = build_app(config)
@@ -143,12 +144,12 @@ def serve_locally(config: ServeConfig) -> Iterator[str]:
 
 
 def _shut_down() -> None:
-    """Serve kills its controller while that is being shut down, which Ray reports as a task that failed."""
+    """Shuts Serve down quietly: it kills its controller while that shuts down, which Ray would report as a failed task."""
     worker = ray._private.worker
     worker._worker_logs_enabled = False
     try:
         serve.shutdown()
-        time.sleep(_REPORTED_SECONDS)
+        time.sleep(_REPORT_SECONDS)
     finally:
         worker._worker_logs_enabled = True
 
@@ -157,12 +158,12 @@ def _start(application: serve.Application, model: str) -> None:
     try:
         serve.run(application, name=_APP, logging_config=_QUIET)
     except RuntimeError as error:
-        # The cause is a traceback in the status, its last line the exception: "data_pipeline.errors.ModelError: ...".
-        found = serve.status().applications.get(_APP)
-        messages = [deployment.message for deployment in found.deployments.values()] if found else []
+        # The status holds a traceback whose last line is the exception: "data_pipeline.errors.ModelError: ...".
+        status = serve.status().applications.get(_APP)
+        messages = [deployment.message for deployment in status.deployments.values()] if status else []
         reason = (messages or [str(error)])[0].strip().splitlines()[-1]
-        _, ours, explained = reason.rpartition("data_pipeline.errors.ModelError: ")
-        raise ClusterError(f"the server did not start: {explained if ours else reason}", f"serve.model={model}") from error
+        _, ours, message = reason.rpartition("data_pipeline.errors.ModelError: ")
+        raise ClusterError(f"the server did not start: {message if ours else reason}", f"serve.model={model}") from error
 
 
 def _check_cluster(config: ServeConfig) -> None:
@@ -176,26 +177,26 @@ def _check_cluster(config: ServeConfig) -> None:
     for kind, count in needed.items():
         if have.get(kind, 0) < count:
             what = f"{config.replicas} copies of the model need {count} {kind}s, the cluster has {have.get(kind, 0):g}."
-            raise ClusterError(what, "serve.replicas", "Lower it, or add nodes.")  # Serve would wait for ever
+            raise ClusterError(what, "serve.replicas", "Lower it, or add nodes.")  # Serve itself would wait for ever
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Asked here, for Serve's proxy would share a port with another of its kind."""
+    """The port, or a free one for 0. Checked here, because Serve's proxy would share its port with another proxy."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released is free
         try:
             probe.bind((host, port))
         except OSError as error:
-            used = error.errno == errno.EADDRINUSE
-            what = f"port {port} is in use." if used else f"cannot listen on {host} port {port} ({error.strerror})."
-            fix = "Choose another with serve.port=, or 0 for a free one." if used else "Change serve.host= or serve.port=."
-            raise ClusterError(what, "serve.port" if used else "serve.host", fix) from error
+            in_use = error.errno == errno.EADDRINUSE
+            what = f"port {port} is in use." if in_use else f"cannot listen on {host} port {port} ({error.strerror})."
+            fix = "Choose another with serve.port=, or 0 for a free one." if in_use else "Change serve.host= or serve.port=."
+            raise ClusterError(what, "serve.port" if in_use else "serve.host", fix) from error
         return int(probe.getsockname()[1])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Serve's own progress lines in this process; its actors have their log settings."""
+    """Silences Serve's progress lines in this process; its actors have log settings of their own."""
     level = _log.level
     _log.setLevel(logging.ERROR)
     try:

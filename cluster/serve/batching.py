@@ -1,7 +1,7 @@
-"""Which rows are encoded together. Pure.
+"""Groups texts that are encoded together. Pure functions.
 
-A batch, up to a budget of tokens, is what waits when the model is free: pieces of many requests, or of one big one. The
-embedder then sorts its rows by length and splits them into forward passes of which at most half is padding.
+A batch holds the pieces that wait when the model becomes free, up to a budget of tokens: of many requests, or of one large
+request. The embedder then sorts its texts by length and splits them into forward passes with at most half padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ Encode = Callable[[TokenIds, int | None], Vectors]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one request that are encoded at one time."""
+    """Texts of one request that are encoded at the same time, as token ids."""
 
     rows: TokenIds
     dimensions: int | None
 
-    @cached_property  # Serve asks for the cost again with every piece that joins a batch
+    @cached_property  # Serve computes the cost again with every piece that joins a batch
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
@@ -35,7 +35,7 @@ def cost(pieces: Sequence[Piece]) -> int:
 
 
 def pieces(rows: TokenIds, dimensions: int | None, budget: int) -> list[Piece]:
-    """Cuts a request, in order, into pieces within the budget. `budget` is at least the longest row."""
+    """Cuts a request, in order, into pieces within the budget, which is at least the longest text."""
     cuts, used = [0], 0
     for index, row in enumerate(rows):
         if used + len(row) > budget:
@@ -47,14 +47,14 @@ def pieces(rows: TokenIds, dimensions: int | None, budget: int) -> list[Piece]:
 
 
 def encode_batch(batch: Sequence[Piece], encode: Encode) -> list[Vectors | Exception]:
-    """Vectors of each piece. A piece that fails has its exception and leaves the others alone."""
+    """Vectors of each piece, or its exception. A piece that fails does not affect the others."""
     try:
-        return list(_together(batch, encode))
-    except Exception as error:  # whatever a model can raise, running out of memory included
+        return list(_encode_together(batch, encode))
+    except Exception as error:  # any error of the model, such as running out of memory
         return [error] if len(batch) == 1 else [encode_batch([piece], encode)[0] for piece in batch]
 
 
-def _together(batch: Sequence[Piece], encode: Encode) -> list[Vectors]:
+def _encode_together(batch: Sequence[Piece], encode: Encode) -> list[Vectors]:
     vectors: dict[int, Vectors] = {}
     for width in {piece.dimensions: None for piece in batch}:
         members = [number for number, piece in enumerate(batch) if piece.dimensions == width]

@@ -1,4 +1,4 @@
-"""What a client gets, compared with what `encode` gives."""
+"""Compares the vectors that a client receives with those of `Embedder.encode`."""
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle
@@ -10,14 +10,14 @@ from openai import OpenAI, omit
 from trainer.embedder import Embedder
 
 _SIZES = (1, 3, 32, 256)
-"""Texts of a request, in turn: alone, a few, and more than fit in one forward pass."""
+"""Texts of successive requests: a single one, a few, and more than fit in one forward pass."""
 
 
 def request_vectors(base_url: str, model_name: str, texts: Sequence[str], *, floats: bool = False) -> NDArray[np.float32]:
-    """Vectors [n, d] of n texts through OpenAI's own client, in requests of several sizes.
+    """Requests the vectors [n, d] of n texts with OpenAI's client, in requests of several sizes.
 
     Args:
-        floats: ask for numbers; otherwise in base64, which the client asks for and reads by itself.
+        floats: whether to request numbers; by default the client requests and decodes base64.
 
     Raises:
         openai.APIError: the server refused or cannot be reached.
@@ -25,13 +25,13 @@ def request_vectors(base_url: str, model_name: str, texts: Sequence[str], *, flo
     client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
     vectors: list[list[float]] = []
     for part in _parts(texts):
-        answer = client.embeddings.create(model=model_name, input=part, encoding_format="float" if floats else omit)
-        vectors += [entry.embedding for entry in answer.data]
+        response = client.embeddings.create(model=model_name, input=part, encoding_format="float" if floats else omit)
+        vectors += [entry.embedding for entry in response.data]
     return np.array(vectors, dtype=np.float32)
 
 
 def compare(base_url: str, embedder: Embedder, texts: Sequence[str]) -> dict[str, float]:
-    """Asks for every text in both encodings: how many requests that took, and the largest difference from `encode`.
+    """Requests every text in both encodings. Returns the number of requests and the largest difference from `encode`.
 
     Raises:
         openai.APIError: the server refused or cannot be reached.

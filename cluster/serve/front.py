@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits and errors around a function that tokenizes and one that encodes. No Ray."""
+"""The HTTP front: routes, limits and errors around a tokenizer and an encoder. No Ray."""
 
 import asyncio
 import json
@@ -20,65 +20,65 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What stands behind the front."""
+    """The model behind the front."""
 
     card: ModelCard
     tokenize: Callable[[Sequence[str]], TokenIds]
     encode: Callable[[TokenIds, int | None], Awaitable[Vectors]]
-    """Vectors of checked rows, cut to the given width."""
+    """Vectors of checked token ids, cut to the given width."""
 
 
 class Front:
-    """Checks requests, tokenizes, has them encoded, answers. Whatever is wrong with a request ends here."""
+    """Checks, tokenizes and encodes requests, and answers them. Handles all errors of a request."""
 
     def __init__(self, config: ServeConfig, backend: Backend) -> None:
         self._config, self._backend = config, backend
-        self._under_way = 0
+        self._ongoing = 0
 
     def api(self) -> FastAPI:
-        """The routes. Every error that they answer has OpenAI's shape."""
+        """The routes. Their errors have OpenAI's format."""
         api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         api.add_api_route("/v1/embeddings", self._embeddings, methods=["POST"])
         api.add_api_route("/v1/models", self._models, methods=["GET"])
         api.add_api_route("/health", self._health, methods=["GET"])
-        api.exception_handler(RequestError)(_refused)
+        api.exception_handler(RequestError)(_error_response)
         api.exception_handler(HTTPException)(_no_route)
         return api
 
     async def _embeddings(self, request: Request) -> Response:
-        if self._under_way >= self._config.max_queued_requests:
+        if self._ongoing >= self._config.max_queued_requests:
             raise RequestError("the server is busy.", "", "Send the request again in a second.", 503, "overloaded")
-        self._under_way += 1
+        self._ongoing += 1
         try:
             body = await _body(request, self._config.max_body_bytes)
             return Response(await self._answer(body), media_type="application/json")
         finally:
-            self._under_way -= 1
+            self._ongoing -= 1
 
     async def _models(self) -> dict[str, Any]:
         return protocol.models_body(self._backend.card)
 
     async def _health(self) -> dict[str, str]:
-        return {"status": "ok"}  # said by the process that holds a copy of the model, once it is loaded
+        return {"status": "ok"}  # answered by the process that holds the model, once it is loaded
 
     async def _answer(self, body: bytes) -> bytes:
         try:
-            # In threads, because a large body takes longer than other requests should wait to be read.
-            asked, rows = await asyncio.to_thread(self._checked, body)
-            vectors = await self._backend.encode(rows, asked.dimensions)
-            return await asyncio.to_thread(protocol.response_body, vectors, rows, asked, self._backend.card)
+            # In threads, because parsing a large body would block other requests for too long.
+            request, rows = await asyncio.to_thread(self._check, body)
+            vectors = await self._backend.encode(rows, request.dimensions)
+            return await asyncio.to_thread(protocol.response_body, vectors, rows, request, self._backend.card)
         except RequestError:
             raise
-        except Exception as error:  # whatever a model can raise
+        except Exception as error:  # any error of the model
             _log.error("the embedder failed on a request", exc_info=error)
             what = "the embedder failed on this request."
             raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
 
-    def _checked(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
-        asked = protocol.parse_request(body, self._backend.card, self._config.max_inputs)
-        rows: TokenIds = self._backend.tokenize(asked.texts) if asked.texts else asked.token_ids
+    def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
+        request = protocol.parse_request(body, self._backend.card, self._config.max_inputs)
+        rows: TokenIds = self._backend.tokenize(request.texts) if request.texts else request.token_ids
         protocol.check_tokenized(rows)
-        return asked, rows
+        return request, rows
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -91,7 +91,7 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _refused(request: Request, error: RequestError) -> Response:
+async def _error_response(request: Request, error: RequestError) -> Response:
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return Response(json.dumps(error.body()), error.status, headers, "application/json")
 
@@ -100,4 +100,4 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     what = f"{request.method} {request.url.path}: {error.detail}."
     fix = "Known: POST /v1/embeddings, GET /v1/models, GET /health."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
-    return await _refused(request, RequestError(what, "", fix, error.status_code, code))
+    return await _error_response(request, RequestError(what, "", fix, error.status_code, code))

@@ -1,7 +1,7 @@
-"""OpenAI's embeddings protocol: a request body in, a checked request out; vectors in, an answer out. Pure.
+"""OpenAI's embeddings protocol: parses and checks request bodies, and builds response bodies. Pure functions.
 
-Token inputs are complete rows, special tokens included, as `Embedder.tokenize` gives them. A text that is too long is
-cut, as in `Embedder.encode`; a row of token ids that is too long is refused, for nobody but its sender can cut it well.
+Token inputs include special tokens, as `Embedder.tokenize` returns them. A text that is too long is cut, as in
+`Embedder.encode`; a list of token ids that is too long is refused, because only its sender can cut it well.
 """
 
 import base64
@@ -19,13 +19,13 @@ TokenIds = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
 
 _CREATED = 1735689600
-"""Clients want a time of birth for a model; a fixed one keeps answers the same from start to start."""
+"""Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
 
 
 class RequestError(UserError):
-    """A request that is answered with an error: its HTTP status and what OpenAI's clients read from the body.
+    """An error in a request, with the HTTP status and the code that OpenAI's clients read.
 
-    `where` is the part of the request that is wrong, in OpenAI's words its `param`.
+    `where` is the wrong part of the request, which OpenAI calls `param`.
     """
 
     def __init__(self, what: str, where: str = "", fix: str = "", status: int = 400, code: str | None = None) -> None:
@@ -34,26 +34,26 @@ class RequestError(UserError):
         self.status, self.code = status, code
 
     def body(self) -> dict[str, Any]:
-        """The answer, in OpenAI's shape."""
+        """The response body, in OpenAI's format."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.where or None, "code": self.code}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What is served, as far as a request can be checked against it."""
+    """The properties of the served model against which requests are checked."""
 
     name: str
     dimensions: tuple[int, ...]
-    """Widths that may be asked for, the full one first."""
+    """Allowed widths, the full one first."""
     max_length: int
     vocabulary: int
-    """Token ids are below it."""
+    """Upper bound of token ids, exclusive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """A checked request. One of `texts` and `rows` is empty."""
+    """A checked request. Either `texts` or `token_ids` is empty."""
 
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
@@ -62,26 +62,27 @@ class EmbeddingRequest:
 
 
 def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
-    """Reads and checks the body of `POST /v1/embeddings`. Keys that are not known are ignored.
+    """Parses and checks the body of `POST /v1/embeddings`. Ignores unknown keys.
 
     Raises:
-        RequestError: with the status to answer and a message that says what was wrong, where, and what to do.
+        RequestError: the request is invalid; has the status to answer and a message that says what is wrong, where, and how
+            to fix it.
     """
-    given = _object(body)
-    _check_model(given.get("model"), card)
-    if given.get("user") is not None and not isinstance(given["user"], str):
-        raise RequestError(f"must be a string, got {_kind(given['user'])}.", "user", "Leave it out or send a string.")
-    texts, rows = _inputs(given.get("input"), card, max_inputs)
+    content = _object(body)
+    _check_model(content.get("model"), card)
+    if content.get("user") is not None and not isinstance(content["user"], str):
+        raise RequestError(f"must be a string, got {_kind(content['user'])}.", "user", "Leave it out or send a string.")
+    texts, rows = _inputs(content.get("input"), card, max_inputs)
     return EmbeddingRequest(
         texts=texts,
         token_ids=rows,
-        dimensions=_dimensions(given.get("dimensions"), card),
-        is_base64=_is_base64(given.get("encoding_format")),
+        dimensions=_dimensions(content.get("dimensions"), card),
+        is_base64=_is_base64(content.get("encoding_format")),
     )
 
 
 def check_tokenized(rows: TokenIds) -> None:
-    """Refuses texts of which the tokenizer leaves nothing.
+    """Refuses texts without tokens.
 
     Raises:
         RequestError: names the first such input.
@@ -92,7 +93,7 @@ def check_tokenized(rows: TokenIds) -> None:
 
 
 def response_body(vectors: NDArray[np.float32], rows: TokenIds, request: EmbeddingRequest, card: ModelCard) -> bytes:
-    """The body that answers a request whose tokenized inputs are `rows`."""
+    """The response body of a request whose tokenized inputs are `rows`."""
     embeddings: list[str] | list[list[float]]
     if request.is_base64:
         embeddings = [base64.b64encode(vector.tobytes()).decode() for vector in vectors.astype("<f4")]
@@ -109,20 +110,20 @@ def response_body(vectors: NDArray[np.float32], rows: TokenIds, request: Embeddi
 
 
 def models_body(card: ModelCard) -> dict[str, Any]:
-    """The answer to `GET /v1/models`: OpenAI's list, with what a client of an embedder wants to know."""
+    """The response body of `GET /v1/models`: OpenAI's list, with the dimensions and the longest input of the embedder."""
     entry = {"id": card.name, "object": "model", "created": _CREATED, "owned_by": "scion"}
     return {"object": "list", "data": [entry | {"dimensions": list(card.dimensions), "max_length": card.max_length}]}
 
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        given = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise RequestError(f"the body is not JSON ({reason}).", "", 'Send {"model": ..., "input": ...}.') from error
-    if not isinstance(given, dict):
-        raise RequestError(f"the body must be an object, got {_kind(given)}.", "", 'Send {"model": ..., "input": ...}.')
-    return given
+    if not isinstance(content, dict):
+        raise RequestError(f"the body must be an object, got {_kind(content)}.", "", 'Send {"model": ..., "input": ...}.')
+    return content
 
 
 def _check_model(model: Any, card: ModelCard) -> None:
@@ -150,28 +151,28 @@ def _is_base64(encoding: Any) -> bool:
     return bool(encoding == "base64")
 
 
-def _inputs(given: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Texts and rows of token ids; a lone text or row is a list of one."""
-    if isinstance(given, str):
-        return (_text(given, "input"),), ()
+def _inputs(inputs: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Texts and lists of token ids; a single text or list counts as a list of one."""
+    if isinstance(inputs, str):
+        return (_text(inputs, "input"),), ()
     fix = "Send a text, a list of texts, a list of token ids, or a list of such lists."
-    if not isinstance(given, list):
-        what = "is missing." if given is None else f"must be a string or a list, got {_kind(given)}."
+    if not isinstance(inputs, list):
+        what = "is missing." if inputs is None else f"must be a string or a list, got {_kind(inputs)}."
         raise RequestError(what, "input", fix)
-    if not given:
+    if not inputs:
         raise RequestError("is an empty list.", "input", fix)
-    if type(given[0]) is int:
-        return (), (_row(given, "input", card),)
-    if len(given) > max_inputs:
-        raise RequestError(f"has {len(given)} inputs, more than {max_inputs}.", "input", "Send them in several requests.")
-    kind = type(given[0])
-    for index, entry in enumerate(given):
+    if type(inputs[0]) is int:
+        return (), (_row(inputs, "input", card),)
+    if len(inputs) > max_inputs:
+        raise RequestError(f"has {len(inputs)} inputs, more than {max_inputs}.", "input", "Send them in several requests.")
+    kind = type(inputs[0])
+    for index, entry in enumerate(inputs):
         if not isinstance(entry, str | list) or type(entry) is not kind:
-            alike = f" like input[0], a {_kind(given[0])}" if isinstance(given[0], str | list) else ""
+            alike = f" like input[0], a {_kind(inputs[0])}" if isinstance(inputs[0], str | list) else ""
             raise RequestError(f"is a {_kind(entry)}, must be a text or a list of token ids{alike}.", f"input[{index}]", fix)
     if kind is str:
-        return tuple(_text(text, f"input[{index}]") for index, text in enumerate(given)), ()
-    return (), tuple(_row(row, f"input[{index}]", card) for index, row in enumerate(given))
+        return tuple(_text(text, f"input[{index}]") for index, text in enumerate(inputs)), ()
+    return (), tuple(_row(row, f"input[{index}]", card) for index, row in enumerate(inputs))
 
 
 def _text(text: str, where: str) -> str:
@@ -201,12 +202,12 @@ def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls a value."""
+    """The JSON type of a value."""
     kinds = {str: "string", list: "list", dict: "object", bool: "boolean", int: "number", float: "number"}
     return "null" if value is None else kinds[type(value)]
 
 
 def _short(value: Any) -> str:
-    """A value as a message quotes it."""
+    """A value, shortened for a message."""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:40] + "..."

@@ -1,1 +1,1 @@
-"""Files at any URI, and the folders that jobs leave behind."""
+"""Files at any URI, and the artefact folders that jobs write."""

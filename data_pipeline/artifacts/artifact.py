@@ -1,7 +1,7 @@
-"""What a job leaves behind: a folder at any URI that holds `artifact.json`, written last.
+"""Artefacts: folders that jobs write, complete once they hold `artifact.json`, which is written last.
 
-A folder without it is never taken for finished. While a job writes, `unfinished.json` marks the folder as ours, so that
-a later run may clear what a killed one left, and never clears a folder that somebody else filled.
+While a job writes, `unfinished.json` marks the folder as Scion's. A later run may therefore clear what a killed run left,
+and never clears a folder of somebody else.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from data_pipeline.errors import ArtifactError, mask_passwords
 FORMAT_VERSION = 1
 FINISHED, UNFINISHED = "artifact.json", "unfinished.json"
 READER_PREFIX = "reading-"
-"""Begins the names of leases in a working folder that those hold who read there."""
+"""Prefix of lease files in a working folder that its readers hold."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "deepspeed", "datasets", "pyarrow", "omegaconf", "numpy")
 
 
@@ -42,21 +42,21 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePolicy:
-    """How a training in the folder of a plan may go on under other settings, by their dotted names: `pretrain.train.steps`."""
+    """Which settings may change when a training resumes, by their dotted names: `pretrain.train.steps`."""
 
     settings: tuple[str, ...]
-    """Those that may differ from what an unfinished run had."""
+    """Settings that may differ from those of the unfinished run."""
     length: str
-    """The one of them that a finished run may have had smaller: it then goes on."""
+    """The one of them that extends a finished run when it is raised."""
     state: str
-    """Folder below the artefact without which a finished run cannot go on."""
+    """Folder below the artefact that a finished run needs to be extended."""
     keep: str
     """The setting that keeps that folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a job is about to make, known before anything is done: two equal plans make equal artefacts."""
+    """A job's specification of an artefact, complete before any work starts: equal specs make equal artefacts."""
 
     uri: str
     kind: str
@@ -65,7 +65,7 @@ class Spec:
     resume_policy: ResumePolicy | None = None
 
     def __post_init__(self) -> None:
-        """Passwords decide about no result, and a model folder that is published holds its plan."""
+        """Masks passwords: they do not change the result, and a published model folder holds its spec."""
         object.__setattr__(self, "config", mask_passwords(self.config))
 
     @property
@@ -74,71 +74,71 @@ class Spec:
 
     @property
     def run_id(self) -> str:
-        """The same for all plans of which one may go on where the other was."""
+        """The same for all specs that may resume each other's runs."""
         free = () if self.resume_policy is None else self.resume_policy.settings
-        return self._hash({name: value for name, value in _flat(self.config).items() if name not in free})
+        return self._hash({name: value for name, value in _flatten(self.config).items() if name not in free})
 
     def _hash(self, config: Mapping[str, Any]) -> str:
         content = {"format": FORMAT_VERSION, "kind": self.kind, "config": config, "inputs": self.inputs}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def can_resume(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-        """Whether an unfinished run that had these settings goes on under this plan."""
+        """Whether an unfinished run with these settings can resume under this spec."""
         free = () if self.resume_policy is None else self.resume_policy.settings
         return not set(_changed(config, inputs, self)) - set(free)
 
-    def can_extend(self, found: Artifact) -> bool:
-        """Whether a finished run is a beginning of this one."""
-        if self.resume_policy is None or found.kind != self.kind or not self.can_resume(found.config, found.inputs):
+    def can_extend(self, finished: Artifact) -> bool:
+        """Whether this run extends a finished one: the same settings, but a greater `length`."""
+        if self.resume_policy is None or finished.kind != self.kind or not self.can_resume(finished.config, finished.inputs):
             return False
-        return bool(_flat(self.config)[self.resume_policy.length] > _flat(found.config)[self.resume_policy.length])
+        return bool(_flatten(self.config)[self.resume_policy.length] > _flatten(finished.config)[self.resume_policy.length])
 
 
 @dataclass(slots=True)
 class Draft:
-    """The folder while it is being filled; `metrics` end up in `artifact.json`."""
+    """An artefact that is being written; `metrics` end up in `artifact.json`."""
 
     uri: str
     metrics: dict[str, Any] = field(default_factory=dict)
     lease: Lease | None = None
-    """Where one run at a time may write."""
+    """Set where one run at a time may write."""
     working_folders: list[str] = field(default_factory=list)
-    """Folders that are needed until the artefact is finished, and removed then."""
+    """Folders to remove once the artefact is finished."""
 
 
 def identity(config: object) -> dict[str, Any]:
-    """The part of a config dataclass that changes the result: fields marked `identity: False` are left out."""
+    """The settings of a config dataclass that change the result: all but fields marked `identity: False`."""
     assert dataclasses.is_dataclass(config)
     values: dict[str, Any] = {}
-    for spec in dataclasses.fields(config):
-        if spec.metadata.get("identity", True):
-            value = getattr(config, spec.name)
-            values[spec.name] = to_json(value)
+    for setting in dataclasses.fields(config):
+        if setting.metadata.get("identity", True):
+            value = getattr(config, setting.name)
+            values[setting.name] = to_json(value)
     return values
 
 
 def to_json(value: object) -> Any:
-    """A setting as JSON has it."""
+    """A setting in JSON's types."""
     if isinstance(value, tuple):
         return [to_json(part) for part in value]
     return identity(value) if dataclasses.is_dataclass(value) else value
 
 
 def adjustable_fields(config: object, prefix: str) -> tuple[str, ...]:
-    """Dotted names of the fields that may change when a run goes on, marked `adjustable: True`, those of inner sections too."""
+    """Dotted names of the fields that may change when a run resumes, marked `adjustable: True`; includes inner sections."""
     assert dataclasses.is_dataclass(config)
     names: list[str] = []
-    for spec in dataclasses.fields(config):
-        value, name = getattr(config, spec.name), f"{prefix}.{spec.name}"
+    for setting in dataclasses.fields(config):
+        value, name = getattr(config, setting.name), f"{prefix}.{setting.name}"
         if dataclasses.is_dataclass(value):
             names += adjustable_fields(value, name)
-        elif spec.metadata.get("adjustable", False):
+        elif setting.metadata.get("adjustable", False):
             names.append(name)
     return tuple(names)
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that decide a result."""
+    """The installed versions of the packages that affect a result."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
@@ -146,19 +146,19 @@ def read(uri: str, kind: str, made_by: str) -> Artifact:
     """The finished artefact at `uri`.
 
     Raises:
-        ArtifactError: nothing there, not finished, or of another kind; names the command that makes it.
+        ArtifactError: it is missing, not finished, or of another kind; names the command that makes it.
     """
-    found = load(uri)
-    if found is None:
+    artifact = load(uri)
+    if artifact is None:
         state = "is not finished" if storage.exists(storage.join(uri, UNFINISHED)) else "is not there"
         raise ArtifactError(f"the {kind} artefact {state}.", uri, f"Make it with `scion {made_by}`.")
-    if found.kind != kind:
-        raise ArtifactError(f"this is a {found.kind} artefact, not a {kind} artefact.", uri, "Name another folder.")
-    return found
+    if artifact.kind != kind:
+        raise ArtifactError(f"this is a {artifact.kind} artefact, not a {kind} artefact.", uri, "Name another folder.")
+    return artifact
 
 
-def find(plan: Spec, *, replace: bool = False) -> Artifact | None:
-    """The finished artefact that `plan` would make, or None when it is still to be made, perhaps from what a shorter run left.
+def find(spec: Spec, *, replace: bool = False) -> Artifact | None:
+    """The finished artefact that `spec` would make; None if it must be made, which may mean to extend a shorter run.
 
     Args:
         replace: another artefact of the same kind may be replaced.
@@ -166,79 +166,82 @@ def find(plan: Spec, *, replace: bool = False) -> Artifact | None:
     Raises:
         ArtifactError: the folder holds something else, which is left as it is.
     """
-    found = load(plan.uri)
-    if found is not None:
-        if found.id == plan.id:
-            return found
-        if plan.can_extend(found):
-            _check_state(plan, found)
+    finished = load(spec.uri)
+    if finished is not None:
+        if finished.id == spec.id:
+            return finished
+        if spec.can_extend(finished):
+            _check_state(spec, finished)
             return None
-        if replace and found.kind == plan.kind:
+        if replace and finished.kind == spec.kind:
             return None
-        changed = ", ".join(_differences(found.config, found.inputs, plan)) or "the format version"
+        changed = ", ".join(_differences(finished.config, finished.inputs, spec)) or "the format version"
         raise ArtifactError(
-            f"this folder holds a finished {found.kind} artefact of another run; it differs in {changed}.",
-            plan.uri,
-            "Give what it was made with, or choose another output=, or another shards= where that names the folder.",
+            f"this folder holds a finished {finished.kind} artefact of another run; it differs in {changed}.",
+            spec.uri,
+            "Use the settings it was made with, or choose another output=, or another shards= where that names the folder.",
         )
-    if storage.is_file(plan.uri):
-        raise ArtifactError("a file is here, not a folder.", plan.uri, "Name another place.")
-    if storage.files(plan.uri) and not storage.exists(storage.join(plan.uri, UNFINISHED)):
-        raise ArtifactError("the folder is not empty and not Scion's.", plan.uri, "Choose another output=.")
+    if storage.is_file(spec.uri):
+        raise ArtifactError("a file is here, not a folder.", spec.uri, "Name another folder.")
+    if storage.files(spec.uri) and not storage.exists(storage.join(spec.uri, UNFINISHED)):
+        raise ArtifactError("the folder is not empty and not Scion's.", spec.uri, "Choose another output=.")
     return None
 
 
-def has_unfinished_run(plan: Spec, precious: Callable[[], bool] = lambda: False) -> bool:
-    """Whether an earlier run with this plan, but for what may change (`ResumePolicy`), is unfinished.
+def has_unfinished_run(spec: Spec, precious: Callable[[], bool] = lambda: False) -> bool:
+    """Whether the folder holds an unfinished run that this spec can resume (`ResumePolicy`).
+
+    Args:
+        precious: whether the unfinished run has results that must not be lost.
 
     Raises:
-        ArtifactError: one with another plan is, and `precious` says that it is worth something; or one of another kind.
+        ArtifactError: the unfinished run is of another kind, or cannot be resumed and is `precious`.
     """
-    left = _left(plan)
-    if not left:
+    mark = _read_mark(spec)
+    if not mark:
         return False
-    if left["kind"] != plan.kind:
+    if mark["kind"] != spec.kind:
         raise ArtifactError(
-            f"an unfinished {left['kind']} artefact is here, not a {plan.kind} artefact.", plan.uri, "Name another folder."
+            f"an unfinished {mark['kind']} artefact is here, not a {spec.kind} artefact.", spec.uri, "Name another folder."
         )
-    config, inputs = left["config"], left["inputs"]
-    begun = bool(left["id"] == plan.id or plan.can_resume(config, inputs))
-    if not begun and precious():
-        changed = ", ".join(_differences(config, inputs, plan)) or "the format version"
+    config, inputs = mark["config"], mark["inputs"]
+    can_resume = bool(mark["id"] == spec.id or spec.can_resume(config, inputs))
+    if not can_resume and precious():
+        changed = ", ".join(_differences(config, inputs, spec)) or "the format version"
         raise ArtifactError(
             f"an unfinished run is here that differs in {changed}.",
-            plan.uri,
-            "Give it the same settings and it goes on; or remove that folder, or choose another output=.",
+            spec.uri,
+            "Give it the same settings to resume it; or remove that folder, or choose another output=.",
         )
-    return begun
+    return can_resume
 
 
 @contextmanager
 def writing(
-    plan: Spec,
+    spec: Spec,
     *,
     resumable: bool = False,
     precious: Callable[[], bool] = lambda: False,
     replace: bool = False,
     lease: Lease | None = None,
 ) -> Iterator[Draft]:
-    """Fills the folder of `plan`; it becomes an artefact when the block ends without an error.
+    """Fills the folder of `spec`; it becomes an artefact when the block ends without an error.
 
-    What an earlier run left is removed first. With `resumable` it is kept if its plan was the same, but for what may change
-    (`ResumePolicy`), and an error keeps what is there for the next run; otherwise an error removes the folder. Who has lost the
-    `lease` neither finishes nor removes it.
+    Removes the files of earlier runs first, and the whole folder after an error. With `resumable` it keeps the files of a run
+    that this spec can resume (`ResumePolicy`), and keeps its own after an error. A run that has lost its `lease` neither
+    finishes nor removes the artefact.
 
     Raises:
-        ArtifactError: the folder holds something else; where `precious` says so, also if that is unfinished.
+        ArtifactError: the folder holds something else, or a `precious` unfinished run of another spec.
     """
-    finished, mark = find(plan, replace=replace), storage.join(plan.uri, UNFINISHED)
-    begun = has_unfinished_run(plan, precious)
-    if not (resumable and (begun or finished or load(plan.uri))):
-        storage.clear(plan.uri, UNFINISHED)
-    begins = {"id": plan.id, "kind": plan.kind, "config": plan.config, "inputs": plan.inputs}
-    storage.write_bytes(mark, _json(begins))
-    storage.remove(storage.join(plan.uri, FINISHED))
-    draft, start = Draft(plan.uri, lease=lease), time.perf_counter()
+    finished, mark = find(spec, replace=replace), storage.join(spec.uri, UNFINISHED)
+    can_resume = has_unfinished_run(spec, precious)
+    if not (resumable and (can_resume or finished or load(spec.uri))):
+        storage.clear(spec.uri, UNFINISHED)
+    description = {"id": spec.id, "kind": spec.kind, "config": spec.config, "inputs": spec.inputs}
+    storage.write_bytes(mark, _json(description))
+    storage.remove(storage.join(spec.uri, FINISHED))
+    draft, start = Draft(spec.uri, lease=lease), time.perf_counter()
     try:
         yield draft
         _check(lease)
@@ -246,46 +249,46 @@ def writing(
         if not resumable:
             with contextlib.suppress(ArtifactError):
                 _check(lease)
-                storage.clear(plan.uri, UNFINISHED)
+                storage.clear(spec.uri, UNFINISHED)
         raise
     content = {
         "format": FORMAT_VERSION,
-        "kind": plan.kind,
-        "id": plan.id,
-        "config": plan.config,
-        "inputs": plan.inputs,
+        "kind": spec.kind,
+        "id": spec.id,
+        "config": spec.config,
+        "inputs": spec.inputs,
         "metrics": mask_passwords(draft.metrics),
         "seconds": round(time.perf_counter() - start, 3),
         "versions": package_versions(),
     }
-    storage.sync(plan.uri)
-    storage.write_bytes(mark, _json(begins | {"working": draft.working_folders}))
-    storage.write_bytes(storage.join(plan.uri, FINISHED), _json(content))
-    clean_up(plan.uri)
+    storage.sync(spec.uri)
+    storage.write_bytes(mark, _json(description | {"working": draft.working_folders}))
+    storage.write_bytes(storage.join(spec.uri, FINISHED), _json(content))
+    clean_up(spec.uri)
 
 
 def is_clean(uri: str) -> bool:
-    """Whether nothing is left of the making of a finished artefact, as a kill at its end leaves it."""
+    """Whether a finished artefact has been cleaned up (`clean_up`): a run killed at its very end has not done it."""
     return not storage.exists(storage.join(uri, UNFINISHED))
 
 
 def clean_up(uri: str) -> None:
-    """Removes what was needed until the artefact was finished, and the mark that says so, last.
+    """Removes the working folders of a finished artefact, then `unfinished.json`.
 
-    While somebody reads there (`READER_PREFIX`) all of it stays, and the next command clears it.
+    Does nothing while a working folder has readers (`READER_PREFIX`); the next command cleans up then.
     """
     mark = storage.join(uri, UNFINISHED)
     working = json.loads(storage.read_bytes(mark)).get("working", [])
-    if any(map(_is_read, working)):
+    if any(map(_has_readers, working)):
         return
     for folder in working:
         storage.remove(folder)
     storage.remove(mark)
 
 
-def _is_read(folder: str) -> bool:
-    marks = [name for name in storage.files(folder) if name.startswith(READER_PREFIX)]
-    return any(is_held(storage.join(folder, mark)) for mark in marks)
+def _has_readers(folder: str) -> bool:
+    leases = [name for name in storage.files(folder) if name.startswith(READER_PREFIX)]
+    return any(is_held(storage.join(folder, lease)) for lease in leases)
 
 
 def _check(lease: Lease | None) -> None:
@@ -293,15 +296,15 @@ def _check(lease: Lease | None) -> None:
         lease.check()
 
 
-def _check_state(plan: Spec, found: Artifact) -> None:
-    """Whether a finished run kept what it needs to go on."""
-    assert plan.resume_policy is not None
-    if not storage.files(storage.join(plan.uri, plan.resume_policy.state)):
+def _check_state(spec: Spec, finished: Artifact) -> None:
+    """Checks that a finished run kept the state that extending it needs."""
+    assert spec.resume_policy is not None
+    if not storage.files(storage.join(spec.uri, spec.resume_policy.state)):
         raise ArtifactError(
-            f"the run here has ended and kept nothing to go on from; it differs in "
-            f"{', '.join(_differences(found.config, found.inputs, plan))}.",
-            plan.uri,
-            f"Choose another output=, or remove that folder; with {plan.resume_policy.keep}=true it can go on after its end.",
+            f"the run here has finished and kept no state to extend it from; it differs in "
+            f"{', '.join(_differences(finished.config, finished.inputs, spec))}.",
+            spec.uri,
+            f"Choose another output=, or remove that folder; with {spec.resume_policy.keep}=true a run can be extended later.",
         )
 
 
@@ -309,7 +312,7 @@ def load(uri: str) -> Artifact | None:
     """The finished artefact at `uri`, of any kind; None if there is none.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: `artifact.json` cannot be read.
     """
     path = storage.join(uri, FINISHED)
     if not storage.exists(path):
@@ -327,9 +330,9 @@ def _unreadable(path: str, error: Exception) -> ArtifactError:
     return ArtifactError(f"cannot be read ({error}).", path, "Remove the folder and make it again.")
 
 
-def _left(plan: Spec) -> dict[str, Any]:
-    """The mark of whoever began to fill the folder of `plan`; empty if nobody did."""
-    path = storage.join(plan.uri, UNFINISHED)
+def _read_mark(spec: Spec) -> dict[str, Any]:
+    """The content of `unfinished.json` in the folder of `spec`; empty if there is none."""
+    path = storage.join(spec.uri, UNFINISHED)
     if not storage.exists(path):
         return {}
     try:
@@ -339,23 +342,23 @@ def _left(plan: Spec) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Spec) -> list[str]:
-    """Names what changed, deepest key first: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
-    old, new = _flat(config), _flat(plan.config)
-    changed = _changed(config, inputs, plan)
-    return [name if name in {*plan.inputs, *inputs} else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
+def _differences(config: Mapping[str, Any], inputs: Mapping[str, str], spec: Spec) -> list[str]:
+    """What changed, by full key: `shard.tokenizer.vocab_size (8000 -> 12032)`."""
+    old, new = _flatten(config), _flatten(spec.config)
+    changed = _changed(config, inputs, spec)
+    return [name if name in {*spec.inputs, *inputs} else f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed]
 
 
-def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], plan: Spec) -> list[str]:
+def _changed(config: Mapping[str, Any], inputs: Mapping[str, str], spec: Spec) -> list[str]:
     """Names of settings and inputs that differ."""
-    old, new = {**_flat(config), **inputs}, {**_flat(plan.config), **plan.inputs}
+    old, new = {**_flatten(config), **inputs}, {**_flatten(spec.config), **spec.inputs}
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
 
 

@@ -1,4 +1,4 @@
-"""Work that is not done twice: what a killed run had finished is kept when its files are still what they were."""
+"""Work that is done once: the result of a killed run is reused if its files are unchanged."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,36 +10,36 @@ from data_pipeline.artifacts import storage
 def cached_step(
     folder: str, name: str, key: Mapping[str, Any], make: Callable[[], tuple[dict[str, Any], list[str]]]
 ) -> dict[str, Any]:
-    """What `make` answers, or what it answered before with an equal `key` if every file that it wrote is unchanged.
+    """Returns the result of `make`, or its earlier result for an equal `key` if every file it wrote is unchanged.
 
     Args:
-        folder: that the files lie in.
+        folder: holds the files.
         name: of the record, a JSON file in `folder` that is written last.
-        key: everything that the answer depends on.
-        make: writes files and answers with a JSON object and the files' paths below `folder`.
+        key: everything that the result depends on.
+        make: writes files; returns a JSON object and the files' paths below `folder`.
     """
-    record = storage.join(folder, name)
-    found = _read(record)
-    if found is not None and found["key"] == dict(key) and all(_same(folder, *file) for file in found["files"].items()):
-        return dict(found["answer"])
-    storage.remove(record)
-    answer, files = make()
+    uri = storage.join(folder, name)
+    record = _read(uri)
+    if record is not None and record["key"] == dict(key) and _are_unchanged(folder, record["files"]):
+        return dict(record["answer"])
+    storage.remove(uri)
+    result, files = make()
     hashes = {path: storage.sha256(storage.join(folder, path)) for path in files}
-    content = {"key": dict(key), "files": hashes, "answer": answer}
-    storage.write_bytes(record, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-    return answer
+    content = {"key": dict(key), "files": hashes, "answer": result}
+    storage.write_bytes(uri, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    return result
 
 
-def _read(record: str) -> dict[str, Any] | None:
-    if not storage.exists(record):
+def _read(uri: str) -> dict[str, Any] | None:
+    if not storage.exists(uri):
         return None
     try:
-        content = json.loads(storage.read_bytes(record))
+        content = json.loads(storage.read_bytes(uri))
         return content if isinstance(content, dict) and {"key", "files", "answer"} <= content.keys() else None
     except ValueError:
-        return None  # torn or flipped: then it is made again
+        return None  # torn or damaged: the work is done again
 
 
-def _same(folder: str, path: str, known: str) -> bool:
-    uri = storage.join(folder, path)
-    return storage.exists(uri) and storage.sha256(uri) == known
+def _are_unchanged(folder: str, hashes: Mapping[str, str]) -> bool:
+    files = ((storage.join(folder, path), sha256) for path, sha256 in hashes.items())
+    return all(storage.exists(uri) and storage.sha256(uri) == sha256 for uri, sha256 in files)

@@ -1,8 +1,8 @@
-"""What a check of an artefact finds, for whoever reads `scion verify`."""
+"""The result of a check of an artefact, as `scion verify` prints it."""
 
 from dataclasses import dataclass
 
-_LISTED = 20
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,13 +13,13 @@ class CheckResult:
     detail: str
     """What was compared, or what is wrong."""
     failures: tuple[str, ...] = ()
-    """Rows, ids or files that fail, as many as a reader can use; none if all is well."""
+    """Rows, ids or files that fail, as many as a reader can use; empty if the check passes."""
 
     @classmethod
-    def from_failures(cls, check: str, said: str, failures: list[str]) -> "CheckResult":
-        """One that names the first failures, and how many more there are."""
-        more = [f"and {len(failures) - _LISTED:,} more"] if len(failures) > _LISTED else []
-        return cls(check=check, detail=said, failures=(*failures[:_LISTED], *more))
+    def from_failures(cls, check: str, detail: str, failures: list[str]) -> "CheckResult":
+        """A result that lists the first failures and counts the rest."""
+        rest = [f"and {len(failures) - _MAX_LISTED:,} more"] if len(failures) > _MAX_LISTED else []
+        return cls(check=check, detail=detail, failures=(*failures[:_MAX_LISTED], *rest))
 
     @property
     def is_ok(self) -> bool:

@@ -1,4 +1,4 @@
-"""What tells a file's content from another without a look at it, where the storage knows."""
+"""Fingerprints of files: equal content, equal fingerprint, without reading the content where the storage knows a checksum."""
 
 import hashlib
 import os
@@ -10,25 +10,25 @@ from typing import Any, BinaryIO
 from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.retries import with_retries
 
-_MARKS = ("ETag", "etag", "md5Hash")
-"""Where the listings of object stores say what identifies the content."""
-_MANY = 16
-"""Files of a folder from which on one listing is quicker than a request each, whatever else is in the folder."""
+_CHECKSUM_FIELDS = ("ETag", "etag", "md5Hash")
+"""Fields of an object store's listing that identify the content."""
+_LISTING_PAYS_FROM = 16
+"""From this many files of a folder on, one listing is quicker than one request each, whatever else the folder holds."""
 SETTLE_SECONDS = 2.0
-"""Seconds since the last change of a file after which another change gets another time, whatever the file system's clock."""
+"""After this time without a change, another change gets another timestamp on any file system."""
 _fingerprints: dict[tuple[int, ...], str] = {}
-"""Of this process, by `_state`."""
+"""Cache of this process, keyed by `_state`."""
 
 
 @with_retries
 def fingerprint(uri: str) -> str:
     """Changes when the file's content changes: a SHA-256 for a local file, the store's own checksum elsewhere.
 
-    A process reads a local file once, unless its inode says that it was changed since.
+    A process reads a local file again only if its inode changed.
     """
     fs, path = storage.filesystem(uri)
     if not storage.is_local(uri):
-        return _mark(storage.info(fs, path))
+        return _checksum(storage.info(fs, path))
     with open(path, "rb") as file:
         state = _state(file)
         if state not in _fingerprints:
@@ -40,32 +40,33 @@ def fingerprint(uri: str) -> str:
 
 
 def fingerprints(uris: list[str]) -> list[str]:
-    """That of each file. An object store is asked once a folder, not once a file, where many are in one."""
-    known: dict[str, str] = {}
+    """The fingerprint of each file. A folder of many files on an object store costs one request, not one a file."""
+    listed: dict[str, str] = {}
     folders = Counter(uri.rpartition("/")[0] for uri in uris if not storage.is_local(uri))
-    for folder in sorted(folder for folder, count in folders.items() if count >= _MANY):
+    for folder in sorted(folder for folder, count in folders.items() if count >= _LISTING_PAYS_FROM):
         fs, path = storage.filesystem(folder)
-        with suppress(OSError):  # there is no such folder, or it may not be listed: the files are asked one by one
-            known |= {fs.unstrip_protocol(entry["name"]): _mark(entry) for entry in storage.entries(fs, path)}
-    return [known.get(uri) or fingerprint(uri) for uri in uris]
+        with suppress(OSError):  # no such folder, or listing is not allowed: each file is requested by itself
+            listed |= {fs.unstrip_protocol(entry["name"]): _checksum(entry) for entry in storage.entries(fs, path)}
+    return [listed.get(uri) or fingerprint(uri) for uri in uris]
 
 
-def _mark(entry: dict[str, Any]) -> str:
-    """Of what an object store says about a file: its own mark of the content, or all but the name."""
-    mark = next((entry[name] for name in _MARKS if entry.get(name)), None)
-    said = (entry.get("size"), mark) if mark else sorted((name, str(said)) for name, said in entry.items() if name != "name")
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+def _checksum(entry: dict[str, Any]) -> str:
+    """Hash of the size and the store's checksum of a file; of all fields but the name where the store has no checksum."""
+    checksum = next((entry[name] for name in _CHECKSUM_FIELDS if entry.get(name)), None)
+    others = sorted((name, str(value)) for name, value in entry.items() if name != "name")
+    identity = (entry.get("size"), checksum) if checksum else others
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _state(file: BinaryIO) -> tuple[int, ...]:
-    """What a write to an open local file changes. A program can set the time of writing back, but not that of the change."""
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """What a write to an open local file changes. A program can set the modification time back, but not the change time."""
+    stat = os.fstat(file.fileno())
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def folder_fingerprint(uri: str) -> str:
-    """Changes when a file below the folder changes, comes or goes."""
+    """Changes when a file below the folder changes, is added or is removed."""
     digest, names = hashlib.sha256(), storage.files(uri)
-    for name, found in zip(names, fingerprints([storage.join(uri, name) for name in names]), strict=True):
-        digest.update(f"{name}\0{found}\0".encode())
+    for name, content in zip(names, fingerprints([storage.join(uri, name) for name in names]), strict=True):
+        digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()

@@ -1,9 +1,9 @@
-"""A lease on a folder, so that one run at a time writes there, also after the one before it died.
+"""A lease on a folder: one run at a time writes there, and the next can take over from one that died.
 
-The lease is a file with a token and a time that its holder renews. Whoever finds one that was not renewed for a while, or
-whose process is gone from this machine, takes it over with a token of its own. A holder that was only slow finds out when it
-next asks `check`, which it does before all that counts: the token is a fence. Two that both believe to hold it, because one
-wrote long after it had looked, are told apart there too.
+The lease is a file with a token and a time that its holder renews. A run that finds a lease which was not renewed for a
+while, or whose process no longer exists on this machine, takes it over with a token of its own. A holder that was only slow
+learns this from `check`, which it calls before every write that matters: the token is a fencing token. `check` also decides
+between two runs that both believe they hold the lease, because one wrote long after it had read.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from data_pipeline.errors import ArtifactError
 
 RENEW_SECONDS = 10.0
 TTL_SECONDS = 60.0
-"""A lease that was not renewed for so long is nobody's: several times the clock skew between machines."""
+"""A lease expires this long after its last renewal: several times the clock skew between machines."""
 _WATCH_SECONDS = 3 * RENEW_SECONDS
-"""How long a lease is watched whose time, by the clock here, has passed or is yet to come."""
+"""How long to watch a lease for a renewal if its time, by the clock here, is expired or in the future."""
 _SETTLE_SECONDS = 0.5
-"""Two that write to an object store at the same moment see within this who was last; on a disk within a fifth of it."""
+"""Settling time for concurrent writers to an object store; on a disk a fifth of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,44 +39,44 @@ class _Holder:
     renewed: float
     """Seconds since 1970."""
     space: str | None = None
-    """What `pid` is a number in: containers may share a host's name, and each numbers its processes from 1."""
+    """The PID namespace of `pid`: containers may share a host name, and each numbers its processes from 1."""
 
-    def alive(self, uri: str) -> bool:
-        """Whether it still holds the lease file `uri`. Of a clock on another machine nothing is known but that it goes on."""
-        here = self.host == socket.gethostname() and self.space in (None, _space())
-        if here and not os.path.exists(f"/proc/{self.pid}"):
+    def is_alive(self, uri: str) -> bool:
+        """Whether it still holds the lease file `uri`. The clock of another machine may be off by any amount."""
+        is_here = self.host == socket.gethostname() and self.space in (None, _pid_namespace())
+        if is_here and not os.path.exists(f"/proc/{self.pid}"):
             return False
-        # A clock may leap, and a machine may sleep: what lives goes on renewing.
+        # A clock may jump, and a machine may sleep: a live holder keeps renewing.
         return abs(time.time() - self.renewed) <= TTL_SECONDS or self._renews(uri)
 
     def _renews(self, uri: str) -> bool:
         end = time.monotonic() + _WATCH_SECONDS
         while time.monotonic() < end:
             time.sleep(min(1.0, _WATCH_SECONDS))
-            if (found := _read(uri)) != self:
-                return found is not None
+            if (holder := _read(uri)) != self:
+                return holder is not None
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One that is held: sent to whoever writes on the holder's behalf."""
+    """A lease that was acquired; passed to workers that write on the holder's behalf."""
 
     uri: str
     token: str
 
     def check(self) -> None:
-        """Whether it is still held.
+        """Checks that it is still held.
 
         Raises:
-            ArtifactError: somebody else has taken it over.
+            ArtifactError: another run has taken it over.
         """
-        found = _read(self.uri)
-        if found is None or found.token != self.token:
+        holder = _read(self.uri)
+        if holder is None or holder.token != self.token:
             raise ArtifactError(
-                f"another run has taken over{f' ({found.host}, process {found.pid})' if found else ''}.",
+                f"another run has taken over{f' ({holder.host}, process {holder.pid})' if holder else ''}.",
                 self.uri,
-                "This one ends; what the other writes is not touched.",
+                "This run ends and leaves the files of the other alone.",
             )
 
 
@@ -85,59 +85,59 @@ def hold(uri: str) -> Iterator[Lease]:
     """Holds the lease file `uri` while the block runs.
 
     Raises:
-        ArtifactError: somebody else holds it.
+        ArtifactError: another run holds it.
     """
-    found = _read(uri)
-    if found is not None and found.alive(uri):
+    holder = _read(uri)
+    if holder is not None and holder.is_alive(uri):
         raise ArtifactError(
-            f"another run is writing here ({found.host}, process {found.pid}, "
-            f"seen {max(0.0, time.time() - found.renewed):.0f} s ago).",
+            f"another run is writing here ({holder.host}, process {holder.pid}, "
+            f"seen {max(0.0, time.time() - holder.renewed):.0f} s ago).",
             uri.rpartition("/")[0],
-            f"Wait for it, stop it, or choose another output=; one that died is taken over after {TTL_SECONDS:.0f} s.",
+            f"Wait for it, stop it, or choose another output=; the lease of a dead run expires after {TTL_SECONDS:.0f} s.",
         )
     lease = Lease(uri, secrets.token_hex(8))
     _write(lease)
     time.sleep(_SETTLE_SECONDS / (5 if storage.is_local(uri) else 1))
     lease.check()
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(lease, ended), daemon=True)
+    end = threading.Event()
+    thread = threading.Thread(target=_renew, args=(lease, end), daemon=True)
     thread.start()
     try:
         yield lease
     finally:
-        ended.set()
+        end.set()
         thread.join()
-        with contextlib.suppress(OSError):  # what ended the block is of more interest; the lease lapses by itself
-            found = _read(uri)
-            if found is not None and found.token == lease.token:
+        with contextlib.suppress(OSError):  # must not hide the error that ended the block; the lease expires by itself
+            holder = _read(uri)
+            if holder is not None and holder.token == lease.token:
                 storage.remove(uri)
 
 
 def is_held(uri: str) -> bool:
-    """Whether somebody holds the lease file `uri`."""
-    found = _read(uri)
-    return found is not None and found.alive(uri)
+    """Whether a live process holds the lease file `uri`."""
+    holder = _read(uri)
+    return holder is not None and holder.is_alive(uri)
 
 
-def _renew(lease: Lease, ended: threading.Event) -> None:
-    while not ended.wait(RENEW_SECONDS):
+def _renew(lease: Lease, end: threading.Event) -> None:
+    while not end.wait(RENEW_SECONDS):
         try:
             lease.check()
             _write(lease)
         except ArtifactError:
             return
         except OSError:
-            continue  # storage that is away for a moment; the lease lapses if it stays away
+            continue  # storage may be back at the next renewal; otherwise the lease expires
 
 
 def _write(lease: Lease) -> None:
-    here: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}
-    holder = _Holder(token=lease.token, renewed=time.time(), **here)
+    process: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _pid_namespace()}
+    holder = _Holder(token=lease.token, renewed=time.time(), **process)
     storage.write_bytes(lease.uri, json.dumps(asdict(holder)).encode())
 
 
-def _space() -> str:
-    """Tells the process numbers of a machine, or of a container, from those of another."""
+def _pid_namespace() -> str:
+    """Identifies the machine or container in which a process number is valid."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
@@ -148,4 +148,4 @@ def _read(uri: str) -> _Holder | None:
         content = json.loads(storage.read_bytes(uri))
         return _Holder(**content | {"renewed": float(content["renewed"])})
     except (ValueError, TypeError, KeyError, FileNotFoundError):
-        return None  # not a lease, or gone in between
+        return None  # not a lease, or removed since

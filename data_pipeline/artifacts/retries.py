@@ -1,4 +1,4 @@
-"""How storage is asked that fails for a moment, or does not answer."""
+"""Retries and time-outs for storage that fails for a moment or does not answer."""
 
 import errno
 import functools
@@ -13,14 +13,14 @@ import fsspec
 
 from data_pipeline.errors import ConfigError, ScionError, reason
 
-Answer = TypeVar("Answer")
-Asked = ParamSpec("Asked")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between the attempts of `retry`."""
 
 
 class AmbiguousTimeout(TimeoutError):
-    """Of a request that must not be made a second time while the first may yet be carried out."""
+    """A request timed out that must not be repeated, because the first one may still be carried out."""
 
 
 PERMANENT_ERRORS = (
@@ -31,29 +31,37 @@ PERMANENT_ERRORS = (
     PermissionError,
     AmbiguousTimeout,
 )
-"""What storage says where asking again is of no help."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-"""The same, as numbers of the operating system."""
+"""Errors that another attempt does not change."""
+_PERMANENT_NUMBERS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+"""The same, as error numbers of the operating system."""
 ANSWER_SECONDS = 30.0
 MANY_FILES_SECONDS = 300.0
-"""How long an object store may take to answer, and how much longer about many files."""
-_REFUSED = (401, 403)
-"""What HTTP says to somebody who may not."""
+"""Time that an object store may take to answer, and the extra time for a request about many files."""
+_FORBIDDEN = (401, 403)
+"""HTTP status codes of a request without permission."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path inside it.
 
     Raises:
-        ConfigError: it is of a kind that is not known here, or whose package is missing.
+        ConfigError: the protocol is unknown, or its package is missing.
     """
-    if "://" not in uri:  # fsspec would take `::` in it for a chain of file systems
+    if "://" not in uri:  # fsspec reads `::` in a path as a chain of file systems
         local = fsspec.filesystem("file")
         return local, local._strip_protocol(uri)
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"this kind of storage is not at hand ({reason(error)}).", uri, "Name another place.") from error
+        raise ConfigError(f"this kind of storage is not available ({reason(error)}).", uri, "Use another URI.") from error
     return fs, path
 
 
@@ -64,10 +72,10 @@ def is_local(uri: str) -> bool:
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Raises what a file system raises as an OSError.
+    """Turns the errors of a file system into OSErrors.
 
-    gcsfs, adlfs, botocore and aiohttp have classes of their own, and adlfs raises plain RuntimeErrors. Other exceptions of
-    Python itself are mistakes in a program.
+    gcsfs, adlfs, botocore and aiohttp have exception classes of their own, and adlfs raises plain RuntimeErrors. Other
+    exceptions of Python itself are bugs and pass unchanged.
     """
     try:
         yield
@@ -76,64 +84,66 @@ def as_os_error() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__ == "builtins" and type(error) is not RuntimeError:
             raise
-        if "Credential" in type(error).__name__ or getattr(error, "status", None) in _REFUSED:
+        if "Credential" in type(error).__name__ or getattr(error, "status", None) in _FORBIDDEN:
             raise PermissionError(errno.EACCES, f"{type(error).__name__}: {reason(error)}") from error
         raise OSError(errno.EIO, f"{type(error).__name__}: {reason(error)}") from error
 
 
-def retry(ask: Callable[[], Answer]) -> Answer:
-    """Asks again, after `WAITS`, where the storage fails for a moment.
+def retry(request: Callable[[], Result]) -> Result:
+    """Calls `request` again, after each of `WAITS`, while it fails with an error that may pass.
 
     Raises:
-        OSError: it failed each time, or in a way that lasts.
+        OSError: every attempt failed, or the error is permanent.
     """
     for wait in WAITS:
         try:
-            return ask()
+            return request()
         except PERMANENT_ERRORS:
             raise
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in _PERMANENT_NUMBERS:
                 raise
             time.sleep(wait)
-    return ask()
+    return request()
 
 
-def with_retries(ask: Callable[Asked, Answer], more: Callable[Asked, float] | None = None) -> Callable[Asked, Answer]:
-    """The function, asked again where the storage fails for a moment, whose errors are all OSErrors. An object store that does
-    not answer has failed, too; its first argument then is no path of this machine.
+def with_retries(
+    request: Callable[Arguments, Result], extra_seconds: Callable[Arguments, float] | None = None
+) -> Callable[Arguments, Result]:
+    """The function with retries, whose errors are all OSErrors. A request to an object store also fails when it times out:
+    it is one whose first argument is not a path of this machine.
 
     Args:
-        more: seconds that the answer may take beside `ANSWER_SECONDS`.
+        extra_seconds: time that the answer may take beyond `ANSWER_SECONDS`.
     """
 
-    @functools.wraps(ask)
-    def asked(*arguments: Asked.args, **named: Asked.kwargs) -> Answer:
-        def once() -> Answer:
+    @functools.wraps(request)
+    def with_attempts(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        def attempt() -> Result:
             with as_os_error():
-                return ask(*arguments, **named)
+                return request(*arguments, **named)
 
-        where = arguments[0]
-        if isinstance(where, str) and is_local(where):
-            return retry(once)
-        longest = ANSWER_SECONDS + (more(*arguments, **named) if more is not None else 0.0)
-        return retry(lambda: call_with_timeout(once, longest))
+        target = arguments[0]
+        if isinstance(target, str) and is_local(target):
+            return retry(attempt)
+        limit = ANSWER_SECONDS + (extra_seconds(*arguments, **named) if extra_seconds is not None else 0.0)
+        return retry(lambda: call_with_timeout(attempt, limit))
 
-    return asked
+    return with_attempts
 
 
 class Clock:
-    """Of a request: how long nothing has moved."""
+    """Measures how long a request has made no progress."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Something has moved."""
+        """Notes progress."""
         self._at = time.monotonic()
 
-    def stands(self) -> float:
-        """Seconds since something moved."""
+    def idle_seconds(self) -> float:
+        """Seconds since the last progress."""
         return time.monotonic() - self._at
 
 
@@ -141,34 +151,34 @@ _clocks = threading.local()
 
 
 def request_clock() -> Clock:
-    """That of the request which this thread makes: whoever fetches much restarts it again and again."""
-    return getattr(_clocks, "own", None) or Clock()
+    """The clock of this thread's request. Code that moves many bytes restarts it as they move."""
+    return getattr(_clocks, "current", None) or Clock()
 
 
-def call_with_timeout(ask: Callable[[], Answer], seconds: float, error: type[TimeoutError] = TimeoutError) -> Answer:
-    """What `ask` gives or raises. One that gives nothing, and of which nothing moves (`request_clock`), is left behind.
+def call_with_timeout(request: Callable[[], Result], seconds: float, error: type[TimeoutError] = TimeoutError) -> Result:
+    """Returns or raises what `request` does. Abandons it after `seconds` without progress (`request_clock`).
 
     Raises:
         TimeoutError: there was no answer; of the class `error`.
     """
-    answers: queue.Queue[tuple[Answer | None, Exception | None]] = queue.Queue()
-    own = Clock()
+    outcomes: queue.Queue[tuple[Result | None, Exception | None]] = queue.Queue()
+    clock = Clock()
 
     def work() -> None:
-        _clocks.own = own
+        _clocks.current = clock
         try:
-            answers.put((ask(), None))
-        except Exception as raised:  # for whoever waits
-            answers.put((None, raised))
+            outcomes.put((request(), None))
+        except Exception as raised:  # re-raised in the calling thread
+            outcomes.put((None, raised))
 
-    threading.Thread(target=work, daemon=True).start()  # not of a pool, which would be waited for at the end
+    threading.Thread(target=work, daemon=True).start()  # not of a pool: the interpreter would wait for it at exit
     while True:
         try:
-            answer, raised = answers.get(timeout=max(0.0, seconds - own.stands()))
+            result, raised = outcomes.get(timeout=max(0.0, seconds - clock.idle_seconds()))
             break
         except queue.Empty:
-            if own.stands() >= seconds:
+            if clock.idle_seconds() >= seconds:
                 raise error(f"no answer in {seconds:.0f} s") from None
     if raised is not None:
         raise raised
-    return cast(Answer, answer)
+    return cast(Result, result)

@@ -1,8 +1,7 @@
 """Files and folders at any URI that fsspec knows (a local path, s3://, gs://, memory://).
 
-A write is atomic: on a local disk by rename, on an object store because one PUT is. Whatever the storage raises is an OSError,
-and storage that does not answer is never taken for storage where nothing is. Every function asks again where it fails for a
-moment: what each does can be done twice.
+Writes are atomic: on a local disk by rename, on an object store because a PUT is. All errors of storage are OSErrors, and
+storage that does not answer never counts as empty. Every function is idempotent and retries errors that may pass.
 """
 
 import errno
@@ -35,22 +34,22 @@ from data_pipeline.artifacts.retries import filesystem as filesystem
 from data_pipeline.artifacts.retries import is_local as is_local
 from data_pipeline.errors import ConfigError
 
-_SLOWEST = 4 << 20
-"""Bytes of a file that come or go in a second at least, where the storage does not say how far it is."""
+_MIN_BYTES_PER_SECOND = 4 << 20
+"""Slowest transfer to expect where the storage does not report progress."""
 _LATE_SECONDS = 1800.0
-"""How long an answer is waited for without which the next step would not be safe."""
+"""Time-out of a request that must be answered before the next step is safe."""
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
-_TOGETHER = 8
-"""Files that are fetched or put at the same time."""
-_OF_A_DISK = "lost+found"
-"""The file system's own folder, where a disk is mounted."""
+_CONCURRENT_FILES = 8
+"""Files that are downloaded, uploaded or removed at the same time."""
+_MOUNT_FOLDER = "lost+found"
+"""Folder that belongs to the file system at a mount point."""
 
 
 def absolute(uri: str) -> str:
     """A local path made absolute, so that a worker with another working directory finds it; other URIs unchanged."""
     try:
         return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri
-    except ConfigError:  # of a kind that is not known here: whoever reads or writes it will say so
+    except ConfigError:  # unknown protocol: reported when the URI is read or written
         return uri
 
 
@@ -59,80 +58,80 @@ def join(uri: str, *parts: str) -> str:
 
 
 def is_file(uri: str) -> bool:
-    """Whether a file, not a folder, is there.
+    """Whether `uri` is a file, not a folder.
 
     Raises:
-        OSError: the storage did not say.
+        OSError: the storage did not answer.
     """
-    return _kind_there(*filesystem(uri)) == "file"
+    return _patient_kind(*filesystem(uri)) == "file"
 
 
 @with_retries
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there.
+    """Whether `uri` is a file or a folder.
 
     Raises:
-        OSError: the storage did not say; `exists` of fsspec answers no to that.
+        OSError: the storage did not answer; fsspec's own `exists` returns False then.
     """
     return _kind(*filesystem(uri)) is not None
 
 
 def info(fs: Any, path: str) -> dict[str, Any]:
-    """What the storage says of a file or folder now; s3fs and its like answer from the last listing of the folder above."""
-    for listed in (path, fs._parent(path)):
-        fs.invalidate_cache(listed)
+    """The storage's current entry for a file or folder. Without this, s3fs and others answer from a cached listing."""
+    for folder in (path, fs._parent(path)):
+        fs.invalidate_cache(folder)
     return dict(fs.info(path))
 
 
 def _kind(fs: Any, path: str) -> str | None:
-    """`file` or `directory`; None where nothing is."""
+    """`file` or `directory`; None if neither exists."""
     try:
         return str(info(fs, path)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-_kind_there = with_retries(_kind)
+_patient_kind = with_retries(_kind)
 
 
 def files(uri: str) -> list[str]:
-    """Every file below the folder `uri`, as sorted paths relative to it; empty when there is no such folder. What a kill left
-    of a write is no file.
+    """Every file below the folder `uri`, as sorted paths relative to it; empty if there is no such folder. Leaves out drafts
+    of writes that were killed.
 
     Raises:
-        OSError: it could not be listed.
+        OSError: the folder could not be listed.
     """
     fs, path = filesystem(uri)
-    if _kind_there(fs, path) != "directory":
+    if _patient_kind(fs, path) != "directory":
         return []
     root = path.rstrip("/") + "/"
-    found = retry(lambda: list(_walk(path))) if is_local(uri) else _below(fs, path)
-    return sorted(one[len(root) :] for one in found if not _DRAFT.search(one))
+    paths = retry(lambda: list(_walk(path))) if is_local(uri) else _below(fs, path)
+    return sorted(file[len(root) :] for file in paths if not _DRAFT.search(file))
 
 
 def _walk(path: str) -> Iterator[str]:
-    """Every file below a local folder. fsspec's `find` leaves out folders that it fails to list."""
+    """Every file below a local folder. fsspec's `find` would skip folders that it fails to list."""
 
-    def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | PermissionError):  # gone in between, or none of ours
+    def handle(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | PermissionError):  # removed since, or not ours
             raise error
 
-    for folder, _, names in os.walk(path, onerror=failed, followlinks=True):
+    for folder, _, names in os.walk(path, onerror=handle, followlinks=True):
         yield from (os.path.join(folder, name) for name in names)
 
 
-def _below(fs: Any, path: str, deep: int = 1 << 10) -> Iterator[str]:
-    """Every file below a folder of an object store, at most `deep` folders down. fsspec's `find` leaves out folders that it
+def _below(fs: Any, path: str, depth: int = 1 << 10) -> Iterator[str]:
+    """Every file below a folder of an object store, at most `depth` levels down. fsspec's `find` would skip folders that it
     fails to list."""
     for entry in entries(fs, path):
         if entry["type"] == "file":
             yield str(entry["name"])
-        elif deep > 1 and entry["name"].rstrip("/") != path.rstrip("/"):
-            yield from _below(fs, entry["name"], deep - 1)
+        elif depth > 1 and entry["name"].rstrip("/") != path.rstrip("/"):
+            yield from _below(fs, entry["name"], depth - 1)
 
 
 def _entries(fs: Any, path: str) -> list[dict[str, Any]]:
-    """What an object store says about each file and folder directly in a folder, as it is now."""
+    """An object store's current entry for each file and folder directly in a folder."""
     fs.invalidate_cache(path)
     return list(fs.ls(path, detail=True))
 
@@ -144,12 +143,12 @@ def expand(pattern: str) -> list[str]:
     """The files that a path or glob names, sorted; a folder names every file directly in it.
 
     Raises:
-        OSError: the storage did not say.
+        OSError: the storage did not answer.
     """
     fs, path = filesystem(pattern)
     if is_local(pattern):
-        return sorted(os.path.abspath(one) for one in _local_matches(path) if os.path.isfile(one))
-    kind = _kind_there(fs, path)
+        return sorted(os.path.abspath(match) for match in _local_matches(path) if os.path.isfile(match))
+    kind = _patient_kind(fs, path)
     if kind == "file":
         return [pattern]
     if kind == "directory":
@@ -157,23 +156,24 @@ def expand(pattern: str) -> list[str]:
     if not glob.has_magic(path):
         return []
     fixed = path[: min(path.index(mark) for mark in "*?[" if mark in path)].rpartition("/")[0]
-    deep = 1 << 10 if "**" in path else path.count("/") - fixed.count("/")
+    depth = 1 << 10 if "**" in path else path.count("/") - fixed.count("/")
     matches = re.compile(glob_translate(path)).match
     try:
-        return sorted(fs.unstrip_protocol(name) for name in _below(fs, fixed, deep) if matches(name))
+        return sorted(fs.unstrip_protocol(name) for name in _below(fs, fixed, depth) if matches(name))
     except FileNotFoundError:
         return []
 
 
 def _local_matches(path: str) -> list[str]:
-    """What is there by that name goes before what it matches as a glob; brackets of the working folder are no pattern."""
-    here = os.getcwd() + os.sep
+    """A file or folder of that exact name wins over the matches of a glob; brackets in the working folder are literal."""
+    working_folder = os.getcwd() + os.sep
     if os.path.isdir(path):
         return [os.path.join(path, name) for name in os.listdir(path) if not name.startswith(".")]
     if os.path.isfile(path):
         return [path]
-    pattern = glob.escape(here) + path[len(here) :] if path.startswith(here) else path
-    return glob.glob(pattern, recursive=True)
+    if path.startswith(working_folder):
+        path = glob.escape(working_folder) + path[len(working_folder) :]
+    return glob.glob(path, recursive=True)
 
 
 @with_retries
@@ -200,113 +200,113 @@ def _write(uri: str, content: bytes) -> None:
         Path(draft).unlink(missing_ok=True)
 
 
-write_bytes = with_retries(_write, lambda uri, content: len(content) / _SLOWEST)
+write_bytes = with_retries(_write, lambda uri, content: len(content) / _MIN_BYTES_PER_SECOND)
 
 
 def sync(uri: str) -> None:
-    """Returns when the content and the names of all files below a local folder are on the disk, whatever wrote them. Objects of
-    a store are safe once they are there. Links and pipes of others are passed over, and what others remove meanwhile."""
+    """Flushes the content and the names of all files below a local folder to disk, whatever wrote them. Objects of a store
+    are durable once written. Skips links, pipes and files that others remove meanwhile."""
     if not is_local(uri):
         return
     for folder, _, names in os.walk(filesystem(uri)[1]):
         paths = [os.path.join(folder, name) for name in names]
         for path in (*(path for path in paths if os.path.isfile(path) and not os.path.islink(path)), folder):
             with suppress(FileNotFoundError):
-                _sync(path)
+                _fsync(path)
 
 
-def _sync(path: str) -> None:
-    number = os.open(path, os.O_RDONLY)
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def check_writable(uri: str, seconds: float = 30.0) -> None:
-    """Whether a file can be written below the folder `uri`.
+    """Checks that a file can be written below the folder `uri`.
 
     Raises:
         OSError: it cannot, or storage did not answer in `seconds`.
-        ConfigError: it is of a kind that is not known here, or whose package is missing.
+        ConfigError: the protocol is unknown, or its package is missing.
     """
     call_with_timeout(lambda: _probe(join(uri, f".probe-{secrets.token_hex(6)}")), seconds)
 
 
 @as_os_error()
 def _probe(uri: str) -> None:
-    """Once: a mistake in the settings is to be known at once."""
+    """Without retries: a mistake in the settings is reported at once."""
     _write(uri, b"")
     _remove(uri)
 
 
 def _remove(uri: str) -> None:
-    """Removes a file or a folder with all that is in it, if it is there."""
+    """Removes a file, or a folder with its content, if it exists."""
     fs, path = filesystem(uri)
     if (kind := _kind(fs, path)) is None:
         return
     if is_local(uri) or not glob.has_magic(path):
         fs.rm(path, recursive=True)
         return
-    for name in [path] if kind == "file" else list(_below(fs, path)):  # fsspec would take the name for a pattern
+    for name in [path] if kind == "file" else list(_below(fs, path)):  # fsspec would read the name as a pattern
         fs.rm_file(name)
 
 
 remove = with_retries(_remove, lambda uri: MANY_FILES_SECONDS)
-"""Where a name is written again afterwards, `clear` is what to use."""
+"""Use `clear` where the same name is written again afterwards."""
 
 
 def clear(uri: str, last: str) -> None:
-    """Removes a folder with all that is in it, so that it can be filled again: `last`, a file in it, when all else is gone.
+    """Removes a folder and its content, so that it can be filled again; its file `last` goes when all else is gone.
 
-    A request that an object store has not answered is waited for, since it might yet remove what comes after it.
+    Waits for every answer of an object store: an unanswered request could still remove a file that is written later.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: the folder cannot be removed.
     """
     mark = join(uri, last)
     if is_local(uri):
         path = filesystem(uri)[1]
         for name in os.listdir(path) if os.path.isdir(path) else []:
-            if name not in (last, _OF_A_DISK):
+            if name not in (last, _MOUNT_FOLDER):
                 remove(join(uri, name))
         remove(mark)
-        # A link to another disk is the user's, and so is the place where one is mounted.
+        # A link to another disk and a mount point belong to the user.
         if os.path.isdir(path) and not os.path.islink(path) and not os.path.ismount(path):
             os.rmdir(path)
         return
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        list(pool.map(_remove_surely, [join(uri, name) for name in files(uri) if name != last]))
-    _remove_surely(mark)
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        list(pool.map(_remove_and_wait, [join(uri, name) for name in files(uri) if name != last]))
+    _remove_and_wait(mark)
 
 
-def _remove_surely(uri: str) -> None:
-    """Removes a file of an object store, if it is there."""
+def _remove_and_wait(uri: str) -> None:
+    """Removes a file of an object store, if it exists, and waits for the answer."""
     fs, path = filesystem(uri)
 
     @as_os_error()
-    def ask() -> None:
+    def request() -> None:
         with suppress(FileNotFoundError):
             fs.rm_file(path)
 
-    retry(lambda: call_with_timeout(ask, _LATE_SECONDS, AmbiguousTimeout))
+    retry(lambda: call_with_timeout(request, _LATE_SECONDS, AmbiguousTimeout))
 
 
 @with_retries
 def download_seconds(uri: str) -> float:
-    """What a file of an object store may take to come from there; 0 where the store does not say how large it is."""
+    """Longest time that the download of a file should take; 0 if the store does not report its size."""
     fs, path = filesystem(uri)
-    return int(info(fs, path).get("size") or 0) / _SLOWEST
+    return int(info(fs, path).get("size") or 0) / _MIN_BYTES_PER_SECOND
 
 
 def _sha256(uri: str) -> str:
-    """SHA-256 of a file's content, wherever it is."""
+    """SHA-256 of a file's content."""
     fs, path = filesystem(uri)
-    digest, moving = hashlib.sha256(), request_clock()
+    digest, progress = hashlib.sha256(), request_clock()
     with fs.open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            moving.restart()
+            progress.restart()
     return digest.hexdigest()
 
 
@@ -315,10 +315,10 @@ sha256 = with_retries(_sha256, download_seconds)
 
 @contextmanager
 def local_copy(uri: str, wanted: Callable[[str], bool] | None = None) -> Iterator[str]:
-    """A local folder with the content of the folder `uri`; the folder itself when it is local.
+    """A local folder with the content of the folder `uri`; the folder itself if it is local.
 
     Args:
-        wanted: whether a file, by its path below `uri`, is needed; the others are not fetched.
+        wanted: whether to download a file, given its path below `uri`; all by default.
     """
     if is_local(uri):
         yield filesystem(uri)[1]
@@ -332,18 +332,18 @@ def fetch(uri: str, names: list[str], folder: str) -> None:
     """Copies files below the folder `uri` to a local folder.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: `names` is empty.
     """
     if not names:
         raise FileNotFoundError(errno.ENOENT, "no such files", uri)
     for parent in {os.path.dirname(os.path.join(folder, name)) for name in names}:
         os.makedirs(parent, exist_ok=True)
-    with ThreadPoolExecutor(_TOGETHER) as pool:
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
         list(pool.map(lambda name: _get_file(join(uri, name), os.path.join(folder, name)), names))
 
 
-class _Moving(Callback):
-    """Restarts the clock of a request when fsspec says that bytes have come or gone: a slow line is not one that hangs."""
+class _Progress(Callback):
+    """Restarts the request's clock when fsspec reports progress, so that a slow transfer does not time out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,22 +358,22 @@ class _Moving(Callback):
 
 def _get(uri: str, local: str) -> None:
     fs, path = filesystem(uri)
-    fs.get_file(path, local, callback=_Moving())
+    fs.get_file(path, local, callback=_Progress())
 
 
 def _put(uri: str, local: str) -> None:
     """Copies a local file to an object store, whole or not at all."""
     fs, path = filesystem(uri)
-    fs.put_file(local, path, callback=_Moving())
+    fs.put_file(local, path, callback=_Progress())
 
 
 _get_file = with_retries(_get, lambda uri, local: download_seconds(uri))
-put_file = with_retries(_put, lambda uri, local: os.path.getsize(local) / _SLOWEST)
+put_file = with_retries(_put, lambda uri, local: os.path.getsize(local) / _MIN_BYTES_PER_SECOND)
 
 
 @contextmanager
 def local_file(uri: str) -> Iterator[str]:
-    """A local file with the content and the name of the file `uri`; the file itself when it is local."""
+    """A local file with the content and the name of the file `uri`; the file itself if it is local."""
     path = filesystem(uri)[1]
     if is_local(uri):
         yield path
@@ -386,12 +386,12 @@ def local_file(uri: str) -> Iterator[str]:
 
 @contextmanager
 def local_output(uri: str) -> Iterator[str]:
-    """A local folder whose files are at `uri` when the block ends without an error."""
+    """A local folder whose files are uploaded to `uri` if the block ends without an error."""
     if is_local(uri):
         os.makedirs(path := filesystem(uri)[1], exist_ok=True)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         yield folder
-        with ThreadPoolExecutor(_TOGETHER) as pool:
+        with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
             list(pool.map(lambda name: put_file(join(uri, name), os.path.join(folder, name)), files(folder)))

@@ -1,1 +1,1 @@
-"""Rows from disk to workers, by Ray Data or without it."""
+"""Brings rows from disk to the workers, by Ray Data or without it."""

@@ -1,7 +1,7 @@
-"""Masked-LM inputs from packed rows. Which tokens are masked depends on seed, epoch and row alone (Devlin et al. 2019).
+"""Masked-LM inputs from packed rows (Devlin et al. 2019). The masks depend on seed, epoch and row alone.
 
-Of a row's ordinary tokens a fixed number is masked, the share `probability` rounded, so that every row of a batch has
-about as many targets. Of those 80 % become the mask token, 10 % a random ordinary token, 10 % stay.
+A row masks a fixed number of its ordinary tokens, the share `probability` rounded, so that all rows of a batch have about
+as many targets. Of these 80 % become the mask token, 10 % a random ordinary token, 10 % stay.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from data_pipeline.feed.targets import TargetBatch, target_batch, unpack_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masker:
-    """Turns rows of the feed into masked batches."""
+    """Turns the feed's rows into masked batches."""
 
     length: int
     mask_id: int
@@ -28,36 +28,36 @@ class Masker:
     seed: int
 
     def __call__(self, table: pa.Table) -> TargetBatch:
-        """Rows as the feed gives them; rows of weight 0 get no targets."""
+        """Masks a table of the feed; rows of weight 0 get no targets."""
         ids, segment, positions = unpack_rows(table, self.length)
         candidates = (segment >= 0) & ~np.isin(ids, self.special_ids) & (table["weight"].to_numpy() > 0)[:, None]
         keys = self._keys(table)
-        # The share of tokens with the lowest random numbers is masked: an exact count, in any order of rows.
+        # Masks the tokens with the lowest random numbers: an exact count, whatever the order of rows.
         chance = keyed_random.uniforms(keys[:, None], np.arange(self.length)[None])
         chance[~candidates] = 2.0
         count = np.rint(candidates.sum(axis=1) * self.probability).astype(np.int64)
         rank = chance.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-        masked = rank < count[:, None]
-        places = np.flatnonzero(masked)
+        is_masked = rank < count[:, None]
+        places = np.flatnonzero(is_masked)
         labels = ids.ravel()[places]
-        return target_batch(table, self._replaced(ids, places, keys), (segment, positions), places, labels, causal=False)
+        return target_batch(table, self._mask(ids, places, keys), (segment, positions), places, labels, causal=False)
 
     def _keys(self, table: pa.Table) -> np.ndarray:
         columns = (table[name].to_pylist() for name in ("stream", "epoch", "row"))
         return np.array([keyed_random.key("mask", self.seed, *row) for row in zip(*columns, strict=True)], np.uint64)
 
-    def _replaced(self, ids: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    def _mask(self, ids: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
         row, column = places // self.length, places % self.length
         action = keyed_random.uniforms(keys[row], column + self.length)
         draw = keyed_random.uniforms(keys[row], column + 2 * self.length)
-        ordinary = _ordinary(self.vocab_size, self.special_ids)
-        changed = ids.copy().ravel()
-        changed[places[action < 0.8]] = self.mask_id
+        ordinary = _ordinary_ids(self.vocab_size, self.special_ids)
+        masked = ids.copy().ravel()
+        masked[places[action < 0.8]] = self.mask_id
         swap = (action >= 0.8) & (action < 0.9)
-        changed[places[swap]] = ordinary[(draw[swap] * len(ordinary)).astype(np.int64)]
-        return changed.reshape(ids.shape)
+        masked[places[swap]] = ordinary[(draw[swap] * len(ordinary)).astype(np.int64)]
+        return masked.reshape(ids.shape)
 
 
 @cache
-def _ordinary(vocab_size: int, special_ids: tuple[int, ...]) -> NDArray[np.int64]:
+def _ordinary_ids(vocab_size: int, special_ids: tuple[int, ...]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(vocab_size), special_ids)

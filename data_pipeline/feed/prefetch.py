@@ -1,4 +1,4 @@
-"""What is needed next, made while what is there is used."""
+"""Prefetches items in a background thread."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 DEPTH = 2
-"""Steps: one that is ready while one is computed and one is made."""
+"""Steps ahead: one is ready and one is being made while another is computed."""
 
 
 def prefetch(items: Iterator[T], depth: int = DEPTH) -> Iterator[T]:
-    """The items, in order, made by one thread up to `depth` before they are asked for; what it raises is raised here."""
+    """Yields the items in order. One thread makes up to `depth` of them ahead; its errors are raised here."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(next, items, end) for _ in range(depth))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(pool.submit(next, items, end))
+        futures = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := futures.popleft().result()) is not end:
+            futures.append(pool.submit(next, items, end))
             yield item  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""Planned rows for each rank, step by step: by Ray Data inside Ray Train, or read directly.
+"""Feeds each rank its rows in order, step by step: by Ray Data inside Ray Train, or read directly.
 
 `OrderedData` is a Ray Train DataConfig. It hands each rank a `RankFeed` instead of splitting a dataset, because a split
-promises no order: each rank streams exactly its own slots, from the step at which its checkpoint says to go on, and
-checks every row that it receives against the plan.
+guarantees no order. A rank reads exactly its own slots, from the step at which its checkpoint resumes, and checks every
+row that it receives against the order.
 """
 
 import itertools
@@ -30,22 +30,22 @@ _ERROR = "error"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedRows:
-    """A plan and the shards that it is about."""
+    """The shards of a run and the order of their rows."""
 
     order: RowOrder
     folder: str
     manifest: Manifest
     micro_batch: int | None
-    """Rows that a rank computes at once; the whole of its share when None."""
+    """Rows that a rank computes at once; None for all rows of its share."""
 
-    def micro_batch_of(self, planned: int, world: int) -> int:
-        """Rows that a rank computes at once in a planned step."""
-        share = -(-self.order.sizes.size(planned) // world)
+    def micro_batch_of(self, step: int, world: int) -> int:
+        """Rows that a rank computes at once in an order step."""
+        share = -(-self.order.sizes.size(step) // world)
         return share if self.micro_batch is None else min(self.micro_batch, share)
 
     @property
     def tokens_per_row(self) -> int:
-        """On average, at least 1."""
+        """The average, at least 1."""
         return self.manifest.length or max(1, self.manifest.total("tokens") // max(1, self.manifest.total("rows")))
 
     def save(self, uri: str) -> None:
@@ -60,88 +60,89 @@ class OrderedRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankFeed:
-    """The rows of one rank. Steps of training and steps of the plan differ by those that the run skipped."""
+    """The rows of one rank. Training steps and order steps differ by the order steps that the run skipped."""
 
     rows: OrderedRows
     rank: int
     world: int
     skipped: tuple[tuple[int, int], ...] = ()
-    """Planned steps [first, last) that are not trained on, in order."""
+    """Order steps [first, last) that are not trained on, ascending."""
 
     def with_skipped(self, skipped: tuple[tuple[int, int], ...]) -> "RankFeed":
         return replace(self, skipped=skipped)
 
     def order_step(self, step: int) -> int:
-        """The planned step whose rows are those of training step `step`."""
+        """The order step that training step `step` computes."""
         return order_step(step, self.skipped)
 
     def slots(self, step: int) -> Slots:
-        planned = self.order_step(step)
-        return self.rows.order.for_rank(planned, self.rank, self.world, self.rows.micro_batch_of(planned, self.world))
+        """The slots of training step `step`."""
+        at = self.order_step(step)
+        return self.rows.order.for_rank(at, self.rank, self.world, self.rows.micro_batch_of(at, self.world))
 
-    def expected_in(self, first: int, last: int) -> Iterator[Slots]:
-        """`expected` of each step in [first, last)."""
-        planned = [self.order_step(step) for step in range(first, last)]
-        for step, whole in zip(planned, self.rows.order.steps(planned), strict=True):
-            yield self.rows.order.rank_share(whole, self.rank, self.world, self.rows.micro_batch_of(step, self.world))
+    def slots_in(self, first: int, last: int) -> Iterator[Slots]:
+        """The slots of each training step in [first, last)."""
+        order_steps = [self.order_step(step) for step in range(first, last)]
+        for at, whole in zip(order_steps, self.rows.order.steps(order_steps), strict=True):
+            yield self.rows.order.rank_share(whole, self.rank, self.world, self.rows.micro_batch_of(at, self.world))
 
     def shape(self, step: int) -> tuple[int, int]:
-        """Rows of a micro-step, and micro-steps, of training step `step` on this rank."""
-        planned = self.order_step(step)
-        micro = self.rows.micro_batch_of(planned, self.world)
-        return micro, self.rows.order.micro_steps(planned, self.world, micro)
+        """Rows of a micro-batch, and number of micro-batches, of training step `step` on this rank."""
+        at = self.order_step(step)
+        micro = self.rows.micro_batch_of(at, self.world)
+        return micro, self.rows.order.micro_steps(at, self.world, micro)
 
     def read_local(self, first: int, last: int) -> Iterator[pa.Table]:
-        """The rows of each step in [first, last), read in this process."""
+        """Reads the rows of each step in [first, last) in this process."""
         reader = self.rows.reader()
-        for slots in self.expected_in(first, last):
+        for slots in self.slots_in(first, last):
             yield reader.read(slots)
 
     def read_with_ray(self, first: int, last: int) -> Iterator[pa.Table]:
-        """The same, read ahead by Ray Data tasks and checked on receipt. An execution of Ray Data reads a span of steps, and
-        begins while the span before it is used.
+        """Reads the same ahead of time in Ray Data tasks, and checks the rows on receipt. An execution of Ray Data reads a
+        span of steps; the next one starts while the current span is consumed.
 
         Raises:
-            DataOrderError: other rows arrived than were planned.
+            DataOrderError: a row differs from the order.
         """
         closed = threading.Event()
         spans = self.spans(first, last)
         with ThreadPoolExecutor(1) as pool:
             try:
-                coming = pool.submit(self._start, spans[0], closed) if spans else None
+                execution = pool.submit(self._start, spans[0], closed) if spans else None
                 for span in [*spans[1:], None]:
-                    if coming is None:
+                    if execution is None:
                         return
-                    steps, blocks = coming.result()
-                    coming = pool.submit(self._start, span, closed) if span is not None else None
-                    yield from self.regroup_by_step(map(_rows, blocks), steps)
+                    steps, blocks = execution.result()
+                    execution = pool.submit(self._start, span, closed) if span is not None else None
+                    yield from self.regroup_by_step(map(_raise_error, blocks), steps)
             finally:
                 closed.set()
 
     def spans(self, first: int, last: int) -> list[tuple[int, int]]:
-        """The steps [first, last) in spans that are planned and read together."""
+        """Cuts the steps [first, last) into spans that are read together."""
         if first >= last:
             return []
         share = len(self.slots(last - 1))
         return read_tasks.spans(self.rows.order, (first, last), share, self.world, self.rows.tokens_per_row)
 
     def read_tasks(self, steps: list[Slots]) -> list[pa.Table]:
-        """What each read task of a span fetches, and from where (`RowReader.locate`)."""
+        """The rows that each read task of a span reads, with their locations (`RowReader.locate`)."""
         reader = self.rows.reader()
         return [reader.locate(slots) for slots in read_tasks.tasks(steps, self.rows.tokens_per_row)]
 
     def _start(self, span: tuple[int, int], closed: threading.Event) -> tuple[list[Slots], Iterator[pa.Table]]:
-        """The slots of a span and an execution of Ray Data that reads them, whose first block is there. A task gets its own
-        rows' places and neither plan nor manifest. It asks for no CPU: where elastic workers have taken all, it would
-        otherwise wait for good."""
+        """Starts an execution of Ray Data that reads a span. Returns the span's slots and the blocks, once the first block
+        has arrived. A task gets the locations of its own rows, neither order nor manifest. It reserves no CPU: it would wait
+        for ever where elastic workers have taken all."""
         import ray
 
         steps = list[Slots]()
-        for slots in self.expected_in(*span):
-            if closed.is_set():  # planning a long span takes seconds, and nobody waits for this one
+        for slots in self.slots_in(*span):
+            if closed.is_set():  # the order of a long span takes seconds, and the consumer is gone
                 return [], iter(())
             steps.append(slots)
-        # Not from_arrow, which asks for a CPU to look at each table.
+        # Not from_arrow, which reserves a CPU to look at each table.
         tasks = [{"slots": _to_bytes(table)} for table in self.read_tasks(steps)]
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _read_task,
@@ -157,24 +158,24 @@ class RankFeed:
         return steps, itertools.chain([next(blocks)], blocks)
 
     def regroup_by_step(self, blocks: Iterator[pa.Table], steps: list[Slots]) -> Iterator[pa.Table]:
-        """The rows of each step of a span, checked, from blocks of which each holds rows of several steps. Rows that are due
-        later wait here, in memory of their own: a view would keep the whole block in Ray's object store.
+        """Yields the checked rows of each step of a span, from blocks that hold rows of several steps. Rows that are due later
+        wait here as copies: a view would keep the whole block in Ray's object store.
 
         Raises:
-            DataOrderError: other rows arrived than were planned.
+            DataOrderError: a row differs from the order.
         """
-        coming, waiting = iter(steps), dict[int, list[pa.Table]]()
-        expected = next(coming, None)
-        for planned, part in split_by_step(blocks):
-            waiting.setdefault(planned, []).append(part.take(pa.array(range(len(part)))))
+        remaining, waiting = iter(steps), dict[int, list[pa.Table]]()
+        expected = next(remaining, None)
+        for step, part in split_by_step(blocks):
+            waiting.setdefault(step, []).append(part.take(pa.array(range(len(part)))))
             while expected is not None and sum(map(len, waiting.get(int(expected.step[0]), []))) >= len(expected):
                 table = pa.concat_tables(waiting.pop(int(expected.step[0]))).sort_by("slot").combine_chunks()
                 check_received(expected, table, self.rank)
                 yield table
-                expected = next(coming, None)
+                expected = next(remaining, None)
         if expected is not None or waiting:
             others = sum(len(part) for parts in waiting.values() for part in parts)
-            due = "the end of the steps" if expected is None else f"all of planned step {int(expected.step[0])}"
+            due = "the end of the steps" if expected is None else f"all of order step {int(expected.step[0])}"
             raise DataOrderError(
                 f"rank {self.rank} received {others} rows of other steps before {due}, and then no more.",
                 self.rows.folder,
@@ -183,35 +184,35 @@ class RankFeed:
 
 
 def load(uri: str, folder: str | None) -> OrderedRows:
-    """The rows of a run, from what it saved; `folder` is that of the shards, if they were moved.
+    """Reads what `OrderedRows.save` wrote. `folder` is the shards' folder if they were moved.
 
     Raises:
-        ArtifactError: those are other shards, or the run is one of another version.
+        ArtifactError: the shards are not those of the run, or another version wrote the run.
     """
     content = json.loads(storage.read_bytes(uri))
     if content.get("numbering") != NUMBERING_VERSION:
         raise ArtifactError("the rows were numbered by another version of Scion.", uri, "Verify the run with that version.")
-    told = content["plan"]
-    plan = RowOrder(
-        streams=tuple(Stream(**stream) for stream in told["streams"]),
-        batch=told["batch"],
-        seed=told["seed"],
-        warmup=tuple((until, batch) for until, batch in told["warmup"]),
-        stages=tuple(Phase(until=stage["until"], weights=tuple(stage["weights"])) for stage in told["stages"]),
-        window=told["window"],
+    saved = content["plan"]
+    order = RowOrder(
+        streams=tuple(Stream(**stream) for stream in saved["streams"]),
+        batch=saved["batch"],
+        seed=saved["seed"],
+        warmup=tuple((until, batch) for until, batch in saved["warmup"]),
+        stages=tuple(Phase(until=phase["until"], weights=tuple(phase["weights"])) for phase in saved["stages"]),
+        window=saved["window"],
     )
-    given, folder = folder, folder or content["folder"]
-    there = storage.exists(storage.join(folder, manifests.NAME))
-    if given and not there:
-        raise ArtifactError("no shards are here.", folder, "Name them: shards=FOLDER.")
-    found = manifests.load(folder) if there else Manifest(length=0, vocab_size=0, tokenizer="", streams={})
-    if there and found.id != content["manifest"]:
-        raise ArtifactError("these are not the shards that the run was trained on.", folder, "Name them: shards=FOLDER.")
-    return OrderedRows(order=plan, folder=folder, manifest=found, micro_batch=content["micro"])
+    was_given, folder = bool(folder), folder or content["folder"]
+    exists = storage.exists(storage.join(folder, manifests.NAME))
+    if was_given and not exists:
+        raise ArtifactError("no shards are here.", folder, "Name their folder: shards=FOLDER.")
+    manifest = manifests.load(folder) if exists else Manifest(length=0, vocab_size=0, tokenizer="", streams={})
+    if exists and manifest.id != content["manifest"]:
+        raise ArtifactError("these are not the shards that the run was trained on.", folder, "Name those: shards=FOLDER.")
+    return OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=content["micro"])
 
 
 class OrderedData(DataConfig):
-    """Gives rank r of w workers the feed of rank r, whatever w is."""
+    """Gives each rank its own feed, for any number of workers."""
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -230,7 +231,7 @@ def _to_bytes(table: pa.Table) -> bytes:
 
 
 def _read_task(batch: pa.Table, folder: str) -> pa.Table:
-    """The rows of a task; or our own error as the only column, because Ray would wrap an exception in several of its own."""
+    """The rows of a task; or our own error, pickled as the only column, because Ray would wrap an exception."""
     located = pa.ipc.open_stream(batch["slots"][0].as_py()).read_all()
     try:
         return read_located(folder, located)
@@ -238,7 +239,8 @@ def _read_task(batch: pa.Table, folder: str) -> pa.Table:
         return pa.table({_ERROR: [pickle.dumps(error)]})
 
 
-def _rows(block: pa.Table) -> pa.Table:
+def _raise_error(block: pa.Table) -> pa.Table:
+    """The block unchanged; raises the error that it carries."""
     if block.column_names == [_ERROR]:
         raise pickle.loads(block[_ERROR][0].as_py())
     return block

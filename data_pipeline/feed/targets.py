@@ -1,4 +1,4 @@
-"""Packed rows as tensors, with the places where a language model is asked."""
+"""Packed rows as tensors, with the places at which a language model predicts a token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ class TargetBatch:
     input_ids: torch.Tensor
     """int [B, L], as the model sees them"""
     segments: torch.Tensor
-    """int [B, L]: which document of the row, -1 for padding; attention stays within a document"""
+    """int [B, L]: number of the document in its row, -1 for padding; attention stays within a document"""
     positions: torch.Tensor
     """int [B, L]: place within the document"""
     places: torch.Tensor
@@ -27,13 +27,13 @@ class TargetBatch:
     labels: torch.Tensor
     """int [M]: the ids to predict"""
     streams: torch.Tensor
-    """int [M]: the stream that each target is of"""
+    """int [M]: the stream of each target"""
     is_packed: bool
-    """Whether some row is not one document from end to end."""
+    """False if every row is one document from end to end."""
     tokens: int
-    """Without padding, and without rows of weight 0."""
+    """Tokens without padding and without rows of weight 0."""
     attention_pairs: int
-    """Of those tokens, pairs that see each other: for each document its length squared, half of it for a decoder."""
+    """Pairs of these tokens that attend to each other: each document's length squared, about half of it for a decoder."""
 
     @property
     def size(self) -> int:
@@ -44,30 +44,37 @@ class TargetBatch:
         return torch.bincount(self.streams, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "TargetBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "TargetBatch":
-        """In memory from which a GPU copies by itself."""
-        return self._each(torch.Tensor.pin_memory)
+        """A copy in page-locked memory, from which a GPU copies asynchronously."""
+        return self._map(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TargetBatch":
-        tensors = {name: one for name in self.__slots__ if isinstance(one := getattr(self, name), torch.Tensor)}
-        return replace(self, **{name: change(one) for name, one in tensors.items()})  # type: ignore[arg-type]
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "TargetBatch":
+        values = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def target_batch(
     table: pa.Table,
     ids: NDArray[np.int64],
-    laid: tuple[NDArray[np.int64], NDArray[np.int64]],
+    layout: tuple[NDArray[np.int64], NDArray[np.int64]],
     places: NDArray[np.int64],
     labels: NDArray[np.int64],
     causal: bool,
 ) -> TargetBatch:
-    """A batch of the feed's rows: ids as the model sees them [B, L], segments and positions, and the targets."""
-    segment, positions = laid
-    real = (segment >= 0) & (table["weight"].to_numpy() > 0)[:, None]
-    seen = int((positions[real] + 1).sum())  # the k-th token of a document sees k tokens that are not behind it
-    tokens = int(real.sum())
+    """A batch of the feed's rows.
+
+    Args:
+        ids: int [B, L], as the model sees them.
+        layout: segments and positions, int [B, L] each.
+        places, labels: int [M], the targets.
+    """
+    segment, positions = layout
+    is_real = (segment >= 0) & (table["weight"].to_numpy() > 0)[:, None]
+    causal_pairs = int((positions[is_real] + 1).sum())  # the k-th token of a document attends to k tokens
+    tokens = int(is_real.sum())
     return TargetBatch(
         input_ids=torch.from_numpy(ids),
         segments=torch.from_numpy(segment),
@@ -77,7 +84,7 @@ def target_batch(
         streams=torch.from_numpy(table["stream"].to_numpy().astype(np.int64)[places // ids.shape[1]]),
         is_packed=bool((segment != 0).any()),
         tokens=tokens,
-        attention_pairs=seen if causal else 2 * seen - tokens,
+        attention_pairs=causal_pairs if causal else 2 * causal_pairs - tokens,
     )
 
 
@@ -91,16 +98,15 @@ def unpack_rows(table: pa.Table, length: int) -> tuple[NDArray[np.int64], NDArra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextToken:
-    """Turns rows of the feed into batches for a causal language model: every token predicts the one behind it, within
-    its document."""
+    """Turns the feed's rows into batches for a causal language model: each token predicts the next one of its document."""
 
     length: int
 
     def __call__(self, table: pa.Table) -> TargetBatch:
-        """Rows as the feed gives them; rows of weight 0 get no targets."""
+        """Builds the batch of a table of the feed; rows of weight 0 get no targets."""
         ids, segment, positions = unpack_rows(table, self.length)
-        asked = np.zeros(segment.shape, bool)
-        asked[:, :-1] = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] >= 0)
-        asked &= (table["weight"].to_numpy() > 0)[:, None]
-        places = np.flatnonzero(asked)
+        has_target = np.zeros(segment.shape, bool)
+        has_target[:, :-1] = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] >= 0)
+        has_target &= (table["weight"].to_numpy() > 0)[:, None]
+        places = np.flatnonzero(has_target)
         return target_batch(table, ids, (segment, positions), places, ids.ravel()[places + 1], causal=True)

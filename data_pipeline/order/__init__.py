@@ -1,1 +1,1 @@
-"""Which row is trained on when: pure functions of seed and manifest, without Ray, files or state."""
+"""The order of training rows: pure functions of seed and manifest, without Ray, files or state."""

@@ -1,4 +1,4 @@
-"""How many rows the steps of a run have, when the batch is warmed up."""
+"""Batch sizes of the steps of a run with a batch warm-up."""
 
 from dataclasses import dataclass
 
@@ -23,5 +23,5 @@ class BatchSizes:
         return sum(size * max(0, min(step, end) - start) for start, end, size in zip(starts, [*ends, step], sizes, strict=True))
 
     def phases(self) -> tuple[list[int], list[int]]:
-        """The steps at which the batch changes, and the sizes before, between and after them."""
+        """The steps at which the batch size changes, and the sizes before, between and after them."""
         return [until for until, _ in self.warmup], [*(batch for _, batch in self.warmup), self.batch]

@@ -1,9 +1,9 @@
-"""How the slots of a run are shared out among streams (languages), exactly and reproducibly.
+"""Divides the slots of a run among streams (languages), exactly and reproducibly.
 
-The rows of each stream fall due at even distances, and slots follow in order of due time (error diffusion). After any
+The rows of each stream fall due at equal intervals, and slots follow in order of due time (error diffusion). After any
 number of slots a stream of weight w out of K streams is within (1 + K w) / 2 rows of its share: its own count is within
 1/2 of w times the due time, and the due time is within K / 2 of the number of slots. All counts are integers: weights are
-multiples of 2^-24, so that every machine finds the same, and any slot is found without the slots before it.
+multiples of 2^-24, so that every machine computes the same. Any slot is computed without the slots before it.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from data_pipeline.errors import ConfigError
 
 _BITS = 24
 LAST_SLOT = 1 << (62 - _BITS)
-"""Slots are below this, 2.7e11, so that weight times slot fits into 64 bits."""
+"""Upper bound of slots, 2.7e11: weight times slot fits into 64 bits."""
 
 
 def temperature_weights(tokens: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Weights proportional to `tokens ** alpha` (Conneau and Lample 2019): 1 is as found, 0 is uniform."""
+    """Weights proportional to `tokens ** alpha` (Conneau and Lample 2019): 1 keeps the proportions, 0 is uniform."""
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}.")
     raised = {name: float(count) ** alpha for name, count in tokens.items() if count > 0}
@@ -36,7 +36,7 @@ def quantise(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     share = weights / weights.sum() * (1 << _BITS)
     whole = np.maximum(np.floor(share).astype(np.int64), weights > 0)
     missing = (1 << _BITS) - int(whole.sum())
-    # Few tiny weights may have been lifted to 1: the largest gives for them.
+    # Tiny weights may have been raised to 1: the largest weight compensates.
     if missing < 0:
         whole[np.argmax(whole)] += missing
     else:
@@ -53,8 +53,8 @@ def rows_due(weights: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.
 def assign(weights: NDArray[np.int64], slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The stream of each slot and its position within that stream, by random access.
 
-    Slots follow in order of due time, ties by stream number. The unit of time in which a slot falls is found by bisection
-    on the number of rows that are due; a stream has at most one row in it.
+    Slots follow in order of due time, ties by stream number. Bisection on the number of rows due finds the unit of time of
+    a slot; a stream has at most one row in it.
 
     Args:
         weights: int array [streams], see `quantise`.
@@ -62,24 +62,24 @@ def assign(weights: NDArray[np.int64], slots: NDArray[np.int64]) -> tuple[NDArra
     """
     if len(weights) == 1:
         return np.zeros(len(slots), np.int64), slots
-    before, in_turn, rank = _unit(weights, slots)
-    stream = np.take_along_axis(in_turn, rank[None], axis=0)[0]
+    before, turns, rank = _time_unit(weights, slots)
+    stream = np.take_along_axis(turns, rank[None], axis=0)[0]
     return stream, np.take_along_axis(before, stream[None], axis=0)[0]
 
 
 def counts(weights: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
     """Rows of each stream among the first `slots` slots, int [streams]."""
-    before, in_turn, rank = _unit(weights, np.array([slots]))
-    found = before[:, 0]
-    found[in_turn[: rank[0], 0]] += 1
-    return found
+    before, turns, rank = _time_unit(weights, np.array([slots]))
+    rows = before[:, 0]
+    rows[turns[: rank[0], 0]] += 1
+    return rows
 
 
-def _unit(
+def _time_unit(
     weights: NDArray[np.int64], slots: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The unit of time in which each slot falls: rows due before it and the streams in their turn within it, both int
-    [streams, m], and the slot's place among those, int [m]."""
+    """The unit of time of each slot: rows due before it and the streams in their turn within it, both int [streams, m], and
+    the slot's place among those turns, int [m]."""
     low = np.maximum(slots - len(weights) // 2 - 1, 0)
     for step in (1 << power for power in reversed(range((len(weights) + 3).bit_length()))):
         low = np.where(rows_due(weights, low + step).sum(axis=0) <= slots, low + step, low)

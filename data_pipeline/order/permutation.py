@@ -1,8 +1,8 @@
 """A keyed permutation of range(n) with O(1) memory and random access.
 
-A four-round Feistel network on the smallest even number of bits that holds n, and cycle walking for values that fall
-outside (Black and Rogaway, CT-RSA 2002, "Ciphers with arbitrary finite domains"). It is a bijection for every key, so
-the i-th element is computed without the others.
+A four-round Feistel network on the smallest even number of bits that holds n, with cycle walking for values outside the
+range (Black and Rogaway, CT-RSA 2002, "Ciphers with arbitrary finite domains"). It is a bijection for every key and
+computes the i-th element without the others.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _ROUNDS = 4
 
 
 def permute(keys: int | NDArray[np.uint64], n: int, index: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where the permutation of range(n) under a key sends each `index`.
+    """The image of each `index` under the permutation of range(n).
 
     Args:
         keys: 64 bits, see `keyed_random.key`: one key, or one for each index.
@@ -22,11 +22,11 @@ def permute(keys: int | NDArray[np.uint64], n: int, index: NDArray[np.integer]) 
         index: int array [m] with values in [0, n).
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
-    every = np.broadcast_to(np.asarray(keys, np.uint64), np.shape(index))
-    value = _feistel(every, half, np.asarray(index).astype(np.uint64))
+    index_keys = np.broadcast_to(np.asarray(keys, np.uint64), np.shape(index))
+    value = _feistel(index_keys, half, np.asarray(index).astype(np.uint64))
     outside = np.flatnonzero(value >= n)
     while len(outside):
-        value[outside] = _feistel(every[outside], half, value[outside])
+        value[outside] = _feistel(index_keys[outside], half, value[outside])
         outside = outside[value[outside] >= n]
     return value.astype(np.int64)
 

@@ -1,1 +1,1 @@
-"""Rows for embedder training."""
+"""Text pairs for embedder training."""

@@ -1,4 +1,4 @@
-"""Rows of pairs as tensors."""
+"""Batches of text pairs as tensors."""
 
 from collections.abc import Callable
 from copy import copy
@@ -9,7 +9,7 @@ import torch
 
 
 class PairBatch:
-    """B pairs with D documents: the B positives first, then all hard negatives of the rows in order."""
+    """B pairs with D documents: the B positives first, then all hard negatives in the order of the pairs."""
 
     def __init__(self, table: pa.Table, pad: int) -> None:
         negatives = table["negatives"].to_pylist()
@@ -34,20 +34,20 @@ class PairBatch:
         return torch.bincount(self.streams, self.weights > 0, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "PairBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "PairBatch":
-        """In memory from which a GPU copies by itself."""
-        return self._each(torch.Tensor.pin_memory)
+        """A copy in page-locked memory, from which a GPU copies asynchronously."""
+        return self._map(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
-        changed = copy(self)
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
+        batch = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
-                setattr(changed, name, change(value))
+                setattr(batch, name, function(value))
             elif isinstance(value, tuple):
-                setattr(changed, name, tuple(map(change, value)))
-        return changed
+                setattr(batch, name, tuple(map(function, value)))
+        return batch
 
 
 def pad_rows(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

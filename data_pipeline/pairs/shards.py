@@ -1,4 +1,4 @@
-"""Pairs as rows of token ids on disk, in the same format and order as packed text."""
+"""Writes pairs as rows of token ids, in the same format and order as packed text."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, act
 
 
 def text_key(text: str) -> int:
-    """A signed 64-bit number that is equal for equal texts: tells false negatives apart without the text."""
+    """A signed 64-bit hash of the text, by which the loss recognises false negatives."""
     return keyed_random.key("text", digest(text)) - (1 << 63)
 
 

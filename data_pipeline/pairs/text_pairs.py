@@ -1,4 +1,4 @@
-"""Pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives`, `lang` and `id`."""
+"""Text pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives`, `lang` and `id`."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,34 +10,34 @@ from data_pipeline.sources import documents
 from data_pipeline.text.clean import clean
 from data_pipeline.text.reserved import ReservedSentences
 
-_NAMED = 20
-"""Ids in a message at most."""
+_MAX_LISTED = 20
+"""Most ids in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Cleaned pairs, parallel lists. `negatives[i]` is empty when the row names none."""
+    """Cleaned pairs as parallel lists. `negatives[i]` is empty if pair i has none."""
 
     ids: list[str]
     anchors: list[str]
     positives: list[str]
     negatives: list[list[str]]
     langs: list[str] = field(default_factory=list)
-    """Of each pair's new side; `und` where a row names none."""
+    """Language of each pair's new side; `und` if it has none."""
 
     def __len__(self) -> int:
         return len(self.anchors)
 
 
 def load(spec: str | None, cache: str, *, key: str) -> Pairs:
-    """Reads and cleans the pairs at `spec`; none where nothing is given.
+    """Reads and cleans the pairs at `spec`; empty if `spec` is None.
 
     Raises:
-        DataError: no file, a column missing or not text, an id twice, or no pair left.
+        DataError: no file, a column that is missing or not text, a repeated id, or no pair left.
     """
-    rows = Pairs(ids=[], anchors=[], positives=[], negatives=[])
+    pairs = Pairs(ids=[], anchors=[], positives=[], negatives=[])
     if spec is None:
-        return rows
+        return pairs
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
         table = documents.read(unit, ("anchor", "positive"), ("negatives", "id", "lang"), key=key)
         _check_types(table, f"{key}={unit.path}")
@@ -45,49 +45,49 @@ def load(spec: str | None, cache: str, *, key: str) -> Pairs:
             anchor, positive = clean(row["anchor"] or ""), clean(row["positive"] or "")
             if not anchor or not positive:
                 continue
-            given = row.get("id")
-            rows.langs.append(str(row.get("lang") or "und"))
-            # Of train/pairs.jsonl and test/pairs.jsonl the rows are others.
-            rows.ids.append(f"{key}/{documents.row_id(unit, number)}" if given is None else str(given))
-            rows.anchors.append(anchor)
-            rows.positives.append(positive)
-            rows.negatives.append([text for text in map(clean, filter(None, row.get("negatives") or [])) if text])
-    if not rows.ids:
+            name = row.get("id")
+            pairs.langs.append(str(row.get("lang") or "und"))
+            # The key keeps the ids of train/pairs.jsonl and test/pairs.jsonl apart.
+            pairs.ids.append(f"{key}/{documents.row_id(unit, number)}" if name is None else str(name))
+            pairs.anchors.append(anchor)
+            pairs.positives.append(positive)
+            pairs.negatives.append([text for text in map(clean, filter(None, row.get("negatives") or [])) if text])
+    if not pairs.ids:
         raise DataError("no pair with text on both sides.", f"{key}={spec}", "Give rows with `anchor` and `positive`.")
-    if twice := next((name for name, count in Counter(rows.ids).items() if count > 1), None):
-        raise DataError(f"the id {twice!r} occurs more than once.", f"{key}={spec}", "Give each pair its own id.")
-    return rows
+    if repeated := next((name for name, count in Counter(pairs.ids).items() if count > 1), None):
+        raise DataError(f"the id {repeated!r} occurs more than once.", f"{key}={spec}", "Give each pair its own id.")
+    return pairs
 
 
 def check_disjoint(train: Pairs, test: Pairs) -> None:
-    """Refuses a test set that training would see.
+    """Refuses a test set that overlaps with the training pairs.
 
     Raises:
-        DataError: an id is on both sides, or a test sentence stands in a training pair, on either side of it (see
+        DataError: both have the same id, or a training pair contains a test sentence on either side (see
             `ReservedSentences`).
     """
-    shared = sorted(set(train.ids) & set(test.ids))
-    if shared:
+    common = sorted(set(train.ids) & set(test.ids))
+    if common:
         raise DataError(
-            f"{len(shared)} of {len(test)} ids are also in pairs= (the first is {shared[0]!r}).",
+            f"{len(common)} of {len(test)} ids are also in pairs= (the first is {common[0]!r}).",
             "test_pairs",
             "Take them out of one side: a model must not be tested on what it was trained on.",
         )
     reserved = ReservedSentences.of([*test.anchors, *test.positives])
     sides = zip(train.ids, train.anchors, train.positives, train.negatives, strict=True)
-    same = [name for name, *texts, negatives in sides if any(map(reserved.occurs_in, [*texts, *negatives]))]
-    if same:
+    leaks = [name for name, *texts, negatives in sides if any(map(reserved.occurs_in, [*texts, *negatives]))]
+    if leaks:
         raise DataError(
-            f"a sentence of test_pairs= stands in {len(same):,} of {len(train):,} pairs, those with the ids {_listed(same)}.",
+            f"a sentence of test_pairs= stands in {len(leaks):,} of {len(train):,} pairs, those with the ids {_first(leaks)}.",
             "pairs",
             "Remove those pairs, or the sentences from test_pairs=: a model must not be tested on what it was trained on. "
-            "Case and blanks count for nothing, and a sentence of five words is found within a longer text, too.",
+            "The search ignores case and blanks, and finds a sentence of five words within a longer text, too.",
         )
 
 
-def _listed(names: list[str]) -> str:
-    """The first of many."""
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _first(names: list[str]) -> str:
+    """The first names, as a message lists them."""
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
 def _check_types(table: pa.Table, where: str) -> None:

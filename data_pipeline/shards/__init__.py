@@ -1,1 +1,1 @@
-"""Tokenised, packed, immutable rows on disk and the manifest that names every byte of them."""
+"""Tokenised, packed, immutable rows on disk, and the manifest with the hash of every file."""

@@ -1,11 +1,10 @@
-"""Tokenise and pack in a pool of Ray Data actors: one input file becomes one shard a language.
+"""Tokenises and packs in a pool of Ray Data actors: one input file becomes one shard a language.
 
-The content of a shard depends on its input file and the tokenizer alone, so the bytes are the same for any number of
+The content of a shard depends on its input file and the tokenizer alone, so its bytes are the same for any number of
 actors and after any interruption.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -25,8 +24,6 @@ from data_pipeline.tokenizers import train
 from data_pipeline.tokenizers.encode import encode
 from data_pipeline.tokenizers.folder import is_tokenizer_file
 
-Loader = Callable[[], PreTrainedTokenizerFast]
-
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 of the tokenizer as it would be saved."""
@@ -34,7 +31,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def load_tokenizer(uri: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder at any URI; the weights of a model in it are not fetched."""
+    """The tokenizer of a folder at any URI. Does not download the model's weights."""
     with storage.local_copy(uri, is_tokenizer_file) as folder:
         return train.load(folder)
 
@@ -44,7 +41,7 @@ def build(
 ) -> Manifest:
     """Packs corpus files (see `corpus.build`) into rows of `length` tokens below `folder` and writes its manifest.
 
-    What an earlier run has packed from the same file and tokenizer is kept, if it is still what was written.
+    Reuses the intact shards of an earlier run from the same file and tokenizer.
     """
     jobs = [
         {"path": path, "length": length, "packing": packing, "folder": folder, "name": f"part-{number:05d}"}

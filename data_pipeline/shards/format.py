@@ -1,7 +1,7 @@
-"""The files of a row stream: Parquet, a fixed number of rows a row group, the same bytes for the same rows.
+"""The file format of shards: Parquet with a fixed number of rows a row group; equal rows give equal bytes.
 
-Token ids are stored as fixed-size binary (little-endian uint16 or uint32), so that a whole row group becomes one NumPy
-array without a copy per row.
+Token ids are stored as fixed-size binary (little-endian uint16 or uint32), so that a row group becomes one NumPy array
+without a copy per row.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from data_pipeline.order.row_order import BLOCK
 from data_pipeline.shards.pack import PackedRows
 
 GROUP_ROWS = BLOCK
-"""Rows of a row group: the unit of reading, and of checking what was read; the order keeps it together."""
+"""Rows of a row group: the unit of reading and of checksums, and a block of the order."""
 _CHECKSUMS = "scion.checksums"
-_MEND = "Remove it and run `scion shard` again: only what is missing is built."
+_FIX = "Remove it and run `scion shard` again: it builds only the missing files."
 
 
 def text_rows(packed: PackedRows, vocab_size: int) -> pa.Table:
@@ -61,13 +61,13 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
     """The rows of some row groups, in the order given, or of all.
 
     Raises:
-        CorruptError: the file is missing or not what was written.
-        OSError: it could not be read, which says nothing against it.
+        CorruptError: the file is missing or damaged.
+        OSError: the storage failed; the file may be intact.
     """
     try:
         return _read_patiently(uri, groups)
     except PERMANENT_ERRORS as error:
-        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
+        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _FIX) from error
 
 
 def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
@@ -75,17 +75,17 @@ def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
     try:
         with fs.open(path) as file:
             parquet = pq.ParquetFile(file)
-            known = parquet.metadata.metadata[_CHECKSUMS.encode()].decode().split(",")
+            checksums = parquet.metadata.metadata[_CHECKSUMS.encode()].decode().split(",")
             wanted = range(parquet.num_row_groups) if groups is None else groups
             parts = {number: parquet.read_row_group(number) for number in wanted}
-            changed = [number for number, part in parts.items() if checksum(part, number) != known[number]]
+            changed = [number for number, part in parts.items() if checksum(part, number) != checksums[number]]
             whole = pa.concat_tables([parts[number] for number in wanted]) if parts else parquet.schema_arrow.empty_table()
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise  # of the storage: what Arrow says of bytes that it does not understand is an OSError without a number
-        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _MEND) from error
+            raise  # the storage's error: Arrow's own OSErrors, for bytes that it cannot parse, have no error number
+        raise CorruptError(f"cannot be read ({reason(error)}).", uri, _FIX) from error
     if changed:
-        raise CorruptError(f"row group {changed[0]} is not what was written.", uri, _MEND)
+        raise CorruptError(f"row group {changed[0]} is not what was written.", uri, _FIX)
     return whole.replace_schema_metadata(None)
 
 
@@ -93,7 +93,8 @@ _read_patiently = with_retries(_read_groups, lambda uri, groups: storage.downloa
 
 
 def checksum(rows: pa.Table, number: int) -> str:
-    """A hash of what the rows of group `number` say, whatever Arrow's layout of them is; another group's has another."""
+    """A hash of the values of row group `number`, independent of Arrow's layout. Includes the number: equal rows of another
+    group have another checksum."""
     digest = hashlib.blake2b(f"{number}:{len(rows)}".encode(), digest_size=8)
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         digest.update(name.encode())

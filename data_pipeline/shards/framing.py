@@ -1,4 +1,4 @@
-"""How a tokenizer frames a document with special tokens."""
+"""The special tokens around a document."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ class Frame:
 
 
 def frame_of(tokenizer: PreTrainedTokenizerFast) -> Frame:
-    """What the tokenizer itself puts around a text; where it puts nothing, its end token separates documents.
+    """The tokens that the tokenizer itself puts around a text; if there are none, its end token after each document.
 
     Raises:
-        ModelError: it has no token at all to separate documents or to fill a row, or puts one around a text that is not
-            special: its template has the ids of another vocabulary.
+        ModelError: it has no token to separate documents or to fill a row, or its template inserts an ordinary token, which
+            means that the template has the ids of another vocabulary.
     """
     prefix, suffix = template_ids(tokenizer)
     ordinary = sorted({*prefix, *suffix} - set(special_roles(tokenizer)))

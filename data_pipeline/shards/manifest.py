@@ -1,4 +1,4 @@
-"""`manifest.json`: which shards there are, what they hold and what their bytes hash to."""
+"""`manifest.json`: the shards of a folder, their contents and their hashes."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One file of rows. `text_tokens` leaves out special tokens; `text_bytes` is the UTF-8 text behind them."""
+    """One file of rows. `text_tokens` leaves out special tokens; `text_bytes` are the UTF-8 bytes of the text."""
 
     path: str
     rows: int
@@ -24,7 +24,7 @@ class Shard:
     padding: int
     documents: int
     cut: int
-    """Documents that lie in more than one row."""
+    """Documents in more than one row."""
     sha256: str
 
 
@@ -47,13 +47,13 @@ class Manifest:
         return sum(getattr(shard, field) for shards in self.streams.values() for shard in shards)
 
     def share(self, field: str) -> float:
-        """A Shard field's sum as a share of all places in rows."""
+        """A Shard field's sum as a share of all token positions."""
         return self.total(field) / max(1, self.total("rows") * self.length)
 
     def order_streams(self, weights: dict[str, float]) -> tuple[Stream, ...]:
-        """The streams as the order sees them, by name, those in `weights` only.
+        """The order's streams, sorted by name, for the languages in `weights`.
 
-        Weights are shares of tokens: a stream whose rows hold more padding gets as many more of them.
+        Weights are shares of tokens: a stream whose rows hold more padding gets more rows.
         """
         parts = {name: self.streams[name] for name in sorted(weights)}
         rows = {name: sum(shard.rows for shard in shards) for name, shards in parts.items()}
@@ -73,7 +73,7 @@ def load(folder: str) -> Manifest:
     """The manifest of a folder of shards.
 
     Raises:
-        ArtifactError: there is none, or it cannot be read.
+        ArtifactError: it is missing or cannot be read.
     """
     path = storage.join(folder, NAME)
     if not storage.exists(path):

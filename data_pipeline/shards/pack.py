@@ -1,7 +1,7 @@
-"""Packing: documents of any length into rows of one length. Pure functions on NumPy arrays.
+"""Packs documents of any length into rows of one length. Pure functions on NumPy arrays.
 
-`concat_split` wastes no place and cuts about one document a row. First-fit and best-fit (Johnson et al., SIAM J. Comput. 1974)
-cut only documents that are longer than a row and leave some places empty: `PackedRows` says how many of either.
+`concat_split` has no padding and cuts about one document a row. First-fit and best-fit (Johnson et al., SIAM J. Comput.
+1974) cut only documents that are longer than a row, at the price of padding. `PackedRows` counts both.
 """
 
 import heapq
@@ -16,16 +16,16 @@ from data_pipeline.tokenizers.ragged import Ragged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
-    """N rows of L tokens; `n_tokens[i]` of row i are text, the rest is padding."""
+    """N rows of L tokens; the first `n_tokens[i]` of row i are text, the rest is padding."""
 
     ids: NDArray[np.uint32]
     """[N, L]"""
     n_tokens: NDArray[np.int32]
     """[N]"""
     doc_starts: list[NDArray[np.int32]]
-    """For each row the places at which a document begins, or what is left of one that began in another row."""
+    """For each row the places at which a document, or the rest of one from another row, begins."""
     cut_documents: int
-    """Documents that lie in more than one row."""
+    """Documents in more than one row."""
 
     @property
     def padding(self) -> int:
@@ -36,10 +36,10 @@ Packing = Callable[[Ragged, int, int], PackedRows]
 
 
 def concat_split(documents: Ragged, length: int, pad: int) -> PackedRows:
-    """Joins all documents and cuts the stream every `length` tokens; nothing is lost, the last row is padded.
+    """Joins all documents and cuts the result every `length` tokens. Loses no token; pads the last row.
 
     Args:
-        documents: token ids of each document, special tokens that frame it included.
+        documents: token ids of each document, with the special tokens around it.
         length: tokens in a row.
         pad: id that fills the last row.
     """
@@ -60,9 +60,9 @@ def concat_split(documents: Ragged, length: int, pad: int) -> PackedRows:
 
 
 def first_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
-    """Each document, in order, into the first row that has room for it; what is longer than a row is cut first.
+    """Puts each document, in order, into the first row with room for it. Cuts documents longer than a row first.
 
-    The first row with room is found in a tree of maxima: O(log rows) a document.
+    A tree of maxima finds the first row with room: O(log rows) a document.
     """
     pieces = _pieces(documents, length)
     leaves = 1 << max(0, len(pieces) - 1).bit_length()
@@ -77,13 +77,13 @@ def first_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
         while node > 1:
             node //= 2
             room[node] = max(room[2 * node], room[2 * node + 1])
-    return _filled(pieces, rows, documents, length, pad)
+    return _fill(pieces, rows, documents, length, pad)
 
 
 def best_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
-    """Each document, in order, into the fullest row that has room for it, the first of equally full ones.
+    """Puts each document, in order, into the fullest row with room for it, the first of equally full ones.
 
-    Rows are kept by their room, and the rooms that occur as the bits of one number.
+    Rows are indexed by their room; the bits of one number mark the rooms that occur.
     """
     pieces = _pieces(documents, length)
     by_room: list[list[int]] = [[] for _ in range(length + 1)]
@@ -100,31 +100,31 @@ def best_fit(documents: Ragged, length: int, pad: int) -> PackedRows:
         rows[number] = row
         heapq.heappush(by_room[room - size], row)
         occurring |= 1 << (room - size)
-    return _filled(pieces, rows, documents, length, pad)
+    return _fill(pieces, rows, documents, length, pad)
 
 
 PACKINGS: dict[str, Packing] = {"concat": concat_split, "first_fit": first_fit, "best_fit": best_fit}
 
 
 def _pieces(documents: Ragged, length: int) -> Ragged:
-    """Documents that are longer than a row as several."""
+    """Documents, with those longer than a row cut into several."""
     counts = -(-documents.sizes // length)
     sizes = np.full(int(counts.sum()), length, np.int64)
     sizes[np.cumsum(counts)[counts > 0] - 1] = (documents.sizes - (counts - 1) * length)[counts > 0]
     return Ragged(flat=documents.flat, sizes=sizes)
 
 
-def _filled(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length: int, pad: int) -> PackedRows:
-    """Rows with their pieces behind each other, in the order in which they came."""
+def _fill(pieces: Ragged, row_of: NDArray[np.int64], documents: Ragged, length: int, pad: int) -> PackedRows:
+    """Fills the rows with their pieces, in the pieces' order."""
     rows = int(row_of.max(initial=-1)) + 1
     order = np.argsort(row_of, kind="stable")
-    placed = pieces.take(order)
-    begins = np.cumsum(placed.sizes) - placed.sizes
+    by_row = pieces.take(order)
+    begins = np.cumsum(by_row.sizes) - by_row.sizes
     n_tokens = np.bincount(row_of, weights=pieces.sizes, minlength=rows).astype(np.int64)
     before = np.concatenate([[0], np.cumsum(n_tokens)])[row_of[order]]
     place = begins - before
     ids = np.full(rows * length, pad, np.uint32)
-    ids[np.repeat(row_of[order] * length - before, placed.sizes) + np.arange(len(placed.flat))] = placed.flat
+    ids[np.repeat(row_of[order] * length - before, by_row.sizes) + np.arange(len(by_row.flat))] = by_row.flat
     cuts = np.searchsorted(row_of[order], np.arange(1, rows)) if rows else np.empty(0, np.int64)
     return PackedRows(
         ids=ids.reshape(rows, length),
@@ -139,11 +139,11 @@ def segments(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each place of each row the number of its document and the position inside it; padding is document -1.
 
-    A document that was cut by the row's edge counts from 0 again, because what came before cannot be seen.
+    The rest of a cut document counts from 0 again, because the model does not see its beginning.
 
     Args:
-        row, start: for each document its row and the place where it begins there, rows in order.
-        n_tokens: [B], how many places of a row are text.
+        row, start: for each document its row and the place where it begins there, rows ascending.
+        n_tokens: [B], number of text tokens of each row.
     """
     begins = np.zeros((len(n_tokens), length), np.int64)
     begins[row, start] = 1

@@ -1,1 +1,1 @@
-"""Where text and pairs come from."""
+"""Sources of text and pairs."""

@@ -1,4 +1,4 @@
-"""Inputs that cannot be cut where they are: compressed files and datasets. They are written once, as files that can."""
+"""Copies inputs that cannot be cut into units, compressed files and datasets, to files that can."""
 
 import os
 import shutil
@@ -14,16 +14,16 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import DataError, reason
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
-"""Endings of compressed files, with what pyarrow calls their compression."""
+"""Endings of compressed files, with pyarrow's names of their compression."""
 _ROWS = 1000
 _CHUNK = 8 << 20
 
 
 def decompress(path: str, target: str, *, key: str) -> str:
-    """Writes the content of the compressed file `path` to `target`, in a stream, and returns `target`.
+    """Streams the content of the compressed file `path` to `target`, and returns `target`.
 
     Raises:
-        DataError: it is not compressed as its ending says, or cut short.
+        DataError: the compression is not that of its ending, or the file is truncated.
     """
     codec = CODECS[os.path.splitext(path)[1].lower()]
     with storage.local_file(path) as local:
@@ -33,17 +33,17 @@ def decompress(path: str, target: str, *, key: str) -> str:
 
 def _decompress(path: str, codec: str, target: str, where: str) -> None:
     try:
-        with open(path, "rb") as raw, _written(target) as file:
+        with open(path, "rb") as raw, _open_for_writing(target) as file:
             content = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
             shutil.copyfileobj(content, file, _CHUNK)
     except OSError as error:
-        if error.errno is not None:  # the disk's, not pyarrow's
+        if error.errno is not None:  # an error of the disk, not of pyarrow
             raise
         raise DataError(f"cannot be decompressed ({reason(error)}).", where, "Compress the file again.") from error
 
 
 def write_dataset(spec: str, target: str, *, key: str) -> str:
-    """Writes the rows of a dataset of the `datasets` library to the Parquet file `target`, in a stream, and returns `target`.
+    """Streams the rows of a dataset of the `datasets` library to the Parquet file `target`, and returns `target`.
 
     Args:
         spec: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`; NAME may be `NAME@REVISION`.
@@ -53,13 +53,13 @@ def write_dataset(spec: str, target: str, *, key: str) -> str:
     """
     import datasets  # takes a second to import, and most runs read files
 
-    named, config, split = [*spec.split(":"), None, None][:3]
-    name, _, revision = str(named).partition("@")
+    repository, config, split = [*spec.split(":"), None, None][:3]
+    name, _, revision = str(repository).partition("@")
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None, streaming=True)
         tables = rows.with_format("arrow").iter(_ROWS)
         first = next(tables, None)
-    except Exception as error:  # the library raises a dozen kinds, from a missing folder to a refused connection
+    except Exception as error:  # the library raises a dozen classes, from a missing folder to a refused connection
         raise DataError(
             f"neither a file nor a dataset that `datasets` can load ({reason(error)}).",
             f"{key}={spec}",
@@ -67,24 +67,24 @@ def write_dataset(spec: str, target: str, *, key: str) -> str:
         ) from error
     if first is None:
         raise DataError("the dataset has no rows.", f"{key}={spec}", "Name another split.")
-    with _written(target) as file, pq.ParquetWriter(file, first.schema) as writer:
-        for table in chain([first], _read(tables, key, spec)):
+    with _open_for_writing(target) as file, pq.ParquetWriter(file, first.schema) as writer:
+        for table in chain([first], _rest(tables, key, spec)):
             writer.write_table(table.cast(first.schema))
     return target
 
 
-def _read(tables: Iterator[pa.Table], key: str, spec: str) -> Iterator[pa.Table]:
+def _rest(tables: Iterator[pa.Table], key: str, spec: str) -> Iterator[pa.Table]:
     try:
         yield from tables
     except Exception as error:
-        files = (
+        advice = (
             f"name them, {key}='{spec}/*': then their other columns may differ" if os.path.isdir(spec) else "look at its files"
         )
-        raise DataError(f"the dataset broke off ({reason(error)}).", f"{key}={spec}", f"Run it again, or {files}.") from error
+        raise DataError(f"the dataset broke off ({reason(error)}).", f"{key}={spec}", f"Run it again, or {advice}.") from error
 
 
 @contextmanager
-def _written(target: str) -> Iterator[Any]:
+def _open_for_writing(target: str) -> Iterator[Any]:
     fs, path = storage.filesystem(target)
     if storage.is_local(target):
         os.makedirs(os.path.dirname(path), exist_ok=True)

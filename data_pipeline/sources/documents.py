@@ -1,7 +1,7 @@
-"""Documents at a path, glob, URI or `datasets` name, cut into units that workers read independently.
+"""Reads documents at a path, glob, URI or `datasets` name, cut into units that workers read independently.
 
-A unit is a slice of one file: row groups of a Parquet file, a byte range of a JSONL or plain-text file. The cut depends
-on the files alone, never on the number of workers, and so everything built from a unit is the same for any of them.
+A unit is a slice of one file: row groups of a Parquet file, or a byte range of a JSONL or plain-text file. The cuts depend
+on the files alone, not on the number of workers. So everything built from a unit is the same for any number of workers.
 """
 
 import io
@@ -25,19 +25,19 @@ from data_pipeline.sources import copies
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
 KINDS = PARQUET + JSONL + TEXT
 UNIT_BYTES = 8 << 20
-"""Size on disk at which a file is cut; a row group of Parquet is never cut."""
-_PIECE, _BUFFER = 32 << 20, 1 << 16
-"""Bytes that are asked of a storage at once, at most and at least."""
+"""Size on disk of a unit; a row group of Parquet is never cut."""
+_MAX_READ, _MIN_READ = 32 << 20, 1 << 16
+"""Most and fewest bytes of one request to the storage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Row groups [start, stop) of a Parquet file or bytes [start, stop) of a line file; `number` is its place."""
+    """Row groups [start, stop) of a Parquet file or bytes [start, stop) of a line file; `number` counts all units."""
 
     number: int
     path: str
     name: str
-    """The path below the folder that all files of the source have in common."""
+    """The path below the common folder of all files of the source."""
     start: int
     stop: int
 
@@ -45,65 +45,65 @@ class Unit:
 def resolve(spec: str, cache: str, *, key: str) -> list[str]:
     """The files that `spec` names, ready to be cut.
 
-    A path, glob or URI is expanded. Anything else is the name of a dataset for the `datasets` library, as `NAME`,
-    `NAME:CONFIG` or `NAME:CONFIG:SPLIT`. The rows of a dataset, and the content of compressed files, are written once below the
-    folder or URI `cache`.
+    Expands a path, glob or URI. Anything else is the name of a dataset for the `datasets` library, as `NAME`, `NAME:CONFIG`
+    or `NAME:CONFIG:SPLIT`. Writes the rows of a dataset, and the content of compressed files, once below the folder or URI
+    `cache`.
 
     Raises:
-        DataError: no such file and no such dataset, or a kind of file that is not read.
+        DataError: no such file or dataset, or an unsupported kind of file.
     """
-    found = _found(spec, key)
-    if not found:
+    paths = _source_files(spec, key)
+    if not paths:
         return [copies.write_dataset(spec, storage.join(cache, f"{key}.parquet"), key=key)]
-    return [_plain(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(found)]
+    return [_uncompressed(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(paths)]
 
 
 def check(spec: str, *, key: str) -> None:
-    """Refuses a path, glob or URI at which no file is that is read; whether there is a dataset of that name is not asked.
+    """Refuses a path, glob or URI without readable files. Does not check that a dataset of that name exists.
 
     Raises:
-        DataError: so it is.
+        DataError: no such file, or an unsupported kind of file.
     """
-    _found(spec, key)
+    _source_files(spec, key)
 
 
 def fingerprint(spec: str, *, key: str) -> str:
-    """Identifies the content behind `spec`: the files' content, or the name when it is a dataset's."""
-    if found := _found(spec, key):
-        return " ".join(mark[:16] for mark in fingerprints.fingerprints(found))
+    """Identifies the content of `spec`: the content of files, or the name of a dataset."""
+    if paths := _source_files(spec, key):
+        return " ".join(content[:16] for content in fingerprints.fingerprints(paths))
     return fingerprints.folder_fingerprint(spec)[:16] if os.path.isdir(spec) else f"datasets:{spec}"
 
 
-def _found(spec: str, key: str) -> list[str]:
-    """The files at a path, glob or URI, as they are; none if `spec` names a dataset.
+def _source_files(spec: str, key: str) -> list[str]:
+    """The files at a path, glob or URI, compressed or not; empty if `spec` names a dataset.
 
     Raises:
-        DataError: no such file, or a kind of file that is not read.
+        DataError: no such file, or an unsupported kind of file.
     """
     looks_like_path = _kind(spec) in KINDS or has_magic(spec) or "://" in spec
-    found = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
-    odd = [path for path in found if _kind(path) not in KINDS]
-    if odd:
+    paths = storage.expand(spec) if looks_like_path or os.path.isfile(spec) else []
+    unsupported = [path for path in paths if _kind(path) not in KINDS]
+    if unsupported:
         endings = ", ".join(copies.CODECS)
         raise DataError(
             "not a Parquet, JSONL or text file.",
-            f"{key}={odd[0]}",
+            f"{key}={unsupported[0]}",
             f"Use .parquet, .jsonl or .txt, the last two also with {endings}.",
         )
-    if looks_like_path and not found:
+    if looks_like_path and not paths:
         raise DataError("no such file.", f"{key}={spec}", f"Check the path or glob (looked from {os.getcwd()}).")
-    return found
+    return paths
 
 
 def _kind(path: str) -> str:
-    """A file's ending, without that of its compression; a compressed Parquet file is of no kind that is read."""
+    """A file's ending, without that of its compression; empty for a compressed Parquet file, which is not supported."""
     inner, ending = os.path.splitext(path.lower())
     kind = os.path.splitext(inner)[1] if ending in copies.CODECS else ending
     return "" if ending in copies.CODECS and kind in PARQUET else kind
 
 
-def _plain(path: str, folder: str, key: str) -> str:
-    """The file, or its content where it is compressed."""
+def _uncompressed(path: str, folder: str, key: str) -> str:
+    """The file, or an uncompressed copy of it."""
     inner, ending = os.path.splitext(path)
     if ending.lower() not in copies.CODECS:
         return path
@@ -115,22 +115,22 @@ def units(paths: list[str]) -> list[Unit]:
     cuts: list[tuple[str, int, int]] = []
     for path in paths:
         cuts.extend((path, start, stop) for start, stop in _patiently_cut(path))
-    above = len(_common([path.split("/")[:-1] for path in paths]))
-    return [Unit(number=i, path=path, name=path[above:], start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
+    prefix = len(_common_folder([path.split("/")[:-1] for path in paths]))
+    return [Unit(number=i, path=path, name=path[prefix:], start=a, stop=b) for i, (path, a, b) in enumerate(cuts)]
 
 
-def _common(folders: list[list[str]]) -> str:
-    """The path that all begin with. Not os.path.commonpath, which makes one slash of the two in s3://."""
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    return "".join(f"{parts[0]}/" for parts in same)
+def _common_folder(folders: list[list[str]]) -> str:
+    """The common beginning of all paths. Not os.path.commonpath, which makes one slash of the two in s3://."""
+    common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    return "".join(f"{parts[0]}/" for parts in common)
 
 
 def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key: str) -> pa.Table:
-    """The rows of a unit with `columns`, and those of `optional` that the file has.
+    """The records of a unit with `columns`, and those of `optional` that the file has.
 
     Raises:
-        DataError: a column is missing, a line is not JSON or holds something else than is expected, or the bytes are not
-            UTF-8; names file and line.
+        DataError: a column is missing, a line is not JSON or has a value of the wrong type, or the bytes are not UTF-8; names
+            file and line.
     """
     suffix = os.path.splitext(unit.path)[1].lower()
     table = _patiently_read(unit.path, unit, columns, optional, key)
@@ -145,7 +145,7 @@ def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key
 
 
 def _read(path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
-    """The rows of a unit of the file at `path`, with the columns that it has."""
+    """The records of a unit of the file at `path`, with those of the columns that it has."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in PARQUET:
         return _read_parquet(unit, columns, optional, key)
@@ -158,37 +158,37 @@ _patiently_read = with_retries(_read, lambda *arguments: MANY_FILES_SECONDS)
 
 
 def row_id(unit: Unit, row: int) -> str:
-    """The id of a row that names none: its place in the files, so that it is stable between runs."""
+    """The id of a record without one: its place in the files, so that it is stable between runs."""
     return f"{unit.name}:{unit.start}:{row}"
 
 
 def _cut(path: str) -> list[tuple[int, int]]:
-    """Where the units of a file start and stop."""
+    """The start and stop of each unit of a file."""
     fs, inner = storage.filesystem(path)
     if os.path.splitext(path)[1].lower() not in PARQUET:
         size = storage.info(fs, inner)["size"]
-        if size is None:  # a web server need not say
+        if size is None:  # a web server need not report it
             return [(0, 1 << 62)]
         return [(start, min(start + UNIT_BYTES, size)) for start in range(0, size, UNIT_BYTES)]
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             meta = pq.ParquetFile(file).metadata
     except pa.ArrowInvalid as error:
         raise DataError(f"not a readable Parquet file ({error}).", path, "Write it again.") from error
-    found, start, filled = [], 0, 0
+    units, start, size = [], 0, 0
     for group in range(meta.num_row_groups):
-        filled += meta.row_group(group).total_byte_size
-        if filled >= UNIT_BYTES or group == meta.num_row_groups - 1:
-            found.append((start, group + 1))
-            start, filled = group + 1, 0
-    return found
+        size += meta.row_group(group).total_byte_size
+        if size >= UNIT_BYTES or group == meta.num_row_groups - 1:
+            units.append((start, group + 1))
+            start, size = group + 1, 0
+    return units
 
 
 _patiently_cut = with_retries(_cut)
 
 
 def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
-    with _opened(unit.path) as file:
+    with _open(unit.path) as file:
         parquet = pq.ParquetFile(file)
         present = [name for name in columns + optional if name in parquet.schema_arrow.names]
         if not all(name in present for name in columns):
@@ -196,13 +196,13 @@ def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...
         try:
             return parquet.read_row_groups(range(unit.start, unit.stop), columns=present)
         except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # the storage's, not pyarrow's
+            if getattr(error, "errno", None) is not None:  # an error of the storage, not of pyarrow
                 raise
             raise DataError(f"damaged ({reason(error)}).", f"{key}={unit.path}", "Write it again.") from error
 
 
 def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
-    """Columns that some line has; null where a line has none. The names of all others, empty, where nothing is wanted."""
+    """The columns of all lines; null where a line lacks a value, and everywhere in columns that are not `wanted`."""
     rows = [(at, _parse(unit, at, line, key)) for at, line in _lines(unit)]
     names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {}
@@ -214,30 +214,30 @@ def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
 
 
 def _value(unit: Unit, at: int, name: str, value: Any, key: str) -> str | list[str] | None:
-    """A text, a number as text where that can be meant, or a list of texts."""
+    """A text, a number as text for ids and languages, or a list of texts."""
     if value is None:
         return None
     if name == "negatives":
         if isinstance(value, list) and all(isinstance(text, str) for text in value):
-            return [_sound(text) for text in value]
+            return [_repair_surrogates(text) for text in value]
     elif isinstance(value, str):
-        return _sound(value)
+        return _repair_surrogates(value)
     elif name in ("id", "lang") and isinstance(value, int | float):
         return str(value)
     expected = "a list of texts" if name == "negatives" else "a text"
-    said = json.dumps(value)[:60]
-    raise DataError(f"{name} in the line at byte {at} is {said}, not {expected}.", f"{key}={unit.path}", "Correct the line.")
+    got = json.dumps(value)[:60]
+    raise DataError(f"{name} in the line at byte {at} is {got}, not {expected}.", f"{key}={unit.path}", "Correct the line.")
 
 
-def _sound(text: str) -> str:
-    """Half a surrogate pair, as programs leave that cut texts by length, becomes U+FFFD: it has no UTF-8."""
+def _repair_surrogates(text: str) -> str:
+    """Replaces half surrogate pairs by U+FFFD. They have no UTF-8; programs that cut texts by length leave them."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin in the unit, with the byte at which each begins; blank lines are passed over."""
-    with _opened(unit.path) as file:
-        # A line belongs to the unit in which it begins: start one byte early and drop what is left of that line.
+    """The lines that begin in the unit, with the byte at which each begins. Skips blank lines."""
+    with _open(unit.path) as file:
+        # A line belongs to the unit in which it begins: start one byte early and drop the rest of that line.
         file.seek(max(0, unit.start - 1))
         at = max(0, unit.start - 1) + (len(file.readline()) if unit.start else 0)
         while at < unit.stop:
@@ -250,15 +250,15 @@ def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[io.BufferedReader]:
-    """A file to read from, which may be far away and large: as long as bytes come, its storage answers."""
+def _open(path: str) -> Iterator[io.BufferedReader]:
+    """Opens a file, which may be remote and large. Reads do not time out while bytes arrive."""
     fs, inner = storage.filesystem(path)
     with fs.open(inner) as file:
-        yield io.BufferedReader(_InPieces(file), _BUFFER)
+        yield io.BufferedReader(_ClockedReader(file), _MIN_READ)
 
 
-class _InPieces(io.RawIOBase):
-    """Reads another file a piece at a time, and restarts the clock of the request that opened it after each."""
+class _ClockedReader(io.RawIOBase):
+    """Reads another file in pieces, and restarts the request's clock after each piece."""
 
     def __init__(self, file: Any) -> None:
         self._file, self._clock = file, request_clock()
@@ -276,7 +276,7 @@ class _InPieces(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        piece = self._file.read(min(len(buffer), _PIECE))
+        piece = self._file.read(min(len(buffer), _MAX_READ))
         buffer[: len(piece)] = piece
         self._clock.restart()
         return len(piece)

@@ -1,12 +1,11 @@
-"""LibreOffice's help as a corpus: monolingual text and English pairs, split so that no test text is in training.
+"""Builds a corpus from LibreOffice's help: monolingual text and English pairs, split so that no test text is in training.
 
     python -m data_pipeline.sources.libreoffice_help --language el --output data_pipeline/sources/sample
 
 Debian ships the help of each language as the same 2,561 HTML files, in which a paragraph has the same id in every
-language. The corpus is chosen because it installs through apt wherever Debian does, comes in 30 languages and may be
-redistributed; its price is one domain and many near-repeats ("Opens a dialog where you can ..."). Hence the order of
-the steps: repeats leave before the split, files (not paragraphs) are drawn for the test side, and a test pair that
-resembles a training text on either side is dropped.
+language. The corpus installs through apt, comes in 30 languages and may be redistributed. The price is one domain and many
+near-duplicates ("Opens a dialog where you can ..."). Therefore repeats are dropped before the split, files (not paragraphs)
+are drawn for the test side, and a test pair that resembles a training text on either side is dropped.
 """
 
 import argparse
@@ -29,28 +28,28 @@ from data_pipeline.keyed_random import key
 from data_pipeline.text.near_repeats import NearRepeats, normalised_words
 
 SEED = "libreoffice help 1"
-"""Decides which files are test files and in which order test pairs are drawn; a new seed makes a new benchmark."""
+"""Decides the test files and the order of test pairs; a new seed makes a new benchmark."""
 TEST_SHARE = 0.1
 """Share of the files on the test side."""
 MIN_WORDS, TEST_WORDS = 5, range(6, 41)
-"""English words of a pair, and of a test pair: shorter ones are menu names, longer ones are found by length alone."""
+"""English words of a pair, and of a test pair: shorter ones are menu names, longer ones are retrieved by length alone."""
 MAX_COPIED = 0.2
-"""Share of a test pair's target letters that may stand in English words of the other side (product names, formulas):
-such pairs are found without knowing the language. Of 300 Greek pairs drawn without this limit, the English MiniLM finds
-1 % of those that share no Latin word or number and 88 % of those where a fifth to a third of the words is such."""
+"""Largest share of a test pair's target letters in words that the English side also has (product names, formulas). Pairs
+with more are retrieved without knowledge of the language. Of 300 Greek pairs drawn without this limit, the English MiniLM
+finds 1 % of those without a common Latin word or number, and 88 % of those where a fifth to a third of the words are."""
 UNSPACED = {"bo", "dz", "ja", "km", "lo", "my", "th", "zh"}
 PACKAGED_WITH = {"ca-valencia": "ca"}
-"""Languages that live in another language's package."""
+"""Languages that are part of another language's package."""
 
-# In this release the classes are MAC, UNIX and WIN; others write them with a suffix (UNIX_...).
+# The classes are MAC, UNIX and WIN in this release; other releases add a suffix (UNIX_...).
 _SYSTEM = re.compile(r"(MAC|UNIX|WIN)(_.*)?")
-# `code` is also in codeintable, smathcode, bascode and pycode. An inline `span.keycode` is text and stays.
+# "code" also matches codeintable, smathcode, bascode and pycode. An inline `span.keycode` is text and stays.
 _PARAGRAPHS = etree.XPath(
     '//div[@id="DisplayArea"]//*[@id][self::p or self::h1 or self::h2 or self::h3 or self::h4 or self::h5 or self::h6]'
     '[not(ancestor-or-self::*[contains(@class, "code")])][not(ancestor::pre)]'
 )
 _UTF8 = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
-# Left in the HTML where a section has another name in the translation: 92 paragraphs of the Japanese help.
+# A broken reference to a section that the translation renamed: 92 paragraphs of the Japanese help.
 _BROKEN = re.compile(r"\[text/\S+ not found\]")
 
 
@@ -74,56 +73,56 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """The two sides of the split and the drawn test pairs."""
+    """The two sides of the split and the test pairs."""
 
     train: list[Paragraph]
     test: list[Paragraph]
     test_pairs: list[Paragraph]
     near_repeats: int
-    """Candidates for `test_pairs` that were passed over."""
+    """Candidates for `test_pairs` that were skipped."""
     fates: dict[str, int]
-    """Counts that sum to the paragraphs read."""
+    """Paragraphs of each fate; their sum is the number of paragraphs read."""
 
 
 def run(*command: str, fix: str, folder: Path | None = None) -> str:
-    """The output of a command; `fix` is what to do when it fails.
+    """The output of a command; `fix` is the advice if it fails.
 
     Raises:
-        DataError: the program is missing or failed; names it with the last line it said.
+        DataError: the program is missing or failed; quotes the last line of its error output.
     """
     try:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
         raise DataError(f"{command[0]} is not installed.", fix="Run this on Debian or Ubuntu.") from error
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
-        raise DataError(f"{command[0]} failed: {said}.", fix=fix) from error
+        last_line = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise DataError(f"{command[0]} failed: {last_line}.", fix=fix) from error
 
 
 def find_package(folder: Path, language: str) -> Path:
     """The downloaded package of a language.
 
     Raises:
-        DataError: there is none, or more than one version.
+        DataError: it is missing, or there is more than one version.
     """
-    found = sorted(folder.glob(f"libreoffice-help-{language}_*.deb"))
-    if len(found) == 1:
-        return found[0]
-    there = ", ".join(sorted(path.name for path in folder.glob("*.deb"))) or "no .deb file"
-    what = f"{len(found)} packages for {language!r} where one is needed; the folder has {there}."
+    packages = sorted(folder.glob(f"libreoffice-help-{language}_*.deb"))
+    if len(packages) == 1:
+        return packages[0]
+    names = ", ".join(sorted(path.name for path in folder.glob("*.deb"))) or "no .deb file"
+    what = f"{len(packages)} packages for {language!r} where one is needed; the folder has {names}."
     fix = f"Run `apt-get download libreoffice-help-{language}` there, or leave --packages out."
     raise DataError(what, f"--packages {folder}", fix)
 
 
 def unpack(language: str, packages: Path | None, folder: Path) -> tuple[Path, list[str]]:
-    """Unpacks both languages below `folder`; the folder that holds them, and a `package version` line for each."""
+    """Unpacks both languages below `folder`. Returns the folder that holds them, and a `package version` line for each."""
     names = ["en-us", PACKAGED_WITH.get(language, language)]
     if packages is None:
         packages = folder / "packages"
         packages.mkdir()
-        # The sandbox user may not write into our temporary folder, which apt reports at length when it runs as root.
+        # apt's sandbox user cannot write to our temporary folder; as root, apt reports that at length.
         wanted = [f"libreoffice-help-{name}" for name in names]
-        fix = "Run `apt-get update`; `apt-cache pkgnames libreoffice-help-` lists the languages that there are."
+        fix = "Run `apt-get update`; `apt-cache pkgnames libreoffice-help-` lists the languages."
         run("apt-get", "-o", "APT::Sandbox::User=root", "download", *wanted, folder=packages, fix=fix)
     versions = []
     fix = "Download the packages again."
@@ -134,10 +133,10 @@ def unpack(language: str, packages: Path | None, folder: Path) -> tuple[Path, li
 
 
 def _pieces(element: Any) -> Iterator[str]:
-    """Text of an element without the variants that are for other systems.
+    """The text of an element without the variants for other systems.
 
-    Of a `switchinline` only the last variant is read, which is the default where there is one: read together they
-    would glue to "slidepage".
+    Reads only the last variant of a `switchinline`, which is the default if there is one: all together would read
+    "slidepage".
     """
     yield element.text or ""
     variants = [child for child in element if not any(map(_SYSTEM.fullmatch, (child.get("class") or "").split()))]
@@ -152,24 +151,24 @@ def _pieces(element: Any) -> Iterator[str]:
 
 
 def read_paragraphs(content: bytes) -> dict[str, str]:
-    """Paragraph id to text with single spaces, in document order; no program code, nothing broken or empty.
+    """Maps paragraph ids to texts with single spaces, in document order, without program code and broken or empty texts.
 
-    An embedded section keeps its ids, so two sections may bring the same id with different texts. Such ids are left
-    out: sections are sorted by title, so their order differs between languages and the n-th is not the n-th.
+    An embedded section keeps its ids, so two sections may have the same id with different texts. Such ids are left out:
+    sections are sorted by title, so their order differs between languages.
     """
-    found: dict[str, set[str]] = {}
+    texts_of: dict[str, set[str]] = {}
     for element in _PARAGRAPHS(html.document_fromstring(content, parser=_UTF8)):
         text = " ".join("".join(_pieces(element)).split())
         if text and not _BROKEN.search(text):
-            found.setdefault(element.get("id"), set()).add(text)
-    return {name: next(iter(texts)) for name, texts in found.items() if len(texts) == 1}
+            texts_of.setdefault(element.get("id"), set()).add(text)
+    return {name: next(iter(texts)) for name, texts in texts_of.items() if len(texts) == 1}
 
 
 def language_folder(root: Path, language: str) -> Path:
-    """The folder of a language below `help`, whose name has capitals (pt-BR) that the package name has not.
+    """The folder of a language below `help`. Its name has capitals (pt-BR), unlike the package name.
 
     Raises:
-        DataError: the package has no text, as that of Slovak.
+        DataError: the package has no text, like that of Slovak.
     """
     for folder in sorted(root.glob("*/text")):
         if folder.parent.name.lower() == language:
@@ -178,7 +177,7 @@ def language_folder(root: Path, language: str) -> Path:
 
 
 def read_help(english: Path, target: Path) -> Iterator[Paragraph]:
-    """The paragraphs that both languages have, files in sorted order, paragraphs in the target's document order."""
+    """The paragraphs that both languages have, by file name and then in the target's document order."""
     for file in sorted(path.relative_to(target).as_posix() for path in target.rglob("*.html")):
         anchors = read_paragraphs((english / file).read_bytes()) if (english / file).is_file() else {}
         for name, text in read_paragraphs((target / file).read_bytes()).items():
@@ -187,25 +186,25 @@ def read_help(english: Path, target: Path) -> Iterator[Paragraph]:
 
 
 def is_translated(paragraph: Paragraph) -> bool:
-    """Whether the sides differ in more than blanks and punctuation; an untranslated paragraph is the English one."""
+    """Whether the sides differ in more than blanks and punctuation; an untranslated paragraph is in English."""
     return "".join(normalised_words(paragraph.english)) != "".join(normalised_words(paragraph.target))
 
 
 def drop_repeats(paragraphs: list[Paragraph]) -> list[Paragraph]:
-    """The first of the paragraphs that share their English or their target text.
+    """Keeps the first of the paragraphs with the same English or target text.
 
-    Over all lengths and before the split: whatever is built from the result, text or pairs, cannot have the same
-    paragraph on both sides of it.
+    Called before the split, on paragraphs of all lengths, so that text and pairs cannot have the same paragraph on both
+    sides of the split.
     """
     english: set[str] = set()
     target: set[str] = set()
-    kept: list[Paragraph] = []
+    distinct: list[Paragraph] = []
     for paragraph in paragraphs:
         if paragraph.english not in english and paragraph.target not in target:
-            kept.append(paragraph)
+            distinct.append(paragraph)
             english.add(paragraph.english)
             target.add(paragraph.target)
-    return kept
+    return distinct
 
 
 def is_test_file(file: str) -> bool:
@@ -213,7 +212,7 @@ def is_test_file(file: str) -> bool:
 
 
 def copied_share(paragraph: Paragraph, spaced: bool) -> float:
-    """Share of the target's letters and digits in words (in runs of ASCII, without spaces) that the English side has."""
+    """Share of the target's letters and digits in words that the English side has; without `spaced`, in runs of ASCII."""
     english = set(re.findall(r"\w+", paragraph.english.casefold()))
     target = paragraph.target.casefold()
     words = re.findall(r"\w+" if spaced else r"[a-z0-9_]+", target)
@@ -221,10 +220,11 @@ def copied_share(paragraph: Paragraph, spaced: bool) -> float:
 
 
 def draw_pairs(train: list[Paragraph], test: list[Paragraph], count: int, spaced: bool) -> tuple[list[Paragraph], int]:
-    """`count` test pairs in the seed's order, none near a training text or another test pair; and how many were near.
+    """Draws `count` test pairs in the seed's order, none near a training text or another test pair. Also returns the number
+    of near ones.
 
-    Any prefix of the result is a sample, too. All of the training paragraphs count, also those too short for a pair,
-    because they are in the training text.
+    Any prefix of the result is a sample, too. Training paragraphs too short for a pair also count, because they are in the
+    training text.
     """
     english, target = NearRepeats(spaced=True), NearRepeats(spaced=spaced)
     for paragraph in train:
@@ -249,26 +249,26 @@ def build(english: Path, target: Path, test_pairs: int) -> Corpus:
     """The corpus of two languages' `text` folders.
 
     Raises:
-        DataError: nothing is left for training, or for testing.
+        DataError: no pair is left for training or testing.
     """
     language = target.parent.name
-    found = list(read_help(english, target))
-    rows = [paragraph for paragraph in found if is_translated(paragraph)]
-    kept = drop_repeats(rows)
-    test = [paragraph for paragraph in kept if is_test_file(paragraph.file)]
-    train = [paragraph for paragraph in kept if not is_test_file(paragraph.file)]
+    paragraphs = list(read_help(english, target))
+    translated = [paragraph for paragraph in paragraphs if is_translated(paragraph)]
+    distinct = drop_repeats(translated)
+    test = [paragraph for paragraph in distinct if is_test_file(paragraph.file)]
+    train = [paragraph for paragraph in distinct if not is_test_file(paragraph.file)]
     drawn, near = draw_pairs(train, test, test_pairs, spaced=language.split("-")[0] not in UNSPACED)
-    fates = {"untranslated": len(found) - len(rows), "repeated": len(rows) - len(kept)}
+    fates = {"untranslated": len(paragraphs) - len(translated), "repeated": len(translated) - len(distinct)}
     fates |= {"train": len(train), "test": len(test)}
     if not drawn or all(paragraph.words < MIN_WORDS for paragraph in train):
         counts = ", ".join(f"{count:,} {fate}" for fate, count in fates.items())
-        what = f"no {'training' if drawn else 'test'} pair is left of {len(found):,} paragraphs ({counts})."
+        what = f"no {'training' if drawn else 'test'} pair is left of {len(paragraphs):,} paragraphs ({counts})."
         raise DataError(what, f"--language {language}", "Take a language whose help is translated.")
     return Corpus(train=train, test=test, test_pairs=drawn, near_repeats=near, fates=fates)
 
 
 def text_table(paragraphs: list[Paragraph], language: str) -> pa.Table:
-    """One document a file: its translated paragraphs, a line each."""
+    """One document a file, with a line for each translated paragraph."""
     files: dict[str, list[str]] = {}
     for paragraph in paragraphs:
         files.setdefault(paragraph.file, []).append(paragraph.target)
@@ -281,13 +281,13 @@ def pair_table(paragraphs: list[Paragraph]) -> pa.Table:
 
 def to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    # No dictionaries: nearly every value is distinct. Level 19 costs a second, once, for a smaller repository.
+    # No dictionaries: nearly every value is distinct. Level 19 costs a second, once, and makes the repository smaller.
     pq.write_table(table, sink, compression="zstd", compression_level=19, use_dictionary=False)
     return bytes(sink.getvalue().to_pybytes())
 
 
 def notice(language: str, versions: list[str]) -> bytes:
-    """Where the text is from, under which licence, and how to make the files again."""
+    """The origin of the text, its licence, and how to rebuild the files."""
     packages = "\n".join(f"    {version}" for version in versions)
     return f"""\
 The Parquet files in this folder hold text of the LibreOffice help, in English and in the language {language!r}.
@@ -310,7 +310,7 @@ These files are made again by
 
 
 def write(corpus: Corpus, language: str, versions: list[str], output: Path) -> dict[str, int]:
-    """Writes the five files and gives the rows of each table. All are complete in memory before the first is written.
+    """Writes the five files and returns the rows of each table. All are complete in memory before the first is written.
 
     Raises:
         DataError: the folder cannot be written.
@@ -337,30 +337,30 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder for the four Parquet files and NOTICE")
     parser.add_argument("--packages", type=Path, help="folder with downloaded .deb files, instead of apt-get")
     parser.add_argument("--test-pairs", type=int, default=300, help="how many test pairs to draw (%(default)s)")
-    given = parser.parse_args(argv)
-    if not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", given.language) or given.language == "en-us":
-        parser.error(f"--language {given.language!r}: give a language other than en-us, such as el or pt-br")
-    if given.test_pairs < 1:
-        parser.error(f"--test-pairs {given.test_pairs}: give 1 or more")
-    return given
+    arguments = parser.parse_args(argv)
+    if not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*", arguments.language) or arguments.language == "en-us":
+        parser.error(f"--language {arguments.language!r}: give a language other than en-us, such as el or pt-br")
+    if arguments.test_pairs < 1:
+        parser.error(f"--test-pairs {arguments.test_pairs}: give 1 or more")
+    return arguments
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0, or 2 with one line that says what was wrong and what to do."""
-    given = parse(argv)
+    """Exit code 0, or 2 with one line that says what is wrong and how to fix it."""
+    arguments = parse(argv)
     try:
         with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-            root, versions = unpack(given.language, given.packages, Path(folder))
-            target = language_folder(root, given.language)
-            corpus = build(language_folder(root, "en-us"), target, given.test_pairs)
-        rows = write(corpus, target.parent.name, versions, given.output)
+            root, versions = unpack(arguments.language, arguments.packages, Path(folder))
+            target = language_folder(root, arguments.language)
+            corpus = build(language_folder(root, "en-us"), target, arguments.test_pairs)
+        rows = write(corpus, target.parent.name, versions, arguments.output)
     except ScionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print("paragraphs: " + ", ".join(f"{count:,} {fate}" for fate, count in corpus.fates.items()))
-    print(f"test pairs: {len(corpus.test_pairs):,}, with {corpus.near_repeats:,} near-repeats passed over")
+    print(f"test pairs: {len(corpus.test_pairs):,}, with {corpus.near_repeats:,} near-repeats skipped")
     for name, count in rows.items():
-        print(f"{given.output / name}: {count:,} rows, {(given.output / name).stat().st_size:,} bytes")
+        print(f"{arguments.output / name}: {count:,} rows, {(arguments.output / name).stat().st_size:,} bytes")
     return 0
 
 

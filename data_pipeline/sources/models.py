@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a URI, or a name on the hub (`NAME`, `NAME@REVISION`); in each case a local folder in the end."""
+"""Resolves a model, a folder, a URI or a hub name (`NAME`, `NAME@REVISION`), to a local folder."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-"""What is fetched from the hub: no pickled weights, no code."""
+"""Files to download from the hub: no pickled weights, no code."""
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def model_folder(spec: str) -> Iterator[str]:
     """A local folder with the files of the model `spec`.
 
     Raises:
-        ModelError: it is neither a folder nor a name that the hub has, or the hub cannot be reached.
+        ModelError: it is neither a folder nor a model on the hub, or the hub cannot be reached.
     """
     if "://" in spec:
         with storage.local_copy(spec) as folder:
@@ -26,13 +26,13 @@ def model_folder(spec: str) -> Iterator[str]:
 
 
 def hub_name(spec: str) -> tuple[str, str | None]:
-    """The name on the hub, and the branch, tag or commit: the default branch where none is named."""
+    """The name on the hub, and the branch, tag or commit; None for the default branch."""
     name, _, revision = spec.partition("@")
     return name, revision or None
 
 
 def is_path(spec: str) -> bool:
-    """Whether it is written as a path and not as a name on the hub, which has one slash at most."""
+    """Whether it is a path and not a hub name, which has one slash at most."""
     return "://" not in spec and (spec.startswith((".", "/", "~")) or hub_name(spec)[0].count("/") > 1)
 
 

@@ -1,1 +1,1 @@
-"""Text preparation before tokenizing."""
+"""Prepares text for tokenization."""

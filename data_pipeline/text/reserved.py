@@ -1,9 +1,9 @@
-"""Sentences of the test set, found again in training text: alone, or as part of a line.
+"""Finds sentences of the test set in training text: as a whole line, or as part of one.
 
-What is found: a text that equals a test sentence but for case and blanks, whatever its length; and a test sentence of at least
-five words and twelve letters whose words stand in a row within a line, whatever the case and punctuation between them. A
-number is a word: sentences with other numbers are other sentences. Shorter ones (*Open the file*) stand within other sentences
-by chance. A sentence that runs over a line break is not found, nor one that is worded otherwise.
+Found are a line that equals a test sentence up to case and blanks, of any length, and the consecutive words of a test
+sentence of at least five words and twelve letters within a line, up to case and punctuation. A number is a word: sentences
+with other numbers differ. Shorter sentences (*Open the file*) are part of others by chance. Not found are sentences across
+a line break and paraphrases.
 """
 
 from collections import defaultdict
@@ -19,11 +19,11 @@ Window = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReservedSentences:
-    """Test sentences, to be looked up in time that does not depend on their number."""
+    """Test sentences. The time of a look-up does not depend on their number."""
 
     digests: frozenset[bytes]
     sentences: dict[Window, tuple[str, ...]]
-    """The words of each longer sentence, joined by blanks, by the first of them."""
+    """The words of each longer sentence, joined by blanks; keyed by the first five."""
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "ReservedSentences":
@@ -33,18 +33,18 @@ class ReservedSentences:
             units = words_and_numbers(text.casefold())
             if len(units) >= _WORDS and sum(map(len, units)) >= _LETTERS:
                 sentences[tuple(units[:_WORDS])].add(" ".join(units))
-        return cls(frozenset(digests), {first: tuple(sorted(found)) for first, found in sentences.items()})
+        return cls(frozenset(digests), {window: tuple(sorted(joined)) for window, joined in sentences.items()})
 
     def occurs_in(self, line: str) -> bool:
-        """Whether the line is one of the sentences, or holds one of the longer ones."""
+        """Whether the line is one of the sentences, or contains one of the longer ones."""
         if digest(line) in self.digests:
             return True
         if not self.sentences:
             return False
         units = words_and_numbers(line.casefold())
         windows = zip(*(units[start:] for start in range(_WORDS)), strict=False)
-        near = [window for window in windows if window in self.sentences]
-        if not near:
+        candidates = [window for window in windows if window in self.sentences]
+        if not candidates:
             return False
-        whole = f" {' '.join(units)} "
-        return any(f" {sentence} " in whole for window in near for sentence in self.sentences[window])
+        joined_line = f" {' '.join(units)} "
+        return any(f" {sentence} " in joined_line for window in candidates for sentence in self.sentences[window])

@@ -1,1 +1,1 @@
-"""Tokenizers: training one of a model's own family, and the form in which tokens of two tokenizers compare."""
+"""Trains tokenizers of a model's own family, and compares the tokens of different tokenizers."""

@@ -1,7 +1,7 @@
-"""The one form in which tokens of different tokenizers are compared: role, word start and bytes.
+"""The canonical form of a token, in which different tokenizers are compared: role, word start and bytes.
 
-Read from `tokenizer.json` (never from `decode`, which strips blanks and cannot show half a character), by what the
-file says of itself, never by class name.
+Read from the content of `tokenizer.json`. Not from `decode`, which strips blanks and cannot show half a character, and not
+from the class name.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _BLANK = "\u2581"
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token apart from its tokenizer. `role` is set for special tokens only, e.g. `mask` or `special:<|im_end|>`."""
+    """A token independent of its tokenizer. Only special tokens have a `role`, e.g. `mask` or `special:<|im_end|>`."""
 
     role: str | None
     is_word_start: bool
     payload: bytes
     is_byte: bool = False
-    """Stands for one raw byte (`<0xAB>`), which is never the same token as the text that the byte spells."""
+    """Whether it is one raw byte (`<0xAB>`), which never equals the token of the text that the byte spells."""
     fits_anywhere: bool = False
-    """Written the same at the start of a word and within: punctuation and Han characters in WordPiece."""
+    """Whether it is written the same at the start of a word and within: punctuation and Han characters in WordPiece."""
 
     def key(self) -> bytes:
-        """Bytes that name the token in any tokenizer, e.g. as a key for random numbers."""
+        """Bytes that identify the token in any tokenizer, e.g. as a key for random numbers."""
         parts = [(self.role or "").encode(), b"1" if self.is_word_start else b"0", self.payload]
         return b"\0".join([*parts, b"byte"] if self.is_byte else parts)
 
     def text(self) -> str | None:
-        """The characters, without the word's start; None for special tokens, raw bytes and halves of a character."""
+        """The characters, without the mark of a word start; None for special tokens, raw bytes and halves of a character."""
         if self.role is not None or self.is_byte:
             return None
         try:
@@ -52,10 +52,10 @@ class Token:
 
 
 def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
-    """The canonical form of every id from 0 to the highest; None where the tokenizer has a gap.
+    """The canonical form of every id from 0 to the highest; None for unused ids.
 
     Raises:
-        ModelError: the tokenizer's family is not known.
+        ModelError: the tokenizer's family is unknown.
     """
     family = family_of(tokenizer)
     vocabulary = tokenizer.get_vocab()
@@ -65,7 +65,7 @@ def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
     for text, number in vocabulary.items():
         if number in special:
             tokens[number] = Token(special[number], False, b"")
-        elif number in added and family != "sentencepiece":  # matched in the text as it stands, whatever the family
+        elif number in added and family != "sentencepiece":  # matched in the raw text, in every family
             tokens[number] = Token(None, text.startswith(" "), text.removeprefix(" ").encode())
         else:
             tokens[number] = _parse(text, family)
@@ -73,13 +73,13 @@ def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of which id means what: two tokenizers of one hash can use each other's embeddings."""
+    """SHA-256 of the meaning of all ids: tokenizers with equal hashes can use each other's embeddings."""
     facts = [sorted(tokenizer.get_vocab().items()), sorted(role_ids(tokenizer).items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def family_of(tokenizer: PreTrainedTokenizerFast) -> Family:
-    """Which convention the pieces follow, as the tokenizer's own file says."""
+    """The convention of the pieces, read from the tokenizer's file."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder"), spec.get("normalizer")], ensure_ascii=False)
     if spec["model"]["type"] == "WordPiece":
@@ -97,30 +97,30 @@ def family_of(tokenizer: PreTrainedTokenizerFast) -> Family:
 
 def role_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """The id of each special role that the tokenizer has, e.g. `{"pad": 0, "cls": 101}`."""
-    found = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
-    return {role: int(number) for role, number in found.items() if number is not None}
+    ids = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
+    return {role: int(number) for role, number in ids.items() if number is not None}
 
 
 def matching_roles(tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> dict[int, int]:
-    """For each special id of `tokenizer` the id in `other` that plays the same role, where there is one.
+    """Maps special ids of `tokenizer` to the ids of the same role in `other`, where there is one.
 
-    cls and bos pass for one, so do sep and eos; further special tokens are matched by their text.
+    cls and bos match each other, and so do sep and eos; other special tokens match by their text.
     """
-    theirs = role_ids(other)
-    found = {}
+    other_ids = role_ids(other)
+    matches = {}
     for role, number in reversed(role_ids(tokenizer).items()):
-        match = next((theirs[alias] for alias in _ALIASES.get(role, (role,)) if alias in theirs), None)
+        match = next((other_ids[alias] for alias in _ALIASES.get(role, (role,)) if alias in other_ids), None)
         if match is not None:
-            found[number] = match
+            matches[number] = match
     names = {name: number for number, name in special_roles(other).items()}
     for number, name in special_roles(tokenizer).items():
-        if number not in found and name.startswith("special:") and name in names:
-            found[number] = names[name]
-    return found
+        if number not in matches and name.startswith("special:") and name in names:
+            matches[number] = names[name]
+    return matches
 
 
 def special_roles(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """Every special id and its role: a name of `ROLES`, or `special:` and its text."""
+    """The role of every special id: a name of `ROLES`, or `special:` and its text."""
     roles = {number: role for role, number in reversed(role_ids(tokenizer).items())}
     added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     for number in [*tokenizer.all_special_ids, *added]:
@@ -129,7 +129,7 @@ def special_roles(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
 
 
 def script(token: Token | None) -> str:
-    """The script of most letters, e.g. `GREEK`; `COMMON` for text without letters; empty for what is not text."""
+    """The script of most letters, e.g. `GREEK`; `COMMON` for text without letters; empty for tokens without text."""
     text = None if token is None else token.text()
     if not text:
         return ""
@@ -152,12 +152,12 @@ def _parse(text: str, family: Family) -> Token:
 
 
 def _stands_alone(char: str) -> bool:
-    """Whether BERT's pre-tokenizer makes a word of the character wherever it stands."""
+    """Whether BERT's pre-tokenizer always makes a word of the character."""
     return unicodedata.category(char)[0] in "PS" or "CJK" in unicodedata.name(char, "")
 
 
 def _byte_table() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019), inverted."""
+    """The byte of each of GPT-2's printable stand-ins (Radford et al. 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]

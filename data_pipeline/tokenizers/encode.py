@@ -1,9 +1,8 @@
-"""Token ids of many texts, each distinct word encoded once.
+"""Encodes many texts fast by encoding each distinct word once.
 
-Most tokenizers cut a text before a blank, whatever stands on either side, and many also where a word ends before a
-punctuation mark; what lies between two cuts is looked at by itself. For them a text is cut so here, each word that is not
-like another is encoded, and the ids are put together again by look-up: the same ids as `Tokenizer.encode_batch`, for a
-fraction of its work wherever words come back.
+Most tokenizers cut a text before every blank, and many also between a word and a punctuation mark, and encode what lies
+between two cuts by itself. For these tokenizers the text is cut here, each distinct word is encoded, and the ids of the
+texts are looked up: the same ids as `Tokenizer.encode_batch`, for a fraction of its work where words repeat.
 """
 
 import json
@@ -20,62 +19,62 @@ from tokenizers import Tokenizer
 from data_pipeline.tokenizers.ragged import Ragged
 from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, rule_parts
 
-CutRule = Literal["nowhere", "before blanks", "behind words"]
+CutRule = Literal["nowhere", "before blanks", "after words"]
 _LOCAL_NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled"}
-"""What they do to a character does not depend on what stands beside it, but for marks and for what `_JOINS_A_BLANK` says."""
+"""They normalise a character independently of its neighbours, except for marks and `_JOINS_A_BLANK`."""
 _AT_BLANKS = {"WhitespaceSplit", "Metaspace", "Digits", "Punctuation"}
-_BEHIND_WORDS = {"BertPreTokenizer", "Whitespace", "ByteLevel", "Split"}
-_AS_PUBLISHED = (
+_AFTER_WORDS = {"BertPreTokenizer", "Whitespace", "ByteLevel", "Split"}
+_PUBLISHED_PATTERNS = (
     # GPT-4's, as Llama 3 and Qwen 2 have it
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     GPT2,
 )
-_LOCAL_PATTERNS = {*_AS_PUBLISHED, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _AS_PUBLISHED)}
-"""In these only the beginning of an alternative takes a blank."""
+_LOCAL_PATTERNS = {*_PUBLISHED_PATTERNS, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _PUBLISHED_PATTERNS)}
+"""Patterns in which a blank matches at the beginning of an alternative only."""
 _JOINS_A_BLANK = r"[\p{C}\p{Z}\x{2581}\x{FFFD}\x{D4E}\x{11000}-\x{11FFF}] "
-"""A text in which a blank follows on a character that a normaliser may make a blank or join with what follows: it is encoded
-whole. Control characters and spaces of other kinds, and the letters that Unicode prepends to the next (UAX 29)."""
+"""A blank after a character that a normaliser may turn into a blank or join with the next: control characters, other kinds
+of spaces, and the letters that Unicode prepends to the next (UAX 29). A text with a match is encoded whole."""
 _BLANK, _VISIBLE, _WORD, _MARK = 1, 2, 4, 8
 
 
 def encode(tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
-    """The ids of each text, without special tokens around it: those that `encode_batch` gives."""
-    where = cut_rule(tokenizer)
-    if where == "nowhere":
-        return _plain(tokenizer, texts)
-    words, counts = _words(texts, _kinds(tokenizer, where))
+    """The ids of each text, equal to those of `encode_batch`, without special tokens around it."""
+    rule = cut_rule(tokenizer)
+    if rule == "nowhere":
+        return _encode_whole(tokenizer, texts)
+    words, counts = _words(texts, _kinds(tokenizer, rule))
     coded = words.dictionary_encode()
-    distinct = _plain(tokenizer, coded.dictionary)
+    distinct = _encode_whole(tokenizer, coded.dictionary)
     which = coded.indices.to_numpy()
     result = distinct.take(which).merge_runs(counts)
-    whole = np.repeat(np.arange(len(texts)), counts)[_holds_added(tokenizer, distinct)[which]]
-    # A token that is looked for before the text is cut may lie over a cut.
+    whole = np.repeat(np.arange(len(texts)), counts)[_has_added_token(tokenizer, distinct)[which]]
+    # An added token is matched before the text is cut and may cross a cut.
     joins = "|".join([_JOINS_A_BLANK, *(rf"\Q{token.content}\E" for token in tokenizer.get_added_tokens_decoder().values())])
-    odd = np.flatnonzero(pc.match_substring_regex(texts, joins).to_numpy(zero_copy_only=False))
-    return _replaced(result, np.union1d(whole, odd), tokenizer, texts)
+    joining = np.flatnonzero(pc.match_substring_regex(texts, joins).to_numpy(zero_copy_only=False))
+    return _replace_rows(result, np.union1d(whole, joining), tokenizer, texts)
 
 
 def cut_rule(tokenizer: Tokenizer) -> CutRule:
-    """Where every text may be cut so that its ids are those of the pieces behind one another."""
+    """Where any text can be cut so that its ids are the concatenated ids of the pieces."""
     spec = json.loads(tokenizer.to_str())
-    split = list(rule_parts(spec["pre_tokenizer"], "pretokenizers"))
+    pre_tokenizers = list(rule_parts(spec["pre_tokenizer"], "pretokenizers"))
     independent = (
         not any(char.isspace() for token in spec["added_tokens"] for char in token["content"])
         and not spec["model"].get("dropout")
         and all(part["type"] in _LOCAL_NORMALIZERS for part in rule_parts(spec["normalizer"], "normalizers"))
-        and all(_is_local(part) for part in split)
+        and all(_is_local(part) for part in pre_tokenizers)
     )
-    # ByteLevel without its pattern cuts nothing; where it adds a blank, it would add one to each piece.
-    cutting = [part for part in split if part.get("use_regex", True)]
+    # ByteLevel without its pattern does not cut; one that adds a blank would add one to each piece.
+    cutting = [part for part in pre_tokenizers if part.get("use_regex", True)]
     if not independent or not cutting:
         return "nowhere"
-    fine = (
-        any(part["type"] in _BEHIND_WORDS for part in cutting)
-        and not any(part["type"] == "Metaspace" or part.get("add_prefix_space") for part in split)
+    can_cut_after_words = (
+        any(part["type"] in _AFTER_WORDS for part in cutting)
+        and not any(part["type"] == "Metaspace" or part.get("add_prefix_space") for part in pre_tokenizers)
         and not any(token["normalized"] and spec["normalizer"] for token in spec["added_tokens"])
     )
-    return "behind words" if fine else "before blanks"
+    return "after words" if can_cut_after_words else "before blanks"
 
 
 def _is_local(part: dict[str, Any]) -> bool:
@@ -83,16 +82,16 @@ def _is_local(part: dict[str, Any]) -> bool:
         return bool(part["split"])
     if part["type"] == "Split":
         return part["behavior"] == "Isolated" and not part["invert"] and part["pattern"].get("Regex") in _LOCAL_PATTERNS
-    return part["type"] in _AT_BLANKS | _BEHIND_WORDS
+    return part["type"] in _AT_BLANKS | _AFTER_WORDS
 
 
-def _kinds(tokenizer: Tokenizer, where: CutRule) -> Callable[[str], int]:
-    """What a character is for the cuts, after the tokenizer's own normaliser."""
+def _kinds(tokenizer: Tokenizer, rule: CutRule) -> Callable[[str], int]:
+    """A function that gives the flags of a character for cutting, after the tokenizer's own normaliser."""
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
 
     def kind(char: str) -> int:
         flags = _BLANK if char == " " else _VISIBLE if char > " " and char != "\x7f" else 0
-        normal = normalize(char) if where == "behind words" else ""
+        normal = normalize(char) if rule == "after words" else ""
         if normal:
             first, last = unicodedata.category(normal[0]), unicodedata.category(normal[-1])
             flags |= _WORD if last[0] in "LN" else 0
@@ -104,7 +103,7 @@ def _kinds(tokenizer: Tokenizer, where: CutRule) -> Callable[[str], int]:
 
 
 def _words(texts: pa.StringArray, kind: Callable[[str], int]) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
-    """The words of all texts and their number in each text. They lie where the texts lie: nothing is copied."""
+    """The words of all texts and their number in each text. The words share the texts' memory, without a copy."""
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     utf8 = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     codes = np.frombuffer(utf8.tobytes().decode().encode("utf-32-le"), np.uint32)
@@ -113,8 +112,8 @@ def _words(texts: pa.StringArray, kind: Callable[[str], int]) -> tuple[pa.LargeS
     for code in np.flatnonzero(flags).tolist():
         flags[code] = kind(chr(code))
     kinds = flags[codes]
-    here, before = kinds[1:], kinds[:-1]
-    cut = ((here & _BLANK) > 0) & ((before & _VISIBLE) > 0) | ((here & _MARK) > 0) & ((before & _WORD) > 0)
+    current, previous = kinds[1:], kinds[:-1]
+    cut = ((current & _BLANK) > 0) & ((previous & _VISIBLE) > 0) | ((current & _MARK) > 0) & ((previous & _WORD) > 0)
     begins = np.zeros(len(utf8), bool)
     begins[np.flatnonzero((utf8 & 0xC0) != 0x80)[1:][cut]] = True
     begins[offsets[:-1][np.diff(offsets) > 0] - offsets[0]] = True
@@ -124,28 +123,28 @@ def _words(texts: pa.StringArray, kind: Callable[[str], int]) -> tuple[pa.LargeS
     return words, np.diff(np.searchsorted(starts, offsets))
 
 
-def _plain(tokenizer: Tokenizer, texts: pa.Array) -> Ragged:
-    encoded = tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-    return Ragged.of([one.ids for one in encoded])
+def _encode_whole(tokenizer: Tokenizer, texts: pa.Array) -> Ragged:
+    encodings = tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+    return Ragged.of([encoding.ids for encoding in encodings])
 
 
-def _holds_added(tokenizer: Tokenizer, lists: Ragged) -> NDArray[np.bool_]:
-    """Which lists hold a token that takes blanks or needs an edge beside it, though the text may spell it in another way."""
+def _has_added_token(tokenizer: Tokenizer, lists: Ragged) -> NDArray[np.bool_]:
+    """Which lists have an added token that strips blanks or must stand alone, however the text spells it."""
     added = [
         number
         for number, token in tokenizer.get_added_tokens_decoder().items()
         if token.lstrip or token.rstrip or token.single_word
     ]
-    held = np.isin(lists.flat, np.array(added, np.uint32))
-    return np.bincount(np.repeat(np.arange(len(lists)), lists.sizes)[held], minlength=len(lists)) > 0
+    is_added = np.isin(lists.flat, np.array(added, np.uint32))
+    return np.bincount(np.repeat(np.arange(len(lists)), lists.sizes)[is_added], minlength=len(lists)) > 0
 
 
-def _replaced(result: Ragged, rows: NDArray[np.int64], tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
-    """`result` with those rows encoded whole."""
+def _replace_rows(result: Ragged, rows: NDArray[np.int64], tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
+    """`result` with the texts at `rows` encoded whole."""
     if not len(rows):
         return result
-    anew = _plain(tokenizer, texts.take(pa.array(rows)))
+    whole = _encode_whole(tokenizer, texts.take(pa.array(rows)))
     order = np.arange(len(result))
     order[rows] = len(result) + np.arange(len(rows))
-    both = Ragged(flat=np.concatenate([result.flat, anew.flat]), sizes=np.concatenate([result.sizes, anew.sizes]))
+    both = Ragged(flat=np.concatenate([result.flat, whole.flat]), sizes=np.concatenate([result.sizes, whole.sizes]))
     return both.take(order)

@@ -1,4 +1,4 @@
-"""Tokenizers from and to folders: loaded as transformers loads them, saved so that they load again as they are."""
+"""Loads tokenizers from folders as transformers does, and rebuilds changed ones so that transformers loads them unchanged."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _STALE = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "spiece.model", "tokenizer.model")
-"""Files of the old vocabulary, which some classes would read."""
-_OF_THIS_MACHINE = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "vocab_file")
+"""Files of the old vocabulary that some classes would read."""
+_LOCAL_SETTINGS = ("is_local", "local_files_only", "max_length", "stride", "truncation_strategy", "vocab_file")
 _NOT_SENTENCEPIECE = ("tiktoken.model",)
 _PIECES = 100
-"""Words on which a converted SentencePiece model is compared with what it was made from."""
+"""Words on which a converted SentencePiece model is compared with the original."""
 
 
 def is_tokenizer_file(path: str) -> bool:
-    """Whether `load` may read the file of a model folder: its configuration is read too, and decides on the class."""
+    """Whether `load` may read this file of a model folder. Includes the model's configuration, which decides the class."""
     return "/" not in path and path.endswith(_FILES)
 
 
@@ -58,20 +58,20 @@ def load(folder: str) -> PreTrainedTokenizerFast:
 
 
 def _check_conversion(tokenizer: PreTrainedTokenizerFast, folder: str, names: list[str]) -> None:
-    """Compares what transformers has made of a SentencePiece model with that model, on words that are pieces of it."""
-    found = [name for name in names if name.endswith(".model") and name not in _NOT_SENTENCEPIECE]
-    if len(found) != 1:
+    """Checks transformers' conversion of a SentencePiece model against the model, on words that are pieces of it."""
+    models = [name for name in names if name.endswith(".model") and name not in _NOT_SENTENCEPIECE]
+    if len(models) != 1:
         return
     import sentencepiece  # only sources without a tokenizer.json need it
 
-    theirs = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, found[0]))
-    pieces = (theirs.id_to_piece(number) for number in range(theirs.get_piece_size()))
+    original = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, models[0]))
+    pieces = (original.id_to_piece(number) for number in range(original.get_piece_size()))
     text = " ".join([piece[1:] for piece in pieces if piece[0] == "\u2581" and piece[1:].isalpha()][:_PIECES])
-    got, wanted = tokenizer.tokenize(text), theirs.encode(text, out_type=str)
+    got, wanted = tokenizer.tokenize(text), original.encode(text, out_type=str)
     if got != wanted:
         at = next((place for place, (one, other) in enumerate(zip(got, wanted, strict=False)) if one != other), 0)
         raise ModelError(
-            f"transformers reads {found[0]} otherwise than SentencePiece does ({got[at : at + 3]} instead of "
+            f"transformers reads {models[0]} differently from SentencePiece ({got[at : at + 3]} instead of "
             f"{wanted[at : at + 3]}).",
             f"model {folder}",
             "Add the model's tokenizer_config.json, or its tokenizer.json.",
@@ -83,23 +83,23 @@ def rebuild(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer with the settings of `like` around the backend that `spec` describes.
 
-    It is saved and loaded here, beside the configuration of the model that `like` comes from, because transformers builds
-    most tokenizer classes anew from the vocabulary, with rules of the class in place of the file's. Where the class of `like`
-    does not give back what was saved, the plain `PreTrainedTokenizerFast` is taken.
+    The tokenizer is saved and loaded here, with the configuration of the model of `like`: transformers rebuilds most
+    tokenizer classes from the vocabulary, with the rules of the class in place of those in the file. If the class of `like`
+    does not load as it was saved, falls back to the plain `PreTrainedTokenizerFast`.
 
     Args:
-        texts: what the loaded tokenizer must encode and decode as the saved one does.
+        texts: texts that the loaded tokenizer must encode and decode as the saved one does.
         settings: keys of `tokenizer_config.json` to change.
 
     Raises:
-        ModelError: transformers loads no class of tokenizer as it was saved.
+        ModelError: no class of tokenizer loads as it was saved.
     """
     wanted = Tokenizer.from_str(json.dumps(spec))
-    kept = {"model_input_names": like.model_input_names, "padding_side": like.padding_side}
-    for extra in ({}, {**kept, "tokenizer_class": "PreTrainedTokenizerFast"}):
-        made = _through_folder(like, spec, settings | extra)
-        if _alike(made.backend_tokenizer, wanted, texts):
-            return made
+    class_settings = {"model_input_names": like.model_input_names, "padding_side": like.padding_side}
+    for extra in ({}, {**class_settings, "tokenizer_class": "PreTrainedTokenizerFast"}):
+        loaded = _save_and_load(like, spec, settings | extra)
+        if _are_equal(loaded.backend_tokenizer, wanted, texts):
+            return loaded
     raise ModelError(
         f"transformers builds a {type(like).__name__} by rules of its own, which are not those of this tokenizer.",
         like.name_or_path,
@@ -107,7 +107,7 @@ def rebuild(
     )
 
 
-def _through_folder(like: PreTrainedTokenizerFast, spec: dict[str, Any], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+def _save_and_load(like: PreTrainedTokenizerFast, spec: dict[str, Any], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
     with tempfile.TemporaryDirectory(prefix="scion-tokenizer-") as folder:
         like.save_pretrained(folder)
         for name in _STALE:
@@ -116,18 +116,18 @@ def _through_folder(like: PreTrainedTokenizerFast, spec: dict[str, Any], setting
         Tokenizer.from_str(json.dumps(spec)).save(os.path.join(folder, "tokenizer.json"))
         path = os.path.join(folder, "tokenizer_config.json")
         with open(path, encoding="utf-8") as file:
-            content = {name: value for name, value in json.load(file).items() if name not in _OF_THIS_MACHINE}
+            content = {name: value for name, value in json.load(file).items() if name not in _LOCAL_SETTINGS}
         with open(path, "w", encoding="utf-8") as file:
             json.dump(content | settings, file, indent=2, sort_keys=True, ensure_ascii=False)
-        # The model's configuration has a say in which class AutoTokenizer takes.
-        if os.path.isfile(beside := os.path.join(like.name_or_path, "config.json")):
-            shutil.copy(beside, folder)
-        made = load(folder)
-    made.name_or_path = like.name_or_path
-    return made
+        # AutoTokenizer also reads the model's configuration to choose the class.
+        if os.path.isfile(config := os.path.join(like.name_or_path, "config.json")):
+            shutil.copy(config, folder)
+        loaded = load(folder)
+    loaded.name_or_path = like.name_or_path
+    return loaded
 
 
-def _alike(one: Tokenizer, other: Tokenizer, texts: Sequence[str]) -> bool:
+def _are_equal(one: Tokenizer, other: Tokenizer, texts: Sequence[str]) -> bool:
     """Whether both have the same tokens, and the same parts, ids and text for each of `texts`."""
     if one.get_vocab() != other.get_vocab() or _added(one) != _added(other):
         return False
@@ -138,7 +138,7 @@ def _alike(one: Tokenizer, other: Tokenizer, texts: Sequence[str]) -> bool:
 
 
 def _parts(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What normaliser and pre-tokenizer make of a text: the ids alone hide rules that this vocabulary has no use for."""
+    """The text after normaliser and pre-tokenizer: ids alone hide rules that do not matter for this vocabulary."""
     normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
     return [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)] if tokenizer.pre_tokenizer else [normal]
 

@@ -1,4 +1,4 @@
-"""Lists of token ids of any length, as two arrays."""
+"""Lists of token ids of any length, stored as two arrays."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ragged:
-    """Lists of token ids behind one another."""
+    """Concatenated lists of token ids."""
 
     flat: NDArray[np.uint32]
     sizes: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Ragged:
         return Ragged(flat=self.flat, sizes=np.diff(ends))
 
     def wrap(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> "Ragged":
-        """Each list with ids before and behind it."""
+        """Adds ids before and after each list."""
         sizes = self.sizes + len(prefix) + len(suffix)
         ends = np.cumsum(sizes)
         flat = np.empty(int(sizes.sum()), np.uint32)

@@ -1,8 +1,8 @@
-"""What a source's normaliser and pre-tokenizer do to other scripts than its own, and rules that do them no harm.
+"""Finds normalisers and pre-tokenizers that damage words of other scripts, and replaces their rules by harmless ones.
 
-BERT's and ALBERT's uncased models drop accents, which is harmless in English and makes other words of Japanese, Hindi, Greek
-or Turkish ones. The patterns of GPT-2, Llama 3 and Qwen take a run of letters (`\\p{L}+`) for a word: a vowel sign is a mark
-(`\\p{M}`) and no letter, so that every Hindi, Tamil or Bengali word is cut there, and no vocabulary can join the parts.
+BERT's and ALBERT's uncased models drop accents, which is harmless in English and changes words of Japanese, Hindi, Greek or
+Turkish. The patterns of GPT-2, Llama 3 and Qwen define a word as a run of letters (`\\p{L}+`). A vowel sign is a mark
+(`\\p{M}`), not a letter, so they cut every Hindi, Tamil or Bengali word there, and no vocabulary can join the parts.
 """
 
 import unicodedata
@@ -21,11 +21,11 @@ from data_pipeline.text.words import words
 
 LETTERS = r"\p{L}+"
 WITH_MARKS = r"\p{L}[\p{L}\p{M}]*(?:[\x{200C}\x{200D}][\p{L}\p{M}]+)*"
-"""A letter, then letters and marks; the joiners that Indic and Persian spelling needs between them."""
+"""A letter, then letters and marks, with the joiners of Indic and Persian spelling between them."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern inside `ByteLevel`."""
 MAX_DAMAGED_SHARE = 1e-3
-"""Share of words, cut at marks or without their accents, from which on a rule is replaced, or warned of."""
+"""A rule that cuts a larger share of words at marks, or drops their accents, is replaced or warned about."""
 _COMPOSED = {"NFKD": "NFKC", "NFD": "NFC"}
 MARK = regex.compile(r"\p{L}[\p{M}\u200c\u200d]")
 
@@ -33,27 +33,27 @@ MARK = regex.compile(r"\p{L}[\p{M}\u200c\u200d]")
 def rule_parts(rule: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
     """The normalisers (`inner="normalizers"`) or pre-tokenizers (`"pretokenizers"`) of a rule, sequences taken apart."""
     if rule is not None and rule["type"] == "Sequence":
-        yield from chain.from_iterable(rule_parts(one, inner) for one in rule[inner])
+        yield from chain.from_iterable(rule_parts(part, inner) for part in rule[inner])
     elif rule is not None:
         yield rule
 
 
 def with_accents(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The normaliser without what drops accents and vowel signs, and without the decomposition that prepares it."""
-    found = list(rule_parts(normalizer, "normalizers"))
-    if any(part["type"] == "BertNormalizer" for part in found):
-        return _joined([{**p, "strip_accents": False} if p["type"] == "BertNormalizer" else p for p in found], "normalizers")
-    if not any(part["type"] == "StripAccents" for part in found):
+    """The normaliser without the parts that drop accents and vowel signs, and without the decomposition before them."""
+    parts = list(rule_parts(normalizer, "normalizers"))
+    if any(part["type"] == "BertNormalizer" for part in parts):
+        return _sequence([{**p, "strip_accents": False} if p["type"] == "BertNormalizer" else p for p in parts], "normalizers")
+    if not any(part["type"] == "StripAccents" for part in parts):
         return normalizer
-    kept = [{**part, "type": _COMPOSED.get(part["type"], part["type"])} for part in found if part["type"] != "StripAccents"]
-    return _joined(kept, "normalizers")
+    others = [{**part, "type": _COMPOSED.get(part["type"], part["type"])} for part in parts if part["type"] != "StripAccents"]
+    return _sequence(others, "normalizers")
 
 
 def with_marks(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The pre-tokenizer with patterns in which a letter takes its marks along."""
+    """The pre-tokenizer with patterns that keep a letter and its marks together."""
     fixed: list[dict[str, Any]] = []
     for part in rule_parts(pre_tokenizer, "pretokenizers"):
-        # `add_prefix_space` would put a blank before every part that a Split has made, so that is left as it is.
+        # Not with `add_prefix_space`, which would put a blank before every part that a Split makes.
         if part["type"] == "ByteLevel" and part.get("use_regex", True) and not part["add_prefix_space"]:
             fixed.append(_split(GPT2.replace(LETTERS, WITH_MARKS)))
             fixed.append({**part, "use_regex": False})
@@ -61,35 +61,35 @@ def with_marks(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
             fixed.append({**part, "pattern": {"Regex": part["pattern"]["Regex"].replace(LETTERS, WITH_MARKS)}})
         else:
             fixed.append(part)
-    return _joined(fixed, "pretokenizers")
+    return _sequence(fixed, "pretokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordCuts:
-    """How a pre-tokenizer cuts the words of a text."""
+    """The words of a text that a pre-tokenizer cuts."""
 
     share: float
     """Share of the words that are cut at a mark or a joiner."""
     pieces: float
-    """Pieces that such a word has at least, however good the vocabulary is."""
+    """Average number of pieces of such a word; a lower bound for any vocabulary."""
     example: str
 
 
 def word_cuts(pre_tokenizer: PreTokenizer | None, texts: Iterable[str]) -> WordCuts:
-    """How often words with vowel signs or other marks are cut."""
+    """Counts the words with vowel signs or other marks that the pre-tokenizer cuts."""
     if pre_tokenizer is None:
         return WordCuts(share=0.0, pieces=0.0, example="")
     counts = Counter(chain.from_iterable(map(words, texts)))
     total, cut, pieces, example = max(1, counts.total()), 0, 0, ""
     for word, count in counts.items():
-        if MARK.search(word) and len(found := pre_tokenizer.pre_tokenize_str(word)) > 1:
-            cut, pieces = cut + count, pieces + count * len(found)
-            example = max(example, word, key=lambda one: (counts[one] if one else 0, one))
+        if MARK.search(word) and len(parts := pre_tokenizer.pre_tokenize_str(word)) > 1:
+            cut, pieces = cut + count, pieces + count * len(parts)
+            example = max(example, word, key=lambda text: (counts[text] if text else 0, text))
     return WordCuts(share=cut / total, pieces=pieces / max(1, cut), example=example)
 
 
 def dropped_accents(normalizer: Normalizer | None, texts: Iterable[str]) -> tuple[float, str]:
-    """The share of the words whose accents or vowel signs a normaliser drops, and the most frequent of them."""
+    """The share of words whose accents or vowel signs a normaliser drops, and the most frequent of these words."""
     if normalizer is None:
         return 0.0, ""
     counts = Counter(chain.from_iterable(map(words, texts)))
@@ -99,7 +99,7 @@ def dropped_accents(normalizer: Normalizer | None, texts: Iterable[str]) -> tupl
 
 
 def dropped_accents_warning(normalizer: Normalizer | None, texts: Iterable[str]) -> str | None:
-    """What is to be said where a normaliser drops accents of more than one word in a thousand."""
+    """A warning if a normaliser drops accents of more than one word in a thousand."""
     share, word = dropped_accents(normalizer, texts)
     if normalizer is None or share <= MAX_DAMAGED_SHARE:
         return None
@@ -112,10 +112,10 @@ def _marks(text: str) -> int:
 
 
 def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Pieces a word of running text."""
+    """Pieces per word of running text."""
     counts = Counter(chain.from_iterable(map(words, texts)))
-    encoded = tokenizer.encode_batch_fast([" " + word for word in counts], add_special_tokens=False)
-    pieces = sum(len(one.ids) * count for one, count in zip(encoded, counts.values(), strict=True))
+    encodings = tokenizer.encode_batch_fast([" " + word for word in counts], add_special_tokens=False)
+    pieces = sum(len(encoding.ids) * count for encoding, count in zip(encodings, counts.values(), strict=True))
     return pieces / max(1, counts.total())
 
 
@@ -123,5 +123,5 @@ def _split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _joined(found: list[dict[str, Any]], inner: str) -> dict[str, Any]:
-    return found[0] if len(found) == 1 else {"type": "Sequence", inner: found}
+def _sequence(parts: list[dict[str, Any]], inner: str) -> dict[str, Any]:
+    return parts[0] if len(parts) == 1 else {"type": "Sequence", inner: parts}

@@ -1,4 +1,4 @@
-"""The special tokens that a tokenizer's post-processor puts around a text, whatever processors it is nested in."""
+"""The special tokens that a tokenizer's post-processor, nested or not, puts around a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def renumber(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[s
     transformers' own `train_new_from_iterator` renumbers only the outermost processor (its issues 30752 and 33998).
 
     Raises:
-        ModelError: it names a token that the vocabulary lacks.
+        ModelError: a token of the template is not in the vocabulary.
     """
     if processor is None:
         return None
@@ -35,7 +35,7 @@ def renumber(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[s
 
 
 def template_tokens(processor: dict[str, Any] | None) -> Iterator[tuple[str, int]]:
-    """Each token that the post-processor can insert, and the id that it inserts for it."""
+    """Each token that the post-processor can insert, with the id that it inserts."""
     if processor is None:
         return
     for part in processor.get("processors", ()):
@@ -46,7 +46,7 @@ def template_tokens(processor: dict[str, Any] | None) -> Iterator[tuple[str, int
 
 
 def template_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer itself puts before and behind a text."""
+    """The ids that the tokenizer itself puts before and after a text."""
     encoded = tokenizer.backend_tokenizer.encode("a")
     inside = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
     first, last = (inside[0], inside[-1]) if inside else (len(encoded), len(encoded))

@@ -1,8 +1,8 @@
-"""A new tokenizer of a source model's own family and special-token layout, the same bytes on every run.
+"""Trains a tokenizer of a source model's own family and special-token layout, with the same bytes on every run.
 
-The `tokenizers` trainers iterate hash maps, so plain training gives other ids (WordPiece) or another order (Unigram) each
-time. Two repairs: continuing characters are announced before training, in sorted order; Unigram pieces are sorted by score
-and text after rounding away the noise of summation order.
+The `tokenizers` trainers iterate over hash maps, so plain training gives other ids (WordPiece) or another order (Unigram)
+each time. Two remedies: continuing characters are declared before training, in sorted order; Unigram pieces are sorted by
+score and text after rounding away the noise of summation order.
 """
 
 from __future__ import annotations
@@ -25,36 +25,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = ["TokenizerConfig", "load", "train"]
-_COMPARED = 200
-"""Lines on which a tokenizer that was saved and loaded is compared with what was saved."""
+_COMPARED_LINES = 200
+"""Lines on which a loaded tokenizer is compared with the saved one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig:
-    """What the new vocabulary shall be."""
+    """Settings of the new vocabulary."""
 
     vocab_size: int = 32_000
-    """Pieces, special tokens included, and never more. A multiple of 128 leaves no padding rows in the model. With `extend`
-    the size of the vocabulary from which the old one takes what it lacks."""
+    """Most pieces, special tokens included. A multiple of 128 leaves no padding rows in the model. With `extend` the size of
+    the vocabulary whose missing tokens are added to the old one."""
 
     extend: bool = False
-    """Whether the old vocabulary stays and what it lacks is added, instead of being replaced."""
+    """Whether to add missing tokens to the old vocabulary instead of replacing it."""
 
     strip_accents: bool = False
-    """Whether a tokenizer drops accents and vowel signs where the source's does. Uncased models of BERT and ALBERT do, which
-    is harmless in English and destroys Japanese, Hindi or Greek."""
+    """Whether to drop accents and vowel signs if the source's tokenizer does. Uncased models of BERT and ALBERT do, which is
+    harmless in English and destroys Japanese, Hindi or Greek."""
 
     character_coverage: float = 0.9995
-    """Share of the text's characters that have pieces of their own, the most frequent ones first, as in SentencePiece. The
-    others are unknown, or spelt in bytes where the family can. Byte-level tokenizers have all 256 bytes instead."""
+    """Share of the text's characters that get pieces of their own, most frequent first, as in SentencePiece. The others are
+    unknown, or spelt in bytes if the family can. Byte-level tokenizers have all 256 bytes instead."""
 
     alpha: float = 0.3
-    """Languages are drawn in proportion to bytes ** alpha for the training of the tokenizer: 1 is as they come, 0 is
-    equally much of each."""
+    """The training text has languages in proportion to bytes ** alpha: 1 keeps the proportions, 0 gives each the same."""
 
     sample_bytes: int = 200_000_000
-    """UTF-8 bytes of text that the tokenizer is trained on at most, pairs included; its training takes four times that in
-    memory."""
+    """Most UTF-8 bytes of training text, pairs included. Training takes four times as much memory."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
@@ -71,93 +69,94 @@ def train(
     config: TokenizerConfig,
     warn: Callable[[str], None] = lambda line: None,
 ) -> PreTrainedTokenizerFast:
-    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`; or adds what
-    that yields to `source` (`config.extend`).
+    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`. With
+    `config.extend` adds the resulting tokens to `source`.
 
     Args:
-        warn: receives a line on what the source's rules cost in this text, where they cannot be changed.
+        warn: receives a line on the cost of the source's rules in this text, if they cannot be changed.
 
     Raises:
         ConfigError: the vocabulary cannot hold the characters of the text.
-        DataError: the text is too little for the vocabulary.
+        DataError: the text is too small for the vocabulary.
         ModelError: transformers cannot load such a tokenizer.
     """
     corpus = [line for text in texts for line in text.split("\n") if line]
     old = json.loads(source.backend_tokenizer.to_str())
-    # An extended vocabulary goes on splitting old text as before, so that nothing about the old rules changes.
+    # An extended vocabulary splits old text as before, so it keeps the old rules.
     base = old if config.extend else _rules(source, old, corpus, config)
-    trained = _trained(source, base, corpus, config)
+    trained = _train_vocabulary(source, base, corpus, config)
     if config.extend:
-        result = rebuild(source, extend_vocabulary(old, trained, _ids(source)), corpus[:_COMPARED])
+        result = rebuild(source, extend_vocabulary(old, trained, _ids(source)), corpus[:_COMPARED_LINES])
     else:
-        result = rebuild(source, trained, corpus[:_COMPARED], **_settings(old, config))
-    if (found := rules.word_cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > rules.MAX_DAMAGED_SHARE:
-        warn(_cost(source, result, found, corpus, config))
-    if config.extend and (lost := rules.dropped_accents_warning(source.backend_tokenizer.normalizer, corpus)):
-        warn(f"{lost}; an extended vocabulary keeps the old rules, a new one (extend=false) does not")
+        result = rebuild(source, trained, corpus[:_COMPARED_LINES], **_settings(old, config))
+    if (cuts := rules.word_cuts(result.backend_tokenizer.pre_tokenizer, corpus)).share > rules.MAX_DAMAGED_SHARE:
+        warn(_cut_warning(source, result, cuts, corpus, config))
+    if config.extend and (warning := rules.dropped_accents_warning(source.backend_tokenizer.normalizer, corpus)):
+        warn(f"{warning}; an extended vocabulary keeps the old rules, a new one (extend=false) does not")
     return result
 
 
 def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[str], config: TokenizerConfig) -> dict[str, Any]:
-    """The source's rules, but for those that drop accents, and those that cut the text's words at their vowel signs if
-    transformers loads the tokenizer without them."""
+    """The source's rules, without those that drop accents. Also without those that cut the text's words at vowel signs, if
+    transformers can load such a tokenizer."""
     spec = old if config.strip_accents else old | {"normalizer": rules.with_accents(old["normalizer"])}
     if rules.word_cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= rules.MAX_DAMAGED_SHARE:
         return spec
     changed = spec | {"pre_tokenizer": rules.with_marks(spec["pre_tokenizer"])}
     marked = sorted(corpus, key=lambda line: -len(rules.MARK.findall(line)))
     try:
-        rebuild(source, _at_their_ids(changed, source), marked[:_COMPARED], **_settings(old, config))
+        rebuild(source, _with_source_ids(changed, source), marked[:_COMPARED_LINES], **_settings(old, config))
     except ModelError:
         return spec
     return changed
 
 
 def _settings(old: dict[str, Any], config: TokenizerConfig) -> dict[str, Any]:
-    """Keys of `tokenizer_config.json` that repeat what the normaliser does, for the classes that build it from them."""
+    """Keys of `tokenizer_config.json` that repeat the normaliser's rules, for classes that build it from these keys."""
     bert = any(part["type"] == "BertNormalizer" for part in rules.rule_parts(old["normalizer"], "normalizers"))
     return {"strip_accents": config.strip_accents} if bert or config.strip_accents else {}
 
 
-def _cost(
+def _cut_warning(
     source: PreTrainedTokenizerFast,
-    made: PreTrainedTokenizerFast,
-    found: rules.WordCuts,
+    result: PreTrainedTokenizerFast,
+    cuts: rules.WordCuts,
     corpus: list[str],
     config: TokenizerConfig,
 ) -> str:
-    """What cutting words at their marks costs, beside a tokenizer of the same size that does not."""
+    """The cost of cutting words at marks, compared with a tokenizer of the same size that does not."""
     old = json.loads(source.backend_tokenizer.to_str())
-    better = _trained(source, old | {"pre_tokenizer": rules.with_marks(old["pre_tokenizer"])}, corpus, config)
-    now, then = (rules.fertility(one, corpus) for one in (made.backend_tokenizer, Tokenizer.from_str(json.dumps(better))))
+    uncut = _train_vocabulary(source, old | {"pre_tokenizer": rules.with_marks(old["pre_tokenizer"])}, corpus, config)
+    backends = (result.backend_tokenizer, Tokenizer.from_str(json.dumps(uncut)))
+    with_cuts, without_cuts = (rules.fertility(backend, corpus) for backend in backends)
     reason = (
         "an extended vocabulary keeps the old rules"
         if config.extend
         else "transformers keeps the rules of this class as they are"
     )
     return (
-        f"the tokenizer cuts {found.share:.1%} of the words at vowel signs, into {found.pieces:.1f} pieces or more "
-        f"({found.example}): {now:.2f} pieces a word, {then:.2f} without these cuts; {reason}"
+        f"the tokenizer cuts {cuts.share:.1%} of the words at vowel signs, into {cuts.pieces:.1f} pieces or more "
+        f"({cuts.example}): {with_cuts:.2f} pieces a word, {without_cuts:.2f} without these cuts; {reason}"
     )
 
 
-def _trained(
+def _train_vocabulary(
     source: PreTrainedTokenizerFast, base: dict[str, Any], corpus: list[str], config: TokenizerConfig
 ) -> dict[str, Any]:
     """The `tokenizer.json` content of a new vocabulary under the rules of `base`."""
-    backend = Tokenizer.from_str(json.dumps(_emptied(base)))
-    lines = _normalised(base, corpus)
-    reserved = _reserved(source, base)
+    backend = Tokenizer.from_str(json.dumps(_without_vocabulary(base)))
+    lines = _normalise(base, corpus)
+    reserved = _reserved_tokens(source, base)
     byte_level = any(part["type"] == "ByteLevel" for part in rules.rule_parts(base["pre_tokenizer"], "pretokenizers"))
-    kept: set[str] = set()
+    covered: set[str] = set()
     if not byte_level:
         counts = alphabet.count_characters(lines)
-        kept = alphabet.covering_characters(counts, config.character_coverage)
-        lines = list(alphabet.blank_out(lines, set(counts) - kept))
+        covered = alphabet.covering_characters(counts, config.character_coverage)
+        lines = list(alphabet.blank_out(lines, set(counts) - covered))
     kind = base["model"]["type"]
     continuing = _continuing_characters(backend, lines) if kind == "WordPiece" else []
-    characters = 256 if byte_level else len(kept) + len(continuing) + (kind != "WordPiece")
-    # Unigram with room for no piece beyond the characters keeps all that it started from.
+    characters = 256 if byte_level else len(covered) + len(continuing) + (kind != "WordPiece")
+    # Unigram needs room for one piece beyond the characters, or it prunes none of its seed pieces.
     _check_size(len(reserved) + characters + (kind == "Unigram"), characters, config)
     special = [AddedToken(text, special=True, normalized=False) for text in [*reserved, *continuing]]
     try:
@@ -168,13 +167,13 @@ def _trained(
         name: value for name, value in json.loads(backend.to_str())["model"].items() if name in ("vocab", "merges")
     }
     if kind == "Unigram":
-        model["vocab"] = _sorted(model["vocab"], set(reserved))
+        model["vocab"] = _sort_pieces(model["vocab"], set(reserved))
         unknown = base["model"]["vocab"][base["model"]["unk_id"]][0] if base["model"]["unk_id"] is not None else None
         model["unk_id"] = next((place for place, (text, _) in enumerate(model["vocab"]) if text == unknown), None)
         ids = {text: place for place, (text, _) in enumerate(model["vocab"])}
     else:
         ids = model["vocab"]
-    assert len(ids) <= config.vocab_size, f"{len(ids)} tokens, {config.vocab_size} asked for"
+    assert len(ids) <= config.vocab_size, f"{len(ids)} tokens, {config.vocab_size} allowed"
     if len(ids) < 0.5 * config.vocab_size:
         raise DataError(
             f"the text yields {len(ids):,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
@@ -201,16 +200,16 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return tokenizer.get_vocab() | {token.content: number for number, token in added.items()}
 
 
-def _at_their_ids(spec: dict[str, Any], source: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """`spec` with the added tokens of the source in the model's vocabulary."""
+def _with_source_ids(spec: dict[str, Any], source: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """`spec` with the added tokens of the source in the model's vocabulary, at their ids."""
     return extend_vocabulary(spec, {"model": spec["model"], "added_tokens": []}, _ids(source))
 
 
-def _emptied(base: dict[str, Any]) -> dict[str, Any]:
-    """The rules without a vocabulary, for training on text that is normalised already.
+def _without_vocabulary(base: dict[str, Any]) -> dict[str, Any]:
+    """The rules without a vocabulary, for training on normalised text.
 
-    SentencePiece's BPE as Llama 2 and Gemma have it does not cut a text before its merges: its training would merge across
-    words and take for ever. It is trained on words and applied to lines, which gives the same pieces.
+    SentencePiece's BPE of Llama 2 and Gemma does not cut a text before its merges: its training would merge across words and
+    take for ever. It is trained on words and applied to lines, which gives the same pieces.
     """
     model = dict(base["model"])
     if model["type"] == "Unigram":
@@ -219,14 +218,14 @@ def _emptied(base: dict[str, Any]) -> dict[str, Any]:
     else:
         model |= {"vocab": {}} | ({"merges": []} if model["type"] == "BPE" else {})
     spec = base | {"model": model, "added_tokens": [], "normalizer": None, "post_processor": None}
-    if (scheme := _uncut(base)) is not None:
+    if (scheme := _uncut_scheme(base)) is not None:
         spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": True}
     return spec
 
 
-def _uncut(base: dict[str, Any]) -> str | None:
-    """How a text begins where words are never cut apart before BPE's merges: `always` or `never` with a blank; None where
-    they are cut."""
+def _uncut_scheme(base: dict[str, Any]) -> str | None:
+    """Metaspace's `prepend_scheme`, `always` or `never`, if a text is not cut into words before BPE's merges; None if it
+    is."""
     if base["model"]["type"] != "BPE":
         return None
     backend = Tokenizer.from_str(json.dumps(base))
@@ -235,29 +234,29 @@ def _uncut(base: dict[str, Any]) -> str | None:
     return None if len(pieces) > 1 else "always" if pieces[0][0].startswith("\u2581") else "never"
 
 
-def _normalised(base: dict[str, Any], corpus: list[str]) -> list[str]:
-    """The lines as the normaliser of `base` leaves them, blanks kept where it would write them as SentencePiece does."""
+def _normalise(base: dict[str, Any], corpus: list[str]) -> list[str]:
+    """The lines after the normaliser of `base`, with blanks where it writes SentencePiece's mark for them."""
     normalizer = Tokenizer.from_str(json.dumps(base | {"added_tokens": [], "post_processor": None})).normalizer
     if normalizer is None:
         return corpus
-    found = [normalizer.normalize_str(line) for line in corpus]
-    return [line.replace("\u2581", " ") for line in found] if _uncut(base) is not None else found
+    lines = [normalizer.normalize_str(line) for line in corpus]
+    return [line.replace("\u2581", " ") for line in lines] if _uncut_scheme(base) is not None else lines
 
 
-def _reserved(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> list[str]:
-    """Tokens that the new vocabulary has in any case and that come first in it, in the order of their old ids: added ones,
-    those with a role or in the template, the unknown one, and single bytes where the family falls back on them."""
+def _reserved_tokens(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> list[str]:
+    """Tokens that the new vocabulary always has, first and in the order of their old ids: added tokens, tokens with a role or
+    in the template, the unknown token, and single bytes if the family falls back on them."""
     ids, model = _ids(source), base["model"]
-    found = {token["content"] for token in base["added_tokens"]} | {
+    reserved = {token["content"] for token in base["added_tokens"]} | {
         token for token, _ in template_tokens(base["post_processor"])
     }
-    found |= {str(source.convert_ids_to_tokens(number)) for number in role_ids(source).values()}
+    reserved |= {str(source.convert_ids_to_tokens(number)) for number in role_ids(source).values()}
     unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
     if unknown is not None:
-        found.add(unknown)
+        reserved.add(unknown)
     if model.get("byte_fallback"):
-        found |= {f"<0x{byte:02X}>" for byte in range(256)}
-    return sorted(found, key=lambda text: (ids.get(text, len(ids)), text))
+        reserved |= {f"<0x{byte:02X}>" for byte in range(256)}
+    return sorted(reserved, key=lambda text: (ids.get(text, len(ids)), text))
 
 
 def _trainer(model: dict[str, Any], special: Sequence[AddedToken], size: int, byte_level: bool) -> Any:
@@ -277,7 +276,7 @@ def _batches(lines: list[str]) -> Iterable[list[str]]:
 
 
 def _continuing_characters(backend: Tokenizer, lines: list[str]) -> list[str]:
-    """The pieces of one character that continue a word somewhere in the lines, sorted."""
+    """The pieces of one character that continue a word in the lines, sorted."""
     seen: set[str] = set()
     for chunk in {chunk for line in lines for chunk in line.split()}:
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(chunk):
@@ -285,11 +284,11 @@ def _continuing_characters(backend: Tokenizer, lines: list[str]) -> list[str]:
     return [backend.model.continuing_subword_prefix + char for char in sorted(seen)]
 
 
-def _sorted(vocab: list[list[Any]], reserved: set[str]) -> list[list[Any]]:
-    """Unigram's pieces in an order that does not depend on hash maps: reserved ones first, then by score."""
+def _sort_pieces(vocab: list[list[Any]], reserved: set[str]) -> list[list[Any]]:
+    """Unigram's pieces in an order that does not depend on hash maps: reserved pieces first, then by score."""
     scores = {piece: round(score, 6) for piece, score in vocab}
-    # Characters that training dropped come back below all pieces, each a little lower than the one before, in the order
-    # of a hash map: the same scores are dealt out again in the order of the characters.
+    # The trainer restores characters that it had pruned, with scores below all pieces that decrease in the order of a hash
+    # map. These scores are reassigned in the order of the characters.
     floor = min((score for piece, score in scores.items() if len(piece) > 1 and piece not in reserved), default=0.0)
     rare = sorted(piece for piece, score in scores.items() if len(piece) == 1 and score <= floor)
     scores |= dict(zip(rare, sorted((scores[piece] for piece in rare), reverse=True), strict=True))

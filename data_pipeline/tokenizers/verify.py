@@ -1,5 +1,5 @@
-"""Whether a tokenizer is what it should be: every token has its id, templates insert what their roles say, and text of each
-script comes back."""
+"""Checks a tokenizer: every token has its id, the template inserts the tokens of its roles, and text of each script survives
+a round trip."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from data_pipeline.tokenizers.canonical import canonical_tokens, matching_roles,
 from data_pipeline.tokenizers.template import template_ids, template_tokens
 
 _WORDS = 200
-"""Words of a script or language that are encoded and decoded."""
-_KEPT = 0.5
-"""Share of old ids that keep their tokens from which on a vocabulary is taken for an extension."""
-_MARKED = {
+"""Words of a script or language that make a round trip."""
+_EXTENSION_SHARE = 0.5
+"""A vocabulary counts as an extension if a larger share of the old ids keep their tokens."""
+_MARKED_WORDS = {
     "LATIN": "café",
     "GREEK": "αγγελία",
     "CYRILLIC": "ёй",
@@ -38,8 +38,8 @@ _MARKED = {
     "HIRAGANA": "がぱ",
     "KATAKANA": "ガパ",
 }
-"""A word of each script that is another word, or none, without its marks."""
-_BEGINS, _ENDS = {"cls", "bos"}, {"sep", "eos"}
+"""A word of each script that becomes another word, or none, without its marks."""
+_BEGIN_ROLES, _END_ROLES = {"cls", "bos"}, {"sep", "eos"}
 
 
 def verify(
@@ -48,63 +48,64 @@ def verify(
     texts: Mapping[str, Iterable[str]] | None = None,
     given: bool = False,
 ) -> list[CheckResult]:
-    """All checks of a tokenizer: `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script` and
-    `round trip by language`.
+    """Runs all checks of a tokenizer: `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script`
+    and `round trip by language`.
 
     Args:
         old: the tokenizer that it replaces or extends.
         texts: texts by language.
-        given: the user gave the tokenizer as it is: its template and its accents are not to be those of another.
+        given: whether the user supplied the tokenizer; then its template and accents need not match those of `old`.
     """
     old = None if given else old
     extended = old is not None and is_extension(old, tokenizer)
-    dropper = _dropper(tokenizer, given, extended)
+    reason = _drop_reason(tokenizer, given, extended)
     return [
         _ids(tokenizer),
         *([_old_ids(old, tokenizer)] if old is not None and extended else []),
         _template(tokenizer, old),
-        _marks(tokenizer, dropper),
+        _marks(tokenizer, reason),
         _scripts(tokenizer),
-        *([] if texts is None else [_languages(tokenizer, texts, marks=dropper is None)]),
+        *([] if texts is None else [_languages(tokenizer, texts, marks=reason is None)]),
     ]
 
 
 def is_extension(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> bool:
-    """Whether most old tokens kept their ids; a new vocabulary shares a few by chance."""
+    """Whether most old tokens keep their ids; in a new vocabulary only a few do, by chance."""
     before, after = tokens_by_id(old), tokens_by_id(new)
     same = sum(after.get(number) == text for number, text in before.items())
-    return same > _KEPT * len(before)
+    return same > _EXTENSION_SHARE * len(before)
 
 
 def tokens_by_id(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """The token of each id, added ones as they are found in text."""
-    found = {number: text for text, number in tokenizer.get_vocab().items()}
-    return found | {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    """The token of each id; added tokens as they are written in text."""
+    tokens = {number: text for text, number in tokenizer.get_vocab().items()}
+    return tokens | {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast) -> CheckResult:
-    """No id has two tokens, no token two ids, and the file's ids are those that a text gets."""
+    """Checks that no id has two tokens and no token two ids, and that the ids in use are those of the file."""
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
-    shared = [number for number, count in Counter(vocabulary.values()).items() if count > 1]
-    wrong = [f"id {number} has {_named(tokenizer, number)}" for number in sorted(shared)]
+    ambiguous = [number for number, count in Counter(vocabulary.values()).items() if count > 1]
+    wrong = [f"id {number} has {_quoted_tokens(tokenizer, number)}" for number in sorted(ambiguous)]
     for number, token in added.items():
-        if (found := vocabulary.get(token.content)) != number:
-            wrong.append(f"{token.content!r} has the ids {number} and {found}")
+        if (other := vocabulary.get(token.content)) != number:
+            wrong.append(f"{token.content!r} has the ids {number} and {other}")
     for text, number in vocabulary.items():
-        if tokenizer.convert_ids_to_tokens(number) != text and number not in shared:
+        if tokenizer.convert_ids_to_tokens(number) != text and number not in ambiguous:
             wrong.append(f"{text!r} has the id {number}, which is {tokenizer.convert_ids_to_tokens(number)!r}")
-    for text, number in _in_file(tokenizer).items():
+    for text, number in _file_ids(tokenizer).items():
         if vocabulary.get(text) != number:
             wrong.append(f"{text!r} has the id {number} in the file and {vocabulary.get(text)} once it is loaded")
     return CheckResult.from_failures("token ids", f"{len(vocabulary):,} tokens, {len(added):,} of them added", wrong)
 
 
-def _named(tokenizer: PreTrainedTokenizerFast, number: int) -> str:
+def _quoted_tokens(tokenizer: PreTrainedTokenizerFast, number: int) -> str:
+    """All tokens of an id."""
     return " and ".join(sorted(repr(text) for text, other in tokenizer.get_vocab().items() if other == number))
 
 
-def _in_file(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The ids in the `tokenizer.json` that the tokenizer was loaded from, if it was."""
+def _file_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The ids in the `tokenizer.json` that the tokenizer was loaded from, if there is one."""
     path = os.path.join(tokenizer.name_or_path, "tokenizer.json")
     if not os.path.isfile(path):
         return {}
@@ -117,7 +118,7 @@ def _in_file(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> CheckResult:
-    """Every token of an extended vocabulary has the id that it had, special or not."""
+    """Checks that every old token, special or not, has its old id in an extended vocabulary."""
     ids = new.get_vocab() | {token.content: number for number, token in new.added_tokens_decoder.items()}
     before, after = tokens_by_id(old), tokens_by_id(new)
     moved = [
@@ -130,7 +131,7 @@ def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> Chec
 
 
 def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast | None) -> CheckResult:
-    """What stands around a text are the special tokens of the roles that it should have, and those of the old tokenizer."""
+    """Checks that the tokens around a text are special tokens with the right roles, and match those of the old tokenizer."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     wrong = [
         f"the template inserts the id {number} for {token!r}, whose id is {tokenizer.get_vocab().get(token)}"
@@ -138,25 +139,23 @@ def _template(tokenizer: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast |
         if tokenizer.get_vocab().get(token) != number
     ]
     roles, sides = special_roles(tokenizer), template_ids(tokenizer)
-    for ids, where, allowed in zip(sides, ("before", "behind"), (_BEGINS, _ENDS), strict=True):
+    for ids, where, allowed in zip(sides, ("before", "after"), (_BEGIN_ROLES, _END_ROLES), strict=True):
         for number in ids:
             role = roles.get(number)
             if role is None or (not role.startswith("special:") and role not in allowed):
-                wrong.append(
-                    f"{tokenizer.convert_ids_to_tokens(number)!r} ({number}) stands {where} a text, its role is {role}"
-                )
+                wrong.append(f"{tokenizer.convert_ids_to_tokens(number)!r} ({number}) comes {where} a text, its role is {role}")
     if old is not None:
         matches = matching_roles(old, tokenizer)
-        for then, now, where in zip(template_ids(old), sides, ("before", "behind"), strict=True):
-            expected = [matches.get(number) for number in then]
-            if list(now) != expected:
-                wrong.append(f"{list(now)} stand {where} a text; by the old tokenizer it should be {expected}")
-    said = " ... ".join(" ".join(map(str, tokenizer.convert_ids_to_tokens(list(side)))) or "nothing" for side in sides)
-    return CheckResult.from_failures("template", f"around a text: {said}", wrong)
+        for old_ids, new_ids, where in zip(template_ids(old), sides, ("before", "after"), strict=True):
+            expected = [matches.get(number) for number in old_ids]
+            if list(new_ids) != expected:
+                wrong.append(f"{list(new_ids)} come {where} a text; by the old tokenizer it should be {expected}")
+    template = " ... ".join(" ".join(map(str, tokenizer.convert_ids_to_tokens(list(side)))) or "nothing" for side in sides)
+    return CheckResult.from_failures("template", f"around a text: {template}", wrong)
 
 
-def _dropper(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) -> str | None:
-    """What has the tokenizer drop accents, where it is not us; None where it has to keep them."""
+def _drop_reason(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) -> str | None:
+    """The reason why the tokenizer may drop accents; None if it must keep them."""
     if given:
         return "the tokenizer's own rules"
     if extended:
@@ -164,66 +163,72 @@ def _dropper(tokenizer: PreTrainedTokenizerFast, given: bool, extended: bool) ->
     return "strip_accents" if tokenizer.init_kwargs.get("strip_accents") else None
 
 
-def _marks(tokenizer: PreTrainedTokenizerFast, dropper: str | None) -> CheckResult:
-    """The normaliser drops no accent and no vowel sign of a script that the vocabulary has words in, unless `dropper` does."""
+def _marks(tokenizer: PreTrainedTokenizerFast, reason: str | None) -> CheckResult:
+    """Checks that the normaliser keeps the accents and vowel signs of the vocabulary's scripts, unless there is a `reason`."""
     counts = Counter(script(token) for token in canonical_tokens(tokenizer) if token is not None and token.is_word_start)
-    own = tokenizer.backend_tokenizer.normalizer
+    normalizer = tokenizer.backend_tokenizer.normalizer
     dropped = [
-        f"{name.lower()}: {word!r} becomes {own.normalize_str(word)!r}"
-        for name, word in _MARKED.items()
-        if counts[name] >= _WORDS // 10 and own is not None and _marks_of(own.normalize_str(word)) < _marks_of(word)
+        f"{name.lower()}: {word!r} becomes {normalizer.normalize_str(word)!r}"
+        for name, word in _MARKED_WORDS.items()
+        if counts[name] >= _WORDS // 10
+        and normalizer is not None
+        and _count_marks(normalizer.normalize_str(word)) < _count_marks(word)
     ]
-    if dropped and dropper is not None:
-        return CheckResult(check="accents and vowel signs", detail=f"dropped by {dropper}: {'; '.join(dropped)}")
+    if dropped and reason is not None:
+        return CheckResult(check="accents and vowel signs", detail=f"dropped by {reason}: {'; '.join(dropped)}")
     return CheckResult.from_failures("accents and vowel signs", "of the scripts in the vocabulary", dropped)
 
 
-def _marks_of(text: str) -> int:
+def _count_marks(text: str) -> int:
     return sum(unicodedata.category(char)[0] == "M" for char in unicodedata.normalize("NFD", text))
 
 
 def _scripts(tokenizer: PreTrainedTokenizerFast) -> CheckResult:
-    """Words of every script come back from encoding and decoding, blanks and the tokenizer's own normalisation aside."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Checks that words of every script survive a round trip, up to blanks and the tokenizer's own normalisation."""
+    by_script: dict[str, list[str]] = defaultdict(list)
     for token in canonical_tokens(tokenizer):
         name = script(token)
-        if token is not None and token.is_word_start and name and len(found[name]) < _WORDS:
-            found[name].append(token.payload.decode())
-    own = tokenizer.backend_tokenizer.normalizer
+        if token is not None and token.is_word_start and name and len(by_script[name]) < _WORDS:
+            by_script[name].append(token.payload.decode())
+    normalizer = tokenizer.backend_tokenizer.normalizer
     wrong = []
-    for name, members in sorted(found.items()):
+    for name, members in sorted(by_script.items()):
         for word in members:
-            normal = (own.normalize_str(word) if own is not None else word).replace("\u2581", " ")
-            if "".join((back := _back(tokenizer, word)).split()) != "".join(normal.split()):
-                wrong.append(f"{name}: {word!r} comes back as {back!r}")
-    said = ", ".join(f"{name.lower()} {len(members)}" for name, members in sorted(found.items()))
-    return CheckResult.from_failures("round trip by script", said, wrong)
+            normal = (normalizer.normalize_str(word) if normalizer is not None else word).replace("\u2581", " ")
+            if "".join((decoded := _round_trip(tokenizer, word)).split()) != "".join(normal.split()):
+                wrong.append(f"{name}: {word!r} comes back as {decoded!r}")
+    counts = ", ".join(f"{name.lower()} {len(members)}" for name, members in sorted(by_script.items()))
+    return CheckResult.from_failures("round trip by script", counts, wrong)
 
 
 def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], marks: bool) -> CheckResult:
-    """Letters, marks and digits of real words come back, but for case and compatibility forms; unknown words are counted."""
+    """Checks that letters, marks and digits of real words survive a round trip, up to case and compatibility forms. Counts
+    unknown words."""
     wrong, shares = [], []
     for lang, lines in sorted(texts.items()):
         counts = Counter(word for line in lines for word in words(line))
         chosen = [word for word, _ in counts.most_common(_WORDS)]
-        unknown = [word for word in chosen if tokenizer.unk_token_id in _encoded(tokenizer, word)]
+        unknown = [word for word in chosen if tokenizer.unk_token_id in _encode(tokenizer, word)]
         shares.append(f"{lang} {len(chosen) - len(unknown)} of {len(chosen)}")
-        pairs = [(word, _back(tokenizer, word)) for word in sorted(set(chosen) - set(unknown))]
+        trips = [(word, _round_trip(tokenizer, word)) for word in sorted(set(chosen) - set(unknown))]
         wrong += [
-            f"{lang}: {word!r} comes back as {back!r}" for word, back in pairs if _folded(back, marks) != _folded(word, marks)
+            f"{lang}: {word!r} comes back as {decoded!r}"
+            for word, decoded in trips
+            if _fold(decoded, marks) != _fold(word, marks)
         ]
-    return CheckResult.from_failures("round trip by language", f"words that are known: {', '.join(shares)}", wrong)
+    return CheckResult.from_failures("round trip by language", f"known words: {', '.join(shares)}", wrong)
 
 
-def _encoded(tokenizer: PreTrainedTokenizerFast, word: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerFast, word: str) -> list[int]:
     backend: Tokenizer = tokenizer.backend_tokenizer
     return list(backend.encode(word, add_special_tokens=False).ids)
 
 
-def _back(tokenizer: PreTrainedTokenizerFast, word: str) -> str:
-    return str(tokenizer.decode(_encoded(tokenizer, word), clean_up_tokenization_spaces=False))
+def _round_trip(tokenizer: PreTrainedTokenizerFast, word: str) -> str:
+    return str(tokenizer.decode(_encode(tokenizer, word), clean_up_tokenization_spaces=False))
 
 
-def _folded(text: str, marks: bool) -> str:
+def _fold(text: str, marks: bool) -> str:
+    """Case-folded letters and digits, with `marks` also marks, in compatibility decomposition."""
     normal = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
     return "".join(char for char in normal if unicodedata.category(char)[0] in ("LMN" if marks else "LN"))

@@ -255,7 +255,7 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     with ray_session(workers=1, worker_cpus=1.0, address=None), watched() as peak:
         new, keys = unit_rows(normal(size, AUXILIARY, 1)), unit_rows(normal(size, AUXILIARY, 2))
-        spread = RayExecutor(options.memory << 30, said=lambda text: print(text, file=sys.stderr, flush=True))
+        spread = RayExecutor(options.memory << 30, note=lambda text: print(text, file=sys.stderr, flush=True))
         start = time.perf_counter()
         _, weights = top_softmax(new, keys, NEIGHBOURS, TEMPERATURE, spread)
         wall = time.perf_counter() - start

@@ -144,7 +144,7 @@ def test_what_a_method_cannot_use(copy: Chain) -> None:
 def test_an_output_folder_of_another_config(finished: Chain) -> None:
     said = refused("pipeline", finished.config, "shard.length=64")
     assert "another run; it differs in shard.length (32 -> 64)" in said
-    assert "Give what it was made with, or choose another output=" in said
+    assert "Use the settings it was made with, or choose another output=" in said
 
 
 def test_a_folder_that_is_not_ours(copy: Chain) -> None:

@@ -160,6 +160,6 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     assert not (folder / "checkpoints").exists()
     more = scion("pretrain", copy.config, f"{steps}8")
     assert more.returncode == 2
-    assert "kept nothing to go on from" in more.stderr
+    assert "kept no state to extend it from" in more.stderr
     assert "pretrain.train.keep_state=true" in more.stderr
     assert json.loads((folder / "artifact.json").read_text()) == made

@@ -54,7 +54,7 @@ print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("in this process:", RayExecutor(8 << 30).on_gpu(os.getpid) == os.getpid())
 group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
 _internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
-capacity._SAID_EVERY = 0.0
+capacity._REPORT_SECONDS = 0.0
 
 def add_node(line):
     print(line)

@@ -15,7 +15,7 @@ Fault = Callable[[str, str], None]
 
 
 class HttpError(Exception):
-    """As gcsfs.retry.HttpError and azure.core.exceptions.AzureError: no OSError."""
+    """Not an OSError, like gcsfs.retry.HttpError and azure.core.exceptions.AzureError."""
 
 
 class Flaky(MemoryFileSystem):
@@ -26,7 +26,7 @@ class Flaky(MemoryFileSystem):
     fault: Fault | None = None
     calls = 0
     inside = threading.local()
-    """Of a thread: whether it removes a file as one of a folder, which is one operation."""
+    """Whether this thread removes a folder: its files then do not count as operations of their own."""
 
     def _ask(self, operation: str, path: str) -> None:
         Flaky.calls += 1
@@ -72,11 +72,11 @@ class Flaky(MemoryFileSystem):
 
 
 def failing(operation: str, part: str, error: Exception, times: int = 10**9) -> Fault:
-    """The first `times` of an operation on paths that contain `part` fail."""
+    """A fault in the first `times` calls of an operation on paths that contain `part`."""
     left = [times]
 
-    def fault(asked: str, path: str) -> None:
-        if asked in operation.split("|") and part in path and left[0] > 0:
+    def fault(called: str, path: str) -> None:
+        if called in operation.split("|") and part in path and left[0] > 0:
             left[0] -= 1
             raise error
 
@@ -84,11 +84,11 @@ def failing(operation: str, part: str, error: Exception, times: int = 10**9) -> 
 
 
 def every(number: int, error: Exception) -> Fault:
-    """Each operation of that number fails."""
-    asked = itertools.count(1)
+    """A fault in every `number`-th operation."""
+    calls = itertools.count(1)
 
     def fault(operation: str, path: str) -> None:
-        if next(asked) % number == 0:
+        if next(calls) % number == 0:
             raise error
 
     return fault

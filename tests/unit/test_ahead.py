@@ -1,4 +1,4 @@
-"""Making items before they are asked for changes nothing about them."""
+"""Prefetching does not change the items, their order or their errors."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ def test_all_items_come_in_order() -> None:
     assert list(prefetch(iter([]))) == []
 
 
-def test_the_next_ones_are_made_while_one_is_used_and_no_more() -> None:
+def test_items_are_made_ahead_up_to_the_depth_and_no_more() -> None:
     made: list[int] = []
     items = prefetch((made.append(number) or number for number in range(50)), depth=3)
     assert next(items) == 0
@@ -25,18 +25,18 @@ def test_the_next_ones_are_made_while_one_is_used_and_no_more() -> None:
     assert made == [0, 1, 2, 3]
 
 
-def test_an_error_comes_where_the_item_would_have_come() -> None:
+def test_an_error_is_raised_in_place_of_its_item() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise ValueError("no more")
 
-    found = prefetch(items())
-    assert next(found) == 1
+    prefetched = prefetch(items())
+    assert next(prefetched) == 1
     with pytest.raises(ValueError, match="no more"):
-        next(found)
+        next(prefetched)
 
 
-def test_an_end_before_the_last_item_leaves_no_thread() -> None:
+def test_closing_early_leaves_no_thread() -> None:
     before = threading.active_count()
     items = prefetch(iter(range(1000)))
     next(items)

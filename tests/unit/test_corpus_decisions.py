@@ -1,4 +1,4 @@
-"""Which documents stay: by the rules as loops over sets, on hashes that often repeat."""
+"""Which documents stay, compared with the rules written as loops over sets, on hashes that often repeat."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def one_after_the_other(scans: list[dict]) -> tuple[list[list[bool]], dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_first_of_equal_documents_stays_and_none_that_is_held_out(seed: int) -> None:
+def test_the_first_of_equal_documents_stays_held_out_ones_first(seed: int) -> None:
     random = np.random.default_rng(seed)
     scans = [scan(random, int(rows)) for rows in random.integers(0, 12, 6)]
     keeps, fates = corpus._decide(scans)
@@ -52,7 +52,7 @@ def test_the_first_of_equal_documents_stays_and_none_that_is_held_out(seed: int)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_language_has_documents_on_both_sides_if_it_can(seed: int) -> None:
+def test_a_language_of_two_documents_has_some_on_both_sides(seed: int) -> None:
     random = np.random.default_rng(seed)
     scans = [scan(random, int(rows)) for rows in random.integers(0, 6, 4)]
     if seed % 2:
@@ -76,5 +76,5 @@ def test_a_language_has_documents_on_both_sides_if_it_can(seed: int) -> None:
     assert {place: set(rows) for place, rows in corpus._to_move(scans).items()} == wanted
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_documents_are_no_decisions() -> None:
     assert corpus._decide([]) == ([], dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0))

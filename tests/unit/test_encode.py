@@ -1,4 +1,4 @@
-"""Ids by distinct words against the tokenizers' own, text by text."""
+"""Ids of the encoding by distinct words, compared with the library's, text by text."""
 
 import json
 
@@ -26,18 +26,18 @@ def theirs(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def ours(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    made = encode(tokenizer, pa.array(texts, pa.string()))
-    return [part.tolist() for part in np.split(made.flat, np.cumsum(made.sizes)[:-1])] if texts else []
+    encoded = encode(tokenizer, pa.array(texts, pa.string()))
+    return [part.tolist() for part in np.split(encoded.flat, np.cumsum(encoded.sizes)[:-1])] if texts else []
 
 
 def variants(backend: Tokenizer) -> list[Tokenizer]:
-    """The tokenizer, and others of its family as they occur: prefixes, normalisers, patterns, tokens that take blanks."""
+    """The tokenizer and variants of its family: prefixes, normalisers, patterns, added tokens that strip blanks."""
     spec = json.loads(backend.to_str())
-    found = [Tokenizer.from_str(backend.to_str())]
+    tokenizers = [Tokenizer.from_str(backend.to_str())]
     for token in spec["added_tokens"]:
         if token["content"] in ("<mask>", "[MASK]"):
             token["lstrip"] = token["rstrip"] = True
-    found.append(Tokenizer.from_str(json.dumps(spec)))
+    tokenizers.append(Tokenizer.from_str(json.dumps(spec)))
     other = Tokenizer.from_str(backend.to_str())
     other.add_tokens(["<w>"])
     if type(other.pre_tokenizer).__name__ == "ByteLevel":
@@ -48,12 +48,12 @@ def variants(backend: Tokenizer) -> list[Tokenizer]:
             gpt4.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
             ])  # fmt: skip
-            found.append(gpt4)
+            tokenizers.append(gpt4)
     if type(other.pre_tokenizer).__name__ == "Metaspace":
         other.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="first")
         ])  # fmt: skip
-    return [*found, other]
+    return [*tokenizers, other]
 
 
 @pytest.fixture(
@@ -67,24 +67,24 @@ def tokenizer(request, english, greek) -> Tokenizer:
 
 @settings(max_examples=300)
 @given(TEXTS)
-def test_ids_are_those_of_the_library_on_awkward_text(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_ids_equal_the_library_s_on_awkward_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert ours(tokenizer, texts) == theirs(tokenizer, texts)
 
 
-def test_ids_are_those_of_the_library_on_real_text(tokenizer: Tokenizer, greek, english) -> None:
+def test_ids_equal_the_library_s_on_real_text(tokenizer: Tokenizer, greek, english) -> None:
     assert ours(tokenizer, greek + english) == theirs(tokenizer, greek + english)
 
 
-def test_a_part_of_an_array_is_that_part(tokenizer: Tokenizer, english) -> None:
+def test_a_slice_of_an_array_encodes_as_its_texts(tokenizer: Tokenizer, english) -> None:
     part = encode(tokenizer, pa.array(english)[3:9])
     assert part.flat.tolist() == [token for ids in theirs(tokenizer, english[3:9]) for token in ids]
 
 
-def test_each_family_is_cut_as_finely_as_it_may_be(english) -> None:
-    found = {name: [cut_rule(one) for one in variants(FAMILIES[name](english).backend_tokenizer)] for name in FAMILIES}
-    assert found == {
-        "wordpiece": ["behind words"] * 2 + ["before blanks"],
-        "byte_level": ["behind words"] * 8 + ["before blanks"],
+def test_each_family_has_its_finest_cut_rule(english) -> None:
+    rules = {name: [cut_rule(one) for one in variants(FAMILIES[name](english).backend_tokenizer)] for name in FAMILIES}
+    assert rules == {
+        "wordpiece": ["after words"] * 2 + ["before blanks"],
+        "byte_level": ["after words"] * 8 + ["before blanks"],
         "unigram": ["before blanks"] * 3,
         "byte_fallback": ["nowhere"] * 3,
     }
@@ -97,7 +97,7 @@ def test_each_family_is_cut_as_finely_as_it_may_be(english) -> None:
     {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
     {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\w+ \\w+"}, "behavior": "Isolated", "invert": False}},
 ])  # fmt: skip
-def test_what_may_join_words_is_encoded_whole(change: dict, english) -> None:
+def test_texts_whose_words_may_join_are_encoded_whole(change: dict, english) -> None:
     spec = json.loads(FAMILIES["byte_level"](english).backend_tokenizer.to_str()) | change
     changed = Tokenizer.from_str(json.dumps(spec))
     assert cut_rule(changed) == "nowhere"

@@ -1,4 +1,4 @@
-"""An extended tokenizer: every old token keeps its id, and what is new is found behind it."""
+"""An extended tokenizer: every old token keeps its id, and new tokens come after the old ones."""
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ def extended(old, greek) -> PreTrainedTokenizerFast:
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """Every token by name, the added ones as the backend finds them in text."""
+    """Every token and its id, added tokens as the backend finds them in text."""
     added = {token.content: number for number, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()}
     return tokenizer.get_vocab() | added
 
@@ -37,7 +37,7 @@ def test_every_old_token_keeps_its_id_and_no_id_is_shared(old, extended) -> None
         assert extended.convert_tokens_to_ids(text) == number
 
 
-def test_it_loads_as_it_was_saved(extended, tmp_path, greek, english) -> None:
+def test_it_loads_unchanged(extended, tmp_path, greek, english) -> None:
     extended.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert type(again) is type(extended)
@@ -56,7 +56,7 @@ def test_special_tokens_are_found_in_text_and_roles_stay(old, extended) -> None:
     assert extended("a").input_ids[-1] == old("a").input_ids[-1]
 
 
-def test_both_languages_come_back(old, extended, greek, english) -> None:
+def test_both_languages_survive_a_round_trip(old, extended, greek, english) -> None:
     for text in [*greek[:30], *english[:30], "και χρώμα στο αρχείο", "Click <OK> {now}: 12,345"]:
         for part in text.split("\n"):
             ids = extended(part, add_special_tokens=False).input_ids

@@ -1,4 +1,4 @@
-"""`tokenizer=FOLDER`: an existing tokenizer as the target."""
+"""`tokenizer=FOLDER`: the user supplies the target tokenizer."""
 
 import json
 import re
@@ -26,28 +26,28 @@ from tests.tokenizer_styles import STYLES, llama3, qwen3
 def test_any_tokenizer_can_be_given_for_any_decoder(name, english, greek, tmp_path) -> None:
     given = (FAMILIES | STYLES)[name](greek[:100])
     given.save_pretrained(tmp_path)
-    found = adopt(train.load(str(tmp_path)), llama3(english), greek[:20])
-    assert found.get_vocab() == given.get_vocab()
-    assert found(greek[0]).input_ids == given(greek[0]).input_ids
-    assert [finding for finding in verify(found, llama3(english), {"el": greek[:20]}, given=True) if not finding.is_ok] == []
+    adopted = adopt(train.load(str(tmp_path)), llama3(english), greek[:20])
+    assert adopted.get_vocab() == given.get_vocab()
+    assert adopted(greek[0]).input_ids == given(greek[0]).input_ids
+    assert [result for result in verify(adopted, llama3(english), {"el": greek[:20]}, given=True) if not result.is_ok] == []
 
 
-def test_what_transformers_would_build_otherwise_is_refused(english, greek, tmp_path) -> None:
-    """In the folder of a Qwen 2 model AutoTokenizer takes Qwen2Tokenizer whatever the tokenizer is."""
+def test_a_tokenizer_that_transformers_would_rebuild_differently_is_refused(english, greek, tmp_path) -> None:
+    """In the folder of a Qwen 2 model AutoTokenizer always builds a Qwen2Tokenizer."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     qwen3(english).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="by rules of its own"):
         adopt(unigram(greek[:100]), train.load(str(tmp_path)), greek[:20])
 
 
-def test_a_broken_one_and_one_without_a_mask_are_refused(english, greek, tmp_path) -> None:
+def test_a_broken_tokenizer_and_one_without_a_mask_are_refused(english, greek, tmp_path) -> None:
     with pytest.raises(ModelError, match="no mask token"):
         adopt(qwen3(greek[:50]), wordpiece(english), greek[:20])
     byte_level(greek[:50]).save_pretrained(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     spec["post_processor"]["special_tokens"]["<s>"]["ids"] = [77]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(ModelError, match=r"template are not right.*inserts the id 77 for '<s>', whose id is 0"):
+    with pytest.raises(ModelError, match=r"the check of its template fails.*inserts the id 77 for '<s>', whose id is 0"):
         adopt(train.load(str(tmp_path)), llama3(english), greek[:20])
 
 
@@ -69,8 +69,8 @@ def test_a_given_tokenizer_is_not_extended(tmp_path) -> None:
         load(str(path), ["shard.tokenizer.extend=true"])
 
 
-def test_another_padding_id_is_refused_where_it_would_move_positions(english, greek, tmp_path: Path) -> None:
-    """By `scion shard`, before anything is packed by it."""
+def test_another_padding_id_is_refused_if_it_would_move_positions(english, greek, tmp_path: Path) -> None:
+    """By `scion shard`, before it packs."""
     for name in ("text", "pairs", "test_pairs"):
         write_rows(tmp_path / f"{name}.parquet", [{"text": "a"}])
     byte_level(english).save_pretrained(tmp_path / "source")
@@ -83,16 +83,16 @@ def test_another_padding_id_is_refused_where_it_would_move_positions(english, gr
         shard._given(config, source, Corpus(train=(), heldout=(), fates={}), pairs, SimpleNamespace(note=print))
 
 
-def test_what_the_rules_of_a_given_tokenizer_do_to_words_is_said(english, greek) -> None:
-    said: list[str] = []
-    adopt(wordpiece(greek[:100]), wordpiece(english), greek[:40], said.append)
-    assert len(said) == 1
+def test_rules_that_damage_words_are_warned_about(english, greek) -> None:
+    warnings: list[str] = []
+    adopt(wordpiece(greek[:100]), wordpiece(english), greek[:40], warnings.append)
+    assert len(warnings) == 1
     assert re.match(
-        r"the tokenizer drops accents or vowel signs of [\d.]+% of the words \(.+ becomes .+\); without tokeni", said[0]
+        r"the tokenizer drops accents or vowel signs of [\d.]+% of the words \(.+ becomes .+\); without tokeni", warnings[0]
     )
-    said.clear()
-    adopt(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, said.append)
-    assert len(said) == 1
-    assert "cuts 100.0% of the words at vowel signs" in said[0]
-    adopt(unigram(greek[:100]), llama3(english), greek[:40], said.append)
-    assert len(said) == 1
+    warnings.clear()
+    adopt(llama3(english), llama3(english), ["\u0939\u093f\u0928\u094d\u0926\u0940"] * 3, warnings.append)
+    assert len(warnings) == 1
+    assert "cuts 100.0% of the words at vowel signs" in warnings[0]
+    adopt(unigram(greek[:100]), llama3(english), greek[:40], warnings.append)
+    assert len(warnings) == 1

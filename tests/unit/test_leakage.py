@@ -1,4 +1,4 @@
-"""A test sentence stands on neither side of training pairs, nor in the text, alone or as part of a line."""
+"""No test sentence is in the training pairs, on either side, or in the training text, alone or as part of a line."""
 
 import json
 import pickle
@@ -40,26 +40,26 @@ def test_a_test_sentence_on_either_side_of_training_is_refused(row: tuple[str, s
         check_disjoint(pairs(("fine", "καλά"), row), TEST)
 
 
-def test_what_is_only_alike_passes() -> None:
+def test_similar_sentences_pass() -> None:
     check_disjoint(pairs(("Press the red button to open the file.", "OK then"), ("Look: OK", "Είναι εντάξει;")), TEST)
 
 
-def test_negatives_count_too() -> None:
+def test_a_test_sentence_among_the_negatives_is_refused() -> None:
     with pytest.raises(DataError, match="stands in 1 of 1"):
         check_disjoint(Pairs(ids=["1"], anchors=["a"], positives=["b"], negatives=[["c", GREEK]]), TEST)
 
 
-def test_lines_that_hold_a_test_sentence_leave_the_text(tmp_path, monkeypatch) -> None:
+def test_lines_with_a_test_sentence_are_cut_from_the_text(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(corpus, "ray_map", in_this_process)
     path = tmp_path / "text.jsonl"
     text = f"Πρώτη γραμμή.\nΣημείωση: {GREEK}\n{SENTENCE}\nΤελευταία γραμμή."
     rows = [{"text": text}] + [{"text": f"Άλλο κείμενο με αριθμό {number}"} for number in range(20)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    made = corpus.build(
+    result = corpus.build(
         [str(path)], None, str(tmp_path / "out"), fraction=0.1, lang="el", seed=3, forbidden=[SENTENCE, GREEK], actors=1,
         progress=lambda *_: None,
     )  # fmt: skip
-    assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [found for _, found in corpus.read_texts(made.train)]
+    assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [text for _, text in corpus.read_texts(result.train)]
 
 
 def test_the_test_set_is_not_sent_with_each_unit_of_text(tmp_path, monkeypatch) -> None:
@@ -84,7 +84,7 @@ LETTERS = st.lists(st.sampled_from(["alpha", "beta", "漢字", "gamma", "x", "δ
 
 
 @given(st.lists(LETTERS, max_size=5), LETTERS)
-def test_it_is_what_looking_for_each_sentence_finds(sentences: list[str], line: str) -> None:
+def test_the_look_up_agrees_with_a_search_for_each_sentence(sentences: list[str], line: str) -> None:
     def inside(sentence: str) -> bool:
         small, large = words(sentence), words(line)
         if len(small) < 5 or sum(map(len, small)) < 12:
@@ -94,7 +94,7 @@ def test_it_is_what_looking_for_each_sentence_finds(sentences: list[str], line: 
     assert ReservedSentences.of(sentences).occurs_in(line) == any(map(inside, sentences))
 
 
-def test_a_sentence_with_another_number_is_another_sentence() -> None:
-    found = ReservedSentences.of(["Figure 12 shows the results of the test."])
-    assert not found.occurs_in("Figure 13 shows the results of the test.")
-    assert found.occurs_in("As said, figure 12 shows the results of the test, and more.")
+def test_sentences_with_different_numbers_differ() -> None:
+    reserved = ReservedSentences.of(["Figure 12 shows the results of the test."])
+    assert not reserved.occurs_in("Figure 13 shows the results of the test.")
+    assert reserved.occurs_in("As said, figure 12 shows the results of the test, and more.")

@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder, and the next one can, however the one before it ended."""
+"""One run at a time writes to a folder, and the next one can, however the previous one ended."""
 
 import json
 import os
@@ -34,25 +34,25 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else is there in most tests: they need not wait for others to settle."""
-    if "unhurried" not in request.fixturenames:
+    """Most tests have one writer and need no settling time."""
+    if "real_settling_time" not in request.fixturenames:
         monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.0)
         monkeypatch.setattr(leases, "_WATCH_SECONDS", 0.05)
 
 
 @pytest.fixture
-def unhurried() -> None:
-    """Keeps the time that those who write at once have to settle."""
+def real_settling_time() -> None:
+    """Keeps the settling time for concurrent writers."""
 
 
 @pytest.fixture
-def gone() -> int:
-    """The number of a process that was there and is no more."""
+def dead_pid() -> int:
+    """The number of a process that has ended."""
     return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
 
 
 def put(uri: str, *, token: str = "other", host: str = HERE, pid: int | None = None, age: float = 0.0) -> None:
-    """Writes the file as another process would: not with the draft that a thread of this one may be at."""
+    """Writes the file as another process would: not with the draft name that a thread of this one may use."""
     content = json.dumps({"token": token, "host": host, "pid": pid or os.getpid(), "renewed": time.time() - age})
     if storage.is_local(uri):
         Path(f"{uri}.by-hand").write_text(content)
@@ -61,18 +61,18 @@ def put(uri: str, *, token: str = "other", host: str = HERE, pid: int | None = N
         storage.write_bytes(uri, content.encode())
 
 
-def there(uri: str) -> dict:
+def read_lease(uri: str) -> dict:
     return json.loads(storage.read_bytes(uri))
 
 
-def until(said: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
-    while not said():
-        assert time.monotonic() < end, "it never came"
+    while not condition():
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.01)
 
 
-def test_a_second_holder_is_refused_and_told_who_the_first_is(uri: str) -> None:
+def test_a_second_holder_is_refused_with_the_name_of_the_first(uri: str) -> None:
     with hold(uri) as lease:
         before = storage.read_bytes(uri)
         with pytest.raises(ArtifactError, match=f"another run is writing here \\({HERE}, process {os.getpid()}, seen 0 s ago"):
@@ -81,16 +81,16 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is(uri: str) -> None:
         lease.check()
 
 
-def test_the_file_goes_when_the_block_ends(uri: str) -> None:
+def test_the_file_is_removed_when_the_block_ends(uri: str) -> None:
     with hold(uri) as lease:
-        assert there(uri)["token"] == lease.token
+        assert read_lease(uri)["token"] == lease.token
     assert not storage.exists(uri)
     with hold(uri) as next_one:
         assert next_one.token != lease.token
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_the_file_goes_when_the_block_fails(uri: str, error: type[BaseException]) -> None:
+def test_the_file_is_removed_when_the_block_fails(uri: str, error: type[BaseException]) -> None:
     threads = threading.active_count()
     with pytest.raises(error), hold(uri):
         raise error
@@ -104,24 +104,24 @@ def test_the_lease_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: 
     code += "with hold(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code, uri])
     assert killed.returncode == -9
-    assert time.time() - there(uri)["renewed"] < TTL_SECONDS
+    assert time.time() - read_lease(uri)["renewed"] < TTL_SECONDS
     with hold(uri) as lease:
-        assert there(uri)["pid"] == os.getpid()
+        assert read_lease(uri)["pid"] == os.getpid()
         lease.check()
 
 
-def test_a_process_that_is_gone_holds_nothing_on_this_machine(uri: str, gone: int) -> None:
-    put(uri, pid=gone)
+def test_a_dead_process_of_this_machine_holds_no_lease(uri: str, dead_pid: int) -> None:
+    put(uri, pid=dead_pid)
     with hold(uri) as lease:
-        assert there(uri)["token"] == lease.token
+        assert read_lease(uri)["token"] == lease.token
 
 
-def test_of_a_process_on_another_machine_only_the_time_tells(uri: str, gone: int) -> None:
-    put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS - 10)
-    with pytest.raises(ArtifactError, match=rf"\(elsewhere, process {gone}, seen 5\d s ago\)"):
+def test_the_lease_of_another_machine_expires_by_its_time_alone(uri: str, dead_pid: int) -> None:
+    put(uri, host="elsewhere", pid=dead_pid, age=TTL_SECONDS - 10)
+    with pytest.raises(ArtifactError, match=rf"\(elsewhere, process {dead_pid}, seen 5\d s ago\)"):
         hold(uri).__enter__()
-    assert there(uri)["token"] == "other"
-    put(uri, host="elsewhere", pid=gone, age=TTL_SECONDS + 1)
+    assert read_lease(uri)["token"] == "other"
+    put(uri, host="elsewhere", pid=dead_pid, age=TTL_SECONDS + 1)
     with hold(uri) as lease:
         lease.check()
 
@@ -133,8 +133,8 @@ def test_a_clock_that_is_ahead_does_not_make_a_lease_look_old(uri: str) -> None:
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_of_a_clock_an_hour_off_only_whether_it_goes_on_counts(uri: str, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
-    """A dead one was waited for as long as its clock was ahead; one that lived was taken for dead where it was behind."""
+def test_with_a_clock_an_hour_off_renewals_decide(uri: str, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    """Once a dead holder was waited for while its clock was ahead, and a live one lost its lease if its clock was behind."""
     put(uri, host="elsewhere", age=3600 * hours)
     with hold(uri) as lease:
         lease.check()
@@ -147,7 +147,7 @@ def test_of_a_clock_an_hour_off_only_whether_it_goes_on_counts(uri: str, monkeyp
     renewal.join()
 
 
-def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: str) -> None:
+def test_a_lease_that_is_not_renewed_is_taken_over_from_a_live_process(uri: str) -> None:
     with ExitStack() as former, ExitStack() as latter:
         slow = former.enter_context(hold(uri))
         put(uri, token=slow.token, age=TTL_SECONDS + 1)
@@ -156,7 +156,7 @@ def test_one_that_is_not_renewed_is_taken_over_from_a_process_that_lives(uri: st
         with pytest.raises(ArtifactError, match=f"another run has taken over \\({HERE}, process {os.getpid()}\\)"):
             slow.check()
         former.close()
-        assert there(uri)["token"] == taker.token
+        assert read_lease(uri)["token"] == taker.token
         taker.check()
     assert not storage.exists(uri)
 
@@ -166,12 +166,12 @@ def test_a_lease_is_renewed_while_the_block_runs(uri: str, monkeypatch: pytest.M
     with hold(uri) as lease:
         for _ in range(3):
             put(uri, token=lease.token, age=TTL_SECONDS + 1)
-            until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
+            wait_until(lambda: time.time() - read_lease(uri)["renewed"] < TTL_SECONDS)
         with pytest.raises(ArtifactError, match="another run is writing here"):
             hold(uri).__enter__()
 
 
-def test_a_lease_that_was_taken_is_not_renewed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_was_taken_over_is_not_renewed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     before = set(threading.enumerate())
     with hold(uri) as lease:
@@ -185,7 +185,7 @@ def test_a_lease_that_was_taken_is_not_renewed(uri: str, monkeypatch: pytest.Mon
     assert storage.read_bytes(uri) == taken
 
 
-def test_storage_that_is_away_for_a_moment_does_not_end_the_renewing(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renewals_continue_after_storage_has_failed_for_a_moment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
     real, failures = storage.write_bytes, list[str]()
 
@@ -197,9 +197,9 @@ def test_storage_that_is_away_for_a_moment_does_not_end_the_renewing(uri: str, m
 
     with hold(uri) as lease:
         monkeypatch.setattr(storage, "write_bytes", away)
-        until(lambda: len(failures) == 3)
+        wait_until(lambda: len(failures) == 3)
         put(uri, token=lease.token, age=TTL_SECONDS + 1)
-        until(lambda: time.time() - there(uri)["renewed"] < TTL_SECONDS)
+        wait_until(lambda: time.time() - read_lease(uri)["renewed"] < TTL_SECONDS)
 
 
 GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"token": "a", "host": "b", "pid": 1, "ren', b"{}",
@@ -227,9 +227,9 @@ def test_a_lease_that_was_removed_is_not_held(uri: str) -> None:
         lease.check()
 
 
-@pytest.mark.usefixtures("unhurried")
-def test_of_two_threads_at_the_same_moment_one_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have looked before either has written."""
+@pytest.mark.usefixtures("real_settling_time")
+def test_one_of_two_concurrent_threads_holds_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both read before either writes."""
     uri = "memory://test-lease/out.lease.json"
     storage.remove(uri)
     looked, decided = threading.Barrier(2), threading.Barrier(2)
@@ -278,9 +278,9 @@ except ArtifactError:
 """
 
 
-@pytest.mark.usefixtures("unhurried")
-def test_of_processes_at_the_same_moment_one_holds(tmp_path: Path) -> None:
-    """One that a loaded machine delays by more than others settle may also begin, but the one before it then has lost."""
+@pytest.mark.usefixtures("real_settling_time")
+def test_one_of_four_concurrent_processes_holds_the_lease(tmp_path: Path) -> None:
+    """A process that a loaded machine delays beyond the settling time may also enter, but the one before it has then lost."""
     uri, pipe = str(tmp_path / "out.lease.json"), subprocess.PIPE
     command = [sys.executable, "-c", CONTEND, uri]
     with ExitStack() as stack:
@@ -303,14 +303,14 @@ def test_of_processes_at_the_same_moment_one_holds(tmp_path: Path) -> None:
         go(holding)
         kept = [rival for rival in holding if ask(rival) == "kept"]
         assert len(kept) == 1
-        assert there(uri)["pid"] == kept[0].pid
+        assert read_lease(uri)["pid"] == kept[0].pid
         go(kept)
     assert [rival.returncode for rival in rivals] == [0] * 4
     assert not storage.exists(uri)
 
 
-def test_one_that_looked_long_ago_and_writes_late_fences_off_the_other(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both are in their blocks for a while: the token tells the first that it has lost."""
+def test_a_late_writer_fences_off_the_earlier_holder(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in their blocks for a while; the first learns from the token that it has lost."""
     real = leases._write
     with ExitStack() as first, ExitStack() as second:
         early = list[Lease]()
@@ -361,7 +361,7 @@ def test_a_renewal_that_hangs_until_another_has_taken_over_leaves_one_holder(uri
     assert not storage.exists(uri)
 
 
-def test_why_a_run_ended_is_told_although_storage_is_away(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_that_ended_the_block_is_raised_although_storage_fails(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(uri: str) -> bytes:
         raise OSError(5, "Input/output error")
 
@@ -390,7 +390,7 @@ def test_two_writers_with_one_process_number_do_not_share_a_draft(tmp_path: Path
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_a_leap_of_the_clock_does_not_take_a_lease_from_a_process_that_lives(
+def test_a_jump_of_the_clock_does_not_take_the_lease_from_a_live_process(
     uri: str, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     """As after a machine has slept."""
@@ -403,7 +403,7 @@ def test_a_leap_of_the_clock_does_not_take_a_lease_from_a_process_that_lives(
     renewal.join()
 
 
-def test_one_that_ends_while_it_is_watched_is_free(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_is_removed_while_it_is_watched_is_free(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
     put(uri, host="elsewhere", age=2 * TTL_SECONDS)
     end = threading.Timer(0.2, storage.remove, [uri])

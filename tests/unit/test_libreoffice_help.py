@@ -26,7 +26,7 @@ def texts(body: str) -> list[str]:
 
 
 def sentence(number: int, language: str) -> str:
-    """Words that no other number has, so that no sentence is a near-repeat of another one."""
+    """Words that no other number has, so that no two sentences are near-duplicates."""
     return " ".join(f"{language}{chr(97 + number // 26 % 26)}{chr(97 + number % 26)}{chr(107 + n)}" for n in range(8))
 
 
@@ -39,7 +39,7 @@ def write_help(root: Path, language: str, files: dict[str, dict[str, str]]) -> P
 
 
 def many_files(language: str, count: int = 60) -> dict[str, dict[str, str]]:
-    """Files of three paragraphs: one of its own, a heading that all have, and one that nobody translated."""
+    """Files of three paragraphs: a unique one, a common heading, and an untranslated one."""
     return {
         f"swriter/{n:02}.html": {
             "par_1": sentence(n, language),
@@ -58,7 +58,7 @@ def trees(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of packages, and in PATH a `dpkg` that unpacks them: here a package is a folder that is copied."""
+    """A folder of packages, and a `dpkg` in PATH that unpacks them: here a package is a folder to copy."""
     folder = tmp_path / "packages"
     for package, language, short in (("en-us", "en-US", "en"), ("el", "el", "el")):
         root = folder / f"libreoffice-help-{package}_7.4_all.deb" / "usr/share/libreoffice/help"
@@ -105,16 +105,16 @@ def test_paragraphs_inside_listings_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["MAC", "UNIX", "WIN", "UNIX_1", "WIN_x"])
-def test_the_variant_for_another_system_goes_and_its_tail_stays(name: str) -> None:
+def test_the_variant_for_another_system_is_dropped_and_its_tail_kept(name: str) -> None:
     switch = f'<span class="switchinline"><span class="{name}">Command</span>+<span>Ctrl</span></span>'
     assert texts(f'<p id="a">Press {switch}+C to copy.</p>') == ["Press +Ctrl+C to copy."]
 
 
-def test_a_class_that_only_starts_like_a_system_stays() -> None:
+def test_a_class_that_only_starts_like_a_system_is_kept() -> None:
     assert texts('<p id="a">Open <span class="WINDOW">it</span></p>') == ["Open it"]
 
 
-def test_of_the_variants_for_a_program_the_default_is_read() -> None:
+def test_the_default_variant_for_a_program_is_read() -> None:
     switch = '<span class="switchinline"><span class="IMPRESS">slide</span><span>page</span></span>'
     assert texts(f'<p id="a">The next {switch}.</p>') == ["The next page."]
 
@@ -140,7 +140,7 @@ def test_a_package_with_two_languages_gives_the_one_asked_for(tmp_path: Path) ->
     assert help_corpus.language_folder(tmp_path, "pt-br") == tmp_path / "pt-BR/text"
 
 
-def test_what_only_one_language_has_is_left_out(tmp_path: Path) -> None:
+def test_paragraphs_of_only_one_language_are_left_out(tmp_path: Path) -> None:
     english = write_help(tmp_path, "en-US", {"a.html": {"p": "one", "q": "two"}, "c.html": {"p": "three"}})
     target = write_help(tmp_path, "el", {"a.html": {"q": "δύο", "r": "τέσσερα"}, "b.html": {"p": "πέντε"}})
     assert list(help_corpus.read_help(english, target)) == [Paragraph("a.html", "q", "two", "δύο")]
@@ -152,11 +152,11 @@ def test_what_only_one_language_has_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "expected"), [("Click OK .", False), ("click ok", False), ("OK 1.5", True), ("Κλικ στο OK", True)]
 )
-def test_translated_means_more_than_other_blanks_and_punctuation(target: str, expected: bool) -> None:
+def test_a_translation_differs_in_more_than_blanks_and_punctuation(target: str, expected: bool) -> None:
     assert help_corpus.is_translated(Paragraph("a.html", "p", "Click OK.", target)) is expected
 
 
-def test_a_paragraph_leaves_when_either_side_was_seen() -> None:
+def test_a_paragraph_with_a_repeated_side_is_dropped() -> None:
     first, second = Paragraph("a.html", "p", "one", "ένα"), Paragraph("d.html", "p", "two", "δύο")
     repeats = [Paragraph("b.html", "p", "one", "μία"), Paragraph("c.html", "p", "an other", "ένα")]
     assert drop_repeats([first, *repeats, second]) == [first, second]
@@ -171,7 +171,7 @@ def test_the_sides_share_no_file_and_no_text(trees: tuple[Path, Path]) -> None:
         assert not train & test, attribute
 
 
-def test_repeats_leave_before_the_split(trees: tuple[Path, Path]) -> None:
+def test_repeats_are_dropped_before_the_split(trees: tuple[Path, Path]) -> None:
     corpus = build(*trees, test_pairs=300)
     headings = [paragraph for paragraph in corpus.train + corpus.test if paragraph.id == "hd_1"]
     assert [paragraph.file for paragraph in headings] == ["swriter/00.html"]
@@ -195,7 +195,7 @@ SIX_WORDS = "Opens the chart dialog from here"
 
 
 @pytest.mark.parametrize("changed", range(6))
-def test_a_sentence_one_word_away_is_near(changed: int) -> None:
+def test_a_sentence_with_one_changed_word_is_near(changed: int) -> None:
     seen = NearRepeats(spaced=True)
     seen.add(SIX_WORDS)
     words = SIX_WORDS.split()
@@ -271,9 +271,7 @@ def test_two_runs_write_the_same_bytes(packages: Path, tmp_path: Path) -> None:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
-def test_without_packages_apt_is_asked_for_both_languages(
-    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_packages_apt_downloads_both_languages(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "apt-get", f'echo "$@" > "{tmp_path}/asked"; cp -r "{packages}"/. .')
     assert main(["--language", "el", "--output", str(tmp_path / "out")]) == 0
     wanted = "-o APT::Sandbox::User=root download libreoffice-help-en-us libreoffice-help-el"
@@ -287,24 +285,24 @@ def test_an_untranslated_help_is_refused_with_the_counts(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("language", "apt", "said"),
+    ("language", "apt", "message"),
     [
         ("xx", 'echo "E: Unable to locate package libreoffice-help-xx" >&2; exit 100', "Unable to locate package"),
         ("el", "exit 3", "exit code 3"),
     ],
 )
-def test_what_apt_says_is_passed_on(
-    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, apt: str, said: str
+def test_apt_s_message_is_passed_on(
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], language: str, apt: str, message: str
 ) -> None:
     script(tmp_path, "apt-get", apt)
     assert main(["--language", language, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "apt-get update" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_machine_without_apt_is_told_so(
+def test_a_machine_without_apt_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -312,7 +310,7 @@ def test_a_machine_without_apt_is_told_so(
     assert capsys.readouterr().err == "error: apt-get is not installed. Run this on Debian or Ubuntu.\n"
 
 
-def test_a_missing_package_is_named_with_what_is_there(
+def test_the_error_for_a_missing_package_lists_the_others(
     packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--language", "eu", "--packages", str(packages), "--output", str(tmp_path / "out")]) == 2
@@ -343,7 +341,7 @@ def test_an_output_that_is_a_file_is_refused(packages: Path, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("arguments", [["--language", "en-us"], ["--language", "../el"], ["--language", "", "--x"]])
-def test_a_language_that_is_no_name_is_refused(arguments: list[str], tmp_path: Path) -> None:
+def test_an_invalid_language_name_is_refused(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--output", str(tmp_path / "out")])
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""A hundred made-up languages of Zipf's sizes: each is in the tokenizer's text, held out, and scored."""
+"""A hundred synthetic languages with Zipf sizes: each has tokenizer text, held-out text and a score."""
 
 import json
 import random
@@ -31,11 +31,11 @@ def in_this_process(function: Callable[..., Any], jobs: list[Any], **settings: A
 
 
 def documents_of(lang: str, count: int) -> list[str]:
-    """Texts of 60 words of a language's own, from letters of its own."""
+    """Texts of 60 words, with words and letters that no other language has."""
     draw = random.Random(lang)
     letters = [chr(0x4E00 + LANGS.index(lang) * 40 + place) for place in range(12)]
-    known = ["".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(60)]
-    return [" ".join(draw.choices(known, k=20)) for _ in range(count)]
+    vocabulary = ["".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(60)]
+    return [" ".join(draw.choices(vocabulary, k=20)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +55,23 @@ def built(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 
     )
 
 
-def test_every_language_has_held_out_text_and_keeps_text_to_train_on(zipf, tmp_path, monkeypatch) -> None:
-    made = built(zipf, tmp_path, monkeypatch)
-    train_part, heldout = (Counter(lang for lang, _ in corpus.read_texts(paths)) for paths in (made.train, made.heldout))
+def test_every_language_has_held_out_text_and_training_text(zipf, tmp_path, monkeypatch) -> None:
+    result = built(zipf, tmp_path, monkeypatch)
+    train_part, heldout = (Counter(lang for lang, _ in corpus.read_texts(paths)) for paths in (result.train, result.heldout))
     assert set(heldout) == set(train_part) == set(LANGS)
-    assert made.fates["train"] + made.fates["heldout"] + made.fates["duplicate"] == sum(SIZES.values())
+    assert result.fates["train"] + result.fates["heldout"] + result.fates["duplicate"] == sum(SIZES.values())
     assert heldout["x00"] < 0.1 * SIZES["x00"]
     assert heldout["x99"] == 1
-    texts = [{text for _, text in corpus.read_texts(paths)} for paths in (made.train, made.heldout)]
+    texts = [{text for _, text in corpus.read_texts(paths)} for paths in (result.train, result.heldout)]
     assert not texts[0] & texts[1]
 
 
-def test_a_language_of_one_document_is_trained_on(tmp_path, monkeypatch) -> None:
+def test_the_only_document_of_a_language_goes_to_training(tmp_path, monkeypatch) -> None:
     path = tmp_path / "text.jsonl"
     rows = [{"text": f"word {number}", "lang": "big"} for number in range(99)] + [{"text": "alone", "lang": "one"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    made = built(str(path), tmp_path / "out", monkeypatch)
-    assert ("one", "alone") in list(corpus.read_texts(made.train))
+    result = built(str(path), tmp_path / "out", monkeypatch)
+    assert ("one", "alone") in list(corpus.read_texts(result.train))
 
 
 def manifest(rows: dict[str, int]) -> Manifest:
@@ -82,7 +82,7 @@ def manifest(rows: dict[str, int]) -> Manifest:
     return Manifest(length=32, vocab_size=9, tokenizer="", streams={lang: (shard(lang, n),) for lang, n in rows.items()})
 
 
-def test_every_language_is_scored_and_one_alone_as_ever() -> None:
+def test_every_language_is_scored_and_a_single_one_as_before() -> None:
     rows = {lang: max(1, 300 // (place + 1)) for place, lang in enumerate(LANGS)}
     slots = HeldoutText(folder="", manifest=manifest(rows), task=None, rows=96).slots()  # type: ignore[arg-type]
     scored = Counter(slots.stream.tolist())
@@ -94,44 +94,44 @@ def test_every_language_is_scored_and_one_alone_as_ever() -> None:
     assert alone.row.tolist() == np.unique(np.linspace(0, 999, 96).astype(np.int64)).tolist()
 
 
-def test_the_sample_is_balanced_bounded_and_the_same_again(zipf, tmp_path, monkeypatch) -> None:
-    made = built(zipf, tmp_path, monkeypatch)
-    sample = balanced_sample(made.train, ["more"], alpha=0.3, limit=10**9, seed=1)
+def test_the_sample_is_balanced_bounded_and_reproducible(zipf, tmp_path, monkeypatch) -> None:
+    result = built(zipf, tmp_path, monkeypatch)
+    sample = balanced_sample(result.train, ["more"], alpha=0.3, limit=10**9, seed=1)
     wanted = temperature_weights(sample.corpus_bytes, 0.3)
     total = sum(sample.corpus_bytes.values())
     for lang in LANGS:
         rate = min(8.0, wanted[lang] * total / sample.corpus_bytes[lang])
         assert abs(sample.bytes[lang] / sample.corpus_bytes[lang] - rate) < 0.5
-    assert sample.texts == balanced_sample(made.train, ["more"], alpha=0.3, limit=10**9, seed=1).texts
-    small = balanced_sample(made.train, [], alpha=0.3, limit=total // 10, seed=1)
+    assert sample.texts == balanced_sample(result.train, ["more"], alpha=0.3, limit=10**9, seed=1).texts
+    small = balanced_sample(result.train, [], alpha=0.3, limit=total // 10, seed=1)
     assert sum(small.bytes.values()) < 1.3 * total / 10
     assert sum(count > 0 for count in small.bytes.values()) > 60
-    assert balanced_sample(made.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
+    assert balanced_sample(result.train, ["more"], alpha=1.0, limit=10**9, seed=1).bytes == sample.corpus_bytes
 
 
-def test_text_beyond_a_limit_is_thinned_and_text_within_it_is_left_alone(zipf, tmp_path, monkeypatch) -> None:
-    made = built(zipf, tmp_path, monkeypatch)
-    whole = list(corpus.read_texts(made.train))
+def test_only_text_beyond_the_limit_is_thinned(zipf, tmp_path, monkeypatch) -> None:
+    result = built(zipf, tmp_path, monkeypatch)
+    whole = list(corpus.read_texts(result.train))
     sizes = Counter[str]()
     for lang, text in whole:
         sizes[lang] += len(text.encode())
     total = sizes.total()
-    assert list(thin(made.train, sampling_rates(sizes, total), 1)) == whole
+    assert list(thin(result.train, sampling_rates(sizes, total), 1)) == whole
     rates = sampling_rates(sizes, total // 5)
-    part = list(thin(made.train, rates, 1))
+    part = list(thin(result.train, rates, 1))
     assert sum(len(text.encode()) for _, text in part) < 1.1 * total / 5
     assert not Counter(part) - Counter(whole)
     assert rates[LANGS[0]] < 0.2 < rates[LANGS[80]]
-    assert part == list(thin(made.train, rates, 1)) != list(thin(made.train, rates, 2))
+    assert part == list(thin(result.train, rates, 1)) != list(thin(result.train, rates, 2))
 
 
 def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, english) -> None:
-    made = built(zipf, tmp_path, monkeypatch)
-    source, found = byte_level(english), {}
+    result = built(zipf, tmp_path, monkeypatch)
+    source, tokenizers = byte_level(english), {}
     for alpha in (1.0, 0.3):
-        texts = balanced_sample(made.train, [], alpha=alpha, limit=10**9, seed=0).texts
-        found[alpha] = train.train(source, texts, train.TokenizerConfig(vocab_size=4096, alpha=alpha))
-    scores = by_language({"plain": found[1.0], "balanced": found[0.3]}, corpus.read_texts(made.heldout))
+        texts = balanced_sample(result.train, [], alpha=alpha, limit=10**9, seed=0).texts
+        tokenizers[alpha] = train.train(source, texts, train.TokenizerConfig(vocab_size=4096, alpha=alpha))
+    scores = by_language({"plain": tokenizers[1.0], "balanced": tokenizers[0.3]}, corpus.read_texts(result.heldout))
     assert set(scores) == set(LANGS)
     rare = [scores[lang] for lang in LANGS[50:]]
     pieces = {name: np.mean([one[name]["pieces_per_word"] for one in rare]) for name in ("plain", "balanced")}

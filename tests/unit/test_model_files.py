@@ -62,7 +62,7 @@ def test_a_model_file_that_cannot_be_converted_is_named(tmp_path) -> None:
 def test_a_model_file_that_transformers_reads_otherwise_is_refused(english, tmp_path) -> None:
     spec = folder_of("llama", english, tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ModelError, match=r"reads tokenizer.model otherwise than SentencePiece"):
+    with pytest.raises(ModelError, match=r"reads tokenizer.model differently from SentencePiece"):
         train.load(spec)
 
 

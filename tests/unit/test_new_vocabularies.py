@@ -1,4 +1,4 @@
-"""Replaced vocabularies: what templates insert, how many pieces there are, and rules that do other scripts no harm."""
+"""Replaced vocabularies: templates, numbers of pieces, and rules that do not damage other scripts."""
 
 import json
 
@@ -27,21 +27,21 @@ HINDI = [
 @pytest.mark.parametrize("size", [700, 1800])
 def test_templates_insert_the_tokens_of_their_roles_in_smaller_and_larger_vocabularies(name, size, english, greek) -> None:
     source = STYLES[name](english)
-    made = train.train(source, greek, train.TokenizerConfig(vocab_size=size))
-    assert len(made) == size
-    before, after = frame_of(source), frame_of(made)
+    tokenizer = train.train(source, greek, train.TokenizerConfig(vocab_size=size))
+    assert len(tokenizer) == size
+    before, after = frame_of(source), frame_of(tokenizer)
     for old, new in ((before.prefix, after.prefix), (before.suffix, after.suffix)):
-        assert made.convert_ids_to_tokens(list(new)) == source.convert_ids_to_tokens(list(old))
-    spec = json.loads(made.backend_tokenizer.to_str())
-    assert all(made.convert_tokens_to_ids(token) == number for token, number in template_tokens(spec["post_processor"]))
-    assert made(greek[0][:80]).input_ids[0] < size
+        assert tokenizer.convert_ids_to_tokens(list(new)) == source.convert_ids_to_tokens(list(old))
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert all(tokenizer.convert_tokens_to_ids(token) == number for token, number in template_tokens(spec["post_processor"]))
+    assert tokenizer(greek[0][:80]).input_ids[0] < size
     names = {token.content for token in source.added_tokens_decoder.values()}
-    assert names == {token.content for token in made.added_tokens_decoder.values()}
+    assert names == {token.content for token in tokenizer.added_tokens_decoder.values()}
 
 
 @pytest.fixture(scope="module")
 def many_rare(greek) -> list[str]:
-    """20,000 characters that occur once each in real text, 2 % of it."""
+    """Real text with 20,000 characters that occur once each, 2 % of the text."""
     lines = [line for text in greek * 3 for line in text.split("\n")]
     rare = [chr(code) for code in range(0x4E00, 0x4E00 + 20_000)]
     share = -(-len(rare) // len(lines))
@@ -52,18 +52,18 @@ SOURCES = FAMILIES | {"llama3": llama3}
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_20_000_rare_characters_never_make_more_pieces_than_asked(name, english, many_rare) -> None:
+def test_20_000_rare_characters_do_not_exceed_the_vocabulary_size(name, english, many_rare) -> None:
     source = SOURCES[name](english)
-    made = train.train(source, many_rare, train.TokenizerConfig(vocab_size=2048, character_coverage=0.96))
-    assert len(made) == 2048
-    held = sum("\u4e00" <= text[-1] <= "\u9fff" for text in made.get_vocab())
+    tokenizer = train.train(source, many_rare, train.TokenizerConfig(vocab_size=2048, character_coverage=0.96))
+    assert len(tokenizer) == 2048
+    held = sum("\u4e00" <= text[-1] <= "\u9fff" for text in tokenizer.get_vocab())
     assert held < 200
     if name in ("byte_level", "byte_fallback", "llama3"):
-        assert made.decode(made("abc 乙", add_special_tokens=False).input_ids).strip() == "abc 乙"
+        assert tokenizer.decode(tokenizer("abc 乙", add_special_tokens=False).input_ids).strip() == "abc 乙"
 
 
 @pytest.mark.parametrize("name", ["wordpiece", "unigram", "byte_fallback"])
-def test_an_alphabet_that_does_not_fit_is_an_error_with_figures(name, english, many_rare) -> None:
+def test_the_error_for_an_alphabet_that_does_not_fit_gives_the_sizes(name, english, many_rare) -> None:
     with pytest.raises(ConfigError, match=r"vocab_size=2,048 cannot hold .* pieces of one character") as error:
         train.train(FAMILIES[name](english), many_rare, train.TokenizerConfig(vocab_size=2048, character_coverage=1.0))
     assert "character_coverage" in str(error.value)
@@ -84,18 +84,18 @@ def albert(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("make", [albert, wordpiece])
-def test_accents_stay_whatever_the_source_does_with_them(make, english, greek) -> None:
+def test_accents_are_kept_although_the_source_drops_them(make, english, greek) -> None:
     source = make(english)
     normal = source.backend_tokenizer.normalizer.normalize_str("Αγγελία")
-    made = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
+    tokenizer = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
     assert normal == "αγγελια"
-    assert made.backend_tokenizer.normalizer.normalize_str("Αγγελία") == "αγγελία"
-    assert made.decode(made("αγγελία", add_special_tokens=False).input_ids) == "αγγελία"
-    kept = train.train(source, greek, train.TokenizerConfig(vocab_size=900, strip_accents=True))
-    assert kept.backend_tokenizer.normalizer.normalize_str("Αγγελία") == "αγγελια"
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str("Αγγελία") == "αγγελία"
+    assert tokenizer.decode(tokenizer("αγγελία", add_special_tokens=False).input_ids) == "αγγελία"
+    stripped = train.train(source, greek, train.TokenizerConfig(vocab_size=900, strip_accents=True))
+    assert stripped.backend_tokenizer.normalizer.normalize_str("Αγγελία") == "αγγελια"
 
 
-def test_only_what_drops_accents_leaves_a_normaliser() -> None:
+def test_only_the_parts_that_drop_accents_are_removed_from_a_normaliser() -> None:
     def after(normalizer: normalizers.Normalizer) -> str:
         spec = json.loads(normalizer.__getstate__())
         backend = Tokenizer.from_str(byte_level(["a"]).backend_tokenizer.to_str())
@@ -109,7 +109,7 @@ def test_only_what_drops_accents_leaves_a_normaliser() -> None:
 
 
 @pytest.mark.parametrize("pattern", [rules.GPT2, QWEN_PATTERN])
-def test_fixed_patterns_cut_no_word_and_change_nothing_else(pattern, english, greek) -> None:
+def test_corrected_patterns_cut_no_word_and_keep_all_other_cuts(pattern, english, greek) -> None:
     old, new = (
         pre_tokenizers.Split(Regex(text), "isolated") for text in (pattern, pattern.replace(rules.LETTERS, rules.WITH_MARKS))
     )
@@ -121,12 +121,12 @@ def test_fixed_patterns_cut_no_word_and_change_nothing_else(pattern, english, gr
 
 @pytest.mark.parametrize("make", [byte_level, llama3])
 def test_a_new_vocabulary_joins_hindi_words_that_the_source_s_pattern_cuts(make, english) -> None:
-    source, said = make(english), []
+    source, warnings = make(english), []
     text = HINDI * 60 + english
-    made = train.train(source, text, train.TokenizerConfig(vocab_size=900), said.append)
-    assert said == []
-    assert len(made(" हिन्दी", add_special_tokens=False).input_ids) == 1
-    assert made.decode(made("यह हिन्दी में है।", add_special_tokens=False).input_ids) == "यह हिन्दी में है।"
+    tokenizer = train.train(source, text, train.TokenizerConfig(vocab_size=900), warnings.append)
+    assert warnings == []
+    assert len(tokenizer(" हिन्दी", add_special_tokens=False).input_ids) == 1
+    assert tokenizer.decode(tokenizer("यह हिन्दी में है।", add_special_tokens=False).input_ids) == "यह हिन्दी में है।"
     assert (
         len(train.train(source, english, train.TokenizerConfig(vocab_size=700))(" हिन्दी", add_special_tokens=False).input_ids)
         > 3
@@ -136,51 +136,55 @@ def test_a_new_vocabulary_joins_hindi_words_that_the_source_s_pattern_cuts(make,
 @pytest.mark.parametrize("config", [
     train.TokenizerConfig(vocab_size=900, extend=True),
 ])  # fmt: skip
-def test_an_extended_vocabulary_says_what_the_old_pattern_costs(config, english) -> None:
-    said: list[str] = []
-    made = train.train(llama3(english), HINDI * 60, config, said.append)
-    assert len(made(" हिन्दी", add_special_tokens=False).input_ids) > 3
-    [line] = said
+def test_an_extended_vocabulary_warns_of_the_cost_of_the_old_pattern(config, english) -> None:
+    warnings: list[str] = []
+    tokenizer = train.train(llama3(english), HINDI * 60, config, warnings.append)
+    assert len(tokenizer(" हिन्दी", add_special_tokens=False).input_ids) > 3
+    [line] = warnings
     assert "of the words at vowel signs" in line
     cut, fixed = (float(part.split()[0]) for part in line.split("): ")[1].split(" pieces a word, "))
     assert cut > 2 * fixed
 
 
-def test_a_class_that_fixes_its_pattern_is_warned_of(english, tmp_path) -> None:
-    """In a folder of a Qwen 2 model transformers takes Qwen2Tokenizer, with its own pattern, whatever the file says."""
+def test_a_class_with_a_fixed_pattern_is_warned_about(english, tmp_path) -> None:
+    """In a folder of a Qwen 2 model transformers always builds Qwen2Tokenizer, with its own pattern."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     source = qwen3(english)
     source.save_pretrained(tmp_path)
-    said: list[str] = []
-    made = train.train(train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), said.append)
-    assert "transformers keeps the rules of this class as they are" in said[0]
+    warnings: list[str] = []
+    tokenizer = train.train(
+        train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), warnings.append
+    )
+    assert "transformers keeps the rules of this class as they are" in warnings[0]
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    said.clear()
-    made = train.train(train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), said.append)
-    assert said == []
-    made.save_pretrained(tmp_path)
+    warnings.clear()
+    tokenizer = train.train(
+        train.load(str(tmp_path)), HINDI * 60 + english, train.TokenizerConfig(vocab_size=900), warnings.append
+    )
+    assert warnings == []
+    tokenizer.save_pretrained(tmp_path)
     again = train.load(str(tmp_path))
     assert len(again(" हिन्दी", add_special_tokens=False).input_ids) == 1
 
 
-def test_an_extended_uncased_vocabulary_says_which_marks_it_drops(english, greek) -> None:
-    said: list[str] = []
-    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900, extend=True), said.append)
-    assert "drops accents or vowel signs of" in said[0]
-    said.clear()
-    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900), said.append)
-    assert not said
+def test_an_extended_uncased_vocabulary_warns_of_dropped_marks(english, greek) -> None:
+    warnings: list[str] = []
+    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900, extend=True), warnings.append)
+    assert "drops accents or vowel signs of" in warnings[0]
+    warnings.clear()
+    train.train(wordpiece(english), greek, train.TokenizerConfig(vocab_size=900), warnings.append)
+    assert not warnings
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_unigram_vocabulary_of_the_least_size_has_no_more_pieces(english, greek, more: int) -> None:
-    """`tokenizers` keeps all the pieces that training starts from where there is room for none."""
+def test_a_unigram_vocabulary_of_the_smallest_size_has_no_more_pieces(english, greek, more: int) -> None:
+    """`tokenizers` keeps all seed pieces if there is room for none."""
     with pytest.raises(ConfigError) as refusal:
         train.train(unigram(english), many(greek), train.TokenizerConfig(vocab_size=300, character_coverage=1.0))
     least = int(refusal.value.fix.split()[3].replace(",", ""))
     size = least + more
-    made = train.train(unigram(english), many(greek), train.TokenizerConfig(vocab_size=size, character_coverage=1.0))
-    assert len(made) <= size
+    tokenizer = train.train(unigram(english), many(greek), train.TokenizerConfig(vocab_size=size, character_coverage=1.0))
+    assert len(tokenizer) <= size
 
 
 def many(greek: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Work that was finished is not done again, and work whose files changed is."""
+"""A cached step runs once, and again when its key or its files change."""
 
 import json
 
@@ -17,12 +17,12 @@ def folder(request: pytest.FixtureRequest, tmp_path) -> str:
 
 
 def test_finished_work_is_kept_until_its_key_or_its_files_change(folder: str) -> None:
-    done = []
+    calls = []
 
     def make() -> tuple[dict, list[str]]:
-        done.append(1)
+        calls.append(1)
         storage.write_bytes(storage.join(folder, "a", "data"), b"abc")
-        return {"rows": len(done)}, ["a/data"]
+        return {"rows": len(calls)}, ["a/data"]
 
     def answer(**key: int) -> int:
         return cached_step(folder, "record.json", key, make)["rows"]
@@ -36,7 +36,7 @@ def test_finished_work_is_kept_until_its_key_or_its_files_change(folder: str) ->
     record = storage.join(folder, "record.json")
     for torn in (b"", storage.read_bytes(record)[:-9], b"[]", json.dumps({"key": {"x": 2}}).encode()):
         storage.write_bytes(record, torn)
-        before = len(done)
+        before = len(calls)
         assert answer(x=2) == before + 1
 
 

@@ -1,4 +1,4 @@
-"""Rows from shards: each number one row, whatever the shards' sizes, and a block of the order one row group."""
+"""Rows from shards: each number is one row, for shards of any size, and a block of the order is one row group."""
 
 from pathlib import Path
 
@@ -24,42 +24,42 @@ def slots(stream: list[int], row: list[int]) -> Slots:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> RowReader:
-    """Each row says which it is: shard and place."""
+    """A reader of shards whose rows hold their own shard and place."""
     streams = dict[str, tuple[Shard, ...]]()
     for name, sizes in SIZES.items():
-        made = list[Shard]()
+        shards = list[Shard]()
         for number, rows in enumerate(sizes):
             path = f"{name}/part-{number:05d}.parquet"
             table = pa.table({"shard": pa.array([number] * rows, pa.int64()), "place": pa.array(range(rows), pa.int64())})
             sha256 = format.write(storage.join(str(tmp_path), path), table)
             size = dict.fromkeys(("tokens", "text_tokens", "text_bytes", "padding", "documents", "cut"), 0)
-            made.append(Shard(path=path, rows=rows, sha256=sha256, **size))
-        streams[name] = tuple(made)
-    found = Manifest(length=0, vocab_size=0, tokenizer="none", streams=streams)
-    return RowReader(str(tmp_path), found, tuple(SIZES))
+            shards.append(Shard(path=path, rows=rows, sha256=sha256, **size))
+        streams[name] = tuple(shards)
+    manifest = Manifest(length=0, vocab_size=0, tokenizer="none", streams=streams)
+    return RowReader(str(tmp_path), manifest, tuple(SIZES))
 
 
-def test_every_number_is_another_row(reader: RowReader) -> None:
+def test_each_row_number_is_one_row(reader: RowReader) -> None:
     rows = sum(SIZES["el"])
     table = reader.read(slots([0] * rows, list(range(rows))))
-    found = list(zip(table["shard"].to_pylist(), table["place"].to_pylist(), strict=True))
-    assert sorted(found) == [(shard, place) for shard, size in enumerate(SIZES["el"]) for place in range(size)]
+    places = list(zip(table["shard"].to_pylist(), table["place"].to_pylist(), strict=True))
+    assert sorted(places) == [(shard, place) for shard, size in enumerate(SIZES["el"]) for place in range(size)]
 
 
 def test_a_block_of_the_order_is_one_row_group(reader: RowReader) -> None:
-    """Shards seldom hold a multiple of a group's rows: by place alone, most blocks would lie in two groups."""
+    """Shards seldom hold a multiple of a group's rows: numbered by place alone, most blocks would lie in two groups."""
     whole = sum(size // BLOCK for size in SIZES["el"])
     table = reader.read(slots([0] * whole * BLOCK, list(range(whole * BLOCK))))
     groups = list(zip(table["shard"].to_pylist(), (table["place"].to_numpy() // BLOCK).tolist(), strict=True))
     assert [len(set(groups[start : start + BLOCK])) for start in range(0, len(groups), BLOCK)] == [1] * whole
 
 
-def test_a_number_behind_the_last_row_is_an_error(reader: RowReader) -> None:
+def test_a_number_after_the_last_row_is_an_error(reader: RowReader) -> None:
     with pytest.raises(LookupError):
         reader.read(slots([0], [sum(SIZES["el"])]))
 
 
-def test_rows_come_as_asked_for(reader: RowReader) -> None:
+def test_rows_come_in_the_order_of_the_slots(reader: RowReader) -> None:
     rng = np.random.default_rng(0)
     stream = rng.integers(0, 2, 200)
     row = np.where(stream == 0, rng.integers(0, sum(SIZES["el"]), 200), rng.integers(0, 10, 200))

@@ -1,4 +1,4 @@
-"""Packing, the files on disk and the masks."""
+"""Packing, shard files and masks."""
 
 import contextlib
 import random
@@ -20,11 +20,11 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 60_000), min_size=1, max_size=30), 
 
 
 @given(DOCUMENTS, st.integers(2, 16))
-def test_packing_loses_nothing(documents: list[list[int]], length: int) -> None:
+def test_packing_loses_no_token(documents: list[list[int]], length: int) -> None:
     packed = concat_split(Ragged.of(documents), length, pad=0)
     flat = [t for d in documents for t in d]
-    kept = [int(t) for row, n in zip(packed.ids, packed.n_tokens, strict=True) for t in row[:n]]
-    assert kept == flat
+    tokens = [int(t) for row, n in zip(packed.ids, packed.n_tokens, strict=True) for t in row[:n]]
+    assert tokens == flat
     assert (packed.n_tokens[:-1] == length).all()
     starts = [row * length + int(place) for row, places in enumerate(packed.doc_starts) for place in places]
     assert starts == np.cumsum([0, *map(len, documents)])[:-1].tolist()
@@ -32,7 +32,7 @@ def test_packing_loses_nothing(documents: list[list[int]], length: int) -> None:
 
 
 def by_hand(sizes: list[int], length: int, best: bool) -> list[list[int]]:
-    """Numbers of the pieces in each row by the rule's own words: try every row."""
+    """Numbers of the pieces in each row by the definition of the rule: try every row."""
     rows: list[list[int]] = []
     for number, size in enumerate(sizes):
         room = [length - sum(sizes[i] for i in row) for row in rows]
@@ -45,7 +45,7 @@ def by_hand(sizes: list[int], length: int, best: bool) -> list[list[int]]:
 
 
 @given(DOCUMENTS, st.integers(2, 16), st.sampled_from([first_fit, best_fit]))
-def test_fitting_follows_the_rule_and_cuts_only_what_is_longer_than_a_row(documents, length: int, fit) -> None:
+def test_fitting_follows_the_rule_and_cuts_only_documents_longer_than_a_row(documents, length: int, fit) -> None:
     packed = fit(Ragged.of(documents), length, 0)
     pieces = [d[start : start + length] for d in documents for start in range(0, len(d), length)]
     expected = by_hand([len(piece) for piece in pieces], length, fit is best_fit)
@@ -59,7 +59,7 @@ def test_fitting_follows_the_rule_and_cuts_only_what_is_longer_than_a_row(docume
 
 
 @given(DOCUMENTS, st.integers(2, 16))
-def test_a_document_that_lies_in_two_rows_counts_as_cut(documents, length: int) -> None:
+def test_a_document_in_two_rows_counts_as_cut(documents, length: int) -> None:
     ends = np.cumsum([0, *map(len, documents)])
     cut = sum(ends[i] // length != (ends[i + 1] - 1) // length for i in range(len(documents)))
     assert concat_split(Ragged.of(documents), length, 0).cut_documents == cut
@@ -80,7 +80,7 @@ def test_segments_number_documents_and_restart_positions() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 250_002])
-def test_rows_on_disk_are_the_rows(tmp_path, vocab_size: int) -> None:
+def test_rows_on_disk_equal_the_rows_written(tmp_path, vocab_size: int) -> None:
     packed = concat_split(Ragged.of([[token % vocab_size for token in range(1, 990)]]), 8, pad=0)
     first = format.write(str(tmp_path / "a.parquet"), format.text_rows(packed, vocab_size))
     second = format.write(str(tmp_path / "b.parquet"), format.text_rows(packed, vocab_size))
@@ -91,7 +91,7 @@ def test_rows_on_disk_are_the_rows(tmp_path, vocab_size: int) -> None:
     assert (format.token_ids(table["input_ids"].slice(3, 2), 8) == ids[3:5]).all()
 
 
-def test_a_torn_shard_is_named(tmp_path) -> None:
+def test_the_error_for_a_truncated_shard_names_it(tmp_path) -> None:
     path = tmp_path / "a.parquet"
     packed = concat_split(Ragged.of([[*range(1, 990)]]), 8, pad=0)
     format.write(str(path), format.text_rows(packed, 1000))
@@ -100,8 +100,8 @@ def test_a_torn_shard_is_named(tmp_path) -> None:
         format.read_groups(str(path), [0])
 
 
-def test_any_flipped_bit_is_noticed_or_changes_nothing(tmp_path, greek, family) -> None:
-    """On reading; `scion verify` compares whole files besides, see the integration tests."""
+def test_a_flipped_bit_is_an_error_or_changes_no_value(tmp_path, greek, family) -> None:
+    """When the shard is read; `scion verify` also compares whole files, see the integration tests."""
     path = tmp_path / "a.parquet"
     documents = Ragged.of([family(text).input_ids for text in greek[:20]])
     format.write(str(path), format.text_rows(concat_split(documents, 32, 0), len(family)))
@@ -118,13 +118,13 @@ def test_any_flipped_bit_is_noticed_or_changes_nothing(tmp_path, greek, family) 
     assert noticed > 150
 
 
-def test_a_row_group_in_another_s_place_is_noticed() -> None:
+def test_swapped_row_groups_are_an_error() -> None:
     rows = format.text_rows(concat_split(Ragged.of([[*range(1, 990)]]), 8, 0), 1000)
     assert format.checksum(rows.slice(0, 64), 0) != format.checksum(rows.slice(0, 64), 1)
     assert format.checksum(rows.slice(0, 64), 0) == format.checksum(pa.concat_tables([rows.slice(0, 9), rows.slice(9, 55)]), 0)
 
 
-def test_a_frame_is_what_the_tokenizer_puts_around_a_text(family) -> None:
+def test_a_frame_holds_the_tokens_that_the_tokenizer_puts_around_a_text(family) -> None:
     frame = frame_of(family)
     inside = family("click the button", add_special_tokens=False).input_ids
     assert [*frame.prefix, *inside, *frame.suffix] == family("click the button").input_ids
@@ -153,7 +153,7 @@ def test_masks_depend_on_the_row_alone() -> None:
     assert not (masker(seed=2)(table).input_ids == together.input_ids).all()
 
 
-def test_a_fixed_share_is_masked_by_the_rule() -> None:
+def test_a_fixed_share_of_tokens_is_masked() -> None:
     table = rows(200)
     batch = masker()(table)
     assert len(batch.labels) == sum(round(0.15 * n) for n in table["n_tokens"].to_pylist())
@@ -167,6 +167,6 @@ def test_a_fixed_share_is_masked_by_the_rule() -> None:
     assert (batch.input_ids.numpy().ravel()[untouched] == original.ravel()[untouched]).all()
 
 
-def test_rows_that_only_fill_up_have_no_targets() -> None:
+def test_fill_rows_have_no_targets() -> None:
     batch = masker()(rows(3, weights=[1.0, 0.0, 1.0]))
     assert not (batch.places // 64 == 1).any()

@@ -177,6 +177,8 @@ def test_a_library_that_is_not_installed_is_named_before_anything_starts(
     config = configs.load(str(tmp_path / "a.yaml"), [f"{section}.train.track=[{kind}]"])
     preflight.check(config, job)
     monkeypatch.setitem(sys.modules, kind, None)
-    with pytest.raises(ConfigError, match=rf"{section}\.train\.track: {kind} is not installed.*pip install 'scion-lm\[{kind}\]'"):
+    with pytest.raises(
+        ConfigError, match=rf"{section}\.train\.track: {kind} is not installed.*pip install 'scion-lm\[{kind}\]'"
+    ):
         preflight.check(config, job)
     preflight.check(config, "shard")

@@ -1,4 +1,4 @@
-"""Storage that does not answer is not storage where nothing is, and all its errors are OSErrors."""
+"""Storage that does not answer does not count as empty, and all its errors are OSErrors."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ ERRORS = [TimeoutError("no answer"), HttpError("503"), RuntimeError("Failed to f
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_file_that_cannot_be_asked_for_is_not_missing(error: Exception) -> None:
+def test_a_file_is_not_missing_because_storage_fails(error: Exception) -> None:
     storage.write_bytes("flaky://run/a", b"a")
     assert storage.exists("flaky://run/a")
     assert not storage.exists("flaky://run/b")
@@ -58,7 +58,7 @@ def test_every_error_of_the_storage_is_an_os_error(error: Exception) -> None:
             ask()
 
 
-def test_what_the_block_raises_stays_what_it_is() -> None:
+def test_errors_of_the_block_pass_unchanged() -> None:
     storage.write_bytes("flaky://run/a", b"a")
     with pytest.raises(HttpError), storage.local_copy("flaky://run"):
         raise HttpError("of the block")
@@ -88,25 +88,25 @@ def test_a_local_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path, monke
         storage.files(str(tmp_path))
 
 
-def test_a_retry_ends_and_does_not_wait_for_what_is_not_there() -> None:
+def test_retries_end_and_a_missing_file_is_not_retried() -> None:
     calls: list[int] = []
 
-    def ask(fails: int, error: Exception) -> int:
+    def request(fails: int, error: Exception) -> int:
         calls.append(1)
         if len(calls) <= fails:
             raise error
         return len(calls)
 
-    assert retries.retry(lambda: ask(2, TimeoutError("no answer"))) == 3
+    assert retries.retry(lambda: request(2, TimeoutError("no answer"))) == 3
     for error, tries in ((TimeoutError("no answer"), 1 + len(retries.WAITS)), (FileNotFoundError("gone"), 1)):
         calls.clear()
         with pytest.raises(type(error)):
-            retries.retry(lambda error=error: ask(99, error))  # type: ignore[misc]
+            retries.retry(lambda error=error: request(99, error))  # type: ignore[misc]
         assert len(calls) == tries
 
 
 @pytest.mark.parametrize("error", [TimeoutError("no answer"), HttpError("503"), OSError(5, "Input/output error")])
-def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_failed_read_does_not_make_a_shard_corrupt(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     uri, rows = "flaky://run/part.parquet", pa.table({"row": list(range(1000))})
     format.write(uri, rows)
     Flaky.fault = failing("read", "part", error, times=3)
@@ -135,8 +135,8 @@ def test_a_shard_that_cannot_be_read_for_a_moment_is_not_damaged(monkeypatch: py
         format.read_groups(uri)
 
 
-def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its size and its own claim of when it was written."""
+def test_a_changed_file_has_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with the same size and modification time."""
     path = tmp_path / "weights"
     for settled in (fingerprints.SETTLE_SECONDS, 0.0):
         monkeypatch.setattr(fingerprints, "SETTLE_SECONDS", settled)
@@ -151,7 +151,7 @@ def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path, monkeypatch
         path.unlink()
 
 
-def test_an_object_store_is_asked_for_each_fingerprint() -> None:
+def test_fingerprints_of_an_object_store_are_not_cached() -> None:
     storage.write_bytes("flaky://run/a", b"a")
     before = fingerprints.fingerprint("flaky://run/a")
     calls = Flaky.calls
@@ -162,8 +162,8 @@ def test_an_object_store_is_asked_for_each_fingerprint() -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_files_of_a_store_that_fails_now_and_then_are_all_found_and_asked_for_together(error: Exception) -> None:
-    """fsspec's isfile and isdir say no where the storage does not answer: those files were left out without a word."""
+def test_expand_finds_all_files_of_a_flaky_store_and_lists_each_folder_once(error: Exception) -> None:
+    """fsspec's isfile and isdir return False where the storage does not answer; once such files were silently left out."""
     for number in range(100):
         storage.write_bytes(f"flaky://run/corpus/{number:02d}.txt", b"text")
         storage.write_bytes(f"flaky://run/corpus/{number:02d}.bin/other.txt", b"text")
@@ -178,7 +178,7 @@ def test_files_of_a_store_that_fails_now_and_then_are_all_found_and_asked_for_to
     assert Flaky.calls - calls < 4
 
 
-def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_there(tmp_path: Path) -> None:
+def test_all_writes_arrive_although_every_tenth_operation_fails(tmp_path: Path) -> None:
     Flaky.fault = every(10, TimeoutError("no answer"))
     for number in range(100):
         storage.write_bytes(f"flaky://run/{number}", b"%d" % number)
@@ -193,14 +193,14 @@ def test_what_is_written_to_a_store_in_which_every_tenth_operation_fails_is_ther
     assert len(storage.files("flaky://run")) == 100
 
 
-def test_a_request_that_is_never_answered_is_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One PUT that hung stopped a training for ever, without a word."""
+def test_a_request_without_an_answer_times_out_and_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a PUT that hung stopped a training for ever, without a message."""
     monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(storage, "MANY_FILES_SECONDS", 0.0)
-    asked, released = itertools.count(1), threading.Event()
+    calls, released = itertools.count(1), threading.Event()
 
     def hanging(operation: str, path: str) -> None:
-        if next(asked) % 10 == 0:
+        if next(calls) % 10 == 0:
             released.wait()
 
     Flaky.fault = hanging
@@ -228,17 +228,17 @@ def test_a_listing_of_many_folders_may_take_longer_than_an_answer(monkeypatch: p
     assert storage.files("flaky://run") == []
 
 
-def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was asked for again, and the first request then removed the files of the next artefact."""
+def test_a_removal_that_is_answered_late_does_not_remove_newer_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was retried, and the first request then removed the files of the next artefact."""
     for name in ("model.safetensors", "unfinished.json"):
         storage.write_bytes(f"flaky://run/{name}", b"old")
     monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.1)
-    late, asked = threading.Event(), []
+    late, removed = threading.Event(), []
 
     def fault(operation: str, path: str) -> None:
         if operation == "remove":
-            asked.append(path)
-            if len(asked) == 1:
+            removed.append(path)
+            if len(removed) == 1:
                 late.wait()
 
     Flaky.fault = fault
@@ -246,7 +246,7 @@ def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(mo
     storage.clear("flaky://run", "unfinished.json")
     assert late.is_set()
     assert storage.files("flaky://run") == []
-    assert [path.rpartition("/")[2] for path in asked] == ["model.safetensors", "unfinished.json"]
+    assert [path.rpartition("/")[2] for path in removed] == ["model.safetensors", "unfinished.json"]
 
     storage.write_bytes("flaky://run/unfinished.json", b"new")
     monkeypatch.setattr(storage, "_LATE_SECONDS", 0.1)
@@ -257,8 +257,8 @@ def test_a_removal_that_is_answered_late_takes_nothing_of_what_comes_after_it(mo
     never.set()
 
 
-def test_the_place_where_a_disk_is_mounted_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A volume of its own, in a pod: its folder cannot be removed, nor what the file system keeps in it."""
+def test_a_mount_point_is_emptied_but_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a volume in a pod cannot be removed, nor the file system's own folder in it."""
     (tmp_path / "disk" / "lost+found").mkdir(parents=True)
     (tmp_path / "disk" / "left.txt").write_text("of a run before")
     monkeypatch.setattr(storage.os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
@@ -266,8 +266,8 @@ def test_the_place_where_a_disk_is_mounted_stays(tmp_path: Path, monkeypatch: py
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["lost+found"]
 
 
-def test_a_draft_that_a_kill_left_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`scion transfer` learned from it as from the file."""
+def test_the_draft_of_a_killed_write_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once `scion transfer` learned from it as from the file."""
     with monkeypatch.context() as patch:
         patch.setattr(storage.os, "replace", lambda draft, path: None)
         patch.setattr(storage.Path, "unlink", lambda path, missing_ok: None)
@@ -277,7 +277,7 @@ def test_a_draft_that_a_kill_left_is_no_file(tmp_path: Path, monkeypatch: pytest
     assert storage.files(str(tmp_path)) == []
 
 
-def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_and_missing_credentials_are_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
         """As botocore's."""
 
@@ -288,16 +288,16 @@ def test_a_full_disk_and_missing_credentials_are_not_waited_for(monkeypatch: pyt
             storage.write_bytes("flaky://run/a", b"a")
 
 
-def test_a_folder_with_brackets_in_its_name_is_removed_and_not_what_it_would_match() -> None:
-    """fsspec takes the name for a pattern: run[1] removed run1."""
+def test_removing_a_folder_with_brackets_in_its_name_removes_no_other() -> None:
+    """fsspec reads the name as a pattern; once run[1] removed run1."""
     for name in ("run1/a", "run[1]/a", "run[1]/b/c", "run2/a"):
         storage.write_bytes(f"flaky://run/{name}", b"a")
     storage.remove("flaky://run/run[1]")
     assert storage.files("flaky://run") == ["run1/a", "run2/a"]
 
 
-def test_what_another_process_has_written_since_the_last_listing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3fs and its like answer `info` from the last listing of the folder above: a lease that was held was not seen."""
+def test_files_of_another_process_are_seen_despite_the_listing_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs and others answer `info` from a cached listing; once a lease of another process was not seen."""
     listed: dict[str, list[str]] = {}
 
     def remembering(fs: Flaky, path: str, detail: bool = True, **options: object) -> object:
@@ -322,14 +322,14 @@ def test_what_another_process_has_written_since_the_last_listing_is_seen(monkeyp
 
 
 @pytest.mark.parametrize("way", ["get", "put"])
-def test_a_slow_line_is_not_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """Large models could no longer be fetched below 32 MiB/s."""
+def test_a_slow_transfer_does_not_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Once large models could not be fetched below 32 MiB/s."""
     monkeypatch.setattr(retries, "ANSWER_SECONDS", 2.0)
     (tmp_path / "weights").write_bytes(bytes(20))
-    asked = []
+    calls = []
 
     def slowly(fs: Flaky, one: str, other: str, callback: Callback, **options: object) -> None:
-        asked.append(one)
+        calls.append(one)
         for _ in range(5):
             time.sleep(0.7)
             callback.relative_update(4)
@@ -345,11 +345,11 @@ def test_a_slow_line_is_not_one_that_hangs(tmp_path: Path, monkeypatch: pytest.M
             assert Path(folder, "weights").read_bytes() == bytes(20)
     else:
         storage.put_file("flaky://run/weights", str(tmp_path / "weights"))
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 def test_colons_in_a_local_path_are_no_chain_of_file_systems(tmp_path: Path) -> None:
-    """fsspec cut the path there, and all files of a stage were one."""
+    """Once fsspec cut the path there, and all files of a stage were one."""
     uri = f"{tmp_path}/c::d/run"
     assert storage.absolute(uri) == uri
     storage.write_bytes(f"{uri}/a", b"one")

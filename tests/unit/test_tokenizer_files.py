@@ -1,4 +1,4 @@
-"""A worker that needs a tokenizer does not fetch the model."""
+"""A worker that needs a tokenizer does not download the model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +20,15 @@ URI = "flaky://run/model"
 
 @pytest.fixture
 def read(flaky: type[Flaky], source_folder: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:  # noqa: F811
-    """Names of the files of a model in an object store that were read."""
+    """Names of the model's files that were read from an object store."""
     for name in storage.files(source_folder):
         storage.write_bytes(storage.join(URI, name), Path(source_folder, name).read_bytes())
     storage.write_bytes(storage.join(URI, "checkpoint", "weights.json"), b"{}")
-    found: list[str] = []
+    names: list[str] = []
     monkeypatch.setattr(
-        Flaky, "fault", staticmethod(lambda asked, path: found.append(Path(path).name) if asked == "read" else None)
+        Flaky, "fault", staticmethod(lambda operation, path: names.append(Path(path).name) if operation == "read" else None)
     )
-    return found
+    return names
 
 
 def task() -> LanguageModelTask:
@@ -43,7 +43,7 @@ def test_a_tokenizer_is_loaded_without_the_weights(read: list[str], use: Callabl
     assert len(set(read)) == len(read)
 
 
-def test_a_folder_that_is_not_there_is_named(read: list[str]) -> None:
+def test_the_error_for_a_missing_folder_names_it(read: list[str]) -> None:
     with pytest.raises((OSError, ModelError), match="nowhere"):
         load_tokenizer("flaky://run/nowhere")
 

@@ -1,4 +1,4 @@
-"""New tokenizers and the canonical form of tokens."""
+"""New tokenizers, and the canonical form of tokens."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def test_training_keeps_family_and_roles_and_gives_the_same_file(family, greek) 
     assert len(first(text).input_ids) < len(family(text).input_ids) or family_of(family) != "byte_level"
 
 
-def test_it_survives_saving(family, greek, tmp_path) -> None:
+def test_a_trained_tokenizer_loads_unchanged(family, greek, tmp_path) -> None:
     tokenizer = train.train(family, greek, CONFIG)
     tokenizer.save_pretrained(tmp_path)
     again = train.load(str(tmp_path))
@@ -30,21 +30,21 @@ def test_it_survives_saving(family, greek, tmp_path) -> None:
     assert again(greek[0]).input_ids == tokenizer(greek[0]).input_ids
 
 
-def test_accents_are_kept_unless_told_otherwise(english) -> None:
+def test_accents_are_kept_unless_strip_accents_is_set(english) -> None:
     text = ["ガラス が ある ぱ か", "résumé naïve", *english]
     config = train.TokenizerConfig(vocab_size=900, character_coverage=1.0)
-    kept = train.train(wordpiece(english), text, config)
+    stripped = train.train(wordpiece(english), text, config)
     dropped = train.train(wordpiece(english), text, replace(config, strip_accents=True))
-    assert kept.tokenize("が") == ["が"]
+    assert stripped.tokenize("が") == ["が"]
     assert dropped.tokenize("が") == ["か"]
 
 
-def test_too_little_text_is_said(family) -> None:
+def test_too_little_text_is_an_error(family) -> None:
     with pytest.raises(DataError, match="fewer than half"):
         train.train(family, ["one two three"], train.TokenizerConfig(vocab_size=5000))
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:
+def test_the_error_for_a_folder_without_a_tokenizer_names_it(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="has no tokenizer"):
         train.load(str(tmp_path))

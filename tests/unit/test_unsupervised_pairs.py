@@ -1,4 +1,4 @@
-"""Pairs from text alone (SimCSE), and what the configuration makes of a user who has no pairs."""
+"""Pairs from text alone (SimCSE), and configurations without pairs."""
 
 import random
 
@@ -18,9 +18,9 @@ TEXT = [
 
 
 def test_a_line_is_its_own_positive_and_equal_lines_come_once() -> None:
-    made = SimCse()(TEXT, 100, seed=0)
-    assert made.anchors == made.positives
-    assert sorted(zip(made.langs, made.anchors, strict=True)) == sorted(
+    pairs = SimCse()(TEXT, 100, seed=0)
+    assert pairs.anchors == pairs.positives
+    assert sorted(zip(pairs.langs, pairs.anchors, strict=True)) == sorted(
         [
             ("el", "Το αρχείο δεν βρέθηκε."),
             ("el", "Κλείνει το παράθυρο διαλόγου"),
@@ -30,25 +30,25 @@ def test_a_line_is_its_own_positive_and_equal_lines_come_once() -> None:
             ("ja", "ファイルが見つかりません。"),
         ]
     )
-    assert len(set(made.ids)) == len(made)
-    assert made.negatives == [[]] * len(made)
+    assert len(set(pairs.ids)) == len(pairs)
+    assert pairs.negatives == [[]] * len(pairs)
 
 
-def test_the_sample_is_of_the_lines_and_not_of_their_order() -> None:
+def test_the_sample_depends_on_the_lines_and_not_on_their_order() -> None:
     lines = [("und", f"line number {number} of many") for number in range(1000)]
-    made = SimCse()(lines, 100, seed=3)
+    pairs = SimCse()(lines, 100, seed=3)
     shuffled = lines.copy()
     random.Random(5).shuffle(shuffled)
-    assert SimCse()(shuffled, 100, seed=3) == made
-    assert len(made) == 100
-    assert set(SimCse()(lines, 50, seed=3).anchors) < set(made.anchors)  # the smallest of one order
-    assert set(SimCse()(lines, 100, seed=4).anchors) != set(made.anchors)
-    places = sorted(int(anchor.split()[2]) for anchor in made.anchors)
+    assert SimCse()(shuffled, 100, seed=3) == pairs
+    assert len(pairs) == 100
+    assert set(SimCse()(lines, 50, seed=3).anchors) < set(pairs.anchors)  # the smallest of one order
+    assert set(SimCse()(lines, 100, seed=4).anchors) != set(pairs.anchors)
+    places = sorted(int(anchor.split()[2]) for anchor in pairs.anchors)
     assert places[0] < 100
     assert places[-1] > 900
 
 
-def test_text_without_a_sentence_is_refused() -> None:
+def test_text_without_a_sentence_is_an_error() -> None:
     with pytest.raises(DataError, match="no line of it has 3 words"):
         SimCse()([("en", "OK\nCancel all")], 10, seed=0)
 
@@ -84,7 +84,7 @@ def test_a_text_and_a_model_are_enough(path: str) -> None:
         *((job, [], "text, source_model, output") for job in jobs()),
     ],
 )
-def test_a_job_asks_for_what_it_needs_and_no_more(tmp_path, job: str, given: list[str], missing: str) -> None:
+def test_a_job_requires_exactly_the_keys_that_it_needs(tmp_path, job: str, given: list[str], missing: str) -> None:
     (tmp_path / "a.yaml").write_text("seed: 0\n")
     if not missing:
         assert load(str(tmp_path / "a.yaml"), given, job).text == ""

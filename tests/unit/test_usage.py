@@ -26,12 +26,17 @@ def test_config_prints_doc_type_and_default(capsys: pytest.CaptureFixture[str]) 
     assert main(["config", "transfer.methods.focus", "embed.train.steps"]) == 0
     printed = capsys.readouterr().out
     assert "transfer.methods.focus.kind: fasttext or ppmi, default fasttext\n" in printed
-    assert "transfer.methods.focus.vectors: text or null, default null\n    A `.bin` or `.vec` file of the new" in printed
+    assert (
+        "transfer.methods.focus.vectors: text or null, default null\n    A `.bin` or `.vec` file of word vectors of the new"
+        in printed
+    )
     assert "transfer.methods.focus.fasttext.epochs: integer, default 3\n" in printed  # not fastText's own default
     assert "embed.train.steps: integer, default 1000\n" in printed
     assert "pretrain" not in printed
     assert main(["config"]) == 0
-    assert "transfer.methods.omp.k: integer, default 64\n    Atoms of" in (printed := capsys.readouterr().out)  # inherited
+    assert "transfer.methods.omp.k: integer, default 64\n    Maximum number of atoms" in (
+        printed := capsys.readouterr().out
+    )  # inherited
     assert "pretrain.stages[].until: integer, must be given\n    The step at which it ends." in printed
     assert "source_model: text, must be given\n" in printed
     assert main(["config", "transfer.focus"]) == 2

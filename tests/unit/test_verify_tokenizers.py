@@ -1,4 +1,4 @@
-"""The checks of a tokenizer pass what is right and find each defect that families had, planted."""
+"""The checks pass correct tokenizers and find every known defect, planted here."""
 
 import json
 
@@ -17,11 +17,11 @@ ALL = FAMILIES | STYLES | {"albert": albert}
 
 
 def failed(tokenizer: PreTrainedTokenizerFast, old=None, texts=None) -> dict[str, tuple[str, ...]]:  # type: ignore[no-untyped-def]
-    return {finding.check: finding.failures for finding in verify(tokenizer, old, texts) if not finding.is_ok}
+    return {result.check: result.failures for result in verify(tokenizer, old, texts) if not result.is_ok}
 
 
 def loaded(tokenizer: PreTrainedTokenizerFast, folder, **changes) -> PreTrainedTokenizerFast:  # type: ignore[no-untyped-def]
-    """The tokenizer, saved, its tokenizer.json changed, and loaded again."""
+    """Saves the tokenizer, changes its tokenizer.json and loads it again."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -40,57 +40,57 @@ def test_new_and_extended_vocabularies_pass(name, english, greek, tmp_path) -> N
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
-def test_added_tokens_that_moved_behind_new_pieces_are_found(name, english, greek, tmp_path) -> None:
-    """What `tokenizers` makes of new pieces in a file whose added tokens stand behind the vocabulary."""
+def test_added_tokens_that_moved_after_new_pieces_are_found(name, english, greek, tmp_path) -> None:
+    """`tokenizers` moves added tokens that come after the vocabulary when the file gets new pieces."""
     source = STYLES[name](english)
     spec = json.loads(train.train(source, greek, train.TokenizerConfig(vocab_size=900, extend=True)).backend_tokenizer.to_str())
     for token in spec["added_tokens"]:
         spec["model"]["vocab"].pop(token["content"], None)
-    found = failed(loaded(source, tmp_path, model=spec["model"], added_tokens=spec["added_tokens"]), source)
-    assert "old ids" in found
-    assert "token ids" in found
-    assert len(found["old ids"]) > 5
+    failures = failed(loaded(source, tmp_path, model=spec["model"], added_tokens=spec["added_tokens"]), source)
+    assert "old ids" in failures
+    assert "token ids" in failures
+    assert len(failures["old ids"]) > 5
 
 
 def test_a_template_with_old_ids_is_found_and_never_trained_on(english, greek, tmp_path) -> None:
     source = llama3(english)
-    made = train.train(source, greek, train.TokenizerConfig(vocab_size=1200))
+    tokenizer = train.train(source, greek, train.TokenizerConfig(vocab_size=1200))
     stale = json.loads(source.backend_tokenizer.to_str())["post_processor"]
-    broken = loaded(made, tmp_path, post_processor=stale)
+    broken = loaded(tokenizer, tmp_path, post_processor=stale)
     assert "inserts the id 800 for '<|begin_of_text|>', whose id is 0" in failed(broken)["template"][0]
     with pytest.raises(ModelError, match="which is no special token"):
         frame_of(broken)
 
 
-def test_a_template_of_the_wrong_role_is_found(english, greek, tmp_path) -> None:
+def test_a_template_with_the_wrong_roles_is_found(english, greek, tmp_path) -> None:
     source = wordpiece(english)
-    made = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
-    template = json.loads(made.backend_tokenizer.to_str())["post_processor"]
-    text = json.dumps(template).replace("[CLS]", "[MASK]").replace('"ids": [2]', f'"ids": [{made.mask_token_id}]')
-    broken = loaded(made, tmp_path, post_processor=json.loads(text))
+    tokenizer = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
+    template = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
+    text = json.dumps(template).replace("[CLS]", "[MASK]").replace('"ids": [2]', f'"ids": [{tokenizer.mask_token_id}]')
+    broken = loaded(tokenizer, tmp_path, post_processor=json.loads(text))
     assert "its role is mask" in failed(broken)["template"][0]
     assert any("by the old tokenizer" in line for line in failed(broken, source)["template"])
 
 
 def test_a_normaliser_that_drops_accents_is_found(english, greek, tmp_path) -> None:
     source = albert(english)
-    made = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
+    tokenizer = train.train(source, greek, train.TokenizerConfig(vocab_size=900))
     stale = json.loads(source.backend_tokenizer.to_str())["normalizer"]
-    found = failed(loaded(made, tmp_path, normalizer=stale), source, {"el": greek[:20]})
-    assert "greek: 'αγγελία' becomes 'αγγελια'" in found["accents and vowel signs"]
-    assert found["round trip by language"]
-    asked = train.train(source, greek, train.TokenizerConfig(vocab_size=900, strip_accents=True))
-    assert failed(asked, source, {"el": greek[:20]}) == {}
+    failures = failed(loaded(tokenizer, tmp_path, normalizer=stale), source, {"el": greek[:20]})
+    assert "greek: 'αγγελία' becomes 'αγγελια'" in failures["accents and vowel signs"]
+    assert failures["round trip by language"]
+    stripped = train.train(source, greek, train.TokenizerConfig(vocab_size=900, strip_accents=True))
+    assert failed(stripped, source, {"el": greek[:20]}) == {}
 
 
-def test_hindi_of_an_uncased_model_comes_back(english) -> None:
-    made = train.train(wordpiece(english), HINDI * 60 + english, train.TokenizerConfig(vocab_size=700))
-    assert failed(made, None, {"hi": HINDI}) == {}
+def test_hindi_survives_a_round_trip_in_an_uncased_model(english) -> None:
+    tokenizer = train.train(wordpiece(english), HINDI * 60 + english, train.TokenizerConfig(vocab_size=700))
+    assert failed(tokenizer, None, {"hi": HINDI}) == {}
 
 
 def test_two_tokens_of_one_id_are_found(english, tmp_path) -> None:
-    made = FAMILIES["byte_level"](english)
-    model = json.loads(made.backend_tokenizer.to_str())["model"]
+    tokenizer = FAMILIES["byte_level"](english)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     model["vocab"]["new"] = model["vocab"].pop("et")
     model["vocab"]["et"] = model["vocab"]["new"]
-    assert any("'et'" in line for line in failed(loaded(made, tmp_path, model=model))["token ids"])
+    assert any("'et'" in line for line in failed(loaded(tokenizer, tmp_path, model=model))["token ids"])

@@ -1,4 +1,4 @@
-"""Read tasks: each row group once for many steps, whatever the number of languages and of workers."""
+"""Read tasks: they read each row group once for many steps, for any number of languages and workers."""
 
 import pickle
 from itertools import pairwise
@@ -24,57 +24,57 @@ def languages(count: int, rows: int = 50_000) -> RowOrder:
     return RowOrder(streams=tuple(Stream(name=f"l{one:03d}", rows=rows) for one in range(count)), batch=BATCH, seed=0)
 
 
-def steps_of(plan: RowOrder, first: int, last: int, rank: int, world: int) -> list[Slots]:
-    return [plan.for_rank(step, rank, world, BATCH // world) for step in range(first, last)]
+def steps_of(order: RowOrder, first: int, last: int, rank: int, world: int) -> list[Slots]:
+    return [order.for_rank(step, rank, world, BATCH // world) for step in range(first, last)]
 
 
 def rows_read(task: Slots) -> int:
-    """Blocks, found one by one, times their rows."""
+    """The number of distinct blocks, counted one by one, times their rows."""
     return BLOCK * len(set(zip(task.stream.tolist(), task.epoch.tolist(), (task.row // BLOCK).tolist(), strict=True)))
 
 
 @pytest.mark.parametrize(("count", "world", "most"), [(1, 1, 1.1), (1, 8, 2), (1, 64, 4), (20, 1, 2), (20, 8, 2), (20, 64, 2)])
 def test_a_rank_reads_at_most_twice_the_rows_that_it_trains_on(count: int, world: int, most: float) -> None:
-    """But where its share of a step is less than a row group, 64 rows, and no later step needs the rest of the group."""
-    plan, share = languages(count), BATCH // world
-    longest = max(read_tasks.spans(plan, (0, 400), share, world, LENGTH), key=lambda span: span[1] - span[0])
+    """Except where its share of a step is less than a row group, 64 rows, and no later step needs the rest of the group."""
+    order, share = languages(count), BATCH // world
+    longest = max(read_tasks.spans(order, (0, 400), share, world, LENGTH), key=lambda span: span[1] - span[0])
     first, last = longest[0], min(longest[1], longest[0] + 160)
-    read = sum(rows_read(task) for task in read_tasks.tasks(steps_of(plan, first, last, world // 2, world), LENGTH))
+    read = sum(rows_read(task) for task in read_tasks.tasks(steps_of(order, first, last, world // 2, world), LENGTH))
     assert read <= most * share * (last - first)
 
 
 @pytest.mark.parametrize("world", [1, 4])
 def test_tasks_hold_each_slot_once_and_no_later_than_it_is_due(world: int) -> None:
-    plan = languages(5, rows=700)
-    steps = steps_of(plan, 3, 20, 0, world)
+    order = languages(5, rows=700)
+    steps = steps_of(order, 3, 20, 0, world)
     window = max(1, read_tasks.WINDOW_ROWS // len(steps[0]))
-    found = list(read_tasks.tasks(steps, LENGTH))
-    slots = Slots.concat(found)
-    planned = Slots.concat(steps)
-    order = np.lexsort((slots.slot, slots.step))
+    tasks = list(read_tasks.tasks(steps, LENGTH))
+    slots = Slots.concat(tasks)
+    expected = Slots.concat(steps)
+    ranks = np.lexsort((slots.slot, slots.step))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
-        assert (getattr(slots, name)[order] == getattr(planned, name)).all(), name
-    due = [(int(task.step.min()) - 3) // window for task in found]
+        assert (getattr(slots, name)[ranks] == getattr(expected, name)).all(), name
+    due = [(int(task.step.min()) - 3) // window for task in tasks]
     assert due == sorted(due)
-    assert all((np.diff(task.step) >= 0).all() for task in found)
+    assert all((np.diff(task.step) >= 0).all() for task in tasks)
 
 
-def test_a_block_of_another_epoch_is_read_when_that_is_due() -> None:
-    """A stream of one block comes again and again: its rows must not be sent for all epochs at once."""
-    plan = languages(1, rows=BLOCK)
-    first = next(read_tasks.tasks(steps_of(plan, 0, 20, 0, 4), LENGTH))
+def test_a_block_of_a_later_epoch_is_read_when_that_epoch_is_due() -> None:
+    """A stream of one block repeats it: its rows must not be sent for all epochs at once."""
+    order = languages(1, rows=BLOCK)
+    first = next(read_tasks.tasks(steps_of(order, 0, 20, 0, 4), LENGTH))
     assert first.epoch.max() <= BATCH // BLOCK
 
 
-def test_a_task_is_small_however_many_languages_there_are() -> None:
-    plan = languages(100)
-    sizes = [len(task) for task in read_tasks.tasks(steps_of(plan, 0, 50, 0, 1), LENGTH)]
+def test_a_task_is_small_with_any_number_of_languages() -> None:
+    order = languages(100)
+    sizes = [len(task) for task in read_tasks.tasks(steps_of(order, 0, 50, 0, 1), LENGTH)]
     assert max(sizes) <= 2048 + BLOCK
 
 
-def test_spans_grow_from_one_window_to_what_memory_allows() -> None:
-    plan = languages(20)
-    cuts = read_tasks.spans(plan, (7, 100_000), 32, 64, LENGTH)
+def test_spans_grow_from_one_window_to_the_memory_limit() -> None:
+    order = languages(20)
+    cuts = read_tasks.spans(order, (7, 100_000), 32, 64, LENGTH)
     assert cuts[0] == (7, 7 + read_tasks.WINDOW_ROWS // 32)
     assert all(before[1] == after[0] for before, after in pairwise(cuts))
     assert cuts[-1][1] == 100_000
@@ -86,26 +86,26 @@ def test_spans_grow_from_one_window_to_what_memory_allows() -> None:
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OrderedRows:
     monkeypatch.setattr(made_up, "SHARD_ROWS", 150)
-    found = made_up.rows(str(tmp_path), {"a": 900, "b": 130}, 4, 100, seed=0)
-    plan = RowOrder(streams=found.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
-    return OrderedRows(order=plan, folder=str(tmp_path), manifest=found, micro_batch=None)
+    manifest = made_up.rows(str(tmp_path), {"a": 900, "b": 130}, 4, 100, seed=0)
+    order = RowOrder(streams=manifest.order_streams({"a": 0.5, "b": 0.5}), batch=60, seed=2, warmup=((3, 20),), window=2)
+    return OrderedRows(order=order, folder=str(tmp_path), manifest=manifest, micro_batch=None)
 
 
 def read_by_tasks(feed: RankFeed, first: int, last: int) -> list[pa.Table]:
-    """As Ray Data would, in this process."""
+    """Runs Ray Data's read tasks in this process."""
     return [read_located(feed.rows.folder, task) for task in feed.read_tasks([feed.slots(at) for at in range(first, last)])]
 
 
 @pytest.mark.parametrize("world", [1, 2, 7])
-def test_steps_come_in_order_and_as_planned_from_tasks(rows: OrderedRows, world: int) -> None:
+def test_tasks_yield_the_rows_of_each_step_in_order(rows: OrderedRows, world: int) -> None:
     for rank in {0, world - 1}:
         feed = RankFeed(rows=rows, rank=rank, world=world, skipped=((2, 4),))
-        found = feed.regroup_by_step(iter(read_by_tasks(feed, 1, 40)), [feed.slots(step) for step in range(1, 40)])
-        for streamed, local in zip(found, feed.read_local(1, 40), strict=True):
+        tables = feed.regroup_by_step(iter(read_by_tasks(feed, 1, 40)), [feed.slots(step) for step in range(1, 40)])
+        for streamed, local in zip(tables, feed.read_local(1, 40), strict=True):
             assert streamed.select(local.column_names).equals(local)
 
 
-def test_rows_that_get_lost_or_doubled_are_an_error(rows: OrderedRows) -> None:
+def test_lost_or_duplicated_rows_are_an_error(rows: OrderedRows) -> None:
     feed = RankFeed(rows=rows, rank=0, world=1)
     steps, blocks = [feed.slots(step) for step in range(20)], read_by_tasks(feed, 0, 20)
     for wrong in ([*blocks[:-1], blocks[-1].slice(1)], [*blocks, blocks[0].slice(0, 1)], blocks[1:]):
@@ -113,7 +113,7 @@ def test_rows_that_get_lost_or_doubled_are_an_error(rows: OrderedRows) -> None:
             list(feed.regroup_by_step(iter(wrong), steps))
 
 
-def test_rows_that_wait_do_not_keep_the_block_that_they_came_in(rows: OrderedRows) -> None:
+def test_waiting_rows_do_not_keep_their_block_in_memory(rows: OrderedRows) -> None:
     feed = RankFeed(rows=rows, rank=0, world=1)
     (block,) = read_by_tasks(feed, 0, 8)
     places = {buffer.address for column in block.columns for buffer in column.chunk(0).buffers() if buffer is not None}
@@ -125,10 +125,10 @@ def test_a_task_carries_its_own_rows_and_not_the_manifest() -> None:
     """10,000 shards: the manifest alone takes more than a MiB."""
     sizes = dict.fromkeys(("tokens", "text_tokens", "text_bytes", "padding", "documents", "cut"), 1)
     shards = tuple(Shard(path=f"a/part-{at:05d}.parquet", rows=640, sha256=f"{at:064x}", **sizes) for at in range(10_000))
-    found = Manifest(length=LENGTH, vocab_size=100, tokenizer="none", streams={"a": shards})
-    plan = RowOrder(streams=found.order_streams({"a": 1.0}), batch=64, seed=0)
-    feed = RankFeed(rows=OrderedRows(order=plan, folder="s3://shards", manifest=found, micro_batch=None), rank=0, world=1)
+    manifest = Manifest(length=LENGTH, vocab_size=100, tokenizer="none", streams={"a": shards})
+    order = RowOrder(streams=manifest.order_streams({"a": 1.0}), batch=64, seed=0)
+    feed = RankFeed(rows=OrderedRows(order=order, folder="s3://shards", manifest=manifest, micro_batch=None), rank=0, world=1)
     tasks = feed.read_tasks([feed.slots(step) for step in range(100)])
     sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed._read_task, feed.rows.folder))) for task in tasks]
-    assert len(pickle.dumps(found)) > 1 << 20
+    assert len(pickle.dumps(manifest)) > 1 << 20
     assert max(sent) < 64 << 10

@@ -1,4 +1,4 @@
-"""Words of many scripts: expectations written by hand, and what the `regex` package says of letters and graphemes."""
+"""Words of many scripts, compared with expectations by hand and with the letters and graphemes of `regex`."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", sorted(BY_HAND))
-def test_words_by_hand(name: str) -> None:
+def test_words_match_the_expectations(name: str) -> None:
     text, expected = BY_HAND[name]
     assert words(text) == expected
 
@@ -37,12 +37,12 @@ def test_words_by_hand(name: str) -> None:
 def test_every_letter_is_in_a_word_and_no_grapheme_is_cut(name: str) -> None:
     text, _ = BY_HAND[name]
     letters = [cluster for cluster in regex.findall(r"\X", text) if regex.search(r"\p{L}", cluster)]
-    found = [cluster for word in words(text) for cluster in regex.findall(r"\X", word) if regex.search(r"\p{L}", cluster)]
-    assert found == letters
+    clusters = [cluster for word in words(text) for cluster in regex.findall(r"\X", word) if regex.search(r"\p{L}", cluster)]
+    assert clusters == letters
 
 
-def test_real_text_has_the_words_that_stand_between_its_blanks(greek, english) -> None:
-    """Where words are written apart, nearly every chunk between blanks without marks and digits is one word."""
+def test_words_of_real_text_are_the_chunks_between_blanks(greek, english) -> None:
+    """In scripts with blanks, nearly every chunk between blanks without marks and digits is one word."""
     for texts in (greek, english):
         plain = [chunk for text in texts for chunk in text.split() if regex.fullmatch(r"\p{L}+", chunk)]
         counts = Counter(word for text in texts for word in words(text))

@@ -1,6 +1,6 @@
-"""Training pairs from text: one way a file; the table is here.
+"""Builders of training pairs from text: one a file, and the table of all.
 
-The settings of a row are the section `embed.builders.NAME`. Pairs that the user gives need no builder.
+The settings of an entry are the section `embed.builders.NAME`. Pairs from the user need no builder.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class Builder(Protocol):
     """A frozen dataclass whose fields are its settings."""
 
     def __call__(self, documents: Iterable[tuple[str, str]], most: int, seed: int) -> Pairs:
-        """At most `most` pairs from (language, text) of each document; the same for the same seed.
+        """At most `most` pairs from (language, text) of each document; equal for equal seeds.
 
         Raises:
-            DataError: the text gives none.
+            DataError: the text yields no pair.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a class whose fields are the settings, and where it was published."""
+    """An entry of the table: a class whose fields are the settings, and its paper."""
 
     config: type[Builder]
     paper: str

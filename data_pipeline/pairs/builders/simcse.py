@@ -1,4 +1,4 @@
-"""Pairs from text alone: a line is its own positive, and dropout makes two views of it.
+"""Builds pairs from text alone: a line is its own positive, and dropout makes two views of it.
 
 Gao, Yao and Chen, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", EMNLP 2021 (arXiv:2104.08821), section 3.
 """
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
 
 _WORDS = 3
-"""A line of fewer words is a heading or a label, not a sentence."""
+"""Least words of a sentence: a shorter line is a heading or a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimCse:
-    """A line is its own positive."""
+    """Pairs each line with itself."""
 
     def __call__(self, documents: Iterable[tuple[str, str]], most: int, seed: int) -> Pairs:
-        """A pair of each line, or of `most` lines chosen by a hash of the seed and the line; equal lines come once.
+        """Pairs of all distinct lines, or of `most` lines chosen by a hash of the seed and the line.
 
         Args:
             documents: (language, text) of each.
@@ -42,7 +42,7 @@ class SimCse:
         for lang, text in documents:
             for line in filter(None, map(str.strip, text.split("\n"))):
                 name = digest(line).hex()
-                # A heap of the smallest: the greatest of them, first, is what a smaller one replaces.
+                # A heap of the smallest keys, negated: the first entry is the largest, which a smaller one replaces.
                 entry = (-keyed_random.key("simcse", seed, name), name, f"{lang}\n{line}")
                 if name in names or len(words(line)) < _WORDS or (len(chosen) == most and entry < chosen[0]):
                     continue
