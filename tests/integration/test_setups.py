@@ -49,7 +49,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     import torch._dynamo
     import torch.distributed as dist
 
-    from tests.unit.test_packed_lm import batch_of, made
+    from tests.unit.models.test_packed_lm import batch_of, made
     from trainer.config.train import TrainConfig
     from trainer.engine.setup import make_engine
     from trainer.engine.step import optimizer_step, set_rates

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.errors import Stopped
 from tests.integration.test_elastic import StopAt
 from tests.integration.test_engine import planned
-from tests.unit.test_sinks import history
+from tests.unit.monitoring.test_trackers import history
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit

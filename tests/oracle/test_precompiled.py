@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, normalizers
 
 from data_pipeline.tokenizers.encode import cut_rule, encode
 from tests.conftest import unigram, wordpiece
-from tests.unit.test_encode import TEXTS
+from tests.unit.tokenizers.test_encode import TEXTS
 
 sentencepiece = pytest.importorskip("sentencepiece")
 model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")

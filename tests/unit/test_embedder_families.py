@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from data_pipeline.errors import ConfigError, ModelError
-from tests.unit.test_loading import gemma3
+from tests.unit.models.test_loading import gemma3
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models.pooling import check_pooling, pooling_name
 from trainer.tasks.contrastive import ContrastiveTask

@@ -10,7 +10,7 @@ import pytest
 
 import scion
 from data_pipeline.tokenizers.train import TokenizerConfig
-from tests.unit.test_start import HEAVY
+from tests.unit.jobs.test_start import HEAVY
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
