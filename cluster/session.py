@@ -103,10 +103,14 @@ def _local_cluster(cpus: int, environment: dict[str, str]) -> dict[str, Any]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return {
-        "address": "local", "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES,
+        "address": "local",
+        "num_cpus": cpus,
+        "object_store_memory": _OBJECT_STORE_BYTES,
         "runtime_env": {"env_vars": environment | _LOCAL_ENV | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
-        "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
-    }  # fmt: skip
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+    }
 
 
 @contextmanager

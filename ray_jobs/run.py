@@ -36,8 +36,11 @@ class Run:
     @property
     def artifacts(self) -> dict[str, Artifact]:
         """The finished artefacts by their folders below `output`, such as `pretrain` and `random/pretrain`."""
-        folders = [path.removesuffix(artifact.FINISHED).rstrip("/") for path in storage.files(self.output)
-                   if path.endswith(artifact.FINISHED)]  # fmt: skip
+        folders = [
+            path.removesuffix(artifact.FINISHED).rstrip("/")
+            for path in storage.files(self.output)
+            if path.endswith(artifact.FINISHED)
+        ]
         found = {folder: artifact.load(storage.join(self.output, folder)) for folder in sorted(folders)}
         return {folder: one for folder, one in found.items() if one is not None}
 
@@ -49,8 +52,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The finished artefacts, for notebooks."""
-        rows = "".join(f"<tr><td>{name}</td><td>{one.kind}</td><td>{one.seconds:,.1f} s</td></tr>"
-                       for name, one in self.artifacts.items())  # fmt: skip
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{one.kind}</td><td>{one.seconds:,.1f} s</td></tr>" for name, one in self.artifacts.items()
+        )
         return f"<b>{self.output}</b><table><tr><th>artefact</th><th>kind</th><th>time</th></tr>{rows}</table>"
 
 

@@ -78,8 +78,12 @@ def stage(config: ScionConfig) -> Stage:
 def missing_files(uri: str) -> list[str]:
     """Files in the manifests of a folder of shards that do not exist."""
     there = set(storage.files(uri))
-    named = [f"{part}/{shard.path}" for part in PARTS for shards in manifest.load(storage.join(uri, part)).streams.values()
-             for shard in shards]  # fmt: skip
+    named = [
+        f"{part}/{shard.path}"
+        for part in PARTS
+        for shards in manifest.load(storage.join(uri, part)).streams.values()
+        for shard in shards
+    ]
     return [path for path in named if path not in there]
 
 
@@ -138,11 +142,16 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
         draft.metrics["tokenizer"] = cached_step(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
     manifests = {
         name: build.build(
-            parts, home, storage.join(draft.uri, name),
-            length=settings.length, packing=settings.packing, actors=settings.actors, progress=report.part(f"pack {name}"),
+            parts,
+            home,
+            storage.join(draft.uri, name),
+            length=settings.length,
+            packing=settings.packing,
+            actors=settings.actors,
+            progress=report.part(f"pack {name}"),
         )
         for name, parts in zip(PARTS, (text.train, text.heldout), strict=True)
-    }  # fmt: skip
+    }
     heldout = list(corpus.read_texts(text.heldout))
     of_both = {"source": source, "target": build.load_tokenizer(home)}
     draft.metrics["fertility"] = {side: fertility(one, (line for _, line in heldout)) for side, one in of_both.items()}
@@ -167,9 +176,12 @@ def _trained(
 ) -> Made:
     settings = config.shard.tokenizer
     sample = balanced_sample(
-        text.train, chain(training.anchors, training.positives), alpha=settings.alpha, limit=settings.sample_bytes,
+        text.train,
+        chain(training.anchors, training.positives),
+        alpha=settings.alpha,
+        limit=settings.sample_bytes,
         seed=config.seed,
-    )  # fmt: skip
+    )
     made = train.train(source, sample.texts, settings, report.note)
     return made, {"sample_bytes": sample.bytes, "corpus_bytes": sample.corpus_bytes, "texts": len(sample.texts)}
 
@@ -193,9 +205,14 @@ def _cleaned(
         documents.resolve(config.text, cache, key="text"),
         None if config.test_text is None else documents.resolve(config.test_text, cache, key="test_text"),
         storage.join(uri, "text"),
-        fraction=settings.heldout, lang=settings.lang, seed=config.seed, actors=settings.actors,
-        forbidden=chain(testing.anchors, testing.positives), progress=report.part("clean"), layout=_layout(config),
-    )  # fmt: skip
+        fraction=settings.heldout,
+        lang=settings.lang,
+        seed=config.seed,
+        actors=settings.actors,
+        forbidden=chain(testing.anchors, testing.positives),
+        progress=report.part("clean"),
+        layout=_layout(config),
+    )
     answer = made.relative_to(uri)
     return answer, [*answer["train"], *answer["heldout"]]
 

@@ -229,8 +229,9 @@ def _load_plan(uri: str, problem: Problem) -> TransferPlan:
     """
     found = load_plan(uri)
     for side, made_for, here in (
-        ("source", found.source_tokenizer, problem.source), ("new", found.target_tokenizer, problem.target)
-    ):  # fmt: skip
+        ("source", found.source_tokenizer, problem.source),
+        ("new", found.target_tokenizer, problem.target),
+    ):
         if made_for != vocabulary_hash(here):
             raise ArtifactError(
                 f"the plan was made for another {side} tokenizer.",

@@ -193,9 +193,11 @@ def _shards(folder: str, named: dict[str, str]) -> list[CheckResult]:
     ]
     given = "tokenizer" in _artifact(folder).get("inputs", {})
     # Shards with wrong bytes are not read further.
-    return packed if not all(finding.is_ok for finding in packed) else [
-        *packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)
-    ]  # fmt: skip
+    return (
+        packed
+        if not all(finding.is_ok for finding in packed)
+        else [*packed, *shards.verify_tokenizer(tokenizer, documents, _old_tokenizer(folder, named), given)]
+    )
 
 
 def _old_tokenizer(folder: str, named: dict[str, str]) -> PreTrainedTokenizerFast | None:

@@ -205,8 +205,11 @@ def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:
     if content is not None:
         return EmbedderSpec(**{**content, "dimensions": tuple(content["dimensions"])})
     transformer, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
-    modes = [mode for mode in POOLINGS if pooling.get({"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-                                                       .get(mode, f"pooling_mode_{mode}"))]  # fmt: skip
+    modes = [
+        mode
+        for mode in POOLINGS
+        if pooling.get({"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}.get(mode, f"pooling_mode_{mode}"))
+    ]
     length = transformer.get("max_seq_length") or min(512, loading.max_length(model.config))
     return EmbedderSpec(pooling=pooling.get("pooling_mode") or (modes or ["mean"])[0], max_length=int(length))
 

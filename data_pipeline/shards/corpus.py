@@ -57,9 +57,18 @@ class Corpus:
 
 
 def build(
-    text: list[str], heldout_text: list[str] | None, folder: str, *, fraction: float, lang: str, seed: int,
-    forbidden: Iterable[str], actors: int, progress: Progress, layout: bool = False,
-) -> Corpus:  # fmt: skip
+    text: list[str],
+    heldout_text: list[str] | None,
+    folder: str,
+    *,
+    fraction: float,
+    lang: str,
+    seed: int,
+    forbidden: Iterable[str],
+    actors: int,
+    progress: Progress,
+    layout: bool = False,
+) -> Corpus:
     """Writes `folder/train/*.parquet` and `folder/heldout/*.parquet`.
 
     Args:

@@ -122,11 +122,12 @@ def _old_ids(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> Chec
     ids = new.get_vocab() | {token.content: number for number, token in new.added_tokens_decoder.items()}
     before, after = tokens_by_id(old), tokens_by_id(new)
     moved = [
-        f"{text!r} moved from {number} to {ids.get(text, 'nowhere')}" if ids.get(text) != number
+        f"{text!r} moved from {number} to {ids.get(text, 'nowhere')}"
+        if ids.get(text) != number
         else f"{text!r} has the id {number}, and so has {after[number]!r}"
         for number, text in sorted(before.items())
         if ids.get(text) != number or after[number] != text
-    ]  # fmt: skip
+    ]
     return CheckResult.from_failures("old ids", f"{len(before):,} old tokens in an extended vocabulary", moved)
 
 

@@ -48,9 +48,12 @@ def fill_template(template: str, **values: Any) -> str:
     """Renders a template of this package."""
     # StrictUndefined: a misspelt name in a template fails here instead of leaving a hole in the page.
     environment = Environment(
-        loader=PackageLoader(__package__ or "", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader(__package__ or "", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     return environment.get_template(template).render(**values)
 
 
@@ -173,10 +176,13 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     data, serve = summary["data"], summary["serve"]
     entries = [
         ("Documents", _fates(data["documents"])),
-        ("Packed rows", f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
-                        f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)"),
+        (
+            "Packed rows",
+            f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
+            f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)",
+        ),
         ("Held-out rows", f"{data['rows']['heldout']:,}"),
-    ]  # fmt: skip
+    ]
     if summary["pairs"]:
         entries.append(("Held-out pairs", f"{summary['pairs']:,}"))
     if summary["parameters"]:
@@ -185,9 +191,12 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         entries.append(("Merged model", f"average of {summary['merged_models']} embedders"))
     if serve:
         entries.append(
-            ("Served", f"{serve['requests']:,} requests answered; largest difference from Embedder.encode: "
-                       f"{serve['max_abs_diff']:.1e}")
-        )  # fmt: skip
+            (
+                "Served",
+                f"{serve['requests']:,} requests answered; largest difference from Embedder.encode: "
+                f"{serve['max_abs_diff']:.1e}",
+            )
+        )
     return [*entries, ("Data set id", str(data["dataset"]))]
 
 

@@ -78,9 +78,13 @@ def bits_per_byte(summary: Summary) -> str:
             axes.scatter([after], [place], s=70, color=colour, zorder=3)
             for value, left in ((before, before < after), (after, before >= after)):
                 axes.annotate(
-                    f"{value:.3f}", (value, place), (-9 if left else 9, 0), textcoords="offset points",
-                    ha="right" if left else "left", va="center",
-                )  # fmt: skip
+                    f"{value:.3f}",
+                    (value, place),
+                    (-9 if left else 9, 0),
+                    textcoords="offset points",
+                    ha="right" if left else "left",
+                    va="center",
+                )
         _rows(axes, [start_label(start) for start in pretrained])
         axes.margins(x=0.12)
         steps = [step for step, _ in before_and_after(summary, pretrained[0])]
@@ -107,9 +111,15 @@ def loss(summary: Summary, job: str, unit: str) -> str:
         label_places = space_out([value for _, value in ends.values()], gap=(high - low) * 0.075)
         for (start, (step, value)), place in zip(ends.items(), label_places, strict=True):
             axes.annotate(
-                f"{start} {value:.2f}", (step, place), (9, 0), textcoords="offset points", va="center",
-                color=_COLOURS[start], weight="bold", annotation_clip=False,
-            )  # fmt: skip
+                f"{start} {value:.2f}",
+                (step, place),
+                (9, 0),
+                textcoords="offset points",
+                va="center",
+                color=_COLOURS[start],
+                weight="bold",
+                annotation_clip=False,
+            )
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -156,10 +166,15 @@ def comparison(curves: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
         places = space_out([value for _, value in ends.values()], gap=(high - low) * 0.052)
         for (method, (step, value)), at in zip(ends.items(), places, strict=True):
             axes.annotate(
-                f"{method} {value:.3f}", (step, value), (1.02, at), textcoords=("axes fraction", "data"), va="center",
-                color=colours[method], annotation_clip=False,
+                f"{method} {value:.3f}",
+                (step, value),
+                (1.02, at),
+                textcoords=("axes fraction", "data"),
+                va="center",
+                color=colours[method],
+                annotation_clip=False,
                 arrowprops={"arrowstyle": "-", "color": colours[method], "linewidth": 0.6},
-            )  # fmt: skip
+            )
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("optimizer step")

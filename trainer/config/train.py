@@ -208,30 +208,41 @@ class TrainConfig:
 
     def _refuse(self) -> None:
         """Refuses settings that do not go together."""
-        whole, muon = self.zero_stage == 3, self.muon_rate is not None
-        frozen, average = bool(self.frozen), self.ema is not None
-        refused = {
-            "adapters leave the body as it is already: frozen or lora_rank, not both.": self.lora is not None and frozen,
-            "the average of two adapters' products is no product of their averages: ema or lora_rank, not both.":
-                self.lora is not None and average,
-            "Muon on the thin matrices of adapters is not tried: muon_rate or lora_rank, not both.":
-                self.lora is not None and muon,
-            "lora_targets say where adapters are, and there are none without lora_rank.":
-                self.lora is None and bool(self.lora_targets),
-            "hpz divides weights that only ZeRO-3 has divided: zero_stage=3.": self.hpz != 1 and not whole,
-            'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.':
-                self.offload == "all" and not whole,
-            "DeepSpeed's Muon steps wrongly on ZeRO-3 where gradients are summed (DeepSpeed #8443): zero_stage=1 or 2.":
-                muon and whole,
-            "DeepSpeed clips what Muon made of the gradient, so that every step would be smaller the more matrices there are: "
-            "clip=0, which Muon does not need.": muon and self.clip > 0,
-            "embedding_steps trains the embeddings alone at first, and they are frozen.":
+        zero3, muon, lora = self.zero_stage == 3, self.muon_rate is not None, self.lora is not None
+        ema, frozen, offload, hpz = self.ema is not None, bool(self.frozen), self.offload, self.hpz != 1
+        refused = (
+            (lora and frozen, "adapters leave the body as it is already: frozen or lora_rank, not both."),
+            (
+                lora and ema,
+                "the average of two adapters' products is no product of their averages: ema or lora_rank, not both.",
+            ),
+            (lora and muon, "Muon on the thin matrices of adapters is not tried: muon_rate or lora_rank, not both."),
+            (not lora and self.lora_targets, "lora_targets say where adapters are, and there are none without lora_rank."),
+            (hpz and not zero3, "hpz divides weights that only ZeRO-3 has divided: zero_stage=3."),
+            (
+                offload == "all" and not zero3,
+                'offload="all" moves weights that only ZeRO-3 has divided: zero_stage=3, or offload=optimizer.',
+            ),
+            (
+                muon and zero3,
+                "DeepSpeed's Muon steps wrongly on ZeRO-3 where gradients are summed (DeepSpeed #8443): zero_stage=1 or 2.",
+            ),
+            (
+                muon and self.clip > 0,
+                "DeepSpeed clips the updates of Muon rather than its gradients, which would make every step smaller: "
+                "clip=0. Muon needs no clipping.",
+            ),
+            (
                 self.embedding_steps > 0 and "embeddings" in self.frozen,
-            "An average of the weights was tried with AdamW on the device only: ema without muon_rate, offload and hpz.":
-                self.ema is not None and (muon or self.offload is not None or self.hpz != 1),
-            "Muon with the optimizer in the host's memory is not tried: offload=null.": muon and self.offload is not None,
-        }  # fmt: skip
-        for message, holds in refused.items():
+                "embedding_steps trains the embeddings alone at first, and they are frozen.",
+            ),
+            (
+                ema and (muon or offload or hpz),
+                "an average of the weights is tested with AdamW on the device only: ema without muon_rate, offload and hpz.",
+            ),
+            (muon and offload, "Muon with the optimizer in the host's memory is not tested: offload=null."),
+        )
+        for holds, message in refused:
             if holds:
                 raise ConfigError(message, "train")
 

@@ -73,9 +73,14 @@ def convert(native: str, universal: str, stage: int) -> None:
 def _settings(native: str, made: str) -> argparse.Namespace:
     """The arguments of DeepSpeed's converter."""
     return argparse.Namespace(
-        input_folder=native, output_folder=made, inject_missing_state=True, strict=True, keep_temp_folder=False,
-        num_extract_workers=1, num_merge_workers=1,
-    )  # fmt: skip
+        input_folder=native,
+        output_folder=made,
+        inject_missing_state=True,
+        strict=True,
+        keep_temp_folder=False,
+        num_extract_workers=1,
+        num_merge_workers=1,
+    )
 
 
 def _expected(native: str) -> dict[str, torch.Size]:

@@ -108,10 +108,17 @@ class Training:
         self._no_prefetch_before = 0 if died is None else died + DEPTH + 1
         self._attempt.note_start()
         self._journal.write(
-            "start", next_step=self._state.next_step, world=dist.get_world_size(), steps=steps, restore=restore_seconds,
+            "start",
+            next_step=self._state.next_step,
+            world=dist.get_world_size(),
+            steps=steps,
+            restore=restore_seconds,
             micro=feed.shape(self._state.next_step)[0],
-            host=socket.gethostname(), pid=os.getpid(), slow=self._slow_reasons, forward=self._forward,
-        )  # fmt: skip
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slow=self._slow_reasons,
+            forward=self._forward,
+        )
         if self._is_first:
             self._run.rows.save(storage.join(self._run.uri, ledger.FOLDER, ledger.PLAN))
             # The history of a finished run that now grows.
@@ -177,9 +184,14 @@ class Training:
         profile = profiled(self._run.uri, step, self._run.config.profile_steps, dist.get_rank())
         with self._halve_when_out_of_memory(step), profile:
             return optimizer_step(
-                self._engine, batches, self._streams, requests, self._writer.is_written, self._own_seconds,
+                self._engine,
+                batches,
+                self._streams,
+                requests,
+                self._writer.is_written,
+                self._own_seconds,
                 PASSES[self._run.task.passes],
-            )  # fmt: skip
+            )
 
     def _halve_when_out_of_memory(self, step: int) -> AbstractContextManager[None]:
         """Around the computation of a step: the next attempt halves a micro-batch that does not fit."""

@@ -41,9 +41,11 @@ _SHARED_NAMES = {
 _NORM_NAMES = {
     "bert": {"self_attn_layer_norm": "attention.output.LayerNorm", "final_layer_norm": "output.LayerNorm"},
     "roberta-prelayernorm": {
-        "self_attn_layer_norm": "attention.LayerNorm", "final_layer_norm": "intermediate.LayerNorm", "layer_norm": "LayerNorm",
+        "self_attn_layer_norm": "attention.LayerNorm",
+        "final_layer_norm": "intermediate.LayerNorm",
+        "layer_norm": "LayerNorm",
     },
-}  # fmt: skip
+}
 
 
 def encoder_auto_class(config: PretrainedConfig, folder: str) -> Any:

@@ -122,8 +122,11 @@ def _eager(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any,
 
 
 _KERNELS: dict[Kernel, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "flex": (_flex, _flex_mask), "blocks": (_flex, _block_mask), "sdpa": (_sdpa, _sdpa_mask), "eager": (_eager, _eager_mask)
-}  # fmt: skip
+    "flex": (_flex, _flex_mask),
+    "blocks": (_flex, _block_mask),
+    "sdpa": (_sdpa, _sdpa_mask),
+    "eager": (_eager, _eager_mask),
+}
 for _kernel, (_attention, _mask) in _KERNELS.items():
     AttentionInterface.register(implementation(_kernel), _attention)
     AttentionMaskInterface.register(implementation(_kernel), _mask)

@@ -113,8 +113,9 @@ class PackedLM(torch.nn.Module):
         # As many on every rank and in every step, so that graphs fit and ranks gather ZeRO-3's weights as often.
         rows, length = batch.input_ids.shape
         room = max(0, rows * math.floor(length * self._share + 0.5) - len(places))
-        places, labels = (torch.nn.functional.pad(part, (0, room), value=value)
-                          for part, value in ((places, 0), (batch.labels, IGNORED)))  # fmt: skip
+        places, labels = (
+            torch.nn.functional.pad(part, (0, room), value=value) for part, value in ((places, 0), (batch.labels, IGNORED))
+        )
         with separate_documents(segments), self.tap.gathering(places, self.path.head):
             return self._graph(inputs, places, labels)[: len(batch.places)]
 

@@ -56,9 +56,12 @@ class Journal:
         before = run_log.read(storage.join(self._uri, run_log.FOLDER), fields=("step",)) if self._config.track else []
         seen = [entry for entries in before for entry in entries]
         run = Tracked(
-            uri=self._uri, identity=self._identity, begun=str(seen[0]["time"] if seen else 0), next_step=next_step,
+            uri=self._uri,
+            identity=self._identity,
+            begun=str(seen[0]["time"] if seen else 0),
+            next_step=next_step,
             settings=asdict(self._config),
-        )  # fmt: skip
+        )
         return MetricWriters(run, self._config.track, seen, self._note)
 
     def step(

@@ -72,9 +72,14 @@ def wandb(run: Tracked) -> Iterator[Send]:
     folder = storage.filesystem(run.uri)[1] if storage.is_local(run.uri) else tempfile.gettempdir()
     settings = library.Settings(console="off", silent=True, disable_git=True, disable_code=True)
     begun = library.init(
-        id=run.id, name=run.name, dir=folder, resume="allow", config=run.settings, settings=settings,
+        id=run.id,
+        name=run.name,
+        dir=folder,
+        resume="allow",
+        config=run.settings,
+        settings=settings,
         project=os.environ.get("WANDB_PROJECT", "scion"),
-    )  # fmt: skip
+    )
 
     def send(rows: list[Record]) -> None:
         for step, numbers in rows:
@@ -112,8 +117,10 @@ def mlflow(run: Tracked) -> Iterator[Send]:
 
 
 TRACKERS: dict[str, Callable[[Tracked], AbstractContextManager[Send]]] = {
-    "tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow,
-}  # fmt: skip
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "mlflow": mlflow,
+}
 """By the name of the package that each imports, and of Scion's extra."""
 
 

@@ -36,9 +36,11 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
     old_bias = getattr(head, "bias", None)
     new_bias = None if old_bias is None else apply.bias(padded_plan, old_bias.detach())
     duplicates = [] if old_bias is None else _duplicate_biases(model, head, len(old_bias))
-    separate_biases = {} if head is None or old_bias is not None else {
-        name: apply.bias(padded_plan, bias.detach()) for name, bias in _separate_biases(model, len(head.weight))
-    }  # fmt: skip
+    separate_biases = (
+        {}
+        if head is None or old_bias is not None
+        else {name: apply.bias(padded_plan, bias.detach()) for name, bias in _separate_biases(model, len(head.weight))}
+    )
     final_bias: Any = getattr(model, "final_logits_bias", None)  # BART's family keeps the head's bias as a buffer [1, S]
     new_final_bias = None if final_bias is None else apply.bias(padded_plan, final_bias[0])
     model.resize_token_embeddings(len(padded_plan), mean_resizing=False)
@@ -70,9 +72,11 @@ def _duplicate_biases(model: PreTrainedModel, head: torch.nn.Module, rows: int) 
     return [
         module
         for module in model.modules()
-        if module is not head and isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter)
-        and bias.shape == (rows,) and getattr(module, "decoder", None) is head
-    ]  # fmt: skip
+        if module is not head
+        and isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter)
+        and bias.shape == (rows,)
+        and getattr(module, "decoder", None) is head
+    ]
 
 
 def _separate_biases(model: PreTrainedModel, rows: int) -> list[tuple[str, torch.nn.Parameter]]:

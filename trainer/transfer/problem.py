@@ -96,7 +96,7 @@ class Placement:
         used = weights != 0
         return Placement(
             ids=ids, counts=used.sum(axis=1), indices=columns[used], weights=weights[used].astype(np.float32), provenance=code
-        )  # fmt: skip
+        )
 
 
 class Method(Protocol):

@@ -79,9 +79,18 @@ def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Exe
             file.writelines(line.replace("\n", " ") + "\n" for line in lines)
         try:
             model = fasttext.train_unsupervised(
-                path, model="cbow", dim=config.dim, epoch=config.epochs, minCount=config.min_count, neg=config.negatives,
-                minn=config.min_ngram, maxn=config.max_ngram, bucket=config.buckets, thread=1, verbose=0,
-            )  # fmt: skip
+                path,
+                model="cbow",
+                dim=config.dim,
+                epoch=config.epochs,
+                minCount=config.min_count,
+                neg=config.negatives,
+                minn=config.min_ngram,
+                maxn=config.max_ngram,
+                bucket=config.buckets,
+                thread=1,
+                verbose=0,
+            )
         except ValueError as error:  # "Empty vocabulary"
             raise DataError(
                 f"no word of the {what} occurs {config.min_count} times.",

@@ -56,7 +56,7 @@ def place(problem: Problem, config: OfaConfig) -> Placement:
     is_new = np.isin(target_ids, problem.new)
     columns, weights = top_softmax(
         unit_rows(target_vectors[is_new]), unit_rows(source_vectors), config.neighbours, config.temperature, problem.executor
-    )  # fmt: skip
+    )
     return Placement.from_dense(target_ids[is_new], source_ids[columns], weights, Provenance.NEIGHBOURS)
 
 

@@ -262,9 +262,12 @@ def _rescore(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # sparse matrices are new to torch
         pattern = torch.sparse_csr_tensor(
-            torch.arange(0, index.size + 1, index.shape[1]), places, torch.zeros(index.size, dtype=torch.float64),
-            (len(index), len(rows)), check_invariants=False,
-        )  # fmt: skip
+            torch.arange(0, index.size + 1, index.shape[1]),
+            places,
+            torch.zeros(index.size, dtype=torch.float64),
+            (len(index), len(rows)),
+            check_invariants=False,
+        )
     products = torch.sparse.sampled_addmm(pattern, queries.double(), rows.T, beta=0.0)
     scores = products.values().view(index.shape).numpy()
     order = np.argsort(-scores, axis=1, kind="stable")
