@@ -48,8 +48,9 @@ def resolve_workers(workers: int | None) -> int:
 
 
 def wait_for(workers: int, worker_cpus: float, say: Say) -> None:
-    """Waits until the cluster has room for `workers`, with a GPU each if it has GPUs. Requests missing resources from the
-    autoscaler, and reports the wait through `say`.
+    """Waits until the cluster has room for `workers`, with a GPU each if it has GPUs.
+
+    Requests missing resources from the autoscaler, and reports the wait through `say`.
 
     Raises:
         ClusterError: the cluster and its autoscaler can never have enough.
@@ -99,8 +100,9 @@ def _check(needed: dict[str, float], workers: int, worker_cpus: float) -> None:
 
 
 def _check_nodes(worker: dict[str, float], workers: int) -> None:
-    """Refuses workers that fit into the cluster's total but not onto its nodes, since a worker needs a single node. Passes if
-    the autoscaler may add nodes, whose sizes are unknown here.
+    """Refuses workers that fit into the cluster's total but not onto its nodes, since a worker needs a single node.
+
+    Passes if the autoscaler may add nodes, whose sizes are unknown here.
 
     Raises:
         ClusterError: the nodes have room for fewer workers.

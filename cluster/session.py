@@ -39,8 +39,9 @@ def ray_session(
     least: int | None = None,
     say: capacity.Say = print,
 ) -> Iterator[int]:
-    """Attaches to the cluster at `address`, or starts a local one. Waits until it has room for `workers` and for reading data,
-    and yields their number; `workers=None` means one for each GPU.
+    """Attaches to the cluster at `address`, or starts a local one.
+
+    Waits until it has room for `workers` and for reading data, and yields their number; `workers=None` means one for each GPU.
 
     A cluster at `address` needs room for the `least` number only. A local cluster has as many logical CPUs as the job needs;
     on a smaller machine the job runs slower instead of being refused. A Ray session that was already initialised is used as
@@ -97,9 +98,11 @@ def _no_cluster(error: Exception, address: str | None) -> ClusterError:
 
 
 def _local_cluster(cpus: int, environment: dict[str, str]) -> dict[str, Any]:
-    """Arguments of `ray.init` for a local cluster, with the environment of the workers. Ray Train asks the dashboard whether
-    its controller is alive. The port is fixed here, because Ray Train might otherwise find the dashboard of another cluster
-    on this machine, which does not know the controller, and end the workers."""
+    """Arguments of `ray.init` for a local cluster, with the environment of the workers.
+
+    Ray Train asks the dashboard whether its controller is alive. The port is fixed here, because Ray Train might otherwise find
+    the dashboard of another cluster on this machine, which does not know the controller, and end the workers.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return {

@@ -81,8 +81,10 @@ class TrainingError(ScionError):
 
 
 class Stopped(ScionError):
-    """The run stopped on request and can resume from its last checkpoint. Ends a command with EX_TEMPFAIL, which `ray job`
-    and Kubernetes take for "not done yet"."""
+    """The run stopped on request and can resume from its last checkpoint.
+
+    Ends a command with EX_TEMPFAIL, which `ray job` and Kubernetes take for "not done yet".
+    """
 
     exit_code = 75
 

@@ -1,5 +1,8 @@
-"""`scion JOB CONFIG [key=value ...]`. Exit codes: 0 success, 2 a mistake of the user, 1 a failure, 75 a training that the user
-stopped and can resume, 130 an interruption."""
+"""`scion JOB CONFIG [key=value ...]`.
+
+Exit codes: 0 success, 2 a mistake of the user, 1 a failure, 75 a training that the user stopped and can resume, 130 an
+interruption.
+"""
 
 import importlib
 import signal
@@ -161,8 +164,11 @@ def _print_methods(console: Console) -> None:
 
 
 def _terminate(signum: int, frame: object) -> None:
-    """Handles SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C. A training saves and stops; any other job, and a second
-    signal, unwinds and clears what is half-written. Ray's C++ part swallows every exception but KeyboardInterrupt."""
+    """Handles SIGTERM (`ray job stop`, the end of a pod) and Ctrl-C.
+
+    A training saves and stops; any other job, and a second signal, unwinds and clears what is half-written. Ray's C++ part
+    swallows every exception but KeyboardInterrupt.
+    """
     if not stop_request.request_stop():
         raise KeyboardInterrupt
 

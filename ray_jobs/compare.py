@@ -142,8 +142,10 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
 
 
 def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
-    """Writes `compare.json` and `compare.html` into the output folder, with the configuration in both. `config.yaml` beside
-    them is the pipeline's."""
+    """Writes `compare.json` and `compare.html` into the output folder, with the configuration in both.
+
+    `config.yaml` beside them is the pipeline's.
+    """
     papers = run_descriptions(config)
     facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
     storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())

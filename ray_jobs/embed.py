@@ -128,8 +128,11 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: Start, cac
 
 
 def _elastic(config: ScionConfig) -> bool:
-    """Whether the number of workers is of no consequence. The negatives are those of a micro-step: the whole batch, unless
-    `micro_batch` cuts it into as many pieces as go on all workers."""
+    """Whether the number of workers is of no consequence.
+
+    The negatives are those of a micro-step: the whole batch, unless `micro_batch` cuts it into as many pieces as go on all
+    workers.
+    """
     return config.embed.train.micro_batch is None
 
 

@@ -65,8 +65,10 @@ def spec(config: ScionConfig, compared: Models) -> Spec:
 
 
 def _chosen(settings: EvaluateConfig) -> dict[str, Any]:
-    """The metrics that decide the result, and their settings; nothing for retrieval alone, which artefacts from before the
-    table do not name."""
+    """The metrics that decide the result, with their settings; empty for retrieval alone.
+
+    Artefacts from before the table of metrics do not name retrieval.
+    """
     own = {name: artifact.identity(getattr(settings.settings, name)) for name in settings.metrics}
     return {} if own == {"retrieval": {}} else {"evaluate": own}
 

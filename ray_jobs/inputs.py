@@ -62,8 +62,10 @@ def _model_fingerprint(spec: str, key: str, tokenizer_only: bool) -> str:
 
 
 def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
-    """The fingerprints of the documents or pairs at some keys of the configuration, by key; without those that are not
-    given."""
+    """The fingerprints of the documents or pairs at the given configuration keys, by key.
+
+    Leaves out keys without a value.
+    """
     given = {key: getattr(config, key) for key in keys}
     return {
         key: _once("text", spec, partial(documents.fingerprint, spec, key=key))
@@ -73,8 +75,10 @@ def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
 
 
 def method_inputs(settings: Any) -> Iterator[tuple[str, str]]:
-    """The files and model folders in a method's settings, with a fingerprint of each: a changed dictionary is another input,
-    though its path is the same."""
+    """The files and model folders in a method's settings, with a fingerprint of each.
+
+    A changed dictionary is another input, though its path is the same.
+    """
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name)
         if dataclasses.is_dataclass(value):

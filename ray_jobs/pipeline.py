@@ -21,8 +21,10 @@ JOB = Job(
 
 @ask_once()
 def stages(config: ScionConfig) -> dict[str, Stage]:
-    """All stages by their names in the summary, in the order of execution. Without pairs the last model is the pretrained
-    one."""
+    """All stages by their names in the summary, in the order of execution.
+
+    Without pairs the last model is the pretrained one.
+    """
     jobs = {"transfer": transfer, "pretrain": pretrain, "embed": embed}
     if config.pairs is None:
         del jobs["embed"]

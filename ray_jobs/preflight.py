@@ -1,5 +1,7 @@
-"""What a job would find out after minutes or hours, found out before Ray starts: settings against the source model, and
-files that methods need."""
+"""Checks before Ray starts what a job would otherwise find out after minutes or hours.
+
+The settings are checked against the source model, and for the files that methods need.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +82,10 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
 
 
 def _check_libraries(config: ScionConfig, job: str) -> None:
-    """Checks that the libraries of `train.track` and `train.lora_rank` are installed here. A worker trains without a
-    tracker."""
+    """Checks that the libraries of `train.track` and `train.lora_rank` are installed here.
+
+    A worker trains without a tracker.
+    """
     embeds = job == "embed" or (job == "pipeline" and config.pairs is not None)
     trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
     for section in (name for name, does in trains.items() if does):

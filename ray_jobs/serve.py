@@ -1,5 +1,7 @@
-"""`scion serve`: serves the embedder at an OpenAI-compatible endpoint until Ctrl-C. A pipeline checks the server and stops
-it."""
+"""`scion serve`: serves the embedder at an OpenAI-compatible endpoint until Ctrl-C.
+
+A pipeline checks the server and stops it.
+"""
 
 import time
 from dataclasses import replace

@@ -163,8 +163,10 @@ def _fits(folder: str, side: Side) -> CheckResult:
 
 
 def forward(folder: str, model: PreTrainedModel) -> CheckResult:
-    """Makes the check with which every training begins, on a CPU: how a language model is trained on packed rows, or why
-    not."""
+    """Runs the check with which every training begins, on a CPU.
+
+    Tells how a language model is trained on packed rows, or why it cannot be.
+    """
     with model_folder(folder) as local:
         kind = loading.kind_of(local)
     if kind not in ("masked", "causal"):
@@ -229,8 +231,10 @@ def _source(folder: str) -> str:
 
 
 def _side(spec: str, seed: int) -> Side:
-    """The model as the transfer saw it: in the format that it is saved in, and a head that the folder lacks drawn from the
-    plan's seed."""
+    """The model as the transfer saw it, in the format that it is saved in.
+
+    A head that the folder lacks is drawn from the plan's seed.
+    """
     with model_folder(spec) as folder:
         return Side(model=loading.language_model(folder, seed, "auto"), tokenizer=train.load(folder))
 

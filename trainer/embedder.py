@@ -184,8 +184,10 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Groups texts of similar length into batches of indices. A batch stays within the budget of padded tokens; a text that
-    exceeds it is a batch by itself."""
+    """Groups texts of similar length into batches of indices.
+
+    A batch stays within the budget of padded tokens; a text that exceeds it is a batch by itself.
+    """
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
     batch: list[int] = []
     for index in order:

@@ -110,8 +110,9 @@ def retry(request: Callable[[], Result]) -> Result:
 def with_retries(
     request: Callable[Arguments, Result], extra_seconds: Callable[Arguments, float] | None = None
 ) -> Callable[Arguments, Result]:
-    """The function with retries, whose errors are all OSErrors. A request to an object store also fails when it times out:
-    it is one whose first argument is not a path of this machine.
+    """The function with retries, whose errors are all OSErrors.
+
+    A request to an object store also fails when it times out: it is one whose first argument is not a path of this machine.
 
     Args:
         extra_seconds: time that the answer may take beyond `ANSWER_SECONDS`.

@@ -95,8 +95,9 @@ _patient_kind = with_retries(_kind)
 
 
 def files(uri: str) -> list[str]:
-    """Every file below the folder `uri`, as sorted paths relative to it; empty if there is no such folder. Leaves out drafts
-    of writes that were killed.
+    """Every file below the folder `uri`, as sorted paths relative to it; empty if there is no such folder.
+
+    Leaves out drafts of writes that were killed.
 
     Raises:
         OSError: the folder could not be listed.
@@ -121,8 +122,10 @@ def _walk(path: str) -> Iterator[str]:
 
 
 def _below(fs: Any, path: str, depth: int = 1 << 10) -> Iterator[str]:
-    """Every file below a folder of an object store, at most `depth` levels down. fsspec's `find` would skip folders that it
-    fails to list."""
+    """Every file below a folder of an object store, at most `depth` levels down.
+
+    fsspec's `find` would skip folders that it fails to list.
+    """
     for entry in entries(fs, path):
         if entry["type"] == "file":
             yield str(entry["name"])
@@ -204,8 +207,10 @@ write_bytes = with_retries(_write, lambda uri, content: len(content) / _MIN_BYTE
 
 
 def sync(uri: str) -> None:
-    """Flushes the content and the names of all files below a local folder to disk, whatever wrote them. Objects of a store
-    are durable once written. Skips links, pipes and files that others remove meanwhile."""
+    """Flushes the content and the names of all files below a local folder to disk, whatever wrote them.
+
+    Objects of a store are durable once written. Skips links, pipes and files that others remove meanwhile.
+    """
     if not is_local(uri):
         return
     for folder, _, names in os.walk(filesystem(uri)[1]):

@@ -99,8 +99,9 @@ class RankFeed:
             yield reader.read(slots)
 
     def read_with_ray(self, first: int, last: int) -> Iterator[pa.Table]:
-        """Reads the same ahead of time in Ray Data tasks, and checks the rows on receipt. An execution of Ray Data reads a
-        span of steps; the next one starts while the current span is consumed.
+        """Reads the same ahead of time in Ray Data tasks, and checks the rows on receipt.
+
+        An execution of Ray Data reads a span of steps; the next one starts while the current span is consumed.
 
         Raises:
             DataOrderError: a row differs from the order.
@@ -132,9 +133,11 @@ class RankFeed:
         return [reader.locate(slots) for slots in read_tasks.tasks(steps, self.rows.tokens_per_row)]
 
     def _start(self, span: tuple[int, int], closed: threading.Event) -> tuple[list[Slots], Iterator[pa.Table]]:
-        """Starts an execution of Ray Data that reads a span. Returns the span's slots and the blocks, once the first block
-        has arrived. A task gets the locations of its own rows, neither order nor manifest. It reserves no CPU: it would wait
-        for ever where elastic workers have taken all."""
+        """Starts an execution of Ray Data that reads a span.
+
+        Returns the span's slots and the blocks, once the first block has arrived. A task gets the locations of its own rows,
+        neither order nor manifest. It reserves no CPU: it would wait for ever where elastic workers have taken all.
+        """
         import ray
 
         steps = list[Slots]()
@@ -158,8 +161,9 @@ class RankFeed:
         return steps, itertools.chain([next(blocks)], blocks)
 
     def regroup_by_step(self, blocks: Iterator[pa.Table], steps: list[Slots]) -> Iterator[pa.Table]:
-        """Yields the checked rows of each step of a span, from blocks that hold rows of several steps. Rows that are due later
-        wait here as copies: a view would keep the whole block in Ray's object store.
+        """Yields the checked rows of each step of a span, from blocks that hold rows of several steps.
+
+        Rows that are due later wait here as copies: a view would keep the whole block in Ray's object store.
 
         Raises:
             DataOrderError: a row differs from the order.

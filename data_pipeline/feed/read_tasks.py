@@ -25,8 +25,9 @@ _GROWTH = 4
 
 
 def spans(order: RowOrder, steps: tuple[int, int], share: int, world: int, length: int) -> list[tuple[int, int]]:
-    """Cuts the steps [first, last) into spans. The first span is one window, so that the first batch arrives soon; later ones
-    grow until each row is read less than twice.
+    """Cuts the steps [first, last) into spans.
+
+    The first span is one window, so that the first batch arrives soon; later ones grow until each row is read less than twice.
 
     Args:
         share: rows of a rank in a step.

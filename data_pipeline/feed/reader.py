@@ -23,8 +23,11 @@ _CONCURRENT_FILES = 8
 
 
 class _RowLocator:
-    """Locates the rows of a stream. Row numbers count the rows of all whole row groups first, then those of the shorter
-    groups at the ends of shards. So a block of the order is one row group, however many rows a shard has."""
+    """Locates the rows of a stream.
+
+    Row numbers count the rows of all whole row groups first, then those of the shorter groups at the ends of shards. So a block
+    of the order is one row group, however many rows a shard has.
+    """
 
     def __init__(self, rows: list[int]) -> None:
         groups, rest = np.divmod(np.array(rows, np.int64), format.GROUP_ROWS)
@@ -57,8 +60,10 @@ class RowReader:
         return read_located(self._folder, self.locate(slots))
 
     def locate(self, slots: Slots) -> pa.Table:
-        """The slots' columns, and the location of each row: `path` below the folder and `place` in that file. This is all
-        that `read_located` needs; it names only the files that hold these rows."""
+        """The slots' columns, and the location of each row: `path` below the folder and `place` in that file.
+
+        This is all that `read_located` needs; it names only the files that hold these rows.
+        """
         shard, place = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
         for number, name in enumerate(self._names):
             here = slots.stream == number
@@ -110,8 +115,10 @@ def split_by_step(blocks: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
 
 
 def check_received(expected: Slots, table: pa.Table, rank: int) -> None:
-    """Refuses rows other than those that the order has here. This proves that no row was lost, duplicated or moved in
-    transit. That a row's content is the shard's is proved by the checksum of its row group, when it is read.
+    """Refuses rows other than those that the order has here.
+
+    This proves that no row was lost, duplicated or moved in transit. That a row's content is the shard's is proved by the
+    checksum of its row group, when it is read.
 
     Raises:
         DataOrderError: names the slot, the expected value and the received one.

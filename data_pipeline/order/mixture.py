@@ -45,8 +45,10 @@ def quantise(weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def rows_due(weights: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows due at or before integer `time` (at least 0), int [streams, times]: stream k is due its n-th row (n from 0) at
-    time (n + 1/2) / w_k."""
+    """Rows due at or before integer `time` (at least 0), int [streams, times].
+
+    Stream k is due its n-th row (n from 0) at time (n + 1/2) / w_k.
+    """
     return (weights[:, None] * time[None] + (1 << (_BITS - 1))) >> _BITS
 
 
@@ -78,8 +80,10 @@ def counts(weights: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
 def _time_unit(
     weights: NDArray[np.int64], slots: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The unit of time of each slot: rows due before it and the streams in their turn within it, both int [streams, m], and
-    the slot's place among those turns, int [m]."""
+    """The unit of time of each slot, as the streams' rows before it and in it, and the slot's place in it.
+
+    The rows due before it and the streams in their turn within it are int [streams, m], the place among those turns int [m].
+    """
     low = np.maximum(slots - len(weights) // 2 - 1, 0)
     for step in (1 << power for power in reversed(range((len(weights) + 3).bit_length()))):
         low = np.where(rows_due(weights, low + step).sum(axis=0) <= slots, low + step, low)

@@ -105,8 +105,10 @@ class RowOrder:
         return self.lookup(self.sizes.offset(step) + np.arange(self.sizes.size(step)))
 
     def steps(self, steps: Sequence[int]) -> Iterator[Slots]:
-        """The slots of each step. Looks many steps up at once: with a hundred languages, single steps take seven times as
-        long."""
+        """The slots of each step.
+
+        Looks many steps up at once: with a hundred languages, single steps take seven times as long.
+        """
         largest = max([self.batch, *(batch for _, batch in self.warmup)])
         count = max(1, _LOOKUP_SIZE // (len(self.streams) * largest))
         for first in range(0, len(steps), count):

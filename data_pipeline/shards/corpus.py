@@ -209,8 +209,9 @@ def _has_text(scan: dict[str, Any]) -> np.ndarray:
 
 
 def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Which records of each unit stay, and the count of each fate. The first of equal documents stays; if some of them are held
-    out, the first of those.
+    """Which records of each unit stay, and the count of each fate.
+
+    The first of equal documents stays; if some of them are held out, the first of those.
 
     Memory: 16 bytes of hash and one of fate a record, plus working space for one partition of the hashes at a time.
     """

@@ -93,8 +93,10 @@ _read_patiently = with_retries(_read_groups, lambda uri, groups: storage.downloa
 
 
 def checksum(rows: pa.Table, number: int) -> str:
-    """A hash of the values of row group `number`, independent of Arrow's layout. Includes the number: equal rows of another
-    group have another checksum."""
+    """A hash of the values of row group `number`, independent of Arrow's layout.
+
+    Includes the number: equal rows of another group have another checksum.
+    """
     digest = hashlib.blake2b(f"{number}:{len(rows)}".encode(), digest_size=8)
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         digest.update(name.encode())

@@ -53,8 +53,10 @@ def balanced_sample(paths: Sequence[str], more: Iterable[str], *, alpha: float, 
 
 
 def sampling_rates(sizes: Mapping[str, int], limit: int) -> dict[str, float]:
-    """The share of each language's documents to take for `limit` UTF-8 bytes in all, languages in proportion to bytes ** 0.3;
-    1 for all languages if the whole text is within the limit."""
+    """The share of each language's documents to take for `limit` UTF-8 bytes in all.
+
+    Languages get bytes in proportion to bytes ** 0.3. All shares are 1 if the whole text is within the limit.
+    """
     scale = min(1.0, limit / max(1, sum(sizes.values())))
     if scale == 1.0:
         return dict.fromkeys(sizes, 1.0)

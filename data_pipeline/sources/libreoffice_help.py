@@ -220,8 +220,9 @@ def copied_share(paragraph: Paragraph, spaced: bool) -> float:
 
 
 def draw_pairs(train: list[Paragraph], test: list[Paragraph], count: int, spaced: bool) -> tuple[list[Paragraph], int]:
-    """Draws `count` test pairs in the seed's order, none near a training text or another test pair. Also returns the number
-    of near ones.
+    """Draws `count` test pairs in the seed's order, none near a training text or another test pair.
+
+    Also returns the number of near ones.
 
     Any prefix of the result is a sample, too. Training paragraphs too short for a pair also count, because they are in the
     training text.

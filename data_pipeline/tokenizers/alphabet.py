@@ -19,8 +19,10 @@ def count_characters(lines: Sequence[str]) -> dict[str, int]:
 
 
 def covering_characters(counts: dict[str, int], coverage: float) -> set[str]:
-    """The most frequent characters that together make up the share `coverage` of the text, as with SentencePiece's
-    `character_coverage`. Ties go to the lower code point."""
+    """The most frequent characters that together make up the share `coverage` of the text.
+
+    This is SentencePiece's `character_coverage`. Ties go to the lower code point.
+    """
     ordered = sorted(counts, key=lambda char: (-counts[char], char))
     covered = np.cumsum([counts[char] for char in ordered])
     needed = coverage * (covered[-1] if len(covered) else 0)

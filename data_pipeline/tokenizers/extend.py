@@ -40,8 +40,10 @@ def extend_vocabulary(old: dict[str, Any], trained: dict[str, Any], ids: Mapping
 
 
 def _pieces_after(pieces: list[list[Any]], ids: Mapping[str, int]) -> list[list[Any]]:
-    """Entries for the tokens whose ids lie after the end of Unigram's list, whose ids are positions. Their scores are so low
-    that no text is split into them."""
+    """Entries for the tokens whose ids lie after the end of Unigram's list, whose ids are positions.
+
+    Their scores are so low that no text is split into them.
+    """
     floor = min(score for _, score in pieces) - 10.0
     by_id = {number: text for text, number in ids.items()}
     return [[by_id.get(number, f"<unused {number}>"), floor] for number in range(len(pieces), max(by_id) + 1)]

@@ -69,8 +69,9 @@ def train(
     config: TokenizerConfig,
     warn: Callable[[str], None] = lambda line: None,
 ) -> PreTrainedTokenizerFast:
-    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`. With
-    `config.extend` adds the resulting tokens to `source`.
+    """Trains on `texts` with the model type, normalisation, pre-tokenization and special tokens of `source`.
+
+    With `config.extend` adds the resulting tokens to `source`.
 
     Args:
         warn: receives a line on the cost of the source's rules in this text, if they cannot be changed.
@@ -97,8 +98,10 @@ def train(
 
 
 def _rules(source: PreTrainedTokenizerFast, old: dict[str, Any], corpus: list[str], config: TokenizerConfig) -> dict[str, Any]:
-    """The source's rules, without those that drop accents. Also without those that cut the text's words at vowel signs, if
-    transformers can load such a tokenizer."""
+    """The source's rules, without those that drop accents.
+
+    Also without those that cut the text's words at vowel signs, if transformers can load such a tokenizer.
+    """
     spec = old if config.strip_accents else old | {"normalizer": rules.with_accents(old["normalizer"])}
     if rules.word_cuts(source.backend_tokenizer.pre_tokenizer, corpus).share <= rules.MAX_DAMAGED_SHARE:
         return spec
@@ -224,8 +227,10 @@ def _without_vocabulary(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _uncut_scheme(base: dict[str, Any]) -> str | None:
-    """Metaspace's `prepend_scheme`, `always` or `never`, if a text is not cut into words before BPE's merges; None if it
-    is."""
+    """Metaspace's `prepend_scheme` if BPE merges a text that is not cut into words, else None.
+
+    It is `always` or `never`.
+    """
     if base["model"]["type"] != "BPE":
         return None
     backend = Tokenizer.from_str(json.dumps(base))
@@ -244,8 +249,11 @@ def _normalise(base: dict[str, Any], corpus: list[str]) -> list[str]:
 
 
 def _reserved_tokens(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> list[str]:
-    """Tokens that the new vocabulary always has, first and in the order of their old ids: added tokens, tokens with a role or
-    in the template, the unknown token, and single bytes if the family falls back on them."""
+    """Tokens that the new vocabulary always has, first and in the order of their old ids.
+
+    They are added tokens, tokens with a role or in the template, the unknown token, and single bytes if the family falls back
+    on them.
+    """
     ids, model = _ids(source), base["model"]
     reserved = {token["content"] for token in base["added_tokens"]} | {
         token for token, _ in template_tokens(base["post_processor"])

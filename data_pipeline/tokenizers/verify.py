@@ -1,5 +1,4 @@
-"""Checks a tokenizer: every token has its id, the template inserts the tokens of its roles, and text of each script survives
-a round trip."""
+"""Checks a tokenizer: its ids, its template, and that text of each script survives a round trip."""
 
 import json
 import os
@@ -48,8 +47,9 @@ def verify(
     texts: Mapping[str, Iterable[str]] | None = None,
     given: bool = False,
 ) -> list[CheckResult]:
-    """Runs all checks of a tokenizer: `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script`
-    and `round trip by language`.
+    """Runs all checks of a tokenizer.
+
+    They are `token ids`, `old ids`, `template`, `accents and vowel signs`, `round trip by script` and `round trip by language`.
 
     Args:
         old: the tokenizer that it replaces or extends.
@@ -203,8 +203,10 @@ def _scripts(tokenizer: PreTrainedTokenizerFast) -> CheckResult:
 
 
 def _languages(tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Iterable[str]], marks: bool) -> CheckResult:
-    """Checks that letters, marks and digits of real words survive a round trip, up to case and compatibility forms. Counts
-    unknown words."""
+    """Checks that letters, marks and digits of real words survive a round trip, up to case and compatibility forms.
+
+    Counts unknown words.
+    """
     wrong, shares = [], []
     for lang, lines in sorted(texts.items()):
         counts = Counter(word for line in lines for word in words(line))

@@ -1,5 +1,7 @@
-"""Every key of the configuration with its type, default and documentation, from the dataclasses and the literals below
-fields."""
+"""The keys of the configuration: type, default and documentation of each, and advice for unknown keys.
+
+Everything comes from the dataclasses; a key's documentation is the string below its field.
+"""
 
 import ast
 import difflib

@@ -28,8 +28,9 @@ _REQUIRED = ("text", "source_model", "output")
 
 
 def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
-    """Reads a YAML file, applies `key=value` overrides, and decides what is `auto`. Keys without a default that `job` does not
-    need are empty.
+    """Reads a YAML file, applies `key=value` overrides, and decides what is `auto`.
+
+    Keys without a default that `job` does not need are empty.
 
     Raises:
         ConfigError: no such file, a key that does not exist (names the nearest), a value of the wrong type, or a missing key.

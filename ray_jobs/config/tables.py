@@ -37,6 +37,8 @@ def check(name: str, table: Mapping[str, Any], where: str) -> None:
 
 
 def identity(key: str, name: str, settings: Any, default: str) -> dict[str, Any]:
-    """What a choice from a table adds to the identity of an artefact: the settings of the row, and its name unless it is the
-    default, which artefacts from before the table do not name."""
+    """What a choice from a table adds to the identity of an artefact.
+
+    The settings of the row, and its name unless it is the default: artefacts from before the table do not name it.
+    """
     return ({} if name == default else {key: name}) | artifact.identity(settings)

@@ -111,8 +111,10 @@ def mean_and_sd(values: list[float]) -> MeanAndSd:
 
 
 def monotone_fit(curve: Mapping[int, float]) -> dict[int, float]:
-    """The nearest curve by least squares that never rises (pool adjacent violators, Ayer et al. 1955), so that noise in a score
-    does not count as reaching a goal."""
+    """The nearest curve by least squares that never rises (pool adjacent violators, Ayer et al. 1955).
+
+    With it, noise in a score does not count as reaching a goal.
+    """
     pools: list[tuple[float, int]] = []
     for _, value in sorted(curve.items()):
         pools.append((value, 1))
@@ -174,8 +176,10 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
 
 
 def _speed_up(comparison: Comparison, row: Row) -> str:
-    """How many times fewer steps than the random start, whose steps come from the same rule, so its speed-up is 1. A dash if
-    there is no random start."""
+    """How many times fewer steps than the random start, whose steps come from the same rule, so its speed-up is 1.
+
+    A dash if there is no random start.
+    """
     control = next((other.steps_to_random for other in comparison.rows if other.name == CONTROL), None)
     if control is None:
         return "-"

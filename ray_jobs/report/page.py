@@ -123,8 +123,10 @@ class LanguageTable:
 
 
 def language_tables(summary: Summary) -> list[LanguageTable]:
-    """The results by language, in a table for text and one for pairs, which fit a page and a terminal; empty for a single
-    language."""
+    """The results by language, in one table for text and one for pairs; empty for a single language.
+
+    Two tables fit a page and a terminal.
+    """
     rows = languages(summary)
     if len(rows) < 2:
         return []

@@ -24,8 +24,9 @@ STAGES = (
 
 
 def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], config: Mapping[str, Any]) -> Summary:
-    """Summarises the finished artefacts; the shards must be among them. The result does not depend on the date or on the
-    machine that builds it; keys without an artefact are empty.
+    """Summarises the finished artefacts; the shards must be among them.
+
+    The result does not depend on the date or on the machine that builds it; keys without an artefact are empty.
 
     Args:
         artifacts: artefacts by their name in `STAGES`.
@@ -100,8 +101,11 @@ def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], t
 
 
 def languages(summary: Summary) -> list[dict[str, Any]]:
-    """One record per language: pieces per word of the old and the new tokenizer, bits per byte of each start before and after,
-    text pairs, and accuracy@1 both ways of the source and the trained models; None without text or pairs in the language."""
+    """One record per language of its tokens, its bits per byte and its retrieval.
+
+    Pieces per word of the old and the new tokenizer, bits per byte of each start before and after, text pairs, and accuracy@1
+    both ways of the source and the trained models. None without text or pairs in the language.
+    """
     bits = summary["bits_per_byte_by_language"]
     ends = [str(step) for step, _ in before_and_after(summary, next(iter(bits)))] if bits else []
     model_names = [model for model in models(summary) if model == "source_model" or model.endswith("_trained")]

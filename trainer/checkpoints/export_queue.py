@@ -40,8 +40,10 @@ class _Export:
 
 
 class ExportQueue:
-    """One export at a time, in order; only on the first rank. A failure is logged and shown to the user, and training
-    continues."""
+    """One export at a time, in order; only on the first rank.
+
+    A failure is logged and shown to the user, and training continues.
+    """
 
     def __init__(self, config: TrainConfig, store: Store, uri: str, journal: Journal, progress: Any) -> None:
         """`uri` is the run's folder; the folder of a step is named after it."""
@@ -53,8 +55,10 @@ class ExportQueue:
 
     @property
     def reading(self) -> set[str]:
-        """Checkpoints that must not be removed now: those of the running export and of the next few. A resumed run may have
-        many to make up for. The thread that removes checkpoints asks."""
+        """Checkpoints that must not be removed now: those of the running export and of the next few.
+
+        A resumed run may have many to make up for. The thread that removes checkpoints asks.
+        """
         current, waiting = self._current, self._waiting[:_HELD]
         return {*([] if current is None else [current.name]), *waiting}
 
@@ -93,8 +97,10 @@ class ExportQueue:
                 self._failed(name, "its checkpoint is removed already: raise export_steps or keep_checkpoints")
 
     def finish(self) -> None:
-        """Waits for all exports; every rank calls it. They may take hours, more than the time-out of a collective, so that the
-        other ranks ask the first again and again."""
+        """Waits for all exports; every rank calls it.
+
+        They may take hours, more than the time-out of a collective, so that the other ranks ask the first again and again.
+        """
         while from_first_rank(self._has_more):
             time.sleep(_SECONDS)
 

@@ -45,8 +45,9 @@ def share(paths: list[str], rank: int, machines: list[str], wanted: Callable[[st
 
 @contextmanager
 def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
-    """A local folder with the files of `uri` that this rank reads; `uri` itself if it is local. Every rank calls it, and all
-    leave it together.
+    """A local folder with the files of `uri` that this rank reads; `uri` itself if it is local.
+
+    Every rank calls it, and all leave it together.
 
     Raises:
         OSError: the storage fails, on any rank.

@@ -95,8 +95,11 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 
 
 def _load_universal(engine: Any, store: Store, name: str) -> None:
-    """Loads what another number of ranks wrote, or another ZeRO stage. The first rank fetches and converts it, in a folder of
-    its own with the prefix of drafts, so that the next commit removes what a kill leaves behind."""
+    """Loads what another number of ranks wrote, or another ZeRO stage.
+
+    The first rank fetches and converts it, in a folder of its own with the prefix of drafts, so that the next commit removes
+    what a kill leaves behind.
+    """
     _check_divisible(engine, name)
     uri = storage.join(store.uri, from_first_rank(lambda: f"{DRAFT_PREFIX}universal-{time.time_ns():x}"))
 

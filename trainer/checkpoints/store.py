@@ -239,8 +239,10 @@ class Store:
 
 
 def _rollback_targets(usable: list[str]) -> list[str]:
-    """The earliest checkpoint in each of the last windows of steps, from names, the newest first: each rollback in a row needs
-    one that is a window older (`guards.rollback_step`)."""
+    """The earliest checkpoint in each of the last windows of steps, the newest first.
+
+    Each rollback in a row needs one that is a window older (`guards.rollback_step`).
+    """
     earliest: dict[int, str] = {}
     for name in usable:
         window = step_of(name) // WINDOW

@@ -64,8 +64,11 @@ class SaveResult:
 
 
 class CheckpointWriter:
-    """Saves checkpoints beside the training. `begin` copies the state and a thread writes it; the checkpoint counts once every
-    rank has written its part, which the ranks find out together."""
+    """Saves checkpoints beside the training.
+
+    `begin` copies the state and a thread writes it; the checkpoint counts once every rank has written its part, which the ranks
+    find out together.
+    """
 
     def __init__(self, engine: Any, store: Store, ledger: Ledger, reading: Callable[[], Collection[str]] = tuple) -> None:
         """
@@ -95,8 +98,9 @@ class CheckpointWriter:
         self._write = _Write(name, rows, failure, time.perf_counter(), state.next_step)
 
     def finish(self, state: RunState, wait: bool = True) -> SaveResult | None:
-        """Commits the checkpoint being written; every rank calls it. None if there is none. A failed save leaves earlier
-        checkpoints unchanged.
+        """Commits the checkpoint being written; every rank calls it.
+
+        None if there is none. A failed save leaves earlier checkpoints unchanged.
 
         Without `wait` every rank must have `is_written`. The first such call starts the commit in the first rank's thread,
         while training continues, and returns None; the next call returns the result.
@@ -180,8 +184,10 @@ class CheckpointWriter:
 
 
 def _copy_to_cpu(content: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """A copy in the host's memory, so that training continues while it is written. Tensors that share memory, as tied weights
-    do, share it in the copy; a view into a large buffer is copied without the rest."""
+    """A copy in the host's memory, so that training continues while it is written.
+
+    Tensors that share memory, as tied weights do, share it in the copy; a view into a large buffer is copied without the rest.
+    """
     copies = {} if copies is None else copies
     if isinstance(content, torch.Tensor):
         key = (content.untyped_storage().data_ptr(), content.storage_offset(), content.shape, content.stride(), content.dtype)

@@ -18,8 +18,10 @@ def cosine(done: int, start: int, end: int) -> float:
 
 
 def stable(done: int, start: int, end: int) -> float:
-    """The highest until `start`, then linearly to 0 (Zhai et al. 2022; Haegele et al. 2024). Until `start` it does not depend
-    on the length of the run."""
+    """The highest until `start`, then linearly to 0 (Zhai et al. 2022; Haegele et al. 2024).
+
+    Until `start` it does not depend on the length of the run.
+    """
     return min(1.0, linear(done, start, end))
 
 

@@ -256,8 +256,10 @@ class TrainConfig:
         return self.zero_stage < 3 and gpu if self.compile is None else self.compile
 
     def rate(self, step: int, embedding: bool, muon: bool = False) -> float:
-        """The learning rate of a step, for weights with a row per token (`embedding`), Muon's matrices, or the rest. A pure
-        function, so that a resumed run has the same."""
+        """The learning rate of a step, for weights with a row per token (`embedding`), Muon's matrices, or the rest.
+
+        A pure function, so that a resumed run has the same.
+        """
         if step < self.embedding_steps and not embedding:
             return 0.0
         sizes = self.sizes

@@ -1,5 +1,7 @@
-"""`python -m trainer.deepspeed_bridge.build_ops`: compiles DeepSpeed's CPU communication op. Without it the first training run
-compiles it at its start, for over a minute, on every worker."""
+"""`python -m trainer.deepspeed_bridge.build_ops`: compiles DeepSpeed's CPU communication op.
+
+Without it the first training run compiles it at its start, for over a minute, on every worker.
+"""
 
 import shutil
 import sys

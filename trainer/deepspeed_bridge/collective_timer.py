@@ -1,5 +1,8 @@
-"""Times the collectives of a process. On a CPU they block, so that the time is the cost of communication. On a GPU they are
-asynchronous and not measured. Wraps the methods of `deepspeed.comm.comm.cdb`, DeepSpeed 0.19.8."""
+"""Times the collectives of a process.
+
+On a CPU they block, so that the time is the cost of communication. On a GPU they are asynchronous and not measured. Wraps the
+methods of `deepspeed.comm.comm.cdb`, DeepSpeed 0.19.8.
+"""
 
 import time
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""Joins the fp32 weights of a checkpoint, written by any number of ranks under any ZeRO stage. Read from DeepSpeed 0.19.8,
-utils/zero_to_fp32.py."""
+"""Joins the fp32 weights of a checkpoint, written by any number of ranks under any ZeRO stage.
+
+Read from DeepSpeed 0.19.8, utils/zero_to_fp32.py.
+"""
 
 import contextlib
 import io

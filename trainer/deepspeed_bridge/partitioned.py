@@ -33,8 +33,9 @@ _MOST_KEPT = 32 << 20
 
 
 def load_module(task: Task, config: TrainConfig) -> Any:
-    """The task's module, with the adapters of `config`. Under ZeRO-3 its weights are partitioned and on this worker's device;
-    every rank calls it.
+    """The task's module, with the adapters of `config`.
+
+    Under ZeRO-3 its weights are partitioned and on this worker's device; every rank calls it.
 
     Raises:
         ModelError: as `Task.module`.
@@ -112,8 +113,10 @@ def restore_fp32(engine: Any) -> None:
 
 @contextmanager
 def gather_layer_by_layer(module: torch.nn.Module) -> Iterator[None]:
-    """Within the block a forward of any part of `module` finds whole weights: a layer's while that layer runs, all others
-    throughout. Every rank makes the same calls, until one fails. No gradients.
+    """Within the block a forward of any part of `module` finds whole weights.
+
+    A layer's weights are gathered while that layer runs, all others throughout. Every rank makes the same calls, until one
+    fails. No gradients.
 
     A rank on which the forward fails must call `first_failure` with the others, whose next layer then raises an
     OtherRankError in place of waiting for its weights.
@@ -149,8 +152,10 @@ def gather_layer_by_layer(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Within the block a large tensor's memory returns to the system when it is freed. Otherwise glibc keeps free memory that
-    lies between small allocations, which amounts to the size of the model."""
+    """Within the block a large tensor's memory returns to the system when it is freed.
+
+    Otherwise glibc keeps free memory that lies between small allocations, which amounts to the size of the model.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # another system
         yield

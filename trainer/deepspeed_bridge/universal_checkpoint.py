@@ -115,8 +115,11 @@ def _check_whole(made: str, names: set[str]) -> None:
 
 
 def _write_for_every_stage(made: str, names: set[str]) -> None:
-    """Writes counters and settings in the forms of both stages: the optimizer's step once and for each parameter, its groups at
-    the top and inside, the module's states under both names, without weights, which are read from elsewhere."""
+    """Writes counters and settings in the forms of both stages.
+
+    The optimizer's step once and for each parameter, its groups at the top and inside, the module's states under both names.
+    Without weights, which are read from elsewhere.
+    """
     path = os.path.join(made, "zero", "optimizer_state.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     groups = saved["param_groups"]

@@ -1,5 +1,8 @@
-"""The function that Ray Train calls on every worker. It imports nothing heavy, and the run arrives as bytes: Ray Train's
-controller, which unpickles both and does not train, starts seconds faster."""
+"""The function that Ray Train calls on every worker.
+
+It imports nothing heavy, and the run arrives as bytes: Ray Train's controller, which unpickles both and does not train, starts
+seconds faster.
+"""
 
 import pickle
 from typing import Any

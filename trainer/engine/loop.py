@@ -163,8 +163,11 @@ class Training:
         return False
 
     def _next_steps(self, first: int) -> Iterator[tuple[int, pa.Table, list[Batch]]]:
-        """The steps from `first` on, prefetched. After an attempt that died, each is prepared only when it is due, so that
-        its step is known if it kills the workers again."""
+        """The steps from `first` on, prefetched.
+
+        After an attempt that died, each is prepared only when it is due, so that its step is known if it kills the workers
+        again.
+        """
         steps = self._prepare_steps(first)
         yield from itertools.islice(steps, max(0, self._no_prefetch_before - first))
         yield from prefetch(steps, DEPTH)

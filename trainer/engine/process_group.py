@@ -34,8 +34,10 @@ def flight_folder(uri: str) -> str:
 
 
 def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
-    """The network interface with the `address` of this node. None if there is none, as for a host name, or if it is the
-    loopback, which gloo and NCCL find by themselves."""
+    """The network interface with the `address` of this node.
+
+    None if there is none, as for a host name, or if it is the loopback, which gloo and NCCL find by themselves.
+    """
     wanted = _address(address)
     if wanted is None or wanted.is_loopback:
         return None

@@ -38,8 +38,10 @@ def check_forward(module: Any, config: TrainConfig, length: int) -> ForwardCheck
 
 
 def _check_whole(module: Any, config: TrainConfig, length: int) -> ForwardCheck:
-    """Checks with weights in the run's precision, as DeepSpeed makes them later; buffers, such as rotary frequencies, stay
-    fp32."""
+    """Checks the model with weights in the run's precision, as DeepSpeed makes them later.
+
+    Buffers, such as rotary frequencies, stay fp32.
+    """
     if torch.cuda.is_available():
         module.to("cuda")
     whole = _round_weights(module) if config.precision == "bf16" else []

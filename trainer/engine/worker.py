@@ -45,8 +45,11 @@ class TrainRun:
 
 
 def train_worker(run: TrainRun) -> dict[str, Any]:
-    """Runs on every worker of Ray Train. Returns how the attempt ended, the same on every rank: `{"stopped": step}`,
-    `{"error": ...}`, or `{"evaluations": ..., "changes": ..., "devices": ...}`."""
+    """Runs on every worker of Ray Train.
+
+    Returns how the attempt ended, the same on every rank: `{"stopped": step}`, `{"error": ...}`, or `{"evaluations": ...,
+    "changes": ..., "devices": ...}`.
+    """
     from trainer.engine.garbage import manual_collection
     from trainer.engine.loop import Training
 

@@ -105,8 +105,10 @@ def metrics(rank: NDArray[np.int64]) -> OneWay:
 
 
 def _bootstrap_interval(values: NDArray[np.float64]) -> list[float]:
-    """The middle 95 % of the means of bootstrap samples. There are only eleven distinct values, so a sample is drawn as the
-    number of times that each occurs."""
+    """The middle 95 % of the means of bootstrap samples.
+
+    There are only eleven distinct values, so a sample is drawn as the number of times that each occurs.
+    """
     distinct, counts = np.unique(values, return_counts=True)
     samples = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_SAMPLES)
     low, high = np.quantile(samples @ distinct / len(values), (0.025, 0.975))

@@ -1,5 +1,4 @@
-"""Names of what a run writes at a step, its checkpoints and the ledger's segments: unique to an attempt, with the step and the
-number of ranks in them."""
+"""Names of checkpoints and ledger segments: the step, the number of ranks and a time, unique to an attempt."""
 
 import re
 import time

@@ -1,5 +1,6 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022, arXiv:2106.09685) by the `peft` library: W x + (alpha / rank) B A x, where only A
-and B are trained.
+"""Low-rank adapters (LoRA, Hu et al. 2022, arXiv:2106.09685) by the `peft` library.
+
+A layer computes W x + (alpha / rank) B A x, where only A and B are trained.
 
 The embeddings and the head are trained in full, because the vocabulary is new.
 """
@@ -27,8 +28,9 @@ class Lora:
 
 
 def add_adapters(model: Any, settings: Lora, seed: int = 0) -> None:
-    """Adds adapters to the layers of a transformers model. B is 0, so the model's output does not change; A is drawn from
-    `seed`.
+    """Adds adapters to the layers of a transformers model.
+
+    B is 0, so the model's output does not change; A is drawn from `seed`.
 
     Raises:
         ConfigError: no layer matches the targets, or a target cannot have an adapter.

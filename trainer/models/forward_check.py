@@ -225,8 +225,10 @@ def check_padding(encoder: Encoder, length: int) -> ForwardCheck:
 
 def _difference(module: Checkable, way: ForwardPath, batch: TargetBatch, expected: torch.Tensor) -> float:
     """Between the way's log-probabilities and those of the logits expected, at the worst place, as a part of their spread.
+
     Tokens that cannot be predicted are left out: rows without a token have logits near minus infinity, which would hide all
-    others. The row of one document comes a second time by itself: it has other masks then."""
+    others. The row of one document comes a second time by itself: it has other masks then.
+    """
     module.use_path(way)
     count = int((batch.places < batch.input_ids.shape[1]).sum())
     rows = {name: getattr(batch, name)[:1] for name in ("input_ids", "segments", "positions")}

@@ -33,8 +33,10 @@ class HeadTap:
 
     @contextmanager
     def gathering(self, places: torch.Tensor, head: Head) -> Iterator[None]:
-        """Within the block the model's `logits` are those at `places` [M] of the flattened rows, [1, M, V]; for a tapped head
-        they are the input of its output layer, [1, M, H]."""
+        """Within the block the model's `logits` are those at `places` [M] of the flattened rows, [1, M, V].
+
+        For a tapped head they are the input of its output layer, [1, M, H].
+        """
         self._places, self._is_open = None if head == "whole" else places, head == "tapped"
         try:
             yield
@@ -81,8 +83,10 @@ class HeadTap:
         return "tapped" if is_unchanged else "gathered"
 
     def _passes_input(self, model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor) -> bool:
-        """Whether the layer's input comes out of the model unchanged. If a bias follows the layer, even a zero one, the shapes
-        do not match."""
+        """Whether the layer's input comes out of the model unchanged.
+
+        If a bias follows the layer, even a zero one, the shapes do not match.
+        """
         try:
             with self.gathering(places, "tapped"):
                 output = model(input_ids=ids).logits

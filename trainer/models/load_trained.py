@@ -34,8 +34,10 @@ def load_trained(module: Any, weights: Mapping[str, torch.Tensor], frozen: Colle
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], frozen: Collection[str] = ()) -> None:
-    """Replaces the model's weights by those of a module's `model.` part, without a copy. Tied weights may be named once or
-    twice; `frozen` names may be missing."""
+    """Replaces the model's weights by those of a module's `model.` part, without a copy.
+
+    Tied weights may be named once or twice; `frozen` names may be missing.
+    """
     parameters = model.state_dict(keep_vars=True)
     new_values = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
     unexpected = [name for name, value in new_values.items() if name not in parameters or value.shape != parameters[name].shape]

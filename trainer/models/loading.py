@@ -90,8 +90,10 @@ WeightCallback = Callable[[torch.nn.Parameter], None]
 
 
 def language_model(folder: str, seed: int, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
-    """Loads a model with its language-model head. A missing head gets random weights from `seed`. Of a multimodal checkpoint
-    only the text tower is loaded, as a model of its own.
+    """Loads a model with its language-model head.
+
+    A missing head gets random weights from `seed`. Of a multimodal checkpoint only the text tower is loaded, as a model of its
+    own.
 
     Args:
         each: called with each weight, except random or tied ones and those of a multimodal checkpoint.
@@ -135,8 +137,9 @@ def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def encoder(folder: str, dtype: Dtype = torch.float32, each: WeightCallback | None = None) -> PreTrainedModel:
-    """Loads a model without a head, in evaluation mode: of an encoder-decoder the encoder, of a multimodal checkpoint the text
-    tower. Saved with `save_pretrained`, `AutoModel` and sentence-transformers run it in the same way.
+    """Loads a model without a head, in evaluation mode, as one that `AutoModel` runs in the same way once saved.
+
+    Of an encoder-decoder the encoder, of a multimodal checkpoint the text tower.
 
     Args:
         each: as in `language_model`; also not called for the BART family, whose weights are converted after reading.
@@ -165,8 +168,11 @@ def encoder(folder: str, dtype: Dtype = torch.float32, each: WeightCallback | No
 
 
 def with_soft_cap(model: PreTrainedModel) -> PreTrainedModel:
-    """Switches a model with soft-capped scores to eager attention, since SDPA may ignore the cap: transformers 5.17 runs
-    Gemma 2 with SDPA and without the cap, 5.23 does not. The choice is written to config.json for other users of the model."""
+    """Switches a model with soft-capped scores to eager attention, since SDPA may ignore the cap.
+
+    transformers 5.17 runs Gemma 2 with SDPA and without the cap, 5.23 does not. The choice is written to config.json for other
+    users of the model.
+    """
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
         model.config.attn_implementation = "eager"
@@ -194,8 +200,11 @@ def model_config(spec: str) -> PretrainedConfig:
 
 
 def is_causal(config: PretrainedConfig) -> bool:
-    """Whether tokens attend only to previous tokens: the architecture has a causal head and no other, and the model is not
-    saved as an encoder, as BertGeneration's is."""
+    """Whether tokens attend only to previous tokens.
+
+    They do if the architecture has a causal head and no other, and the model is not saved as an encoder, as BertGeneration's
+    is.
+    """
     architectures = tuple(config.architectures or ())
     if any(name.endswith(("Encoder", "EncoderModel")) for name in architectures):
         return False
@@ -238,8 +247,10 @@ def check_pad_id(config: PretrainedConfig, pad_id: int | None) -> None:
 
 
 def max_length(config: PretrainedConfig) -> int:
-    """The longest row that the model's positions support, and in which a text has the same vectors as alone: LongRoPE changes
-    the angles of all texts in a batch if one of them exceeds the original length (Ding et al. 2024, arXiv:2402.13753).
+    """The longest row that the model supports, and in which a text has the same vectors as alone.
+
+    LongRoPE changes the angles of all texts in a batch if one of them exceeds the original length (Ding et al. 2024,
+    arXiv:2402.13753).
     """
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # MPT has the latter

@@ -52,8 +52,10 @@ def separate_documents(segments: torch.Tensor | None) -> Iterator[None]:
 
 
 def implementation(kernel: Kernel) -> str:
-    """The name in transformers of a kernel with separate documents. It does not contain `sdpa` or `flash`, which transformers
-    rejects for models that do not support these."""
+    """The name in transformers of a kernel with separate documents.
+
+    It does not contain `sdpa` or `flash`, which transformers rejects for models that do not support these.
+    """
     return f"scion_{_NAMES[kernel]}"
 
 

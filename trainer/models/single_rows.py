@@ -6,8 +6,10 @@ from data_pipeline.feed.targets import TargetBatch
 
 
 def single_rows(batch: TargetBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids and mask, int [D, W] each, for D documents of at most W tokens, and the places [M] of the batch's targets in
-    the flattened rows. Padding is on the right, masked, and repeats the first id of the batch."""
+    """Token ids and mask, int [D, W] each, for D documents of at most W tokens, and the places [M] of their targets.
+
+    Places count in the flattened rows. Padding is on the right, masked, and repeats the first id of the batch.
+    """
     is_token = batch.segments >= 0
     row = torch.arange(len(is_token), device=is_token.device)[:, None].expand_as(is_token)
     highest = int(batch.segments.max()) + 1

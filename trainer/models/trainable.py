@@ -26,8 +26,9 @@ class Trainable(Protocol):
     def flops(self) -> Flops: ...
 
     def check(self, length: int) -> ForwardCheck:
-        """Whether a document has the same result in a batch as alone, on this device, in this precision; takes the leanest
-        forward for which that holds.
+        """Whether a document has the same result in a batch as alone, on this device, in this precision.
+
+        Takes the leanest forward for which that holds.
 
         Raises:
             ModelError: there is none.

@@ -66,8 +66,10 @@ class RunLog:
             self._lines = []
 
     def _merge(self, content: bytes) -> None:
-        """Merges the last objects once there are `_MERGED` of them, in a thread: writes the new object, then removes those it
-        replaces. After a kill in between, `read` ignores those."""
+        """Merges the last objects once there are `_MERGED` of them, in a thread.
+
+        Writes the new object, then removes those it replaces. After a kill in between, `read` ignores those.
+        """
         self._unmerged.append(content)
         if len(self._unmerged) < _MERGED:
             return
@@ -178,8 +180,10 @@ def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def deaths(attempts: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """The number of the last attempts in a row that died in the same step with the same micro-batch, `count`, and the step,
-    `step`."""
+    """How many of the last attempts in a row died in the same step with the same micro-batch, and that step.
+
+    `count` and `step`.
+    """
     count, last, micro = 0, None, None
     for entries in reversed(attempts):
         died, rows = _death_step(entries), next((entry.get("micro") for entry in entries if entry["kind"] == "start"), None)

@@ -36,8 +36,11 @@ class StragglerDetector:
         self._slow: int | None = None
 
     def note(self, times: list[float]) -> dict[str, Any] | None:
-        """Adds the ranks' own seconds of a step. Returns a finding when the slow rank changes: its `rank` and `host`, None if
-        no rank is slow any more, its `seconds` a step and those of the `others`, both medians."""
+        """Adds the ranks' own seconds of a step.
+
+        Returns a finding when the slow rank changes: its `rank` and `host`, None if no rank is slow any more, its `seconds` a
+        step and those of the `others`, both medians.
+        """
         if len(times) < 2 or min(times) <= 0:  # at the first step there is no measurement
             return None
         self._times.append(times)

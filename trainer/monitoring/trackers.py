@@ -1,5 +1,7 @@
-"""TensorBoard, Weights & Biases and MLflow (`TrainConfig.track`), each by its own library and from its own environment
-variables (`WANDB_PROJECT`, `WANDB_API_KEY`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, ...).
+"""TensorBoard, Weights & Biases and MLflow (`TrainConfig.track`), each by its own library.
+
+Their settings are their own environment variables (`WANDB_PROJECT`, `WANDB_API_KEY`, `MLFLOW_TRACKING_URI`,
+`MLFLOW_EXPERIMENT_NAME`, ...).
 
 A tracker runs in a thread: training never waits for it or fails with it. One that fails is dropped after a warning.
 """

@@ -61,8 +61,10 @@ def embeddings(plan: TransferPlan, old: torch.Tensor, matrix: Matrix = "inputs")
 
 
 def bias(plan: TransferPlan, old: torch.Tensor) -> torch.Tensor:
-    """The new bias [V] from the old one [S]: the same mixtures, the old mean for rows that are not mixtures, and
-    `FILLING_BIAS` for rows without a token."""
+    """The new bias [V] from the old one [S]: the same mixtures, the old mean for rows that are not mixtures.
+
+    Rows without a token get `FILLING_BIAS`.
+    """
     _check(plan, len(old))
     source = old[: plan.source_rows, None].double()
     new = _mixtures(plan, source, slice(0, len(plan)), torch.float64)[:, 0]

@@ -67,8 +67,10 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
 
 
 def _duplicate_biases(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[torch.nn.Module]:
-    """Modules that hold the head's bias a second time (`cls.predictions.bias`). In untied models resizing leaves them at the
-    old size."""
+    """Modules that hold the head's bias a second time (`cls.predictions.bias`).
+
+    In untied models resizing leaves them at the old size.
+    """
     return [
         module
         for module in model.modules()

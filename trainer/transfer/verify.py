@@ -173,8 +173,10 @@ def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
 
 
 def _logits(source: Side, grafted: Side, plan: TransferPlan) -> Iterable[CheckResult]:
-    """On text of copied tokens both models have the same logits for these tokens: only the vocabulary has changed. A row
-    without a token is never the most likely."""
+    """On text of copied tokens both models have the same logits for these tokens: only the vocabulary has changed.
+
+    A row without a token is never the most likely.
+    """
     copies = plan.copies()
     copies = copies[plan.provenance[copies] != Provenance.SPECIAL_ROLE]
     copies = copies[plan.provenance[copies] != Provenance.SAME_ID]

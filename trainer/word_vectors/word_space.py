@@ -160,8 +160,10 @@ def text_of(token: Token | None) -> str:
 
 
 def word_of(token: Token | None, vocabulary: Vectors | Set[str]) -> str:
-    """The word to look up for a token: as written if it is in `vocabulary`, else in lower case. Our vectors are trained on
-    lower case, and subwords in lower case are the most frequent ones in other vectors."""
+    """The word to look up for a token: as written if it is in `vocabulary`, else in lower case.
+
+    Our vectors are trained on lower case, and subwords in lower case are the most frequent ones in other vectors.
+    """
     text = text_of(token)
     return text if text in vocabulary else text.lower()
 

@@ -70,8 +70,7 @@ def place(problem: Problem, config: ClpConfig) -> Placement:
 def cosine_mixtures(
     new: torch.Tensor, shared: torch.Tensor, width: int, executor: Executor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The indices of the `width` rows of `shared` [O, A] with the highest cosine to each row of `new` [N, A], and their
-    weights."""
+    """The `width` rows of `shared` [O, A] with the highest cosine to each row of `new` [N, A], and their weights."""
     (new, _), (shared, _) = normalise_rows(new), normalise_rows(shared)
     parts = blocks(new, 40 * len(shared), executor.block_bytes, executor.tasks)
     # Operations of one cosine: 2 A, twice that in fp64; sorting takes as long as about 4,000 more.

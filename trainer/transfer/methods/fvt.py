@@ -53,8 +53,10 @@ def place(problem: Problem, config: FvtConfig) -> Placement:
 
 
 def _word_pieces(source: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The pieces of a word within a sentence. Byte-level tokenizers put the blank before the word into its first piece;
-    others mark the beginning of a word themselves."""
+    """The pieces of a word within a sentence.
+
+    Byte-level tokenizers put the blank before the word into its first piece; others mark the beginning of a word themselves.
+    """
     spaced = source.backend_tokenizer.encode(" " + text, add_special_tokens=False)
     if spaced.tokens and spaced.tokens[0].startswith("\u0120"):
         return list(spaced.ids)
@@ -62,8 +64,11 @@ def _word_pieces(source: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def _continuation_pieces(source: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The pieces of a text in the middle of a word. Takes the first stand-in for the beginning of the word that does not
-    merge with the text ("a" + "nd" is one piece); if all do, splits the text as a word."""
+    """The pieces of a text in the middle of a word.
+
+    Takes the first stand-in for the beginning of the word that does not merge with the text ("a" + "nd" is one piece); if all
+    do, splits the text as a word.
+    """
     encode = source.backend_tokenizer.encode
     for stand_in in _STAND_INS:
         alone = encode(stand_in, add_special_tokens=False).ids

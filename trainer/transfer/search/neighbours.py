@@ -190,8 +190,9 @@ def _block(
 def _propose(
     queries: torch.Tensor, columns: torch.Tensor, rounding_error: float, count: int, at_once: int = _AT_ONCE
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The keys with the highest products in the precision of `columns` [A, m], [n, count], and a bound on the exact product
-    of any other key [n].
+    """The `count` keys with the highest products, and a bound on the exact product of any other key [n].
+
+    Products are in the precision of `columns` [A, m]; the keys are [n, count].
 
     For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, with u = 2^-24 (Higham 2002, section 3.1). In bf16
     both factors are rounded too, and the product is rounded to the nearest.
