@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.artifacts import artifact, storage
-from data_pipeline.artifacts.artifact import Artifact, Draft, Spec
+from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.sources.models import model_folder
 from ray_jobs import evaluate, pretrain, shard, transfer
@@ -27,7 +27,7 @@ from ray_jobs.inputs import ask_once, data_fingerprints
 from ray_jobs.job import Job
 from ray_jobs.report import comparison
 from ray_jobs.report.comparison import Comparison
-from ray_jobs.stage import Stage, Start
+from ray_jobs.stage import ChainStart, Stage
 from trainer.evaluation.retrieval import Retrieval
 from trainer.models import loading
 from trainer.transfer.problem import Placement, assemble
@@ -53,10 +53,10 @@ def main(config: ScionConfig, console: Console) -> None:
         one.finished()
     shard.stage(config).run(console)
     cells = {key: one.run(console) for key, one in ordered.items()}
-    made = comparison.compare({key: cell.metrics for key, cell in cells.items()})
-    write(config, made, next(iter(cells.values())))
-    console.print(table(made))
-    if flat := comparison.flat_curves(made):
+    result = comparison.compare({key: cell.metrics for key, cell in cells.items()})
+    write(config, result, next(iter(cells.values())).versions)
+    console.print(table(result))
+    if flat := comparison.flat_curves(result):
         console.print(Text(flat))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
@@ -72,7 +72,7 @@ def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
     for name, run in compared_configs(config).items():
         own = _evaluated_on_the_way(run)
         for seed in config.compare.seeds:
-            start = Start(name=f"{name} {seed}", method=own.method, folder=f"compare/{name}-{seed}", seed=seed)
+            start = ChainStart(name=f"{name} {seed}", method=own.method, folder=f"compare/{name}-{seed}", seed=seed)
             planned = spec(own, start)
             found[name, seed] = Stage(
                 name=f"compare {start.name}",
@@ -84,7 +84,7 @@ def stages(config: ScionConfig) -> dict[tuple[str, int], Stage]:
     return found
 
 
-def spec(config: ScionConfig, start: Start) -> Spec:
+def spec(config: ScionConfig, start: ChainStart) -> Spec:
     of_transfer = transfer.spec(config, start)
     settings = {"transfer": of_transfer.config["transfer"], "pretrain": artifact.identity(config.pretrain)}
     settings["evaluate_steps"] = config.pretrain.train.evaluate_steps  # curves are compared point by point
@@ -93,7 +93,7 @@ def spec(config: ScionConfig, start: Start) -> Spec:
 
 
 def fill(
-    config: ScionConfig, name: str, start: Start, own: Spec, known: dict[str, Placement], draft: Draft, report: Reporter
+    config: ScionConfig, name: str, start: ChainStart, own: Spec, known: dict[str, Placement], draft: Draft, report: Reporter
 ) -> str:
     """Transfers, trains and scores; keeps the numbers only."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
@@ -101,17 +101,17 @@ def fill(
     problem = transfer.make_problem(config, start.seed, cache, report.part(start.method), report.note)
     if name not in known:
         known[name] = transfer.place(config, start.method, problem)
-    made = assemble(problem, known[name], start.method)
-    transfer.write(config, problem, made, model)
+    plan = assemble(problem, known[name], start.method)
+    transfer.write(config, problem, plan, model)
     training = dataclasses.replace(own, uri=trained)
-    result = pretrain.train_on_shards(config, model, made, start.seed, training, draft, report)
+    result = pretrain.train_on_shards(config, model, plan, start.seed, training, draft, report)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     report("retrieve", 0, 1)
     draft.metrics = {
         "bits_per_byte": result["evaluations"],
         "loss": [entry["loss"] for entry in result["history"]],
-        "provenance": made.fates(),
-        "placed": made.placed_by_method(),
+        "provenance": plan.fates(),
+        "placed": plan.placed_by_method(),
         "retrieval": _retrieval(config, testing, {"before": model, "after": trained}),
     }
     for folder in (model, trained, cache):
@@ -141,25 +141,25 @@ def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:
     return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, train=train))
 
 
-def write(config: ScionConfig, made: Comparison, cell: Artifact) -> None:
-    """Writes `compare.json` and `compare.html` into the output folder, with the configuration in both.
+def write(config: ScionConfig, result: Comparison, versions: dict[str, str]) -> None:
+    """Writes `compare.json` and `compare.html` into the output folder, with configuration, versions and papers in both.
 
     `config.yaml` beside them is the pipeline's.
     """
     papers = run_descriptions(config)
-    facts = {"config": to_dict(config), "versions": cell.versions, "papers": papers}
-    storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(made) | facts, indent=2) + "\n").encode())
-    storage.write_bytes(config.at(PAGE), comparison.render(made, papers, config.source_model, to_yaml(config)).encode())
+    facts = {"config": to_dict(config), "versions": versions, "papers": papers}
+    storage.write_bytes(config.at(NUMBERS), (json.dumps(dataclasses.asdict(result) | facts, indent=2) + "\n").encode())
+    storage.write_bytes(config.at(PAGE), comparison.render(result, papers, config.source_model, to_yaml(config)).encode())
 
 
-def table(made: Comparison) -> Table:
+def table(result: Comparison) -> Table:
     """The ranking for the terminal."""
-    shown = Table(title=comparison.TITLE.format(made=made), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for name in made.columns:
+    shown = Table(title=comparison.TITLE.format(made=result), title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for name in result.columns:
         # Two short lines, so that the table fits a terminal of 80 columns.
         shown.add_column(name.replace(" ", "\n"), justify="left" if name == "start" else "right", no_wrap=True)
-    for row in made.rows:
-        shown.add_row(*comparison.cells(made, row))
+    for row in result.rows:
+        shown.add_row(*comparison.cells(result, row))
     return shown
 
 

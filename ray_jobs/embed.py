@@ -14,7 +14,7 @@ from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
-from ray_jobs.stage import Stage, Start, main_start, require
+from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.embedder import EmbedderSpec
 from trainer.models.pooling import pooling_name
@@ -32,7 +32,8 @@ JOB = Job(
 KIND = "embedder"
 
 
-def spec(config: ScionConfig, start: Start) -> Spec:
+def spec(config: ScionConfig, start: ChainStart) -> Spec:
+    """The specification of the embedding model of the chain `start`; fingerprints its inputs."""
     given_pairs = config.pairs is not None
     settings = {"embed": artifact.identity(config.embed) | _chosen(config.embed, given_pairs), "seed": start.seed}
     if not _elastic(config):
@@ -55,7 +56,7 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
 
 
-def stage(config: ScionConfig, start: Start) -> Stage:
+def stage(config: ScionConfig, start: ChainStart) -> Stage:
     own = spec(config, start)
     return Stage(
         name=f"embed {start.name}",
@@ -66,7 +67,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
     )
 
 
-def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
     """Trains and writes the embedder; resumes a killed run from its newest checkpoint."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
     model = require(pretrain.spec(config, start), "pretrain") if settings.model is None else settings.model
@@ -112,7 +113,7 @@ def _accuracies(retrieval: dict[str, Any], steps: int) -> str:
     return f", accuracy@1 {before} to {after} on test pairs"
 
 
-def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: Start, cache: str, report: Reporter) -> pairs.Pairs:
+def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart, cache: str, report: Reporter) -> pairs.Pairs:
     """The given pairs, else pairs from the training text, as many as the run reads."""
     if config.pairs is not None:
         training = pairs.load(config.pairs, cache, key="pairs")

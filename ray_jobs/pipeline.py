@@ -40,7 +40,7 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    """Runs unfinished stages. All folders are checked before anything is written."""
+    """Checks all folders, runs the unfinished stages in order, saves `config.yaml`, and shows the report."""
     ordered = stages(config)
     for stage in ordered.values():
         stage.finished()

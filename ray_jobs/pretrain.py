@@ -14,7 +14,7 @@ from ray_jobs import shard, transfer
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.job import Job
-from ray_jobs.stage import Stage, Start, main_start, require
+from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.monitoring import run_log
 from trainer.tasks.heldout_text import HeldoutText
@@ -35,7 +35,8 @@ _OFTEN = 50
 """Passes over the text from which on the user is warned."""
 
 
-def spec(config: ScionConfig, start: Start) -> Spec:
+def spec(config: ScionConfig, start: ChainStart) -> Spec:
+    """The specification of the pretrained model of the chain `start`; fingerprints its inputs."""
     settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
     inputs = {"shards": shard.spec(config).id, "model": transfer.spec(config, start).id}
     return Spec(
@@ -47,7 +48,7 @@ def spec(config: ScionConfig, start: Start) -> Spec:
     )
 
 
-def stage(config: ScionConfig, start: Start) -> Stage:
+def stage(config: ScionConfig, start: ChainStart) -> Stage:
     own = spec(config, start)
     return Stage(
         name=f"pretrain {start.name}",
@@ -58,7 +59,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
     )
 
 
-def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
     """Trains and writes a Hugging Face folder; resumes a killed run from its newest checkpoint."""
     require(shard.spec(config), "shard")
     model = require(transfer.spec(config, start), "transfer")

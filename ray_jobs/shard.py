@@ -127,6 +127,7 @@ def _unused(lang: str, found: tuple[str, ...]) -> str:
 
 
 def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> tuple[dict[str, Manifest], Corpus]:
+    """Cleans the text, makes the tokenizer, packs the rows, and measures the fertility."""
     settings, home = config.shard, storage.join(draft.uri, "tokenizer")
     training = pairs.load(config.pairs, cache, key="pairs")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
@@ -138,7 +139,7 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
             draft.uri, cached_step(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
         )
         report("train tokenizer", 0, 1)
-        make = partial(_given if config.tokenizer else _trained, config, source, text, training, report)
+        make = partial(_adopt_given_tokenizer if config.tokenizer else _train_tokenizer, config, source, text, training, report)
         draft.metrics["tokenizer"] = cached_step(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
     manifests = {
         name: build.build(
@@ -159,11 +160,11 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
     return manifests, text
 
 
-Made = tuple[PreTrainedTokenizerFast, dict[str, Any]]
+TokenizerAndFacts = tuple[PreTrainedTokenizerFast, dict[str, Any]]
 """A tokenizer, and facts on how it was made."""
 
 
-def _tokenizer(make: Callable[[], Made], home: str) -> tuple[dict[str, Any], list[str]]:
+def _tokenizer(make: Callable[[], TokenizerAndFacts], home: str) -> tuple[dict[str, Any], list[str]]:
     """Saves the tokenizer of `make` in the folder `home`."""
     made, facts = make()
     with storage.local_output(home) as folder:
@@ -171,9 +172,10 @@ def _tokenizer(make: Callable[[], Made], home: str) -> tuple[dict[str, Any], lis
     return facts, [storage.join("tokenizer", name) for name in storage.files(home)]
 
 
-def _trained(
+def _train_tokenizer(
     config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter
-) -> Made:
+) -> TokenizerAndFacts:
+    """Trains a tokenizer like the source's on a language-balanced sample of the text and the pairs."""
     settings = config.shard.tokenizer
     sample = balanced_sample(
         text.train,
@@ -186,7 +188,10 @@ def _trained(
     return made, {"sample_bytes": sample.bytes, "corpus_bytes": sample.corpus_bytes, "texts": len(sample.texts)}
 
 
-def _given(config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter) -> Made:
+def _adopt_given_tokenizer(
+    config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter
+) -> TokenizerAndFacts:
+    """Adopts the tokenizer that the user gives, after checks against the source's and on some texts."""
     assert config.tokenizer is not None
     texts = [*training.positives[:_COMPARED], *(line for _, line in islice(corpus.read_texts(text.train), _COMPARED))]
     with model_folder(config.tokenizer) as folder:

@@ -17,7 +17,7 @@ from trainer.monitoring import run_log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class ChainStart:
     """How a chain of models begins: with the user's method, or as the random control."""
 
     name: str
@@ -31,19 +31,19 @@ class Start:
         return storage.join(config.output, *filter(None, (self.folder, job)))
 
 
-def main_start(config: ScionConfig) -> Start:
+def main_start(config: ScionConfig) -> ChainStart:
     """The start of the user's chain."""
     name = "random" if _is_random(config) else "transferred"
-    return Start(name=name, method=config.method, folder="", seed=config.seed)
+    return ChainStart(name=name, method=config.method, folder="", seed=config.seed)
 
 
-def control_start(config: ScionConfig) -> Start:
+def control_start(config: ScionConfig) -> ChainStart:
     """The start of the random control; if the user's method is `random`, it is the user's chain."""
     folder = "" if _is_random(config) else "random"
-    return Start(name="random", method="random", folder=folder, seed=config.seed)
+    return ChainStart(name="random", method="random", folder=folder, seed=config.seed)
 
 
-def starts(config: ScionConfig) -> tuple[Start, ...]:
+def starts(config: ScionConfig) -> tuple[ChainStart, ...]:
     """The starts of a pipeline's chains, the user's first."""
     return tuple(dict.fromkeys((main_start(config), control_start(config)))) if config.control else (main_start(config),)
 

@@ -22,7 +22,7 @@ from ray_jobs.config.schema import FactoriseConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, method_inputs, model_fingerprint
 from ray_jobs.job import Job
-from ray_jobs.stage import Stage, Start, main_start, require
+from ray_jobs.stage import ChainStart, Stage, main_start, require
 from trainer.models import loading
 from trainer.transfer import chain
 from trainer.transfer.factorise import rank_for_energy, rank_for_parameters, with_factors, without_factors
@@ -44,7 +44,12 @@ TEXT_BYTES = 1 << 30
 """UTF-8 bytes of text that methods learn from at most: the driver holds several copies."""
 
 
-def spec(config: ScionConfig, start: Start) -> Spec:
+def spec(config: ScionConfig, start: ChainStart) -> Spec:
+    """The specification of the transferred model of the chain `start`; fingerprints its inputs.
+
+    Raises:
+        ArtifactError: `transfer.plan` holds no plan.
+    """
     own = {name: getattr(config.transfer.methods, name) for name in chain.parts(start.method)}
     settings = {
         "method": start.method,
@@ -70,7 +75,7 @@ def spec(config: ScionConfig, start: Start) -> Spec:
     return Spec(uri=start.at(config, "transfer"), kind=KIND, config={"transfer": settings}, inputs=inputs)
 
 
-def stage(config: ScionConfig, start: Start) -> Stage:
+def stage(config: ScionConfig, start: ChainStart) -> Stage:
     return Stage(
         name=f"transfer {start.method}",
         spec=spec(config, start),
@@ -78,7 +83,7 @@ def stage(config: ScionConfig, start: Start) -> Stage:
     )
 
 
-def fill(config: ScionConfig, start: Start, draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
     """Writes a Hugging Face folder, and its transfer plan."""
     require(shard.spec(config), "shard")
     report("read", 0, 3)

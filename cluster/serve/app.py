@@ -130,7 +130,7 @@ def serve_locally(config: ServeConfig) -> Iterator[str]:
         ConfigError: no model is named.
     """
     application = build_app(config)
-    _check_cluster(config)
+    _check_cluster_can_serve(config)
     port = _free_port(config.host, config.port)
     with _quiet():
         try:
@@ -166,7 +166,12 @@ def _start(application: serve.Application, model: str) -> None:
         raise ClusterError(f"the server did not start: {message if ours else reason}", f"serve.model={model}") from error
 
 
-def _check_cluster(config: ServeConfig) -> None:
+def _check_cluster_can_serve(config: ServeConfig) -> None:
+    """Checks that Ray is initialised, serves nothing yet, and has the CPUs and GPUs of all replicas.
+
+    Raises:
+        ClusterError: one of these does not hold.
+    """
     if not ray.is_initialized():
         raise ClusterError("Ray is not initialised.", "serve", "Call ray.init() first, or use `scion serve`.")
     if serve.status().proxies:

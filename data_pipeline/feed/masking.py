@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline import keyed_random
-from data_pipeline.feed.targets import TargetBatch, target_batch, unpack_rows
+from data_pipeline.feed.target_batch import TargetBatch, target_batch, unpack_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 from tests.benchmarks import made_up, train_gpu, training
 from tests.families.configs import COMMON, FAMILIES, tiny
 from trainer.config.train import TrainConfig

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.feed.masking import Masker
-from data_pipeline.feed.targets import NextToken
+from data_pipeline.feed.target_batch import NextToken
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import CorruptError, TrainingError
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 from tests.ranks import on_ranks
 from trainer import collectives
 from trainer.checkpoints import node_copy as node_copies

@@ -44,37 +44,37 @@ def convert(native: str, universal: str, stage: int) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     # The converter writes a file beside its output folder, so that goes one level down.
-    made = os.path.join(universal, "made")
-    os.makedirs(made)
+    output_folder = os.path.join(universal, "made")
+    os.makedirs(output_folder)
     try:
-        shapes = _expected(native)
+        shapes = _checked_shapes(native)
         with (
             plain_path(native) as source,
             plain_path(universal) as target,
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            ds_to_universal.main(_settings(source, os.path.join(target, os.path.basename(made))))
-        _check_whole(made, set(shapes))
-        _write_for_every_stage(made, set(shapes))
+            ds_to_universal.main(_converter_arguments(source, os.path.join(target, os.path.basename(output_folder))))
+        _check_whole(output_folder, set(shapes))
+        _write_for_every_stage(output_folder, set(shapes))
         if stage < 3:
-            _shape(made, shapes)
+            _shape(output_folder, shapes)
     except (ScionError, OSError):  # such as a full disk: the files are intact
         raise
     except Exception as error:  # whatever a pickle, an assertion or a shape that does not fit raises
         if any(part in str(error) for part in _FULL):
             raise OSError(reason(error)) from error
         raise CorruptError(f"cannot be converted for other workers or another stage: {reason(error)}", native) from error
-    for name in sorted(os.listdir(made), key=lambda name: name.endswith("_model_states.pt")):
-        os.rename(os.path.join(made, name), os.path.join(universal, name))
-    os.rmdir(made)
+    for name in sorted(os.listdir(output_folder), key=lambda name: name.endswith("_model_states.pt")):
+        os.rename(os.path.join(output_folder, name), os.path.join(universal, name))
+    os.rmdir(output_folder)
 
 
-def _settings(native: str, made: str) -> argparse.Namespace:
+def _converter_arguments(native: str, output_folder: str) -> argparse.Namespace:
     """The arguments of DeepSpeed's converter."""
     return argparse.Namespace(
         input_folder=native,
-        output_folder=made,
+        output_folder=output_folder,
         inject_missing_state=True,
         strict=True,
         keep_temp_folder=False,
@@ -83,11 +83,15 @@ def _settings(native: str, made: str) -> argparse.Namespace:
     )
 
 
-def _expected(native: str) -> dict[str, torch.Size]:
-    """Names and shapes of the trained parameters.
+def _checked_shapes(native: str) -> dict[str, torch.Size]:
+    """Names and shapes of the trained parameters, after checking that a conversion would lose nothing.
 
     The converter counts the ranks by the files that it finds, and takes the value of a parameter without moments from the
     module: it would silently lose the parts of a missing rank.
+
+    Raises:
+        CorruptError: the files of a rank are missing.
+        TrainingError: the module has untrained values.
     """
     files = os.listdir(native)
     models = sorted(name for name in files if name.endswith("_model_states.pt"))
@@ -107,28 +111,28 @@ def _expected(native: str) -> dict[str, torch.Size]:
     return trained
 
 
-def _check_whole(made: str, names: set[str]) -> None:
+def _check_whole(output_folder: str, names: set[str]) -> None:
     for name in names:
         for tensor in _TENSORS:
-            if not os.path.exists(os.path.join(made, "zero", name, f"{tensor}.pt")):
-                raise CorruptError(f"{tensor} of {name} is missing after the conversion.", made)
+            if not os.path.exists(os.path.join(output_folder, "zero", name, f"{tensor}.pt")):
+                raise CorruptError(f"{tensor} of {name} is missing after the conversion.", output_folder)
 
 
-def _write_for_every_stage(made: str, names: set[str]) -> None:
+def _write_for_every_stage(output_folder: str, names: set[str]) -> None:
     """Writes counters and settings in the forms of both stages.
 
     The optimizer's step once and for each parameter, its groups at the top and inside, the module's states under both names.
     Without weights, which are read from elsewhere.
     """
-    path = os.path.join(made, "zero", "optimizer_state.pt")
+    path = os.path.join(output_folder, "zero", "optimizer_state.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     groups = saved["param_groups"]
     if "optimizer_state_dict" in saved:
         step = saved["optimizer_state_dict"]["state"][0]["step"]
     else:
-        step = torch.load(os.path.join(made, "zero", min(names), "step.pt"), weights_only=False)
-    models = [name for name in os.listdir(made) if name.endswith("_model_states.pt")]
-    module = torch.load(os.path.join(made, min(models)), map_location="cpu", weights_only=False, mmap=True)
+        step = torch.load(os.path.join(output_folder, "zero", min(names), "step.pt"), weights_only=False)
+    models = [name for name in os.listdir(output_folder) if name.endswith("_model_states.pt")]
+    module = torch.load(os.path.join(output_folder, min(models)), map_location="cpu", weights_only=False, mmap=True)
     version = module["ds_version"]
     kept = {name: saved[name] for name in ("loss_scaler", "dynamic_loss_scale", "overflow")}
     inner = {"state": {0: {"step": step}}, "param_groups": groups}
@@ -136,18 +140,18 @@ def _write_for_every_stage(made: str, names: set[str]) -> None:
     os.remove(path)  # it is mapped into memory: write a new file, not into this one
     torch.save(content, path)
     for name in names:
-        torch.save(step, os.path.join(made, "zero", name, "step.pt"))
+        torch.save(step, os.path.join(output_folder, "zero", name, "step.pt"))
     for name in models:
-        os.remove(os.path.join(made, name))
+        os.remove(os.path.join(output_folder, name))
     for name in _MODEL_STATES:
-        torch.save(module | {"module": {}}, os.path.join(made, name))
+        torch.save(module | {"module": {}}, os.path.join(output_folder, name))
 
 
-def _shape(made: str, shapes: dict[str, torch.Size]) -> None:
+def _shape(output_folder: str, shapes: dict[str, torch.Size]) -> None:
     """Gives tensors their shapes, which ZeRO-1 and 2 need: ZeRO-3 writes flat ones."""
     for name, shape in shapes.items():
         for tensor in _TENSORS:
-            path = os.path.join(made, "zero", name, f"{tensor}.pt")
+            path = os.path.join(output_folder, "zero", name, f"{tensor}.pt")
             content = torch.load(path, weights_only=False)
             if isinstance(content, torch.Tensor):
                 torch.save({"param": content[: shape.numel()].reshape(shape)}, path)
@@ -159,9 +163,9 @@ def load(engine: Any, folder: str, tag: str) -> None:
     Raises:
         CorruptError: it is incomplete.
     """
-    made = os.path.join(folder, tag)
-    if not all(os.path.exists(os.path.join(made, name)) for name in _MODEL_STATES):
-        raise CorruptError("the universal checkpoint is incomplete.", made)
+    output_folder = os.path.join(folder, tag)
+    if not all(os.path.exists(os.path.join(output_folder, name)) for name in _MODEL_STATES):
+        raise CorruptError("the universal checkpoint is incomplete.", output_folder)
     config = engine._config
     config.load_universal_checkpoint = True
     try:
@@ -169,17 +173,17 @@ def load(engine: Any, folder: str, tag: str) -> None:
             engine.load_checkpoint(link, tag=tag, load_module_strict=is_fully_trained(engine.module))
     finally:
         config.load_universal_checkpoint = False  # later loads read DeepSpeed's own files
-    _restore_settings(engine.optimizer.optimizer, made)
+    _restore_settings(engine.optimizer.optimizer, output_folder)
 
 
-def _restore_settings(optimizer: torch.optim.Optimizer, made: str) -> None:
+def _restore_settings(optimizer: torch.optim.Optimizer, output_folder: str) -> None:
     """Corrects what DeepSpeed loads wrongly.
 
     Under ZeRO-3 it gives all parameter groups the settings of the first, such as its weight decay. It also gives all parameters
     one tensor as step counter, which each then increments: Adam's bias correction would be that of a much later step. Both are
     set again here, under any stage. A fused optimizer needs its counter on the device.
     """
-    path = os.path.join(made, "zero", "optimizer_state.pt")
+    path = os.path.join(output_folder, "zero", "optimizer_state.pt")
     saved = torch.load(path, map_location="cpu", weights_only=False)["param_groups"]
     for group, known in zip(optimizer.param_groups, saved, strict=True):
         group.update({key: value for key, value in known.items() if key != "params"})

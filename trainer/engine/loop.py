@@ -137,7 +137,7 @@ class Training:
             self._note(changes.describe(change))
 
     def _train_steps(self) -> bool:
-        """Trains until the end, a stop or a rollback; returns whether the run is to stop."""
+        """Trains; returns True for a stop, False at the end and after a rollback, which it has done."""
         began = time.perf_counter()
         for step, rows, batches in self._next_steps(self._state.next_step):
             waited = time.perf_counter() - began

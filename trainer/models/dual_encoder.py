@@ -64,7 +64,7 @@ class DualEncoder(torch.nn.Module):
         """Unit vectors of the pairs; every rank calls it."""
         assert needs.vectors, "an encoder of pairs has vectors only"
         anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
-        everywhere = _gathered(*_padded_alike(documents, batch.document_keys, batch.document_weights))
+        everywhere = _gathered(*_pad_to_longest_rank(documents, batch.document_keys, batch.document_weights))
         if needs.all_anchors:
             return PairVectors(_gathered(anchors, batch.anchor_keys, batch.weights), everywhere)
         return PairVectors(Gathered(anchors, anchors, batch.anchor_keys, batch.weights, 0), everywhere)
@@ -75,10 +75,10 @@ class DualEncoder(torch.nn.Module):
         return torch.nn.functional.normalize(self._pool(tokens, mask).float(), dim=1)
 
 
-def _padded_alike(
+def _pad_to_longest_rank(
     vectors: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pads with rows of weight 0 until every rank has as many: hard negatives may differ in number."""
+    """Pads with rows of weight 0 to the longest rank's number of rows: ranks may differ in hard negatives."""
     if not dist.is_initialized():
         return vectors, keys, weights
     most = torch.tensor(len(vectors), device=vectors.device)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, get_args
 import torch
 
 from data_pipeline.errors import ModelError, reason
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 from trainer.collectives import first_failure
 from trainer.models.heads import Head, HeadTap
 from trainer.models.packed_attention import Kernel

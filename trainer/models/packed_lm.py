@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 from trainer.models import forward_check
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck, ForwardPath

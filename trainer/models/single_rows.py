@@ -2,7 +2,7 @@
 
 import torch
 
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 
 
 def single_rows(batch: TargetBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

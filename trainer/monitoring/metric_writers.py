@@ -46,21 +46,25 @@ class MetricWriters:
         for name, part in entry["streams"].items():
             self._streams.set(part["loss"], {"run": self._run, "stream": _ascii(name)})
             numbers[f"loss/{name}"] = part["loss"]
-        self._track("step", entry["step"], numbers)
+        self._send_to_trackers("step", entry["step"], numbers)
 
     def evaluation(self, entry: dict[str, Any]) -> None:
         """Writes a log entry of kind `evaluation`."""
         numbers = {f"evaluation/{name}": value for name, value in entry.items() if isinstance(value, float)}
         for way, scores in entry.get("retrieval", {}).items():
             numbers |= {f"evaluation/{name}/{way}": value for name, value in scores.items()}
-        self._track("evaluation", entry["step"], numbers)
+        self._send_to_trackers("evaluation", entry["step"], numbers)
 
     def close(self) -> None:
         """Sends what is queued: the run ends or stops."""
         for tracker in self._trackers.values():
             tracker.close()
 
-    def _track(self, kind: str, step: int, numbers: dict[str, float]) -> None:
+    def _send_to_trackers(self, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """Sends numbers of a step to the trackers.
+
+        Steps that an earlier attempt has sent with this `kind` of entry go to TensorBoard only, which replaces them.
+        """
         again, self._sent[kind] = step <= self._sent[kind], max(step, self._sent[kind])
         for name, tracker in self._trackers.items():
             if name == "tensorboard" or not again:

@@ -9,7 +9,7 @@ import torch
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError
 from data_pipeline.feed.masking import Masker
-from data_pipeline.feed.targets import NextToken
+from data_pipeline.feed.target_batch import NextToken
 from data_pipeline.shards.build import load_tokenizer
 from data_pipeline.tokenizers.folder import is_tokenizer_file
 from trainer.embedder import MAX_SHARD_SIZE, model_output

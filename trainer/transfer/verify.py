@@ -44,7 +44,7 @@ def verify(source: Side, grafted: Side, plan: TransferPlan, product: bool = Fals
         given: the user gave the new tokenizer; it was not made from the source tokenizer.
     """
     return [
-        _fits(source, grafted, plan),
+        _plan_matches(source, grafted, plan),
         _roles(grafted),
         *tokenizers.verify(grafted.tokenizer, source.tokenizer, given=given),
         *_matrices(source, grafted, plan, product),
@@ -52,8 +52,8 @@ def verify(source: Side, grafted: Side, plan: TransferPlan, product: bool = Fals
     ]
 
 
-def _fits(source: Side, grafted: Side, plan: TransferPlan) -> CheckResult:
-    """The plan, the tokenizers and the matrix sizes belong together."""
+def _plan_matches(source: Side, grafted: Side, plan: TransferPlan) -> CheckResult:
+    """Checks that the plan, the tokenizers and the matrix sizes belong together."""
     failures = []
     if plan.source_tokenizer != vocabulary_hash(source.tokenizer):
         failures.append("the plan is for another source tokenizer")

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_pipeline.feed.targets import TargetBatch
+from data_pipeline.feed.target_batch import TargetBatch
 from tests.conftest import tiny_decoder, tiny_model, wordpiece
 from trainer.models.freezing import freeze
 from trainer.models.packed_lm import PackedLM

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data_pipeline.feed.masking import Masker
-from data_pipeline.feed.targets import NextToken, TargetBatch
+from data_pipeline.feed.target_batch import NextToken, TargetBatch
 from data_pipeline.shards import format
 from data_pipeline.shards.pack import concat_split
 from data_pipeline.tokenizers.ragged import Ragged

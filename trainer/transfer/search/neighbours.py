@@ -35,7 +35,7 @@ _AT_ONCE = 16 << 20
 _ALIGNED = 32
 """CPUs multiply bf16 in tiles of 32 numbers; any other width costs 50 % more."""
 
-Certify = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+WeighAndProve = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 """Takes candidate scores [n, c] in descending order and a bound on the scores of all other keys [n]. Returns the weights of
 the candidates, and which rows no other key could change."""
 
@@ -59,12 +59,14 @@ def top_softmax(
     """
     k = min(k, len(keys))
 
-    def certify(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def weigh_and_prove(
+        scores: NDArray[np.float64], outside: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         top = scores[:, :k]
         exponentials = np.exp((top - top[:, :1]) / temperature)
         return exponentials / exponentials.sum(axis=1, keepdims=True), scores[:, k - 1] > outside
 
-    return _mixtures(queries, keys, k + _SPARE, certify, executor or LocalExecutor())
+    return _weigh_neighbours(queries, keys, k + _SPARE, weigh_and_prove, executor or LocalExecutor())
 
 
 def top_sparsemax(
@@ -79,11 +81,13 @@ def top_sparsemax(
         [n, k] indices and [n, k] weights, 0 outside the support; k is the largest support.
     """
 
-    def certify(scores: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def weigh_and_prove(
+        scores: NDArray[np.float64], outside: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         weights, threshold = sparsemax_sorted(scores)
         return weights, threshold >= outside
 
-    return _mixtures(queries, keys, _SUPPORT, certify, executor or LocalExecutor())
+    return _weigh_neighbours(queries, keys, _SUPPORT, weigh_and_prove, executor or LocalExecutor())
 
 
 def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -95,31 +99,49 @@ def sparsemax_sorted(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     return np.maximum(scores - threshold[:, None], 0.0), threshold
 
 
-def _mixtures(
-    queries: torch.Tensor, keys: torch.Tensor, count: int, certify: Certify, executor: Executor
+def _weigh_neighbours(
+    queries: torch.Tensor, keys: torch.Tensor, candidates_per_query: int, weigh_and_prove: WeighAndProve, executor: Executor
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Indices of the keys nearest to each query, and the weights that `weigh_and_prove` gives them.
+
+    Args:
+        candidates_per_query: for the first try; rows without a proof get more.
+
+    Raises:
+        DataError: there are no keys.
+    """
     if not len(keys):
         raise DataError("no source token has a vector.", "transfer", "Check the vectors and the source model.")
     bf16_keys, rounding_error = _to_bf16(keys) if _bf16_is_fast() else (None, 0.0)
-    parts = _blocks(queries, len(keys), count, executor.block_bytes, executor.tasks)
+    parts = _blocks(queries, len(keys), candidates_per_query, executor.block_bytes, executor.tasks)
     # Operations of one product: 2 A; selecting the highest takes as long as about 50 more.
     operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 50)
     return _stack(
         list(
             executor(
-                _block, parts, keys, bf16_keys, rounding_error, count, certify, executor.block_bytes, operations=operations
+                _block,
+                parts,
+                keys,
+                bf16_keys,
+                rounding_error,
+                candidates_per_query,
+                weigh_and_prove,
+                executor.block_bytes,
+                operations=operations,
             )
         )
     )
 
 
-def _blocks(queries: torch.Tensor, keys: int, count: int, block_bytes: int, tasks: int = 1) -> list[torch.Tensor]:
+def _blocks(
+    queries: torch.Tensor, keys: int, candidates_per_query: int, block_bytes: int, tasks: int = 1
+) -> list[torch.Tensor]:
     """Splits queries by the memory that `_block` takes: for each query and its candidates, and for the candidates' rows."""
-    query_bytes, row_bytes = 12 * queries.shape[1] + 120 * count, 12 * queries.shape[1]
+    query_bytes, row_bytes = 12 * queries.shape[1] + 120 * candidates_per_query, 12 * queries.shape[1]
     available = block_bytes - 2 * _at_once(block_bytes)
     if 2 * row_bytes * keys <= available:
         return blocks(queries, query_bytes, available - row_bytes * keys, tasks)
-    return blocks(queries, query_bytes + row_bytes * count, available, tasks)
+    return blocks(queries, query_bytes + row_bytes * candidates_per_query, available, tasks)
 
 
 def _at_once(block_bytes: int) -> int:
@@ -156,43 +178,43 @@ def _block(
     keys: torch.Tensor,
     bf16_keys: torch.Tensor | None,
     rounding_error: float,
-    count: int,
-    certify: Certify,
+    candidates_per_query: int,
+    weigh_and_prove: WeighAndProve,
     block_bytes: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices and weights of one block, from `count` candidates a row, or more for rows that need them.
+    """Indices and weights of one block, from `candidates_per_query` candidates a row, or more for rows that need them.
 
     Args:
-        halves: `keys` in bf16 [A or more, m], to propose candidates; None for fp32.
-        lost: the largest rounding error of a key in `halves`.
+        bf16_keys: `keys` in bf16 [A or more, m], to propose candidates; None for fp32.
+        rounding_error: the largest of a key in `bf16_keys`, as a distance.
     """
     import torch
 
-    count = min(count, len(keys))
+    candidates_per_query = min(candidates_per_query, len(keys))
     candidates, outside = _propose(
-        queries, keys.T if bf16_keys is None else bf16_keys, rounding_error, count, _at_once(block_bytes)
+        queries, keys.T if bf16_keys is None else bf16_keys, rounding_error, candidates_per_query, _at_once(block_bytes)
     )
     index, scores = _rescore(queries, keys, candidates)
-    weights, is_proven = certify(scores, outside)
+    weights, is_proven = weigh_and_prove(scores, outside)
     weights[weights < 2.0**-126] = 0.0  # they underflow in fp32
     first = index[:, : weights.shape[1]], weights.astype(np.float32)
-    if count == len(keys) or is_proven.all():
+    if candidates_per_query == len(keys) or is_proven.all():
         return _stack([first])
     unproven = np.flatnonzero(~is_proven)
-    more = count if bf16_keys is not None else 2 * count
+    more = candidates_per_query if bf16_keys is not None else 2 * candidates_per_query
     parts = _blocks(queries[torch.from_numpy(unproven)], len(keys), more, block_bytes)
-    results = [first, *(_block(part, keys, None, 0.0, more, certify, block_bytes) for part in parts)]
+    results = [first, *(_block(part, keys, None, 0.0, more, weigh_and_prove, block_bytes) for part in parts)]
     index, weight = _stack(results)
     index[unproven], weight[unproven] = index[len(queries) :], weight[len(queries) :]
     return _stack([(index[: len(queries)], weight[: len(queries)])])
 
 
 def _propose(
-    queries: torch.Tensor, columns: torch.Tensor, rounding_error: float, count: int, at_once: int = _AT_ONCE
+    queries: torch.Tensor, columns: torch.Tensor, rounding_error: float, candidates_per_query: int, at_once: int = _AT_ONCE
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `count` keys with the highest products, and a bound on the exact product of any other key [n].
+    """The `candidates_per_query` keys with the highest products, and a bound on the exact product of any other key [n].
 
-    Products are in the precision of `columns` [A, m]; the keys are [n, count].
+    Products are in the precision of `columns` [A, m]; the keys are [n, candidates_per_query].
 
     For unit rows |fl(q.k) - q.k| <= A u in any order of summation in fp32, with u = 2^-24 (Higham 2002, section 3.1). In bf16
     both factors are rounded too, and the product is rounded to the nearest.
@@ -201,7 +223,7 @@ def _propose(
 
     rounded = torch.nn.functional.pad(queries.to(columns.dtype), (0, len(columns) - queries.shape[1]))
     step = max(1, at_once // (columns.element_size() * columns.shape[1]))
-    results = [_highest(rows @ columns, count) for rows in rounded.split(step)]
+    results = [_highest(rows @ columns, candidates_per_query) for rows in rounded.split(step)]
     lowest = np.concatenate([lowest for _, lowest in results]).astype(np.float64)
     outside = lowest + 2 * len(columns) * 2.0**-24
     if columns.dtype != queries.dtype:
@@ -213,28 +235,28 @@ def _propose(
     return np.concatenate([index for index, _ in results]), outside
 
 
-def _highest(scores: torch.Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The columns of the `count` highest scores of each row, unordered [n, count], and the lowest of these scores [n]."""
+def _highest(scores: torch.Tensor, candidates_per_query: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The columns of the highest scores of each row [n, candidates_per_query], unordered, and their lowest score [n]."""
     import torch
 
     size = scores.shape[1]
-    members = round((size / count) ** 0.5)
+    members = round((size / candidates_per_query) ** 0.5)
     groups = size // members
-    groups -= groups % _ALIGNED if groups - count >= _ALIGNED else 0
+    groups -= groups % _ALIGNED if groups - candidates_per_query >= _ALIGNED else 0
     members = size // groups
     best = scores[:, : groups * members].unflatten(1, (members, groups)).amax(dim=1)
-    columns = _largest(best, count)[:, :, None] + groups * np.arange(members)
+    columns = _largest(best, candidates_per_query)[:, :, None] + groups * np.arange(members)
     remainder = np.broadcast_to(np.arange(groups * members, size), (len(scores), size - groups * members))
     columns = np.concatenate([columns.reshape(len(scores), -1), remainder], axis=1)
     candidate_scores = scores.gather(1, torch.from_numpy(columns))
-    chosen_places = _largest(candidate_scores, count)
+    chosen_places = _largest(candidate_scores, candidates_per_query)
     chosen = candidate_scores.gather(1, torch.from_numpy(chosen_places))
     return np.take_along_axis(columns, chosen_places, axis=1), chosen.amin(dim=1).float().numpy()
 
 
-def _largest(scores: torch.Tensor, count: int) -> NDArray[np.int64]:
+def _largest(scores: torch.Tensor, candidates_per_query: int) -> NDArray[np.int64]:
     """Like `torch.topk(...).indices` but unordered, in a third of the time."""
-    at = scores.shape[1] - count
+    at = scores.shape[1] - candidates_per_query
     return np.argpartition(scores.float().numpy(), at, axis=1)[:, at:] if at else np.argsort(scores.float().numpy(), axis=1)
 
 
