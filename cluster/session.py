@@ -36,14 +36,14 @@ def ray_session(
     workers: int | None,
     worker_cpus: float,
     address: str | None,
-    least: int | None = None,
+    min_workers: int | None = None,
     say: capacity.Say = print,
 ) -> Iterator[int]:
     """Attaches to the cluster at `address`, or starts a local one.
 
     Waits until it has room for `workers` and for reading data, and yields their number; `workers=None` means one for each GPU.
 
-    A cluster at `address` needs room for the `least` number only. A local cluster has as many logical CPUs as the job needs;
+    A cluster at `address` needs room for `min_workers` only. A local cluster has as many logical CPUs as the job needs;
     on a smaller machine the job runs slower instead of being refused. A Ray session that was already initialised is used as
     it is.
 
@@ -54,7 +54,7 @@ def ray_session(
         yield capacity.resolve_workers(workers)
         return
     # Ray Train reads these in the driver and passes them on; the user's own values win.
-    defaults = _WORKER_ENV | {_START: _START_SECONDS if least in (None, workers) else _ELASTIC_SECONDS}
+    defaults = _WORKER_ENV | {_START: _START_SECONDS if min_workers in (None, workers) else _ELASTIC_SECONDS}
     environment = {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -74,11 +74,11 @@ def ray_session(
         raise _no_cluster(error, address) from error
     try:
         count = capacity.resolve_workers(workers)
-        if least is not None and count < least:
+        if min_workers is not None and count < min_workers:
             raise ClusterError(
-                f"workers=auto found {count}, the job asks for {least} at least.", "min_workers", "Lower it, or add GPUs."
+                f"workers=auto found {count}, the job asks for {min_workers} at least.", "min_workers", "Lower it, or add GPUs."
             )
-        capacity.wait_for(least or count, worker_cpus, say)
+        capacity.wait_for(min_workers or count, worker_cpus, say)
         _silence_ray()
         yield count
     finally:

@@ -109,7 +109,7 @@ def run_job(job: str, loaded: ScionConfig, console: Console, started: Callable[[
     from trainer.deepspeed_bridge.environment import prepare_environment
 
     prepare_environment()  # transformers imports DeepSpeed to save a model, where accelerate is installed
-    session = partial(ray_session, workers=loaded.workers, worker_cpus=loaded.worker_cpus, least=loaded.min_workers)
+    session = partial(ray_session, workers=loaded.workers, worker_cpus=loaded.worker_cpus, min_workers=loaded.min_workers)
     with session(address=os.environ.get("RAY_ADDRESS"), say=console.print) as workers:
         started()
         module.main(replace(loaded, workers=workers), console)
