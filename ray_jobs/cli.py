@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ray_jobs import stop_request
-from ray_jobs.job import Command, commands, jobs, module_of
+from ray_jobs.job import Command, check_job, commands, jobs, module_of
 
 HELP = """usage: scion JOB CONFIG [key=value ...]
        scion COMMAND [ARGUMENT ...]
@@ -100,20 +100,10 @@ def _dispatch(arguments: list[str]) -> None:
         warnings.filterwarnings("ignore")
         importlib.import_module(module_of(job)).command(rest, console)
         return
-    _check_job(job)
+    check_job(job, [*commands(), *_BUILT_IN])
     if not rest:
         raise ConfigError("the configuration file is missing.", f"scion {job}", "Name one: ray_jobs/conf/demo.yaml.")
     _run(job, rest[0], rest[1:], console)
-
-
-def _check_job(job: str) -> None:
-    import difflib
-
-    from data_pipeline.errors import ConfigError
-
-    if job not in jobs():
-        near = difflib.get_close_matches(job, [*jobs(), *commands(), *_BUILT_IN], n=1)
-        raise ConfigError(f"{job!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
 
 
 def _asks_for_help(arguments: list[str]) -> bool:
@@ -131,7 +121,7 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
     elif job == "config":
         console.print("usage: scion config [SECTION ...], e.g. scion config pretrain.train", markup=False)
     else:
-        _check_job(job)
+        check_job(job, [*commands(), *_BUILT_IN])
         help_text.print_job(job, console)
 
 

@@ -4,11 +4,14 @@
 """
 
 import ast
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.errors import ConfigError
 
 COMMON = ("output", "seed", "workers", "min_workers", "worker_cpus")
 """Keys of every job."""
@@ -68,6 +71,20 @@ def jobs() -> dict[str, Job]:
 def commands() -> dict[str, Command]:
     """Every command by its name, in the order of the help text."""
     return {name: Command(**_literals(name, "COMMAND")) for name in _COMMANDS}
+
+
+def check_job(name: str, others: Iterable[str] = ()) -> None:
+    """Checks that there is a job of this name.
+
+    Args:
+        others: more names to suggest.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name not in jobs():
+        near = difflib.get_close_matches(name, [*jobs(), *others], n=1)
+        raise ConfigError(f"{name!r} is not a job.", "scion", f"Did you mean {near[0]!r}?" if near else "Try `scion --help`.")
 
 
 def _literals(name: str, variable: str) -> dict[str, Any]:

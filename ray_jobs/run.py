@@ -3,9 +3,8 @@
 import importlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from data_pipeline.artifacts.artifact import Artifact
 from data_pipeline.errors import ConfigError, reason
 from ray_jobs.config.load import load, with_absolute_paths
 from ray_jobs.config.schema import ScionConfig
-from ray_jobs.job import module_of
+from ray_jobs.job import check_job, module_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +71,20 @@ def run(conf: str | Path | None = None, *overrides: str, job: str = "pipeline", 
     """
     if job == "serve":
         raise ConfigError("a server never ends.", "job=serve", "Use `scion serve`, or Embedder.load(...).encode(...).")
-    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "empty.yaml")
-        path.write_text("")
-        loaded = load_config(str(path if conf is None else conf), given, job)
+    check_job(job)
+    loaded = load_config(None if conf is None else os.fspath(conf), list(overrides), job, keys)
     run_job(job, loaded, Console(highlight=False, soft_wrap=True))
     return Run(loaded)
 
 
-def load_config(path: str, overrides: list[str], job: str) -> ScionConfig:
+def load_config(path: str | None, overrides: list[str], job: str, values: Mapping[str, Any] | None = None) -> ScionConfig:
     """The configuration of a job, checked as far as it can be before anything starts.
 
     Raises:
         ConfigError: it is wrong, names files that do not exist, or an output that cannot be written.
     """
     warnings.filterwarnings("ignore")
-    loaded = with_absolute_paths(load(path, overrides, job))
+    loaded = with_absolute_paths(load(path, overrides, job, values))
     if job != "serve":
         _check_writable(loaded.output)
     importlib.import_module("ray_jobs.preflight").check(loaded, job)

@@ -1,6 +1,7 @@
 """`scion verify FOLDER`: checks an artefact."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,9 @@ def command(arguments: list[str], console: Console) -> None:
     _raise_failures(results, folder, fix)
 
 
-def verify(what: str | GraftedModel, *, source_model: str | None = None, shards: str | None = None) -> list[CheckResult]:
+def verify(
+    what: str | os.PathLike[str] | GraftedModel, *, source_model: str | None = None, shards: str | None = None
+) -> list[CheckResult]:
     """Checks a grafted model, or a folder as `scion verify` does.
 
     Args:
@@ -75,11 +78,12 @@ def verify(what: str | GraftedModel, *, source_model: str | None = None, shards:
         if chain.is_from_scratch(what.plan.method):
             source = replace(source, model=loading.with_random_weights(source.model, what.plan.seed))
         results, where, fix = (
-            verify_model(source, Side(model=what.model, tokenizer=what.tokenizer), what.plan),
+            verify_model(source, Side(model=what.model, tokenizer=what.tokenizer), what.plan, given=what.has_given_tokenizer),
             "model",
             "Transfer again.",
         )
     else:
+        what = os.fspath(what)
         named = {"source_model": source_model, "shards": shards}
         given = {name: value for name, value in named.items() if value is not None}
         check, fix = _kind(what, given)
@@ -138,7 +142,8 @@ def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
         source = replace(source, model=model if factors["keep"] else without_factors(model))
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
-    given = bool(_artifact(folder).get("metrics", {}).get("tokenizer"))
+    # A folder of GraftedModel.save has no artefact to say whose tokenizer it is.
+    given = bool(artifact["metrics"].get("tokenizer")) if (artifact := _artifact(folder)) else True
     return [*verify_model(source, made, found, product, given), forward(folder, made.model)]
 
 

@@ -57,13 +57,13 @@ class Embedder:
             model.config.pad_token_id = tokenizer.pad_token_id
 
     @classmethod
-    def load(cls, uri: str) -> "Embedder":
+    def load(cls, uri: str | os.PathLike[str]) -> "Embedder":
         """Loads an embedder, or any model folder or hub name.
 
         Raises:
             ModelError: the model or the tokenizer is missing, or the pooling is unknown.
         """
-        with model_folder(uri) as folder:
+        with model_folder(os.fspath(uri)) as folder:
             model = loading.encoder(folder)
             spec = _spec(folder, model)
             if spec.pooling not in POOLINGS:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,29 +28,29 @@ _HEAD = b"# What this run was given, written by Scion.\n"
 _REQUIRED = ("text", "source_model", "output")
 
 
-def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
-    """Reads a YAML file, applies `key=value` overrides, and decides what is `auto`.
+def load(path: str | None, overrides: list[str], job: str = "pipeline", values: Mapping[str, Any] | None = None) -> ScionConfig:
+    """Reads a YAML file, applies `key=value` overrides, then `values`, and decides what is `auto`.
 
     Keys without a default that `job` does not need are empty.
 
     Raises:
         ConfigError: no such file, a key that does not exist (names the nearest), a value of the wrong type, or a missing key.
     """
-    if not Path(path).is_file():
+    if path is not None and not Path(path).is_file():
         raise ConfigError("no such file.", path, "Name a YAML file, e.g. ray_jobs/conf/demo.yaml.")
+    where = path or "the configuration"
     wrong = [item for item in overrides if "=" not in item]
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not key=value.", "command line", "Write e.g. output=/tmp/run.")
     try:
-        parts = [
-            _check_types(_normalise(part), where)
-            for part, where in ((_from_file(path), f"{path}: "), (_from_overrides(overrides), ""))
-        ]
+        file = OmegaConf.create() if path is None else _from_file(path)
+        sources = ((file, f"{path}: "), (_from_overrides(overrides), ""), (_from_python(values or {}), ""))
+        parts = [_check_types(_normalise(part), prefix) for part, prefix in sources]
         given = OmegaConf.merge(OmegaConf.structured(ScionConfig), *parts)
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         needed = [name for name in missing if name in jobs()[job].required_keys(lambda key: OmegaConf.select(given, key))]
         if needed:
-            raise ConfigError(f"{', '.join(needed)} must be given.", path, f"Add `{needed[0]}:` or {needed[0]}=...")
+            raise ConfigError(f"{', '.join(needed)} must be given.", where, f"Add `{needed[0]}:` or {needed[0]}=...")
         config = _to_dataclasses(OmegaConf.merge(given, dict.fromkeys(missing, "")))
         for name in (*_PATHS, "output", "shards"):
             if getattr(config, name) == "" and name not in missing:
@@ -57,9 +58,9 @@ def load(path: str, overrides: list[str], job: str = "pipeline") -> ScionConfig:
     except ScionError:
         raise
     except OmegaConfBaseException as error:
-        raise _reference_error(error, path) from error
+        raise _reference_error(error, where) from error
     except Exception as error:  # a YAML that cannot be parsed; PyYAML's errors are not OmegaConf's
-        raise ConfigError(f"cannot be read ({_first_line(error)}).", path, "Correct the YAML.") from error
+        raise ConfigError(f"cannot be read ({_first_line(error)}).", where, "Correct the YAML.") from error
     assert isinstance(config, ScionConfig)
     return _decide_auto(config)
 
@@ -127,6 +128,29 @@ def _from_overrides(overrides: list[str]) -> Any:
         key, _, value = item.partition("=")
         OmegaConf.update(given, key, yaml_text.parse_value(value))
     return given
+
+
+def _from_python(values: Mapping[str, Any]) -> Any:
+    return OmegaConf.create({key: _plain(value, key) for key, value in values.items()})
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A Python value as YAML has it: a path as text, NumPy's numbers as Python's.
+
+    Raises:
+        ConfigError: YAML has no such value; names the key.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one, f"{key}.{name}") for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, f"{key}[{place}]") for place, one in enumerate(value)]
+    raise ConfigError(f"expected text, a number, a list or a dict, got {type(value).__name__}.", key)
 
 
 def _normalise(given: Any) -> Any:

@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import scion
 from data_pipeline.tokenizers.train import TokenizerConfig
+from tests.conftest import byte_level
 from tests.unit.jobs.test_start import HEAVY
+from trainer.transfer.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
@@ -83,11 +87,84 @@ def test_pairs_text_files_and_a_given_tokenizer(grafted: scion.GraftedModel, sou
         ({"text": "/nowhere/*.parquet"}, "no such file"),
         ({"text": ["text"], "tokenizer": "/nowhere/tokenizer"}, "neither a folder nor a model"),
         ({"text": ["text in Greek"], "method": "aligned"}, "pairs"),
+        ({"text": ["text in Greek"], "method": "aligned", "pairs": []}, "pairs"),
+        ({"text": ["text in Greek"], "method": "aligned", "pairs": [("a", 1)]}, "expected two texts"),
+        ({"text": ["text in Greek"], "method": "aligned", "pairs": ["ab"]}, "expected two texts"),
+        ({"text": [b"text"]}, "expected texts, got bytes"),
+        ({"text": ["text"], "method": ["aligned", "fvt"]}, "Write a chain as a.b"),
+        ({"text": ["text"], "method": "fvt", "settings": {"focus": {}}}, "focus is not in the chain fvt"),
+        ({"text": ["text"], "settings": {"focus": {"dim": 3}}}, "unexpected keyword argument 'dim'"),
+        ({"text": ["text"], "settings": {"focus": 1}}, "expected a dict or FocusConfig, got int"),
+        ({"text": ["text"], "seed": -1}, "at least 0"),
     ],
 )
 def test_a_mistake_says_what_to_do(source_folder: str, given: dict, message: str) -> None:
     with pytest.raises(scion.ScionError, match=message):
         scion.transfer(source_folder, **given)
+
+
+def test_a_model_with_a_given_tokenizer_is_right(tmp_path: Path, source_folder: str, greek: list[str]) -> None:
+    tokenizer = byte_level(greek)
+    tokenizer.save_pretrained(tmp_path / "given")
+    model = scion.transfer(source_folder, text=greek, method="fvt", tokenizer=tmp_path / "given")
+    assert all(check.is_ok for check in scion.verify(model))
+    model.save(tmp_path / "grafted")
+    assert all(check.is_ok for check in scion.verify(tmp_path / "grafted", source_model=source_folder))
+    assert scion.Embedder.load(tmp_path / "grafted").encode(["κουμπί"]).shape == (1, 32)
+
+
+def test_paths_are_taken_as_paths(source_folder: str, greek: list[str], pairs: list[dict[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(greek))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    model = scion.transfer(
+        Path(source_folder), text=tmp_path / "text.txt", pairs=tmp_path / "pairs.jsonl", method="aligned+fvt",
+        tokenizer=TokenizerConfig(vocab_size=600),
+    )  # fmt: skip
+    assert set(model.plan.placed_by_method()) == {"aligned", "fvt"}
+
+
+def test_pairs_may_be_rows_or_a_generator(source_folder: str, greek: list[str], pairs: list[dict[str, str]]) -> None:
+    def placed(given: Iterable[Any]) -> dict[str, int]:
+        small = TokenizerConfig(vocab_size=600)
+        return scion.transfer(
+            source_folder, text=greek, pairs=given, method="aligned+fvt", tokenizer=small
+        ).plan.placed_by_method()
+
+    tuples = [(pair["anchor"], pair["positive"]) for pair in pairs]
+    wanted = placed(tuples)
+    assert wanted["aligned"] > 50
+    assert placed(pairs) == placed(iter(tuples)) == placed([*tuples, ("", "κενό")]) == wanted
+
+
+def test_settings_may_be_a_mapping(source_folder: str, greek: list[str], pairs: list[dict[str, str]]) -> None:
+    def weights(settings: Any) -> Any:
+        return scion.transfer(
+            source_folder, text=greek, pairs=[(pair["anchor"], pair["positive"]) for pair in pairs], method="aligned+fvt",
+            tokenizer=TokenizerConfig(vocab_size=600), settings=settings,
+        ).plan.weights  # fmt: skip
+
+    fewer = weights({"aligned": {"top": 1}})
+    assert np.array_equal(fewer, weights({"aligned": METHODS["aligned"].config(top=1)}))
+    assert not np.array_equal(fewer, weights(None))
+
+
+def test_values_of_keys_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch, source_folder: str, tmp_path: Path) -> None:
+    monkeypatch.setattr("ray_jobs.run.run_job", lambda *arguments: None)
+    (tmp_path / "text.txt").write_text("κείμενο")
+    named = {"text": tmp_path / "text.txt", "source_model": Path(source_folder), "output": tmp_path / "😀 \u0085 #: x"}
+    done = scion.run(None, "seed=1", seed=np.int64(3), job="shard", shard={"length": np.int32(64)}, **named)
+    config = done.config
+    assert (config.output, config.seed, config.shard.length) == (str(named["output"]), 3, 64)
+    with pytest.raises(scion.ScionError, match=r"shard\.length: expected text, a number, a list or a dict, got object"):
+        scion.run(job="shard", shard={"length": object()}, **named)
+    with pytest.raises(scion.ScionError, match=r"Did you mean shard\.length"):
+        scion.run(job="shard", shard={"lenght": 64}, **named)
+
+
+@pytest.mark.parametrize("job", ["shrad", "verify", ""])
+def test_an_unknown_job_is_named(job: str) -> None:
+    with pytest.raises(scion.ScionError, match="is not a job"):
+        scion.run(job=job)
 
 
 def test_a_model_that_was_changed_is_not_right(grafted: scion.GraftedModel) -> None:

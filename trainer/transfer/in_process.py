@@ -4,9 +4,10 @@ The steps are those of `scion shard` and `scion transfer`: clean the text, train
 jobs also hold text out, remove duplicates and balance languages; this module trains on all text.
 """
 
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -37,25 +38,28 @@ class GraftedModel:
     plan: TransferPlan
     source_model: str
     """The folder or hub name of the source model."""
+    has_given_tokenizer: bool = False
+    """Whether the user gave the tokenizer; then its template may differ from the source's."""
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a Hugging Face folder, and the plan beside it.
 
         Raises:
             OSError: the folder cannot be written.
         """
+        folder = os.fspath(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.plan.save(folder)
 
 
 def transfer(
-    source_model: str,
+    source_model: str | os.PathLike[str],
     *,
-    text: str | Iterable[str],
-    pairs: str | Sequence[tuple[str, str]] | None = None,
+    text: str | os.PathLike[str] | Iterable[str],
+    pairs: str | os.PathLike[str] | Iterable[tuple[str, str]] | None = None,
     method: str = "focus",
-    tokenizer: str | TokenizerConfig | None = None,
+    tokenizer: str | os.PathLike[str] | TokenizerConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     warn: Callable[[str], None] = print,
@@ -68,7 +72,7 @@ def transfer(
         pairs: aligned pairs, for methods that learn from them: a path as in the key `pairs`, or (source, new language).
         method: a method of `scion.methods()`, or a chain such as `aligned+focus`.
         tokenizer: the new tokenizer's folder or hub name, or how to train it; trained with the defaults where not given.
-        settings: settings of methods by their names, e.g. `{"focus": FocusConfig(...)}`.
+        settings: settings of the methods by name, keys as in `transfer.methods`: `{"focus": {"fasttext": {"dim": 50}}}`.
         seed: of all random rows.
         warn: receives lines on what the tokenizer's rules cost in this text.
 
@@ -77,11 +81,16 @@ def transfer(
         DataError: the text or the pairs cannot be read, or are too little.
         ModelError: there is no such model, or its vocabulary cannot be replaced.
     """
-    own = _method_settings(method, settings or {}, has_pairs=pairs is not None)
+    source_model = os.fspath(source_model)
+    if seed < 0:
+        raise ConfigError(f"it must be at least 0, got {seed}.", "seed")
+    own = _method_settings(method, settings or {})
+    anchors, positives = _read_pairs(pairs)
+    if not anchors and any(chain.needs_pairs(name, own.__getitem__) for name in own):
+        raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
     with model_folder(source_model) as folder:
         source = tokenizers.load(folder)
         texts = _read_texts(text, layout=loading.is_causal(loading.model_config(source_model)))
-        anchors, positives = _read_pairs(pairs)
         target = _target_tokenizer(source, [*texts, *anchors, *positives], tokenizer, warn)
         learned_from = Texts(corpus=lambda: iter(texts), anchors=anchors, positives=positives)
         problem = Problem(source, target, learned_from, seed)
@@ -90,51 +99,108 @@ def transfer(
     if chain.is_from_scratch(method):
         model = loading.with_random_weights(model, seed)
     graft(model, plan, target)
-    return GraftedModel(model, target, plan, source_model)
+    given = tokenizer is not None and not isinstance(tokenizer, TokenizerConfig)
+    return GraftedModel(model, target, plan, source_model, has_given_tokenizer=given)
 
 
-def _method_settings(method: str, given: Mapping[str, Any], has_pairs: bool) -> dict[str, Any]:
+def _method_settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of each method of a chain.
 
     Raises:
-        ConfigError: no such method, or one without the pairs that it needs.
+        ConfigError: no such method, or settings of a method that is not in the chain, or with a wrong key or value.
     """
+    if not isinstance(method, str):
+        raise ConfigError(f"expected text, got {type(method).__name__}.", "method", "Write a chain as a+b.")
     chain.check(method, "method")
-    own = {name: given.get(name, METHODS[name].config()) for name in chain.parts(method)}
-    if not has_pairs and any(chain.needs_pairs(name, own.__getitem__) for name in own):
-        raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
-    return own
+    if others := set(given) - set(chain.parts(method)):
+        raise ConfigError(f"{min(others)} is not in the chain {method}.", "settings", "Remove it, or change method=.")
+    return {name: _settings_of(name, given.get(name, {})) for name in chain.parts(method)}
+
+
+def _settings_of(method: str, given: Any) -> Any:
+    """The settings of a method, given as its dataclass or as a mapping of some keys.
+
+    Raises:
+        ConfigError: they are neither, or have a wrong key or value.
+    """
+    config = METHODS[method].config
+    if isinstance(given, config):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"expected a dict or {config.__name__}, got {type(given).__name__}.", f"settings[{method!r}]")
+    try:
+        return _from_mapping(config, given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{error}.", f"settings[{method!r}]", "`scion config transfer.methods` lists the keys.") from error
+
+
+def _from_mapping(config: type[Any], given: Mapping[str, Any]) -> Any:
+    """A dataclass of settings from a mapping, with its sections as mappings in it."""
+    defaults = config()
+    changes = {
+        key: _from_mapping(type(section), value)
+        if isinstance(value, Mapping) and is_dataclass(section := getattr(defaults, key, None))
+        else value
+        for key, value in given.items()
+    }
+    return replace(defaults, **changes)
 
 
 def _target_tokenizer(
-    source: PreTrainedTokenizerFast, texts: list[str], given: str | TokenizerConfig | None, warn: Callable[[str], None]
+    source: PreTrainedTokenizerFast,
+    texts: list[str],
+    given: str | os.PathLike[str] | TokenizerConfig | None,
+    warn: Callable[[str], None],
 ) -> PreTrainedTokenizerFast:
-    if isinstance(given, str):
-        with model_folder(given) as folder:
-            return adopt(tokenizers.load(folder), source, texts[:200], warn)
-    trained = tokenizers.train(source, texts, given or TokenizerConfig(), warn)
-    trained.name_or_path = ""  # it is not the source's file any more
-    return trained
-
-
-def _read_texts(text: str | Iterable[str], layout: bool) -> list[str]:
-    """Clean texts; `layout` as in `clean`."""
-    if not isinstance(text, str):
-        found = list(text)
+    """The tokenizer of the new language: the given one with the source's tokens of a role, or one trained on the texts."""
+    if given is None or isinstance(given, TokenizerConfig):
+        target = tokenizers.train(source, texts, given or TokenizerConfig(), warn)
     else:
+        with model_folder(os.fspath(given)) as folder:
+            target = adopt(tokenizers.load(folder), source, texts[:200], warn)
+    target.name_or_path = ""  # its ids are not those of the source's file
+    return target
+
+
+def _read_texts(text: str | os.PathLike[str] | Iterable[str], layout: bool) -> list[str]:
+    """Clean texts; `layout` as in `clean`."""
+    if isinstance(text, str | os.PathLike):
         with tempfile.TemporaryDirectory(prefix="scion-") as cache:
-            units = documents.units(documents.resolve(text, cache, key="text"))
+            units = documents.units(documents.resolve(os.fspath(text), cache, key="text"))
             tables = [documents.read(unit, ("text",), (), key="text") for unit in units]
-        found = [row for table in tables for row in table["text"].to_pylist() if row]
-    if not any(one.strip() for one in found):
+        texts = [row for table in tables for row in table["text"].to_pylist() if row]
+    else:
+        texts = [one for one in text if one is not None]
+    if other := next((one for one in texts if not isinstance(one, str)), None):
+        raise DataError(f"expected texts, got {type(other).__name__}.", "text", "Give strings.")
+    if not any(one.strip() for one in texts):
         raise DataError("there is no text in it.", "text", "Give documents that are not empty.")
-    return [clean(one, layout=layout) for one in found]
+    return [clean(one, layout=layout) for one in texts]
 
 
-def _read_pairs(pairs: str | Sequence[tuple[str, str]] | None) -> tuple[list[str], list[str]]:
-    """Anchors and positives."""
-    if pairs is None or isinstance(pairs, str):
+def _read_pairs(pairs: str | os.PathLike[str] | Iterable[Any] | None) -> tuple[list[str], list[str]]:
+    """Anchors and positives, without pairs that have a blank side; both empty for None."""
+    if pairs is None or isinstance(pairs, str | os.PathLike):
         with tempfile.TemporaryDirectory(prefix="scion-") as cache:
-            loaded = text_pairs.load(pairs, cache, key="pairs")
+            loaded = text_pairs.load(None if pairs is None else os.fspath(pairs), cache, key="pairs")
         return loaded.anchors, loaded.positives
-    return [clean(anchor) for anchor, _ in pairs], [clean(positive) for _, positive in pairs]
+    cleaned = [tuple(map(clean, _sides(pair))) for pair in pairs]
+    both = [pair for pair in cleaned if all(pair)]
+    return [anchor for anchor, _ in both], [positive for _, positive in both]
+
+
+def _sides(pair: Any) -> tuple[str, str]:
+    """Anchor and positive of a pair, which is two texts or a row with these columns.
+
+    Raises:
+        DataError: it is neither.
+    """
+    sides = (pair.get("anchor"), pair.get("positive")) if isinstance(pair, Mapping) else pair
+    match sides:
+        case (str(anchor), str(positive)):
+            return anchor, positive
+    raise DataError(
+        f"expected two texts, got {str(pair)[:80]}.",
+        "pairs",
+        "Give (source, new language), or dicts with `anchor` and `positive`.",
+    )

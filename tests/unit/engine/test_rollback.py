@@ -177,7 +177,7 @@ def test_a_run_keeps_a_record_of_what_was_changed_and_when() -> None:
     assert change is not None
     assert not change["from_the_start"]
     assert "had the rates of the earlier settings" in changes.describe(change)
-    with pytest.raises(TrainingError, match=r"has done 35 steps already, and is to have 20.*scion export"):
+    with pytest.raises(TrainingError, match=r"has done 35 steps already, more than 20.*scion export"):
         changes.adopt_settings(late, TrainConfig(steps=20))
     assert late.changes == [change]
 
