@@ -109,6 +109,7 @@ def _method_settings(method: str, given: Mapping[str, Any], has_pairs: bool) -> 
 def _target_tokenizer(
     source: PreTrainedTokenizerFast, texts: list[str], given: str | TokenizerConfig | None, warn: Callable[[str], None]
 ) -> PreTrainedTokenizerFast:
+    """The tokenizer of the new language: the given one, adapted to the source model, or one trained on the texts."""
     if isinstance(given, str):
         with model_folder(given) as folder:
             return adopt(tokenizers.load(folder), source, texts[:200], warn)
