@@ -63,12 +63,13 @@ def wait_for(workers: int, worker_cpus: float, say: Say) -> None:
         return
     request_resources(bundles=[worker] * workers + [{"CPU": float(_READER_CPUS)}])
     try:
-        _watch(needed, say)
+        _wait_for_resources(needed, say)
     finally:
         request_resources(bundles=[])  # from now on the workers hold their resources themselves
 
 
-def _watch(needed: dict[str, float], say: Say) -> None:
+def _wait_for_resources(needed: dict[str, float], say: Say) -> None:
+    """Waits until the cluster has the `needed` resources; from time to time says what is missing. Has no time limit."""
     reported = float("-inf")
     while missing := _missing(needed, ray.cluster_resources()):
         if time.monotonic() - reported >= _REPORT_SECONDS:

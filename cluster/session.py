@@ -71,7 +71,7 @@ def ray_session(
         with _without_native_output():
             ray.init(**settings)
     except Exception as error:  # Ray raises a plain Exception if its own node does not start in time
-        raise _no_cluster(error, address) from error
+        raise _start_error(error, address) from error
     try:
         count = capacity.resolve_workers(workers)
         if min_workers is not None and count < min_workers:
@@ -85,7 +85,8 @@ def ray_session(
         ray.shutdown()
 
 
-def _no_cluster(error: Exception, address: str | None) -> ClusterError:
+def _start_error(error: Exception, address: str | None) -> ClusterError:
+    """The ClusterError to raise when `ray.init` has failed, with the cause and advice that fits it. Raises nothing itself."""
     where = f"RAY_ADDRESS={address}" if address else "ray"
     reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a missing token
     if address:

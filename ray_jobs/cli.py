@@ -86,6 +86,7 @@ def run_module(file: str) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    """Runs what the command line names: help, a command or a job; ConfigError for an unknown job or a missing configuration."""
     from data_pipeline.errors import ConfigError
 
     job, *rest = arguments
@@ -111,6 +112,7 @@ def _asks_for_help(arguments: list[str]) -> bool:
 
 
 def _print_help(job: str, rest: list[str], console: Console) -> None:
+    """Prints the help of a job or command, or the keys of the configuration for `scion config`."""
     from ray_jobs import help_text
 
     if job == "config" and not _asks_for_help(rest):

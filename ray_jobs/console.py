@@ -127,6 +127,7 @@ def progress_board(reporter: Reporter, what: str) -> Iterator[Any]:
     stop = threading.Event()
 
     def poll() -> None:
+        """Shows the workers' progress and notes, and passes on the user's request to stop; runs in a thread."""
         while not stop.wait(_POLL_SECONDS):
             try:
                 number, total, text, notes = ray.get(board.latest.remote())

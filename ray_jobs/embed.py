@@ -57,13 +57,14 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
 
 
 def stage(config: ScionConfig, start: ChainStart) -> Stage:
-    own = spec(config, start)
+    """The stage that trains the embedder of a chain; runs nothing yet."""
+    artifact_spec = spec(config, start)
     return Stage(
         name=f"embed {start.name}",
-        spec=own,
+        spec=artifact_spec,
         fill=lambda draft, report: fill(config, start, draft, report),
         is_resumable=True,
-        training_uri=own.uri,
+        training_uri=artifact_spec.uri,
     )
 
 

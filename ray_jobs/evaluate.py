@@ -48,13 +48,14 @@ def finished_models(config: ScionConfig) -> Models:
 
 
 def _models(config: ScionConfig, embedders: bool) -> Models:
-    found: Models = {"source_model": config.source_model}
+    """The source model and those of each chain, the user's last; trained and merged embedders only with `embedders`."""
+    models: Models = {"source_model": config.source_model}
     for start in reversed(starts(config)):
-        found[f"{start.name}_untrained"] = transfer.spec(config, start)
-        found[f"{start.name}_pretrained"] = pretrain.spec(config, start)
+        models[f"{start.name}_untrained"] = transfer.spec(config, start)
+        models[f"{start.name}_pretrained"] = pretrain.spec(config, start)
         if embedders:
-            found[f"{start.name}_trained"] = embed.spec(config, start)
-    return found | {"merged": merge.spec(config)} if embedders else found
+            models[f"{start.name}_trained"] = embed.spec(config, start)
+    return models | {"merged": merge.spec(config)} if embedders else models
 
 
 def spec(config: ScionConfig, compared: Models) -> Spec:

@@ -26,7 +26,7 @@ def print_job(name: str, console: Console) -> None:
         "",
     ]
     chosen = [key for key in _every() if not job.keys or _within(key, (*COMMON, *job.keys))]
-    _print([*lines, *_rows(chosen)], console)
+    _print([*lines, *_help_lines(chosen)], console)
     if job.after:
         names = ", ".join(f"`scion {one} --help`" for one in job.after)
         _print(
@@ -44,7 +44,7 @@ def print_keys(sections: list[str], console: Console) -> None:
     for section in sections:
         if not any(_within(key, (section,)) for key in _every()):
             raise ConfigError("there is no such section or key.", section, advice(section, ScionConfig))
-    _print(_rows(key for key in _every() if not sections or _within(key, sections)), console)
+    _print(_help_lines(key for key in _every() if not sections or _within(key, sections)), console)
 
 
 def _every() -> list[Key]:
@@ -55,7 +55,8 @@ def _within(key: Key, sections: Iterable[str]) -> bool:
     return any(f"{key.name}.".startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
-def _rows(chosen: Iterable[Key]) -> list[str]:
+def _help_lines(chosen: Iterable[Key]) -> list[str]:
+    """The lines of help for these keys, wrapped: name, type and default, then the description."""
     lines = []
     for key in chosen:
         default = "must be given" if key.default is MISSING else f"default {yaml_value(key.default)}"

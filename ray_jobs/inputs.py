@@ -49,6 +49,7 @@ def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: b
 
 
 def _model_fingerprint(spec: str, key: str, tokenizer_only: bool) -> str:
+    """A hash of each file of the model or its tokenizer; the name itself for a hub model; ModelError if a folder is missing."""
     if "://" not in spec and not os.path.isdir(spec):
         if is_path(spec):
             raise ModelError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")

@@ -56,9 +56,9 @@ def check(config: ScionConfig, job: str) -> None:
         if job in ("transfer", "pipeline", "compare"):
             _check_methods(one)
     if job in _PACKED:
-        _check_source(config, job)
+        _check_source_model(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
-        _check_embedded(config)
+        _check_embed_model(config)
 
 
 def _check_methods(config: ScionConfig) -> None:
@@ -103,7 +103,8 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def _check_source(config: ScionConfig, job: str) -> None:
+def _check_source_model(config: ScionConfig, job: str) -> None:
+    """Checks that the source model exists and fits the job, the length of rows and the names in the settings of pretraining."""
     from trainer.models import loading
 
     source = _settings("source_model", config.source_model)
@@ -116,7 +117,7 @@ def _check_source(config: ScionConfig, job: str) -> None:
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
     runs = compared_configs(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
-    for train in (one.pretrain.train for one in runs):
+    for train in (run.pretrain.train for run in runs):
         _check_names(train, lambda: loading.meta_language_model(source, config.source_model), "pretrain.train")
 
 
@@ -139,18 +140,19 @@ def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None],
         raise ConfigError(error.what, f"{section}.{key}", error.fix) from None
 
 
-def _check_embedded(config: ScionConfig) -> None:
+def _check_embed_model(config: ScionConfig) -> None:
+    """Checks that the model to embed exists and reads text, and that length, pooling, layer names and dropout fit it."""
     from trainer.models import loading
 
-    given = config.embed.model or config.source_model
-    if config.embed.model is not None and not storage.exists(storage.join(given, "config.json")):
-        raise ConfigError("there is no model folder.", f"embed.model={given}", "Name a folder that save_pretrained wrote.")
-    settings = _settings("source_model", given)
+    model = config.embed.model or config.source_model
+    if config.embed.model is not None and not storage.exists(storage.join(model, "config.json")):
+        raise ConfigError("there is no model folder.", f"embed.model={model}", "Name a folder that save_pretrained wrote.")
+    settings = _settings("source_model", model)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
-        raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {given}", "Name a model that reads text.")
+        raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {model}", "Name a model that reads text.")
     _check_names(config.embed.train, lambda: loading.meta_encoder(settings), "embed.train")
-    _check_length("embed.max_length", config.embed.max_length, settings, given)
-    check_pooling(config.embed.pooling, loading.is_causal(settings), given)
+    _check_length("embed.max_length", config.embed.max_length, settings, model)
+    check_pooling(config.embed.pooling, loading.is_causal(settings), model)
     if config.pairs is None:
         _check_dropout(config.embed.model, settings)
 
@@ -183,6 +185,7 @@ def _check_there(key: str, spec: str) -> None:
 
 
 def _check_length(key: str, length: int, settings: PretrainedConfig, model: str) -> None:
+    """Checks that the model has positions for rows of `length` tokens; else raises ConfigError."""
     from trainer.models import loading
 
     longest = loading.max_length(settings)

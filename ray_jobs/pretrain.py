@@ -49,13 +49,14 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
 
 
 def stage(config: ScionConfig, start: ChainStart) -> Stage:
-    own = spec(config, start)
+    """The stage that continues the pretraining of a chain's model; runs nothing yet."""
+    artifact_spec = spec(config, start)
     return Stage(
         name=f"pretrain {start.name}",
-        spec=own,
+        spec=artifact_spec,
         fill=lambda draft, report: fill(config, start, draft, report),
         is_resumable=True,
-        training_uri=own.uri,
+        training_uri=artifact_spec.uri,
     )
 
 

@@ -65,13 +65,14 @@ def training_text(config: ScionConfig, rates: Mapping[str, float] | None = None)
 
 
 def stage(config: ScionConfig) -> Stage:
-    own = spec(config)
+    """The stage that builds the corpus, the tokenizer and the packed shards; runs nothing yet."""
+    artifact_spec = spec(config)
     return Stage(
         name="shard",
-        spec=own,
+        spec=artifact_spec,
         fill=lambda draft, report: fill(config, draft, report),
         is_resumable=True,
-        is_complete=lambda: not missing_files(own.uri),
+        is_complete=lambda: not missing_files(artifact_spec.uri),
     )
 
 

@@ -96,6 +96,7 @@ class Stage:
             return self._make(console, held)
 
     def _make(self, console: Console, held: Lease) -> Artifact:
+        """Runs the stage under the lease and returns the artefact; KeyboardInterrupt afterwards if the user asked to stop."""
         seconds = show.stopwatch()
         with (
             show.stage(console, self.name) as reporter,

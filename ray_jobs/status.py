@@ -76,6 +76,7 @@ def table(attempts: Attempts, now: float, driven: bool = True) -> Table:
 
 
 def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, str]]:
+    """The (label, text) rows on the state of the run: its step, workers and time left."""
     starts, done = _all(attempts, "start"), run_log.steps(attempts)
     if not starts:
         return [("state", "starting")]
@@ -89,6 +90,7 @@ def _progress(attempts: Attempts, now: float, driven: bool) -> list[tuple[str, s
 
 
 def _speed(attempts: Attempts) -> list[tuple[str, str]]:
+    """The (label, text) rows on recent steps: tokens per second, TFLOP/s, the parts of a step and padding."""
     recent = [entry for entry in run_log.steps(attempts)[-_RECENT:] if entry["seconds"]]
     if not recent:
         return []
@@ -108,6 +110,7 @@ def _speed(attempts: Attempts) -> list[tuple[str, str]]:
 
 
 def _quality(attempts: Attempts) -> list[tuple[str, str]]:
+    """The (label, text) rows on what the model has learnt: the loss and the last evaluation."""
     done, scores = run_log.steps(attempts), _all(attempts, "evaluation")
     rows = []
     if done:
@@ -131,6 +134,7 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
 
 
 def _faults(attempts: Attempts) -> list[tuple[str, str]]:
+    """The (label, text) rows on reliability: checkpoints, exports, failed saves, slow workers, rollbacks and goodput."""
     figures, saves = account(attempts), _all(attempts, "checkpoint")
     rows = []
     if saves and attempts[-1][-1]["kind"] != "finished":

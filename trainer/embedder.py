@@ -140,6 +140,7 @@ class Embedder:
         return ids[: limit - 1] + ids[-1:] if ends_with_special else ids[:limit]
 
     def _forward(self, sequences: list[Sequence[int]], width: int) -> torch.Tensor:
+        """The embeddings of token sequences, float32 [n, width] on the CPU, padded and encoded in one forward pass."""
         pad = self.tokenizer.pad_token_id
         sequences = [sequence or [pad] for sequence in sequences]  # an empty text has no tokens if the tokenizer inserts none
         longest = max(map(len, sequences))

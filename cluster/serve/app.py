@@ -65,6 +65,7 @@ class EmbedderReplica:
         return np.concatenate(await asyncio.gather(*[self._encode_piece(piece) for piece in pieces]))
 
     async def _encode_piece(self, piece: Piece) -> Vectors:
+        """The vectors of a piece, float32 [n, A], encoded in a batch with other waiting pieces; raises the model's error."""
         # Serve closes a batch on a timer, also while the model is busy, and would then run a queue of tiny batches.
         # Pieces that wait until the model is free join one batch.
         await self._free.wait()
@@ -155,6 +156,7 @@ def _shut_down() -> None:
 
 
 def _start(application: serve.Application, model: str) -> None:
+    """Deploys the application on Ray Serve and waits until it is ready; ClusterError with the reason if it fails."""
     try:
         serve.run(application, name=_APP, logging_config=_QUIET)
     except RuntimeError as error:

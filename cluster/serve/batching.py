@@ -55,6 +55,7 @@ def encode_batch(batch: Sequence[Piece], encode: Encode) -> list[Vectors | Excep
 
 
 def _encode_together(batch: Sequence[Piece], encode: Encode) -> list[Vectors]:
+    """The vectors of each piece, float32 [n, A], in order; calls the model once for each requested number of dimensions."""
     vectors: dict[int, Vectors] = {}
     for width in {piece.dimensions: None for piece in batch}:
         members = [number for number, piece in enumerate(batch) if piece.dimensions == width]

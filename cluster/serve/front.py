@@ -46,11 +46,12 @@ class Front:
         return api
 
     async def _embeddings(self, request: Request) -> Response:
+        """Handles `POST /v1/embeddings`: the JSON response; RequestError 503 if too many requests are ongoing."""
         if self._ongoing >= self._config.max_queued_requests:
             raise RequestError("the server is busy.", "", "Send the request again in a second.", 503, "overloaded")
         self._ongoing += 1
         try:
-            body = await _body(request, self._config.max_body_bytes)
+            body = await _read_body(request, self._config.max_body_bytes)
             return Response(await self._answer(body), media_type="application/json")
         finally:
             self._ongoing -= 1
@@ -62,6 +63,7 @@ class Front:
         return {"status": "ok"}  # answered by the process that holds the model, once it is loaded
 
     async def _answer(self, body: bytes) -> bytes:
+        """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
         try:
             # In threads, because parsing a large body would block other requests for too long.
             request, rows = await asyncio.to_thread(self._check, body)
@@ -81,7 +83,8 @@ class Front:
         return request, rows
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The request's body, read as it arrives; RequestError 413 as soon as it has more than `limit` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

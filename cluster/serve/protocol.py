@@ -116,6 +116,7 @@ def models_body(card: ModelCard) -> dict[str, Any]:
 
 
 def _object(body: bytes) -> dict[str, Any]:
+    """The body parsed as a JSON object; RequestError if it is anything else."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -135,6 +136,7 @@ def _check_model(model: Any, card: ModelCard) -> None:
 
 
 def _dimensions(dimensions: Any, card: ModelCard) -> int | None:
+    """The requested length of the vectors, None for the model's default; RequestError if the model does not offer it."""
     if dimensions is None:
         return None
     offered = ", ".join(map(str, card.dimensions))
@@ -176,6 +178,7 @@ def _inputs(inputs: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, .
 
 
 def _text(text: str, where: str) -> str:
+    """The input text unchanged; RequestError if it is empty or has half a surrogate pair. `where` names it in the error."""
     if not text:
         raise RequestError("is an empty string.", where, "Leave it out, or send a text of at least one character.")
     try:
@@ -187,6 +190,7 @@ def _text(text: str, where: str) -> str:
 
 
 def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
+    """The input's token ids as a tuple; RequestError if there are none, too many, or one is outside of the vocabulary."""
     if not row:
         raise RequestError("is an empty list of token ids.", where, "Leave it out, or send at least one id.")
     if len(row) > card.max_length:

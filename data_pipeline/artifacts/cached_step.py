@@ -31,6 +31,7 @@ def cached_step(
 
 
 def _read(uri: str) -> dict[str, Any] | None:
+    """The record of an earlier run of the step; None if the file is missing or damaged."""
     if not storage.exists(uri):
         return None
     try:

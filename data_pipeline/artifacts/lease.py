@@ -120,6 +120,7 @@ def is_held(uri: str) -> bool:
 
 
 def _renew(lease: Lease, end: threading.Event) -> None:
+    """Writes the lease file again at intervals until `end` is set or another run has taken the lease; runs in a thread."""
     while not end.wait(RENEW_SECONDS):
         try:
             lease.check()
@@ -142,6 +143,7 @@ def _pid_namespace() -> str:
 
 
 def _read(uri: str) -> _Holder | None:
+    """The process that holds the lease, from the lease file; None if the file is missing or is not a lease."""
     if not storage.exists(uri):
         return None
     try:

@@ -120,6 +120,8 @@ def with_retries(
 
     @functools.wraps(request)
     def with_attempts(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        """Calls `request`, again after an error that may pass; an attempt at an object store has a time limit."""
+
         def attempt() -> Result:
             with as_os_error():
                 return request(*arguments, **named)

@@ -40,13 +40,14 @@ class Masker:
         is_masked = rank < count[:, None]
         places = np.flatnonzero(is_masked)
         labels = ids.ravel()[places]
-        return target_batch(table, self._mask(ids, places, keys), (segment, positions), places, labels, causal=False)
+        return target_batch(table, self._replace_tokens(ids, places, keys), (segment, positions), places, labels, causal=False)
 
     def _keys(self, table: pa.Table) -> np.ndarray:
         columns = (table[name].to_pylist() for name in ("stream", "epoch", "row"))
         return np.array([keyed_random.key("mask", self.seed, *row) for row in zip(*columns, strict=True)], np.uint64)
 
-    def _mask(self, ids: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    def _replace_tokens(self, ids: np.ndarray, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """A copy of the ids [n, L] whose chosen `places` hold the mask token (80 %), a random one (10 %) or their own."""
         row, column = places // self.length, places % self.length
         action = keyed_random.uniforms(keys[row], column + self.length)
         draw = keyed_random.uniforms(keys[row], column + 2 * self.length)

@@ -32,6 +32,7 @@ def permute(keys: int | NDArray[np.uint64], n: int, index: NDArray[np.integer]) 
 
 
 def _feistel(keys: NDArray[np.uint64], half: int, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Each value of 2 * `half` bits mapped by the Feistel network of its key, uint64 [m]; a bijection for every key."""
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     left, right = value >> shift, value & mask
     for round_number in range(_ROUNDS):

@@ -34,13 +34,14 @@ class PairBatch:
         return torch.bincount(self.streams, self.weights > 0, minlength=streams).double()
 
     def to(self, device: torch.device | str) -> "PairBatch":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "PairBatch":
         """A copy in page-locked memory, from which a GPU copies asynchronously."""
-        return self._map(torch.Tensor.pin_memory)
+        return self._map_tensors(torch.Tensor.pin_memory)
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
+    def _map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PairBatch":
+        """A copy of the batch with `function` applied to each of its tensors."""
         batch = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):

@@ -43,6 +43,7 @@ def text_key(text: str) -> int:
 
 
 def _tokenize(job: dict[str, Any]) -> Shard:
+    """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
     anchors, positives, negatives = job["texts"]
     tokenizer = load_tokenizer(job["uri"])
     ids = {

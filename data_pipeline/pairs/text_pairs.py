@@ -91,6 +91,7 @@ def _first(names: list[str]) -> str:
 
 
 def _check_types(table: pa.Table, where: str) -> None:
+    """Checks that anchors and positives hold text, and negatives lists of text; else raises DataError."""
     for name in ("anchor", "positive", "negatives"):
         kind = table.schema.field(name).type if name in table.column_names else pa.null()
         if name == "negatives" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):

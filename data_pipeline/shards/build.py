@@ -81,6 +81,7 @@ def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, 
 
 
 def _pack_language(job: dict[str, Any], lang: str, texts: pa.StringArray, tokenizer: PreTrainedTokenizerFast) -> Shard:
+    """Tokenizes and packs the texts of a language into rows, writes them to a Parquet shard, and returns its manifest entry."""
     frame = frame_of(tokenizer)
     encoded = encode(tokenizer.backend_tokenizer, texts)
     packed = PACKINGS[job["packing"]](encoded.wrap(frame.prefix, frame.suffix), job["length"], frame.pad)

@@ -152,6 +152,7 @@ def _chance(seed: int, name: str) -> float:
 
 
 def _scan(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, Any]:
+    """What decides which records of a unit stay: each text's hash, side (held out or not), language and random number."""
     records = _documents(job, reserved)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in records)
     langs = pa.array([lang for _, lang, _, _ in records], pa.string()).dictionary_encode()
@@ -246,6 +247,7 @@ def _fates(names: np.ndarray, is_heldout: np.ndarray) -> np.ndarray:
 
 
 def _write(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, str]:
+    """Writes the kept records of a unit to a training and a held-out Parquet file; returns the paths, empty if none."""
     records = [record for record, keep in zip(_documents(job, reserved), job["keep"], strict=True) if keep]
     paths = {}
     for part in ("train", "heldout"):

@@ -71,6 +71,7 @@ def read_groups(uri: str, groups: list[int] | None = None) -> pa.Table:
 
 
 def _read_groups(uri: str, groups: list[int] | None) -> pa.Table:
+    """The rows of some row groups, or of all, in one attempt; CorruptError if a checksum differs or parsing fails."""
     fs, path = storage.filesystem(uri)
     try:
         with fs.open(path) as file:
@@ -100,18 +101,19 @@ def checksum(rows: pa.Table, number: int) -> str:
     digest = hashlib.blake2b(f"{number}:{len(rows)}".encode(), digest_size=8)
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         digest.update(name.encode())
-        _update(digest, column.combine_chunks())
+        _update_digest(digest, column.combine_chunks())
     return digest.hexdigest()
 
 
-def _update(digest: Any, values: pa.Array) -> None:
+def _update_digest(digest: Any, values: pa.Array) -> None:
+    """Adds a column's values, lengths and nulls to the running hash `digest`; nested lists are included."""
     if isinstance(values, pa.ChunkedArray):  # `combine_chunks` of no chunk
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     digest.update(np.asarray(values.is_valid()).tobytes())
     kind = values.type
     if pa.types.is_list(kind):
         digest.update(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False).tobytes())
-        _update(digest, values.flatten())
+        _update_digest(digest, values.flatten())
     elif pa.types.is_string(kind):
         digest.update(pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False).tobytes())
         digest.update("".join(pc.fill_null(values, "").to_pylist()).encode())

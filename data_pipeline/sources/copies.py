@@ -32,6 +32,7 @@ def decompress(path: str, target: str, *, key: str) -> str:
 
 
 def _decompress(path: str, codec: str, target: str, where: str) -> None:
+    """Streams the content of the compressed file `path` to `target`; DataError if it is damaged or of another codec."""
     try:
         with open(path, "rb") as raw, _open_for_writing(target) as file:
             content = pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
@@ -68,12 +69,13 @@ def write_dataset(spec: str, target: str, *, key: str) -> str:
     if first is None:
         raise DataError("the dataset has no rows.", f"{key}={spec}", "Name another split.")
     with _open_for_writing(target) as file, pq.ParquetWriter(file, first.schema) as writer:
-        for table in chain([first], _rest(tables, key, spec)):
+        for table in chain([first], _with_data_error(tables, key, spec)):
             writer.write_table(table.cast(first.schema))
     return target
 
 
-def _rest(tables: Iterator[pa.Table], key: str, spec: str) -> Iterator[pa.Table]:
+def _with_data_error(tables: Iterator[pa.Table], key: str, spec: str) -> Iterator[pa.Table]:
+    """Yields the tables unchanged; turns an error while they are read into a DataError that names the dataset."""
     try:
         yield from tables
     except Exception as error:

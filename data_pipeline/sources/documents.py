@@ -188,6 +188,7 @@ _patiently_cut = with_retries(_cut)
 
 
 def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
+    """The unit's row groups, with those of the columns that the file has; no rows at all if one of `columns` is missing."""
     with _open(unit.path) as file:
         parquet = pq.ParquetFile(file)
         present = [name for name in columns + optional if name in parquet.schema_arrow.names]
@@ -203,7 +204,7 @@ def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...
 
 def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
     """The columns of all lines; null where a line lacks a value, and everywhere in columns that are not `wanted`."""
-    rows = [(at, _parse(unit, at, line, key)) for at, line in _lines(unit)]
+    rows = [(at, _parse_json_line(unit, at, line, key)) for at, line in _lines(unit)]
     names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {}
     for name in names:
@@ -282,7 +283,8 @@ class _ClockedReader(io.RawIOBase):
         return len(piece)
 
 
-def _parse(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
+def _parse_json_line(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
+    """A line parsed as a JSON object; DataError that names the file and byte `at` if it is anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

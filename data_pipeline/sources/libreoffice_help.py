@@ -332,6 +332,7 @@ def write(corpus: Corpus, language: str, versions: list[str], output: Path) -> d
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The command-line options; prints the usage and exits if one is missing or invalid."""
     about = "Builds a corpus with English pairs and a held-out side from the LibreOffice help in a language."
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.sources.libreoffice_help", description=about)
     parser.add_argument("--language", required=True, type=str.lower, help="as Debian names its package: el, eu, pt-br")

@@ -37,6 +37,7 @@ def is_path(spec: str) -> bool:
 
 
 def _from_hub(spec: str) -> str:
+    """The local folder of a model that is downloaded from the hub, or already cached; ModelError if that fails."""
     from huggingface_hub import snapshot_download
 
     name, revision = hub_name(spec)

@@ -27,6 +27,7 @@ class ReservedSentences:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "ReservedSentences":
+        """The look-up tables of the test sentences: a digest of each, and the words of those that are long enough."""
         digests, sentences = set(), defaultdict(set)
         for text in texts:
             digests.add(digest(text))

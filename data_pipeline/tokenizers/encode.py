@@ -90,6 +90,7 @@ def _kinds(tokenizer: Tokenizer, rule: CutRule) -> Callable[[str], int]:
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
 
     def kind(char: str) -> int:
+        """The bit flags of a character: blank or visible, and whether its normalised form ends a word or begins as a mark."""
         flags = _BLANK if char == " " else _VISIBLE if char > " " and char != "\x7f" else 0
         normal = normalize(char) if rule == "after words" else ""
         if normal:

@@ -108,6 +108,7 @@ def rebuild(
 
 
 def _save_and_load(like: PreTrainedTokenizerFast, spec: dict[str, Any], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that transformers loads from a temporary folder with the backend `spec` and the settings of `like`."""
     with tempfile.TemporaryDirectory(prefix="scion-tokenizer-") as folder:
         like.save_pretrained(folder)
         for name in _STALE:

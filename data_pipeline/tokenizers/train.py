@@ -188,6 +188,7 @@ def _train_vocabulary(
 
 
 def _check_size(needed: int, characters: int, config: TokenizerConfig) -> None:
+    """Checks that the vocabulary has room for all special tokens and single characters; else raises ConfigError."""
     if needed > config.vocab_size:
         raise ConfigError(
             f"vocab_size={config.vocab_size:,} cannot hold the {needed - characters:,} special tokens and "
@@ -268,6 +269,7 @@ def _reserved_tokens(source: PreTrainedTokenizerFast, base: dict[str, Any]) -> l
 
 
 def _trainer(model: dict[str, Any], special: Sequence[AddedToken], size: int, byte_level: bool) -> Any:
+    """The trainer of `tokenizers` for the source's kind of model (Unigram, WordPiece or BPE) and `size` entries."""
     shared: dict[str, Any] = {"vocab_size": size, "special_tokens": list(special), "show_progress": False}
     if model["type"] == "Unigram":
         unknown = {} if model["unk_id"] is None else {"unk_token": model["vocab"][model["unk_id"]][0]}

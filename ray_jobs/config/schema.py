@@ -310,6 +310,7 @@ class ScionConfig:
         self._check_workers()
 
     def _check_workers(self) -> None:
+        """Checks the numbers of workers, also against the settings that depend on them; else raises ConfigError."""
         if (self.workers is not None and self.workers < 1) or self.worker_cpus <= 0:
             raise ConfigError(f"workers and worker_cpus must be above 0, got {self.workers} and {self.worker_cpus}.")
         most = math.inf if self.workers is None else self.workers

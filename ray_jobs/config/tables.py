@@ -39,6 +39,8 @@ def check(name: str, table: Mapping[str, Any], where: str) -> None:
 def identity(key: str, name: str, settings: Any, default: str) -> dict[str, Any]:
     """What a choice from a table adds to the identity of an artefact.
 
-    The settings of the row, and its name unless it is the default: artefacts from before the table do not name it.
+    The default's settings stand alone, as in artefacts from before the table. Any other row names itself around its settings,
+    which may be called as keys of the section are.
     """
-    return ({} if name == default else {key: name}) | artifact.identity(settings)
+    own = artifact.identity(settings)
+    return own if name == default else {key: {name: own}}

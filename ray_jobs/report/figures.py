@@ -58,6 +58,7 @@ def figures(summary: Summary) -> list[Figure]:
 
 
 def _retrieval(summary: Summary) -> Figure:
+    """The bar chart of retrieval accuracy by model, with its text."""
     scores = summary["retrieval"]
 
     def both(model: str) -> str:
@@ -84,6 +85,7 @@ def _both_ways(ways: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _bits_per_byte(summary: Summary) -> Figure:
+    """The chart of held-out bits per byte before and after pretraining, with its text."""
     parts = []
     for start in summary["bits_per_byte"]:
         (_, before), (_, after) = before_and_after(summary, start)
@@ -99,6 +101,7 @@ def _bits_per_byte(summary: Summary) -> Figure:
 
 
 def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
+    """The line chart of the training loss of `job` (pretrain or embed), with its text."""
     losses = summary["loss"][job]
     steps = max(map(len, losses.values()))
     curves = {start: plots.thin(values)[1] for start, values in losses.items()}
@@ -116,6 +119,7 @@ def _loss(summary: Summary, job: str, objective: str, unit: str) -> Figure:
 
 
 def _retrieval_in_training(summary: Summary) -> Figure:
+    """The line chart of retrieval accuracy by step of the embedder's training, with its text."""
     parts = []
     for start, scores in summary["retrieval_in_training"].items():
         ordered = [scores[step] for step in sorted(scores, key=int)]
@@ -131,6 +135,7 @@ def _retrieval_in_training(summary: Summary) -> Figure:
 
 
 def _fertility(summary: Summary) -> Figure:
+    """The chart of pieces per word of the old and the new tokenizer, with its text."""
     old, new = summary["fertility"]["source"], summary["fertility"]["target"]
     return Figure(
         name="fertility",
@@ -149,6 +154,7 @@ def _fertility(summary: Summary) -> Figure:
 
 
 def _provenance(summary: Summary) -> Figure:
+    """The bar charts of where the new embedding rows come from (copied, mixed, random, ...), with their text."""
     codes, last = plots.provenance_codes(summary), starts(summary)[-1]
     counts = summary["provenance"][last]
     total, (most_frequent, count) = sum(counts.values()), max(counts.items(), key=lambda item: (item[1], item[0]))
@@ -174,6 +180,7 @@ def _placed_by_method(counts: Mapping[str, int]) -> str:
 
 
 def _seconds(summary: Summary) -> Figure:
+    """The bar chart of the wall-clock time of each stage, with its text."""
     values = summary["seconds"]
     longest = max(values, key=lambda stage: (values[stage], stage))
     details = ", ".join(f"{plots.stage_label(stage)} {plots.duration(values[stage])}" for stage in sorted(values))

@@ -94,6 +94,7 @@ def show(config: ScionConfig, specs: dict[str, Spec], console: Console) -> None:
 
 
 def retrieval_table(summary: Summary) -> Table:
+    """The terminal's table of accuracy@1 and MRR@10 by model and direction, the best values in bold. Prints nothing."""
     table = Table(title=f"retrieval on {summary['pairs']:,} held-out pairs", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
     for way in (plots.FORWARD, plots.BACKWARD):
@@ -115,6 +116,7 @@ def language_table(content: page.LanguageTable) -> Table:
 
 
 def bits_table(summary: Summary) -> Table:
+    """The terminal's table of held-out bits per byte by start, before and after pretraining. Prints nothing."""
     table = Table("start", title="bits per byte of held-out text", title_justify="left", box=SIMPLE_HEAD)
     ends = {start: before_and_after(summary, start) for start in summary["bits_per_byte"]}
     for step, _ in next(iter(ends.values())):

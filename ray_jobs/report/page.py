@@ -66,6 +66,7 @@ def headlines(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _accuracies(summary: Summary) -> list[dict[str, Any]]:
+    """The headlines on accuracy@1 of the best model, by direction, each with its rivals' values; none without scores."""
     scores, entries = summary["retrieval"], []
     if not scores:
         return []

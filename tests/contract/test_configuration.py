@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.builders import BUILDERS
+from ray_jobs.config import tables
 from ray_jobs.config.keys import keys
 from ray_jobs.config.load import load
 from ray_jobs.config.schema import ScionConfig
@@ -68,3 +69,14 @@ def test_a_name_that_no_table_has_is_refused_with_those_that_it_has(conf: str, o
 def test_an_objective_without_vectors_is_no_objective_of_an_embedder(conf: str) -> None:
     with pytest.raises(ConfigError, match="'language_modeling' is not in the table"):
         load(conf, ["embed.objective=language_modeling"])
+
+
+def test_a_setting_of_a_row_never_hides_a_key_of_its_section() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Angle:
+        max_length: int = 5
+
+    def artefact(max_length: int) -> dict[str, Any]:
+        return {"max_length": max_length} | tables.identity("objective", "angle", Angle(), default="info_nce")
+
+    assert artefact(64) != artefact(128)

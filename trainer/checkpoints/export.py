@@ -77,25 +77,26 @@ def _remove_drafts(uri: str) -> None:
 
 
 def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Artifact:
+    """Does the work of `export` while `held`, the lease of the folder, is held: checks, writes a draft, renames it."""
     trained = read_task(store)
     state = store.state(name)
     saved_in = state["settings"].get("export", "fp32")
     config = {"checkpoint": name, "step": state["next_step"], "export": saved_in}
     plan = Spec(uri=uri, kind=trained.kind, config=config, inputs={"run": state["identity"]})
     again = again and _is_of_same_step(plan)
-    found = artifact.find(plan, replace=again)
-    if found is not None:
-        return found
+    finished = artifact.find(plan, replace=again)
+    if finished is not None:
+        return finished
     artifact.has_unfinished_run(plan, lambda: True)  # a training, most likely this one, is no place for a model
     renamed = _can_be_renamed_to(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if renamed else uri
     try:
-        with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as made:
+        with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as output:
             dtype = _DTYPES[saved_in]
             weights = checkpoint_weights(store, name)
-            rounded = {key: one.to(dtype) if one.is_floating_point() else one for key, one in weights.items()}
+            rounded = {key: weight.to(dtype) if weight.is_floating_point() else weight for key, weight in weights.items()}
             trained.task.export(rounded, draft, trained.frozen, trained.lora)
-            made.metrics = {"changes": state["changes"], "skips": state["skips"]}
+            output.metrics = {"changes": state["changes"], "skips": state["skips"]}
         if renamed:
             storage.remove(uri)
             os.rename(storage.filesystem(draft)[1], storage.filesystem(uri)[1])

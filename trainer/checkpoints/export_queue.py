@@ -87,7 +87,7 @@ class ExportQueue:
     def poll(self) -> None:
         """Notes the end of the running export and starts the next; does not wait."""
         if self._current is not None and self._current.process.poll() is not None:
-            self._end(self._current)
+            self._record_end(self._current)
             self._current = None
         while self._current is None and self._waiting:
             name = self._waiting.pop(0)
@@ -126,7 +126,8 @@ class ExportQueue:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
         return _Export(name, process, errors, time.perf_counter())
 
-    def _end(self, export: _Export) -> None:
+    def _record_end(self, export: _Export) -> None:
+        """Writes to the run log how an ended export process went; if it failed, also removes its drafts."""
         with export.errors:
             export.errors.seek(0)
             lines = export.errors.read().decode(errors="replace").strip().splitlines()

@@ -81,6 +81,7 @@ def _damage(store: Store, name: str) -> str:
 
 
 def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
+    """Loads a checkpoint, also of other workers or ZeRO stage, and returns the state; CorruptError for another run's."""
     content, uri = store.state(name), storage.join(store.uri, name)
     if content["identity"] != identity:
         raise CorruptError("the checkpoint of another run.", uri, "Remove the folder or choose another output=.")

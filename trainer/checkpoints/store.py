@@ -190,10 +190,10 @@ class Store:
         hashes = dict(self._read(name, COMMITTED))
         files = dict(hashes)
         for manifest, known in hashes.items():
-            self._compare(name, manifest, known)
+            self._check_hash(name, manifest, known)
             files |= self._read(name, manifest)
         for path in sorted(files)[share::of]:
-            self._compare(name, path, files[path])
+            self._check_hash(name, path, files[path])
 
     def state(self, name: str) -> dict[str, Any]:
         """The run's state in a checkpoint, as it was written."""
@@ -209,13 +209,14 @@ class Store:
         with storage.local_copy(storage.join(self.uri, name)) as folder:
             yield folder
 
-    def _compare(self, name: str, path: str, known: str) -> None:
+    def _check_hash(self, name: str, path: str, expected: str) -> None:
+        """Checks that a checkpoint's file has the SHA-256 `expected`; CorruptError if it differs or the file is missing."""
         uri = storage.join(self.uri, name, path)
         try:
-            found = storage.sha256(uri)
+            actual = storage.sha256(uri)
         except FileNotFoundError as error:
             raise CorruptError(_CHANGED, uri) from error
-        if found != known:
+        if actual != expected:
             raise CorruptError(_CHANGED, uri)
 
     def _move(self, local: str, path: str) -> None:

@@ -94,7 +94,7 @@ class CheckpointWriter:
             content = asdict(state) | {"lineage": [*state.lineage, name], "missed": []}
             parts[STATE] = json.dumps(content | {"world": world}).encode()
         rows = self._ledger.take()
-        failure = self._thread.submit(failure_of, lambda: self._put(parts, name, rank, rows))
+        failure = self._thread.submit(failure_of, lambda: self._write_files(parts, name, rank, rows))
         self._write = _Write(name, rows, failure, time.perf_counter(), state.next_step)
 
     def finish(self, state: RunState, wait: bool = True) -> SaveResult | None:
@@ -113,7 +113,7 @@ class CheckpointWriter:
             return None
         if write.commit is None:
             if failure := first_failure(write.failure.result()):
-                return self._fail(write, failure, state)
+                return self._abandon_save(write, failure, state)
             world = dist.get_world_size()
             write.commit = self._thread.submit(lambda: self._commit(write.name, world) if dist.get_rank() == 0 else _Commit())
             if not wait:
@@ -122,7 +122,7 @@ class CheckpointWriter:
         if commit.taken_over:
             raise ArtifactError(commit.taken_over, self._store.uri)
         if commit.failure:
-            return self._fail(write, commit.failure, state)
+            return self._abandon_save(write, commit.failure, state)
         self._write, state.missed = None, []
         state.lineage.append(write.name)
         seconds = round(time.perf_counter() - write.began, 3)
@@ -151,7 +151,8 @@ class CheckpointWriter:
             return ""
         return ""
 
-    def _fail(self, write: _Write, failure: str, state: RunState) -> SaveResult:
+    def _abandon_save(self, write: _Write, failure: str, state: RunState) -> SaveResult:
+        """Gives up a save: keeps its ledger rows, removes its files; TrainingError after too many failures in a row."""
         self._write = None
         self._ledger.give_back(write.rows)
         failure_on_any_rank(lambda: self._drop(write.name) if dist.get_rank() == 0 else None)
@@ -165,7 +166,8 @@ class CheckpointWriter:
         seconds = round(time.perf_counter() - write.began, 3)
         return SaveResult(name=write.name, step=write.step, seconds=seconds, failure=failure)
 
-    def _put(self, parts: dict[str, Any], name: str, rank: int, rows: list[pa.Table]) -> None:
+    def _write_files(self, parts: dict[str, Any], name: str, rank: int, rows: list[pa.Table]) -> None:
+        """Writes this rank's files of a checkpoint and its ledger rows to storage; runs in the writer's thread."""
         self._store.check_room(sum(map(_size, _leaves(parts))))
         with self._store.part(name, rank) as folder:
             for path, content in parts.items():

@@ -180,6 +180,7 @@ class TrainConfig:
             raise ConfigError(f"the rows of batch_warmup must be at least 1, got {[part.rows for part in self.batch_warmup]}.")
 
     def _check_rates(self) -> None:
+        """Checks the learning rates, their schedule and the optimizer's settings; else raises ConfigError."""
         if self.rate_batch is not None and self.rate_batch < 1:
             raise ConfigError(f"rate_batch must be at least 1, got {self.rate_batch}.")
         rates = [self.learning_rate, *([] if self.muon_rate is None else [self.muon_rate])]

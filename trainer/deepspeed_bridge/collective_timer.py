@@ -37,6 +37,8 @@ class CollectiveTimer:
         self._seconds += seconds
 
     def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        """The collective wrapped so that the time of each call, and of waiting for its handle, is added up."""
+
         def timed(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
             handle = collective(*arguments, **options)

@@ -47,6 +47,7 @@ def _joining_averages(joiner: Any) -> Iterator[None]:
     read = joiner.parse_optim_states
 
     def averages(files: list[str], folder: str) -> tuple[Any, ...]:
+        """DeepSpeed's parsed optimizer states, with the weights replaced by their averages where the files hold them."""
         stage, world, groups, paddings = read(files, folder)
         for path, weights in zip(files, groups, strict=True):
             saved = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]

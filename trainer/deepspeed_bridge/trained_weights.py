@@ -48,21 +48,24 @@ def _remove_leftovers(home: str) -> None:
 
 
 def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) -> dict[str, torch.Tensor]:
+    """The trained weights and the buffers by name, on the CPU of rank 0; empty on other ranks. Every rank calls it."""
     first, dtype = dist.get_rank() == 0, _DTYPES[config.export]
     use_fp32 = config.precision == "bf16" and config.export == "fp32"
-    found: dict[str, torch.Tensor] = {}
+    gathered: dict[str, torch.Tensor] = {}
     with return_freed_memory():
         for name, weight in engine.module.named_parameters():
             if not weight.requires_grad:
                 continue
             with _whole(weight, use_fp32) as value:
                 if first:
-                    found[name] = _mapped_copy(value.detach(), dtype, file_of(len(found)))
+                    gathered[name] = _mapped_copy(value.detach(), dtype, file_of(len(gathered)))
     if first:
         weights = dict(engine.module.named_parameters(remove_duplicate=False))
-        beside = {name: value for name, value in engine.module.state_dict().items() if name not in weights}
-        found |= {name: value.cpu().to(dtype) if value.is_floating_point() else value.cpu() for name, value in beside.items()}
-    return found
+        buffers = {name: value for name, value in engine.module.state_dict().items() if name not in weights}
+        gathered |= {
+            name: value.cpu().to(dtype) if value.is_floating_point() else value.cpu() for name, value in buffers.items()
+        }
+    return gathered
 
 
 @contextmanager

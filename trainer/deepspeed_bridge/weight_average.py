@@ -21,6 +21,7 @@ def track_average(engine: Any, decay: float) -> None:
 
     @torch.no_grad()
     def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Moves the average of each weight that was just updated towards the weight; starts it at the first update."""
         # DeepSpeed steps group by group: `param_groups` holds the current ones only.
         for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
             state = optimizer.state[weight]

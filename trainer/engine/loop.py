@@ -180,6 +180,7 @@ class Training:
             yield step, rows, [batch.pin_memory() for batch in batches] if torch.cuda.is_available() else batches
 
     def _step(self, step: int, batches: list[Batch]) -> StepOutcome:
+        """Sets the dropout seed and the learning rates, runs one optimizer step and returns its measurements."""
         # Dropout is keyed on the step: a run that was killed and resumed draws what it would have drawn.
         torch.manual_seed(keyed_random.key("dropout", self._run.rows.order.seed, step, dist.get_rank()) >> 1)
         set_rates(self._engine, self._run.config, step)

@@ -54,6 +54,7 @@ def optimizer_step(
 
 
 def _outcome(engine: Any, totals: StepTotals, sums: list[float], clock: StepClock) -> StepOutcome:
+    """The measurements of a step from the sums over all ranks, among them the mean loss and the gradient norm."""
     norm = engine.get_global_grad_norm()
     return StepOutcome(
         loss=sum(sums) / max(1, sum(totals.targets)),

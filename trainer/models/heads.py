@@ -95,6 +95,7 @@ class HeadTap:
         return bool(output.shape == (1, len(places), self.output.in_features))
 
     def _gather(self, body: torch.nn.Module, arguments: Any, output: Any) -> Any:
+        """Forward hook: the body's output with only the hidden states at the chosen places, [1, M, H], if any are set."""
         if self._places is None:
             return output
         places, self._places = self._places, None  # once only: an inner body runs this hook before the outer one

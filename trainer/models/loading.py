@@ -325,6 +325,7 @@ def _join_some(names: list[str], most: int = 3) -> str:
 
 
 def _load(load: Callable[[], Any], folder: str, hub: bool = False) -> Any:
+    """The result of `load`; ModelError if the folder has no config.json or loading fails."""
     where = f"model {folder}"
     if not hub and not os.path.exists(os.path.join(folder, "config.json")):
         raise ModelError("the folder has no config.json.", where, "Name a folder that save_pretrained wrote.")
@@ -365,6 +366,7 @@ def _calling_each(each: WeightCallback) -> Iterator[None]:
     put = core_model_loading.set_param_for_module
 
     def put_and_call(model: PreTrainedModel, name: str, *arguments: Any, **options: Any) -> None:
+        """Sets a weight as transformers does, then passes it to `each` unless it is tied or computed."""
         put(model, name, *arguments, **options)
         path, _, attribute = name.rpartition(".")
         tied_modules = {tied_name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for tied_name in pair}

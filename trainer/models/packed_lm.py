@@ -109,6 +109,7 @@ class PackedLM(torch.nn.Module):
         return [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
 
     def forward(self, batch: TargetBatch) -> torch.Tensor:
+        """The loss at each target of the packed rows, [M]."""
         inputs, places, segments = self._inputs(batch)
         # As many on every rank and in every step, so that graphs fit and ranks gather ZeRO-3's weights as often.
         rows, length = batch.input_ids.shape

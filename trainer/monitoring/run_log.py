@@ -48,13 +48,14 @@ class RunLog:
         """Writes an entry. If that fails, as on a full disk, the entry is written with the next one."""
         self._lines.append(json.dumps({"kind": kind, "time": round(time.time(), 3), **entry}))
         if self._local or time.monotonic() - self._put > _PUT_SECONDS:
-            self._out(sync=False)
+            self._write_waiting(sync=False)
 
     def sync(self) -> None:
         """Flushes the entries, so that they survive the machine."""
-        self._out(sync=True)
+        self._write_waiting(sync=True)
 
-    def _out(self, sync: bool) -> None:
+    def _write_waiting(self, sync: bool) -> None:
+        """Writes the waiting entries to the file or as a new object; keeps them for the next time if storage fails."""
         content = "".join(line + "\n" for line in self._lines).encode()
         with contextlib.suppress(OSError):
             if self._local:
@@ -85,6 +86,7 @@ class RunLog:
         self._behind.submit(merge)
 
     def _append(self, content: bytes, sync: bool) -> None:
+        """Appends the content to the local file whole or not at all; on an error restores the file and raises OSError."""
         path = storage.filesystem(self._part())[1]
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "ab", buffering=0) as file:
@@ -132,6 +134,7 @@ def read(uri: str, last: int | None = None, fields: Collection[str] | None = Non
 
 
 def _read(uri: str, last: int | None, fields: Collection[str] | None) -> list[list[dict[str, Any]]]:
+    """The entries of each attempt in one try; FileNotFoundError if a file was merged after it was listed."""
     files = _files(uri)
     stamps = sorted({path.partition("-")[0] for path in files})
     attempts: dict[str, list[dict[str, Any]]] = {stamp: [] for stamp in (stamps if last is None else stamps[-last:])}
@@ -155,22 +158,23 @@ def _entries(uri: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
     """The entries of a file. One on a disk may have gigabytes and is read line by line; objects of a store are small."""
     if storage.is_local(uri):
         return retry(lambda: _local_entries(storage.filesystem(uri)[1], fields))
-    return _parse(storage.read_bytes(uri).splitlines(), fields)
+    return _parse_entries(storage.read_bytes(uri).splitlines(), fields)
 
 
 def _local_entries(path: str, fields: Collection[str] | None) -> list[dict[str, Any]]:
     with open(path, "rb") as file:
-        return _parse(file, fields)
+        return _parse_entries(file, fields)
 
 
-def _parse(lines: Iterable[bytes], fields: Collection[str] | None) -> list[dict[str, Any]]:
-    found = []
+def _parse_entries(lines: Iterable[bytes], fields: Collection[str] | None) -> list[dict[str, Any]]:
+    """The entries of JSON lines, cut down to `fields` if given; skips lines that are not JSON."""
+    entries = []
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             kept = entry if fields is None else {name: entry[name] for name in ("kind", "time", *fields) if name in entry}
-            found.append(kept)
-    return found
+            entries.append(kept)
+    return entries
 
 
 def steps(attempts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

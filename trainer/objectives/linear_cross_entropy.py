@@ -71,6 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int
     ) -> torch.Tensor:
+        """The loss of each target, float32 [M]; where needed also computes and saves the gradients of their sum."""
         needs_gradients = any(ctx.needs_input_grad)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if needs_gradients else None
@@ -106,6 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients saved by `forward`, scaled in place by the targets' common weight in the loss."""
         (grad,), (labels, *gradients) = grads, ctx.saved_tensors
         if len(grad):
             is_target = labels >= 0

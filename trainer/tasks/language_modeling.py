@@ -42,6 +42,11 @@ class LanguageModelTask:
             return PackedLM(model, kind == "causal", share, self.objective)
 
     def collator(self) -> Masker | NextToken:
+        """The function from rows to a batch of inputs and targets: masking for an encoder, next tokens for a decoder.
+
+        Raises:
+            ModelError: it is an encoder-decoder.
+        """
         with storage.local_copy(self.model_uri, is_tokenizer_file) as folder:
             kind, tokenizer = self._kind(folder), load_tokenizer(folder)
         if kind == "causal":
@@ -67,6 +72,7 @@ class LanguageModelTask:
             raise ModelError("its tokenizer has no mask token.", f"model {self.model_uri}", "Add one, or take a decoder.")
 
     def _kind(self, folder: str) -> str:
+        """The kind of the model in the folder, "masked" or "causal"; ModelError for an encoder-decoder."""
         kind = loading.kind_of(folder)
         if kind not in ("masked", "causal"):
             raise ModelError(
@@ -79,6 +85,7 @@ class LanguageModelTask:
     def export(
         self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None
     ) -> None:
+        """Writes the model with the trained weights, and its tokenizer, to folder `uri` in the transformers format."""
         module = self.module(dtype=torch.float32 if frozen or lora else "auto")
         load_trained(module, weights, frozen, lora)
         with model_output(uri) as folder:

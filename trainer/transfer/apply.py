@@ -107,6 +107,7 @@ def _check(plan: TransferPlan, rows: int) -> None:
 
 
 def _mixtures(plan: TransferPlan, old: torch.Tensor, block: slice, dtype: torch.dtype) -> torch.Tensor:
+    """The weighted sums of old rows that the plan gives for a block of new rows, [block, D]; zero for rows without entries."""
     first, last = plan.indptr[block.start], plan.indptr[block.stop]
     indices: np.ndarray = plan.indices[first:last].astype(np.int64)
     if old.dtype != dtype:

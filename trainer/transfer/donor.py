@@ -127,6 +127,7 @@ def _shared(problem: Problem, row_of: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _check_overlap(new_tokens: int, placeable: int, shared: int, spec: str) -> None:
+    """Checks that the donor shares ordinary tokens with both vocabularies and has a new token; else raises DataError."""
     if not shared:
         raise DataError(
             "it has no ordinary token that the source and the new vocabulary also have.",

@@ -160,6 +160,7 @@ def _duplicate_rows(old: torch.Tensor, new: torch.Tensor, plan: TransferPlan, na
 
 
 def _recipe(plan: TransferPlan, row: int, old: torch.Tensor) -> Any:
+    """A value that is equal for two rows only if the plan makes them in the same way, such as from the same mixture."""
     entries = slice(plan.indptr[row], plan.indptr[row + 1])
     if plan.provenance[row] in (Provenance.MEAN, Provenance.FILLING):
         return int(plan.provenance[row])
@@ -201,6 +202,7 @@ def _logits(source: Side, grafted: Side, plan: TransferPlan) -> Iterable[CheckRe
 
 
 def _logits_of(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
+    """The model's fp32 logits on token ids [n, L], [n, L, V]; puts a model that is fp32 into evaluation mode."""
     inputs = {"input_ids": torch.from_numpy(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]

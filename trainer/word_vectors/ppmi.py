@@ -97,6 +97,7 @@ def _count_cooccurrences(part: Sequence[Sequence[str]], number_of: dict[str, int
 
 
 def _ppmi(cooccurrences: scipy.sparse.csr_matrix, config: PpmiConfig) -> scipy.sparse.csr_matrix:
+    """The positive pointwise mutual information of each pair of words, sparse [W, W], with smoothing and a shift."""
     import scipy.sparse
 
     coo = cooccurrences.tocoo()

@@ -88,6 +88,7 @@ class MultilingualVectors:
         return any(word in part for part in self._parts)
 
     def vectors(self, words: Iterable[str]) -> torch.Tensor:
+        """Float32 [n, A], the means over languages weighted by frequency; a zero row for a word without a vector."""
         import torch
 
         names = list(words)

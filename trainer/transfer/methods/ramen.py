@@ -48,6 +48,7 @@ def place(problem: Problem, config: RamenConfig) -> Placement:
 
 
 def _by_alignment(problem: Problem) -> Placement:
+    """Places each new token as the mean of the source tokens aligned with it in the pairs, weighted by alignment counts."""
     if not problem.texts.anchors:
         raise DataError("there are no pairs to align.", "method=ramen", "Give `pairs`, or set ramen.weights=vectors.")
     counts = links(problem)

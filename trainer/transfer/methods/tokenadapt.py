@@ -162,6 +162,7 @@ def _global_mixture(
     piece_vectors: dict[int, NDArray[np.float64]],
     config: TokenadaptConfig,
 ) -> Mixture:
+    """The nearest source tokens above the cosine threshold, weighted by softmax of their cosines; empty if there are none."""
     cosines = {int(number): float(vector @ piece_vectors[int(number)]) for number in nearest}
     near = {number: cosine for number, cosine in cosines.items() if cosine >= config.threshold}
     if not near:
