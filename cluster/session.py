@@ -53,10 +53,7 @@ def ray_session(
     if ray.is_initialized():
         yield capacity.resolve_workers(workers)
         return
-    # Ray Train reads these in the driver and passes them on; the user's own values win.
-    defaults = _WORKER_ENV | {_START: _START_SECONDS if min_workers in (None, workers) else _ELASTIC_SECONDS}
-    environment = {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
+    environment = _worker_environment(is_elastic=min_workers not in (None, workers))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     settings["runtime_env"] = {"env_vars": environment}
     if address:
@@ -83,6 +80,17 @@ def ray_session(
         yield count
     finally:
         ray.shutdown()
+
+
+def _worker_environment(is_elastic: bool) -> dict[str, str]:
+    """Sets the environment variables of the workers in this process, where Ray Train reads them, and returns them.
+
+    The user's own values win.
+    """
+    defaults = _WORKER_ENV | {_START: _ELASTIC_SECONDS if is_elastic else _START_SECONDS}
+    environment = {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
+    return environment
 
 
 def _start_error(error: Exception, address: str | None) -> ClusterError:

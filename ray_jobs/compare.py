@@ -95,7 +95,7 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
 def fill(
     config: ScionConfig, name: str, start: ChainStart, own: Spec, known: dict[str, Placement], draft: Draft, report: Reporter
 ) -> str:
-    """Transfers, trains and scores; keeps the numbers only."""
+    """Transfers, trains and scores; keeps the numbers only. Returns a line for the user."""
     model, trained, cache = (storage.join(draft.uri, name) for name in ("model", TRAINED, "source"))
     report(start.method, 0, 1)
     problem = transfer.make_problem(config, start.seed, cache, report.part(start.method), report.note)

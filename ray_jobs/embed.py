@@ -69,7 +69,7 @@ def stage(config: ScionConfig, start: ChainStart) -> Stage:
 
 
 def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
-    """Trains and writes the embedder; resumes a killed run from its newest checkpoint."""
+    """Trains and writes the embedder, from the newest checkpoint of a killed run. Returns a line for the user."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
     model = require(pretrain.spec(config, start), "pretrain") if settings.model is None else settings.model
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
@@ -115,7 +115,7 @@ def _accuracies(retrieval: dict[str, Any], steps: int) -> str:
 
 
 def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart, cache: str, report: Reporter) -> pairs.Pairs:
-    """The given pairs, else pairs from the training text, as many as the run reads."""
+    """The given pairs, refused if they overlap with `testing`; else pairs built from the training text, for all steps."""
     if config.pairs is not None:
         training = pairs.load(config.pairs, cache, key="pairs")
         pairs.check_disjoint(training, testing)

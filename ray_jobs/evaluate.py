@@ -79,7 +79,7 @@ def stage(config: ScionConfig, compared: Models) -> Stage:
 
 
 def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) -> str:
-    """Scores every model; the scores are the artefact's metrics.
+    """Scores every model into the draft's metrics; returns the last model's figures as a line for the user.
 
     Raises:
         ArtifactError: there are no pairs, and no model is pretrained.

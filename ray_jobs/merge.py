@@ -45,7 +45,7 @@ def stage(config: ScionConfig) -> Stage:
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Writes the merged embedder, with the tokenizer and pooling of the last model.
+    """Writes the merged embedder, with the tokenizer and pooling of the last model. Returns a line for the user.
 
     Raises:
         ModelError: fewer than two models, or models with other tokenizers or shapes.

@@ -61,7 +61,7 @@ def stage(config: ScionConfig, start: ChainStart) -> Stage:
 
 
 def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
-    """Trains and writes a Hugging Face folder; resumes a killed run from its newest checkpoint."""
+    """Trains and writes a Hugging Face folder, from the newest checkpoint of a killed run. Returns a line for the user."""
     require(shard.spec(config), "shard")
     model = require(transfer.spec(config, start), "transfer")
     made = transfer_plan.load(model)

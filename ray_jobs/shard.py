@@ -91,7 +91,7 @@ def missing_files(uri: str) -> list[str]:
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Writes `tokenizer/`, `text/{train,heldout}/`, `rows/` and `heldout/` with their manifests.
 
-    Keeps what a killed run has finished; unusable input leaves nothing.
+    Returns a line for the user. Keeps what a killed run has finished; unusable input leaves nothing.
     """
     cache = storage.join(draft.uri, "source")
     try:

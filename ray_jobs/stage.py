@@ -1,4 +1,4 @@
-"""What all jobs share: the specification of an artefact, known before anything runs, and a function that fills its folder."""
+"""A job on one artefact: its specification, the function that fills its folder, its run; and how chains start."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

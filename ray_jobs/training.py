@@ -18,7 +18,7 @@ from trainer.checkpoints.store import WORKING, Store
 from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.heldout_pairs import HeldoutPairs
 from trainer.tasks.heldout_text import HeldoutText

@@ -84,7 +84,7 @@ def stage(config: ScionConfig, start: ChainStart) -> Stage:
 
 
 def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
-    """Writes a Hugging Face folder, and its transfer plan."""
+    """Writes a Hugging Face folder, and its transfer plan. Returns a line for the user."""
     require(shard.spec(config), "shard")
     report("read", 0, 3)
     problem = make_problem(config, start.seed, storage.join(draft.uri, "source"), report.part(start.method), report.note)

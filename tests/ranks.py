@@ -26,7 +26,7 @@ from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.engine import attempts, launch, loop
 from trainer.engine.loop import Training
 from trainer.engine.requests import Request
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 
 _LONGEST_SECONDS = 120
 

@@ -189,7 +189,7 @@ def find(spec: Spec, *, replace: bool = False) -> Artifact | None:
 
 
 def has_unfinished_run(spec: Spec, precious: Callable[[], bool] = lambda: False) -> bool:
-    """Whether the folder holds an unfinished run that this spec can resume (`ResumePolicy`).
+    """Whether an unfinished run is there that this spec can resume; ArtifactError if it would lose a `precious` one.
 
     Args:
         precious: whether the unfinished run has results that must not be lost.

@@ -122,10 +122,7 @@ def _walk(path: str) -> Iterator[str]:
 
 
 def _below(fs: Any, path: str, depth: int = 1 << 10) -> Iterator[str]:
-    """Every file below a folder of an object store, at most `depth` levels down.
-
-    fsspec's `find` would skip folders that it fails to list.
-    """
+    """As `_walk`, of an object store, at most `depth` levels down."""
     for entry in entries(fs, path):
         if entry["type"] == "file":
             yield str(entry["name"])

@@ -99,12 +99,7 @@ def build(
         for place, scan in zip(moved, new_scans, strict=True):
             scans[place] = scan
     keeps, fates = _decide(scans)
-    if not fates["train"]:
-        raise DataError(f"no document is left to train on ({_count_fates(fates)}).", "text", "Give text that is not empty.")
-    if not fates["heldout"]:
-        raise DataError(
-            f"no document is left to hold out ({_count_fates(fates)}).", "shard.heldout", "Give more documents, or test_text=."
-        )
+    _check_both_sides(fates)
     writes = [
         {**job, "keep": keep, "folder": folder, "name": f"part-{number:05d}.parquet"}
         for number, (job, keep) in enumerate(zip(jobs, keeps, strict=True))
@@ -115,6 +110,16 @@ def build(
         heldout=tuple(result["heldout"] for result in paths if result["heldout"]),
         fates=fates,
     )
+
+
+def _check_both_sides(fates: dict[str, int]) -> None:
+    """Checks that documents are left on either side; else raises DataError."""
+    if not fates["train"]:
+        raise DataError(f"no document is left to train on ({_count_fates(fates)}).", "text", "Give text that is not empty.")
+    if not fates["heldout"]:
+        raise DataError(
+            f"no document is left to hold out ({_count_fates(fates)}).", "shard.heldout", "Give more documents, or test_text=."
+        )
 
 
 def read_texts(paths: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -152,7 +157,7 @@ def _chance(seed: int, name: str) -> float:
 
 
 def _scan(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, Any]:
-    """What decides which records of a unit stay: each text's hash, side (held out or not), language and random number."""
+    """The hash, side, language and random number of each text of a unit, from which `_decide` chooses."""
     records = _documents(job, reserved)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in records)
     langs = pa.array([lang for _, lang, _, _ in records], pa.string()).dictionary_encode()

@@ -176,15 +176,20 @@ def _train_vocabulary(
         ids = {text: place for place, (text, _) in enumerate(model["vocab"])}
     else:
         ids = model["vocab"]
-    assert len(ids) <= config.vocab_size, f"{len(ids)} tokens, {config.vocab_size} allowed"
-    if len(ids) < 0.5 * config.vocab_size:
+    _check_enough(len(ids), config)
+    added = sorted(({**token, "id": ids[token["content"]]} for token in base["added_tokens"]), key=lambda token: token["id"])
+    return base | {"model": model, "added_tokens": added, "post_processor": renumber(base["post_processor"], ids)}
+
+
+def _check_enough(tokens: int, config: TokenizerConfig) -> None:
+    """Checks that the text yields at least half of the tokens that the user asks for; else raises DataError."""
+    assert tokens <= config.vocab_size, f"{tokens} tokens, {config.vocab_size} allowed"
+    if tokens < 0.5 * config.vocab_size:
         raise DataError(
-            f"the text yields {len(ids):,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
+            f"the text yields {tokens:,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
             "shard.tokenizer",
             "Give more text or a smaller shard.tokenizer.vocab_size.",
         )
-    added = sorted(({**token, "id": ids[token["content"]]} for token in base["added_tokens"]), key=lambda token: token["id"])
-    return base | {"model": model, "added_tokens": added, "post_processor": renumber(base["post_processor"], ids)}
 
 
 def _check_size(needed: int, characters: int, config: TokenizerConfig) -> None:

@@ -40,7 +40,7 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
     from cluster.session import ray_session
     from trainer.checkpoints.store import Store
     from trainer.engine.launch import fit
-    from trainer.engine.worker import TrainRun
+    from trainer.engine.train_run import TrainRun
     from trainer.monitoring import run_log
 
     found = planned(rows, config)

@@ -13,7 +13,7 @@ from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.requests import Request, Requests
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.ledger import audit, ledger
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask

@@ -20,7 +20,7 @@ from tests import ranks
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine import launch
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask

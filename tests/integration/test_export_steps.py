@@ -24,7 +24,7 @@ from trainer.checkpoints.store import Store
 from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
 from trainer.engine.process_group import TimeOut
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.ledger.step_name import new_name
 from trainer.monitoring import run_log
 

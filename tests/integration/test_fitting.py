@@ -16,7 +16,7 @@ from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.micro_batches import is_out_of_memory
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask
 

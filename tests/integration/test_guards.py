@@ -15,7 +15,7 @@ from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine import launch
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.ledger import audit, ledger
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log

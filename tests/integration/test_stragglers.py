@@ -19,7 +19,7 @@ from tests.integration.test_engine import planned
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
 from trainer.monitoring.stragglers import WINDOW

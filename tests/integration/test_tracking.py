@@ -13,7 +13,7 @@ from tests.unit.monitoring.test_trackers import history
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask

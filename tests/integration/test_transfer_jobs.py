@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 
 from tests import ranks
 from tests.integration.conftest import Chain, scion
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.monitoring import run_log
 
 pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")

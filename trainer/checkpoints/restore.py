@@ -96,7 +96,7 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
 
 
 def _load_universal(engine: Any, store: Store, name: str) -> None:
-    """Loads what another number of ranks wrote, or another ZeRO stage.
+    """Converts a checkpoint of another number of ranks or ZeRO stage to DeepSpeed's universal format, and loads it.
 
     The first rank fetches and converts it, in a folder of its own with the prefix of drafts, so that the next commit removes
     what a kill leaves behind.

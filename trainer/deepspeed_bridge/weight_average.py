@@ -17,7 +17,7 @@ KEY = "ema"
 
 
 def track_average(engine: Any, decay: float) -> None:
-    """Makes the engine's optimizer average what it updates."""
+    """Makes the engine's optimizer keep an exponential moving average of each weight it updates, in its state."""
 
     @torch.no_grad()
     def average(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -16,7 +16,7 @@ from data_pipeline.feed.rank_feed import OrderedData
 from trainer.engine import attempts
 from trainer.engine.entry import enter
 from trainer.engine.process_group import GroupConfig, flight_folder
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.monitoring import run_log
 
 RAY_FOLDER = "ray"

@@ -36,7 +36,7 @@ from trainer.engine.passes import PASSES
 from trainer.engine.process_group import TimeOut, dumps_found
 from trainer.engine.requests import Request, Requests
 from trainer.engine.step import optimizer_step, set_rates
-from trainer.engine.worker import TrainRun
+from trainer.engine.train_run import TrainRun
 from trainer.ledger import ledger
 from trainer.ledger.ledger import Ledger
 from trainer.ledger.step_name import new_name, step_of

@@ -60,7 +60,7 @@ def _round_weights(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, to
 
 
 def make_engine(module: Any, config: TrainConfig, micro_batch: int, accumulation: int) -> Any:
-    """The engine around `module`, on this worker's device; every rank calls it, inside Ray Train's process group."""
+    """The DeepSpeed engine around `module`, frozen and compiled as configured; every rank calls it, in Ray Train."""
     on_gpu = torch.cuda.is_available()
     if config.activation_checkpointing:
         model: Any = module.model

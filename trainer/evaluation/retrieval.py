@@ -44,7 +44,7 @@ class Retrieval:
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
-    """The metrics from unit vectors [n, d] of the two sides of n text pairs."""
+    """The metrics from unit vectors [n, d] of the sides of n text pairs: of all, and by language if there are several."""
 
     def metrics_among(indices: NDArray[np.int64]) -> Ways:
         left, right = ([texts[index] for index in indices] for texts in (pairs.anchors, pairs.positives))

@@ -82,7 +82,7 @@ def place(problem: Problem, name: str, settings: Callable[[str], Any]) -> Placem
 
 
 def _concatenate(placements: list[Placement], source_rows: int) -> Placement:
-    """All placements of a chain as one, with the number of the method that placed each row."""
+    """Joins the placements of a chain's methods; `by` holds the number (from 1) of the method that placed each row."""
     groups = [
         np.zeros(len(placement.ids), np.uint16) if placement.groups is None else placement.groups[0] for placement in placements
     ]

@@ -59,11 +59,16 @@ def graft(model: PreTrainedModel, plan: TransferPlan, tokenizer: PreTrainedToken
         # A copy, not the same parameter: transformers saves a shared parameter once, and re-ties it only in tied models.
         for module in duplicates:
             module.bias = torch.nn.Parameter(head.bias.detach().clone())
-    for name, bias in separate_biases.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(bias))
+    _replace_parameters(model, separate_biases)
     _update_special_ids(model, plan, tokenizer)
     _update_suppressed_ids(model, padded_plan)
+
+
+def _replace_parameters(model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
+    """Puts new parameters with these values in the place of the model's, by name; the shapes may differ."""
+    for name, value in values.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(value))
 
 
 def _duplicate_biases(model: PreTrainedModel, head: torch.nn.Module, rows: int) -> list[torch.nn.Module]:

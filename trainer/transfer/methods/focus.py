@@ -68,7 +68,7 @@ def ids_with_vectors(ids: NDArray[np.int64], names: list[str], vectors: Vectors)
 
 
 def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Vectors]:
-    """The name of each token, and the vectors of these names."""
+    """The name of each target token, and the vectors by name, read from a file or trained; rare names have none."""
     if config.vectors is not None:
         file_vectors = files.read(config.vectors)
         return [word_space.word_of(token, file_vectors) for token in problem.tokens], file_vectors
