@@ -102,5 +102,5 @@ def test_what_the_average_does_not_go_with_is_refused() -> None:
         with pytest.raises(ConfigError, match="ema must lie between 0 and 1"):
             TrainConfig(**settings)
     for settings in ({"offload": "optimizer"}, {"muon_rate": 0.02, "clip": 0}, {"hpz": 2, "zero_stage": 3}):
-        with pytest.raises(ConfigError, match="An average of the weights"):
+        with pytest.raises(ConfigError, match="an average of the weights"):
             TrainConfig(ema=0.9, **settings)

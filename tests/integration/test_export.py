@@ -102,7 +102,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     (tmp_path / NAME).mkdir()
     names = on_ranks(1, train, run)
     store = Store(f"{tmp_path}/{NAME}/checkpoints", 3)
-    with pytest.raises(ArtifactError, match="do not say what they are of"):
+    with pytest.raises(ArtifactError, match="does not say what it trains"):
         export.export(store, names[0], str(tmp_path / "early"))
     write_task(store, run.task)
 

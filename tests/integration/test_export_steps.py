@@ -122,7 +122,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     exports.finish()
     assert [(entry["step"], entry["wrong"]) for entry in journal.entries] == [
         (3, "the folder is not empty and not Scion's."),
-        (1, "its checkpoint was removed before: export_steps is too small, or keep_checkpoints"),
+        (1, "its checkpoint is removed already: raise export_steps or keep_checkpoints"),
     ]
     assert os.listdir(tmp_path / "run-step-3") == ["mine.txt"]
 

@@ -156,7 +156,7 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     assert starts == [0, 4]
     checked = scion("verify", str(folder))
     assert checked.returncode == 0
-    assert "of 6 steps, each planned slot once" in checked.stdout
+    assert "of 6 steps, each slot of the order once" in checked.stdout
     assert not (folder / "checkpoints").exists()
     more = scion("pretrain", copy.config, f"{steps}8")
     assert more.returncode == 2

@@ -170,7 +170,7 @@ def test_a_loss_that_leaps_takes_the_run_back_and_its_rows_are_left_out(shards, 
 def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(shards, source_folder: str, tmp_path, ray) -> None:  # type: ignore[no-untyped-def]
     one = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, deadly=(3,))
     with pytest.raises(
-        TrainingError, match=r"step 3 \(planned step 3, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
+        TrainingError, match=r"step 3 \(step 3 of the order, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
     ):
         launch.fit(one, workers=1, worker_cpus=1, gpu=False) if ray else fit(one, workers=1)
     # The first one died while it prepared the step ahead, in an earlier one; from then on none is prepared before it is due.

@@ -172,7 +172,7 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     assert starts == [0, reached["next_step"]]
     checked = scion("verify", run)
     assert checked.returncode == 0
-    assert "of 300 steps, each planned slot once" in checked.stdout
+    assert "of 300 steps, each slot of the order once" in checked.stdout
     assert not list(copy.output.glob("*.lease.json"))
 
 

@@ -269,7 +269,7 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
         harm(native)
         with pytest.raises(kind, match=what):
             universal_checkpoint.convert(str(native), str(tmp_path / name / "uc"), run.stage)
-        with pytest.raises(CorruptError, match="no universal checkpoint"):
+        with pytest.raises(CorruptError, match="the universal checkpoint is incomplete"):
             universal_checkpoint.load(None, str(tmp_path / name), "uc")
 
     def untrained(native: Path) -> None:
