@@ -61,7 +61,10 @@ def command(arguments: list[str], console: Console) -> None:
 
 
 def verify(
-    what: str | os.PathLike[str] | GraftedModel, *, source_model: str | None = None, shards: str | None = None
+    what: str | os.PathLike[str] | GraftedModel,
+    *,
+    source_model: str | os.PathLike[str] | None = None,
+    shards: str | os.PathLike[str] | None = None,
 ) -> list[CheckResult]:
     """Checks a grafted model, or a folder as `scion verify` does.
 
@@ -74,7 +77,7 @@ def verify(
         VerifyError: a check failed; names it.
     """
     if isinstance(what, GraftedModel):
-        source = _side(source_model or what.source_model, what.plan.seed)
+        source = _side(os.fspath(source_model or what.source_model), what.plan.seed)
         if chain.is_from_scratch(what.plan.method):
             source = replace(source, model=loading.with_random_weights(source.model, what.plan.seed))
         results, where, fix = (
@@ -85,15 +88,16 @@ def verify(
     else:
         what = os.fspath(what)
         named = {"source_model": source_model, "shards": shards}
-        given = {name: value for name, value in named.items() if value is not None}
+        given = {name: os.fspath(value) for name, value in named.items() if value is not None}
         check, fix = _kind(what, given)
         results, where = check(what, given), what
-    _raise_failures(results, where, fix)
+    _raise_failures(results, where, fix, details=True)
     return results
 
 
-def _raise_failures(results: list[CheckResult], where: str, fix: str) -> None:
-    failed = [result.check for result in results if not result.is_ok]
+def _raise_failures(results: list[CheckResult], where: str, fix: str, details: bool = False) -> None:
+    """Raises VerifyError if a check failed; with `details` it says what the first failure of each was."""
+    failed = [f"{result.check} ({result.failures[0]})" if details else result.check for result in results if not result.is_ok]
     if failed:
         raise VerifyError(f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}.", where, fix)
 

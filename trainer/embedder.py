@@ -88,7 +88,13 @@ class Embedder:
         return [self._truncate(text.ids) for text in encoded]
 
     def encode(self, texts: Sequence[str], dimensions: int | None = None) -> NDArray[np.float32]:
-        """Vectors [n, d] of n texts."""
+        """Vectors [n, d] of n texts.
+
+        Raises:
+            ConfigError: `texts` is no list of texts, or the embedder does not have this number of dimensions.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
         return self.encode_ids(self.tokenize(texts), dimensions)
 
     def encode_ids(self, ids: Sequence[Sequence[int]], dimensions: int | None = None) -> NDArray[np.float32]:

@@ -41,8 +41,8 @@ MUTANTS = {
     ),
     "a checkpoint that is taken without a look at its hashes": Mutant(
         "trainer/checkpoints/store.py",
-        "        if found != known:\n",
-        "        if found is None:\n",
+        "        if actual != expected:\n",
+        "        if actual is None:\n",
         "flip_weights",
     ),
 }

@@ -86,7 +86,7 @@ def not_finite(run: Run) -> dict[str, Any]:
     same = all(
         torch.equal(one, other) for one, other in zip(engine.module.parameters(), again.module.parameters(), strict=True)
     )
-    return {"applied": [one.applied for one in losses], "losses": [losses[2].loss, loss], "same": same}
+    return {"applied": [one.is_applied for one in losses], "losses": [losses[2].loss, loss], "same": same}
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:

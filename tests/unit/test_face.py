@@ -91,16 +91,20 @@ def test_pairs_text_files_and_a_given_tokenizer(grafted: scion.GraftedModel, sou
         ({"text": ["text in Greek"], "method": "aligned", "pairs": [("a", 1)]}, "expected two texts"),
         ({"text": ["text in Greek"], "method": "aligned", "pairs": ["ab"]}, "expected two texts"),
         ({"text": [b"text"]}, "expected texts, got bytes"),
-        ({"text": ["text"], "method": ["aligned", "fvt"]}, "Write a chain as a.b"),
+        ({"text": ["text"], "method": ["focsu"]}, "Did you mean focus"),
+        ({"text": None}, "text: expected texts, got NoneType"),
+        ({"text": [__file__]}, "is the name of a file"),
         ({"text": ["text"], "method": "fvt", "settings": {"focus": {}}}, "focus is not in the chain fvt"),
-        ({"text": ["text"], "settings": {"focus": {"dim": 3}}}, "unexpected keyword argument 'dim'"),
+        ({"text": ["text"], "settings": {"focus": {"dim": 3}}}, "there is no key 'dim'"),
         ({"text": ["text"], "settings": {"focus": 1}}, "expected a dict or FocusConfig, got int"),
         ({"text": ["text"], "seed": -1}, "at least 0"),
+        ({"text": ["text"], "seed": 1.5}, "expected a whole number"),
+        ({"text": ["text"], "source_model": 3}, "expected a folder or a name"),
     ],
 )
 def test_a_mistake_says_what_to_do(source_folder: str, given: dict, message: str) -> None:
     with pytest.raises(scion.ScionError, match=message):
-        scion.transfer(source_folder, **given)
+        scion.transfer(**{"source_model": source_folder} | given)
 
 
 def test_a_model_with_a_given_tokenizer_is_right(tmp_path: Path, source_folder: str, greek: list[str]) -> None:
@@ -167,6 +171,24 @@ def test_an_unknown_job_is_named(job: str) -> None:
         scion.run(job=job)
 
 
+def test_a_list_may_name_files_and_methods(source_folder: str, greek: list[str], tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text("\n".join(greek[number::2]))
+    small = TokenizerConfig(vocab_size=600)
+    model = scion.transfer(
+        source_folder, text=[tmp_path / "0.txt", tmp_path / "1.txt"], method=["fvt", "focus"], tokenizer=small
+    )
+    assert model.plan.method == "fvt+focus"
+    assert len(model.tokenizer) == 600
+
+
+def test_an_embedder_encodes_lists(source_folder: str) -> None:
+    embedder = scion.Embedder.load(source_folder)
+    for wrong in ("word", [None]):
+        with pytest.raises(scion.ScionError, match="expected a list of texts"):
+            embedder.encode(wrong)
+
+
 def test_a_model_that_was_changed_is_not_right(grafted: scion.GraftedModel) -> None:
     import copy
 
@@ -175,7 +197,7 @@ def test_a_model_that_was_changed_is_not_right(grafted: scion.GraftedModel) -> N
     broken = scion.GraftedModel(copy.deepcopy(grafted.model), grafted.tokenizer, grafted.plan, grafted.source_model)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[7] += 1
-    with pytest.raises(scion.ScionError, match="checks failed"):
+    with pytest.raises(scion.ScionError, match=r"checks failed: copied rows .*row 7|checks failed: .*7"):
         scion.verify(broken)
 
 

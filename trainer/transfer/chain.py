@@ -4,6 +4,7 @@ A chain is written `aligned+focus+fvt`, also in plans, tables and folder names; 
 that the last method leaves get random rows.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,9 @@ def check(name: str, key: str) -> None:
     methods = parts(name)
     for method in methods:
         if method not in METHODS:
-            raise ConfigError(f"{method or name} is not a method.", key, f"Choose from: {', '.join(METHODS)}.")
+            near = difflib.get_close_matches(method.lower(), METHODS, n=1)
+            fix = f"Did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{method or name} is not a method.", key, f"{fix}Choose from: {', '.join(METHODS)}.")
         if methods.count(method) > 1:
             raise ConfigError(
                 f"{method} occurs twice in {name}.", key, "Name it once: the second time it has no tokens left to place."

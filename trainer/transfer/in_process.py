@@ -4,14 +4,17 @@ The steps are those of `scion shard` and `scion transfer`: clean the text, train
 jobs also hold text out, remove duplicates and balance languages; this module trains on all text.
 """
 
+import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.pairs import text_pairs
 from data_pipeline.sources import documents
@@ -58,7 +61,7 @@ def transfer(
     *,
     text: str | os.PathLike[str] | Iterable[str],
     pairs: str | os.PathLike[str] | Iterable[tuple[str, str]] | None = None,
-    method: str = "focus",
+    method: str | Sequence[str] = "focus",
     tokenizer: str | os.PathLike[str] | TokenizerConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -68,9 +71,9 @@ def transfer(
 
     Args:
         source_model: a model folder, a URI or a hub name, `NAME` or `NAME@REVISION`.
-        text: documents in the new language: a path, glob, URI or dataset name as in the key `text`, or texts.
+        text: documents in the new language: a path, glob, URI or dataset name as in the key `text`, or texts and `Path`s.
         pairs: aligned pairs, for methods that learn from them: a path as in the key `pairs`, or (source, new language).
-        method: a method of `scion.methods()`, or a chain such as `aligned+focus`.
+        method: a method of `scion.methods()`, or a chain, `aligned+focus` or `["aligned", "focus"]`.
         tokenizer: the new tokenizer's folder or hub name, or how to train it; trained with the defaults where not given.
         settings: settings of the methods by name, keys as in `transfer.methods`: `{"focus": {"fasttext": {"dim": 50}}}`.
         seed: of all random rows.
@@ -81,9 +84,12 @@ def transfer(
         DataError: the text or the pairs cannot be read, or are too little.
         ModelError: there is no such model, or its vocabulary cannot be replaced.
     """
-    source_model = os.fspath(source_model)
-    if seed < 0:
-        raise ConfigError(f"it must be at least 0, got {seed}.", "seed")
+    if not isinstance(source_model, str | os.PathLike):
+        raise ConfigError(f"expected a folder or a name, got {type(source_model).__name__}.", "source_model")
+    source_model = storage.absolute(folder) if os.path.isdir(folder := os.fspath(source_model)) else folder
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ConfigError(f"expected a whole number, at least 0, got {seed!r}.", "seed")
+    seed, method = int(seed), method if isinstance(method, str) else "+".join(map(str, method))
     own = _method_settings(method, settings or {})
     anchors, positives = _read_pairs(pairs)
     if not anchors and any(chain.needs_pairs(name, own.__getitem__) for name in own):
@@ -109,8 +115,6 @@ def _method_settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: no such method, or settings of a method that is not in the chain, or with a wrong key or value.
     """
-    if not isinstance(method, str):
-        raise ConfigError(f"expected text, got {type(method).__name__}.", "method", "Write a chain as a+b.")
     chain.check(method, "method")
     if others := set(given) - set(chain.parts(method)):
         raise ConfigError(f"{min(others)} is not in the chain {method}.", "settings", "Remove it, or change method=.")
@@ -131,12 +135,17 @@ def _settings_of(method: str, given: Any) -> Any:
     try:
         return _from_mapping(config, given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{error}.", f"settings[{method!r}]", "`scion config transfer.methods` lists the keys.") from error
+        raise ConfigError(
+            f"{error}.".replace("?.", "?"), f"settings[{method!r}]", "`scion config transfer.methods` lists the keys."
+        ) from error
 
 
 def _from_mapping(config: type[Any], given: Mapping[str, Any]) -> Any:
     """A dataclass of settings from a mapping, with its sections as mappings in it."""
     defaults = config()
+    if unknown := set(given) - {one.name for one in fields(config)}:
+        near = difflib.get_close_matches(min(map(str, unknown)), [one.name for one in fields(config)], n=1)
+        raise ValueError(f"there is no key {min(map(str, unknown))!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     changes = {
         key: _from_mapping(type(section), value)
         if isinstance(value, Mapping) and is_dataclass(section := getattr(defaults, key, None))
@@ -164,18 +173,29 @@ def _target_tokenizer(
 
 def _read_texts(text: str | os.PathLike[str] | Iterable[str], layout: bool) -> list[str]:
     """Clean texts; `layout` as in `clean`."""
+    if not isinstance(text, Iterable | os.PathLike):
+        raise DataError(f"expected texts, got {type(text).__name__}.", "text", "Give strings.")
     if isinstance(text, str | os.PathLike):
-        with tempfile.TemporaryDirectory(prefix="scion-") as cache:
-            units = documents.units(documents.resolve(os.fspath(text), cache, key="text"))
-            tables = [documents.read(unit, ("text",), (), key="text") for unit in units]
-        texts = [row for table in tables for row in table["text"].to_pylist() if row]
+        texts = _read_files(os.fspath(text))
     else:
-        texts = [one for one in text if one is not None]
+        texts = []
+        for one in text:
+            texts += _read_files(os.fspath(one)) if isinstance(one, os.PathLike) else [] if one is None else [one]
     if other := next((one for one in texts if not isinstance(one, str)), None):
         raise DataError(f"expected texts, got {type(other).__name__}.", "text", "Give strings.")
+    if texts and all(len(one) < 1000 and os.path.isfile(one) for one in texts):
+        raise DataError(f"{texts[0]!r} is the name of a file.", "text", "Give files as `pathlib.Path`, or one path or glob.")
     if not any(one.strip() for one in texts):
         raise DataError("there is no text in it.", "text", "Give documents that are not empty.")
     return [clean(one, layout=layout) for one in texts]
+
+
+def _read_files(path: str) -> list[str]:
+    """The documents at a path, a glob, a URI or a dataset."""
+    with tempfile.TemporaryDirectory(prefix="scion-") as cache:
+        units = documents.units(documents.resolve(path, cache, key="text"))
+        tables = [documents.read(unit, ("text",), (), key="text") for unit in units]
+    return [row for table in tables for row in table["text"].to_pylist() if row]
 
 
 def _read_pairs(pairs: str | os.PathLike[str] | Iterable[Any] | None) -> tuple[list[str], list[str]]:

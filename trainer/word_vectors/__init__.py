@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from data_pipeline.errors import ConfigError
 from trainer.word_vectors import fasttext, ppmi
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def train(lines: Iterable[str], config: Any, what: str, executor: Executor) -> V
     """Trains vectors of the family `config.kind`, with its section of `config`.
 
     Raises:
+        ConfigError: there is no such family.
         DataError: there is too little text.
     """
+    if config.kind not in VECTORS:
+        raise ConfigError(f"{config.kind} is no family of vectors.", "kind", f"Choose from: {', '.join(VECTORS)}.")
     return VECTORS[config.kind].train(lines, getattr(config, config.kind), what, executor)
