@@ -97,7 +97,7 @@ class TestConfiguration:
         ("output", "is not key=value"),
         ("transfer.match=[exact,casse]", "'casse' is not a comparison"),
         ("transfer.max_memory=0", "above 0 GiB"),
-        ("transfer.plan=/nowhere", "no plan.json here"),
+        ("transfer.plan=/nowhere", "there is no plan"),
     ])  # fmt: skip
     def test_a_bad_value(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
         assert message in refused("pipeline", copy.config, override)

@@ -119,7 +119,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     assert AutoTokenizer.from_pretrained(tmp_path / f"{NAME}-step-3")("help").input_ids
     refused = scion(str(tmp_path / NAME), "2")
     assert refused.returncode == 2
-    assert "there is no checkpoint of step 2. There is one of 1, 3." in refused.stderr
+    assert "there is no checkpoint of step 2. There are checkpoints of 1, 3." in refused.stderr
     assert scion(str(tmp_path)).returncode == 2
 
     before = (tmp_path / f"{NAME}-step-3" / "artifact.json").stat().st_mtime_ns
