@@ -77,9 +77,7 @@ def verify(
         VerifyError: a check failed; names it.
     """
     if isinstance(what, GraftedModel):
-        source = _side(os.fspath(source_model or what.source_model), what.plan.seed)
-        if chain.is_from_scratch(what.plan.method):
-            source = replace(source, model=loading.with_random_weights(source.model, what.plan.seed))
+        source = _source_side(os.fspath(source_model or what.source_model), what.plan)
         results, where, fix = (
             verify_model(source, Side(model=what.model, tokenizer=what.tokenizer), what.plan, given=what.has_given_tokenizer),
             "model",
@@ -136,18 +134,20 @@ def _so_far(folder: str) -> History:
 
 def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """Compares a transferred model with its source."""
-    found = plan.load(folder)
-    source = _side(named.get("source_model") or _source(folder), found.seed)
-    if chain.is_from_scratch(found.method):
-        source = replace(source, model=loading.with_random_weights(source.model, found.seed))
-    factors: dict[str, Any] = _artifact(folder).get("metrics", {}).get("factors") or {}
+    found, artifact = plan.load(folder), _artifact(folder)
+    metrics = artifact.get("metrics", {})
+    named_source = named.get("source_model") or metrics.get("source_model")
+    if not named_source:
+        raise ArtifactError("it does not say what it was made from.", folder, "Name it: source_model=FOLDER.")
+    source = _source_side(named_source, found)
+    factors: dict[str, Any] = metrics.get("factors") or {}
     if factors:
         model = with_factors(source.model, factors["rank"], factors["split"])
         source = replace(source, model=model if factors["keep"] else without_factors(model))
     product = bool(factors) and not factors["keep"]
     made = _side(folder, found.seed)
     # A folder of GraftedModel.save has no artefact to say whose tokenizer it is.
-    given = bool(artifact["metrics"].get("tokenizer")) if (artifact := _artifact(folder)) else True
+    given = not artifact or bool(metrics.get("tokenizer"))
     return [*verify_model(source, made, found, product, given), forward(folder, made.model)]
 
 
@@ -231,12 +231,10 @@ def _artifact(folder: str) -> dict[str, Any]:
     return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}
 
 
-def _source(folder: str) -> str:
-    """The model that the folder says it was made from."""
-    named = _artifact(folder).get("metrics", {}).get("source_model")
-    if not named:
-        raise ArtifactError("it does not say what it was made from.", folder, "Name it: source_model=FOLDER.")
-    return str(named)
+def _source_side(spec: str, of: plan.TransferPlan) -> Side:
+    """The source model of a plan, with random weights where the method draws the whole model anew."""
+    side = _side(spec, of.seed)
+    return replace(side, model=loading.with_random_weights(side.model, of.seed)) if chain.is_from_scratch(of.method) else side
 
 
 def _side(spec: str, seed: int) -> Side:

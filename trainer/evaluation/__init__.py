@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_pipeline.table import Row
 from trainer.evaluation.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -20,13 +20,7 @@ class Metric(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of the table: a class whose fields are the settings, and the paper."""
-
-    config: type[Metric]
-    paper: str
-
+Entry = Row[Metric]
 
 METRICS: dict[str, Entry] = {
     "retrieval": Entry(Retrieval, "Artetxe and Schwenk, TACL 2019 (arXiv:1812.10464)"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from data_pipeline.table import Row
 from trainer.merging.uniform import Uniform
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ class Merge(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of the table: a class whose fields are the settings, and the paper."""
-
-    config: type[Merge]
-    paper: str
-
+Entry = Row[Merge]
 
 MERGES: dict[str, Entry] = {
     "uniform": Entry(Uniform, "model soup: Wortsman et al., ICML 2022 (arXiv:2203.05482)"),

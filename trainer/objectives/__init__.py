@@ -4,20 +4,12 @@ To add a loss: add its module, an entry here, and a test of its own claim. The s
 section `embed.objectives.NAME`.
 """
 
-from dataclasses import dataclass
-
+from data_pipeline.table import Row
 from trainer.objectives.info_nce import InfoNce
 from trainer.objectives.language_modeling import LanguageModeling
 from trainer.objectives.objective import Objective
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of the table: a class whose fields are the settings, and the paper."""
-
-    config: type[Objective]
-    paper: str
-
+Entry = Row[Objective]
 
 OBJECTIVES: dict[str, Entry] = {
     "info_nce": Entry(InfoNce, "van den Oord et al., 2018 (arXiv:1807.03748)"),

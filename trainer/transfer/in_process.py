@@ -96,7 +96,7 @@ def transfer(
         raise ConfigError(f"{method} learns from aligned pairs.", "pairs", "Give pairs, or take method=focus.")
     with model_folder(source_model) as folder:
         source = tokenizers.load(folder)
-        texts = _read_texts(text, layout=loading.is_causal(loading.model_config(source_model)))
+        texts = _read_texts(text, layout=loading.is_causal(loading.model_config(folder)))
         target = _target_tokenizer(source, [*texts, *anchors, *positives], tokenizer, warn)
         learned_from = Texts(corpus=lambda: iter(texts), anchors=anchors, positives=positives)
         problem = Problem(source, target, learned_from, seed)

@@ -6,10 +6,10 @@ The settings of an entry are the section `embed.builders.NAME`. Pairs from the u
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from data_pipeline.pairs.builders.simcse import SimCse
+from data_pipeline.table import Row
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -27,13 +27,7 @@ class Builder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of the table: a class whose fields are the settings, and its paper."""
-
-    config: type[Builder]
-    paper: str
-
+Entry = Row[Builder]
 
 BUILDERS: dict[str, Entry] = {
     "simcse": Entry(SimCse, "Gao, Yao and Chen, EMNLP 2021 (arXiv:2104.08821)"),
