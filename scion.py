@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from trainer.embedder import Embedder, EmbedderSpec
     from trainer.transfer.in_process import GraftedModel, transfer
     from trainer.transfer.methods import methods
-    from trainer.transfer.plan import TransferPlan
+    from trainer.transfer.plan import Provenance, TransferPlan
 
 __all__ = [
     "CheckResult",
     "Embedder",
     "EmbedderSpec",
     "GraftedModel",
+    "Provenance",
     "Run",
     "ScionError",
     "TokenizerConfig",
@@ -46,6 +47,7 @@ _HOMES = {
     "Embedder": "trainer.embedder",
     "EmbedderSpec": "trainer.embedder",
     "GraftedModel": "trainer.transfer.in_process",
+    "Provenance": "trainer.transfer.plan",
     "Run": "ray_jobs.run",
     "ScionError": "data_pipeline.errors",
     "TokenizerConfig": "data_pipeline.tokenizers.train",

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(version("scion-lm"))
+        return 0
     from data_pipeline.errors import ScionError, Stopped, reason  # the help text does not wait for imports
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -130,6 +134,7 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
 def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
     from ray_jobs.run import load_config, run_job
 
+    warnings.filterwarnings("ignore")
     loaded = load_config(path, overrides, job)
     # Ray puts a handler of its own there, which exits with 15.
     run_job(job, loaded, console, started=lambda: signal.signal(signal.SIGTERM, _terminate))

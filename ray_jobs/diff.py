@@ -6,8 +6,8 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.tokenizers import folder as tokenizers
 from ray_jobs.job import Command
-from trainer.transfer import plan
 from trainer.transfer.diff import diff
+from trainer.transfer.plan import TransferPlan
 
 COMMAND = Command(arguments="PLAN PLAN", summary="which rows two transfer plans make differently")
 _LISTED = 10
@@ -22,7 +22,7 @@ def command(arguments: list[str], console: Console) -> None:
     """
     if len(arguments) != 2:
         raise ConfigError("two folders are needed.", "scion diff", f"Usage: scion diff {COMMAND.arguments}")
-    one, other = (plan.load(folder) for folder in arguments)
+    one, other = (TransferPlan.load(folder) for folder in arguments)
     found = diff(one, other)
     console.print(f"{len(found.rows):,} of {len(one):,} rows differ", highlight=False, markup=False)
     for (before, after), count in found.moves.items():

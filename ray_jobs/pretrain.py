@@ -19,7 +19,6 @@ from ray_jobs.training import order_rows, resume_policy, train
 from trainer.monitoring import run_log
 from trainer.tasks.heldout_text import HeldoutText
 from trainer.tasks.language_modeling import LanguageModelTask
-from trainer.transfer import plan as transfer_plan
 from trainer.transfer.plan import TransferPlan
 
 JOB = Job(
@@ -64,7 +63,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     """Trains and writes a Hugging Face folder, from the newest checkpoint of a killed run. Returns a line for the user."""
     require(shard.spec(config), "shard")
     model = require(transfer.spec(config, start), "transfer")
-    made = transfer_plan.load(model)
+    made = TransferPlan.load(model)
     result = train_on_shards(config, model, made, start.seed, spec(config, start), draft, report)
     draft.metrics = {"history": result["history"], "bits_per_byte": result["evaluations"]}
     draft.metrics["bits_per_byte_by_language"] = bits_per_byte_by_language(draft.uri)

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,7 +82,6 @@ def load_config(path: str | None, overrides: list[str], job: str, values: Mappin
     Raises:
         ConfigError: it is wrong, names files that do not exist, or an output that cannot be written.
     """
-    warnings.filterwarnings("ignore")
     loaded = with_absolute_paths(load(path, overrides, job, values))
     if job != "serve":
         _check_writable(loaded.output)

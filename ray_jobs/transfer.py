@@ -28,7 +28,6 @@ from trainer.transfer import chain
 from trainer.transfer.factorise import rank_for_energy, rank_for_parameters, with_factors, without_factors
 from trainer.transfer.graft import graft
 from trainer.transfer.plan import TransferPlan
-from trainer.transfer.plan import load as load_plan
 from trainer.transfer.problem import Placement, Problem, assemble
 from trainer.word_vectors.texts import Texts
 
@@ -91,6 +90,8 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     report(start.method, 1, 3)
     given = config.transfer.plan if start.name == "transferred" else None
     made = _load_plan(given, problem) if given else assemble(problem, place(config, start.method, problem), start.method)
+    if warning := chain.shortfall(made):
+        report.note(warning)
     report("apply", 2, 3)
     parameters, rank = write(config, problem, made, draft.uri)
     made.save(draft.uri)
@@ -232,7 +233,7 @@ def _load_plan(uri: str, problem: Problem) -> TransferPlan:
     Raises:
         ArtifactError: there is none, or it is for other tokenizers.
     """
-    found = load_plan(uri)
+    found = TransferPlan.load(uri)
     for side, made_for, here in (
         ("source", found.source_tokenizer, problem.source),
         ("new", found.target_tokenizer, problem.target),

@@ -27,9 +27,10 @@ from trainer.ledger import audit, ledger
 from trainer.ledger.audit import History
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
-from trainer.transfer import chain, plan
+from trainer.transfer import chain
 from trainer.transfer.factorise import with_factors, without_factors
 from trainer.transfer.in_process import GraftedModel
+from trainer.transfer.plan import TransferPlan
 from trainer.transfer.verify import Side
 from trainer.transfer.verify import verify as verify_model
 
@@ -74,10 +75,14 @@ def verify(
 
     Raises:
         ArtifactError: the folder holds nothing that can be checked.
+        ConfigError: `what` is neither a grafted model nor a folder.
+        ModelError: the source model is of another architecture.
         VerifyError: a check failed; names it.
     """
+    if not isinstance(what, GraftedModel | str | os.PathLike):
+        raise ConfigError(f"expected a grafted model or a folder, got {type(what).__name__}.", "verify", "Save it first.")
     if isinstance(what, GraftedModel):
-        source = _source_side(os.fspath(source_model or what.source_model), what.plan)
+        source = _source_side(os.fspath(source_model or what.plan.source_model), what.plan)
         results, where, fix = (
             verify_model(source, Side(model=what.model, tokenizer=what.tokenizer), what.plan, given=what.has_given_tokenizer),
             "model",
@@ -134,9 +139,9 @@ def _so_far(folder: str) -> History:
 
 def _model(folder: str, named: dict[str, str]) -> list[CheckResult]:
     """Compares a transferred model with its source."""
-    found, artifact = plan.load(folder), _artifact(folder)
+    found, artifact = TransferPlan.load(folder), _artifact(folder)
     metrics = artifact.get("metrics", {})
-    named_source = named.get("source_model") or metrics.get("source_model")
+    named_source = named.get("source_model") or metrics.get("source_model") or found.source_model
     if not named_source:
         raise ArtifactError("it does not say what it was made from.", folder, "Name it: source_model=FOLDER.")
     source = _source_side(named_source, found)
@@ -231,7 +236,7 @@ def _artifact(folder: str) -> dict[str, Any]:
     return dict(json.loads(storage.read_bytes(path))) if storage.exists(path) else {}
 
 
-def _source_side(spec: str, of: plan.TransferPlan) -> Side:
+def _source_side(spec: str, of: TransferPlan) -> Side:
     """The source model of a plan, with random weights where the method draws the whole model anew."""
     side = _side(spec, of.seed)
     return replace(side, model=loading.with_random_weights(side.model, of.seed)) if chain.is_from_scratch(of.method) else side

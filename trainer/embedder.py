@@ -44,6 +44,10 @@ class EmbedderSpec:
     dimensions: tuple[int, ...] = ()
     """Widths that a request may ask for, including the full width; empty means the full width only."""
 
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(POOLINGS)}.")
+
 
 class Embedder:
     """A model, its tokenizer and a spec. `encode` gives the same vector for a text in any batch, to 1e-5."""
@@ -65,10 +69,14 @@ class Embedder:
         """
         with model_folder(os.fspath(uri)) as folder:
             model = loading.encoder(folder)
-            spec = _spec(folder, model)
-            if spec.pooling not in POOLINGS:
-                raise ModelError(f"pooling {spec.pooling!r} is unknown.", folder, f"Choose one of: {', '.join(POOLINGS)}.")
+            try:
+                spec = _spec(folder, model)
+            except ConfigError as error:
+                raise ModelError(error.what, folder, error.fix) from error
             return cls(model, tokenizers.load(folder), spec)
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.model.config.model_type}, {self.spec})"
 
     @property
     def dimensions(self) -> tuple[int, ...]:

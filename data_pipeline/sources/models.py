@@ -21,6 +21,8 @@ def model_folder(spec: str) -> Iterator[str]:
     if "://" in spec:
         with storage.local_copy(spec) as folder:
             yield folder
+    elif is_path(spec) and not os.path.isdir(spec):
+        raise ModelError("there is no such folder.", f"model {spec}", "Check the path; a hub name has one slash at most.")
     else:
         yield spec if os.path.isdir(spec) else _from_hub(spec)
 

@@ -46,7 +46,7 @@ class TokenizerConfig:
 
     character_coverage: float = 0.9995
     """Share of the text's characters that get pieces of their own, most frequent first, as in SentencePiece. The others are
-    unknown, or spelt in bytes if the family can. Byte-level tokenizers have all 256 bytes instead."""
+    unknown, or spelt in bytes where the tokenizer has byte pieces. Byte-level tokenizers have all 256 bytes instead."""
 
     alpha: float = 0.3
     """The training text has languages in proportion to bytes ** alpha: 1 keeps the proportions, 0 gives each the same."""
@@ -55,8 +55,8 @@ class TokenizerConfig:
     """Most UTF-8 bytes of training text, pairs included. Training takes four times as much memory."""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 300:
-            raise ConfigError(f"vocab_size must be at least 300, got {self.vocab_size}.")
+        if not isinstance(self.vocab_size, int) or self.vocab_size < 300:
+            raise ConfigError(f"vocab_size must be a whole number of at least 300, got {self.vocab_size!r}.")
         if not 0.0 < self.character_coverage <= 1.0:
             raise ConfigError(f"character_coverage must lie between 0 and 1, got {self.character_coverage}.")
         if not 0.0 <= self.alpha <= 1.0 or self.sample_bytes < 1:
@@ -188,7 +188,9 @@ def _check_enough(tokens: int, config: TokenizerConfig) -> None:
         raise DataError(
             f"the text yields {tokens:,} tokens, fewer than half of vocab_size={config.vocab_size:,}.",
             "shard.tokenizer",
-            "Give more text or a smaller shard.tokenizer.vocab_size.",
+            f"Give more text, or set its vocab_size to {2 * tokens // 128 * 128:,} or less."
+            if tokens >= 150
+            else "Give more text.",
         )
 
 

@@ -104,7 +104,7 @@ def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: C
     ("arguments", "said"),
     [
         ((), "Usage: scion verify FOLDER"),
-        (("/no/such/folder",), "neither a folder nor a model"),
+        (("/no/such/folder",), "there is no such folder"),
         (("a", "b"), "Usage: scion verify FOLDER"),
     ],
 )

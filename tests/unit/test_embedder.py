@@ -75,6 +75,8 @@ def test_a_hub_name_is_fetched_and_a_bad_one_explained(saved, english, monkeypat
     assert np.array_equal(Embedder.load("org/model").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
     with pytest.raises(ModelError, match="neither a folder nor a model that the hub gives"):
         Embedder.load("org/other")
+    with pytest.raises(ModelError, match="there is no such folder"):
+        Embedder.load("./org/other")
 
 
 def test_a_model_at_a_uri_is_read(saved, english) -> None:

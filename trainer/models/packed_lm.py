@@ -2,7 +2,7 @@
 
 Where a model's time goes when its vocabulary is large (`specs/performance.md`): the product with the vocabulary at places
 without a target, logits that are stored, masks that keep attention off the fast kernels, and, on a GPU, launching small
-kernels. So the head runs on targets only, some at a time; rows of one document have no mask; and the whole is one compiled
+kernels. So the head runs on targets only, some at a time; rows of one document need no mask; and the whole is one compiled
 graph of fixed shapes. `check` finds out how much of this an architecture bears, by comparing it with the model's own forward.
 """
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.errors import ConfigError
 from trainer.transfer.methods import METHODS
+from trainer.transfer.plan import DRAWS, TransferPlan
 from trainer.transfer.problem import Placement, Problem
 
 _ALONE = ("scratch", "resize", "random")
@@ -82,6 +83,15 @@ def place(problem: Problem, name: str, settings: Callable[[str], Any]) -> Placem
         placements.append(METHODS[method].place(problem, settings(method)))
         problem = problem.without(placements[-1].ids)
     return placements[0] if len(placements) == 1 else _concatenate(placements, problem.source_rows)
+
+
+def shortfall(plan: TransferPlan) -> str:
+    """A warning if the chain left most of the new tokens to random rows; else empty."""
+    new = plan.groups()["new"]
+    drawn = int(np.isin(plan.provenance[new], DRAWS).sum())
+    if plan.method in _ALONE or 2 * drawn <= len(new):
+        return ""
+    return f"{plan.method} placed {len(new) - drawn:,} of {len(new):,} new tokens; the others start at random"
 
 
 def _concatenate(placements: list[Placement], source_rows: int) -> Placement:

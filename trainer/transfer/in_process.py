@@ -8,7 +8,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,9 @@ from trainer.word_vectors.texts import Texts
 class GraftedModel:
     """The source model with the new vocabulary."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerFast = field(repr=False)
     plan: TransferPlan
-    source_model: str
-    """The folder or hub name of the source model."""
     has_given_tokenizer: bool = False
     """Whether the user gave the tokenizer; then its template may differ from the source's."""
 
@@ -51,6 +49,7 @@ class GraftedModel:
             OSError: the folder cannot be written.
         """
         folder = os.fspath(folder)
+        os.makedirs(folder, exist_ok=True)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.plan.save(folder)
@@ -62,7 +61,7 @@ def transfer(
     text: str | os.PathLike[str] | Iterable[str],
     pairs: str | os.PathLike[str] | Iterable[tuple[str, str]] | None = None,
     method: str | Sequence[str] = "focus",
-    tokenizer: str | os.PathLike[str] | TokenizerConfig | None = None,
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerFast | TokenizerConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     warn: Callable[[str], None] = print,
@@ -74,10 +73,10 @@ def transfer(
         text: documents in the new language: a path, glob, URI or dataset name as in the key `text`, or texts and `Path`s.
         pairs: aligned pairs, for methods that learn from them: a path as in the key `pairs`, or (source, new language).
         method: a method of `scion.methods()`, or a chain, `aligned+focus` or `["aligned", "focus"]`.
-        tokenizer: the new tokenizer's folder or hub name, or how to train it; trained with the defaults where not given.
+        tokenizer: the new tokenizer, its folder or hub name, or how to train it; trained with the defaults where not given.
         settings: settings of the methods by name, keys as in `transfer.methods`: `{"focus": {"fasttext": {"dim": 50}}}`.
         seed: of all random rows.
-        warn: receives lines on what the tokenizer's rules cost in this text.
+        warn: receives lines on what the tokenizer's rules cost in this text, and on a method that places few tokens.
 
     Raises:
         ConfigError: no such method, or one without the pairs or the donor that it needs.
@@ -100,13 +99,15 @@ def transfer(
         target = _target_tokenizer(source, [*texts, *anchors, *positives], tokenizer, warn)
         learned_from = Texts(corpus=lambda: iter(texts), anchors=anchors, positives=positives)
         problem = Problem(source, target, learned_from, seed)
-        plan = assemble(problem, chain.place(problem, method, own.__getitem__), method)
+        plan = replace(assemble(problem, chain.place(problem, method, own.__getitem__), method), source_model=source_model)
+        if warning := chain.shortfall(plan):
+            warn(warning)
         model = loading.language_model(folder, seed, "auto")
     if chain.is_from_scratch(method):
         model = loading.with_random_weights(model, seed)
     graft(model, plan, target)
     given = tokenizer is not None and not isinstance(tokenizer, TokenizerConfig)
-    return GraftedModel(model, target, plan, source_model, has_given_tokenizer=given)
+    return GraftedModel(model, target, plan, has_given_tokenizer=given)
 
 
 def _method_settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,15 +159,20 @@ def _from_mapping(config: type[Any], given: Mapping[str, Any]) -> Any:
 def _target_tokenizer(
     source: PreTrainedTokenizerFast,
     texts: list[str],
-    given: str | os.PathLike[str] | TokenizerConfig | None,
+    given: str | os.PathLike[str] | PreTrainedTokenizerFast | TokenizerConfig | None,
     warn: Callable[[str], None],
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of the new language: the given one with the source's tokens of a role, or one trained on the texts."""
     if given is None or isinstance(given, TokenizerConfig):
         target = tokenizers.train(source, texts, given or TokenizerConfig(), warn)
-    else:
+    elif isinstance(given, PreTrainedTokenizerFast):
+        target = adopt(given, source, texts[:200], warn)
+    elif isinstance(given, str | os.PathLike):
         with model_folder(os.fspath(given)) as folder:
             target = adopt(tokenizers.load(folder), source, texts[:200], warn)
+    else:
+        fix = "Give a fast tokenizer, its folder or name, or TokenizerConfig(vocab_size=...)."
+        raise ConfigError(f"expected a tokenizer, got {type(given).__name__}.", "tokenizer", fix)
     target.name_or_path = ""  # its ids are not those of the source's file
     return target
 

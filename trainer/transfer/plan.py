@@ -8,6 +8,7 @@ the bias of the language-model head.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -98,9 +99,42 @@ class TransferPlan:
     source_tokenizer: str = ""
     """`vocabulary_hash` of the source tokenizer: the plan fits every model that uses it."""
     target_tokenizer: str = ""
+    source_model: str = ""
+    """Folder or hub name of the source model, where no artefact names it: in a folder that `GraftedModel.save` wrote."""
+
+    @classmethod
+    def load(cls, uri: str | os.PathLike[str]) -> TransferPlan:
+        """Loads a plan that `save` wrote.
+
+        Raises:
+            ArtifactError: there is no plan, or its files do not belong together.
+        """
+        uri = os.fspath(uri)
+        if not storage.exists(storage.join(uri, "plan.json")):
+            raise ArtifactError("no plan.json here.", uri, "Make one with `scion transfer`.")
+        metadata = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
+        with storage.local_copy(uri) as folder:
+            arrays = load_file(f"{folder}/plan.safetensors")
+        if set(arrays) != set(_ARRAYS):
+            raise ArtifactError("the plan is of another version of Scion.", uri, "Make it again with `scion transfer`.")
+        plan = cls(**{name: metadata[name] for name in _METADATA if name in metadata}, **arrays)
+        if len(plan.indptr) != len(plan) + 1 or plan.indptr[-1] != len(plan.indices) or plan.fates() != metadata["fates"]:
+            raise ArtifactError(
+                "plan.safetensors and plan.json do not belong together.", uri, "Make the plan again with `scion transfer`."
+            )
+        return plan
+
+    def __repr__(self) -> str:
+        fates = ", ".join(f"{name}={count}" for name, count in self.fates().items())
+        return f"TransferPlan({self.method}: {len(self)} x {self.source_rows}; {fates})"
 
     def __len__(self) -> int:
         return len(self.provenance)
+
+    def row(self, token: int) -> list[tuple[int, float]]:
+        """The source rows that a new row mixes, with their weights; empty where it is drawn, the mean, or filling."""
+        entries = slice(self.indptr[token], self.indptr[token + 1])
+        return list(zip(self.indices[entries].tolist(), self.weights[entries].tolist(), strict=True))
 
     def fates(self) -> dict[str, int]:
         """The number of rows by provenance; the sum is V."""
@@ -162,25 +196,4 @@ class TransferPlan:
 
 
 _ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group", "by")
-_METADATA = ("source_rows", "seed", "method", "source_tokenizer", "target_tokenizer")
-
-
-def load(uri: str) -> TransferPlan:
-    """Loads a plan that `save` wrote.
-
-    Raises:
-        ArtifactError: there is no plan, or its files do not belong together.
-    """
-    if not storage.exists(storage.join(uri, "plan.json")):
-        raise ArtifactError("no plan.json here.", uri, "Make one with `scion transfer`.")
-    metadata = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
-    with storage.local_copy(uri) as folder:
-        arrays = load_file(f"{folder}/plan.safetensors")
-    if set(arrays) != set(_ARRAYS):
-        raise ArtifactError("the plan is of another version of Scion.", uri, "Make it again with `scion transfer`.")
-    plan = TransferPlan(**{name: metadata[name] for name in _METADATA}, **arrays)
-    if len(plan.indptr) != len(plan) + 1 or plan.indptr[-1] != len(plan.indices) or plan.fates() != metadata["fates"]:
-        raise ArtifactError(
-            "plan.safetensors and plan.json do not belong together.", uri, "Make the plan again with `scion transfer`."
-        )
-    return plan
+_METADATA = ("source_rows", "seed", "method", "source_tokenizer", "target_tokenizer", "source_model")

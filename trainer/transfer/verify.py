@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.artifacts.check_result import CheckResult
+from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers import verify as tokenizers
 from data_pipeline.tokenizers.canonical import canonical_tokens, role_ids, vocabulary_hash
 from trainer.transfer import apply
@@ -42,7 +43,15 @@ def verify(source: Side, grafted: Side, plan: TransferPlan, product: bool = Fals
         product: the embeddings are factors multiplied out: copies are equal up to rounding, and random rows were drawn in
             the factors.
         given: the user gave the new tokenizer; it was not made from the source tokenizer.
+
+    Raises:
+        ModelError: the two models are of different architectures.
     """
+    families = [side.model.config.model_type for side in (source, grafted)]
+    if families[0] != families[1]:
+        raise ModelError(
+            f"the source is a {families[0]}, the grafted model a {families[1]}.", "source_model", "Name its source."
+        )
     return [
         _plan_matches(source, grafted, plan),
         _roles(grafted),

@@ -51,5 +51,5 @@ def test_an_architecture_that_cannot_be_trained_fails(english, tmp_path) -> None
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match="/nonexistent: neither a folder nor a model"):
+    with pytest.raises(ModelError, match="/nonexistent: there is no such folder"):
         checked(Path("/nonexistent"))

@@ -47,7 +47,7 @@ def test_each_method_places_the_tokens_that_the_ones_before_it_left(problem: Pro
 def test_a_chain_is_saved_and_loaded_and_diff_names_its_methods(problem: Problem, tmp_path) -> None:
     whole, alone = plan_of(problem, CHAINS[0]), plan_of(problem, "aligned")
     whole.save(str(tmp_path))
-    loaded = plan.load(str(tmp_path))
+    loaded = TransferPlan.load(str(tmp_path))
     assert (loaded.by == whole.by).all()
     assert loaded.placed_by_method() == whole.placed_by_method()
     assert set(diff(whole, loaded).rows) == set()
@@ -61,7 +61,7 @@ def test_a_plan_without_the_methods_of_its_rows_is_rejected(problem: Problem, tm
     plan_of(problem, "aligned").save(str(tmp_path))
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match="another version"):
-        plan.load(str(tmp_path))
+        TransferPlan.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(

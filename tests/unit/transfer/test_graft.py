@@ -24,7 +24,7 @@ from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers import train
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from trainer.models import loading
-from trainer.transfer import apply, plan
+from trainer.transfer import apply
 from trainer.transfer.graft import graft
 from trainer.transfer.methods import METHODS, aligned
 from trainer.transfer.plan import Provenance, TransferPlan
@@ -118,7 +118,7 @@ def test_a_plan_fits_another_model_with_the_same_tokenizer(problem, made, tmp_pa
     made.save(str(tmp_path))
     sibling = tiny_decoder(problem.source, "llama")
     old = sibling.get_input_embeddings().weight.detach().clone()
-    graft(sibling, plan.load(str(tmp_path)), problem.target)
+    graft(sibling, TransferPlan.load(str(tmp_path)), problem.target)
     rows = sibling.get_input_embeddings().weight
     copies = made.copies()
     assert torch.equal(rows[copies], old[made.indices[made.indptr[copies]]])

@@ -20,7 +20,7 @@ from tests.conftest import FAMILIES, tiny_model
 from trainer.transfer import apply, plan
 from trainer.transfer.diff import diff
 from trainer.transfer.methods import METHODS, aligned, focus, fvt, ofa, tokenadapt, wechsel
-from trainer.transfer.plan import Provenance
+from trainer.transfer.plan import Provenance, TransferPlan
 from trainer.transfer.problem import Problem, assemble
 from trainer.word_alignment import dictionary
 from trainer.word_vectors import VECTORS, fasttext, word_space
@@ -109,7 +109,7 @@ def test_applying_a_plan_is_the_matrix_product(made, problem) -> None:
 
 def test_a_plan_is_saved_and_loaded(made, tmp_path) -> None:
     made.save(str(tmp_path))
-    again = plan.load(str(tmp_path))
+    again = TransferPlan.load(str(tmp_path))
     for name in ("indptr", "indices", "weights", "provenance", "keys"):
         assert (getattr(again, name) == getattr(made, name)).all()
     assert again.fates() == made.fates()
@@ -328,7 +328,7 @@ def test_a_torn_plan_is_rejected(problem, tmp_path) -> None:
     other.save(str(tmp_path / "other"))
     (tmp_path / "plan.json").write_bytes((tmp_path / "other" / "plan.json").read_bytes())
     with pytest.raises(ArtifactError, match="do not belong together"):
-        plan.load(str(tmp_path))
+        TransferPlan.load(str(tmp_path))
 
 
 def test_permuting_the_target_vocabulary_permutes_the_rows(english, greek, pairs, made_method, tmp_path) -> None:
