@@ -1,6 +1,7 @@
 """A run that goes on with another number of workers does what it would have done, from its rows to its losses."""
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,21 +74,37 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
     board = StopAt.remote(3)
-    requests = Requests(TrainConfig(), board)
+    calls = Calls(board)
+    requests = Requests(TrainConfig(), calls)
     requests.report(4, 1.0)
-    assert heard(requests) == Request.STOP
+    assert stop_request(requests, calls) == Request.STOP
     requests.report(1, 1.0)
-    assert heard(requests) == 0
+    assert stop_request(requests, calls) == 0
     ray.kill(board)
     with contextlib.suppress(ray.exceptions.RayActorError):  # a call behind the kill: an answer may have arrived before it
         ray.get(board.update.remote(1, 2, ""))
     requests.report(4, 1.0)
-    assert heard(requests) == 0
+    assert stop_request(requests, calls) == 0
     requests.report(5, 1.0)
     assert requests.due() & Request.STOP == 0
+    assert len(calls.answers) == 3  # the board that is gone is not asked again
 
 
-def heard(requests: Requests) -> int:
-    """What the driver's answer is taken for, once it is there."""
-    ray.wait([requests._answer], timeout=30)
+class Calls:
+    """A board whose calls are recorded, with the references to their answers."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self.update = SimpleNamespace(remote=self._update)
+        self.answers: list[Any] = []
+
+    def _update(self, *arguments: Any) -> Any:
+        self.answers.append(self._board.update.remote(*arguments))
+        return self.answers[-1]
+
+
+def stop_request(requests: Requests, calls: Calls) -> int:
+    """Waits for the board's last answer; STOP if the requests then hold it."""
+    ready, _ = ray.wait(calls.answers[-1:], timeout=30)
+    assert ready
     return requests.due() & Request.STOP

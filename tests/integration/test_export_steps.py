@@ -1,10 +1,8 @@
 """Model folders that a run leaves on its way, on real ranks."""
 
-import io
 import os
 import shutil
-import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from tests.integration.test_export import Run, train
 from tests.integration.test_going_on import ODD, run, trained, weights
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
-from trainer.checkpoints.export_queue import ExportQueue, _Export
+from trainer.checkpoints.export_queue import ExportQueue
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
@@ -86,12 +84,19 @@ class Noted:
 
 def waited(folder: str) -> list[dict[str, Any]]:
     """An export that takes longer than ranks wait for each other."""
-    TimeOut().set(1 / 60)
-    journal = Noted()
-    exports = ExportQueue(TrainConfig(export_steps=1), Store(f"{folder}/checkpoints", 3), folder, journal, None)  # type: ignore[arg-type]
+    store, journal = Store(f"{folder}/checkpoints", 3), Noted()
+    exports = ExportQueue(TrainConfig(export_steps=1), store, folder, journal, None)  # type: ignore[arg-type]
     if dist.get_rank() == 0:
-        process = subprocess.Popen(["sleep", "4"])
-        exports._current = _Export(new_name(1, 2), process, io.BytesIO(), time.perf_counter())  # type: ignore[arg-type]
+        name = new_name(1, 2)
+        with store.part(name, 0) as part:
+            Path(part, "weights").touch()
+        store.commit(name, 1)
+        interpreter = Path(folder, "python")
+        interpreter.write_text("#!/bin/sh\nexec sleep 4\n")
+        interpreter.chmod(0o755)
+        sys.executable = str(interpreter)  # of the process that exports
+        exports.add(name)
+    TimeOut().set(1 / 60)
     exports.finish()
     dist.barrier()
     return journal.entries
