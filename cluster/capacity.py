@@ -11,7 +11,7 @@ from data_pipeline.errors import ClusterError
 DEFAULT_CPU_WORKERS = 2
 """Default number of workers on a cluster without GPUs."""
 _POLL_SECONDS = 2.0
-_REPORT_SECONDS = 30.0
+REPORT_SECONDS = 30.0
 """Time between two looks at the cluster, and between two lines about it."""
 _READER_CPUS = 1
 """CPUs for reading data, besides the workers."""
@@ -72,7 +72,7 @@ def _wait_for_resources(needed: dict[str, float], say: Say) -> None:
     """Waits until the cluster has the `needed` resources; from time to time says what is missing. Has no time limit."""
     reported = float("-inf")
     while missing := _missing(needed, ray.cluster_resources()):
-        if time.monotonic() - reported >= _REPORT_SECONDS:
+        if time.monotonic() - reported >= REPORT_SECONDS:
             reported, have = time.monotonic(), ray.cluster_resources()
             lacking = ", ".join(f"{have.get(kind, 0.0):g} of {needed[kind]:g} {kind}s" for kind in missing)
             say(f"waiting for the autoscaler: {lacking} are there")

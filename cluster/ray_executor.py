@@ -41,7 +41,7 @@ class RayExecutor:
         max_cpus = max(1, *self._cpus)
         with_all, with_one = ((max_memory - (1 + tasks) * _PROCESS_BYTES) // 3 // tasks for tasks in (max_cpus, 1))
         self.block_bytes = max(1 << 20, min(_MAX_BLOCK, max(with_all, min(_MIN_BLOCK, with_one))))
-        self.tasks = self._concurrent_tasks(self._cpus_per_task(0))
+        self.tasks = self._concurrent_tasks(self.cpus_per_task(0))
 
     def __call__(
         self, function: Callable[..., T], parts: Sequence[Any], *broadcast: Any, operations: float = 0.0
@@ -60,7 +60,7 @@ class RayExecutor:
                 "transfer.max_memory",
                 "Allow more, or take a smaller vocabulary or narrower vectors.",
             )
-        cpus = self._cpus_per_task(data_bytes)
+        cpus = self.cpus_per_task(data_bytes)
         concurrent = self._concurrent_tasks(cpus)
         if operations:
             per_node = min(len(parts), max(self._cpus) // cpus)
@@ -90,7 +90,7 @@ class RayExecutor:
             raise error.cause from error
         return answer
 
-    def _cpus_per_task(self, data_bytes: int) -> int:
+    def cpus_per_task(self, data_bytes: int) -> int:
         """CPUs that a task reserves, so that a machine runs no more tasks than fit beside the driver and the `data_bytes`."""
         fitting = max(1, (self._max_memory - data_bytes - _PROCESS_BYTES) // (_PROCESS_BYTES + self.block_bytes))
         return max(1, -(-max(self._cpus) // fitting))

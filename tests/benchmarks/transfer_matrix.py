@@ -33,7 +33,7 @@ from data_pipeline.tokenizers import train
 from ray_jobs import verify
 from ray_jobs.config import load as configs
 from ray_jobs.transfer import main as transfer
-from tests.conftest import ROBERTA_SPECIAL, SAMPLE, _roberta_like, byte_level, tiny_decoder
+from tests.conftest import ROBERTA_SPECIAL, SAMPLE, byte_level, roberta_like, tiny_decoder
 from trainer.transfer.methods import METHODS
 
 CONF = "ray_jobs/conf/demo.yaml"
@@ -129,7 +129,7 @@ def large_unigram(texts: list[str], size: int) -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    return _roberta_like(backend)
+    return roberta_like(backend)
 
 
 def xlmr(tokenizer: PreTrainedTokenizerFast, tied: bool) -> XLMRobertaForMaskedLM:

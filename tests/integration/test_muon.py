@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM
 from data_pipeline.errors import TrainingError
 from tests.integration.test_universal import ROWS, batch, largest
 from tests.ranks import on_ranks
-from trainer.checkpoints.restore import _load_universal
+from trainer.checkpoints.restore import load_universal
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.optimizer import parameter_groups
 from trainer.engine.setup import make_engine
@@ -150,4 +150,4 @@ def test_other_numbers_of_workers_are_refused() -> None:
             param_groups = ({"use_muon": False}, {"use_muon": True})
 
     with pytest.raises(TrainingError, match="as many workers"):
-        _load_universal(Engine, None, "folder")  # type: ignore[arg-type]
+        load_universal(Engine, None, "folder")  # type: ignore[arg-type]

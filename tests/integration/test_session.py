@@ -54,7 +54,7 @@ print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("in this process:", RayExecutor(8 << 30).on_gpu(os.getpid) == os.getpid())
 group = NodeGroupConfig(name="gpu", max_count=2, resources={"CPU": 2, "GPU": 1})
 _internal_kv_put(KEY, ClusterConfig(node_group_configs=[group]).SerializeToString(), overwrite=True, namespace=SPACE)
-capacity._REPORT_SECONDS = 0.0
+capacity.REPORT_SECONDS = 0.0
 
 def add_node(line):
     print(line)
@@ -64,7 +64,7 @@ capacity.wait_for(2, 1.0, add_node)
 print(capacity.has_gpus(), capacity.resolve_workers(None))
 print("GPUs of a task:", len(RayExecutor(8 << 30).on_gpu(ray.get_gpu_ids)))
 try:
-    RayExecutor(8 << 30).on_gpu(tokenadapt._encode, "/nothing/here", [])
+    RayExecutor(8 << 30).on_gpu(tokenadapt.embed_texts, "/nothing/here", [])
 except ScionError as error:
     print(type(error).__name__)
 ray.shutdown()

@@ -56,7 +56,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     from trainer.models.packed_lm import PackedLM
     from trainer.objectives import linear_cross_entropy
 
-    linear_cross_entropy._ELEMENTS["cpu"] = 7 * 300
+    linear_cross_entropy.CHUNK_LOGITS["cpu"] = 7 * 300
     dist.init_process_group("gloo")
     config = TrainConfig(steps=6, batch_size=6, warmup_steps=1, learning_rate=1e-2, **settings)
     engine = make_engine(PackedLM(made("xlm-roberta"), False, 0.2), config, 3, 2)

@@ -60,7 +60,7 @@ def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, no
     monkeypatch.setattr("ray.nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0}}])
     spread = RayExecutor(4 << 30)
     assert spread.tasks == expected
-    each = spread._cpus_per_task(0)
+    each = spread.cpus_per_task(0)
     assert spread.tasks == nodes * (cpus // each) >= nodes
     assert (1 + cpus // each) * (450 << 20) + cpus // each * spread.block_bytes <= 4 << 30
 

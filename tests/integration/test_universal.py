@@ -145,7 +145,7 @@ def gone_on(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
 def from_own_files(run: Run) -> dict[str, Any]:
     """Goes on from a copy of what a rank reads of the checkpoint, as if it lay in an object store."""
     storage.is_local = lambda uri: False  # type: ignore[assignment]
-    node_copies._machine = lambda: str(dist.get_rank())  # type: ignore[assignment]
+    node_copies.machine_id = lambda: str(dist.get_rank())  # type: ignore[assignment]
     world, engine = dist.get_world_size(), run.engine()
     with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
         files = sorted(os.listdir(f"{folder}/ds"))
@@ -163,7 +163,7 @@ def from_own_files(run: Run) -> dict[str, Any]:
 def model_near(run: Run) -> dict[str, Any]:
     """Takes the model from where it lies as if that were an object store, two ranks on a machine."""
     storage.is_local = lambda uri: not uri.startswith(run.model)  # type: ignore[assignment]
-    node_copies._machine = lambda: str(dist.get_rank() // 2)  # type: ignore[assignment]
+    node_copies.machine_id = lambda: str(dist.get_rank() // 2)  # type: ignore[assignment]
     asked, get = list[str](), LocalFileSystem.get_file
 
     def counted(self: Any, source: str, *arguments: Any, **named: Any) -> None:

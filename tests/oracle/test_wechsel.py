@@ -119,7 +119,7 @@ EXPECTED = {
 def test_every_token_has_wechsels_vector_or_a_reason(family: str, vocabularies: dict[str, Pair], space: SpaceConfig) -> None:
     _, target = vocabularies[family]
     vectors = read(space.target_vectors)
-    theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(target, peer.WordEmbedding(vectors._model), verbose=False)
+    theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(target, peer.WordEmbedding(vectors.model), verbose=False)
     ours = table(target, vectors)
     differ = np.flatnonzero(np.abs(ours - theirs).max(axis=1) > 1e-6)
     tokens = canonical_tokens(target)
@@ -136,7 +136,7 @@ def test_without_subwords_tokens_are_the_mean_of_words_by_frequency(
     _, target = vocabularies[family]
     vectors = read(space.target_vectors)
     theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(
-        target, peer.WordEmbedding(vectors._model), use_subword_info=False, verbose=False
+        target, peer.WordEmbedding(vectors.model), use_subword_info=False, verbose=False
     )
     ids, ours = word_space.token_vectors_by_words(target, vectors, vectors.counts, ("{}", " {}"))
     ends = {piece for text in ("</s>", " </s>") for piece in target.encode(text, add_special_tokens=False)}
@@ -154,7 +154,7 @@ class Words(TableVectors):
     """A table as the peer wants it."""
 
     def get_word_id(self, word: str) -> int:
-        return self._number.get(word, -1)
+        return self.words.index(word) if word in self else -1
 
     def get_word_vector(self, word: str) -> np.ndarray:
         return self.vectors([word])[0].double().numpy()

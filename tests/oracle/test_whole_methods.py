@@ -26,7 +26,7 @@ def varied(model: fasttext.FastTextVectors, path: str) -> FastTextVectors:
 
     fastText puts `</s>` at each line's end. deepfocus takes that for the tokenizer's own `</s>` and mixes it in.
     """
-    inner = model._model
+    inner = model.model
     rows = np.random.default_rng(0).normal(size=inner.get_input_matrix().shape).astype(np.float32)
     rows[inner.get_word_id("</s>")] = 0.0
     inner.set_matrices(rows, inner.get_output_matrix())

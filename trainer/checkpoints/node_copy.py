@@ -55,7 +55,7 @@ def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
     if storage.is_local(uri):
         yield storage.filesystem(uri)[1]
         return
-    rank, machines = dist.get_rank(), from_every_rank(_machine())
+    rank, machines = dist.get_rank(), from_every_rank(machine_id())
     first = machines.index(machines[rank])
     with tempfile.TemporaryDirectory(prefix="scion-") if rank == first else nullcontext("") as made:
         folder = from_every_rank(made)[first]
@@ -71,7 +71,7 @@ def node_copy(uri: str, wanted: Callable[[str, int], bool]) -> Iterator[str]:
         dist.barrier()  # a rank that has read must not remove files that others still read
 
 
-def _machine() -> str:
+def machine_id() -> str:
     """Equal for ranks that see the same temporary folder: two containers may share a host name but no disk."""
     place = os.stat(tempfile.gettempdir())
     return f"{socket.gethostname()} {place.st_dev} {place.st_ino}"

@@ -90,12 +90,12 @@ def _load(engine: Any, store: Store, name: str, identity: str) -> RunState:
         with node_copy(uri, reads) as copy, plain_path(copy) as folder:
             engine.load_checkpoint(folder, tag=TAG, load_module_strict=is_fully_trained(engine.module))
     else:
-        _load_universal(engine, store, name)
+        load_universal(engine, store, name)
     assert step_of(name) == content["next_step"]
     return RunState(**content | {"skips": [Skip(**skip) for skip in content["skips"]]})
 
 
-def _load_universal(engine: Any, store: Store, name: str) -> None:
+def load_universal(engine: Any, store: Store, name: str) -> None:
     """Converts a checkpoint of another number of ranks or ZeRO stage to DeepSpeed's universal format, and loads it.
 
     The first rank fetches and converts it, in a folder of its own with the prefix of drafts, so that the next commit removes

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """The label of ignored targets, as in torch."""
-_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 27}
+CHUNK_LOGITS = {"cuda": 1 << 28, "cpu": 1 << 27}
 """Logits in a chunk, by device: large chunks read the weights less often, small ones fit in memory beside the model."""
 
 
@@ -63,7 +63,7 @@ def chunked_cross_entropy(
 
 
 def _chunk(hidden: torch.Tensor, vocabulary: int) -> int:
-    return max(1, _ELEMENTS.get(hidden.device.type, 1 << 27) // vocabulary)
+    return max(1, CHUNK_LOGITS.get(hidden.device.type, 1 << 27) // vocabulary)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

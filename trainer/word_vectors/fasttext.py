@@ -48,7 +48,8 @@ class FastTextVectors:
     has_subwords = True
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self.model = model
+        """fastText's own model."""
         counted = [(word, count) for word, count in zip(*model.get_words(include_freq=True), strict=True) if word != "</s>"]
         self.words: list[str] = [word for word, _ in counted]
         self.counts = np.array([count for _, count in counted], np.float64)
@@ -61,8 +62,8 @@ class FastTextVectors:
         """Float [n, A]; a zero row for a word without a vector and without known subwords."""
         import torch
 
-        rows = [self._model.get_word_vector(word) for word in words]
-        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self._model.get_dimension()))
+        rows = [self.model.get_word_vector(word) for word in words]
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.model.get_dimension()))
 
 
 def train(lines: Iterable[str], config: FastTextConfig, what: str, executor: Executor | None = None) -> FastTextVectors:

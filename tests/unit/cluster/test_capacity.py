@@ -94,7 +94,7 @@ def test_missing_resources_are_requested_and_the_wait_is_reported(cluster, monke
     cluster.resources, cluster.maximum, lines = {"CPU": 3.0}, {"CPU": 96.0, "GPU": 8.0}, []
     growth = iter([{"CPU": 11.0, "GPU": 1.0}, {"CPU": 27.0, "GPU": 4.0}])
     monkeypatch.setattr(capacity.time, "sleep", lambda seconds: setattr(cluster, "resources", next(growth)))
-    monkeypatch.setattr(capacity, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(capacity, "REPORT_SECONDS", 0.0)
     capacity.wait_for(4, 2.0, lines.append)
     assert cluster.requests == [[{"CPU": 2.0, "GPU": 1.0}] * 4 + [{"CPU": 1.0}], []]
     assert lines == [

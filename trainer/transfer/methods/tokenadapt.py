@@ -109,7 +109,7 @@ def _phi(
         _texts(source_tokens, all_source_ids),
         _texts(problem.tokens, problem.new),
     )
-    vectors = problem.executor.on_gpu(_encode, config.embedder, source_texts + new_texts)
+    vectors = problem.executor.on_gpu(embed_texts, config.embedder, source_texts + new_texts)
     return (source_ids, torch.from_numpy(vectors[: len(source_texts)])), (
         new_ids,
         torch.from_numpy(vectors[len(source_texts) :]),
@@ -122,8 +122,12 @@ def _texts(tokens: list[Token | None], ids: NDArray[np.int64]) -> tuple[NDArray[
     return np.array([number for number, text in texts_by_id if text], np.int64), [text for _, text in texts_by_id if text]
 
 
-def _encode(embedder: str, texts: list[str]) -> NDArray[np.float32]:
-    """Vectors of texts, [n, A]."""
+def embed_texts(embedder: str, texts: list[str]) -> NDArray[np.float32]:
+    """Loads an embedder, on the GPU if there is one, and returns the vectors of `texts`, [n, A].
+
+    Raises:
+        ModelError: the folder holds no embedder.
+    """
     import torch
 
     from trainer.embedder import Embedder
