@@ -65,9 +65,16 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         from transformers import BertConfig
 
-        shape = BertConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                           intermediate_size=1536, max_position_embeddings=512, hidden_dropout_prob=0.0,
-                           attention_probs_dropout_prob=0.0)  # fmt: skip
+        shape = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+            max_position_embeddings=512,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
         made_up.model(f"{folder}/model", shape)
         made_up.rows(f"{folder}/rows", {"xx": given.rows * given.steps}, LENGTH, VOCABULARY, seed=1)
         for repeat in range(given.repeats):
@@ -94,11 +101,15 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> No
         ratios[place] = round(statistics.median(speeds["ray"]) / statistics.median(speeds["torchrun"]), 4)
         figures[place] = {side: [round(value) for value in values] for side, values in speeds.items()}
     waits = [wait for sides in found.values() for run in sides["ray"] for wait in run["parts"]["data_wait"][FIRST:]]
-    print(json.dumps({
+    record = {
         "benchmark": "ray_overhead",
         "ratios": {"ray_vs_torchrun": ratios["spare"], "ray_vs_torchrun_full": ratios["full"]},
-        "figures": figures, "data_wait_seconds": statistics.median(waits), "losses_differ_by": far, "cores": os.cpu_count(),
-    }))  # fmt: skip
+        "figures": figures,
+        "data_wait_seconds": statistics.median(waits),
+        "losses_differ_by": far,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

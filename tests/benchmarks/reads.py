@@ -47,10 +47,14 @@ def measured(manifest: Manifest, folder: str, world: int, batch: int, sample: in
             counted = rows_by_file(manifest, task)
             files, read, tasks = files + len(counted), read + sum(counted.values()), tasks + 1
     return {
-        "world": world, "rows_a_worker_and_step": len(steps[0]), "steps_a_span": longest[1] - longest[0],
-        "amplification": round(read / needed, 2), "files_a_task": round(files / tasks, 1),
-        "rows_a_task": round(needed / tasks), "seconds_to_first_rows": round(soon, 3),
-    }  # fmt: skip
+        "world": world,
+        "rows_a_worker_and_step": len(steps[0]),
+        "steps_a_span": longest[1] - longest[0],
+        "amplification": round(read / needed, 2),
+        "files_a_task": round(files / tasks, 1),
+        "rows_a_task": round(needed / tasks),
+        "seconds_to_first_rows": round(soon, 3),
+    }
 
 
 def rows_by_file(manifest: Manifest, task: pa.Table) -> dict[str, int]:

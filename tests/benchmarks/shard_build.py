@@ -110,13 +110,27 @@ def trained(family: str, texts: list[str], folder: Path) -> str:
     if not folder.exists():
         special = ["<unk>", "<s>", "</s>", "<pad>"]
         kinds: dict[str, tuple[Any, Any, Any, Any]] = {
-            "bpe": (models.BPE(), None, pre_tokenizers.ByteLevel(add_prefix_space=False), trainers.BpeTrainer(
-                vocab_size=SIZE, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())),
-            "wordpiece": (models.WordPiece(unk_token="<unk>"), normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer(),
-                trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=special)),
-            "unigram": (models.Unigram(), normalizers.NFKC(), pre_tokenizers.Metaspace(),
-                trainers.UnigramTrainer(vocab_size=SIZE, special_tokens=special, unk_token="<unk>")),
-        }  # fmt: skip
+            "bpe": (
+                models.BPE(),
+                None,
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                trainers.BpeTrainer(
+                    vocab_size=SIZE, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+                ),
+            ),
+            "wordpiece": (
+                models.WordPiece(unk_token="<unk>"),
+                normalizers.BertNormalizer(),
+                pre_tokenizers.BertPreTokenizer(),
+                trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=special),
+            ),
+            "unigram": (
+                models.Unigram(),
+                normalizers.NFKC(),
+                pre_tokenizers.Metaspace(),
+                trainers.UnigramTrainer(vocab_size=SIZE, special_tokens=special, unk_token="<unk>"),
+            ),
+        }
         model, normalizer, split, trainer = kinds[family]
         backend = Tokenizer(model)
         if normalizer is not None:
@@ -157,14 +171,22 @@ def report(family: str, runs: dict[str, list[dict[str, float]]], tokens: int, si
     for side, values in speeds.items():
         print(f"  {side:<10} {statistics.median(values):>12,.0f}   ({min(values):,.0f}, {max(values):,.0f})")
     mid = {side: statistics.median(values) for side, values in speeds.items()}
-    print(json.dumps({
+    record = {
         "benchmark": "shard_build",
         "ratios": {f"vs_{side}": round(mid["ours"] / mid[side], 3) for side in SIDES if side != "ours"},
-        "figures": {side: {"tokens_per_cpu_second": [round(v) for v in values],
-                           "wall": [round(run["wall"], 3) for run in runs[side]]} for side, values in speeds.items()},
-        "tokens": tokens, "family": family, "machine": platform.processor() or platform.machine(),
+        "figures": {
+            side: {
+                "tokens_per_cpu_second": [round(v) for v in values],
+                "wall": [round(run["wall"], 3) for run in runs[side]],
+            }
+            for side, values in speeds.items()
+        },
+        "tokens": tokens,
+        "family": family,
+        "machine": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("tokenizers", "datatrove", "datasets")},
-    }))  # fmt: skip
+    }
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

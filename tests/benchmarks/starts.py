@@ -54,8 +54,10 @@ LENGTH, VOCABULARY = 64, 12_032
 TEST_PAIRS, HELDOUT = 300, 600
 STARTS = (
     *(name for name in METHODS if name not in ("omp", "clp", "clp_plus", "scratch")),
-    "aligned+fvt", "aligned+focus+fvt", "focus+aligned+fvt",
-)  # fmt: skip
+    "aligned+fvt",
+    "aligned+focus+fvt",
+    "focus+aligned+fvt",
+)
 _MARKUP = re.compile(r"<[^>]*>|[~_]")
 
 
@@ -127,9 +129,13 @@ class Case:
     def masker(self, seed: int) -> Masker:
         target = self.problem.target
         return Masker(
-            length=LENGTH, mask_id=int(target.mask_token_id), special_ids=tuple(sorted(target.all_special_ids)),
-            vocab_size=len(target), probability=0.15, seed=seed,
-        )  # fmt: skip
+            length=LENGTH,
+            mask_id=int(target.mask_token_id),
+            special_ids=tuple(sorted(target.all_special_ids)),
+            vocab_size=len(target),
+            probability=0.15,
+            seed=seed,
+        )
 
 
 def prepared(language: str, pairs: int) -> Case:
@@ -184,8 +190,10 @@ def bits(case: Case, model: Any, plan: TransferPlan) -> dict[str, Any]:
             losses.append(module(made))
             labels.append(made.labels)
     nll, codes = torch.cat(losses).double().numpy(), plan.provenance[torch.cat(labels).numpy()]
-    by = {Provenance(code).name.lower(): [round(float(nll[codes == code].mean()), 3), int((codes == code).sum())]
-          for code in np.unique(codes)}  # fmt: skip
+    by = {
+        Provenance(code).name.lower(): [round(float(nll[codes == code].mean()), 3), int((codes == code).sum())]
+        for code in np.unique(codes)
+    }
     return {"bits_per_byte": round(bits_per_byte(float(nll.sum()), len(nll), tokens, size), 4), "nats_by_provenance": by}
 
 
@@ -203,8 +211,10 @@ def accuracy(case: Case, model: Any) -> float:
 def lengths(model: Any, plan: TransferPlan) -> dict[str, float]:
     """The mean length of the rows of each provenance."""
     norms = model.get_input_embeddings().weight.detach()[: len(plan)].norm(dim=1).numpy()
-    return {Provenance(code).name.lower(): round(float(norms[plan.provenance == code].mean()), 3)
-            for code in np.unique(plan.provenance)}  # fmt: skip
+    return {
+        Provenance(code).name.lower(): round(float(norms[plan.provenance == code].mean()), 3)
+        for code in np.unique(plan.provenance)
+    }
 
 
 def near_copies(model: Any, plan: TransferPlan) -> float:
@@ -234,9 +244,16 @@ def main(argv: list[str]) -> None:
             began = time.perf_counter()
             made = chain.place(case.problem, name, settings.__getitem__)
             plan = assemble(case.problem, replace(made, weights=made.weights * np.float32(given.scale)), name)
-            facts = {"language": language, "start": name, "placed": plan.placed_by_method(), "fates": plan.fates(),
-                     "sharpness": sharpness(plan), "pairs": len(case.text.train), "aligned_top": aligned.top,
-                     "scale": given.scale}  # fmt: skip
+            facts = {
+                "language": language,
+                "start": name,
+                "placed": plan.placed_by_method(),
+                "fates": plan.fates(),
+                "sharpness": sharpness(plan),
+                "pairs": len(case.text.train),
+                "aligned_top": aligned.top,
+                "scale": given.scale,
+            }
             for seed in given.seeds:
                 found.append(facts | {"seed": seed} | measured(case, plan, seed, given.steps, given.rows))
                 said = {name: found[-1][name] for name in ("accuracy_before", "accuracy", "bits_per_byte")}

@@ -46,8 +46,10 @@ def kind_of(name: str) -> str:
 def shapes(gpu: bool) -> dict[str, tuple[Any, int, int, int]]:
     """Configuration, vocabulary, rows of a step and their length, by name."""
     if gpu:
-        return {name: (shape.config(name, "ours", True), shape.vocabulary["ours"], shape.micro["ours"], shape.length)
-                for name, shape in train_gpu.shapes(True).items()}  # fmt: skip
+        return {
+            name: (shape.config(name, "ours", True), shape.vocabulary["ours"], shape.micro["ours"], shape.length)
+            for name, shape in train_gpu.shapes(True).items()
+        }
     return {name: (train_cpu.shape(size), size, 32, train_cpu.LENGTH) for name, size in train_cpu.VOCABULARIES.items()}
 
 
@@ -68,8 +70,11 @@ def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -
         if taken and (gpu or event.key.startswith("aten::")):
             kinds[kind_of(event.key.removeprefix("aten::"))] += taken / 1e6 / steps
     flops, record = task.module().flops(), timed[-1]
-    return {"seconds": statistics.median(sum(one.seconds.values()) for one in timed), "kinds": dict(kinds.most_common()),
-            "operations": flops.step(record.tokens, sum(record.targets), record.attention_pairs)}  # fmt: skip
+    return {
+        "seconds": statistics.median(sum(one.seconds.values()) for one in timed),
+        "kinds": dict(kinds.most_common()),
+        "operations": flops.step(record.tokens, sum(record.targets), record.attention_pairs),
+    }
 
 
 def main() -> None:
@@ -92,8 +97,15 @@ def main() -> None:
         for kind, seconds in record["kinds"].items():
             print(f"  {kind:<28} {seconds:7.3f} s  {seconds / sum(record['kinds'].values()):5.1%}")
     device = torch.cuda.get_device_name() if gpu else "CPU"
-    print(json.dumps({"benchmark": "step_profile", "device": device, "peak": top, "share_of_peak": shares, "figures": found,
-                      "cores": os.cpu_count()}))  # fmt: skip
+    result = {
+        "benchmark": "step_profile",
+        "device": device,
+        "peak": top,
+        "share_of_peak": shares,
+        "figures": found,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

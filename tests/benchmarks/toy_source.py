@@ -51,9 +51,14 @@ def arguments(folder: Path) -> dict[str, list[str]]:
     size = f"shard.tokenizer.vocab_size={VOCABULARY}"
     return {
         "english": [*pretraining, size, *schedule, *shared, f"output={folder / 'english'}"],
-        "compare": [f"text={given['text']}", f"source_model={folder / 'english' / 'pretrain'}", size, *shared,
-                    f"output={folder / 'compare'}"],
-    }  # fmt: skip
+        "compare": [
+            f"text={given['text']}",
+            f"source_model={folder / 'english' / 'pretrain'}",
+            size,
+            *shared,
+            f"output={folder / 'compare'}",
+        ],
+    }
 
 
 def first_half(identity: str) -> bool:

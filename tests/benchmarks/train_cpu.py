@@ -29,8 +29,14 @@ SIDES = ("ours", "hf_trainer")
 def shape(vocabulary: int) -> Any:
     from transformers import BertConfig
 
-    return BertConfig(vocab_size=vocabulary, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                      intermediate_size=1536, max_position_embeddings=512)  # fmt: skip
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        max_position_embeddings=512,
+    )
 
 
 def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str, Any]:
@@ -84,19 +90,29 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> No
     for name, sides in speeds.items():
         for side, values in sides.items():
             losses = found[name][side][0]["losses"]
-            print(f"  {name:<5} {side:<11} {statistics.median(values):>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   "
-                  f"{losses[0]:.3f} {losses[-1]:.3f}")  # fmt: skip
+            print(
+                f"  {name:<5} {side:<11} {statistics.median(values):>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   "
+                f"{losses[0]:.3f} {losses[-1]:.3f}"
+            )
     mid = {name: {side: statistics.median(values) for side, values in sides.items()} for name, sides in speeds.items()}
-    print(json.dumps({
+    record = {
         "benchmark": "train_cpu",
         "ratios": {f"{name}_vs_hf_trainer": round(sides["ours"] / sides["hf_trainer"], 3) for name, sides in mid.items()},
-        "figures": {name: {side: [round(value) for value in values] for side, values in sides.items()}
-                    for name, sides in speeds.items()},
-        "parts_of_ours": {name: {part: statistics.median(values[FIRST:]) for part, values in sides["ours"][0]["parts"].items()
-                                 if values[-1] is not None}
-                          for name, sides in found.items()},
-        "cores": os.cpu_count(), "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
-    }))  # fmt: skip
+        "figures": {
+            name: {side: [round(value) for value in values] for side, values in sides.items()} for name, sides in speeds.items()
+        },
+        "parts_of_ours": {
+            name: {
+                part: statistics.median(values[FIRST:])
+                for part, values in sides["ours"][0]["parts"].items()
+                if values[-1] is not None
+            }
+            for name, sides in found.items()
+        },
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},
+    }
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -49,11 +49,30 @@ class Shape:
 
         size, layers, width, heads = self.vocabulary[side], *((12, 768, 12) if gpu else (2, 64, 2))
         if name == "gpt2":
-            return GPT2Config(vocab_size=size, n_embd=width, n_layer=layers, n_head=heads, n_positions=self.length,
-                              attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=2, eos_token_id=3)  # fmt: skip
-        return XLMRobertaConfig(vocab_size=size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                                intermediate_size=4 * width, max_position_embeddings=self.length + 2, hidden_dropout_prob=0.0,
-                                attention_probs_dropout_prob=0.0, pad_token_id=1, type_vocab_size=1)  # fmt: skip
+            return GPT2Config(
+                vocab_size=size,
+                n_embd=width,
+                n_layer=layers,
+                n_head=heads,
+                n_positions=self.length,
+                attn_pdrop=0.0,
+                embd_pdrop=0.0,
+                resid_pdrop=0.0,
+                bos_token_id=2,
+                eos_token_id=3,
+            )
+        return XLMRobertaConfig(
+            vocab_size=size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=self.length + 2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=1,
+            type_vocab_size=1,
+        )
 
 
 def shapes(gpu: bool) -> dict[str, Shape]:
@@ -61,20 +80,31 @@ def shapes(gpu: bool) -> dict[str, Shape]:
         small = {"length": 32, "micro": dict.fromkeys(SIDES, 4), "vocabulary": dict.fromkeys(SIDES, 512)}
         return {"xlm-r": Shape(**small), "gpt2": Shape(**small)}
     return {
-        "xlm-r": Shape(length=512, micro={"ours": 128, "plain": 128, "hf_trainer": 16},
-                       vocabulary={"ours": 250_112, "plain": 250_112, "hf_trainer": 250_002}),
-        "gpt2": Shape(length=1024, micro={"ours": 64, "plain": 64, "hf_trainer": 32},
-                      vocabulary={"ours": 50_304, "plain": 50_304, "hf_trainer": 50_257}),
-    }  # fmt: skip
+        "xlm-r": Shape(
+            length=512,
+            micro={"ours": 128, "plain": 128, "hf_trainer": 16},
+            vocabulary={"ours": 250_112, "plain": 250_112, "hf_trainer": 250_002},
+        ),
+        "gpt2": Shape(
+            length=1024,
+            micro={"ours": 64, "plain": 64, "hf_trainer": 32},
+            vocabulary={"ours": 50_304, "plain": 50_304, "hf_trainer": 50_257},
+        ),
+    }
 
 
 def child(side: str, name: str, folder: str, steps: int) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     micro, precision = shapes(gpu)[name].micro[side], "bf16" if gpu else "fp32"
     config = TrainConfig(
-        steps=steps, batch_size=micro, precision=precision, learning_rate=training.RATE, warmup_steps=2, checkpoint_steps=None,
+        steps=steps,
+        batch_size=micro,
+        precision=precision,
+        learning_rate=training.RATE,
+        warmup_steps=2,
+        checkpoint_steps=None,
         spike=0.0,
-    )  # fmt: skip
+    )
     model, rows = f"{folder}/{name}-{side}", f"{folder}/{name}-rows"
     if side == "plain":
         return plain(model, rows, config)
@@ -159,15 +189,21 @@ def main(argv: list[str]) -> None:
 def figures(runs: list[dict[str, Any]], shape: Shape, side: str, operations: float, top: float | None) -> dict[str, Any]:
     rows = [shape.micro[side] / statistics.median(run["seconds"][FIRST:]) for run in runs]
     mid = statistics.median(rows)
-    waits = [wait / seconds for run in runs if "parts" in run
-             for wait, seconds in zip(run["parts"]["data_wait"][FIRST:], run["seconds"][FIRST:], strict=True)]  # fmt: skip
+    waits = [
+        wait / seconds
+        for run in runs
+        if "parts" in run
+        for wait, seconds in zip(run["parts"]["data_wait"][FIRST:], run["seconds"][FIRST:], strict=True)
+    ]
     return {
-        "tokens_per_second": round(mid * shape.length), "spread": [round(one * shape.length) for one in (min(rows), max(rows))],
-        "useful_tflops": round(mid * operations / 1e12, 1), "share_of_peak": top and round(mid * operations / top, 3),
+        "tokens_per_second": round(mid * shape.length),
+        "spread": [round(one * shape.length) for one in (min(rows), max(rows))],
+        "useful_tflops": round(mid * operations / 1e12, 1),
+        "share_of_peak": top and round(mid * operations / top, 3),
         "data_wait_share": statistics.median(waits) if waits else None,
         "memory_gib": max((run["parts"]["memory"][-1] or 0.0 for run in runs if "parts" in run), default=None),
         "loss": [runs[0]["losses"][0], runs[0]["losses"][-1]],
-    }  # fmt: skip
+    }
 
 
 def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
@@ -175,15 +211,25 @@ def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
     print(f"{device}; peak {'-' if top is None else f'{top / 1e12:.0f} TF/s'}")
     for name, sides in found.items():
         for side, one in sides.items():
-            print(f"  {name:<6} {side:<11} {one['tokens_per_second']:>9,} tokens/s  {one['useful_tflops']:>7} useful TF/s  "
-                  f"share of peak {one['share_of_peak']}  data wait {one['data_wait_share']}")  # fmt: skip
+            print(
+                f"  {name:<6} {side:<11} {one['tokens_per_second']:>9,} tokens/s  {one['useful_tflops']:>7} useful TF/s  "
+                f"share of peak {one['share_of_peak']}  data wait {one['data_wait_share']}"
+            )
     ratios = {
         f"{name}_vs_{side}": round(sides["ours"]["tokens_per_second"] / sides[side]["tokens_per_second"], 3)
         for name, sides in found.items()
         for side in SIDES[1:]
     }
-    print(json.dumps({"benchmark": "train_gpu", "measured": gpu, "device": device, "peak": top,
-                      "ratios": ratios if gpu else None, "figures": found, "cores": os.cpu_count()}))  # fmt: skip
+    record = {
+        "benchmark": "train_gpu",
+        "measured": gpu,
+        "device": device,
+        "peak": top,
+        "ratios": ratios if gpu else None,
+        "figures": found,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

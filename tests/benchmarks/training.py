@@ -45,10 +45,18 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
 
     found = planned(rows, config)
     run = TrainRun(
-        task=task(model, found.manifest.length), config=config, rows=found, heldout=None, row_groups={}, uri=f"{output}/run",
-        export_uri=f"{output}/run/model", store=Store(f"{output}/run/checkpoints", 3), identity="benchmark",
-        threads=max(1, int(cpus)), progress=None,
-    )  # fmt: skip
+        task=task(model, found.manifest.length),
+        config=config,
+        rows=found,
+        heldout=None,
+        row_groups={},
+        uri=f"{output}/run",
+        export_uri=f"{output}/run/model",
+        store=Store(f"{output}/run/checkpoints", 3),
+        identity="benchmark",
+        threads=max(1, int(cpus)),
+        progress=None,
+    )
     with ray_session(workers=workers, worker_cpus=cpus, address=None):
         if gpu and not has_gpus():
             sys.exit("torch finds a GPU and Ray none: its workers would wait for ever")
@@ -107,19 +115,34 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     gpu = torch.cuda.is_available()
     settings = transformers.TrainingArguments(
-        output_dir=output, per_device_train_batch_size=config.micro_batch or config.batch_size, max_steps=config.steps,
+        output_dir=output,
+        per_device_train_batch_size=config.micro_batch or config.batch_size,
+        max_steps=config.steps,
         gradient_accumulation_steps=config.batch_size // (config.micro_batch or config.batch_size),
-        learning_rate=RATE, warmup_steps=config.warmup, weight_decay=config.weight_decay, max_grad_norm=config.clip,
-        lr_scheduler_type="linear", use_cpu=not gpu, bf16=config.precision == "bf16", save_strategy="no", report_to=[],
-        logging_strategy="steps", logging_steps=1, disable_tqdm=True, seed=SEED,
+        learning_rate=RATE,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        lr_scheduler_type="linear",
+        use_cpu=not gpu,
+        bf16=config.precision == "bf16",
+        save_strategy="no",
+        report_to=[],
+        logging_strategy="steps",
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=SEED,
         deepspeed=_zero1(config) if deepspeed else None,
-    )  # fmt: skip
+    )
     clock = _clock(transformers.TrainerCallback, gpu)
     causal = loading.kind_of(model) == "causal"
     trainer = transformers.Trainer(
-        loading.language_model(model, SEED), settings, train_dataset=data, callbacks=[clock],
+        loading.language_model(model, SEED),
+        settings,
+        train_dataset=data,
+        callbacks=[clock],
         data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=not causal, mlm_probability=PROBABILITY),
-    )  # fmt: skip
+    )
     trainer.train()
     return {"seconds": clock.seconds, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
 

@@ -138,7 +138,7 @@ class Wechsel:
         both = self.vocabulary, self.vocabulary
         rows, _, _ = wechsel.create_target_embeddings(
             *vectors, *both, self.source_ids.numpy(), NEIGHBOURS, TEMPERATURE, verbose=False
-        )  # fmt: skip
+        )
         return rows
 
 

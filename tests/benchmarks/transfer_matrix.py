@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
-)  # fmt: skip
+)
 
 from cluster.session import ray_session
 from data_pipeline.errors import ScionError
@@ -135,9 +135,14 @@ def large_unigram(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 def xlmr(tokenizer: PreTrainedTokenizerFast, tied: bool) -> XLMRobertaForMaskedLM:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     settings = XLMRobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-        tie_word_embeddings=tied, **sizes,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        max_position_embeddings=130,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
+        **sizes,
+    )
     torch.manual_seed(7)
     return XLMRobertaForMaskedLM(settings).eval()
 

@@ -39,14 +39,20 @@ def plan() -> TransferPlan:
     weights = np.repeat(np.where(copied, 1.0, 1 / 3), counts).astype(np.float32)
     drawn = random.random(ROWS) < 0.1
     return TransferPlan(
-        indptr=indptr, indices=random.integers(0, ROWS, indptr[-1]).astype(np.int32), weights=weights,
+        indptr=indptr,
+        indices=random.integers(0, ROWS, indptr[-1]).astype(np.int32),
+        weights=weights,
         provenance=np.where(copied, Provenance.EXACT_COPY, np.where(drawn, Provenance.RANDOM, Provenance.NEIGHBOURS)).astype(
             np.uint8
         ),
         keys=np.array([keyed_random.key(number) for number in range(ROWS)], np.uint64),
-        group=np.zeros(ROWS, np.uint16), source_group=np.zeros(ROWS, np.uint16), by=np.ones(ROWS, np.uint8),
-        source_rows=ROWS, seed=0, method="aligned",
-    )  # fmt: skip
+        group=np.zeros(ROWS, np.uint16),
+        source_group=np.zeros(ROWS, np.uint16),
+        by=np.ones(ROWS, np.uint8),
+        source_rows=ROWS,
+        seed=0,
+        method="aligned",
+    )
 
 
 def source(folder: str) -> int:

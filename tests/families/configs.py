@@ -191,9 +191,11 @@ COMMON = (
 
 
 _AUTO: dict[str, Any] = {
-    "masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
     "multimodal": AutoModelForImageTextToText,
-}  # fmt: skip
+}
 
 
 def tiny(name: str, vocabulary: int = VOCABULARY, **ids: int | None) -> PreTrainedModel:

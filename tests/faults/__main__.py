@@ -98,8 +98,13 @@ def tried(root: Path, source: Path, folder: Path, schedule: Schedule, reference:
     try:
         with rig(root) as made:
             run = disturbed(made, source, folder, schedule)
-            found = violations(run, reference, Left(Left.now().shared | before.shared, frozenset()),
-                               [name for _, name in schedule.faults], schedule.elastic)  # fmt: skip
+            found = violations(
+                run,
+                reference,
+                Left(Left.now().shared | before.shared, frozenset()),
+                [name for _, name in schedule.faults],
+                schedule.elastic,
+            )
     except AssertionError as error:
         return [str(error)]
     return found + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Left.now().shared - before.shared)]
@@ -139,8 +144,13 @@ def main() -> int:
         print(f"    {found[0] if found else 'NOT CAUGHT'}", flush=True)
     shutil.rmtree(folder)
     missed = [name for name, found in caught.items() if not found]
-    summary = {"seeds": asked.seeds, "seed_from": asked.seed_from, "failed": failed, "mutants_caught": caught,
-            "seconds": round(time.monotonic() - began)}  # fmt: skip
+    summary = {
+        "seeds": asked.seeds,
+        "seed_from": asked.seed_from,
+        "failed": failed,
+        "mutants_caught": caught,
+        "seconds": round(time.monotonic() - began),
+    }
     print(json.dumps(summary))
     return 1 if failed or missed else 0
 

@@ -42,10 +42,19 @@ def drain_node(run: Run, draw: random.Random) -> None:
     worker = draw.choice(run.rig.workers())
     node, before = run.rig.node_of(worker), len(run.entries("preempted"))
     command = [
-        str(Path(sys.executable).parent / "ray"), "drain-node", "--address", run.rig.cluster.address, "--node-id",
-        run.rig.node_id(node), "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test",
-        "--deadline-remaining-seconds", str(_DRAIN_SECONDS),
-    ]  # fmt: skip
+        str(Path(sys.executable).parent / "ray"),
+        "drain-node",
+        "--address",
+        run.rig.cluster.address,
+        "--node-id",
+        run.rig.node_id(node),
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "test",
+        "--deadline-remaining-seconds",
+        str(_DRAIN_SECONDS),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     run.wait(lambda: len(run.entries("preempted")) > before, "a checkpoint before the node goes", _DRAIN_SECONDS)
     at = run.entries("preempted")[-1]["next_step"]
@@ -133,7 +142,14 @@ def _turned(content: bytes, at: int) -> bytes:
 FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
     fault.__name__: fault
     for fault in (
-        kill_worker, hang_worker, lose_node, drain_node, stop_driver, kill_driver, fill_disk, flip_checkpoint,
+        kill_worker,
+        hang_worker,
+        lose_node,
+        drain_node,
+        stop_driver,
+        kill_driver,
+        fill_disk,
+        flip_checkpoint,
         tear_checkpoint,
     )
-}  # fmt: skip
+}

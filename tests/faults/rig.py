@@ -35,9 +35,13 @@ _LONGEST_SECONDS = 400.0
 """Until the next step after a fault. Where workers may be fewer, Ray Train's coordinator keeps the room of a run whose driver
 was killed for 180 s (`AUTOSCALING_REQUESTS_EXPIRE_TIME_S`), however free its CPUs are."""
 _OWN = (
-    "ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor", "ray::_StatsActor",
+    "ray::IDLE",
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+    "ray::_AutoscalingCoordinatorActor",
+    "ray::_StatsActor",
     "ray::_UsageCollectionActor",
-)  # fmt: skip
+)
 """Processes that Ray keeps as long as the cluster lives: workers that wait for the next job, and its own services."""
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -174,8 +178,9 @@ class Run:
         """One more driver of the run."""
         command = [sys.executable, "-m", "ray_jobs.cli", "pretrain", str(self.folder / "tiny.yaml"), *self.overrides, *more]
         environment = os.environ | {"RAY_ADDRESS": self.rig.cluster.address}
-        return subprocess.Popen(command, cwd=self.rig.root, env=environment, text=True, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            command, cwd=self.rig.root, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
 
     def ended(self, seconds: float = 400) -> int:
         """Waits for the driver; its exit code."""

@@ -136,10 +136,14 @@ def _checked(name: str, precision: torch.dtype) -> dict[str, Any]:
     module, began = _module(name, precision), time.perf_counter()
     found = module.check(LENGTH)
     return {
-        "rows": "own rows" if found.path.kernel is None else "packed", "kernel": found.path.kernel, "head": found.path.head,
-        "difference": found.difference, "bound": found.tolerance, "seconds": round(time.perf_counter() - began, 2),
+        "rows": "own rows" if found.path.kernel is None else "packed",
+        "kernel": found.path.kernel,
+        "head": found.path.head,
+        "difference": found.difference,
+        "bound": found.tolerance,
+        "seconds": round(time.perf_counter() - began, 2),
         "reasons": found.reasons,
-    }  # fmt: skip
+    }
 
 
 def _apart(name: str, compiled: bool) -> float:
@@ -176,9 +180,7 @@ def _module(name: str, precision: torch.dtype) -> PackedLM:
     return PackedLM(model, FAMILIES[name].causal)
 
 
-PARTS: dict[str, Callable[[list[str]], Any]] = {
-    "forwards": forwards, "compiled": compiled, "stages": stages, "speed": speed
-}  # fmt: skip
+PARTS: dict[str, Callable[[list[str]], Any]] = {"forwards": forwards, "compiled": compiled, "stages": stages, "speed": speed}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

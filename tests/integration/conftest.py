@@ -100,9 +100,14 @@ def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
 def scion_process(*arguments: str, address: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, on the cluster at `address` or on a Ray of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "ray_jobs.cli", *arguments], cwd=ROOT, env=environment(address), capture_output=True,
-        text=True, timeout=500, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "ray_jobs.cli", *arguments],
+        cwd=ROOT,
+        env=environment(address),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
 
 
 def environment(address: str | None) -> dict[str, str]:
@@ -130,11 +135,25 @@ def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory, greek, s
     folder = tmp_path_factory.mktemp("shards {x}")  # braces were filled in
     (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
     text = corpus.build(
-        [str(folder / "text.txt")], None, str(folder / "text"), fraction=0.1, lang="el", seed=0, actors=1, forbidden=(),
+        [str(folder / "text.txt")],
+        None,
+        str(folder / "text"),
+        fraction=0.1,
+        lang="el",
+        seed=0,
+        actors=1,
+        forbidden=(),
         progress=lambda done, total: None,
-    )  # fmt: skip
-    build.build(text.train, source_folder, str(folder / "rows"), length=32, packing="concat", actors=1,
-                progress=lambda done, total: None)  # fmt: skip
+    )
+    build.build(
+        text.train,
+        source_folder,
+        str(folder / "rows"),
+        length=32,
+        packing="concat",
+        actors=1,
+        progress=lambda done, total: None,
+    )
     return str(folder / "rows"), manifest.load(str(folder / "rows"))
 
 

@@ -30,8 +30,17 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str = "fp32") -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder = folder
-        self.config = TrainConfig(steps=STEPS, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
-                                  precision=precision, lora_rank=4, lora_alpha=8, warmup_steps=0)  # type: ignore[arg-type]  # fmt: skip
+        self.config = TrainConfig(
+            steps=STEPS,
+            batch_size=ROWS,
+            micro_batch=1,
+            learning_rate=1e-2,
+            zero_stage=stage,
+            precision=precision,  # type: ignore[arg-type]
+            lora_rank=4,
+            lora_alpha=8,
+            warmup_steps=0,
+        )
 
 
 def train(run: Run, first: int) -> list[float]:
@@ -60,8 +69,9 @@ def by_hand(run: Run) -> tuple[list[float], Any]:
         weight.requires_grad_(True)
     parameters = [weight for weight in module.parameters() if weight.requires_grad]
     assert {n for n, w in module.named_parameters() if w.requires_grad and ".lora_" not in n} == {
-        "model.bert.embeddings.word_embeddings.weight", "model.cls.predictions.bias",
-    }  # fmt: skip
+        "model.bert.embeddings.word_embeddings.weight",
+        "model.cls.predictions.bias",
+    }
     groups = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
     optimizer = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.01}, {"params": groups[1], "weight_decay": 0.0}])
     losses = []
@@ -92,9 +102,10 @@ def test_a_run_trains_as_peft_does_and_leaves_a_plain_model(source_folder: str, 
         assert (weight - wanted[name]).abs().max() < 1e-5, name
     moved = {name for name in found if not torch.equal(found[name], before[name])}
     assert moved == {
-        name for name in found if name.endswith("weight") and "LayerNorm" not in name and "position" not in name
-        and "token_type" not in name
-    } | {"cls.predictions.bias"}  # fmt: skip
+        name
+        for name in found
+        if name.endswith("weight") and "LayerNorm" not in name and "position" not in name and "token_type" not in name
+    } | {"cls.predictions.bias"}
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "from-0")
     assert type(model.bert.encoder.layer[0].attention.self.query) is torch.nn.Linear
 

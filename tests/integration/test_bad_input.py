@@ -89,16 +89,19 @@ class TestConfiguration:
         said = refused("pipeline", copy.config, "method=foucs")
         assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in said
 
-    @pytest.mark.parametrize(("override", "message"), [
-        ("pretrain.train.zero_stage=4", "zero_stage must be 1, 2 or 3"),
-        ("shard.heldout=2", "between 0 and 1"),
-        ("pretrain.train.steps=many", "steps"),
-        ("workers=0", "above 0"),
-        ("output", "is not key=value"),
-        ("transfer.match=[exact,casse]", "'casse' is not a comparison"),
-        ("transfer.max_memory=0", "above 0 GiB"),
-        ("transfer.plan=/nowhere", "there is no plan"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("pretrain.train.zero_stage=4", "zero_stage must be 1, 2 or 3"),
+            ("shard.heldout=2", "between 0 and 1"),
+            ("pretrain.train.steps=many", "steps"),
+            ("workers=0", "above 0"),
+            ("output", "is not key=value"),
+            ("transfer.match=[exact,casse]", "'casse' is not a comparison"),
+            ("transfer.max_memory=0", "above 0 GiB"),
+            ("transfer.plan=/nowhere", "there is no plan"),
+        ],
+    )
     def test_a_bad_value(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
         assert message in refused("pipeline", copy.config, override)
 

@@ -39,10 +39,18 @@ def trained(found: Any, source_folder: str, folder: str, stage: int, workers: in
     config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
-        task=task, config=config, rows=planned(found, BATCH, 2), heldout=None, row_groups={}, uri=folder,
-        export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        task=task,
+        config=config,
+        rows=planned(found, BATCH, 2),
+        heldout=None,
+        row_groups={},
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
         progress=None,
-    )  # fmt: skip
+    )
     fit(run, workers=workers, stop=stop)
     return run
 

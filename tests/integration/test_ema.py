@@ -27,8 +27,16 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str, ema: float | None, look: bool) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder, self.look = folder, look
-        self.config = TrainConfig(steps=STEPS, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
-                                  precision=precision, ema=ema, warmup_steps=0)  # type: ignore[arg-type]  # fmt: skip
+        self.config = TrainConfig(
+            steps=STEPS,
+            batch_size=ROWS,
+            micro_batch=1,
+            learning_rate=1e-2,
+            zero_stage=stage,
+            precision=precision,  # type: ignore[arg-type]
+            ema=ema,
+            warmup_steps=0,
+        )
 
 
 def trained(run: Run, first: int) -> list[float]:

@@ -36,10 +36,12 @@ class Run:
     def testing(self) -> Pairs:
         rows = self.rows[TRAINED:]
         return Pairs(
-            ids=[str(number) for number in range(len(rows))], anchors=[row["anchor"] for row in rows],
-            positives=[row["positive"] for row in rows], negatives=[[] for _ in rows],
+            ids=[str(number) for number in range(len(rows))],
+            anchors=[row["anchor"] for row in rows],
+            positives=[row["positive"] for row in rows],
+            negatives=[[] for _ in rows],
             langs=["el" if number % 2 else "en" for number in range(len(rows))],
-        )  # fmt: skip
+        )
 
     def batch(self, rank: int, world: int) -> PairBatch:
         tokenizer = load_tokenizer(self.task.model_uri)
@@ -47,9 +49,11 @@ class Run:
         ids = {side: token_ids(tokenizer, [row[side] for row in rows], 24) for side in ("anchor", "positive")}
         keys = {f"{side}_key": [text_key(row[side]) for row in rows] for side in ("anchor", "positive")}
         table = pa.table(
-            ids | keys | {"negatives": [[] for _ in rows], "negative_keys": [[] for _ in rows]}
+            ids
+            | keys
+            | {"negatives": [[] for _ in rows], "negative_keys": [[] for _ in rows]}
             | {"stream": [0] * len(rows), "weight": [1.0] * len(rows)}
-        )  # fmt: skip
+        )
         return PairBatch(table, int(tokenizer.pad_token_id))
 
 

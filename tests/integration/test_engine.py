@@ -37,9 +37,18 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray
     rows = planned(shards, config.batch_size, config.micro_batch)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
-        task=task, config=config, rows=rows, heldout=None, export_uri=f"{folder}/model", identity="x", threads=1,
-        progress=None, row_groups={"all": np.arange(800)}, store=Store(f"{folder}/checkpoints", 3), uri=folder,
-    )  # fmt: skip
+        task=task,
+        config=config,
+        rows=rows,
+        heldout=None,
+        export_uri=f"{folder}/model",
+        identity="x",
+        threads=1,
+        progress=None,
+        row_groups={"all": np.arange(800)},
+        store=Store(f"{folder}/checkpoints", 3),
+        uri=folder,
+    )
     result = launch.fit(run, workers=workers, worker_cpus=1, gpu=False) if ray else ranks.fit(run, workers=workers)
     return [entry["loss"] for entry in result["history"]]
 
@@ -72,9 +81,11 @@ def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, s
     after = loading.language_model(str(tmp_path / "a" / "model"), 1).state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {
-        "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.bias",
+        "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.bias",
         "cls.predictions.decoder.bias",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -33,8 +33,15 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str, saved_in: str) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder = folder
-        self.config = TrainConfig(steps=3, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
-                                  precision=precision, export=saved_in)  # type: ignore[arg-type]  # fmt: skip
+        self.config = TrainConfig(
+            steps=3,
+            batch_size=ROWS,
+            micro_batch=1,
+            learning_rate=1e-2,
+            zero_stage=stage,
+            precision=precision,
+            export=saved_in,  # type: ignore[arg-type]
+        )
 
 
 NAME = "run [1] (a+b) lr=1e-4"

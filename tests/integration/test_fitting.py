@@ -66,10 +66,18 @@ def run(found: Any, source: str, folder: Path, most: int, micro: int | None) -> 
     config = TrainConfig(steps=6, batch_size=BATCH, micro_batch=micro, zero_stage=2, checkpoint_steps=2)
     task = LanguageModelTask(model_uri=source, length=32, probability=0.5, seed=1)
     return TrainRun(
-        task=Cramped(task, most), config=config, rows=planned(found, BATCH, micro), heldout=None, row_groups={},
-        uri=str(folder), export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        task=Cramped(task, most),
+        config=config,
+        rows=planned(found, BATCH, micro),
+        heldout=None,
+        row_groups={},
+        uri=str(folder),
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
         progress=None,
-    )  # fmt: skip
+    )
 
 
 def starts(one: TrainRun) -> list[int]:

@@ -20,9 +20,11 @@ from trainer.tasks.language_modeling import LanguageModelTask
 
 STEPS = 3
 EMBEDDINGS = {
-    "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight", "cls.predictions.bias",
+    "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.bias",
     "cls.predictions.decoder.bias",
-}  # fmt: skip
+}
 
 
 class Run:
@@ -31,8 +33,16 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str, frozen: tuple[str, ...]) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder = folder
-        self.config = TrainConfig(steps=STEPS, batch_size=ROWS, micro_batch=1, learning_rate=1e-2, zero_stage=stage,
-                                  precision=precision, frozen=frozen, warmup_steps=0)  # type: ignore[arg-type]  # fmt: skip
+        self.config = TrainConfig(
+            steps=STEPS,
+            batch_size=ROWS,
+            micro_batch=1,
+            learning_rate=1e-2,
+            zero_stage=stage,
+            precision=precision,  # type: ignore[arg-type]
+            frozen=frozen,
+            warmup_steps=0,
+        )
 
 
 def trained(run: Run, first: int) -> list[float]:

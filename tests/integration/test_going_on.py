@@ -32,10 +32,18 @@ def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRu
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     return TrainRun(
-        task=task, config=config, rows=planned(found, BATCH, config.micro_batch), heldout=None, row_groups={}, uri=folder,
-        export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        task=task,
+        config=config,
+        rows=planned(found, BATCH, config.micro_batch),
+        heldout=None,
+        row_groups={},
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
         progress=None,
-    )  # fmt: skip
+    )
 
 
 def trained(one: TrainRun, stop: int | None = None) -> dict[str, Any]:
@@ -103,8 +111,16 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
     expected = [entry["loss"] for entry in trained(whole)["history"]]
     with pytest.raises(Stopped):
         trained(run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=3), stop=3)
-    changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=1, evaluate_steps=2, spike=0.0,
-                  activation_checkpointing=True)  # fmt: skip
+    changed = run(
+        shards,
+        source_folder,
+        str(tmp_path / "changed"),
+        steps=9,
+        micro_batch=1,
+        evaluate_steps=2,
+        spike=0.0,
+        activation_checkpointing=True,
+    )
     result = trained(changed)
     losses = [entry["loss"] for entry in result["history"]]
     assert np.abs(np.array(losses) - expected).max() < 1e-5

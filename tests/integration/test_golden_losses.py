@@ -53,12 +53,18 @@ def pair_rows(step: int, rank: int) -> pa.Table:
         return draw.integers(5, VOCABULARY, draw.integers(4, 12)).tolist()
 
     kind, first = pa.list_(pa.int32()), 100 * (step * WORLD + rank)
-    return pa.table({
-        "anchor": pa.array([ids() for _ in range(4)], kind), "positive": pa.array([ids() for _ in range(4)], kind),
-        "negatives": pa.array([[ids()], [], [], []], pa.list_(kind)), "anchor_key": pa.array(range(first, first + 4)),
-        "positive_key": pa.array(range(first + 10, first + 14)), "negative_keys": pa.array([[first + 20], [], [], []]),
-        "stream": [0] * 4, "weight": pa.array([1.0] * 4, pa.float32()),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "anchor": pa.array([ids() for _ in range(4)], kind),
+            "positive": pa.array([ids() for _ in range(4)], kind),
+            "negatives": pa.array([[ids()], [], [], []], pa.list_(kind)),
+            "anchor_key": pa.array(range(first, first + 4)),
+            "positive_key": pa.array(range(first + 10, first + 14)),
+            "negative_keys": pa.array([[first + 20], [], [], []]),
+            "stream": [0] * 4,
+            "weight": pa.array([1.0] * 4, pa.float32()),
+        }
+    )
 
 
 def losses(kind: str) -> list[float]:

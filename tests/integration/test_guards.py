@@ -117,14 +117,28 @@ class Marked:
 
 
 def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison: Any) -> TrainRun:  # type: ignore[no-untyped-def]
-    config = TrainConfig(steps=steps, batch_size=BATCH, zero_stage=stage, checkpoint_steps=10, learning_rate=1e-4,
-                         precision=poison.pop("precision", "fp32"))  # fmt: skip
+    config = TrainConfig(
+        steps=steps,
+        batch_size=BATCH,
+        zero_stage=stage,
+        checkpoint_steps=10,
+        learning_rate=1e-4,
+        precision=poison.pop("precision", "fp32"),
+    )
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.5, seed=1)
     return TrainRun(
-        task=Poisoned(task, **poison), config=config, rows=planned(found, BATCH, None), heldout=None, row_groups={},
-        uri=folder, export_uri=f"{folder}/model", store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1,
+        task=Poisoned(task, **poison),
+        config=config,
+        rows=planned(found, BATCH, None),
+        heldout=None,
+        row_groups={},
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
         progress=None,
-    )  # fmt: skip
+    )
 
 
 def entries(folder: str, kind: str) -> list[dict[str, Any]]:

@@ -67,8 +67,11 @@ def test_a_run_with_min_workers_goes_on_soon_after_a_host_is_lost(copy: Chain, c
     ]
     running = subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.cli", "pretrain", copy.config, *settings],
-        cwd=ROOT, env=own(address), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=own(address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     uri = str(copy.output / "pretrain")
     try:
         until(lambda: len(entries(uri, "step", 2)) > 30, running, 300)

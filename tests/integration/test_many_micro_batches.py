@@ -26,8 +26,15 @@ def trained(run: Run) -> list[float]:
     from trainer.engine.step import optimizer_step, set_rates
 
     world = dist.get_world_size()
-    config = TrainConfig(steps=3, batch_size=MICRO_BATCHES * world, micro_batch=1, learning_rate=1e-2, warmup_steps=0,
-                         zero_stage=run.stage, precision=run.precision)  # type: ignore[arg-type]  # fmt: skip
+    config = TrainConfig(
+        steps=3,
+        batch_size=MICRO_BATCHES * world,
+        micro_batch=1,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        zero_stage=run.stage,
+        precision=run.precision,  # type: ignore[arg-type]
+    )
     task = LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)
     engine = setup.make_engine(task.module(), config, 1, MICRO_BATCHES)
     engine.train()

@@ -21,8 +21,7 @@ def quiet(done: int, total: int) -> None:
 def made(path: list[str], folder: str, source_folder: str, actors: int, **changes) -> manifest.Manifest:  # type: ignore[no-untyped-def]
     settings = {"fraction": 0.1, "lang": "el", "seed": 0, "forbidden": ()} | changes
     text = corpus.build(path, None, f"{folder}/text", actors=actors, progress=quiet, **settings)
-    return build.build(text.train, source_folder, f"{folder}/rows", length=32, packing="concat", actors=actors,
-                       progress=quiet)  # fmt: skip
+    return build.build(text.train, source_folder, f"{folder}/rows", length=32, packing="concat", actors=actors, progress=quiet)
 
 
 @pytest.fixture
@@ -77,16 +76,18 @@ def test_units_cover_every_line_once(jsonl, monkeypatch) -> None:
 
 def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source_folder, greek) -> None:
     line = greek[5].split("\n")[0]
-    text = corpus.build([jsonl], None, str(tmp_path / "text"), fraction=0.2, lang="x", seed=1, forbidden=[line], actors=2,
-                        progress=quiet)  # fmt: skip
+    text = corpus.build(
+        [jsonl], None, str(tmp_path / "text"), fraction=0.2, lang="x", seed=1, forbidden=[line], actors=2, progress=quiet
+    )
     train, heldout = ([t for _, t in corpus.read_texts(paths)] for paths in (text.train, text.heldout))
     assert sum(text.fates.values()) == len(greek)
     assert (len(train), len(heldout)) == (text.fates["train"], text.fates["heldout"])
     assert 0.1 < len(heldout) / len(greek) < 0.3
     assert not set(train) & set(heldout)
     assert not any(line in document.split("\n") for document in train)
-    found = build.build(text.train, source_folder, str(tmp_path / "rows"), length=32, packing="concat", actors=1,
-                        progress=quiet)  # fmt: skip
+    found = build.build(
+        text.train, source_folder, str(tmp_path / "rows"), length=32, packing="concat", actors=1, progress=quiet
+    )
     tokenizer = tokenizers.load(source_folder)
     ids = []
     for shards in found.streams.values():
@@ -106,8 +107,9 @@ def test_duplicates_go_and_the_held_out_side_wins(tmp_path) -> None:
     path.write_text("same line\nSAME  line\nother line\nthird line\n")
     held = tmp_path / "b.txt"
     held.write_text("Third line\n")
-    text = corpus.build([str(path)], [str(held)], str(tmp_path / "out"), fraction=0.5, lang="x", seed=0, forbidden=(),
-                        actors=1, progress=quiet)  # fmt: skip
+    text = corpus.build(
+        [str(path)], [str(held)], str(tmp_path / "out"), fraction=0.5, lang="x", seed=0, forbidden=(), actors=1, progress=quiet
+    )
     assert text.fates == {"train": 2, "heldout": 1, "empty": 0, "duplicate": 1, "in_heldout": 1}
     assert [t for _, t in corpus.read_texts(text.train)] == ["same line", "other line"]
 

@@ -70,10 +70,18 @@ def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, sta
     config = TrainConfig(steps=WINDOW + 3, batch_size=4, zero_stage=stage, checkpoint_steps=None)
     board, folder = Board.remote(), str(tmp_path)
     run = TrainRun(
-        task=SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1), config=config,
-        rows=planned(shards, 4, None), heldout=None, row_groups={}, uri=folder, export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1, progress=board,
-    )  # fmt: skip
+        task=SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1),
+        config=config,
+        rows=planned(shards, 4, None),
+        heldout=None,
+        row_groups={},
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
+        progress=board,
+    )
     fit(run, workers=2, worker_cpus=1, gpu=False)
     attempts = run_log.read(f"{folder}/log")
     (found,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]

@@ -44,9 +44,16 @@ def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_
     run = TrainRun(
         task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),
         config=TrainConfig(steps=STEPS, batch_size=4, checkpoint_steps=50, track=("tensorboard", "wandb", "mlflow")),
-        rows=planned(shards, 4, None), heldout=None, row_groups={}, uri=folder, export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3), identity="x", threads=1, progress=StopAt.remote(4),
-    )  # fmt: skip
+        rows=planned(shards, 4, None),
+        heldout=None,
+        row_groups={},
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        identity="x",
+        threads=1,
+        progress=StopAt.remote(4),
+    )
     with pytest.raises(Stopped):
         fit(run, workers=1, worker_cpus=1, gpu=False)
     fit(replace(run, progress=None), workers=1, worker_cpus=1, gpu=False)

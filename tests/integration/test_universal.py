@@ -52,9 +52,16 @@ class Run:
     def config(self) -> TrainConfig:
         """Such that all four parameter groups differ in rate or decay, and clipping has something to do."""
         return TrainConfig(
-            steps=STEPS, batch_size=ROWS, micro_batch=1, warmup_steps=2, learning_rate=1e-2, weight_decay=0.3,
-            embedding_steps=1, zero_stage=self.stage, precision=self.precision,
-        )  # fmt: skip
+            steps=STEPS,
+            batch_size=ROWS,
+            micro_batch=1,
+            warmup_steps=2,
+            learning_rate=1e-2,
+            weight_decay=0.3,
+            embedding_steps=1,
+            zero_stage=self.stage,
+            precision=self.precision,
+        )
 
     def steps(self, engine: Any, first: int, end: int) -> list[float]:
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -77,9 +84,16 @@ def batch(step: int, row: int) -> TargetBatch:
     ids = torch.randint(5, 300, (1, LENGTH), generator=draw)
     places = torch.randperm(LENGTH, generator=draw)[: 2 + row]
     return TargetBatch(
-        input_ids=ids, segments=torch.zeros_like(ids), positions=torch.arange(LENGTH)[None], places=places,
-        labels=ids[0, places], streams=torch.zeros_like(places), is_packed=False, tokens=LENGTH, attention_pairs=LENGTH**2,
-    )  # fmt: skip
+        input_ids=ids,
+        segments=torch.zeros_like(ids),
+        positions=torch.arange(LENGTH)[None],
+        places=places,
+        labels=ids[0, places],
+        streams=torch.zeros_like(places),
+        is_packed=False,
+        tokens=LENGTH,
+        attention_pairs=LENGTH**2,
+    )
 
 
 def everything(engine: Any) -> dict[str, Any]:
@@ -174,9 +188,9 @@ def model_near(run: Run) -> dict[str, Any]:
     with local_model(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
         task.module(), task.collator()
         weights = task.module().state_dict()
-    known = LanguageModelTask(model_uri=shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}"), length=32,
-                              probability=0.15, seed=1).module().state_dict()  # fmt: skip
-    same = all(torch.equal(weights[name], weight) for name, weight in known.items())
+    own_copy = shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}")
+    expected = LanguageModelTask(model_uri=own_copy, length=32, probability=0.15, seed=1).module().state_dict()
+    same = all(torch.equal(weights[name], weight) for name, weight in expected.items())
     return {"asked": collectives.from_every_rank(asked), "same": collectives.from_every_rank(same)}
 
 

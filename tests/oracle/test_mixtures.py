@@ -71,10 +71,9 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
         torch.zeros(len(names), 64),
     )[rows.ids]
     bounds = np.concatenate([[0], np.cumsum(rows.counts)])
-    ours = np.stack([
-        rows.weights[a:b].astype(np.float64) @ old[rows.indices[a:b]].double().numpy()
-        for a, b in pairwise(bounds)
-    ])  # fmt: skip
+    ours = np.stack(
+        [rows.weights[a:b].astype(np.float64) @ old[rows.indices[a:b]].double().numpy() for a, b in pairwise(bounds)]
+    )
     assert apart(ours, theirs) < 1e-5
 
 

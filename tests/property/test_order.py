@@ -184,7 +184,7 @@ def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: i
     assert {len(part) for part in parts} == {plan.micro_steps(step, world, micro) * micro}
     real = sorted(
         (int(slot), int(row)) for part in parts for slot, row, w in zip(part.slot, part.row, part.weight, strict=True) if w
-    )  # fmt: skip
+    )
     assert real == [(i, int(row)) for i, row in enumerate(plan.step(step).row)]
 
 

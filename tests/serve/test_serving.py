@@ -22,9 +22,7 @@ from trainer.embedder import Embedder
 @pytest.fixture(scope="module")
 def url(ray_session: None, folder: str) -> Iterator[str]:
     """Limits so low that requests are split, and a budget below the longest row."""
-    config = ServeConfig(
-        model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000
-    )  # fmt: skip
+    config = ServeConfig(model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000)
     with serve_locally(config) as found:
         yield found
 

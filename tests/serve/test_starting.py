@@ -11,9 +11,19 @@ from data_pipeline.errors import ClusterError, ConfigError
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("replicas", 0), ("cpus_per_replica", 0), ("max_batch_tokens", 0), ("max_inputs", 0), ("max_body_bytes", 0),
-     ("max_queued_requests", 0), ("port", 65536), ("port", -1), ("batch_wait_s", -0.1), ("name", "")],
-)  # fmt: skip
+    [
+        ("replicas", 0),
+        ("cpus_per_replica", 0),
+        ("max_batch_tokens", 0),
+        ("max_inputs", 0),
+        ("max_body_bytes", 0),
+        ("max_queued_requests", 0),
+        ("port", 65536),
+        ("port", -1),
+        ("batch_wait_s", -0.1),
+        ("name", ""),
+    ],
+)
 def test_a_setting_that_cannot_be_is_refused_by_name(key, value) -> None:
     with pytest.raises(ConfigError, match=f"serve.{key}: must"):
         ServeConfig(**{key: value})
