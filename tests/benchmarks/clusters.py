@@ -49,14 +49,14 @@ def main() -> None:
     os.environ.update(RAY_prestart_worker_first_driver="0")  # else Ray starts a process for each CPU
     with tempfile.TemporaryDirectory() as folder:
         _write_inputs(Path(folder))
-        found = {number: _on(number, folder) for number in cpus}
+        results = {number: _run_methods(number, folder) for number in cpus}
     wrong = [
-        f"{method} on {number} CPUs: {made['failed'] or 'other weights'}"
-        for number, methods in found.items()
-        for method, made in methods.items()
-        if made["failed"] or made["weights"] != found[cpus[0]][method]["weights"]
+        f"{method} on {number} CPUs: {result['failed'] or 'other weights'}"
+        for number, methods in results.items()
+        for method, result in methods.items()
+        if result["failed"] or result["weights"] != results[cpus[0]][method]["weights"]
     ]
-    seconds = {number: {method: made["seconds"] for method, made in methods.items()} for number, methods in found.items()}
+    seconds = {number: {method: result["seconds"] for method, result in methods.items()} for number, methods in results.items()}
     print(json.dumps({"seconds": seconds, "wrong": wrong}))
 
 
@@ -71,23 +71,23 @@ def _write_inputs(folder: Path) -> None:
     (folder / "conf.yaml").write_text(CONFIG.format(folder=folder, fast=_FAST))
 
 
-def _on(cpus: int, folder: str) -> dict[str, dict[str, object]]:
+def _run_methods(cpus: int, folder: str) -> dict[str, dict[str, object]]:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=300 << 20)
     try:
-        return {method: _made(method, f"{folder}/run-{cpus}-{method}", folder) for method in METHODS}
+        return {method: _make_model(method, f"{folder}/run-{cpus}-{method}", folder) for method in METHODS}
     finally:
         ray.shutdown()
 
 
-def _made(method: str, output: str, folder: str) -> dict[str, object]:
+def _make_model(method: str, output: str, folder: str) -> dict[str, object]:
     settings = ["method=focus", "transfer.methods.focus.kind=ppmi"] if method == "ppmi" else [f"method={method}"]
-    began, said = time.perf_counter(), io.StringIO()
-    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+    began, errors = time.perf_counter(), io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(errors):
         code = scion(["transfer", f"{folder}/conf.yaml", *settings, f"output={output}", f"shards={folder}/shards"])
     weights = Path(output, "transfer", "model.safetensors")
     return {
         "seconds": round(time.perf_counter() - began, 1),
-        "failed": said.getvalue().strip() if code else "",
+        "failed": errors.getvalue().strip() if code else "",
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "",
     }
 

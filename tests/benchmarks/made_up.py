@@ -23,15 +23,15 @@ def rows(folder: str, languages: dict[str, int], length: int, vocabulary: int, s
             count = min(SHARD_ROWS, total - start)
             ids = len(SPECIAL) + ((vocabulary - len(SPECIAL)) * rng.random((count, length), np.float32) ** 3).astype(np.uint32)
             starts, full = list(np.zeros((count, 1), np.int32)), np.full(count, length, np.int32)
-            packed = PackedRows(ids=ids, n_tokens=full, doc_starts=starts, cut_documents=0)
+            packed_rows = PackedRows(ids=ids, n_tokens=full, doc_starts=starts, cut_documents=0)
             path, tokens = f"{name}/part-{len(shards):05d}.parquet", count * length
-            sha256 = format.write(os.path.join(folder, path), format.text_rows(packed, vocabulary))
+            sha256 = format.write(os.path.join(folder, path), format.text_rows(packed_rows, vocabulary))
             size = {"rows": count, "documents": count, "tokens": tokens, "text_tokens": tokens, "text_bytes": 4 * tokens}
             shards.append(manifest.Shard(path=path, sha256=sha256, padding=0, cut=0, **size))
         streams[name] = tuple(shards)
-    made = manifest.Manifest(length=length, vocab_size=vocabulary, tokenizer="none", streams=streams)
-    made.save(folder)
-    return made
+    saved_manifest = manifest.Manifest(length=length, vocab_size=vocabulary, tokenizer="none", streams=streams)
+    saved_manifest.save(folder)
+    return saved_manifest
 
 
 def model(folder: str, config: Any) -> None:

@@ -38,7 +38,7 @@ def child(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[s
         return training.ours(model, shards, output, config, workers=workers, cpus=1, gpu=False)
 
 
-def measured(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[str, Any]:
+def measure(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[str, Any]:
     """The answer of processes that do nothing else: what rank 0 says under torchrun, else the driver."""
     training.threads(1)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if side == "torchrun" else []
@@ -52,16 +52,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="of a step, over all workers")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.child:
-        side, folder, *numbers = given.child
+    options = parser.parse_args(argv)
+    if options.child:
+        side, folder, *numbers = options.child
         answer = json.dumps(child(side, folder, *map(int, numbers)))
         if os.environ.get("RANK", "0") == "0":
             print(answer, flush=True)
         return
     cores = os.cpu_count() or 1
     places = {"spare": max(1, cores - 1), "full": cores}
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {place: {side: [] for side in SIDES} for place in places}
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {place: {side: [] for side in SIDES} for place in places}
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         from transformers import BertConfig
 
@@ -76,23 +76,23 @@ def main(argv: list[str]) -> None:
             attention_probs_dropout_prob=0.0,
         )
         made_up.model(f"{folder}/model", shape)
-        made_up.rows(f"{folder}/rows", {"xx": given.rows * given.steps}, LENGTH, VOCABULARY, seed=1)
-        for repeat in range(given.repeats):
+        made_up.rows(f"{folder}/rows", {"xx": options.rows * options.steps}, LENGTH, VOCABULARY, seed=1)
+        for repeat in range(options.repeats):
             for place, workers in places.items():
                 for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-                    found[place][side].append(measured(side, folder, given.steps, given.rows, workers))
-    report(found, given.rows * LENGTH)
+                    results[place][side].append(measure(side, folder, options.steps, options.rows, workers))
+    report(results, options.rows * LENGTH)
 
 
-def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> None:
+def report(results: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> None:
     far = max(
-        abs(a - b) for sides in found.values() for a, b in zip(*(sides[side][0]["losses"] for side in SIDES), strict=True)
+        abs(a - b) for sides in results.values() for a, b in zip(*(sides[side][0]["losses"] for side in SIDES), strict=True)
     )
     if far > 1e-4:
         sys.exit(f"the sides do not train alike: losses differ by {far:.2g}")
     print("tokens a second, median of the runs (lowest, highest); the first step, which waits for rows and buffers")
     ratios, figures = {}, {}
-    for place, sides in found.items():
+    for place, sides in results.items():
         speeds = {side: [tokens / statistics.median(run["seconds"][FIRST:]) for run in runs] for side, runs in sides.items()}
         for side, values in speeds.items():
             first = statistics.median(run["seconds"][0] for run in sides[side])
@@ -100,7 +100,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> No
             print(f"  {place:<6} {side:<9} {mid:>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   {first:.2f} s")
         ratios[place] = round(statistics.median(speeds["ray"]) / statistics.median(speeds["torchrun"]), 4)
         figures[place] = {side: [round(value) for value in values] for side, values in speeds.items()}
-    waits = [wait for sides in found.values() for run in sides["ray"] for wait in run["parts"]["data_wait"][FIRST:]]
+    waits = [wait for sides in results.values() for run in sides["ray"] for wait in run["parts"]["data_wait"][FIRST:]]
     record = {
         "benchmark": "ray_overhead",
         "ratios": {"ray_vs_torchrun": ratios["spare"], "ray_vs_torchrun_full": ratios["full"]},

@@ -28,7 +28,7 @@ from tests.benchmarks import made_up
 LENGTH, VOCABULARY = 8, 1000
 
 
-def measured(manifest: Manifest, folder: str, world: int, batch: int, sample: int) -> dict[str, Any]:
+def measure(manifest: Manifest, folder: str, world: int, batch: int, sample: int) -> dict[str, Any]:
     """The reads of `sample` workers of `world`, evenly chosen, in a span of the length that spans grow to."""
     plan = RowOrder(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
     rows = OrderedRows(order=plan, folder=folder, manifest=manifest, micro_batch=None)
@@ -38,19 +38,19 @@ def measured(manifest: Manifest, folder: str, world: int, batch: int, sample: in
     for task in feeds[0].read_tasks([feeds[0].slots(step) for step in range(*first)]):
         read_located(folder, task)
     soon = time.perf_counter() - began
-    needed = read = files = tasks = 0
-    chosen = np.unique(np.linspace(0, world - 1, min(sample, world)).astype(int))
-    for rank in chosen:
+    needed = rows_read = files = tasks = 0
+    ranks = np.unique(np.linspace(0, world - 1, min(sample, world)).astype(int))
+    for rank in ranks:
         steps = [feeds[rank].slots(step) for step in range(*longest)]
         needed += sum(int((step.weight > 0).sum()) for step in steps)
         for task in feeds[rank].read_tasks(steps):
-            counted = rows_by_file(manifest, task)
-            files, read, tasks = files + len(counted), read + sum(counted.values()), tasks + 1
+            counts = rows_by_file(manifest, task)
+            files, rows_read, tasks = files + len(counts), rows_read + sum(counts.values()), tasks + 1
     return {
         "world": world,
         "rows_a_worker_and_step": len(steps[0]),
         "steps_a_span": longest[1] - longest[0],
-        "amplification": round(read / needed, 2),
+        "amplification": round(rows_read / needed, 2),
         "files_a_task": round(files / tasks, 1),
         "rows_a_task": round(needed / tasks),
         "seconds_to_first_rows": round(soon, 3),
@@ -64,11 +64,11 @@ def rows_by_file(manifest: Manifest, task: pa.Table) -> dict[str, int]:
         (path, place // format.GROUP_ROWS)
         for path, place in zip(*(task[n].to_pylist() for n in ("path", "place")), strict=True)
     }
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for path, group in groups:
         rows = min(format.GROUP_ROWS, sizes[path] - group * format.GROUP_ROWS)
-        found[path] = found.get(path, 0) + rows
-    return found
+        counts[path] = counts.get(path, 0) + rows
+    return counts
 
 
 def main(argv: list[str]) -> None:
@@ -79,14 +79,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--languages", type=int, default=1, help="of equal size")
     parser.add_argument("--workers", type=int, default=8, help="whose reads are measured, at most")
-    given = parser.parse_args(argv)
-    made_up.SHARD_ROWS = given.rows // given.shards
+    options = parser.parse_args(argv)
+    made_up.SHARD_ROWS = options.rows // options.shards
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
-        names = [f"l{number:02d}" for number in range(given.languages)]
-        manifest = made_up.rows(folder, dict.fromkeys(names, given.rows // given.languages), LENGTH, VOCABULARY, seed=0)
-        cells = [measured(manifest, folder, world, given.batch, given.workers) for world in given.worlds]
+        names = [f"l{number:02d}" for number in range(options.languages)]
+        manifest = made_up.rows(folder, dict.fromkeys(names, options.rows // options.languages), LENGTH, VOCABULARY, seed=0)
+        cells = [measure(manifest, folder, world, options.batch, options.workers) for world in options.worlds]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    figures = vars(given) | {"cells": cells, "largest_process_mib": round(memory)}
+    figures = vars(options) | {"cells": cells, "largest_process_mib": round(memory)}
     ratios = {f"amplification_{cell['world']}": cell["amplification"] for cell in cells}
     print(json.dumps({"benchmark": "reads", "device": "cpu", "ratios": ratios, "figures": figures}))
 

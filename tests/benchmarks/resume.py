@@ -102,10 +102,12 @@ def ours(place: Place, ray_data: bool) -> Way:
         ray.get(ray.remote(platform.node).remote())  # `init` returns before the first worker process is there
 
     def batches(step: int, _: Any) -> Generator[Any, None, None]:
-        found = manifest.load(place.folder)
-        tokens = {name: sum(shard.tokens for shard in shards) for name, shards in found.streams.items()}
-        plan = RowOrder(streams=found.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
-        feed = RankFeed(rows=OrderedRows(order=plan, folder=place.folder, manifest=found, micro_batch=None), rank=0, world=1)
+        row_manifest = manifest.load(place.folder)
+        tokens = {name: sum(shard.tokens for shard in shards) for name, shards in row_manifest.streams.items()}
+        plan = RowOrder(streams=row_manifest.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
+        feed = RankFeed(
+            rows=OrderedRows(order=plan, folder=place.folder, manifest=row_manifest, micro_batch=None), rank=0, world=1
+        )
         for table in (feed.read_with_ray if ray_data else feed.read_local)(step, place.step(100)):
             yield torch.from_numpy(format.token_ids(table["input_ids"], LENGTH))
 
@@ -120,8 +122,8 @@ def huggingface(place: Place, streaming: bool) -> Callable[[], Any]:
 
     def load() -> Any:
         files = sorted(map(str, Path(place.folder).glob("*/*.parquet")))
-        found = datasets.load_dataset("parquet", data_files=files, columns=["input_ids"], split="train", streaming=streaming)
-        return found.shuffle(seed=SEED, buffer_size=BUFFER) if streaming else found
+        dataset = datasets.load_dataset("parquet", data_files=files, columns=["input_ids"], split="train", streaming=streaming)
+        return dataset.shuffle(seed=SEED, buffer_size=BUFFER) if streaming else dataset
 
     return load
 
@@ -141,14 +143,14 @@ def trainer(place: Place, streaming: bool, workers: int) -> Way:
     from accelerate import skip_first_batches
 
     load = huggingface(place, streaming)
-    kept = {"per_device_train_batch_size": BATCH, "dataloader_num_workers": workers, "max_steps": place.step(100)}
+    loading = {"per_device_train_batch_size": BATCH, "dataloader_num_workers": workers, "max_steps": place.step(100)}
     quiet = {"use_cpu": True, "report_to": [], "remove_unused_columns": False, "disable_tqdm": True}
-    settings = transformers.TrainingArguments(output_dir=place.file("trainer"), seed=SEED, **kept, **quiet)
-    theirs = transformers.Trainer(torch.nn.Linear(1, 1), settings, data_collator=collate)
+    settings = transformers.TrainingArguments(output_dir=place.file("trainer"), seed=SEED, **loading, **quiet)
+    peer = transformers.Trainer(torch.nn.Linear(1, 1), settings, data_collator=collate)
 
     def batches(step: int, _: Any) -> Generator[Any, None, None]:
-        theirs.train_dataset = load()
-        loader = theirs.get_train_dataloader()
+        peer.train_dataset = load()
+        loader = peer.get_train_dataloader()
         for batch in skip_first_batches(loader, step) if step else loader:
             yield batch["input_ids"]
 
@@ -193,7 +195,7 @@ def digest(batch: Any) -> str:
 
 def prepare(place: Place, name: str) -> None:
     """Runs without interruption and notes the batch at each point, after the state that led to it."""
-    way, seen, at, read, taken = WAYS[name](place), dict[str, str](), 0, 0, 0.0
+    way, digests, at, steps_read, seconds = WAYS[name](place), dict[str, str](), 0, 0, 0.0
     batches = way.batches(0, None)
     for point in POINTS:
         step = place.step(point)
@@ -203,11 +205,11 @@ def prepare(place: Place, name: str) -> None:
         start = time.perf_counter()
         for _ in range(at, step):
             next(batches)
-        taken, read, at = taken + time.perf_counter() - start, read + step - at, step + 1
+        seconds, steps_read, at = seconds + time.perf_counter() - start, steps_read + step - at, step + 1
         Path(place.file(f"{name}-{point}.pickle")).write_bytes(pickle.dumps(way.state() if point else None))
-        seen[str(point)] = digest(next(batches))
+        digests[str(point)] = digest(next(batches))
     batches.close()
-    leave(way, {"batches": seen, "rows_per_second": round(read * BATCH / taken)})
+    leave(way, {"batches": digests, "rows_per_second": round(steps_read * BATCH / seconds)})
 
 
 def first(place: Place, name: str, point: int) -> None:
@@ -242,14 +244,14 @@ def lookups(place: Place, size: int, batches: int) -> None:
     rng, rows = np.random.default_rng(SEED), 1000 * place.rows
     plan(1000).lookup(rng.integers(0, 1000, 10))  # first calls are not the order's memory
     before = psutil.Process().memory_info().rss
-    order, taken = plan(rows), list[float]()
+    order, seconds = plan(rows), list[float]()
     for _ in range(batches):
         slots = rng.integers(0, rows, size)
         start = time.perf_counter()
         order.lookup(slots)
-        taken.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before / 2**20
-    print(json.dumps({"rows": rows, "per_second": round(size / statistics.median(taken)), "extra_mib": round(extra, 1)}))
+    print(json.dumps({"rows": rows, "per_second": round(size / statistics.median(seconds)), "extra_mib": round(extra, 1)}))
 
 
 CHILDREN: dict[str, Callable[..., None]] = {"prepare": prepare, "first": first, "lookups": lookups}
@@ -260,23 +262,23 @@ def in_child(place: Place, function: str, *arguments: Any) -> dict[str, Any]:
     record = json.dumps([function, place.folder, place.rows, *arguments])
     command = [sys.executable, "-m", "tests.benchmarks.resume", "--child", record]
     # Everything that it leaves on disk goes when the folder does. Ray's sockets need a short path.
-    own = {"HF_HOME": place.file("hf"), "RAY_TMPDIR": place.folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables = {"HF_HOME": place.file("hf"), "RAY_TMPDIR": place.folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        process = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         return {"cannot_run": f"more than {LIMIT_SECONDS} seconds"}
-    if done.returncode:
-        return {"cannot_run": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        return {"cannot_run": (process.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 # Measuring and telling
 
 
-def summary(expected: dict[str, Any], found: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(expected: dict[str, Any], runs_by_point: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
     """Median, least and most seconds at each point, each resumed point's share of the cold start, and whether it is exact."""
     record: dict[str, Any] = {"rows_per_second": expected["rows_per_second"]}
-    for point, runs in found.items():
+    for point, runs in runs_by_point.items():
         if failed := [run["cannot_run"] for run in runs if "cannot_run" in run]:
             return {"cannot_run": failed[0], "at": point}
         seconds = [round(run["seconds"], 4) for run in runs]
@@ -323,9 +325,9 @@ def main(arguments: list[str]) -> None:
         counts = {name: round(place.rows * share) for name, share in LANGUAGES.items()}
         made_up.rows(place.folder, counts, LENGTH, VOCABULARY, SEED)
         names = [name for name in WAYS if options.only in (None, name.partition(":")[0])]
-        found = compare(place, names, options.repeats, options.peer_repeats)
-    ratios = {share: found.get("ours", {}).get(share) for share in SHARES.values()}
-    print(json.dumps({"ratios": ratios, "figures": figures | found}))
+        results = compare(place, names, options.repeats, options.peer_repeats)
+    ratios = {share: results.get("ours", {}).get(share) for share in SHARES.values()}
+    print(json.dumps({"ratios": ratios, "figures": figures | results}))
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ def datasets(texts: list[str], tokenizer: str, output: str) -> tuple[int, Callab
         return {"input_ids": loaded(batch["text"], add_special_tokens=False, return_attention_mask=False).input_ids}
 
     def run() -> int:
-        done = rows.map(encoded, batched=True, remove_columns=rows.column_names)
+        result = rows.map(encoded, batched=True, remove_columns=rows.column_names)
         import pyarrow.compute as pc
 
-        return int(pc.sum(pc.list_value_length(done.data.column("input_ids"))).as_py())
+        return int(pc.sum(pc.list_value_length(result.data.column("input_ids"))).as_py())
 
     return len(texts), run
 
@@ -89,7 +89,7 @@ def datasets(texts: list[str], tokenizer: str, output: str) -> tuple[int, Callab
 SIDES = {"ours": ours, "datatrove": datatrove, "datasets": datasets}
 
 
-def measured(side: str, texts: list[str], tokenizer: str) -> dict[str, float]:
+def measure(side: str, texts: list[str], tokenizer: str) -> dict[str, float]:
     """In a process of its own: tokens, and seconds of CPU and of wall time."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true", "OMP_NUM_THREADS": "1"}
     import pyarrow as pa
@@ -102,7 +102,7 @@ def measured(side: str, texts: list[str], tokenizer: str) -> dict[str, float]:
         return {"tokens": tokens, "cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
-def trained(family: str, texts: list[str], folder: Path) -> str:
+def train_tokenizer(family: str, texts: list[str], folder: Path) -> str:
     """A tokenizer of `SIZE` pieces, made once."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -138,10 +138,10 @@ def trained(family: str, texts: list[str], folder: Path) -> str:
         backend.pre_tokenizer = split
         lines = (line for path in texts for text in pq.read_table(path)["text"].to_pylist() for line in text.split("\n"))
         backend.train_from_iterator(lines, trainer)
-        made = PreTrainedTokenizerFast(
+        tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
         )
-        made.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -150,18 +150,18 @@ def main(argv: list[str]) -> None:
     about.add_argument("--repeats", type=int, default=3)
     about.add_argument("--cache", type=Path, default=Path("build/help"))
     about.add_argument("--family", choices=("bpe", "wordpiece", "unigram"), default="bpe")
-    given = about.parse_args(argv)
-    texts = [str(path.resolve()) for path in help_text.documents(given.cache / "text")]
-    tokenizer = trained(given.family, texts, given.cache / f"tokenizer-{given.family}")
+    options = about.parse_args(argv)
+    texts = [str(path.resolve()) for path in help_text.documents(options.cache / "text")]
+    tokenizer = train_tokenizer(options.family, texts, options.cache / f"tokenizer-{options.family}")
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(given.repeats):
+    for _ in range(options.repeats):
         for side in SIDES:
             with get_context("spawn").Pool(1) as pool:
-                runs[side].append(pool.apply(measured, (side, texts, tokenizer)))
+                runs[side].append(pool.apply(measure, (side, texts, tokenizer)))
     tokens = {int(run["tokens"]) for results in runs.values() for run in results}
     if len(tokens) != 1:
         sys.exit(f"the sides count tokens differently: { {side: results[0]['tokens'] for side, results in runs.items()} }")
-    report(given.family, runs, tokens.pop(), sum(os.path.getsize(path) for path in texts))
+    report(options.family, runs, tokens.pop(), sum(os.path.getsize(path) for path in texts))
 
 
 def report(family: str, runs: dict[str, list[dict[str, float]]], tokens: int, size: int) -> None:

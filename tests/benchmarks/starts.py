@@ -73,9 +73,9 @@ class Text:
 def help_text(language: str) -> Text:
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         root, _ = source.unpack(language, None, Path(folder))
-        made = source.build(source.language_folder(root, "en-us"), source.language_folder(root, language), TEST_PAIRS)
-    train, test = ([(one.english, one.target) for one in part] for part in (made.train, made.test_pairs))
-    return Text(train, test, [one.target for one in made.test[:HELDOUT]])
+        corpus = source.build(source.language_folder(root, "en-us"), source.language_folder(root, language), TEST_PAIRS)
+    train, test = ([(one.english, one.target) for one in part] for part in (corpus.train, corpus.test_pairs))
+    return Text(train, test, [one.target for one in corpus.test[:HELDOUT]])
 
 
 def interface_text(language: str) -> Text:
@@ -85,9 +85,9 @@ def interface_text(language: str) -> Text:
         name = f"libreoffice-l10n-{language}"
         source.run("apt-get", "-o", "APT::Sandbox::User=root", "download", name, folder=Path(folder), fix=fix)
         source.run("dpkg", "-x", str(next(Path(folder).glob("*.deb"))), folder, fix=fix)
-        found = dict(_strings(Path(folder)))
+        strings = dict(_strings(Path(folder)))
     sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-    for english, target in sorted(found.items()):
+    for english, target in sorted(strings.items()):
         sides[keyed_random.key("starts", english) % 10 == 0].append((english, target))
     return Text(sides[False], sides[True][:TEST_PAIRS], [target for _, target in sides[True][:HELDOUT]])
 
@@ -103,12 +103,12 @@ def _strings(folder: Path) -> Iterator[tuple[str, str]]:
                 yield english, target
 
 
-def packed(tokenizer: Any, texts: list[str]) -> tuple[pa.Table, int, int]:
+def pack_texts(tokenizer: Any, texts: list[str]) -> tuple[pa.Table, int, int]:
     """Rows as the feed gives them, the number of text tokens and of text bytes."""
     frame = frame_of(tokenizer)
     encoded = encode(tokenizer.backend_tokenizer, pa.array(texts))
-    made = concat_split(encoded.wrap(frame.prefix, frame.suffix), LENGTH, frame.pad)
-    table = format.text_rows(made, len(tokenizer))
+    rows = concat_split(encoded.wrap(frame.prefix, frame.suffix), LENGTH, frame.pad)
+    table = format.text_rows(rows, len(tokenizer))
     zeros = pa.array(np.zeros(len(table), np.int64))
     table = table.append_column("stream", zeros).append_column("epoch", zeros)
     table = table.append_column("row", pa.array(np.arange(len(table))))
@@ -138,7 +138,7 @@ class Case:
         )
 
 
-def prepared(language: str, pairs: int) -> Case:
+def prepare(language: str, pairs: int) -> Case:
     text = interface_text(language) if language == "cy" else help_text(language)
     order = sorted(range(len(text.train)), key=lambda place: keyed_random.key("pairs", place))[:pairs]
     text = replace(text, train=[text.train[place] for place in sorted(order)])
@@ -147,11 +147,11 @@ def prepared(language: str, pairs: int) -> Case:
     anchors, positives = (list(side) for side in zip(*text.train, strict=True))
     target = tokenizers.train(old, [*positives, *anchors, *positives], tokenizers.TokenizerConfig(vocab_size=VOCABULARY))
     problem = Problem(old, target, Texts(corpus=lambda: iter(positives), anchors=anchors, positives=positives), 0)
-    rows, _, _ = packed(target, positives)
-    return Case(folder, problem, text, rows, packed(target, text.heldout))
+    rows, _, _ = pack_texts(target, positives)
+    return Case(folder, problem, text, rows, pack_texts(target, text.heldout))
 
 
-def measured(case: Case, plan: TransferPlan, seed: int, steps: int, batch: int) -> dict[str, Any]:
+def measure(case: Case, plan: TransferPlan, seed: int, steps: int, batch: int) -> dict[str, Any]:
     """A start, trained: what it says before and after."""
     model: Any = loading.language_model(case.folder, seed)
     graft(model, replace(plan, seed=seed), case.problem.target)
@@ -186,9 +186,9 @@ def bits(case: Case, model: Any, plan: TransferPlan) -> dict[str, Any]:
     losses, labels = [], []
     with torch.no_grad():
         for start in range(0, len(table), 16):
-            made = masker(table.slice(start, 16))
-            losses.append(module(made))
-            labels.append(made.labels)
+            batch = masker(table.slice(start, 16))
+            losses.append(module(batch))
+            labels.append(batch.labels)
     nll, codes = torch.cat(losses).double().numpy(), plan.provenance[torch.cat(labels).numpy()]
     by = {
         Provenance(code).name.lower(): [round(float(nll[codes == code].mean()), 3), int((codes == code).sum())]
@@ -202,10 +202,10 @@ def accuracy(case: Case, model: Any) -> float:
     embedder = Embedder(model.eval().base_model, case.problem.target, EmbedderSpec(max_length=LENGTH))
     anchors, positives = (list(side) for side in zip(*case.text.test, strict=True))
     names = [str(number) for number in range(len(anchors))]
-    found, _ = retrieval.Retrieval()(
+    ways, _ = retrieval.Retrieval()(
         embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names))
     )
-    return round(statistics.fmean(found[way]["accuracy_at_1"] for way in found), 4)
+    return round(statistics.fmean(ways[way]["accuracy_at_1"] for way in ways), 4)
 
 
 def lengths(model: Any, plan: TransferPlan) -> dict[str, float]:
@@ -233,17 +233,17 @@ def sharpness(plan: TransferPlan) -> float:
 
 
 def main(argv: list[str]) -> None:
-    given = parse(argv)
-    torch.set_num_threads(given.threads)
-    aligned = METHODS["aligned"].config(**({} if given.aligned_top is None else {"top": given.aligned_top}))
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    aligned = METHODS["aligned"].config(**({} if options.aligned_top is None else {"top": options.aligned_top}))
     settings = {name: aligned if name == "aligned" else entry.config() for name, entry in METHODS.items()}
-    found: list[dict[str, Any]] = []
-    for language in given.languages:
-        case = prepared(language, given.pairs)
-        for name in given.starts:
+    cells: list[dict[str, Any]] = []
+    for language in options.languages:
+        case = prepare(language, options.pairs)
+        for name in options.starts:
             began = time.perf_counter()
-            made = chain.place(case.problem, name, settings.__getitem__)
-            plan = assemble(case.problem, replace(made, weights=made.weights * np.float32(given.scale)), name)
+            placement = chain.place(case.problem, name, settings.__getitem__)
+            plan = assemble(case.problem, replace(placement, weights=placement.weights * np.float32(options.scale)), name)
             facts = {
                 "language": language,
                 "start": name,
@@ -252,16 +252,16 @@ def main(argv: list[str]) -> None:
                 "sharpness": sharpness(plan),
                 "pairs": len(case.text.train),
                 "aligned_top": aligned.top,
-                "scale": given.scale,
+                "scale": options.scale,
             }
-            for seed in given.seeds:
-                found.append(facts | {"seed": seed} | measured(case, plan, seed, given.steps, given.rows))
-                said = {name: found[-1][name] for name in ("accuracy_before", "accuracy", "bits_per_byte")}
-                print(f"{language} {name} {seed}: {said}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-                if given.partial:
-                    with open(given.partial, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(found[-1]) + "\n")
-    print(json.dumps({"benchmark": "starts", "device": "cpu", "ratios": {}, "figures": vars(given) | {"cells": found}}))
+            for seed in options.seeds:
+                cells.append(facts | {"seed": seed} | measure(case, plan, seed, options.steps, options.rows))
+                scores = {name: cells[-1][name] for name in ("accuracy_before", "accuracy", "bits_per_byte")}
+                print(f"{language} {name} {seed}: {scores}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+                if options.partial:
+                    with open(options.partial, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(cells[-1]) + "\n")
+    print(json.dumps({"benchmark": "starts", "device": "cpu", "ratios": {}, "figures": vars(options) | {"cells": cells}}))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

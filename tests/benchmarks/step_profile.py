@@ -53,7 +53,7 @@ def shapes(gpu: bool) -> dict[str, tuple[Any, int, int, int]]:
     return {name: (train_cpu.shape(size), size, 32, train_cpu.LENGTH) for name, size in train_cpu.VOCABULARIES.items()}
 
 
-def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -> dict[str, Any]:
+def profile_steps(folder: str, vocabulary: int, rows: int, length: int, steps: int) -> dict[str, Any]:
     """Seconds of a step, and of its kernels by their kind."""
     gpu = torch.cuda.is_available()
     config = TrainConfig(steps=FIRST + 2 * steps, batch_size=rows, precision="bf16" if gpu else "fp32", warmup_steps=2)
@@ -66,9 +66,9 @@ def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -
         for _ in range(steps):
             next(outcomes)
     for event in profile.key_averages():
-        taken = event.self_device_time_total if gpu else event.self_cpu_time_total
-        if taken and (gpu or event.key.startswith("aten::")):
-            kinds[kind_of(event.key.removeprefix("aten::"))] += taken / 1e6 / steps
+        microseconds = event.self_device_time_total if gpu else event.self_cpu_time_total
+        if microseconds and (gpu or event.key.startswith("aten::")):
+            kinds[kind_of(event.key.removeprefix("aten::"))] += microseconds / 1e6 / steps
     flops, record = task.module().flops(), timed[-1]
     return {
         "seconds": statistics.median(sum(one.seconds.values()) for one in timed),
@@ -80,17 +80,17 @@ def profiled(folder: str, vocabulary: int, rows: int, length: int, steps: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.step_profile")
     parser.add_argument("--steps", type=int, default=6)
-    given, gpu = parser.parse_args(), torch.cuda.is_available()
+    options, gpu = parser.parse_args(), torch.cuda.is_available()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("nccl" if gpu else "gloo")
-    top, found = training.peak(), {}
+    top, records = training.peak(), {}
     for name, (config, vocabulary, rows, length) in shapes(gpu).items():
         with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
             made_up.model(f"{folder}/model", config)
-            found[name] = profiled(folder, vocabulary, rows, length, given.steps)
+            records[name] = profile_steps(folder, vocabulary, rows, length, options.steps)
     dist.destroy_process_group()
-    shares = {name: record["operations"] / top / record["seconds"] for name, record in found.items()}
-    for name, record in found.items():
+    shares = {name: record["operations"] / top / record["seconds"] for name, record in records.items()}
+    for name, record in records.items():
         print(
             f"{name}: {record['seconds']:.3f} s a step; at the speed of a large product its work takes {shares[name]:.0%} of it"
         )
@@ -102,7 +102,7 @@ def main() -> None:
         "device": device,
         "peak": top,
         "share_of_peak": shares,
-        "figures": found,
+        "figures": records,
         "cores": os.cpu_count(),
     }
     print(json.dumps(result))

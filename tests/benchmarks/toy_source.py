@@ -44,15 +44,15 @@ def main(folder: Path) -> None:
 
 def arguments(folder: Path) -> dict[str, list[str]]:
     """Settings beyond the demo's."""
-    given = {name: f"{folder / name}.parquet" for name in ("english", "text", "pairs")}
-    shared = [f"pairs={given['pairs']}", f"shard.length={LENGTH}"]
+    paths = {name: f"{folder / name}.parquet" for name in ("english", "text", "pairs")}
+    shared = [f"pairs={paths['pairs']}", f"shard.length={LENGTH}"]
     schedule = ["pretrain.train.steps=800", "pretrain.train.learning_rate=1e-3", "pretrain.train.warmup_steps=50"]
-    pretraining = [f"text={given['english']}", "test_text=null", f"source_model={folder / 'gpt2'}", "method=scratch"]
+    pretraining = [f"text={paths['english']}", "test_text=null", f"source_model={folder / 'gpt2'}", "method=scratch"]
     size = f"shard.tokenizer.vocab_size={VOCABULARY}"
     return {
         "english": [*pretraining, size, *schedule, *shared, f"output={folder / 'english'}"],
         "compare": [
-            f"text={given['text']}",
+            f"text={paths['text']}",
             f"source_model={folder / 'english' / 'pretrain'}",
             size,
             *shared,

@@ -50,7 +50,7 @@ def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str
         return training.hf_trainer(model, shards, output, config, deepspeed=False)
 
 
-def measured(arguments: list[str], cores: int) -> dict[str, Any]:
+def measure(arguments: list[str], cores: int) -> dict[str, Any]:
     """The answer of a process that does nothing else."""
     training.threads(cores)
     return training.answer(["-m", "tests.benchmarks.train_cpu", "--child", *arguments], DS_ACCELERATOR="cpu")
@@ -62,34 +62,34 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="of a step")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.child:
-        side, folder, *numbers = given.child
+    options = parser.parse_args(argv)
+    if options.child:
+        side, folder, *numbers = options.child
         print(json.dumps(child(side, folder, *map(int, numbers))))
         return
     cores = os.cpu_count() or 1
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {side: [] for side in SIDES} for name in VOCABULARIES}
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {name: {side: [] for side in SIDES} for name in VOCABULARIES}
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         for name, size in VOCABULARIES.items():
             made_up.model(f"{folder}/{name}/model", shape(size))
-            made_up.rows(f"{folder}/{name}/rows", {"xx": given.rows * given.steps}, LENGTH, size, seed=1)
-        for repeat in range(given.repeats):
+            made_up.rows(f"{folder}/{name}/rows", {"xx": options.rows * options.steps}, LENGTH, size, seed=1)
+        for repeat in range(options.repeats):
             for name in VOCABULARIES:
                 for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-                    numbers = (given.steps, given.rows, cores)
-                    found[name][side].append(measured([side, f"{folder}/{name}", *map(str, numbers)], cores))
-    report(found, given.rows * LENGTH)
+                    numbers = (options.steps, options.rows, cores)
+                    results[name][side].append(measure([side, f"{folder}/{name}", *map(str, numbers)], cores))
+    report(results, options.rows * LENGTH)
 
 
-def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> None:
+def report(results: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> None:
     speeds: dict[str, dict[str, list[float]]] = {
         name: {side: [tokens / statistics.median(run["seconds"][FIRST:]) for run in runs] for side, runs in sides.items()}
-        for name, sides in found.items()
+        for name, sides in results.items()
     }
     print("tokens a second, median of the runs (lowest, highest); loss of the first and the last step")
     for name, sides in speeds.items():
         for side, values in sides.items():
-            losses = found[name][side][0]["losses"]
+            losses = results[name][side][0]["losses"]
             print(
                 f"  {name:<5} {side:<11} {statistics.median(values):>8,.0f}   ({min(values):,.0f}, {max(values):,.0f})   "
                 f"{losses[0]:.3f} {losses[-1]:.3f}"
@@ -107,7 +107,7 @@ def report(found: dict[str, dict[str, list[dict[str, Any]]]], tokens: int) -> No
                 for part, values in sides["ours"][0]["parts"].items()
                 if values[-1] is not None
             }
-            for name, sides in found.items()
+            for name, sides in results.items()
         },
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "ray")},

@@ -119,9 +119,9 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     from data_pipeline.feed.rank_feed import RankFeed
 
     gpu = torch.cuda.is_available()
-    feed = RankFeed(rows=training.planned(rows, config), rank=0, world=1)
-    made = training.task(model, feed.rows.manifest.length)
-    batches, module = [made.collator()(table) for table in feed.read_local(0, config.steps)], made.module().train()
+    feed = RankFeed(rows=training.ordered_rows(rows, config), rank=0, world=1)
+    task = training.task(model, feed.rows.manifest.length)
+    batches, module = [task.collator()(table) for table in feed.read_local(0, config.steps)], task.module().train()
     if gpu:
         module = module.to("cuda", torch.bfloat16)
         module.compile_graph()
@@ -146,7 +146,7 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     return {"seconds": seconds, "losses": losses}
 
 
-def useful(name: str, side: str, folder: str, shape: Shape) -> float:
+def useful_operations(name: str, side: str, folder: str, shape: Shape) -> float:
     """Operations of a step of one row."""
     module: Any = training.task(f"{folder}/{name}-{side}", shape.length).module()
     causal = name == "gpt2"
@@ -161,29 +161,31 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=("xlm-r", "gpt2"))
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.child:
-        *names, steps = given.child
+    options = parser.parse_args(argv)
+    if options.child:
+        *names, steps = options.child
         print(json.dumps(child(*names, int(steps))), flush=True)
         return
-    gpu, found = torch.cuda.is_available(), dict[str, Any]()
+    gpu, results = torch.cuda.is_available(), dict[str, Any]()
     top = training.peak() if gpu else None
     with tempfile.TemporaryDirectory(prefix="scion-bench-") as folder:
         for name, shape in shapes(gpu).items():
-            if given.only not in (None, name):
+            if options.only not in (None, name):
                 continue
             for side in SIDES:
                 made_up.model(f"{folder}/{name}-{side}", shape.config(name, side, gpu))
-            count = max(shape.micro.values()) * given.steps
+            count = max(shape.micro.values()) * options.steps
             made_up.rows(f"{folder}/{name}-rows", {"xx": count}, shape.length, min(shape.vocabulary.values()), seed=1)
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-            for repeat in range(given.repeats):
+            for repeat in range(options.repeats):
                 for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
                     runs[side].append(
-                        training.answer(["-m", "tests.benchmarks.train_gpu", "--child", side, name, folder, str(given.steps)])
+                        training.answer(["-m", "tests.benchmarks.train_gpu", "--child", side, name, folder, str(options.steps)])
                     )
-            found[name] = {side: figures(runs[side], shape, side, useful(name, side, folder, shape), top) for side in SIDES}
-    report(found, gpu, top)
+            results[name] = {
+                side: figures(runs[side], shape, side, useful_operations(name, side, folder, shape), top) for side in SIDES
+            }
+    report(results, gpu, top)
 
 
 def figures(runs: list[dict[str, Any]], shape: Shape, side: str, operations: float, top: float | None) -> dict[str, Any]:
@@ -206,10 +208,10 @@ def figures(runs: list[dict[str, Any]], shape: Shape, side: str, operations: flo
     }
 
 
-def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
+def report(results: dict[str, Any], gpu: bool, top: float | None) -> None:
     device = torch.cuda.get_device_name() if gpu else "CPU: a trial of the code, not a measurement"
     print(f"{device}; peak {'-' if top is None else f'{top / 1e12:.0f} TF/s'}")
-    for name, sides in found.items():
+    for name, sides in results.items():
         for side, one in sides.items():
             print(
                 f"  {name:<6} {side:<11} {one['tokens_per_second']:>9,} tokens/s  {one['useful_tflops']:>7} useful TF/s  "
@@ -217,7 +219,7 @@ def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
             )
     ratios = {
         f"{name}_vs_{side}": round(sides["ours"]["tokens_per_second"] / sides[side]["tokens_per_second"], 3)
-        for name, sides in found.items()
+        for name, sides in results.items()
         for side in SIDES[1:]
     }
     record = {
@@ -226,7 +228,7 @@ def report(found: dict[str, Any], gpu: bool, top: float | None) -> None:
         "device": device,
         "peak": top,
         "ratios": ratios if gpu else None,
-        "figures": found,
+        "figures": results,
         "cores": os.cpu_count(),
     }
     print(json.dumps(record))

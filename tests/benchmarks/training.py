@@ -24,10 +24,12 @@ from trainer.tasks.language_modeling import LanguageModelTask
 PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
 
 
-def planned(folder: str, config: TrainConfig) -> OrderedRows:
-    found = manifest.load(folder)
-    plan = RowOrder(streams=found.order_streams(dict.fromkeys(found.streams, 1.0)), batch=config.batch_size, seed=SEED)
-    return OrderedRows(order=plan, folder=folder, manifest=found, micro_batch=config.micro_batch)
+def ordered_rows(folder: str, config: TrainConfig) -> OrderedRows:
+    shard_manifest = manifest.load(folder)
+    plan = RowOrder(
+        streams=shard_manifest.order_streams(dict.fromkeys(shard_manifest.streams, 1.0)), batch=config.batch_size, seed=SEED
+    )
+    return OrderedRows(order=plan, folder=folder, manifest=shard_manifest, micro_batch=config.micro_batch)
 
 
 def task(folder: str, length: int) -> LanguageModelTask:
@@ -43,11 +45,11 @@ def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, 
     from trainer.engine.train_run import TrainRun
     from trainer.monitoring import run_log
 
-    found = planned(rows, config)
+    training_rows = ordered_rows(rows, config)
     run = TrainRun(
-        task=task(model, found.manifest.length),
+        task=task(model, training_rows.manifest.length),
         config=config,
-        rows=found,
+        rows=training_rows,
         heldout=None,
         row_groups={},
         uri=f"{output}/run",
@@ -73,7 +75,7 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     import torch.distributed as dist
 
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    outcomes = steps(task(model, planned(rows, config).manifest.length), rows, config)
+    outcomes = steps(task(model, ordered_rows(rows, config).manifest.length), rows, config)
     seconds, losses, began = [], [], time.perf_counter()
     for outcome in outcomes:
         losses.append(outcome.loss)
@@ -83,13 +85,13 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
     return {"seconds": seconds, "losses": losses}
 
 
-def steps(made: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[StepOutcome]:
+def steps(lm_task: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[StepOutcome]:
     """An engine in the process group that is there, which trains a step each time that it is asked for one."""
     import torch.distributed as dist
 
-    feed = RankFeed(rows=planned(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
-    collate, (micro, accumulation) = made.collator(), feed.shape(0)
-    engine = make_engine(made.module(), config, micro, accumulation)
+    feed = RankFeed(rows=ordered_rows(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
+    collate, (micro, accumulation) = lm_task.collator(), feed.shape(0)
+    engine = make_engine(lm_task.module(), config, micro, accumulation)
     engine.train()
 
     def step(number: int, table: pa.Table) -> StepOutcome:
@@ -109,7 +111,7 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
     from data_pipeline.shards.format import token_ids
     from trainer.models import loading
 
-    feed = RankFeed(rows=planned(rows, config), rank=0, world=1)
+    feed = RankFeed(rows=ordered_rows(rows, config), rank=0, world=1)
     ids = [token_ids(table["input_ids"], feed.rows.manifest.length) for table in feed.read_local(0, config.steps)]
     data = Dataset.from_dict({"input_ids": [row for step in ids for row in step]})
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -182,22 +184,22 @@ def peak() -> float:
     gpu = torch.cuda.is_available()
     size, device, dtype = (8192, "cuda", torch.bfloat16) if gpu else (2048, "cpu", torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    taken = []
+    seconds = []
     for _ in range(30):
         began = time.perf_counter()
         left @ right
         if gpu:
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(taken[10:])
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[10:])
 
 
 def answer(command: list[str], **environment: str) -> dict[str, Any]:
     """The last JSON line of a Python process that does nothing else; ends this one with its reason where it fails."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | environment)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    record: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+    process = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | environment)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed: {process.stderr[-2000:]}")
+    record: dict[str, Any] = json.loads(next(line for line in process.stdout.splitlines()[::-1] if line.startswith("{")))
     return record
 
 

@@ -48,7 +48,7 @@ def normal(rows: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
-def mixed(columns: NDArray[np.int64], weights: NDArray[np.float32], old: torch.Tensor) -> Rows:
+def mix_rows(columns: NDArray[np.int64], weights: NDArray[np.float32], old: torch.Tensor) -> Rows:
     """W @ E through a plan, as the transfer job does it."""
     used = weights != 0
     size = len(columns)
@@ -84,7 +84,7 @@ class Focus:
         self.source_ids = normal(len(self.shared), WIDTH, 3)
 
     def ours(self) -> Rows:
-        return mixed(*top_sparsemax(unit_rows(self.new), unit_rows(self.shared)), self.source_ids)
+        return mix_rows(*top_sparsemax(unit_rows(self.new), unit_rows(self.shared)), self.source_ids)
 
     def theirs(self) -> Rows:
         from deepfocus.focus import focus_additional_token_initialization
@@ -129,7 +129,7 @@ class Wechsel:
         self.vocabulary = Vocabulary(size)
 
     def ours(self) -> Rows:
-        return mixed(*top_softmax(unit_rows(self.new), unit_rows(self.keys), NEIGHBOURS, TEMPERATURE), self.source_ids)
+        return mix_rows(*top_softmax(unit_rows(self.new), unit_rows(self.keys), NEIGHBOURS, TEMPERATURE), self.source_ids)
 
     def theirs(self) -> Rows:
         import wechsel
@@ -183,7 +183,7 @@ def threads_of(count: int) -> Iterator[None]:
         yield
 
 
-def timed(run: Callable[[], Rows]) -> tuple[float, float]:
+def time_run(run: Callable[[], Rows]) -> tuple[float, float]:
     """Seconds of CPU and seconds on the clock."""
     wall, cpu = time.perf_counter(), time.process_time()
     run()
@@ -196,17 +196,17 @@ def times(name: str, scale: float, repeats: int, threads: int) -> dict[str, Any]
         case = CASES[name](scale)
         sides = {"ours": case.ours, "theirs": case.theirs}
         rows = {side: run() for side, run in sides.items()}
-        found: dict[str, Any] = {"difference": float(np.abs(rows["ours"] - rows["theirs"]).max())}
+        result: dict[str, Any] = {"difference": float(np.abs(rows["ours"] - rows["theirs"]).max())}
         del rows
-        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        timings: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for _ in range(repeats):
             for side, run in sides.items():
-                taken[side].append(timed(run))
-    for side, pairs in taken.items():
+                timings[side].append(time_run(run))
+    for side, pairs in timings.items():
         cpu = [pair[0] for pair in pairs]
         wall = statistics.median(pair[1] for pair in pairs)
-        found[side] = {"seconds": statistics.median(cpu), "min": min(cpu), "max": max(cpu), "wall": wall}
-    return found
+        result[side] = {"seconds": statistics.median(cpu), "min": min(cpu), "max": max(cpu), "wall": wall}
+    return result
 
 
 def memory(name: str, scale: float, side: str, threads: int) -> dict[str, float]:
@@ -234,13 +234,13 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    found = in_child(times, name, options.scale, options.repeats, options.threads)
+    result = in_child(times, name, options.scale, options.repeats, options.threads)
     for side in ("ours", "theirs"):
-        found[side] |= in_child(memory, name, options.scale, side, options.threads)
-    ours, theirs = found["ours"], found["theirs"]
-    found["ratio"] = theirs["seconds"] / ours["seconds"]
-    found["ratio_min"], found["ratio_max"] = theirs["min"] / ours["max"], theirs["max"] / ours["min"]
-    return found
+        result[side] |= in_child(memory, name, options.scale, side, options.threads)
+    ours, theirs = result["ours"], result["theirs"]
+    result["ratio"] = theirs["seconds"] / ours["seconds"]
+    result["ratio_min"], result["ratio_max"] = theirs["min"] / ours["max"], theirs["max"] / ours["min"]
+    return result
 
 
 # A vocabulary that does not fit
@@ -253,7 +253,7 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
 
     size = int(250_000 * options.scale)
     torch.set_num_threads(options.threads)
-    with ray_session(workers=1, worker_cpus=1.0, address=None), watched() as peak:
+    with ray_session(workers=1, worker_cpus=1.0, address=None), peak_memory() as peak:
         new, keys = unit_rows(normal(size, AUXILIARY, 1)), unit_rows(normal(size, AUXILIARY, 2))
         spread = RayExecutor(options.memory << 30, note=lambda text: print(text, file=sys.stderr, flush=True))
         start = time.perf_counter()
@@ -265,7 +265,7 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def watched(every: float = 0.5) -> Iterator[dict[str, float]]:
+def peak_memory(every: float = 0.5) -> Iterator[dict[str, float]]:
     """The most memory that this process and Ray's workers have at one time, and all of Ray with them, in MiB.
 
     Of pages that several processes share each counts its part (PSS), so that the object store is counted once.
@@ -320,12 +320,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def line_of(name: str, found: dict[str, Any]) -> str:
+def line_of(name: str, result: dict[str, Any]) -> str:
     sides = [
         f"{one['seconds']:8.2f} ({one['min']:.2f} to {one['max']:.2f}) s {one['extra_mib']:7.0f} MiB"
-        for one in (found["theirs"], found["ours"])
+        for one in (result["theirs"], result["ours"])
     ]
-    return f"{name:26} {found['ratio']:6.1f}x   theirs {sides[0]}   ours {sides[1]}   apart {found['difference']:.0e}"
+    return f"{name:26} {result['ratio']:6.1f}x   theirs {sides[0]}   ours {sides[1]}   apart {result['difference']:.0e}"
 
 
 def main(arguments: list[str]) -> None:
@@ -342,11 +342,11 @@ def main(arguments: list[str]) -> None:
     if options.huge:
         print(json.dumps({"huge": huge(options), "figures": facts}))
         return
-    found = {}
+    results = {}
     for name in [options.only] if options.only else CASES:
-        found[name] = compare(name, options)
-        print(line_of(name, found[name]), file=sys.stderr, flush=True)
-    print(json.dumps({"ratios": {name: round(one["ratio"], 2) for name, one in found.items()}, "figures": found | facts}))
+        results[name] = compare(name, options)
+        print(line_of(name, results[name]), file=sys.stderr, flush=True)
+    print(json.dumps({"ratios": {name: round(one["ratio"], 2) for name, one in results.items()}, "figures": results | facts}))
 
 
 if __name__ == "__main__":

@@ -46,13 +46,13 @@ def main() -> None:
     parser.add_argument("--output", default="/tmp/scion-matrix")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--pieces", type=int, default=250_002)
-    given = parser.parse_args()
-    root = Path(given.output)
+    options = parser.parse_args()
+    root = Path(options.output)
     shutil.rmtree(root, ignore_errors=True)
     console, failed, seconds = Console(highlight=False, soft_wrap=True), [], {}
     with ray_session(workers=2, worker_cpus=1.0, address=None):
-        for name, folder in sources(root, given.pieces).items():
-            for method in given.methods:
+        for name, folder in sources(root, options.pieces).items():
+            for method in options.methods:
                 start = time.perf_counter()
                 try:
                     run(name, folder, method, root, console)
@@ -96,7 +96,7 @@ def sources(root: Path, pieces: int) -> dict[str, str]:
     minilm = configs.load(CONF, []).source_model
     bytes_ = byte_level(english, 50_257)
     unigram = large_unigram(english, pieces)
-    made: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
+    by_name: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
     for tied in (True, False):
         kind = "tied" if tied else "untied"
         model = AutoModelForMaskedLM.from_pretrained(minilm)
@@ -104,13 +104,13 @@ def sources(root: Path, pieces: int) -> dict[str, str]:
         if not tied:
             head = model.get_output_embeddings()
             head.weight = torch.nn.Parameter(head.weight.detach() * 1.5)
-        made[f"wordpiece-{kind}"] = model, train.load(minilm)
-        made[f"byte-level-{kind}"] = tiny_decoder(bytes_, "gpt2", tied), bytes_
-        made[f"unigram-{kind}"] = xlmr(unigram, tied), unigram
-    for name, (model, tokenizer) in made.items():
+        by_name[f"wordpiece-{kind}"] = model, train.load(minilm)
+        by_name[f"byte-level-{kind}"] = tiny_decoder(bytes_, "gpt2", tied), bytes_
+        by_name[f"unigram-{kind}"] = xlmr(unigram, tied), unigram
+    for name, (model, tokenizer) in by_name.items():
         model.save_pretrained(root / "sources" / name)
         tokenizer.save_pretrained(root / "sources" / name)
-    return {name: str(root / "sources" / name) for name in made}
+    return {name: str(root / "sources" / name) for name in by_name}
 
 
 def large_unigram(texts: list[str], size: int) -> PreTrainedTokenizerFast:

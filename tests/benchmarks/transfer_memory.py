@@ -33,18 +33,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def plan() -> TransferPlan:
     random = np.random.default_rng(0)
-    copied = random.random(ROWS) < 0.1
-    counts = np.where(copied, 1, 3)
+    is_copy = random.random(ROWS) < 0.1
+    counts = np.where(is_copy, 1, 3)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    weights = np.repeat(np.where(copied, 1.0, 1 / 3), counts).astype(np.float32)
-    drawn = random.random(ROWS) < 0.1
+    weights = np.repeat(np.where(is_copy, 1.0, 1 / 3), counts).astype(np.float32)
+    is_random = random.random(ROWS) < 0.1
     return TransferPlan(
         indptr=indptr,
         indices=random.integers(0, ROWS, indptr[-1]).astype(np.int32),
         weights=weights,
-        provenance=np.where(copied, Provenance.EXACT_COPY, np.where(drawn, Provenance.RANDOM, Provenance.NEIGHBOURS)).astype(
-            np.uint8
-        ),
+        provenance=np.where(
+            is_copy, Provenance.EXACT_COPY, np.where(is_random, Provenance.RANDOM, Provenance.NEIGHBOURS)
+        ).astype(np.uint8),
         keys=np.array([keyed_random.key(number) for number in range(ROWS)], np.uint64),
         group=np.zeros(ROWS, np.uint16),
         source_group=np.zeros(ROWS, np.uint16),
@@ -64,7 +64,7 @@ def source(folder: str) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-def own() -> int:
+def private_memory() -> int:
     """KiB of memory that no file backs."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
@@ -72,22 +72,22 @@ def own() -> int:
 
 def transfer(folder: str, dtype: str) -> None:
     """Prints the highest memory of load, graft and save, beside that before, in KiB."""
-    before, seen, done = own(), [0], threading.Event()
+    before, samples, stop = private_memory(), [0], threading.Event()
 
     def watch() -> None:
-        while not done.is_set():
-            seen.append(own())
+        while not stop.is_set():
+            samples.append(private_memory())
             time.sleep(0.002)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     model = loading.language_model(folder, 0, "auto" if dtype == "auto" else torch.float32)
     graft(model, plan(), tokenizer())
-    with tempfile.TemporaryDirectory() as made:
-        model.save_pretrained(made)
-    done.set()
+    with tempfile.TemporaryDirectory() as output:
+        model.save_pretrained(output)
+    stop.set()
     watcher.join()
-    print(max(seen) - before)
+    print(max(samples) - before)
 
 
 def main() -> None:

@@ -39,9 +39,9 @@ def main() -> int:
     chain.one_process()
     began, rows = time.perf_counter(), []
     for name in options.only or FAMILIES:
-        started = time.perf_counter()
+        start = time.perf_counter()
         rows.append(one(name, _text()))
-        print(f"{name:<16} {rows[-1].forward:<18} {time.perf_counter() - started:5.1f} s  {rows[-1].wrong}", file=sys.stderr)
+        print(f"{name:<16} {rows[-1].forward:<18} {time.perf_counter() - start:5.1f} s  {rows[-1].wrong}", file=sys.stderr)
     if options.write:
         _replace(Path(options.write), table(rows))
     wrong = [row.family for row in rows if row.wrong]
@@ -72,8 +72,8 @@ def table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     for row in rows:
         cells = [getattr(row, column) for column in _COLUMNS]
-        shown = ["–" if cell is None else f"{cell:.0e}" if isinstance(cell, float) else str(cell) for cell in cells]
-        lines.append(f"| {' | '.join(_short(cell) for cell in shown)} |")
+        texts = ["–" if cell is None else f"{cell:.0e}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append(f"| {' | '.join(_short(cell) for cell in texts)} |")
     return "\n".join(lines)
 
 

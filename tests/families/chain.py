@@ -91,7 +91,7 @@ def walk(row: Row, source: str, home: str, text: Text) -> Row:
     return row
 
 
-def transfer(source: str, made: str, text: Text) -> str:
+def transfer(source: str, output: str, text: Text) -> str:
     """`fvt` on a new vocabulary, and every check of `scion verify`."""
     old = train.load(source)
     english, positives = ([pair[side] for pair in text.pairs] for side in ("anchor", "positive"))
@@ -101,54 +101,54 @@ def transfer(source: str, made: str, text: Text) -> str:
     plan = assemble(problem, method.place(problem, method.config()), "fvt")
     model = loading.language_model(source, 0)
     graft(model, plan, new)
-    model.save_pretrained(made)
-    new.save_pretrained(made)
-    plan.save(made)
+    model.save_pretrained(output)
+    new.save_pretrained(output)
+    plan.save(output)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(file=nowhere)
         try:
-            verify.command([made, f"source_model={source}"], console)
+            verify.command([output, f"source_model={source}"], console)
         except ScionError as error:
             if "failed: forward." not in str(error):  # a forward that is refused is a row of the table by itself
                 raise
     return "ok"
 
 
-def pretrain(row: Row, model: str, made: str, text: Text) -> str:
+def pretrain(row: Row, model: str, output: str, text: Text) -> str:
     """Two steps on packed rows."""
     task = LanguageModelTask(model_uri=model, length=LENGTH, probability=0.15, seed=0)
     task.check()
-    table = packed(load_tokenizer(model), text.greek)
-    outcomes = _train(task, lambda step: task.collator()(table.slice(step * ROWS, ROWS)), made, row)
+    table = pack_texts(load_tokenizer(model), text.greek)
+    outcomes = _train(task, lambda step: task.collator()(table.slice(step * ROWS, ROWS)), output, row)
     return f"loss {outcomes[0].loss:.2f}, {outcomes[1].loss:.2f}"
 
 
-def embed(model: str, made: str, text: Text) -> str:
+def embed(model: str, output: str, text: Text) -> str:
     """Two steps on pairs."""
     task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(pooling="mean", max_length=LENGTH))
     table = tokenized_pairs(load_tokenizer(model), text.pairs[: STEPS * ROWS])
-    outcomes = _train(task, lambda step: task.collator()(table.slice(step * ROWS, ROWS)), made, None)
+    outcomes = _train(task, lambda step: task.collator()(table.slice(step * ROWS, ROWS)), output, None)
     return f"loss {outcomes[0].loss:.2f}, {outcomes[1].loss:.2f}"
 
 
 def load(folder: str) -> str:
     """The three ways to load it give the same vectors."""
-    own = Embedder.load(folder).encode(SAMPLE)
+    ours = Embedder.load(folder).encode(SAMPLE)
     theirs = SentenceTransformer(folder, device="cpu").encode(list(SAMPLE))
-    difference = float(np.abs(own - theirs).max())
+    difference = float(np.abs(ours - theirs).max())
     assert difference < 1e-5, f"sentence-transformers gives other vectors, by {difference:.1g}"
-    assert own.shape[1] == Embedder.load(folder).dimensions[0], "its width is not what it says"
+    assert ours.shape[1] == Embedder.load(folder).dimensions[0], "its width is not what it says"
     AutoModel.from_pretrained(folder)
     return f"{difference:.0e}"
 
 
-def packed(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> pa.Table:
+def pack_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> pa.Table:
     """Rows as the feed gives them."""
     frame = frame_of(tokenizer)
     ids = tokenizer(texts, add_special_tokens=False).input_ids
     rows = concat_split(Ragged.of([[*frame.prefix, *one, *frame.suffix] for one in ids]), LENGTH, frame.pad)
     table = format.text_rows(rows, len(tokenizer))
-    return _tagged(table)
+    return _with_tags(table)
 
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, Any]]) -> pa.Table:
@@ -158,10 +158,10 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, An
         texts = [pair[side] for pair in pairs]
         columns[side] = tokenizer(texts, truncation=True, max_length=LENGTH).input_ids
         columns[f"{side}_key"] = pa.array([text_key(text) for text in texts], pa.int64())
-    return _tagged(pa.table(columns | {"negatives": [[] for _ in pairs], "negative_keys": [[] for _ in pairs]}))
+    return _with_tags(pa.table(columns | {"negatives": [[] for _ in pairs], "negative_keys": [[] for _ in pairs]}))
 
 
-def _tagged(table: pa.Table) -> pa.Table:
+def _with_tags(table: pa.Table) -> pa.Table:
     count = len(table)
     tags = {"step": [0] * count, "stream": [0] * count, "epoch": [0] * count, "row": range(count), "weight": [1.0] * count}
     for name, values in tags.items():
@@ -169,14 +169,14 @@ def _tagged(table: pa.Table) -> pa.Table:
     return table
 
 
-def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None) -> list[StepOutcome]:
+def _train(task: Any, batch_of: Callable[[int], Any], output: str, row: Row | None) -> list[StepOutcome]:
     config = TrainConfig(steps=STEPS, batch_size=ROWS, warmup_steps=1, learning_rate=1e-3)
     module = task.module()
-    found = setup.check_forward(module, config, task.length)
+    check = setup.check_forward(module, config, task.length)
     if row is not None:
-        row.difference = found.difference
-        lean = {"tapped": "lean", "gathered": "own head", "whole": "own"}[found.path.head]
-        row.forward = f"unpacked, {lean}" if found.path.kernel is None else f"{lean} ({found.path.kernel})"
+        row.difference = check.difference
+        lean = {"tapped": "lean", "gathered": "own head", "whole": "own"}[check.path.head]
+        row.forward = f"unpacked, {lean}" if check.path.kernel is None else f"{lean} ({check.path.kernel})"
     engine = setup.make_engine(module, config, ROWS, 1)
     engine.train()
     outcomes = []
@@ -186,8 +186,8 @@ def _train(task: Any, batch_of: Callable[[int], Any], made: str, row: Row | None
         outcomes.append(optimizer_step(engine, [batch_of(step)], 1, 0, False))
     for outcome in outcomes:
         assert outcome.is_applied and np.isfinite(outcome.loss), f"a loss of {outcome.loss}"  # noqa: PT018
-    with trained_weights(engine, config, made) as weights:
-        task.export(weights, made)
+    with trained_weights(engine, config, output) as weights:
+        task.export(weights, output)
     engine.destroy()
     return outcomes
 

@@ -202,11 +202,11 @@ def tiny(name: str, vocabulary: int = VOCABULARY, **ids: int | None) -> PreTrain
     """A model of the family, in training mode; `ids` are those of special tokens."""
     family = FAMILIES[name]
     base = {"pad_token_id": 1} | ({"bos_token_id": 2, "eos_token_id": 3} if family.causal else {})
-    own = {"vocab_size": vocabulary} | base | ids
-    given = family.settings | own
+    token_settings = {"vocab_size": vocabulary} | base | ids
+    options = family.settings | token_settings
     if family.kind == "multimodal":
-        given = family.settings | ids | {"text_config": family.settings["text_config"] | own}
-    settings = AutoConfig.for_model(name, **given)
+        options = family.settings | ids | {"text_config": family.settings["text_config"] | token_settings}
+    settings = AutoConfig.for_model(name, **options)
     kind = _AUTO[family.kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.check import Left, violations
+from tests.faults.check import Leftovers, violations
 from tests.faults.inject import FAULTS, flip_weights
-from tests.faults.inputs import STEPS, made
+from tests.faults.inputs import STEPS, make_inputs
 from tests.faults.mutants import MUTANTS, mutant
-from tests.faults.rig import ROOT, Rig, Run, prepared, rig
+from tests.faults.rig import ROOT, Rig, Run, copy_inputs, rig
 
 _SPARE = 8
 """Steps between two faults, at least; and steps at the beginning and the end without one."""
@@ -39,7 +39,7 @@ class Schedule:
     """(the step after which it comes, its name)"""
 
     @classmethod
-    def drawn(cls, seed: int) -> "Schedule":
+    def from_seed(cls, seed: int) -> "Schedule":
         draw = random.Random(seed)
         names = draw.sample(sorted(FAULTS), 3)
         steps = sorted(draw.sample(range(1, STEPS // _SPARE - 2), 3))
@@ -52,69 +52,69 @@ class Schedule:
         return (f"pretrain.train.zero_stage={self.stage}", *fewest)
 
 
-def disturbed(rig: Rig, source: Path, folder: Path, schedule: Schedule) -> Run:
+def run_schedule(rig: Rig, source: Path, folder: Path, schedule: Schedule) -> Run:
     """The run, to its end, with the faults of the schedule."""
-    run, draw = Run(rig, prepared(source, folder), schedule.overrides), random.Random(schedule.seed)
-    with watched(run) as gone:
+    run, draw = Run(rig, copy_inputs(source, folder), schedule.overrides), random.Random(schedule.seed)
+    with watch_checkpoints(run) as gaps:
         run.start()
         try:
             for step, name in schedule.faults:
                 run.wait(lambda step=step: run.step() >= step and len(run.rig.workers()) >= 1, f"step {step}")  # type: ignore[misc]
                 print(f"    step {run.step()}: {name}", flush=True)
                 (FAULTS | {"flip_weights": flip_weights})[name](run, draw)
-            code = run.ended()
-            assert code == 0, f"the run ended with {code}: {run.said}"
+            code = run.wait_for_exit()
+            assert code == 0, f"the run ended with {code}: {run.stderr}"
         finally:
             run.stop()
-    assert not gone, f"I5 a checkpoint at all times: {gone[0]}"
+    assert not gaps, f"I5 a checkpoint at all times: {gaps[0]}"
     return run
 
 
 @contextmanager
-def watched(run: Run) -> Iterator[list[str]]:
+def watch_checkpoints(run: Run) -> Iterator[list[str]]:
     """Looks, while the block runs, whether there is a usable checkpoint at all times after the first."""
-    gone, over, seen = list[str](), threading.Event(), False
+    gaps, over, was_usable = list[str](), threading.Event(), False
 
     def look() -> None:
-        nonlocal seen
+        nonlocal was_usable
         while not over.wait(0.2):
-            there = bool(run.store.usable())
-            if seen and not there and not Path(run.uri, "artifact.json").exists() and Path(run.store.uri).exists():
-                gone.append(f"none at step {run.step()}")
-            seen = seen or there
+            is_usable = bool(run.store.usable())
+            if was_usable and not is_usable and not Path(run.uri, "artifact.json").exists() and Path(run.store.uri).exists():
+                gaps.append(f"none at step {run.step()}")
+            was_usable = was_usable or is_usable
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield gone
+        yield gaps
     finally:
         over.set()
         thread.join()
 
 
-def tried(root: Path, source: Path, folder: Path, schedule: Schedule, reference: Path) -> list[str]:
+def try_schedule(root: Path, source: Path, folder: Path, schedule: Schedule, reference: Path) -> list[str]:
     """What is wrong after the schedule."""
-    before = Left.now()
+    before = Leftovers.now()
     try:
-        with rig(root) as made:
-            run = disturbed(made, source, folder, schedule)
-            found = violations(
+        with rig(root) as nodes:
+            run = run_schedule(nodes, source, folder, schedule)
+            failures = violations(
                 run,
                 reference,
-                Left(Left.now().shared | before.shared, frozenset()),
+                Leftovers(Leftovers.now().shared | before.shared, frozenset()),
                 [name for _, name in schedule.faults],
                 schedule.elastic,
             )
     except AssertionError as error:
         return [str(error)]
-    return found + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Left.now().shared - before.shared)]
+    return failures + [f"I6 nothing left behind: /dev/shm/{name}" for name in sorted(Leftovers.now().shared - before.shared)]
 
 
 def references(source: Path, folder: Path, stages: set[int]) -> dict[int, Path]:
     """Undisturbed runs, one a ZeRO stage."""
-    with rig() as made:
+    with rig() as nodes:
         return {
-            stage: disturbed(made, source, folder / f"reference-{stage}", Schedule(-1, stage, False, ())).folder
+            stage: run_schedule(nodes, source, folder / f"reference-{stage}", Schedule(-1, stage, False, ())).folder
             for stage in sorted(stages)
         }
 
@@ -124,29 +124,31 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed-from", type=int, default=0)
     parser.add_argument("--mutants", action="store_true", help="also try the harness on three broken copies of Scion")
-    asked = parser.parse_args()
-    schedules = [Schedule.drawn(seed) for seed in range(asked.seed_from, asked.seed_from + asked.seeds)]
+    options = parser.parse_args()
+    schedules = [Schedule.from_seed(seed) for seed in range(options.seed_from, options.seed_from + options.seeds)]
     folder, began, failed, caught = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic(), {}, {}
-    source = made(folder / "source")
-    stages = {schedule.stage for schedule in schedules} | ({1} if asked.mutants else set())
-    known = references(source, folder, stages)
+    source = make_inputs(folder / "source")
+    stages = {schedule.stage for schedule in schedules} | ({1} if options.mutants else set())
+    reference_folders = references(source, folder, stages)
     for schedule in schedules:
         print(f"seed {schedule.seed}: ZeRO-{schedule.stage}, {'elastic' if schedule.elastic else 'fixed'}", flush=True)
-        if found := tried(ROOT, source, folder / str(schedule.seed), schedule, known[schedule.stage]):
-            failed[schedule.seed] = found
-            print("\n".join(f"    {said}" for said in found[:20]))
+        if failures := try_schedule(ROOT, source, folder / str(schedule.seed), schedule, reference_folders[schedule.stage]):
+            failed[schedule.seed] = failures
+            print("\n".join(f"    {failure}" for failure in failures[:20]))
             print(f"    again: make faults SEEDS=1 SEED_FROM={schedule.seed}", flush=True)
-    for name in MUTANTS if asked.mutants else ():
+    for name in MUTANTS if options.mutants else ():
         print(f"mutant: {name}", flush=True)
         with mutant(name, folder / "mutants") as root:
-            found = tried(root, source, folder / f"mutant-{len(caught)}", MUTANTS[name].schedule, known[1])
-        caught[name] = found[:1]
-        print(f"    {found[0] if found else 'NOT CAUGHT'}", flush=True)
+            failures = try_schedule(
+                root, source, folder / f"mutant-{len(caught)}", MUTANTS[name].schedule, reference_folders[1]
+            )
+        caught[name] = failures[:1]
+        print(f"    {failures[0] if failures else 'NOT CAUGHT'}", flush=True)
     shutil.rmtree(folder)
-    missed = [name for name, found in caught.items() if not found]
+    missed = [name for name, failures in caught.items() if not failures]
     summary = {
-        "seeds": asked.seeds,
-        "seed_from": asked.seed_from,
+        "seeds": options.seeds,
+        "seed_from": options.seed_from,
         "failed": failed,
         "mutants_caught": caught,
         "seconds": round(time.monotonic() - began),

@@ -23,28 +23,28 @@ _RELATIVE = 1e-4
 
 
 @dataclass(frozen=True)
-class Left:
+class Leftovers:
     """What lay about on the machine and no living process holds."""
 
     shared: frozenset[str]
     temporary: frozenset[str]
 
     @classmethod
-    def now(cls) -> "Left":
-        own = glob.glob(os.path.join(tempfile.gettempdir(), "scion-*"))
-        return cls(frozenset(os.listdir("/dev/shm")) - _held(), frozenset(own))
+    def now(cls) -> "Leftovers":
+        folders = glob.glob(os.path.join(tempfile.gettempdir(), "scion-*"))
+        return cls(frozenset(os.listdir("/dev/shm")) - _mapped_names(), frozenset(folders))
 
 
-def _held() -> set[str]:
+def _mapped_names() -> set[str]:
     """Names in /dev/shm that some process has mapped."""
-    found = set()
+    names = set()
     for path in glob.glob("/proc/[0-9]*/maps"):
         with contextlib.suppress(OSError):  # it has ended
-            found |= set(re.findall(r" /dev/shm/(\S+)", Path(path).read_text()))
-    return found
+            names |= set(re.findall(r" /dev/shm/(\S+)", Path(path).read_text()))
+    return names
 
 
-def violations(run: Run, reference: Path, before: Left, faults: list[str], elastic: bool) -> list[str]:
+def violations(run: Run, reference: Path, before: Leftovers, faults: list[str], elastic: bool) -> list[str]:
     """All that is wrong, by invariant."""
     checks = {
         "I1 every planned slot once": lambda: _ledger(run, ("order", "rows")),
@@ -55,7 +55,7 @@ def violations(run: Run, reference: Path, before: Left, faults: list[str], elast
         "I7 attempts bounded": lambda: _attempts(run, faults),
         "I8 metrics": lambda: _metrics(run, reference, elastic),
     }
-    return [f"{name}: {said}" for name, check in checks.items() for said in check()]
+    return [f"{name}: {failure}" for name, check in checks.items() for failure in check()]
 
 
 def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
@@ -71,8 +71,10 @@ def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
 
 def _weights(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
     """Bit for bit in fp32 where as many workers did the work."""
-    own, other = (AutoModelForMaskedLM.from_pretrained(path).state_dict() for path in (run.uri, reference / "run" / "pretrain"))
-    for name, tensor in own.items():
+    weights, other = (
+        AutoModelForMaskedLM.from_pretrained(path).state_dict() for path in (run.uri, reference / "run" / "pretrain")
+    )
+    for name, tensor in weights.items():
         far = float((tensor - other[name]).abs().max() / other[name].abs().max().clamp_min(1e-6)) if tensor.numel() else 0.0
         if (far > _RELATIVE) if elastic else not torch.equal(tensor, other[name]):
             yield f"{name} differs by {far:.2g}"
@@ -99,14 +101,14 @@ def began_early(log: list[list[dict[str, Any]]], spoilt: int) -> Iterator[str]:
             committed.add(at)
 
 
-def _left(run: Run, before: Left) -> Iterator[str]:
-    now = Left.now()
+def _left(run: Run, before: Leftovers) -> Iterator[str]:
+    now = Leftovers.now()
     yield from sorted(now.temporary - before.temporary)
     yield from (f"/dev/shm/{name}" for name in sorted(now.shared - before.shared))
     yield from (f"process {name}" for name in run.rig.strangers())
-    known = {"ledger", "log", "artifact.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    there = {path.name for path in Path(run.uri).iterdir()}
-    yield from sorted(there - known - {"special_tokens_map.json", "vocab.txt", "generation_config.json"})
+    expected = {"ledger", "log", "artifact.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    present = {path.name for path in Path(run.uri).iterdir()}
+    yield from sorted(present - expected - {"special_tokens_map.json", "vocab.txt", "generation_config.json"})
     yield from (str(path) for path in Path(run.uri).parent.glob("*.lease.json"))
 
 
@@ -118,12 +120,12 @@ def _attempts(run: Run, faults: list[str]) -> Iterator[str]:
 
 
 def _metrics(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
-    own, other = (run_log.steps(run_log.read(f"{path}/log")) for path in (run.uri, reference / "run" / "pretrain"))
-    if [entry["step"] for entry in own] != [entry["step"] for entry in other]:
-        yield f"{len(own)} steps in the log, {len(other)} in that of the undisturbed run"
+    steps, other = (run_log.steps(run_log.read(f"{path}/log")) for path in (run.uri, reference / "run" / "pretrain"))
+    if [entry["step"] for entry in steps] != [entry["step"] for entry in other]:
+        yield f"{len(steps)} steps in the log, {len(other)} in that of the undisturbed run"
         return
-    for mine, theirs in zip(own, other, strict=True):
-        far = abs(mine["loss"] - theirs["loss"])
+    for step, expected in zip(steps, other, strict=True):
+        far = abs(step["loss"] - expected["loss"])
         if far > (1e-4 if elastic else 0):
-            yield f"the loss of step {mine['step']} is {mine['loss']!r}, undisturbed {theirs['loss']!r}"
+            yield f"the loss of step {step['step']} is {step['loss']!r}, undisturbed {expected['loss']!r}"
             return

@@ -67,9 +67,9 @@ def stop_driver(run: Run, draw: random.Random) -> None:
     """`ray job stop`: the run saves and ends, and is submitted again."""
     assert run.process is not None
     run.process.send_signal(signal.SIGTERM)
-    code = run.ended(120)
-    assert code == STOPPED, f"the driver ended with {code} after SIGTERM: {run.said}"
-    assert "the same command resumes" in run.said
+    code = run.wait_for_exit(120)
+    assert code == STOPPED, f"the driver ended with {code} after SIGTERM: {run.stderr}"
+    assert "the same command resumes" in run.stderr
     run.start()
 
 
@@ -77,13 +77,13 @@ def kill_driver(run: Run, draw: random.Random) -> None:
     """The driver is gone without a word, and is submitted again."""
     assert run.process is not None
     run.process.kill()
-    run.ended()
+    run.wait_for_exit()
     run.start()
 
 
 def fill_disk(run: Run, draw: random.Random) -> None:
     """A worker cannot write more than a few bytes to any file, until a checkpoint has failed for it."""
-    missed, worker = len(run.entries("missed")), no_room(run)
+    missed, worker = len(run.entries("missed")), limit_file_size(run)
     try:
         run.wait(lambda: len(run.entries("missed")) > missed, "a checkpoint that fails")
     finally:
@@ -91,7 +91,7 @@ def fill_disk(run: Run, draw: random.Random) -> None:
             worker.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, worker.rlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def no_room(run: Run) -> psutil.Process:
+def limit_file_size(run: Run) -> psutil.Process:
     """A worker that from now on cannot write more than a few bytes to any file: not the first, which writes the log."""
     first = run.first_rank()
     worker = next(worker for worker in run.rig.workers() if worker.pid != first)
@@ -101,7 +101,7 @@ def no_room(run: Run) -> psutil.Process:
 
 def flip_checkpoint(run: Run, draw: random.Random) -> None:
     """A bit of the newest checkpoint turns, and a worker dies, so that it is needed."""
-    _spoil(run, draw, lambda content: _flipped(content, draw))
+    _spoil(run, draw, lambda content: _flip_bit(content, draw))
 
 
 def tear_checkpoint(run: Run, draw: random.Random) -> None:
@@ -111,7 +111,7 @@ def tear_checkpoint(run: Run, draw: random.Random) -> None:
 
 def flip_weights(run: Run, draw: random.Random) -> None:
     """As `flip_checkpoint`, in the middle of the largest file: weights, which load whatever they are."""
-    _spoil(run, draw, lambda content: _turned(content, len(content) // 2), largest=True)
+    _spoil(run, draw, lambda content: _invert_bytes(content, len(content) // 2), largest=True)
 
 
 def _spoil(run: Run, draw: random.Random, change: Callable[[bytes], bytes], largest: bool = False) -> None:
@@ -128,13 +128,13 @@ def _spoil(run: Run, draw: random.Random, change: Callable[[bytes], bytes], larg
         worker.kill()
 
 
-def _flipped(content: bytes, draw: random.Random) -> bytes:
-    changed = bytearray(content)
-    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
+def _flip_bit(content: bytes, draw: random.Random) -> bytes:
+    copy = bytearray(content)
+    copy[draw.randrange(len(copy))] ^= 1 << draw.randrange(8)
+    return bytes(copy)
 
 
-def _turned(content: bytes, at: int) -> bytes:
+def _invert_bytes(content: bytes, at: int) -> bytes:
     """All bits of 64 bytes."""
     return content[:at] + bytes(255 - byte for byte in content[at : at + 64]) + content[at + 64 :]
 

@@ -27,7 +27,7 @@ pretrain:
 """A batch that no number of workers divides, several micro-steps, and checkpoints often enough to meet every fault."""
 
 
-def made(folder: Path) -> Path:
+def make_inputs(folder: Path) -> Path:
     """Greek text and a tiny English BERT in `folder`, and the first two jobs done."""
     folder.mkdir(parents=True)
     pq.write_table(pq.read_table(SAMPLE / "test_text.parquet").slice(0, 120), folder / "text.parquet")
@@ -41,6 +41,6 @@ def made(folder: Path) -> Path:
     for job in ("shard", "transfer"):
         command = [sys.executable, "-m", "ray_jobs.cli", job, str(folder / "tiny.yaml")]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
     return folder

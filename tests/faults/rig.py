@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 WORKERS, CPUS = 2, 2
 """Training workers, and CPUs of each and of each node: so that every worker has a node of its own."""
 _NODE = {"num_cpus": CPUS, "object_store_memory": 150 << 20}
-_SOON = {
+_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_timeout_ms": 1000,
     "health_check_period_ms": 1000,
@@ -34,7 +34,7 @@ _NOTICE_SECONDS = 40
 _LONGEST_SECONDS = 400.0
 """Until the next step after a fault. Where workers may be fewer, Ray Train's coordinator keeps the room of a run whose driver
 was killed for 180 s (`AUTOSCALING_REQUESTS_EXPIRE_TIME_S`), however free its CPUs are."""
-_OWN = (
+_RAY_TITLES = (
     "ray::IDLE",
     "ray::DashboardAgent",
     "ray::RuntimeEnvAgent",
@@ -72,8 +72,8 @@ class Rig:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers, the longest-lived first."""
-        found = [process for process in self._processes() if "RayTrainWorker" in _title(process)]
-        return sorted(found, key=lambda process: process.create_time())
+        processes = [process for process in self._processes() if "RayTrainWorker" in _title(process)]
+        return sorted(processes, key=lambda process: process.create_time())
 
     def node_of(self, worker: psutil.Process) -> Any:
         """The node that a worker runs on."""
@@ -86,11 +86,11 @@ class Rig:
 
     def strangers(self) -> list[str]:
         """Processes of jobs, of which there should be none when no job runs; some need a moment to notice that theirs ended."""
-        return _patient(self._strangers)
+        return _wait_until_empty(self._strangers)
 
     def _strangers(self) -> list[str]:
         titles = [_title(process) for process in self._processes()]
-        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OWN)]
+        return [title for title in titles if title.startswith("ray::") and not title.startswith(_RAY_TITLES)]
 
     def _processes(self) -> Iterator[psutil.Process]:
         for node in [self.cluster.head_node, *self.nodes]:
@@ -99,22 +99,22 @@ class Rig:
                 yield from psutil.Process(raylet).children(recursive=True)
 
 
-def _patient(found: Callable[[], list[str]]) -> list[str]:
+def _wait_until_empty(list_remaining: Callable[[], list[str]]) -> list[str]:
     """What is there after all time that it needs to go."""
     end = time.monotonic() + _NOTICE_SECONDS
-    while (there := found()) and time.monotonic() < end:
+    while (remaining := list_remaining()) and time.monotonic() < end:
         time.sleep(1)
-    return there
+    return remaining
 
 
-def _with_folder(temporary: str) -> list[str]:
+def _titles_by_folder(temporary: str) -> list[str]:
     """Processes that were started with this folder for temporary files."""
-    found = []
+    titles = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("TMPDIR") == temporary:
-                found.append(_title(process))
-    return found
+                titles.append(_title(process))
+    return titles
 
 
 def _title(process: psutil.Process) -> str:
@@ -132,19 +132,19 @@ def rig(root: Path = ROOT) -> Iterator[Rig]:
     temporary = tempfile.mkdtemp(prefix="rig-")
     os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root), TMPDIR=temporary)
     tempfile.tempdir = None  # so that files of a job are not mistaken for those of other processes
-    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _SOON, "include_dashboard": True}
+    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _HEALTH_CHECKS, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        made = Rig(cluster, root)
+        new_rig = Rig(cluster, root)
         for _ in range(WORKERS):
-            made.add_node()
-        yield made
+            new_rig.add_node()
+        yield new_rig
     finally:
         cluster.shutdown()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
         tempfile.tempdir = None
-        orphans = _patient(lambda: _with_folder(temporary))
+        orphans = _wait_until_empty(lambda: _titles_by_folder(temporary))
         shutil.rmtree(temporary)
     assert not orphans, f"I6 nothing left behind: process {orphans}"
 
@@ -157,7 +157,7 @@ class Run:
     folder: Path
     overrides: tuple[str, ...]
     drivers: int = 0
-    said: str = ""
+    stderr: str = ""
     """What the last driver wrote on stderr."""
     process: subprocess.Popen[str] | None = None
 
@@ -182,15 +182,15 @@ class Run:
             command, cwd=self.rig.root, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
 
-    def ended(self, seconds: float = 400) -> int:
+    def wait_for_exit(self, seconds: float = 400) -> int:
         """Waits for the driver; its exit code."""
         assert self.process is not None
         try:
-            _, self.said = self.process.communicate(timeout=seconds)
+            _, self.stderr = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            _, self.said = self.process.communicate()
-            raise TimeoutError(f"the driver did not end in {seconds} s: {self.said}") from None
+            _, self.stderr = self.process.communicate()
+            raise TimeoutError(f"the driver did not end in {seconds} s: {self.stderr}") from None
         code, self.process = self.process.returncode, None
         return code
 
@@ -204,13 +204,13 @@ class Run:
         """The furthest step that was made."""
         return max((entry["step"] for entry in self.entries("step")), default=-1)
 
-    def wait(self, true: Callable[[], Any], what: str, seconds: float = _LONGEST_SECONDS) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = _LONGEST_SECONDS) -> Any:
         """Waits until something is so, while the driver runs."""
         end = time.monotonic() + seconds
-        while not (answer := true()):
+        while not (answer := condition()):
             if self.process is None or self.process.poll() is not None:
-                code = self.ended() if self.process is not None else None
-                raise AssertionError(f"the driver ended ({code}) before {what}: {self.said}")
+                code = self.wait_for_exit() if self.process is not None else None
+                raise AssertionError(f"the driver ended ({code}) before {what}: {self.stderr}")
             if time.monotonic() > end:
                 raise AssertionError(f"not in {seconds} s: {what}")
             time.sleep(0.05)
@@ -230,7 +230,7 @@ class Run:
             worker.kill()
 
 
-def prepared(source: Path, folder: Path) -> Path:
+def copy_inputs(source: Path, folder: Path) -> Path:
     """The inputs, the shards and the transferred model of `source` in a folder of their own."""
     folder.mkdir(parents=True)
     for path in source.iterdir():

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import Schedule, disturbed, references
-from tests.faults.check import Left, violations
-from tests.faults.inject import FAULTS, no_room
-from tests.faults.inputs import made
-from tests.faults.rig import ROOT, Rig, Run, prepared, rig
+from tests.faults.__main__ import Schedule, references, run_schedule
+from tests.faults.check import Leftovers, violations
+from tests.faults.inject import FAULTS, limit_file_size
+from tests.faults.inputs import make_inputs
+from tests.faults.rig import ROOT, Rig, Run, copy_inputs, rig
 
 pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("faults") / "source")
+    return make_inputs(tmp_path_factory.mktemp("faults") / "source")
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def reference(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(reference: Path) -> Iterator[Rig]:
-    with rig() as made:
-        yield made
+    with rig() as new_rig:
+        yield new_rig
 
 
 @pytest.fixture
 def run(nodes: Rig, source: Path, tmp_path: Path) -> Iterator[Run]:
     """One that a test disturbs by hand."""
-    run = Run(nodes, prepared(source, tmp_path / "run"), ("pretrain.train.zero_stage=1",))
+    run = Run(nodes, copy_inputs(source, tmp_path / "run"), ("pretrain.train.zero_stage=1",))
     yield run
     run.stop()
 
@@ -49,53 +49,55 @@ def run(nodes: Rig, source: Path, tmp_path: Path) -> Iterator[Run]:
 def test_the_run_goes_on_as_if_nothing_had_been(
     nodes: Rig, source: Path, reference: Path, tmp_path: Path, name: str, elastic: bool
 ) -> None:
-    schedule, before = Schedule(5, 1, elastic, ((30, name),)), Left.now()
-    run = disturbed(nodes, source, tmp_path / "run", schedule)
+    schedule, before = Schedule(5, 1, elastic, ((30, name),)), Leftovers.now()
+    run = run_schedule(nodes, source, tmp_path / "run", schedule)
     assert violations(run, reference, before, [name], elastic) == []
     if name in ("drain_node", "stop_driver"):
         starts = run.entries("start")
-        made = max(entry["step"] for entry in run.log()[1] if entry["kind"] == "step")
+        last_step = max(entry["step"] for entry in run.log()[1] if entry["kind"] == "step")
         assert starts[1]["next_step"] > 30
-        assert made + 1 - starts[1]["next_step"] <= (20 if name == "drain_node" else 0), "more was lost than since the notice"
+        assert last_step + 1 - starts[1]["next_step"] <= (20 if name == "drain_node" else 0), (
+            "more was lost than since the notice"
+        )
 
 
 def test_a_second_driver_is_refused_while_the_first_runs(run: Run) -> None:
     run.start()
     run.wait(lambda: run.step() >= 3, "step 3")
     other = run.driver()
-    _, said = other.communicate(timeout=120)
+    _, errors = other.communicate(timeout=120)
     assert other.returncode == 2
-    assert f"another run is writing here ({os.uname().nodename}, process {run.process.pid}" in said
-    assert run.ended() == 0
+    assert f"another run is writing here ({os.uname().nodename}, process {run.process.pid}" in errors
+    assert run.wait_for_exit() == 0
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint_intact(run: Run) -> None:
     run.start()
     run.wait(lambda: run.step() >= 8, "step 8")
-    no_room(run)
-    assert run.ended() == 1
-    assert "3 checkpoints in a row could not be saved" in run.said
-    assert "Make room there" in run.said
+    limit_file_size(run)
+    assert run.wait_for_exit() == 1
+    assert "3 checkpoints in a row could not be saved" in run.stderr
+    assert "Make room there" in run.stderr
     newest = run.store.usable()[0]
     run.store.verify(newest)
     assert not [name for name in os.listdir(run.store.uri) if name.startswith(".rank-")]
     run.start()
-    assert run.ended() == 0
+    assert run.wait_for_exit() == 0
 
 
 def test_a_flipped_byte_in_a_shard_ends_the_run_and_names_the_shard(run: Run) -> None:
     shard = next(Path(run.folder, "run", "shards", "rows").rglob("*.parquet"))
     whole = shard.read_bytes()
-    changed = bytearray(whole)
-    changed[len(whole) // 2] ^= 4
-    shard.write_bytes(changed)
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 4
+    shard.write_bytes(damaged)
     run.start()
-    assert run.ended() == 1
-    assert shard.name in run.said
-    assert "Traceback" not in run.said
+    assert run.wait_for_exit() == 1
+    assert shard.name in run.stderr
+    assert "Traceback" not in run.stderr
     shard.write_bytes(whole)
     run.start()
-    assert run.ended() == 0
+    assert run.wait_for_exit() == 0
 
 
 def test_other_data_under_an_unfinished_run_is_refused(run: Run) -> None:
@@ -103,13 +105,13 @@ def test_other_data_under_an_unfinished_run_is_refused(run: Run) -> None:
     run.wait(lambda: run.step() >= 8, "step 8")
     FAULTS["stop_driver"](run, random.Random(0))
     run.process.kill()
-    run.ended()
+    run.wait_for_exit()
     before = sorted(run.store.usable())
     for change in ("seed=3", "pretrain.train.batch_size=14", "shard.length=32"):
         other = run.driver(change)
-        _, said = other.communicate(timeout=120)
-        assert other.returncode == 2, said
-        assert "differs in" in said
+        _, errors = other.communicate(timeout=120)
+        assert other.returncode == 2, errors
+        assert "differs in" in errors
     assert sorted(run.store.usable()) == before
 
 
@@ -117,8 +119,8 @@ def test_other_data_under_an_unfinished_run_is_refused(run: Run) -> None:
 def test_storage_that_is_not_there_is_told_at_once(run: Run, output: str) -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", "ray_jobs.cli", "shard", str(run.folder / "tiny.yaml"), f"output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert output in done.stderr
-    assert "Traceback" not in done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 2, process.stderr
+    assert output in process.stderr
+    assert "Traceback" not in process.stderr
     assert time.monotonic() - began < 60

@@ -52,7 +52,7 @@ def main(parts: list[str]) -> int:
         return 0
     warnings.filterwarnings("ignore")
     transformers_logging.set_verbosity_error()
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "test": "gpu",
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu: a trial",
         "torch": torch.__version__,
@@ -60,51 +60,51 @@ def main(parts: list[str]) -> int:
     wrong: list[str] = []
     for name in parts or PARTS:
         began = time.perf_counter()
-        found[name] = PARTS[name](wrong)
+        report[name] = PARTS[name](wrong)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    print(json.dumps(found | {"wrong": wrong}))
+    print(json.dumps(report | {"wrong": wrong}))
     return 1 if wrong else 0
 
 
 def forwards(wrong: list[str]) -> dict[str, Any]:
     """By family: what the check took in either precision, and the largest difference of a gradient in fp32."""
-    found = {}
+    results = {}
     for name in COMMON:
         _say(name)
         torch._dynamo.reset()
         try:
-            found[name] = {str(kind)[6:]: _checked(name, kind) for kind in (torch.float32, torch.bfloat16)}
-            found[name]["gradient"] = _apart(name, compiled=False)
+            results[name] = {str(kind)[6:]: _check_forward(name, kind) for kind in (torch.float32, torch.bfloat16)}
+            results[name]["gradient"] = _apart(name, compiled=False)
         except Exception as error:  # one family must not hide the others
             wrong.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
             continue
-        if found[name]["gradient"] > _CLOSE:
-            wrong.append(f"{name}: gradients of packed rows differ by {found[name]['gradient']:.2g}")
+        if results[name]["gradient"] > _CLOSE:
+            wrong.append(f"{name}: gradients of packed rows differ by {results[name]['gradient']:.2g}")
         expected = "own rows" if FAMILIES[name].way[0] is None else "packed"
-        if any(found[name][kind]["rows"] != expected for kind in ("float32", "bfloat16")):
-            wrong.append(f"{name}: {found[name]}, {expected} expected")
-    return found
+        if any(results[name][kind]["rows"] != expected for kind in ("float32", "bfloat16")):
+            wrong.append(f"{name}: {results[name]}, {expected} expected")
+    return results
 
 
 def compiled(wrong: list[str]) -> dict[str, float]:
     """By family, the largest difference of a gradient of the compiled graph."""
-    found = {}
+    results = {}
     for name in COMPILED:
         _say(f"{name} compiled")
         torch._dynamo.reset()
         try:
-            found[name] = _apart(name, compiled=True)
+            results[name] = _apart(name, compiled=True)
         except Exception as error:
             wrong.append(f"{name} compiled: {type(error).__name__}: {str(error)[:300]}")
             continue
-        if found[name] > _CLOSE:
-            wrong.append(f"{name}: gradients of the compiled graph differ by {found[name]:.2g}")
-    return found
+        if results[name] > _CLOSE:
+            wrong.append(f"{name}: gradients of the compiled graph differ by {results[name]:.2g}")
+    return results
 
 
 def stages(wrong: list[str]) -> dict[str, list[float]]:
     """The losses of a short bf16 run under each ZeRO stage."""
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory(prefix="scion-gpu-") as folder:
         shape = train_gpu.shapes(gpu=False)["gpt2"]
         made_up.model(f"{folder}/model", shape.config("gpt2", "ours", gpu=False))
@@ -115,11 +115,11 @@ def stages(wrong: list[str]) -> dict[str, list[float]]:
                 steps=STEPS, batch_size=8, zero_stage=stage, precision="bf16", learning_rate=1e-3, checkpoint_steps=None
             )
             arguments = (f"{folder}/model", f"{folder}/rows", f"{folder}/{stage}", config)
-            found[str(stage)] = training.ours(*arguments, workers=1, cpus=1, gpu=device == "cuda")["losses"]
-    for stage, losses in found.items():
-        if max(abs(one - other) for one, other in zip(losses, found["1"], strict=True)) > 0.05:
-            wrong.append(f"ZeRO-{stage} has other losses than ZeRO-1: {losses}, {found['1']}")
-    return found
+            results[str(stage)] = training.ours(*arguments, workers=1, cpus=1, gpu=device == "cuda")["losses"]
+    for stage, losses in results.items():
+        if max(abs(one - other) for one, other in zip(losses, results["1"], strict=True)) > 0.05:
+            wrong.append(f"ZeRO-{stage} has other losses than ZeRO-1: {losses}, {results['1']}")
+    return results
 
 
 def speed(wrong: list[str]) -> None:
@@ -132,17 +132,17 @@ def _say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def _checked(name: str, precision: torch.dtype) -> dict[str, Any]:
+def _check_forward(name: str, precision: torch.dtype) -> dict[str, Any]:
     module, began = _module(name, precision), time.perf_counter()
-    found = module.check(LENGTH)
+    check = module.check(LENGTH)
     return {
-        "rows": "own rows" if found.path.kernel is None else "packed",
-        "kernel": found.path.kernel,
-        "head": found.path.head,
-        "difference": found.difference,
-        "bound": found.tolerance,
+        "rows": "own rows" if check.path.kernel is None else "packed",
+        "kernel": check.path.kernel,
+        "head": check.path.head,
+        "difference": check.difference,
+        "bound": check.tolerance,
         "seconds": round(time.perf_counter() - began, 2),
-        "reasons": found.reasons,
+        "reasons": check.reasons,
     }
 
 
@@ -169,8 +169,8 @@ def _alone(module: PackedLM, batch: TargetBatch) -> torch.Tensor:
 
 def _gradients(module: PackedLM, losses: torch.Tensor) -> list[torch.Tensor]:
     weights = [weight for weight in module.parameters() if weight.requires_grad]
-    found = torch.autograd.grad(losses.sum() / len(losses), weights, allow_unused=True)
-    return [torch.zeros_like(weight) if one is None else one for one, weight in zip(found, weights, strict=True)]
+    gradients = torch.autograd.grad(losses.sum() / len(losses), weights, allow_unused=True)
+    return [torch.zeros_like(weight) if one is None else one for one, weight in zip(gradients, weights, strict=True)]
 
 
 def _module(name: str, precision: torch.dtype) -> PackedLM:

@@ -92,9 +92,9 @@ def copy(inputs: Chain, tmp_path: Path) -> Chain:
 
 def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in this process, on the session's Ray: a process of its own would import for seconds."""
-    with redirect_stdout(io.StringIO()) as said, redirect_stderr(io.StringIO()) as errors:
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         code = main(list(arguments))
-    return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def scion_process(*arguments: str, address: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -123,10 +123,10 @@ def address(ray_session: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(inputs: Chain, address: str) -> Chain:
+def finished_chain(inputs: Chain, address: str) -> Chain:
     """The whole chain, run once on the session's cluster."""
-    done = scion_process("pipeline", inputs.config, address=address)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = scion_process("pipeline", inputs.config, address=address)
+    assert process.returncode == 0, process.stdout + process.stderr
     return inputs
 
 

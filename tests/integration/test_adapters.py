@@ -78,10 +78,10 @@ def by_hand(run: Run) -> tuple[list[float], Any]:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = run.config.rate(step, True)
-        given = [batch(step, row) for row in range(ROWS)]
-        targets = sum(len(one.labels) for one in given)
+        batches = [batch(step, row) for row in range(ROWS)]
+        targets = sum(len(one.labels) for one in batches)
         optimizer.zero_grad()
-        loss = sum(module(one).sum() for one in given) / targets
+        loss = sum(module(one).sum() for one in batches) / targets
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, run.config.clip)
         optimizer.step()
@@ -95,15 +95,15 @@ def test_a_run_trains_as_peft_does_and_leaves_a_plain_model(source_folder: str, 
     losses = on_ranks(world, train, run, 0)
     expected, merged = by_hand(run)
     assert losses == pytest.approx(expected, abs=1e-5)
-    found, wanted = load_file(tmp_path / "from-0" / "model.safetensors"), merged.state_dict()
+    weights, merged_weights = load_file(tmp_path / "from-0" / "model.safetensors"), merged.state_dict()
     before = load_file(f"{source_folder}/model.safetensors")
-    assert found.keys() == before.keys()
-    for name, weight in found.items():
-        assert (weight - wanted[name]).abs().max() < 1e-5, name
-    moved = {name for name in found if not torch.equal(found[name], before[name])}
-    assert moved == {
+    assert weights.keys() == before.keys()
+    for name, weight in weights.items():
+        assert (weight - merged_weights[name]).abs().max() < 1e-5, name
+    changed_names = {name for name in weights if not torch.equal(weights[name], before[name])}
+    assert changed_names == {
         name
-        for name in found
+        for name in weights
         if name.endswith("weight") and "LayerNorm" not in name and "position" not in name and "token_type" not in name
     } | {"cls.predictions.bias"}
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "from-0")
@@ -163,15 +163,15 @@ def test_adapters_of_an_embedder_are_merged(source_folder: str, tmp_path: Path) 
         for name, weight in module.named_parameters():
             if adapters.is_adapter(name):
                 weight.normal_(std=0.3)
-    kept = {name: value for name, value in module.state_dict().items() if adapters.is_adapter(name) or "word_emb" in name}
-    assert len(kept) == 1 + 2 * 2 * 2
-    task.export(kept, str(tmp_path / "embedder"), (), lora)
-    found = Embedder.load(str(tmp_path / "embedder"))
-    rows = found.tokenize(["Choose a file."])
+    weights = {name: value for name, value in module.state_dict().items() if adapters.is_adapter(name) or "word_emb" in name}
+    assert len(weights) == 1 + 2 * 2 * 2
+    task.export(weights, str(tmp_path / "embedder"), (), lora)
+    embedder = Embedder.load(str(tmp_path / "embedder"))
+    rows = embedder.tokenize(["Choose a file."])
     with torch.no_grad():
         ids = torch.tensor(rows)
         expected = module.encode(ids, torch.ones_like(ids)).numpy()
-    assert abs(found.encode_ids(rows) - expected).max() < 1e-6
+    assert abs(embedder.encode_ids(rows) - expected).max() < 1e-6
     assert abs(Embedder.load(source_folder).encode_ids(rows) - expected).max() > 1e-3
 
 
@@ -183,12 +183,12 @@ def test_targets_without_a_linear_layer_of_the_body_are_refused(source_folder: s
 
 
 @pytest.mark.parametrize(
-    ("name", "targets", "said"),
+    ("name", "targets", "message"),
     [("mixtral", ("w1", "w3"), "no layer can have adapters"), ("mamba", ("in_proj", "out_proj"), "past any adapter")],
 )
-def test_weights_that_no_layer_multiplies_with_have_no_adapters(name: str, targets: tuple[str, ...], said: str) -> None:
+def test_weights_that_no_layer_multiplies_with_have_no_adapters(name: str, targets: tuple[str, ...], message: str) -> None:
     """Experts are no layers, and Mamba's kernels read a layer's weight."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         adapters.add_adapters(tiny(name), Lora(rank=4, alpha=8, targets=targets))
 
 

@@ -47,5 +47,5 @@ def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int)
 
 def test_matrices_that_are_not_are_told(tmp_path: Path) -> None:
     """One group for all, as most trainers have it."""
-    (said,) = on_ranks(2, slow, Run(str(tmp_path), 1, apart=False))
-    assert "do not lie at multiples of 16 bytes" in said
+    (reason,) = on_ranks(2, slow, Run(str(tmp_path), 1, apart=False))
+    assert "do not lie at multiples of 16 bytes" in reason

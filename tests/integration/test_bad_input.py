@@ -11,14 +11,14 @@ from tests.integration.conftest import Chain, scion, scion_process, write_rows
 PAIR = {"id": "x", "anchor": "Click the button.", "positive": "Πατήστε το κουμπί."}
 
 
-def refused(*arguments: str) -> str:
+def refusal(*arguments: str) -> str:
     """The message."""
-    done = scion(*arguments)
-    assert done.returncode == 2
-    said = done.stderr
-    assert "Traceback" not in said
-    assert said.startswith("error:")
-    return said
+    process = scion(*arguments)
+    assert process.returncode == 2
+    message = process.stderr
+    assert "Traceback" not in message
+    assert message.startswith("error:")
+    return message
 
 
 def nothing_left(chain: Chain) -> bool:
@@ -29,65 +29,65 @@ def nothing_left(chain: Chain) -> bool:
 class TestText:
     def test_empty_corpus(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "empty.parquet", [{"text": "  "}, {"text": "\u200b\n"}])
-        said = refused("pipeline", copy.config, f"text={path}")
-        assert "no document is left to train on" in said
-        assert "2 empty" in said
+        message = refusal("pipeline", copy.config, f"text={path}")
+        assert "no document is left to train on" in message
+        assert "2 empty" in message
         assert nothing_left(copy)
 
     def test_missing_column(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"body": "text"}])
-        said = refused("shard", copy.config, f"text={path}")
-        assert "column text is missing; the file has body" in said
+        message = refusal("shard", copy.config, f"text={path}")
+        assert "column text is missing; the file has body" in message
         assert nothing_left(copy)
 
     def test_missing_pair_column(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"anchor": "a", "negative": "b"}])
-        assert "column positive is missing" in refused("shard", copy.config, f"pairs={path}")
+        assert "column positive is missing" in refusal("shard", copy.config, f"pairs={path}")
 
     def test_a_broken_line_is_named(self, copy: Chain) -> None:
         path = copy.folder / "bad.jsonl"
         path.write_text('{"text": "one"}\n{"text": "two"\n')
-        said = refused("shard", copy.config, f"text={path}")
-        assert "byte 16" in said
-        assert "bad.jsonl" in said
+        message = refusal("shard", copy.config, f"text={path}")
+        assert "byte 16" in message
+        assert "bad.jsonl" in message
 
     def test_no_such_file_or_dataset(self, copy: Chain) -> None:
-        assert "no such file" in refused("shard", copy.config, f"text={copy.folder}/none-*.parquet")
-        assert "neither a file nor a dataset" in refused("shard", copy.config, "text=no/such")
+        assert "no such file" in refusal("shard", copy.config, f"text={copy.folder}/none-*.parquet")
+        assert "neither a file nor a dataset" in refusal("shard", copy.config, "text=no/such")
 
     def test_pairs_that_are_in_the_test_set(self, copy: Chain) -> None:
-        said = refused("pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
-        assert "240 of 240 ids are also in pairs=" in said
+        message = refusal("pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
+        assert "240 of 240 ids are also in pairs=" in message
         same = [row | {"id": f"new{i}"} for i, row in enumerate(pq.read_table(copy.folder / "pairs.parquet").to_pylist())]
         path = write_rows(copy.folder / "renamed.parquet", same)
-        assert "a sentence of test_pairs= stands in 240 of 240 pairs" in refused("pipeline", copy.config, f"test_pairs={path}")
+        assert "a sentence of test_pairs= stands in 240 of 240 pairs" in refusal("pipeline", copy.config, f"test_pairs={path}")
         assert nothing_left(copy)
 
     def test_an_id_twice(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "twice.parquet", [PAIR, PAIR])
-        assert "'x' occurs more than once" in refused("shard", copy.config, f"pairs={path}")
+        assert "'x' occurs more than once" in refusal("shard", copy.config, f"pairs={path}")
 
     def test_a_model_folder_without_a_tokenizer(self, copy: Chain, source_folder: str) -> None:
         folder = copy.folder / "model"
         shutil.copytree(source_folder, folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
-        said = refused("pipeline", copy.config, f"source_model={folder}")
-        assert "the folder has no tokenizer" in said
+        message = refusal("pipeline", copy.config, f"source_model={folder}")
+        assert "the folder has no tokenizer" in message
         assert nothing_left(copy)
 
     def test_a_job_before_its_input(self, copy: Chain) -> None:
-        assert "scion shard" in refused("pretrain", copy.config)
+        assert "scion shard" in refusal("pretrain", copy.config)
 
 
 class TestConfiguration:
     def test_an_unknown_key_names_the_nearest(self, copy: Chain) -> None:
-        assert "Did you mean method?" in refused("pipeline", copy.config, "metod=focus")
-        assert "Did you mean shard.tokenizer.vocab_size?" in refused("pipeline", copy.config, "shard.tokenizer.vocab_siz=5")
+        assert "Did you mean method?" in refusal("pipeline", copy.config, "metod=focus")
+        assert "Did you mean shard.tokenizer.vocab_size?" in refusal("pipeline", copy.config, "shard.tokenizer.vocab_siz=5")
 
     def test_an_unknown_method_names_them_all(self, copy: Chain) -> None:
-        said = refused("pipeline", copy.config, "method=foucs")
-        assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in said
+        message = refusal("pipeline", copy.config, "method=foucs")
+        assert "random, mean, script_moments, fvt, wechsel, ofa, focus" in message
 
     @pytest.mark.parametrize(
         ("override", "message"),
@@ -103,17 +103,17 @@ class TestConfiguration:
         ],
     )
     def test_a_bad_value(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
-        assert message in refused("pipeline", copy.config, override)
+        assert message in refusal("pipeline", copy.config, override)
 
     def test_no_such_file_job_or_model(self, copy: Chain) -> None:
-        assert "no such file" in refused("pipeline", "nowhere.yaml")
-        assert "Did you mean 'transfer'" in refused("tansfer", copy.config)
-        assert "no such folder" in refused("pipeline", copy.config, "source_model=/nowhere")
-        assert "configuration file is missing" in refused("pipeline")
+        assert "no such file" in refusal("pipeline", "nowhere.yaml")
+        assert "Did you mean 'transfer'" in refusal("tansfer", copy.config)
+        assert "no such folder" in refusal("pipeline", copy.config, "source_model=/nowhere")
+        assert "configuration file is missing" in refusal("pipeline")
 
     def test_a_key_that_must_be_given(self, tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text("text: a.parquet\n")
-        assert "source_model, output must be given" in refused("pipeline", str(tmp_path / "c.yaml"))
+        assert "source_model, output must be given" in refusal("pipeline", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -127,37 +127,37 @@ def test_what_a_method_cannot_use(copy: Chain) -> None:
         "transfer.methods.wechsel.space",
         [f"{side}_vectors={copy.folder}/{side[0]}.vec" for side in ("source", "target")],
     )
-    given = [f"{space}.{item}" for item in vectors]
+    vector_settings = [f"{space}.{item}" for item in vectors]
     cases: list[tuple[list[str], str]] = [
         (["method=omp"], "omp needs a donor"),
         (["method=clp", "transfer.methods.clp.donor=/nowhere"], "no such folder"),
         (["method=wechsel", f"{space}.dictionary={copy.folder}/useless.tsv"], "none of its 1 pairs"),
         (["method=wechsel", f"{space}.dictionary=/nowhere.tsv"], "no such file"),
-        (["method=wechsel", *given, f"{space}.dictionary={copy.folder}/good.tsv"], "cannot align (1, 3) with (1, 2)"),
+        (["method=wechsel", *vector_settings, f"{space}.dictionary={copy.folder}/good.tsv"], "cannot align (1, 3) with (1, 2)"),
         (["method=ofa", "transfer.methods.ofa.space.target_vectors=/nowhere.bin"], "no such file"),
         (["method=wechsel", "transfer.max_memory=0.01"], "GiB are needed"),
         (["method=fvt", "transfer.factorise.rank=33"], "no factors of rank 33"),
         (["method=fvt", "transfer.factorise.rank=32", "transfer.factorise.keep=true"], "no smaller than the matrix"),
     ]
     for arguments, message in cases:
-        assert message in refused("transfer", copy.config, *arguments), arguments
+        assert message in refusal("transfer", copy.config, *arguments), arguments
     assert {path.name for path in copy.output.iterdir()} == {"shards"}
 
 
-def test_an_output_folder_of_another_config(finished: Chain) -> None:
-    said = refused("pipeline", finished.config, "shard.length=64")
-    assert "another run; it differs in shard.length (32 -> 64)" in said
-    assert "Use the settings it was made with, or choose another output=" in said
+def test_an_output_folder_of_another_config(finished_chain: Chain) -> None:
+    message = refusal("pipeline", finished_chain.config, "shard.length=64")
+    assert "another run; it differs in shard.length (32 -> 64)" in message
+    assert "Use the settings it was made with, or choose another output=" in message
 
 
 def test_a_folder_that_is_not_ours(copy: Chain) -> None:
     (copy.output / "shards").mkdir(parents=True)
     (copy.output / "shards" / "thesis.tex").write_text("years of work")
-    assert "not Scion's" in refused("pipeline", copy.config)
+    assert "not Scion's" in refusal("pipeline", copy.config)
     assert (copy.output / "shards" / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_cluster_that_is_not_there(copy: Chain) -> None:
-    done = scion_process("shard", copy.config, address="127.0.0.1:1")
-    assert done.returncode == 2, done.stderr
-    assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr
+    process = scion_process("shard", copy.config, address="127.0.0.1:1")
+    assert process.returncode == 2, process.stderr
+    assert "RAY_ADDRESS=127.0.0.1:1" in process.stderr

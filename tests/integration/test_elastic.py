@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from data_pipeline.errors import Stopped
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
@@ -34,14 +34,14 @@ class StopAt:
         return done >= self._step
 
 
-def trained(found: Any, source_folder: str, folder: str, stage: int, workers: int, stop: int | None = None) -> TrainRun:
+def train(shards: Any, source_folder: str, folder: str, stage: int, workers: int, stop: int | None = None) -> TrainRun:
     """To the end, or until the driver asks to stop."""
     config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task,
         config=config,
-        rows=planned(found, BATCH, 2),
+        rows=ordered_rows(shards, BATCH, 2),
         heldout=None,
         row_groups={},
         uri=folder,
@@ -65,10 +65,10 @@ def consumed(run: TrainRun) -> list[dict[str, Any]]:
     [pytest.param(1, 2, 1, marks=pytest.mark.slow), (2, 1, 3), pytest.param(3, 3, 2, marks=pytest.mark.slow)],
 )
 def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, stage: int, before: int, after: int) -> None:  # type: ignore[no-untyped-def]
-    whole = trained(shards, source_folder, str(tmp_path / "whole"), stage, before)
+    whole = train(shards, source_folder, str(tmp_path / "whole"), stage, before)
     with pytest.raises(Stopped, match="the same command resumes"):
-        trained(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
-    run = trained(shards, source_folder, str(tmp_path / "parted"), stage, after)
+        train(shards, source_folder, str(tmp_path / "parted"), stage, before, stop=4)
+    run = train(shards, source_folder, str(tmp_path / "parted"), stage, after)
     attempts = run_log.read(f"{run.uri}/log")
     starts = [entry for entries in attempts for entry in entries if entry["kind"] == "start"]
     assert [entry["world"] for entry in starts] == [before, after]

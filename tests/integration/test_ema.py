@@ -39,7 +39,7 @@ class Run:
         )
 
 
-def trained(run: Run, first: int) -> list[float]:
+def train(run: Run, first: int) -> list[float]:
     import torch.distributed as dist
 
     from trainer.deepspeed_bridge import partitioned
@@ -83,26 +83,26 @@ def test_the_average_is_torch_s_and_survives_a_resume(
     plain = Run(source_folder, folders["plain"], stage, precision, None, False)
     quiet = Run(source_folder, folders["quiet"], stage, precision, DECAY, False)
     looked = Run(source_folder, folders["looked"], stage, precision, DECAY, True)
-    losses = [on_ranks(world, trained, run, 0) for run in (plain, quiet, looked)]  # type: ignore[arg-type]
+    losses = [on_ranks(world, train, run, 0) for run in (plain, quiet, looked)]  # type: ignore[arg-type]
     assert losses[0] == losses[1] == losses[2]
 
-    made = load_file(f"{folders['quiet']}/from-0/model.safetensors")
-    assert same(load_file(f"{folders['looked']}/from-0/model.safetensors"), made)
+    exported = load_file(f"{folders['quiet']}/from-0/model.safetensors")
+    assert same(load_file(f"{folders['looked']}/from-0/model.safetensors"), exported)
     snapshots = [torch.load(f"{folders['looked']}/weights-{step}.pt") for step in range(STEPS)]
-    known, update = dict(snapshots[0]), get_ema_multi_avg_fn(DECAY)
+    average, update = dict(snapshots[0]), get_ema_multi_avg_fn(DECAY)
     for snapshot in snapshots[1:]:
         names = [name for name, weight in snapshot.items() if weight.is_floating_point()]
-        update([known[name] for name in names], [snapshot[name] for name in names], torch.tensor(0))
-    for name, weight in made.items():
-        assert torch.allclose(weight, known[f"model.{name}"], rtol=0, atol=1e-7), name
-    assert not same(made, load_file(f"{folders['plain']}/from-0/model.safetensors"))
+        update([average[name] for name in names], [snapshot[name] for name in names], torch.tensor(0))
+    for name, weight in exported.items():
+        assert torch.allclose(weight, average[f"model.{name}"], rtol=0, atol=1e-7), name
+    assert not same(exported, load_file(f"{folders['plain']}/from-0/model.safetensors"))
 
     store = Store(f"{folders['quiet']}/checkpoints", 9)
     write_task(store, quiet.task)
     export.export(store, store.usable()[0], str(tmp_path / "out"))
-    assert same(load_file(tmp_path / "out" / "model.safetensors"), made)
-    assert on_ranks(world, trained, quiet, 2) == losses[0][2:]  # type: ignore[arg-type]
-    assert same(load_file(f"{folders['quiet']}/from-2/model.safetensors"), made)
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), exported)
+    assert on_ranks(world, train, quiet, 2) == losses[0][2:]  # type: ignore[arg-type]
+    assert same(load_file(f"{folders['quiet']}/from-2/model.safetensors"), exported)
 
 
 def test_what_the_average_does_not_go_with_is_refused() -> None:

@@ -22,21 +22,21 @@ pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: list[str]) -> None:
     """Findings 6 of families.md: it hung in retries, after pretraining."""
     folder = copy.folder / "decoder"
-    made = tokenizer(english, SIZE)
-    tiny_decoder(made, "gpt2").save_pretrained(folder)
-    made.save_pretrained(folder)
+    gpt2_tokenizer = tokenizer(english, SIZE)
+    tiny_decoder(gpt2_tokenizer, "gpt2").save_pretrained(folder)
+    gpt2_tokenizer.save_pretrained(folder)
     command = ("embed", copy.config, f"embed.model={folder}", "embed.pooling=last", "workers=1")
-    done = scion(*command, "embed.train.evaluate_steps=2", "embed.train.export_steps=2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = scion(*command, "embed.train.evaluate_steps=2", "embed.train.export_steps=2")
+    assert process.returncode == 0, process.stdout + process.stderr
     assert {path.name for path in copy.output.iterdir()} == {"embed", "embed-step-2", "embed-step-4"}
     assert SentenceTransformer(str(copy.output / "embed-step-2"), device="cpu").encode(english[:2]).shape[0] == 2
     testing = pairs.load(str(copy.folder / "test_pairs.parquet"), str(copy.folder / "cache"), key="test_pairs")
-    measured = copy.artifact("embed")["metrics"]["retrieval"]
-    assert set(measured) == {"0", "2", "4"}
-    for step, made_then in (("2", "embed-step-2"), ("4", "embed")):
-        assert measured[step] == retrieval.Retrieval()(Embedder.load(str(copy.output / made_then)), testing)[0]
-    last = " / ".join(f"{measured['4'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
-    assert f"to {last} on test pairs" in done.stdout
+    scores = copy.artifact("embed")["metrics"]["retrieval"]
+    assert set(scores) == {"0", "2", "4"}
+    for step, name in (("2", "embed-step-2"), ("4", "embed")):
+        assert scores[step] == retrieval.Retrieval()(Embedder.load(str(copy.output / name)), testing)[0]
+    last = " / ".join(f"{scores['4'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+    assert f"to {last} on test pairs" in process.stdout
     console = Console(file=io.StringIO(), width=120)
     status.command([str(copy.output / "embed")], console)
     assert f"accuracy@1 {last} on 60 test pairs at step 4" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ class Run:
         return PairBatch(table, int(tokenizer.pad_token_id))
 
 
-def scored(run: Run) -> list[dict[str, Any]]:
+def train_and_score(run: Run) -> list[dict[str, Any]]:
     import torch.distributed as dist
 
     from trainer.deepspeed_bridge import partitioned
@@ -69,19 +69,19 @@ def scored(run: Run) -> list[dict[str, Any]]:
     engine = setup.make_engine(partitioned.load_module(run.task, run.config), run.config, TRAINED // world, 1)
     engine.train()
     heldout = heldout_pairs.choose(run.testing, MOST, run.task)
-    found = [heldout.score(engine, rank, world)]
+    scores = [heldout.score(engine, rank, world)]
     for step in range(2):
         set_rates(engine, run.config, step)
         optimizer_step(engine, [run.batch(rank, world)], 1, 0, False)
-    found.append(heldout.score(engine, rank, world))
+    scores.append(heldout.score(engine, rank, world))
     assert engine.module.training
     everywhere: list[Any] = [None] * world
-    dist.all_gather_object(everywhere, found)
-    assert all(others == found for others in everywhere)
+    dist.all_gather_object(everywhere, scores)
+    assert all(others == scores for others in everywhere)
     with trained_weights(engine, run.config, run.folder) as weights:
         if rank == 0:
             run.task.export(weights, f"{run.folder}/embedder")
-    return found
+    return scores
 
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 1), (3, 3), pytest.param(2, 2, marks=pytest.mark.slow)])
@@ -90,19 +90,19 @@ def test_retrieval_in_training_is_that_of_the_embedder_that_is_exported(
 ) -> None:
     distinct = list({row["positive"].lower(): row for row in {row["anchor"].lower(): row for row in pairs}.values()}.values())
     run = Run(source_folder, str(tmp_path), stage, distinct[: TRAINED + 130])
-    before, after = on_ranks(world, scored, run)
+    before, after = on_ranks(world, train_and_score, run)
     assert (before["pairs"], set(before["by_language"])) == (MOST, {"el", "en"})
-    chosen = heldout_pairs.choose(run.testing, MOST, run.task).pairs
-    for found, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):
+    subset = heldout_pairs.choose(run.testing, MOST, run.task).pairs
+    for scores, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):
         embedder = Embedder.load(folder)
         embedder.spec = run.task.spec
-        ways, by_language = retrieval.Retrieval()(embedder, chosen)
-        assert json.loads(json.dumps([ways, by_language])) == [found["retrieval"], found["by_language"]]
-    theirs = TranslationEvaluator(chosen.anchors, chosen.positives, write_csv=False)(
+        ways, by_language = retrieval.Retrieval()(embedder, subset)
+        assert json.loads(json.dumps([ways, by_language])) == [scores["retrieval"], scores["by_language"]]
+    theirs = TranslationEvaluator(subset.anchors, subset.positives, write_csv=False)(
         SentenceTransformer(f"{tmp_path}/embedder", device="cpu")
     )
-    known = {name.rpartition("_")[2] if "mean" in name else name: value for name, value in theirs.items()}
-    assert after["retrieval"]["forward"]["accuracy_at_1"] == pytest.approx(known["src2trg_accuracy"])
-    assert after["retrieval"]["backward"]["accuracy_at_1"] == pytest.approx(known["trg2src_accuracy"])
+    peer_scores = {name.rpartition("_")[2] if "mean" in name else name: value for name, value in theirs.items()}
+    assert after["retrieval"]["forward"]["accuracy_at_1"] == pytest.approx(peer_scores["src2trg_accuracy"])
+    assert after["retrieval"]["backward"]["accuracy_at_1"] == pytest.approx(peer_scores["trg2src_accuracy"])
     assert before != after
     assert torch.is_grad_enabled()

@@ -26,15 +26,15 @@ from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask
 
 
-def planned(shards: tuple[str, Manifest], batch: int, micro: int | None) -> OrderedRows:
-    folder, found = shards
-    order = RowOrder(streams=found.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
-    return OrderedRows(order=order, folder=folder, manifest=found, micro_batch=micro)
+def ordered_rows(shards: tuple[str, Manifest], batch: int, micro: int | None) -> OrderedRows:
+    folder, shard_manifest = shards
+    order = RowOrder(streams=shard_manifest.order_streams(temperature_weights({"el": 1}, 1.0)), batch=batch, seed=4)
+    return OrderedRows(order=order, folder=folder, manifest=shard_manifest, micro_batch=micro)
 
 
 def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray: bool = False, **changes) -> list[float]:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
-    rows = planned(shards, config.batch_size, config.micro_batch)
+    rows = ordered_rows(shards, config.batch_size, config.micro_batch)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
         task=task,
@@ -57,17 +57,19 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray
 @pytest.mark.parametrize("on_ray", [[(1, 2)], pytest.param([(1, 2), (3, 2), (1, 1), (2, 2)], marks=pytest.mark.slow)])
 def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_folder: str, tmp_path, on_ray) -> None:
     """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are filled up at weight 0. On Ray or not."""
-    found = {
+    losses_by_setup = {
         (stage, workers): train(
             shards, source_folder, str(tmp_path / f"{stage}-{workers}"), stage, workers, (stage, workers) in on_ray
         )
         for stage, workers in ((1, 2), (1, 1), (2, 2), (3, 1), (3, 2), (3, 3))
     }
     expected = by_hand(shards, source_folder)
-    weights = {key: loading.language_model(str(tmp_path / f"{key[0]}-{key[1]}" / "model"), 0).state_dict() for key in found}
-    for key, losses in found.items():
+    weights = {
+        key: loading.language_model(str(tmp_path / f"{key[0]}-{key[1]}" / "model"), 0).state_dict() for key in losses_by_setup
+    }
+    for key, losses in losses_by_setup.items():
         assert np.abs(np.array(losses) - expected).max() < 1e-4, (key, losses, expected)
-        assert np.abs(np.array(losses) - np.array(found[1, 2])).max() < 1e-5, key
+        assert np.abs(np.array(losses) - np.array(losses_by_setup[1, 2])).max() < 1e-5, key
         for name, tensor in weights[1, 2].items():
             assert (tensor - weights[key][name]).abs().max() < 1e-5, (key, name)
     for folder in tmp_path.iterdir():
@@ -79,8 +81,8 @@ def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, s
     before = loading.language_model(source_folder, 1).state_dict()
     train(shards, source_folder, str(tmp_path / "a"), stage, 2, embedding_steps=5)
     after = loading.language_model(str(tmp_path / "a" / "model"), 1).state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {
+    changed_names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed_names == {
         "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.weight",
         "cls.predictions.bias",
@@ -135,7 +137,7 @@ def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untype
     optimizer = torch.optim.AdamW(
         [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
     )
-    feed = RankFeed(rows=planned(shards, 10, 10), rank=0, world=1)
+    feed = RankFeed(rows=ordered_rows(shards, 10, 10), rank=0, world=1)
     losses = []
     for step, rows in enumerate(feed.read_local(0, 5)):
         for group in optimizer.param_groups:
@@ -152,7 +154,7 @@ def by_hand(shards, source_folder: str) -> np.ndarray:  # type: ignore[no-untype
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
-    rows = planned(shards, 10, 3)
+    rows = ordered_rows(shards, 10, 3)
     for rank in range(2):
         feed = RankFeed(rows=rows, rank=rank, world=2)
         streamed, local = list(feed.read_with_ray(3, 40)), list(feed.read_local(3, 40))
@@ -169,13 +171,13 @@ def test_a_byte_that_changed_in_a_shard_is_told_by_the_feed(shards, tmp_path) ->
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    feed = RankFeed(rows=planned((str(tmp_path / "rows"), shards[1]), 10, 3), rank=0, world=1)
+    feed = RankFeed(rows=ordered_rows((str(tmp_path / "rows"), shards[1]), 10, 3), rank=0, world=1)
     with pytest.raises(CorruptError, match=re.escape(path.name)):
         list(feed.read_with_ray(0, 60))
 
 
 def test_rows_that_were_not_planned_are_refused(shards) -> None:
-    feed = RankFeed(rows=planned(shards, 10, 3), rank=0, world=2)
+    feed = RankFeed(rows=ordered_rows(shards, 10, 3), rank=0, world=2)
     first, second = feed.read_local(0, 2)
     check_received(feed.slots(0), first, 0)
     with pytest.raises(DataOrderError, match="rank 0 received step 1"):

@@ -94,13 +94,15 @@ def test_a_checkpoint_gives_the_folder_that_the_run_would_have_written(
     store = Store(f"{tmp_path}/checkpoints", 3)
     write_task(store, run.task)
     for name, step in zip(names, (3, 1), strict=True):
-        made = export.export(store, name, f"{tmp_path}/out-{step}")
-        assert (made.kind, made.config["step"]) == ("model", step)
-        own, other = (load_file(tmp_path / f"{folder}-{step}" / "model.safetensors") for folder in ("own", "out"))
-        assert own.keys() == other.keys()
-        for key, weight in own.items():
-            assert weight.dtype == other[key].dtype
-            assert torch.equal(weight, other[key]), (step, key)
+        result = export.export(store, name, f"{tmp_path}/out-{step}")
+        assert (result.kind, result.config["step"]) == ("model", step)
+        run_weights, exported_weights = (
+            load_file(tmp_path / f"{folder}-{step}" / "model.safetensors") for folder in ("own", "out")
+        )
+        assert run_weights.keys() == exported_weights.keys()
+        for key, weight in run_weights.items():
+            assert weight.dtype == exported_weights[key].dtype
+            assert torch.equal(weight, exported_weights[key]), (step, key)
     assert not list(tmp_path.glob("*.draft"))
 
 
@@ -119,9 +121,9 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
         command = [sys.executable, "-c", code, "export", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment(None), capture_output=True, text=True, check=False)
 
-    done = scion(str(tmp_path / NAME))
-    assert done.returncode == 0, done.stderr
-    assert f"model after 3 steps: {tmp_path}/{NAME}-step-3" in done.stdout
+    process = scion(str(tmp_path / NAME))
+    assert process.returncode == 0, process.stderr
+    assert f"model after 3 steps: {tmp_path}/{NAME}-step-3" in process.stdout
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / f"{NAME}-step-3")
     assert AutoTokenizer.from_pretrained(tmp_path / f"{NAME}-step-3")("help").input_ids
     refused = scion(str(tmp_path / NAME), "2")
@@ -144,7 +146,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     assert store.usable()
     with lease.hold(f"{tmp_path}/both.lease.json"), pytest.raises(ArtifactError, match="another run is writing here"):
         export.export(store, names[0], str(tmp_path / "both"))
-    assert {found.name for found in tmp_path.iterdir()} == {NAME, f"{NAME}-step-3"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {NAME, f"{NAME}-step-3"}
 
 
 def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -156,5 +158,5 @@ def test_a_task_is_read_as_it_was_written(tmp_path: Path) -> None:
     ):
         for frozen, lora in ((("body",), None), ((), Lora(rank=4, alpha=8, targets=("q_proj",)))):
             write_task(store, task, frozen, lora)
-            read = read_task(store)
-            assert (read.task, read.frozen, read.lora) == (task, frozen, lora)
+            task_file = read_task(store)
+            assert (task_file.task, task_file.frozen, task_file.lora) == (task, frozen, lora)

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_pipeline.errors import ArtifactError, Stopped
 from tests.integration.test_export import Run, train
-from tests.integration.test_going_on import ODD, run, trained, weights
+from tests.integration.test_going_on import ODD, fit_run, run, weights
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
 from trainer.checkpoints.export_queue import ExportQueue
@@ -46,7 +46,7 @@ def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
     settings = {"checkpoint_steps": 100}
     plain = begin(run(shards, source_folder, str(tmp_path / "plain"), steps=6, **settings))
     one = begin(run(shards, source_folder, str(tmp_path / "run"), steps=6, export_steps=3, **settings))
-    expected, result = trained(plain), trained(one)
+    expected, result = fit_run(plain), fit_run(one)
     assert [entry["loss"] for entry in result["history"]] == [entry["loss"] for entry in expected["history"]]
     assert same(weights(one), weights(plain))
     folders = {step: f"{one.uri}-step-{step}" for step in (3, 6)}
@@ -64,15 +64,15 @@ def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
 ) -> None:
     folder = str(tmp_path / "run")
     with pytest.raises(Stopped):
-        trained(begin(run(shards, source_folder, folder, steps=6, export_steps=2)), stop=3)
+        fit_run(begin(run(shards, source_folder, folder, steps=6, export_steps=2)), stop=3)
     shutil.rmtree(f"{folder}{ODD}-step-2", ignore_errors=True)
     one = begin(run(shards, source_folder, folder, steps=6, export_steps=2))
-    trained(one)
-    made = {step: Path(f"{folder}{ODD}-step-{step}", "model.safetensors").exists() for step in (2, 4, 6)}
-    assert all(made.values()), (made, entries(one, "export"))
+    fit_run(one)
+    exists = {step: Path(f"{folder}{ODD}-step-{step}", "model.safetensors").exists() for step in (2, 4, 6)}
+    assert all(exists.values()), (exists, entries(one, "export"))
 
 
-class Noted:
+class MemoryJournal:
     """A journal in memory."""
 
     def __init__(self) -> None:
@@ -82,9 +82,9 @@ class Noted:
         self.entries.append({"kind": kind} | entry)
 
 
-def waited(folder: str) -> list[dict[str, Any]]:
+def finish_slow_export(folder: str) -> list[dict[str, Any]]:
     """An export that takes longer than ranks wait for each other."""
-    store, journal = Store(f"{folder}/checkpoints", 3), Noted()
+    store, journal = Store(f"{folder}/checkpoints", 3), MemoryJournal()
     exports = ExportQueue(TrainConfig(export_steps=1), store, folder, journal, None)  # type: ignore[arg-type]
     if dist.get_rank() == 0:
         name = new_name(1, 2)
@@ -104,7 +104,7 @@ def waited(folder: str) -> list[dict[str, Any]]:
 
 def test_exports_that_are_left_at_the_end_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path) -> None:
     """Three attempts died at the end of a run, each with the export under way."""
-    assert [entry["step"] for entry in on_ranks(2, waited, str(tmp_path))] == [1]
+    assert [entry["step"] for entry in on_ranks(2, finish_slow_export, str(tmp_path))] == [1]
 
 
 def test_an_export_that_fails_is_noted_with_its_reason(
@@ -112,7 +112,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
 ) -> None:
     one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
     last, first = on_ranks(1, train, one)
-    store, journal = Store(f"{tmp_path}/checkpoints", 3), Noted()
+    store, journal = Store(f"{tmp_path}/checkpoints", 3), MemoryJournal()
     write_task(store, one.task)
     (tmp_path / "run-step-3").mkdir()
     (tmp_path / "run-step-3" / "mine.txt").write_text("not Scion's")
@@ -141,11 +141,11 @@ def test_a_step_that_is_made_again_replaces_its_folder_but_never_that_of_another
     write_task(store, one.task)
     again = name[:-1] + ("0" if name[-1] != "0" else "1")
     shutil.copytree(f"{store.uri}/{name}", f"{store.uri}/{again}")
-    made = export.export(store, name, f"{tmp_path}/out")
+    first_export = export.export(store, name, f"{tmp_path}/out")
     with pytest.raises(ArtifactError, match="differs in checkpoint"):
         export.export(store, again, f"{tmp_path}/out")
     replaced = export.export(store, again, f"{tmp_path}/out", again=True)
-    assert (made.config["checkpoint"], replaced.config["checkpoint"]) == (name, again)
+    assert (first_export.config["checkpoint"], replaced.config["checkpoint"]) == (name, again)
     earlier = Path(f"{tmp_path}/out", "artifact.json")
     earlier.write_text(earlier.read_text().replace('"run": "a"', '"run": "another"'))
     with pytest.raises(ArtifactError, match="differs in checkpoint"):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import Stopped, TrainingError
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from tests.integration.test_guards import clean
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
@@ -62,13 +62,13 @@ class Bound(Cramped):
     divisible = False
 
 
-def run(found: Any, source: str, folder: Path, most: int, micro: int | None) -> TrainRun:
+def run(shards: Any, source: str, folder: Path, most: int, micro: int | None) -> TrainRun:
     config = TrainConfig(steps=6, batch_size=BATCH, micro_batch=micro, zero_stage=2, checkpoint_steps=2)
     task = LanguageModelTask(model_uri=source, length=32, probability=0.5, seed=1)
     return TrainRun(
         task=Cramped(task, most),
         config=config,
-        rows=planned(found, BATCH, micro),
+        rows=ordered_rows(shards, BATCH, micro),
         heldout=None,
         row_groups={},
         uri=str(folder),
@@ -88,10 +88,10 @@ def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for
     one = run(shards, source_folder, tmp_path / "a", most=1, micro=None)
     fit(one, workers=2)
     assert starts(one) == [4, 2, 1]
-    asked = run(shards, source_folder, tmp_path / "b", most=1, micro=1)
-    fit(asked, workers=2)
-    own, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, asked))
-    assert all(torch.equal(own[name], other[name]) for name in other)
+    explicit = run(shards, source_folder, tmp_path / "b", most=1, micro=1)
+    fit(explicit, workers=2)
+    weights, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, explicit))
+    assert all(torch.equal(weights[name], other[name]) for name in other)
     assert clean(one)
     assert not list(tmp_path.glob("*/micro.json"))
 
@@ -111,7 +111,7 @@ def test_a_run_that_goes_on_remembers_what_fits_until_another_number_is_asked_fo
         with pytest.raises(Stopped):
             fit(one, workers=2, stop=step)
     assert starts(one) == [4, 2, 2]
-    fit(replace(one, rows=planned(shards, BATCH, 3)), workers=2)
+    fit(replace(one, rows=ordered_rows(shards, BATCH, 3)), workers=2)
     assert starts(one) == [4, 2, 2, 3, 1]
 
 

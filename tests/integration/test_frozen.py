@@ -45,7 +45,7 @@ class Run:
         )
 
 
-def trained(run: Run, first: int) -> list[float]:
+def train(run: Run, first: int) -> list[float]:
     """Steps from `first` on, from the checkpoint before them; the folder is named after `first`."""
     import torch.distributed as dist
 
@@ -69,12 +69,12 @@ def by_hand(run: Run) -> list[float]:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = run.config.rate(step, True)
-        found = torch.cat([module(batch(step, row)) for row in range(ROWS)])
+        target_losses = torch.cat([module(batch(step, row)) for row in range(ROWS)])
         optimizer.zero_grad()
-        found.mean().backward()
+        target_losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, run.config.clip)
         optimizer.step()
-        losses.append(float(found.detach().mean()))
+        losses.append(float(target_losses.detach().mean()))
     return losses
 
 
@@ -93,27 +93,27 @@ def test_what_is_frozen_stays_and_the_rest_trains_as_in_plain_torch(
 ) -> None:
     run = Run(source_folder, str(tmp_path), stage, precision, (frozen,))
     store = Store(f"{tmp_path}/checkpoints", 9)
-    losses = on_ranks(world, trained, run, 0)
+    losses = on_ranks(world, train, run, 0)
     assert losses == pytest.approx(by_hand(run), abs=1e-5 if precision == "fp32" else 0.05)
 
-    source, made = load_file(f"{source_folder}/model.safetensors"), load_file(tmp_path / "from-0" / "model.safetensors")
-    kept = {name.removeprefix("model.") for name in frozen_names(run.task.module(), (frozen,))}
-    assert {name for name in made if torch.equal(made[name], source[name])} == kept & set(made)
-    assert set(made) == set(source)
+    source, exported = load_file(f"{source_folder}/model.safetensors"), load_file(tmp_path / "from-0" / "model.safetensors")
+    unchanged = {name.removeprefix("model.") for name in frozen_names(run.task.module(), (frozen,))}
+    assert {name for name in exported if torch.equal(exported[name], source[name])} == unchanged & set(exported)
+    assert set(exported) == set(source)
 
     write_task(store, run.task, run.config.frozen)
     newest = store.usable()[0]
-    held = torch.load(next(Path(store.uri, newest, "ds").glob("*model_states.pt")), weights_only=False)["module"]
-    assert not kept & {name.removeprefix("model.") for name in held}
+    checkpoint_weights = torch.load(next(Path(store.uri, newest, "ds").glob("*model_states.pt")), weights_only=False)["module"]
+    assert not unchanged & {name.removeprefix("model.") for name in checkpoint_weights}
     export.export(store, newest, f"{tmp_path}/out")
-    assert same(load_file(tmp_path / "out" / "model.safetensors"), made)
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), exported)
 
-    assert on_ranks(world, trained, run, 1) == losses[1:]  # type: ignore[arg-type]
-    assert same(load_file(tmp_path / "from-1" / "model.safetensors"), made)
-    others = on_ranks(1 if world > 1 else 2, trained, run, 2)
+    assert on_ranks(world, train, run, 1) == losses[1:]  # type: ignore[arg-type]
+    assert same(load_file(tmp_path / "from-1" / "model.safetensors"), exported)
+    others = on_ranks(1 if world > 1 else 2, train, run, 2)
     assert others == pytest.approx(losses[2:], abs=1e-5 if precision == "fp32" else 0.05)
     again = load_file(tmp_path / "from-2" / "model.safetensors")
-    assert {name for name in again if torch.equal(again[name], source[name])} == kept & set(made)
+    assert {name for name in again if torch.equal(again[name], source[name])} == unchanged & set(exported)
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

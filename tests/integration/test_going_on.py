@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import Stopped
 from tests.integration.conftest import Chain, scion
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
@@ -27,14 +27,14 @@ ODD = " [1] (a+b)"
 """At the end of a run's folder: globs and regular expressions would read other things in it."""
 
 
-def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
+def run(shards: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
     folder += ODD
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     return TrainRun(
         task=task,
         config=config,
-        rows=planned(found, BATCH, config.micro_batch),
+        rows=ordered_rows(shards, BATCH, config.micro_batch),
         heldout=None,
         row_groups={},
         uri=folder,
@@ -46,7 +46,7 @@ def run(found: Any, source_folder: str, folder: str, **settings: Any) -> TrainRu
     )
 
 
-def trained(one: TrainRun, stop: int | None = None) -> dict[str, Any]:
+def fit_run(one: TrainRun, stop: int | None = None) -> dict[str, Any]:
     return fit(one, workers=2, stop=stop)
 
 
@@ -68,10 +68,10 @@ def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_l
 ) -> None:
     settings = {"schedule": "constant", "zero_stage": stage}
     whole = run(shards, source_folder, str(tmp_path / "whole"), steps=9, **settings)
-    expected = trained(whole)
-    trained(run(shards, source_folder, str(tmp_path / "grown"), steps=5, **settings))
+    expected = fit_run(whole)
+    fit_run(run(shards, source_folder, str(tmp_path / "grown"), steps=5, **settings))
     grown = run(shards, source_folder, str(tmp_path / "grown"), steps=9, **settings)
-    result = trained(grown)
+    result = fit_run(grown)
     assert [entry["loss"] for entry in result["history"]] == [entry["loss"] for entry in expected["history"]]
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(grown)[name]), name
@@ -87,16 +87,16 @@ def test_a_run_that_decays_later_than_planned_is_the_longer_run_and_after_its_de
     """Warmup-stable-decay: stopped before step 6, where the decay of 8 steps begins; after it the rates differ."""
     settings = {"schedule": "wsd", "decay_steps": 2}
     whole = run(shards, source_folder, str(tmp_path / "whole"), steps=10, **settings)
-    trained(whole)
+    fit_run(whole)
     with pytest.raises(Stopped):
-        trained(run(shards, source_folder, str(tmp_path / "grown"), steps=8, **settings), stop=3)
+        fit_run(run(shards, source_folder, str(tmp_path / "grown"), steps=8, **settings), stop=3)
     grown = run(shards, source_folder, str(tmp_path / "grown"), steps=10, **settings)
-    change = trained(grown)["changes"][0]
+    change = fit_run(grown)["changes"][0]
     assert change["from_the_start"]
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(grown)[name]), name
     again = run(shards, source_folder, str(tmp_path / "grown"), steps=12, **settings)
-    result = trained(again)
+    result = fit_run(again)
     assert result["changes"] == [change, {"step": 10, "settings": {"steps": [10, 12]}, "from_the_start": False}]
     assert [entry["rate"] for entry in result["history"]][8:] == [0.01, 0.005, 0.01, 0.005]
     assert clean(again)
@@ -108,9 +108,9 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
     tmp_path: Path,
 ) -> None:
     whole = run(shards, source_folder, str(tmp_path / "whole"), steps=9, micro_batch=3)
-    expected = [entry["loss"] for entry in trained(whole)["history"]]
+    expected = [entry["loss"] for entry in fit_run(whole)["history"]]
     with pytest.raises(Stopped):
-        trained(run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=3), stop=3)
+        fit_run(run(shards, source_folder, str(tmp_path / "changed"), steps=9, micro_batch=3), stop=3)
     changed = run(
         shards,
         source_folder,
@@ -121,7 +121,7 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
         spike=0.0,
         activation_checkpointing=True,
     )
-    result = trained(changed)
+    result = fit_run(changed)
     losses = [entry["loss"] for entry in result["history"]]
     assert np.abs(np.array(losses) - expected).max() < 1e-5
     assert result["changes"][0]["settings"] == {"micro_batch": [3, 1], "spike": [10.0, 0.0]}
@@ -133,22 +133,22 @@ def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_roundi
     shards: Any, source_folder: str, tmp_path: Path, before: int, after: int
 ) -> None:
     """As when the optimizer's state turns out not to fit."""
-    expected = [entry["loss"] for entry in trained(run(shards, source_folder, str(tmp_path / "w"), steps=9))["history"]]
+    expected = [entry["loss"] for entry in fit_run(run(shards, source_folder, str(tmp_path / "w"), steps=9))["history"]]
     with pytest.raises(Stopped):
-        trained(run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=before), stop=3)
+        fit_run(run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=before), stop=3)
     more = {"offload": "all"} if after == 3 else {}
     changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=after, **more)
-    result = trained(changed)
+    result = fit_run(changed)
     assert np.abs(np.array([entry["loss"] for entry in result["history"]]) - expected).max() < 1e-5
     assert result["changes"][0]["settings"] == {"zero_stage": [before, after]}
     assert clean(changed)
 
 
 @pytest.mark.usefixtures("without_ray_train")
-def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) -> None:
+def test_scion_pretrain_goes_on_with_more_steps(finished_chain: Chain, copy: Chain) -> None:
     """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""
-    for done in ("shards", "transfer"):
-        shutil.copytree(finished.output / done, copy.output / done)
+    for part in ("shards", "transfer"):
+        shutil.copytree(finished_chain.output / part, copy.output / part)
     folder, steps = copy.output / "pretrain", "pretrain.train.steps="
     first = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.keep_state=true")
     assert first.returncode == 0, first.stderr
@@ -159,15 +159,15 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     shorter = scion("pretrain", copy.config, f"{steps}3")
     assert shorter.returncode == 2
     assert "pretrain.train.steps (4 -> 3)" in shorter.stderr
-    kept = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.micro_batch=2", "pretrain.train.evaluate_steps=1")
-    assert "kept" in kept.stdout
+    second = scion("pretrain", copy.config, f"{steps}4", "pretrain.train.micro_batch=2", "pretrain.train.evaluate_steps=1")
+    assert "kept" in second.stdout
     grown = scion("pretrain", copy.config, f"{steps}6")
     assert grown.returncode == 0, grown.stderr
-    made = copy.artifact("pretrain")
+    record = copy.artifact("pretrain")
     # All four steps were of the warm-up, whose rates do not depend on the number of steps.
-    assert made["config"]["pretrain"]["train"]["steps"] == 6
-    assert made["metrics"]["changes"] == [{"step": 4, "settings": {"steps": [4, 6]}, "from_the_start": True}]
-    assert set(made["metrics"]["bits_per_byte"]) == {"0", "4", "6"}
+    assert record["config"]["pretrain"]["train"]["steps"] == 6
+    assert record["metrics"]["changes"] == [{"step": 4, "settings": {"steps": [4, 6]}, "from_the_start": True}]
+    assert set(record["metrics"]["bits_per_byte"]) == {"0", "4", "6"}
     starts = [entry["next_step"] for attempt in run_log.read(f"{folder}/log") for entry in attempt if entry["kind"] == "start"]
     assert starts == [0, 4]
     checked = scion("verify", str(folder))
@@ -178,4 +178,4 @@ def test_scion_pretrain_goes_on_with_more_steps(finished: Chain, copy: Chain) ->
     assert more.returncode == 2
     assert "kept no state to extend it from" in more.stderr
     assert "pretrain.train.keep_state=true" in more.stderr
-    assert json.loads((folder / "artifact.json").read_text()) == made
+    assert json.loads((folder / "artifact.json").read_text()) == record

@@ -82,12 +82,12 @@ def losses(kind: str) -> list[float]:
     module, batch = modules[kind]
     config = TrainConfig(steps=STEPS, batch_size=8, learning_rate=3e-3, warmup_steps=4, zero_stage=1)
     engine = make_engine(module(), config, 4, 1)
-    found = []
+    values = []
     for step in range(STEPS):
         torch.manual_seed(step)
         set_rates(engine, config, step)
-        found.append(optimizer_step(engine, [batch(step, dist.get_rank())], 1, 0, False).loss)
-    return found
+        values.append(optimizer_step(engine, [batch(step, dist.get_rank())], 1, 0, False).loss)
+    return values
 
 
 def processor() -> str:
@@ -96,12 +96,12 @@ def processor() -> str:
 
 @pytest.mark.parametrize("kind", ["masked", "causal", "contrastive"])
 def test_the_losses_are_those_of_the_file(kind: str) -> None:
-    found = on_ranks(WORLD, losses, kind)
+    actual = on_ranks(WORLD, losses, kind)
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("UPDATE_GOLDEN"):
-        golden[kind] = {"processor": processor(), "losses": found}
+        golden[kind] = {"processor": processor(), "losses": actual}
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
     expected = golden[kind]
     close = CLOSE if expected["processor"] == processor() else 1e-3
-    assert found == pytest.approx(expected["losses"], rel=close)
-    assert found[-1] < found[0]
+    assert actual == pytest.approx(expected["losses"], rel=close)
+    assert actual[-1] < actual[0]

@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import TrainingError
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
@@ -104,8 +104,8 @@ class Unwritable(Poisoned):
 class Marked:
     """A batch that knows its planned step."""
 
-    def __init__(self, batch: Any, planned: int) -> None:
-        self.batch, self.order_step = batch, planned
+    def __init__(self, batch: Any, order_step: int) -> None:
+        self.batch, self.order_step = batch, order_step
 
     def __getattr__(self, name: str) -> Any:
         if name in ("batch", "__setstate__", "__getstate__"):
@@ -116,7 +116,7 @@ class Marked:
         return Marked(self.batch.to(device), self.order_step)
 
 
-def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison: Any) -> TrainRun:  # type: ignore[no-untyped-def]
+def run(shards, source_folder: str, folder: str, stage: int, steps: int, **poison: Any) -> TrainRun:  # type: ignore[no-untyped-def]
     config = TrainConfig(
         steps=steps,
         batch_size=BATCH,
@@ -129,7 +129,7 @@ def run(found, source_folder: str, folder: str, stage: int, steps: int, **poison
     return TrainRun(
         task=Poisoned(task, **poison),
         config=config,
-        rows=planned(found, BATCH, None),
+        rows=ordered_rows(shards, BATCH, None),
         heldout=None,
         row_groups={},
         uri=folder,
@@ -207,10 +207,10 @@ def test_an_exception_before_the_first_step_is_done_ends_the_run_at_once(shards,
 
 def test_an_exception_in_a_later_step_stands_before_its_rows(shards, source_folder: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = run(shards, source_folder, str(tmp_path), 1, 8, factors={}, failing=(3,))
-    said = (
+    pattern = (
         r"step 3 .* 3 attempts in a row died in this step, of RuntimeError: The size of tensor .* \(rank 0, .*Its rows are el"
     )
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=pattern):
         fit(failing, workers=1)
 
 
@@ -238,7 +238,7 @@ def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, so
 def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    one = planned(shards, BATCH, None)
+    one = ordered_rows(shards, BATCH, None)
     rows = one.reader().read(one.order.step(0))
     batch = task.collator()(rows)
     poisoned = Poisoned(task, {0: 2.0})

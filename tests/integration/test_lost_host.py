@@ -25,17 +25,17 @@ input()
 """
 
 
-def own(address: str | None) -> dict[str, str]:
+def clean_environment(address: str | None) -> dict[str, str]:
     """An environment in which nothing is said of the session's cluster."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | ({"RAY_ADDRESS": address} if address else {})
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return variables | ({"RAY_ADDRESS": address} if address else {})
 
 
 @pytest.fixture
 def cluster() -> Iterator[subprocess.Popen[str]]:
     """Two machines with a core each; a line that is written to it ends the second."""
     running = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own(None)
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(None)
     )
     yield running
     running.kill()
@@ -44,12 +44,12 @@ def cluster() -> Iterator[subprocess.Popen[str]]:
 
 def entries(uri: str, kind: str, world: int) -> list[dict]:
     attempts = run_log.read(f"{uri}/{run_log.FOLDER}")
-    found, current = [], 0
+    matching, current = [], 0
     for entry in (entry for attempt in attempts for entry in attempt):
         current = entry["world"] if entry["kind"] == "start" else current
         if entry["kind"] == kind and current == world:
-            found.append(entry)
-    return found
+            matching.append(entry)
+    return matching
 
 
 @pytest.mark.slow
@@ -68,19 +68,19 @@ def test_a_run_with_min_workers_goes_on_soon_after_a_host_is_lost(copy: Chain, c
     running = subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.cli", "pretrain", copy.config, *settings],
         cwd=ROOT,
-        env=own(address),
+        env=clean_environment(address),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     uri = str(copy.output / "pretrain")
     try:
-        until(lambda: len(entries(uri, "step", 2)) > 30, running, 300)
+        wait_until(lambda: len(entries(uri, "step", 2)) > 30, running, 300)
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         while cluster.stdout.readline() != "lost\n":  # Ray's own words come before it
             pass
         lost = time.time()
-        until(lambda: len(entries(uri, "step", 1)) > 0, running, 600)
+        wait_until(lambda: len(entries(uri, "step", 1)) > 0, running, 600)
         seconds = entries(uri, "step", 1)[0]["time"] - lost
         print(f"a lost host costs {seconds:.0f} s")
         assert seconds < 120  # Ray Train alone waited 300 s for the machine that was gone
@@ -89,9 +89,9 @@ def test_a_run_with_min_workers_goes_on_soon_after_a_host_is_lost(copy: Chain, c
         running.wait()
 
 
-def until(said, running: subprocess.Popen[bytes], seconds: float) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition, running: subprocess.Popen[bytes], seconds: float) -> None:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
-    while not said():
+    while not condition():
         assert running.poll() is None, running.stderr.read().decode()  # type: ignore[union-attr]
         assert time.monotonic() < end, "it never came"
         time.sleep(0.5)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import AutoModelForMaskedLM
 
 from data_pipeline.errors import TrainingError
-from tests.integration.test_universal import ROWS, batch, largest
+from tests.integration.test_universal import ROWS, batch, largest_difference
 from tests.ranks import on_ranks
 from trainer.checkpoints.restore import load_universal
 from trainer.config.train import TrainConfig
@@ -56,26 +56,28 @@ def one_step(run: Run) -> list[float]:
     return losses
 
 
-def saved_and_straight(run: Run) -> list[float]:
+def save_and_continue(run: Run) -> list[float]:
     engine = run.engine()
     run.steps(engine, 0, SAVED)
     engine.save_checkpoint(run.folder, tag="ds", save_latest=False)
     return run.steps(engine, SAVED, STEPS)
 
 
-def gone_on(run: Run) -> list[float]:
+def resume(run: Run) -> list[float]:
     engine = run.engine()
     engine.load_checkpoint(run.folder, tag="ds")
     return run.steps(engine, SAVED, STEPS)
 
 
-def not_finite(run: Run) -> dict[str, Any]:
+def train_with_infinite_loss(run: Run) -> dict[str, Any]:
     """A step whose loss is not finite between two others, and those two alone."""
     losses, engine = [], run.engine()
     for step, broken in enumerate((False, True, False)):
         set_rates(engine, run.config, step // 2)
         batches = [batch(step, row) for row in range(dist.get_rank(), ROWS, dist.get_world_size())]
-        handle = engine.module.register_forward_hook(lambda *given, broken=broken: given[-1] * (float("inf") if broken else 1))
+        handle = engine.module.register_forward_hook(
+            lambda *arguments, broken=broken: arguments[-1] * (float("inf") if broken else 1)
+        )
         losses.append(optimizer_step(engine, batches, 1, 0, False))
         handle.remove()
     again = run.engine()
@@ -121,27 +123,27 @@ def reference(run: Run) -> tuple[dict[str, torch.Tensor], set[str]]:
 def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
     on_ranks(world, one_step, run)
-    (expected, muon), found = reference(run), torch.load(tmp_path / "weights.pt")
+    (expected, muon), actual = reference(run), torch.load(tmp_path / "weights.pt")
     assert {tuple(expected[name].shape) for name in muon} == {(32, 32), (64, 32), (32, 64)}
     assert all("encoder" in name or "transform" in name for name in muon)
     for name, weight in expected.items():
         if "key.bias" in name:  # has no gradient but rounding errors, of which AdamW makes steps
             continue
-        assert (found[name] - weight).abs().max() < (2e-4 if name in muon else 1e-5), name
+        assert (actual[name] - weight).abs().max() < (2e-4 if name in muon else 1e-5), name
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_checkpoint_goes_on_as_if_nothing_had_been(stage: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
-    straight = on_ranks(2, saved_and_straight, run)
-    assert largest(on_ranks(2, gone_on, run), straight) == 0.0
+    straight = on_ranks(2, save_and_continue, run)
+    assert largest_difference(on_ranks(2, resume, run), straight) == 0.0
 
 
 def test_what_is_not_finite_leaves_weights_and_momentum_alone(source_folder: str, tmp_path: Path) -> None:
-    found = on_ranks(2, not_finite, Run(source_folder, str(tmp_path)))
-    assert found["applied"] == [True, False, True]
-    assert found["losses"][0] == found["losses"][1]
-    assert found["same"]
+    result = on_ranks(2, train_with_infinite_loss, Run(source_folder, str(tmp_path)))
+    assert result["applied"] == [True, False, True]
+    assert result["losses"][0] == result["losses"][1]
+    assert result["same"]
 
 
 def test_other_numbers_of_workers_are_refused() -> None:

@@ -21,10 +21,10 @@ OTHERS = tuple(name for name in FAMILIES if name not in COMMON and name not in (
 
 
 def tasks(folder: str, name: str) -> list[Any]:
-    found: list[Any] = [ContrastiveTask(model_uri=folder, spec=EmbedderSpec(max_length=32))]
+    task_list: list[Any] = [ContrastiveTask(model_uri=folder, spec=EmbedderSpec(max_length=32))]
     if FAMILIES[name].kind in ("masked", "causal", "multimodal"):
-        found.append(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1))
-    return found
+        task_list.append(LanguageModelTask(model_uri=folder, length=32, probability=0.15, seed=1))
+    return task_list
 
 
 def different(whole: Any, cut: Any) -> list[str]:
@@ -52,9 +52,9 @@ def compare(folders: dict[str, str], precision: str) -> list[str]:
     config, wrong = TrainConfig(zero_stage=3, precision=precision), []  # type: ignore[arg-type]
     for name, folder in folders.items():
         for task in tasks(folder, name):
-            said = f"{name} {type(task).__name__}"
+            label = f"{name} {type(task).__name__}"
             whole, cut = task.module(), partitioned.load_module(task, config)
-            wrong += [f"{said}: {what}" for what in different(whole, cut)]
+            wrong += [f"{label}: {what}" for what in different(whole, cut)]
             ways = []
             for module, stage in ((whole, 1), (cut, 3)):
                 try:
@@ -62,13 +62,13 @@ def compare(folders: dict[str, str], precision: str) -> list[str]:
                 except ModelError:
                     ways.append(None)  # type: ignore[arg-type]
             if ways[0] != ways[1]:
-                wrong.append(f"{said}: {ways}")
+                wrong.append(f"{label}: {ways}")
             if any(weight.numel() for weight in cut.parameters()):
-                wrong.append(f"{said}: whole weights after the check")
+                wrong.append(f"{label}: whole weights after the check")
     return wrong
 
 
-def _saved(names: tuple[str, ...], home: Path, english: list[str]) -> dict[str, str]:
+def _save_models(names: tuple[str, ...], home: Path, english: list[str]) -> dict[str, str]:
     for name in names:
         tokenizer = TOKENIZERS[FAMILIES[name].tokenizer](english[:100], 400)
         tiny(name, len(tokenizer), pad_token_id=tokenizer.pad_token_id).save_pretrained(home / name)
@@ -88,7 +88,7 @@ def test_what_is_cut_while_it_is_read_is_what_is_read_whole(
     tmp_path: Path, english: list[str], world: int, names: tuple[str, ...], precision: str
 ) -> None:
     """Names, ties, weights and buffers to the last bit, and the way that the check of the forward finds."""
-    assert on_ranks(world, compare, _saved(names, tmp_path, english), precision) == []
+    assert on_ranks(world, compare, _save_models(names, tmp_path, english), precision) == []
 
 
 def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list[float]:
@@ -136,7 +136,7 @@ def test_a_run_gives_the_same_losses_and_the_same_folder(source_folder: str, tmp
 
 def test_two_matrices_that_could_be_tied_and_differ_stay_two(tmp_path: Path, english: list[str]) -> None:
     """transformers finds that out by comparing them, which it could not if they were cut."""
-    folder = _saved(("llama",), tmp_path, english)["llama"]
+    folder = _save_models(("llama",), tmp_path, english)["llama"]
     weights = load_file(f"{folder}/model.safetensors")
     settings = Path(folder, "config.json")
     assert "lm_head.weight" in weights
@@ -166,11 +166,11 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
     if dist.get_rank() == 1:
         failing.forward = fail
     try:
-        found = setup.check_forward(module, config, 32)
+        check = setup.check_forward(module, config, 32)
     except ModelError as error:
         return from_every_rank(error.what)
     assert stage < 3 or not any(weight.numel() for weight in module.parameters())
-    return from_every_rank((found.path.kernel, found.reasons))
+    return from_every_rank((check.path.kernel, check.reasons))
 
 
 @pytest.mark.parametrize(("stage", "layer"), [(1, 0), (3, 0), (3, 1)])

@@ -23,8 +23,8 @@ from trainer.monitoring import run_log
 STARTS = ["source_model", "random_untrained", "random_trained", "transferred_untrained", "transferred_trained"]
 
 
-def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
-    summary = finished.summary()
+def test_the_summary_holds_what_was_promised(finished_chain: Chain) -> None:
+    summary = finished_chain.summary()
     jsonschema.validate(summary, json.loads((ROOT / "ray_jobs/report/summary.schema.json").read_text()))
     for name in STARTS:
         for way in ("forward", "backward"):
@@ -39,75 +39,75 @@ def test_the_summary_holds_what_was_promised(finished: Chain) -> None:
         summary["seconds"]
     )
     assert summary["versions"]["torch"] == torch.__version__
-    assert "<img" in (finished.output / "report.html").read_text()
+    assert "<img" in (finished_chain.output / "report.html").read_text()
 
 
-def test_the_summary_says_on_what_each_training_ran(finished: Chain) -> None:
-    devices = finished.summary()["devices"]
+def test_the_summary_says_on_what_each_training_ran(finished_chain: Chain) -> None:
+    devices = finished_chain.summary()["devices"]
     assert set(devices) == {"pretrain", "random/pretrain", "embed", "random/embed"}
     assert all(sum(names.values()) == 2 for names in devices.values())
 
 
-def test_training_ends_with_folders_that_others_load(finished: Chain) -> None:
+def test_training_ends_with_folders_that_others_load(finished_chain: Chain) -> None:
     """That it learns is seen on held-out text, above: losses of six steps are of other rows each."""
     for start in ("", "random/"):
-        assert len(finished.artifact(f"{start}pretrain")["metrics"]["history"]) == 6
-    model = AutoModelForMaskedLM.from_pretrained(finished.output / "pretrain")
-    before = AutoModelForMaskedLM.from_pretrained(finished.output / "transfer")
+        assert len(finished_chain.artifact(f"{start}pretrain")["metrics"]["history"]) == 6
+    model = AutoModelForMaskedLM.from_pretrained(finished_chain.output / "pretrain")
+    before = AutoModelForMaskedLM.from_pretrained(finished_chain.output / "transfer")
     assert model.config.vocab_size == before.config.vocab_size == 1280
-    moved = [
+    changed_names = [
         n for (n, a), (_, b) in zip(model.named_parameters(), before.named_parameters(), strict=True) if not torch.equal(a, b)
     ]
-    assert len(moved) == len(list(model.named_parameters()))
-    assert AutoTokenizer.from_pretrained(finished.output / "pretrain")("Πατήστε").input_ids
+    assert len(changed_names) == len(list(model.named_parameters()))
+    assert AutoTokenizer.from_pretrained(finished_chain.output / "pretrain")("Πατήστε").input_ids
 
 
-def test_retrieval_at_the_end_of_training_is_that_of_the_embedder(finished: Chain) -> None:
-    measured = finished.summary()["retrieval"]
+def test_retrieval_at_the_end_of_training_is_that_of_the_embedder(finished_chain: Chain) -> None:
+    final_scores = finished_chain.summary()["retrieval"]
     for folder, start in (("", "transferred"), ("random/", "random")):
-        trained = finished.artifact(f"{folder}embed")["metrics"]["retrieval"]
-        assert set(trained) == {"0", "4"}
-        assert trained["4"] == measured[f"{start}_trained"]
+        scores = finished_chain.artifact(f"{folder}embed")["metrics"]["retrieval"]
+        assert set(scores) == {"0", "4"}
+        assert scores["4"] == final_scores[f"{start}_trained"]
 
 
-def test_the_embedder_is_a_sentence_transformers_folder(finished: Chain, greek) -> None:
+def test_the_embedder_is_a_sentence_transformers_folder(finished_chain: Chain, greek) -> None:
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(finished.output / "embed"), device="cpu").encode(greek[:20])
-    assert np.abs(theirs - Embedder.load(str(finished.output / "embed")).encode(greek[:20])).max() < 1e-5
+    theirs = SentenceTransformer(str(finished_chain.output / "embed"), device="cpu").encode(greek[:20])
+    assert np.abs(theirs - Embedder.load(str(finished_chain.output / "embed")).encode(greek[:20])).max() < 1e-5
 
 
-def test_no_working_files_are_left(finished: Chain) -> None:
-    names = {path.name for path in finished.output.rglob("*")}
+def test_no_working_files_are_left(finished_chain: Chain) -> None:
+    names = {path.name for path in finished_chain.output.rglob("*")}
     assert not names & {"checkpoints", "source", "unfinished.json"}
-    assert not list(finished.output.rglob("*.draft"))
+    assert not list(finished_chain.output.rglob("*.draft"))
 
 
-def test_the_control_differs_in_its_start_only(finished: Chain) -> None:
+def test_the_control_differs_in_its_start_only(finished_chain: Chain) -> None:
     """Same tokenizer, same copied rows, same seed, steps and data."""
-    own, control = finished.artifact("transfer"), finished.artifact("random/transfer")
-    assert own["metrics"]["provenance"]["exact_copy"] == control["metrics"]["provenance"]["exact_copy"]
-    ours, theirs = (finished.artifact(f"{start}pretrain") for start in ("", "random/"))
+    transferred, control = finished_chain.artifact("transfer"), finished_chain.artifact("random/transfer")
+    assert transferred["metrics"]["provenance"]["exact_copy"] == control["metrics"]["provenance"]["exact_copy"]
+    ours, theirs = (finished_chain.artifact(f"{start}pretrain") for start in ("", "random/"))
     assert ours["config"] == theirs["config"]
     assert ours["inputs"]["shards"] == theirs["inputs"]["shards"]
     assert [e["rate"] for e in ours["metrics"]["history"]] == [e["rate"] for e in theirs["metrics"]["history"]]
 
 
-def test_a_second_run_does_nothing_but_say_so(finished: Chain) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")}
-    again = scion("pipeline", finished.config)
+def test_a_second_run_does_nothing_but_say_so(finished_chain: Chain) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_chain.output.rglob("artifact.json")}
+    again = scion("pipeline", finished_chain.config)
     assert again.returncode == 0
     assert again.stdout.count("kept") == len(before)
-    assert {path: path.stat().st_mtime_ns for path in finished.output.rglob("artifact.json")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished_chain.output.rglob("artifact.json")} == before
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: Chain, address: str) -> None:
+def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished_chain: Chain, copy: Chain, address: str) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
-    for done in ("shards", "transfer", "random"):
-        shutil.copytree(finished.output / done, copy.output / done)
-    running = started("pipeline", copy)
+    for part in ("shards", "transfer", "random"):
+        shutil.copytree(finished_chain.output / part, copy.output / part)
+    running = start_job("pipeline", copy)
     try:
         _wait_for(copy.output / "pretrain" / "checkpoints", "step_*/COMMITTED", running)
         children = psutil.Process(running.pid).children(recursive=True)
@@ -117,9 +117,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished: Chain, copy: 
     assert not (copy.output / "pretrain" / "artifact.json").exists()
     again = scion_process("pipeline", copy.config, address=address)
     assert again.returncode == 0, again.stderr
-    own, expected = copy.summary(), finished.summary()
+    actual, expected = copy.summary(), finished_chain.summary()
     for key in ("retrieval", "bits_per_byte", "fertility", "provenance", "loss"):
-        assert own[key] == expected[key], key
+        assert actual[key] == expected[key], key
     psutil.wait_procs(children, timeout=60)  # Ray's agents look for their raylet once in a while
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
@@ -133,29 +133,29 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
 
 
 @pytest.mark.slow
-def test_shards_that_sigterm_interrupted_are_gone_on_with(finished: Chain, copy: Chain) -> None:
+def test_shards_that_sigterm_interrupted_are_gone_on_with(finished_chain: Chain, copy: Chain) -> None:
     """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
-    running = started("shard", copy)
+    running = start_job("shard", copy)
     _wait_for(copy.output, "shards/unfinished.json", running)
     time.sleep(2)
-    assert terminated(running) == 130
+    assert send_signal(running) == 130
     assert not (copy.output / "shards" / "artifact.json").exists()
     assert scion("shard", copy.config).returncode == 0
     for name in ("rows/manifest.json", "heldout/manifest.json", "tokenizer/tokenizer.json"):
-        assert (copy.output / "shards" / name).read_bytes() == (finished.output / "shards" / name).read_bytes()
+        assert (copy.output / "shards" / name).read_bytes() == (finished_chain.output / "shards" / name).read_bytes()
 
 
-def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain, copy: Chain) -> None:
+def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished_chain: Chain, copy: Chain) -> None:
     """`tests.faults` does the same with SIGTERM. Ray Train has a handler of its own for Ctrl-C, which saves nothing."""
-    for done in ("shards", "transfer"):
-        shutil.copytree(finished.output / done, copy.output / done)
+    for part in ("shards", "transfer"):
+        shutil.copytree(finished_chain.output / part, copy.output / part)
     run, longer = str(copy.output / "pretrain"), ("pretrain.train.steps=300", "pretrain.train.checkpoint_steps=null")
-    running = started("pretrain", copy, *longer)
+    running = start_job("pretrain", copy, *longer)
     _wait_for(copy.output, "pretrain/checkpoints/step_*/COMMITTED", running)
     while not run_log.steps(run_log.read(f"{run}/log")):
         time.sleep(0.1)
     time.sleep(1)  # the driver looks twice a second
-    assert terminated(running, signal.SIGINT) == 75
+    assert send_signal(running, signal.SIGINT) == 75
     reached = run_log.read(f"{run}/log")[-1][-1]
     assert reached["kind"] == "stopped"
     assert 0 < reached["next_step"] < 300
@@ -176,12 +176,12 @@ def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished: Chain,
     assert not list(copy.output.glob("*.lease.json"))
 
 
-def started(job: str, chain: Chain, *overrides: str) -> subprocess.Popen:
+def start_job(job: str, chain: Chain, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "ray_jobs.cli", job, chain.config, *overrides]
     return subprocess.Popen(command, cwd=ROOT, env=environment(None), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def terminated(running: subprocess.Popen, number: int = signal.SIGTERM) -> int:
+def send_signal(running: subprocess.Popen, number: int = signal.SIGTERM) -> int:
     """The exit code after a signal."""
     running.send_signal(number)
     _, errors = running.communicate(timeout=90)
@@ -190,11 +190,11 @@ def terminated(running: subprocess.Popen, number: int = signal.SIGTERM) -> int:
 
 
 @pytest.mark.parametrize("method", ["random", "mean", "fvt", "wechsel", "focus"])
-def test_every_method_makes_a_model(finished: Chain, copy: Chain, method: str) -> None:
-    os.symlink(finished.output / "shards", copy.folder / "shards")
+def test_every_method_makes_a_model(finished_chain: Chain, copy: Chain, method: str) -> None:
+    os.symlink(finished_chain.output / "shards", copy.folder / "shards")
     copy.output.mkdir()
     (copy.folder / "shards").rename(copy.output / "shards")
-    done = scion("transfer", copy.config, f"method={method}")
-    assert done.returncode == 0, done.stderr
+    process = scion("transfer", copy.config, f"method={method}")
+    assert process.returncode == 0, process.stderr
     assert sum(copy.artifact("transfer")["metrics"]["provenance"].values()) == 1280
     assert AutoModelForMaskedLM.from_pretrained(copy.output / "transfer").config.vocab_size == 1280

@@ -33,8 +33,8 @@ def test_workers_ask_their_own_cluster_and_not_one_that_was_here_before() -> Non
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
-        done = subprocess.run([sys.executable, "-c", ASKS], env=environment, capture_output=True, text=True, timeout=300)
-        assert done.stdout.splitlines() == ["alive: True"], done.stderr[-2000:]
+        process = subprocess.run([sys.executable, "-c", ASKS], env=environment, capture_output=True, text=True, timeout=300)
+        assert process.stdout.splitlines() == ["alive: True"], process.stderr[-2000:]
 
 
 GROWS = """
@@ -77,8 +77,8 @@ def test_gpu_nodes_that_come_later_are_waited_for() -> None:
     """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each. What wants a GPU
     finds it on one of them."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, "-c", GROWS], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == [
+    process = subprocess.run([sys.executable, "-c", GROWS], env=environment, capture_output=True, text=True, timeout=300)
+    assert process.stdout.splitlines() == [
         "False 2",
         "in this process: True",
         "waiting for the autoscaler: 1 of 3 CPUs, 0 of 2 GPUs are there",
@@ -86,4 +86,4 @@ def test_gpu_nodes_that_come_later_are_waited_for() -> None:
         "True 2",
         "GPUs of a task: 1",
         "ModelError",
-    ], done.stderr[-2000:]
+    ], process.stderr[-2000:]

@@ -27,10 +27,10 @@ def losses(settings: dict[str, Any]) -> list[float]:
     """Of six steps, by rank 0; the head works in several chunks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: list[float] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[")))
-    return found
+    process = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr[-2000:]
+    values: list[float] = json.loads(next(line for line in process.stdout.splitlines() if line.startswith("[")))
+    return values
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,14 @@ def worker(settings: dict[str, Any]) -> list[float]:
     config = TrainConfig(steps=6, batch_size=6, warmup_steps=1, learning_rate=1e-2, **settings)
     engine = make_engine(PackedLM(made("xlm-roberta"), False, 0.2), config, 3, 2)
     engine.train()
-    found, batch = [], batch_of("xlm-roberta", packed=dist.get_rank() == 0)
+    values, batch = [], batch_of("xlm-roberta", packed=dist.get_rank() == 0)
     for step in range(config.steps):
         set_rates(engine, config, step)
-        found.append(optimizer_step(engine, [batch, batch], 1, 0, False).loss)
+        values.append(optimizer_step(engine, [batch, batch], 1, 0, False).loss)
     assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == bool(config.compile)
     first = dist.get_rank() == 0
     dist.destroy_process_group()
-    return found if first else []
+    return values if first else []
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def quiet(done: int, total: int) -> None:
     pass
 
 
-def made(path: list[str], folder: str, source_folder: str, actors: int, **changes) -> manifest.Manifest:  # type: ignore[no-untyped-def]
+def build_shards(path: list[str], folder: str, source_folder: str, actors: int, **changes) -> manifest.Manifest:  # type: ignore[no-untyped-def]
     settings = {"fraction": 0.1, "lang": "el", "seed": 0, "forbidden": ()} | changes
     text = corpus.build(path, None, f"{folder}/text", actors=actors, progress=quiet, **settings)
     return build.build(text.train, source_folder, f"{folder}/rows", length=32, packing="concat", actors=actors, progress=quiet)
@@ -36,8 +36,8 @@ def jsonl(tmp_path, greek) -> str:
 def test_the_same_bytes_for_one_and_three_actors(jsonl, tmp_path, source_folder, monkeypatch) -> None:
     monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
     assert len(documents.units([jsonl])) > 5
-    first = made([jsonl], str(tmp_path / "one"), source_folder, actors=1)
-    second = made([jsonl], str(tmp_path / "three"), source_folder, actors=3)
+    first = build_shards([jsonl], str(tmp_path / "one"), source_folder, actors=1)
+    second = build_shards([jsonl], str(tmp_path / "three"), source_folder, actors=3)
     assert first == second
     assert set(first.streams) == {"el", "grc"}
     for name in storage.files(str(tmp_path / "one")):
@@ -48,19 +48,19 @@ def test_what_is_finished_is_kept_and_what_is_corrupt_or_missing_is_built_again(
     jsonl, tmp_path, source_folder, monkeypatch
 ) -> None:
     monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
-    first = made([jsonl], str(tmp_path / "run"), source_folder, actors=2)
+    first = build_shards([jsonl], str(tmp_path / "run"), source_folder, actors=2)
     rows = tmp_path / "run" / "rows"
     content = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(rows.glob("*/*.parquet"))}
-    flipped, gone, torn, *intact = content
+    flipped, missing, torn, *intact = content
     flipped.write_bytes(bytes([*content[flipped][0][:-3], content[flipped][0][-3] ^ 1, *content[flipped][0][-2:]]))
-    gone.unlink()
+    missing.unlink()
     torn.write_bytes(content[torn][0][:100])
     (rows / "manifest.json").unlink()
-    assert made([jsonl], str(tmp_path / "run"), source_folder, actors=1) == first
+    assert build_shards([jsonl], str(tmp_path / "run"), source_folder, actors=1) == first
     assert {path: path.read_bytes() for path in content} == {path: old for path, (old, _) in content.items()}
     redone = {path for path in content if path.stat().st_mtime_ns != content[path][1]}
     # A corpus file makes a shard of each of its languages, so these three are done again with their sisters.
-    assert {path.name for path in redone} == {path.name for path in (flipped, gone, torn)}
+    assert {path.name for path in redone} == {path.name for path in (flipped, missing, torn)}
     assert intact
 
 
@@ -68,8 +68,8 @@ def test_units_cover_every_line_once(jsonl, monkeypatch) -> None:
     whole = documents.read(documents.units([jsonl])[0], ("text",), ("id",), key="text")["id"].to_pylist()
     for size in (1, 777, 5_000, 10**9):
         monkeypatch.setattr(documents, "UNIT_BYTES", size)
-        found = [documents.read(unit, ("text",), ("id",), key="text") for unit in documents.units([jsonl])[:2000]]
-        ids = [name for table in found if len(table) for name in table["id"].to_pylist()]
+        tables = [documents.read(unit, ("text",), ("id",), key="text") for unit in documents.units([jsonl])[:2000]]
+        ids = [name for table in tables if len(table) for name in table["id"].to_pylist()]
         assert ids == whole[: len(ids)]
         assert size == 1 or ids == whole
 
@@ -85,12 +85,12 @@ def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source
     assert 0.1 < len(heldout) / len(greek) < 0.3
     assert not set(train) & set(heldout)
     assert not any(line in document.split("\n") for document in train)
-    found = build.build(
+    rows_manifest = build.build(
         text.train, source_folder, str(tmp_path / "rows"), length=32, packing="concat", actors=1, progress=quiet
     )
     tokenizer = tokenizers.load(source_folder)
     ids = []
-    for shards in found.streams.values():
+    for shards in rows_manifest.streams.values():
         for shard in shards:
             path = str(tmp_path / "rows" / shard.path)
             assert fingerprints.fingerprint(path) == shard.sha256
@@ -99,16 +99,26 @@ def test_rows_hold_the_text_and_nothing_that_is_held_out(jsonl, tmp_path, source
             ids += [int(t) for row, n in zip(rows, table["n_tokens"].to_pylist(), strict=True) for t in row[:n]]
     by_language = sorted(corpus.read_texts(text.train), key=lambda pair: pair[0])
     assert ids == [t for _, document in by_language for t in tokenizer(document).input_ids]
-    assert found.total("text_tokens") + 2 * found.total("documents") == found.total("tokens") == len(ids)
+    assert (
+        rows_manifest.total("text_tokens") + 2 * rows_manifest.total("documents") == rows_manifest.total("tokens") == len(ids)
+    )
 
 
 def test_duplicates_go_and_the_held_out_side_wins(tmp_path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("same line\nSAME  line\nother line\nthird line\n")
-    held = tmp_path / "b.txt"
-    held.write_text("Third line\n")
+    heldout_path = tmp_path / "b.txt"
+    heldout_path.write_text("Third line\n")
     text = corpus.build(
-        [str(path)], [str(held)], str(tmp_path / "out"), fraction=0.5, lang="x", seed=0, forbidden=(), actors=1, progress=quiet
+        [str(path)],
+        [str(heldout_path)],
+        str(tmp_path / "out"),
+        fraction=0.5,
+        lang="x",
+        seed=0,
+        forbidden=(),
+        actors=1,
+        progress=quiet,
     )
     assert text.fates == {"train": 2, "heldout": 1, "empty": 0, "duplicate": 1, "in_heldout": 1}
     assert [t for _, t in corpus.read_texts(text.train)] == ["same line", "other line"]
@@ -132,7 +142,7 @@ def test_pairs_from_jsonl_with_negatives(tmp_path) -> None:
         {"anchor": "c", "positive": "δ"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    found = pairs.load(str(path), "", key="pairs")
-    assert (found.anchors, found.positives, found.negatives) == (["a b", "c"], ["γ", "δ"], [["x"], []])
-    assert len(set(found.ids)) == 2
-    assert np.array(found.ids).dtype.kind == "U"
+    text_pairs = pairs.load(str(path), "", key="pairs")
+    assert (text_pairs.anchors, text_pairs.positives, text_pairs.negatives) == (["a b", "c"], ["γ", "δ"], [["x"], []])
+    assert len(set(text_pairs.ids)) == 2
+    assert np.array(text_pairs.ids).dtype.kind == "U"

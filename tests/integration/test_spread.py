@@ -22,14 +22,14 @@ from cluster.ray_executor import RayExecutor
 from trainer.transfer.search import neighbours
 from tests.integration.test_spread import arrays
 queries, keys = arrays()
-found = []
+digests = []
 for workers, memory in (map(int, one.split("x")) for one in sys.argv[1:]):
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     spread = RayExecutor(memory << 30)
     for answer in (neighbours.top_softmax(queries, keys, 10, 0.1, spread), neighbours.top_sparsemax(queries, keys, spread)):
-        found.append(hashlib.sha256(answer[0].tobytes() + answer[1].tobytes()).hexdigest())
+        digests.append(hashlib.sha256(answer[0].tobytes() + answer[1].tobytes()).hexdigest())
     ray.shutdown()
-print(json.dumps(found))
+print(json.dumps(digests))
 """
 
 
@@ -49,15 +49,15 @@ def test_any_number_of_cpus_gives_the_same_bits_within_any_memory() -> None:
     command = [sys.executable, "-c", MANY, "1x40", "2x1", "16x4"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
     env["RAY_prestart_worker_first_driver"] = "0"  # else Ray starts a process for each of the 16 CPUs
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == here * 3
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1]) == here * 3
 
 
 @pytest.mark.parametrize(("cpus", "nodes", "expected"), [(2, 1, 2), (16, 1, 5), (64, 1, 6), (256, 1, 6), (16, 4, 20)])
 def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, nodes: int, expected: int) -> None:
-    there = [{"Alive": True, "Resources": {"CPU": float(cpus)}}] * nodes
-    monkeypatch.setattr("ray.nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0}}])
+    alive_nodes = [{"Alive": True, "Resources": {"CPU": float(cpus)}}] * nodes
+    monkeypatch.setattr("ray.nodes", lambda: [*alive_nodes, {"Alive": False, "Resources": {"CPU": 99.0}}])
     spread = RayExecutor(4 << 30)
     assert spread.tasks == expected
     each = spread.cpus_per_task(0)
@@ -68,20 +68,20 @@ def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, no
 @pytest.mark.usefixtures("ray_session")
 def test_what_would_not_fit_is_refused_before_it_starts() -> None:
     keys = neighbours.unit_rows(torch.randn(200_000, 300))
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(ConfigError, match=r"transfer.max_memory: .* GiB are needed, 1.0 are allowed"):
-        neighbours.top_softmax(keys[:10], keys, 10, 0.1, RayExecutor(1 << 30, said.append))
-    assert not said
+        neighbours.top_softmax(keys[:10], keys, 10, 0.1, RayExecutor(1 << 30, notes.append))
+    assert not notes
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_size_and_time_are_said_before_it_starts() -> None:
-    said: list[str] = []
+    notes: list[str] = []
     steps: list[tuple[int, int]] = []
     queries, keys = arrays()
-    neighbours.top_softmax(queries, keys, 10, 0.1, RayExecutor(8 << 30, said.append, lambda *a: steps.append(a)))
-    assert len(said) == 1
-    assert "GiB" in said[0]
+    neighbours.top_softmax(queries, keys, 10, 0.1, RayExecutor(8 << 30, notes.append, lambda *a: steps.append(a)))
+    assert len(notes) == 1
+    assert "GiB" in notes[0]
     assert steps[-1][0] == steps[-1][1] > 0
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
 

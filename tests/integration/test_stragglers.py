@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from ray_jobs import status
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
@@ -37,8 +37,8 @@ class SlowTask(LanguageModelTask):
     def module(self, *arguments: Any, **settings: Any) -> PackedLM:
         module, address = LanguageModelTask.module(self, *arguments, **settings), ray.util.get_node_ip_address()
         if not address.startswith("127."):  # gloo takes the interface that has the node's address
-            own = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
-            assert address in [one.address for one in own]
+            addresses = psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]]
+            assert address in [one.address for one in addresses]
         module.register_forward_pre_hook(sleep)
         return module
 
@@ -72,7 +72,7 @@ def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, sta
     run = TrainRun(
         task=SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1),
         config=config,
-        rows=planned(shards, 4, None),
+        rows=ordered_rows(shards, 4, None),
         heldout=None,
         row_groups={},
         uri=folder,
@@ -84,12 +84,12 @@ def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, sta
     )
     fit(run, workers=2, worker_cpus=1, gpu=False)
     attempts = run_log.read(f"{folder}/log")
-    (found,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]
-    assert (found["rank"], found["host"]) == (1, attempts[-1][0]["host"])
-    assert found["seconds"] > SLOW
-    assert found["others"] < found["seconds"] - 0.5 * SLOW
+    (straggler,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]
+    assert (straggler["rank"], straggler["host"]) == (1, attempts[-1][0]["host"])
+    assert straggler["seconds"] > SLOW
+    assert straggler["others"] < straggler["seconds"] - 0.5 * SLOW
     assert [note for note in ray.get(board.notes.remote()) if note.startswith("rank 1 on ")]
-    shown = io.StringIO()
-    Console(file=shown, width=200).print(status.table(attempts, time.time()))
-    assert "slow worker" in shown.getvalue()
-    assert f"rank 1 on {found['host']} needs" in shown.getvalue()
+    output = io.StringIO()
+    Console(file=output, width=200).print(status.table(attempts, time.time()))
+    assert "slow worker" in output.getvalue()
+    assert f"rank 1 on {straggler['host']} needs" in output.getvalue()

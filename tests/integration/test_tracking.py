@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.errors import Stopped
 from tests.integration.test_elastic import StopAt
-from tests.integration.test_engine import planned
+from tests.integration.test_engine import ordered_rows
 from tests.unit.monitoring.test_trackers import history
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_
     run = TrainRun(
         task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),
         config=TrainConfig(steps=STEPS, batch_size=4, checkpoint_steps=50, track=("tensorboard", "wandb", "mlflow")),
-        rows=planned(shards, 4, None),
+        rows=ordered_rows(shards, 4, None),
         heldout=None,
         row_groups={},
         uri=folder,
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("scion")
-    (found,) = client.search_runs([experiment.experiment_id])
-    points = client.get_metric_history(found.info.run_id, "loss")
+    (mlflow_run,) = client.search_runs([experiment.experiment_id])
+    points = client.get_metric_history(mlflow_run.info.run_id, "loss")
     assert sorted((point.step, point.value) for point in points) == list(losses.items())
-    assert found.info.status == "FINISHED"
+    assert mlflow_run.info.status == "FINISHED"

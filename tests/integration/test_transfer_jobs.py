@@ -18,19 +18,19 @@ pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
 def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     settings = ["compare.methods=[random,[aligned,fvt]]", "compare.seeds=[0]", "pretrain.train.steps=4"]
-    done = scion("compare", copy.config, *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((copy.output / "compare.json").read_text())
-    assert {row["name"] for row in found["rows"]} == {"random", "aligned+fvt"}
-    assert [row["final"]["mean"] for row in found["rows"]] == sorted(row["final"]["mean"] for row in found["rows"])
-    assert list(found["rows"][0]["curve"]) == ["0", "1", "2", "3", "4"]
-    assert all(0 <= row["after"]["mean"] <= 1 for row in found["rows"])
+    process = scion("compare", copy.config, *settings)
+    assert process.returncode == 0, process.stdout + process.stderr
+    comparison = json.loads((copy.output / "compare.json").read_text())
+    assert {row["name"] for row in comparison["rows"]} == {"random", "aligned+fvt"}
+    assert [row["final"]["mean"] for row in comparison["rows"]] == sorted(row["final"]["mean"] for row in comparison["rows"])
+    assert list(comparison["rows"][0]["curve"]) == ["0", "1", "2", "3", "4"]
+    assert all(0 <= row["after"]["mean"] <= 1 for row in comparison["rows"])
     assert "speed-up" in (copy.output / "compare.html").read_text()
     assert {path.name for path in (copy.output / "compare" / "aligned+fvt-0").iterdir()} == {"artifact.json"}
     assert not (copy.output / "config.yaml").exists()  # a pipeline's, in the same folder, has evaluations of its own
     again = scion("compare", copy.config, *settings)
     assert again.stdout.count("kept") == 3
-    assert json.loads((copy.output / "compare.json").read_text()) == found
+    assert json.loads((copy.output / "compare.json").read_text()) == comparison
 
 
 @pytest.mark.slow
@@ -47,52 +47,52 @@ def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chai
             starts.append([entry["next_step"] for entry in log if entry["kind"] == "start"][-1])
 
     monkeypatch.setattr("ray_jobs.training.fit", fit)
-    stopped = scion("compare", copy.config, *settings)
-    assert stopped.returncode == 75
-    assert "the same command resumes" in stopped.stderr
-    done = scion("compare", copy.config, *settings)
-    assert done.returncode == 0, done.stderr
+    first = scion("compare", copy.config, *settings)
+    assert first.returncode == 75
+    assert "the same command resumes" in first.stderr
+    process = scion("compare", copy.config, *settings)
+    assert process.returncode == 0, process.stderr
     assert starts[0] == 0
     assert 3 <= starts[1] < 6
     assert {path.name for path in (copy.output / "compare" / "fvt-0").iterdir()} == {"artifact.json"}
 
 
 def test_compare_refuses_an_unknown_method(copy: Chain) -> None:
-    done = scion("compare", copy.config, "compare.methods=[fvt,wexel]")
-    assert done.returncode == 2
-    assert "wexel is not a method" in done.stderr
+    process = scion("compare", copy.config, "compare.methods=[fvt,wexel]")
+    assert process.returncode == 2
+    assert "wexel is not a method" in process.stderr
     assert not copy.output.exists()
 
 
-def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(finished: Chain, tmp_path) -> None:
-    done = scion("verify", str(finished.output / "transfer"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "logits" in done.stdout
-    assert "failed" not in done.stdout
-    shutil.copytree(finished.output / "transfer", tmp_path / "model")
+def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(finished_chain: Chain, tmp_path) -> None:
+    process = scion("verify", str(finished_chain.output / "transfer"))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "logits" in process.stdout
+    assert "failed" not in process.stdout
+    shutil.copytree(finished_chain.output / "transfer", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
     weights[name][200] += 0.25  # whatever the plan makes of it
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    done = scion("verify", str(tmp_path / "model"))
-    assert done.returncode == 1
-    assert "row 200 " in done.stdout
-    assert "checks failed" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = scion("verify", str(tmp_path / "model"))
+    assert process.returncode == 1
+    assert "row 200 " in process.stdout
+    assert "checks failed" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: Chain) -> None:
+def test_a_shard_that_verify_names_is_built_again_alone(finished_chain: Chain, copy: Chain) -> None:
     shards = copy.output / "shards"
-    shutil.copytree(finished.output / "shards", shards)
-    done = scion("verify", str(shards))
-    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(finished_chain.output / "shards", shards)
+    process = scion("verify", str(shards))
+    assert process.returncode == 0, process.stdout + process.stderr
     wrong, other = sorted(shards.glob("*/*/*.parquet"))[:2]
     good, before = wrong.read_bytes(), other.stat().st_mtime_ns
     wrong.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
-    done = scion("verify", str(shards))
-    assert done.returncode == 1
-    assert wrong.name in done.stdout
-    assert "run `scion shard` again" in done.stderr
+    process = scion("verify", str(shards))
+    assert process.returncode == 1
+    assert wrong.name in process.stdout
+    assert "run `scion shard` again" in process.stderr
     wrong.unlink()
     assert scion("shard", copy.config).returncode == 0
     assert wrong.read_bytes() == good
@@ -101,47 +101,47 @@ def test_a_shard_that_verify_names_is_built_again_alone(finished: Chain, copy: C
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "Usage: scion verify FOLDER"),
         (("/no/such/folder",), "there is no such folder"),
         (("a", "b"), "Usage: scion verify FOLDER"),
     ],
 )
-def test_verify_says_what_it_needs(arguments: tuple[str, ...], said: str) -> None:
-    done = scion("verify", *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_verify_says_what_it_needs(arguments: tuple[str, ...], message: str) -> None:
+    process = scion("verify", *arguments)
+    assert process.returncode == 2
+    assert message in process.stderr
 
 
-def test_diff_counts_the_rows_that_two_methods_make_differently(finished: Chain) -> None:
-    done = scion("diff", str(finished.output / "transfer"), str(finished.output / "random" / "transfer"))
-    assert done.returncode == 0, done.stderr
-    assert "aligned -> random" in done.stdout
-    assert "exact_copy" not in done.stdout
+def test_diff_counts_the_rows_that_two_methods_make_differently(finished_chain: Chain) -> None:
+    process = scion("diff", str(finished_chain.output / "transfer"), str(finished_chain.output / "random" / "transfer"))
+    assert process.returncode == 0, process.stderr
+    assert "aligned -> random" in process.stdout
+    assert "exact_copy" not in process.stdout
 
 
 @pytest.mark.slow
-def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(finished: Chain, copy: Chain) -> None:
+def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(finished_chain: Chain, copy: Chain) -> None:
     """Another checkpoint of the same model: no method runs, the rows are those of its own matrix."""
-    given = f"transfer.plan={finished.output / 'transfer'}"
-    done = scion("transfer", copy.config, given)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (AutoModelForMaskedLM.from_pretrained(c.output / "transfer").state_dict() for c in (finished, copy))
+    plan_setting = f"transfer.plan={finished_chain.output / 'transfer'}"
+    process = scion("transfer", copy.config, plan_setting)
+    assert process.returncode == 0, process.stdout + process.stderr
+    one, other = (AutoModelForMaskedLM.from_pretrained(c.output / "transfer").state_dict() for c in (finished_chain, copy))
     assert all((one[name] == other[name]).all() for name in one)
-    done = scion("transfer", copy.config, given, "shard.tokenizer.vocab_size=1300", f"output={copy.folder}/other")
-    assert done.returncode == 2
-    assert "another new tokenizer" in done.stderr
+    process = scion("transfer", copy.config, plan_setting, "shard.tokenizer.vocab_size=1300", f"output={copy.folder}/other")
+    assert process.returncode == 2
+    assert "another new tokenizer" in process.stderr
 
 
 @pytest.mark.parametrize("keep", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_factorised_embeddings_are_saved_both_ways_and_verified(copy: Chain, keep: str) -> None:
     settings = ["transfer.factorise.rank=12", f"transfer.factorise.keep={keep}"]
-    done = scion("transfer", copy.config, *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = scion("transfer", copy.config, *settings)
+    assert process.returncode == 0, process.stdout + process.stderr
     model = AutoModelForMaskedLM.from_pretrained(copy.output / "transfer", trust_remote_code=keep == "true")
     rows = model.get_input_embeddings().weight
     assert rows.shape == (1280, 12 if keep == "true" else 32)
     assert int(torch.linalg.matrix_rank(rows.detach())) == 12
-    done = scion("verify", str(copy.output / "transfer"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = scion("verify", str(copy.output / "transfer"))
+    assert process.returncode == 0, process.stdout + process.stderr

@@ -96,7 +96,7 @@ def batch(step: int, row: int) -> TargetBatch:
     )
 
 
-def everything(engine: Any) -> dict[str, Any]:
+def engine_state(engine: Any) -> dict[str, Any]:
     """Whole weights, master weights and moments by name, and all counters and settings."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -105,55 +105,55 @@ def everything(engine: Any) -> dict[str, Any]:
         # DeepSpeed links the moments of all groups after the first step of the first, when the others have none yet.
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            found[f"{name} weight"] = parameter.detach().clone()
-        found[f"{name} fp32"] = safe_get_full_fp32_param(parameter)
+            values[f"{name} weight"] = parameter.detach().clone()
+        values[f"{name} fp32"] = safe_get_full_fp32_param(parameter)
         for key in ("exp_avg", "exp_avg_sq"):
-            found[f"{name} {key}"] = safe_get_full_optimizer_state(parameter, key)
+            values[f"{name} {key}"] = safe_get_full_optimizer_state(parameter, key)
     inner = engine.optimizer.optimizer
     counters = [state["step"] for state in inner.state.values()]
     assert len({id(counter) for counter in counters}) == len(inner.param_groups) == 4
     groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
-    counted = {"global_steps": engine.global_steps, "samples": engine.global_samples, "skipped": engine.skipped_steps}
-    return found | counted | {"counters": {float(counter) for counter in counters}, "groups": groups}
+    totals = {"global_steps": engine.global_steps, "samples": engine.global_samples, "skipped": engine.skipped_steps}
+    return values | totals | {"counters": {float(counter) for counter in counters}, "groups": groups}
 
 
-def different(found: dict[str, Any], known: dict[str, Any]) -> list[str]:
+def differing_names(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     def same(one: Any, other: Any) -> bool:
         return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
-    assert found.keys() == known.keys()
-    return [name for name in found if not same(found[name], known[name])]
+    assert actual.keys() == expected.keys()
+    return [name for name in actual if not same(actual[name], expected[name])]
 
 
-def straight(run: Run) -> list[float]:
+def train_through(run: Run) -> list[float]:
     """Trains to the end, with a checkpoint on the way; the loss of every step."""
     engine = run.engine()
     losses = run.steps(engine, 0, SAVED)
     folder = f"{run.folder}/{dist.get_world_size()}"
     engine.save_checkpoint(folder, tag="ds", save_latest=False)
-    whole = everything(engine)
+    whole = engine_state(engine)
     if dist.get_rank() == 0:
         torch.save(whole, f"{folder}/whole.pt")
     return losses + run.steps(engine, SAVED, STEPS)
 
 
-def gone_on(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
+def resume_from_others(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
     """Goes on from the checkpoint of every other number of ranks, saves in DeepSpeed's own form, and goes on from that."""
-    found = {}
+    results = {}
     for other in worlds:
         engine = run.engine()
         universal_checkpoint.load(engine, f"{run.folder}/{other}", "uc")
-        wrong = different(everything(engine), torch.load(f"{run.folder}/{other}/whole.pt"))
+        wrong = differing_names(engine_state(engine), torch.load(f"{run.folder}/{other}/whole.pt"))
         losses = run.steps(engine, SAVED, AGAIN)
         folder = f"{run.folder}/{other}-{dist.get_world_size()}"
         engine.save_checkpoint(folder, tag="ds", save_latest=False)
         engine = run.engine()
         engine.load_checkpoint(folder, tag="ds")
-        found[other] = {"wrong": wrong, "losses": losses + run.steps(engine, AGAIN, STEPS)}
-    return found
+        results[other] = {"wrong": wrong, "losses": losses + run.steps(engine, AGAIN, STEPS)}
+    return results
 
 
 def from_own_files(run: Run) -> dict[str, Any]:
@@ -164,58 +164,58 @@ def from_own_files(run: Run) -> dict[str, Any]:
     with node_copies.node_copy(f"{run.folder}/{world}", node_copies.reads) as folder:
         files = sorted(os.listdir(f"{folder}/ds"))
         engine.load_checkpoint(folder, tag="ds")
-    there = all(os.path.exists(copy) for copy in collectives.from_every_rank(folder))
-    wrong = different(everything(engine), torch.load(f"{run.folder}/{world}/whole.pt"))
+    is_left = all(os.path.exists(copy) for copy in collectives.from_every_rank(folder))
+    wrong = differing_names(engine_state(engine), torch.load(f"{run.folder}/{world}/whole.pt"))
     return {
         "files": collectives.from_every_rank(files),
         "wrong": wrong,
-        "left": there,
+        "left": is_left,
         "losses": run.steps(engine, SAVED, STEPS),
     }
 
 
-def model_near(run: Run) -> dict[str, Any]:
+def fetch_model(run: Run) -> dict[str, Any]:
     """Takes the model from where it lies as if that were an object store, two ranks on a machine."""
     storage.is_local = lambda uri: not uri.startswith(run.model)  # type: ignore[assignment]
     node_copies.machine_id = lambda: str(dist.get_rank() // 2)  # type: ignore[assignment]
-    asked, get = list[str](), LocalFileSystem.get_file
+    requests, get = list[str](), LocalFileSystem.get_file
 
-    def counted(self: Any, source: str, *arguments: Any, **named: Any) -> None:
-        asked.append(os.path.basename(source))
+    def get_and_count(self: Any, source: str, *arguments: Any, **named: Any) -> None:
+        requests.append(os.path.basename(source))
         get(self, source, *arguments, **named)
 
-    LocalFileSystem.get_file = counted
+    LocalFileSystem.get_file = get_and_count
     with local_model(LanguageModelTask(model_uri=run.model, length=32, probability=0.15, seed=1)) as task:
         task.module(), task.collator()
         weights = task.module().state_dict()
     own_copy = shutil.copytree(run.model, f"{run.folder}/{dist.get_rank()}")
     expected = LanguageModelTask(model_uri=own_copy, length=32, probability=0.15, seed=1).module().state_dict()
     same = all(torch.equal(weights[name], weight) for name, weight in expected.items())
-    return {"asked": collectives.from_every_rank(asked), "same": collectives.from_every_rank(same)}
+    return {"asked": collectives.from_every_rank(requests), "same": collectives.from_every_rank(same)}
 
 
-def come_back(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
+def resume_again(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
     """Goes on from the checkpoint of other numbers of ranks that had gone on from the checkpoint of this number."""
-    found = {}
+    losses = {}
     for other in worlds:
         engine = run.engine()
         universal_checkpoint.load(engine, f"{run.folder}/{dist.get_world_size()}-{other}", "uc")
-        found[other] = run.steps(engine, AGAIN, STEPS)
-    return found
+        losses[other] = run.steps(engine, AGAIN, STEPS)
+    return losses
 
 
-def largest(losses: list[float], known: list[float]) -> float:
-    return max(abs(one - other) for one, other in zip(losses, known, strict=True))
+def largest_difference(losses: list[float], expected: list[float]) -> float:
+    return max(abs(one - other) for one, other in zip(losses, expected, strict=True))
 
 
 STAGES = [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def trained(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def saved_run(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The run of a ZeRO stage and its losses by number of ranks."""
     run = Run(source_folder, str(tmp_path_factory.mktemp("universal")), request.param)
-    losses = {world: on_ranks(world, straight, run) for world in WORLDS}
+    losses = {world: on_ranks(world, train_through, run) for world in WORLDS}
     for world in WORLDS:
         run.convert(str(world))
     yield run, losses
@@ -223,26 +223,26 @@ def trained(request: pytest.FixtureRequest, source_folder: str, tmp_path_factory
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_goes_on_from_any_other_and_back(trained: tuple[Run, dict[int, list[float]]]) -> None:
-    run, losses = trained
+def test_any_number_of_ranks_goes_on_from_any_other_and_back(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
+    run, losses = saved_run
     for world in WORLDS:
-        for other, found in on_ranks(world, gone_on, run, WORLDS).items():
+        for other, result in on_ranks(world, resume_from_others, run, WORLDS).items():
             pair = f"{other} to {world}"
-            assert found["wrong"] == [], pair
-            assert largest(found["losses"], losses[other][SAVED:]) < 1e-5, pair
+            assert result["wrong"] == [], pair
+            assert largest_difference(result["losses"], losses[other][SAVED:]) < 1e-5, pair
             run.convert(f"{other}-{world}")
     for world in WORLDS:
-        for other, back in on_ranks(world, come_back, run, WORLDS).items():
-            assert largest(back, losses[world][AGAIN:]) < 1e-5, f"{world} to {other} to {world}"
+        for other, back in on_ranks(world, resume_again, run, WORLDS).items():
+            assert largest_difference(back, losses[world][AGAIN:]) < 1e-5, f"{world} to {other} to {world}"
 
 
-def test_a_rank_that_has_only_its_own_files_goes_on(trained: tuple[Run, dict[int, list[float]]]) -> None:
-    run, losses = trained
-    found = on_ranks(2, from_own_files, run)
-    assert found["wrong"] == []
-    assert found["losses"] == losses[2][SAVED:]
-    assert not found["left"]
-    for rank, files in enumerate(found["files"]):
+def test_a_rank_that_has_only_its_own_files_goes_on(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
+    run, losses = saved_run
+    result = on_ranks(2, from_own_files, run)
+    assert result["wrong"] == []
+    assert result["losses"] == losses[2][SAVED:]
+    assert not result["left"]
+    for rank, files in enumerate(result["files"]):
         assert len(files) == 2
         assert sum(f"zero_pp_rank_{rank}_" in name for name in files) == (2 if run.stage == 3 else 1)
 
@@ -255,17 +255,17 @@ def test_another_zero_stage_goes_on_from_the_very_same_state(
     before: int, after: int, source_folder: str, tmp_path: Path
 ) -> None:
     """On as many ranks and on another number."""
-    losses = on_ranks(2, straight, Run(source_folder, str(tmp_path), before))
+    losses = on_ranks(2, train_through, Run(source_folder, str(tmp_path), before))
     other = Run(source_folder, str(tmp_path), after)
     other.convert("2")
     for world in (2, 3):
-        found = on_ranks(world, gone_on, other, (2,))[2]
-        assert found["wrong"] == []
-        assert largest(found["losses"], losses[SAVED:]) < 1e-5
+        result = on_ranks(world, resume_from_others, other, (2,))[2]
+        assert result["wrong"] == []
+        assert largest_difference(result["losses"], losses[SAVED:]) < 1e-5
 
 
-def test_a_full_disk_is_not_held_against_the_checkpoint(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
-    run, _ = trained
+def test_a_full_disk_is_not_held_against_the_checkpoint(saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+    run, _ = saved_run
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
@@ -275,10 +275,10 @@ def test_a_full_disk_is_not_held_against_the_checkpoint(trained: tuple[Run, dict
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
-    run, _ = trained
+def test_what_is_not_whole_is_not_converted(saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+    run, _ = saved_run
 
-    def refused(name: str, kind: type[Exception], what: str, harm: Callable[[Path], None]) -> None:
+    def assert_refused(name: str, kind: type[Exception], what: str, harm: Callable[[Path], None]) -> None:
         native = shutil.copytree(f"{run.folder}/2/ds", tmp_path / name / "ds")
         harm(native)
         with pytest.raises(kind, match=what):
@@ -286,36 +286,40 @@ def test_what_is_not_whole_is_not_converted(trained: tuple[Run, dict[int, list[f
         with pytest.raises(CorruptError, match="the universal checkpoint is incomplete"):
             universal_checkpoint.load(None, str(tmp_path / name), "uc")
 
-    def untrained(native: Path) -> None:
+    def add_frozen_weight(native: Path) -> None:
         path = min(native.glob("*_model_states.pt"))
         state = torch.load(path, weights_only=False)
         state["module"]["model.frozen"] = torch.ones(2)
         torch.save(state, path)
 
-    def torn(native: Path) -> None:
+    def truncate(native: Path) -> None:
         path = max(native.glob("*_optim_states.pt"))
         os.truncate(path, path.stat().st_size // 2)
 
-    refused("missing", CorruptError, "not all their files", lambda native: max(native.glob("*_optim_states.pt")).unlink())
-    refused("torn", CorruptError, "cannot be converted", torn)
-    refused("untrained", TrainingError, r"model\.frozen", untrained)
-    refused("empty", CorruptError, "file is missing", lambda native: [path.unlink() for path in native.iterdir()] and None)
+    assert_refused(
+        "missing", CorruptError, "not all their files", lambda native: max(native.glob("*_optim_states.pt")).unlink()
+    )
+    assert_refused("torn", CorruptError, "cannot be converted", truncate)
+    assert_refused("untrained", TrainingError, r"model\.frozen", add_frozen_weight)
+    assert_refused(
+        "empty", CorruptError, "file is missing", lambda native: [path.unlink() for path in native.iterdir()] and None
+    )
 
 
 def test_a_model_on_an_object_store_comes_once_to_each_machine(source_folder: str, tmp_path: Path) -> None:
     """Every rank fetched all of it, and again for its tokenizer: 64 times 28 GB for a 7B at each attempt."""
-    found = on_ranks(3, model_near, Run(source_folder, str(tmp_path), 1))
-    assert all(found["same"])
+    result = on_ranks(3, fetch_model, Run(source_folder, str(tmp_path), 1))
+    assert all(result["same"])
     files = sorted(os.listdir(source_folder))
-    assert sorted(found["asked"][0] + found["asked"][1]) == files == sorted(found["asked"][2])
+    assert sorted(result["asked"][0] + result["asked"][1]) == files == sorted(result["asked"][2])
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_low_precision_goes_on_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
     """Later losses are rounded sums over other ranks, so only near: as near as those of runs without a break."""
     run = Run(source_folder, str(tmp_path), stage, "bf16")
-    losses = on_ranks(2, straight, run)
+    losses = on_ranks(2, train_through, run)
     run.convert("2")
-    found = on_ranks(3, gone_on, run, (2,))[2]
-    assert found["wrong"] == []
-    assert largest(found["losses"], losses[SAVED:]) < 0.03
+    result = on_ranks(3, resume_from_others, run, (2,))[2]
+    assert result["wrong"] == []
+    assert largest_difference(result["losses"], losses[SAVED:]) < 0.03

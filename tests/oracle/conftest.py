@@ -27,11 +27,14 @@ Pair = tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]
 @pytest.fixture(scope="session")
 def vocabularies(english: list[str], greek: list[str]) -> dict[str, Pair]:
     """An English vocabulary of each family and a Greek and English one of the same family."""
-    found = {}
+    vocabulary_pairs = {}
     for name, family in FAMILIES.items():
         source = family([*english, *BLANKS])
-        found[name] = source, train.train(source, [*greek, *english, *BLANKS], train.TokenizerConfig(vocab_size=1500))
-    return found
+        vocabulary_pairs[name] = (
+            source,
+            train.train(source, [*greek, *english, *BLANKS], train.TokenizerConfig(vocab_size=1500)),
+        )
+    return vocabulary_pairs
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,7 @@ def old_rows(problem: Problem, width: int = 24) -> torch.Tensor:
     return torch.randn(problem.source_rows, width, generator=torch.Generator().manual_seed(0))
 
 
-def finished(problem: Problem, rows: Placement, old: torch.Tensor) -> np.ndarray:
+def new_matrix(problem: Problem, rows: Placement, old: torch.Tensor) -> np.ndarray:
     """The new matrix as a user gets it."""
     return apply.embeddings(assemble(problem, rows, "oracle"), old).numpy()
 

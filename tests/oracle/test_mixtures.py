@@ -32,7 +32,7 @@ def vectors(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]
     return (new, shared) if request.param == "random" else (new + 4.0, shared + 4.0)
 
 
-def mixed(columns: np.ndarray, weights: np.ndarray, old: torch.Tensor) -> np.ndarray:
+def mix(columns: np.ndarray, weights: np.ndarray, old: torch.Tensor) -> np.ndarray:
     return dense(columns, weights, len(old)) @ old.double().numpy()
 
 
@@ -46,25 +46,25 @@ def test_focus_rows_are_those_of_deepfocus(vectors) -> None:
         torch.zeros(NEW, 64),
     )
     ours = neighbours.top_sparsemax(neighbours.unit_rows(new), neighbours.unit_rows(shared))
-    assert apart(mixed(*ours, old), theirs) < 1e-5
+    assert apart(mix(*ours, old), theirs) < 1e-5
 
 
 def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, texts: Texts, monkeypatch) -> None:
     """From the tokenised text on: the same fastText vectors, the same shared tokens."""
-    kept = {}
+    cache = {}
     real = fasttext.train
     monkeypatch.setitem(
-        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.setdefault("vectors", real(*a)))
+        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: cache.setdefault("vectors", real(*a)))
     )
     problem = Problem(*vocabularies["unigram"], texts, seed=0)
     small = FastTextConfig(dim=32, epochs=3, min_count=3, buckets=5000)
     rows = focus.place(problem, focus.FocusConfig(fasttext=small))
     names = [focus.token_name(token, number) for number, token in enumerate(problem.tokens)]
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
-    shared = focus.ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, kept["vectors"])
+    shared = focus.ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, cache["vectors"])
     old = torch.randn(problem.source_rows, 64, generator=torch.Generator().manual_seed(1))
     token = [TokenClass(name, number, "", "", "", "", False) for number, name in enumerate(names)]
-    vector = dict(zip(names, kept["vectors"].vectors(names).numpy(), strict=True))
+    vector = dict(zip(names, cache["vectors"].vectors(names).numpy(), strict=True))
     theirs = focus_additional_token_initialization(
         {names[n]: OverlappingToken([], token[n], old[problem.shared[n]], vector[names[n]]) for n in shared},
         {names[n]: NewToken(token[n], vector[names[n]]) for n in rows.ids},

@@ -40,42 +40,42 @@ def reason(token: Token, source: Token | None, candidates: list[Token]) -> str:
 def differences(source, target) -> dict[str, str]:  # type: ignore[no-untyped-def]
     """The reason for each target token for which we and the peer name different source tokens."""
     old, tokens = canonical_tokens(source), canonical_tokens(target)
-    found, _ = match(source, target, tokens)
+    ours, _ = match(source, target, tokens)
     theirs, _ = get_overlapping_tokens(target, source, match_symbols=False, exact_match_all=True, fuzzy_match_all=False)
     reasons = {}
     for number, token in enumerate(tokens):
         text = target.convert_ids_to_tokens(number)
         candidates = [one.id for one in theirs[text].source] if text in theirs else [-1]
-        if found[number] != candidates[0]:
-            known = [old[candidate] for candidate in candidates if candidate >= 0]
-            reasons[text] = reason(token, old[found[number]] if found[number] >= 0 else None, known)
+        if ours[number] != candidates[0]:
+            peer_tokens = [old[candidate] for candidate in candidates if candidate >= 0]
+            reasons[text] = reason(token, old[ours[number]] if ours[number] >= 0 else None, peer_tokens)
     return reasons
 
 
 def structural(old: str, new: str) -> set[str]:
     """The reasons that two families must show; `blank` depends on the text as well."""
-    found = set()
+    reasons = set()
     if (old == "wordpiece") != (new == "wordpiece"):
-        found |= {"role", "mark"}
+        reasons |= {"role", "mark"}
     if "byte_fallback" in (old, new):
-        found |= {"byte"}
-    return found | {"half", "blank"} if old == new == "byte_level" else found
+        reasons |= {"byte"}
+    return reasons | {"half", "blank"} if old == new == "byte_level" else reasons
 
 
 @pytest.mark.parametrize("new", sorted(FAMILIES))
 @pytest.mark.parametrize("old", sorted(FAMILIES))
 def test_every_difference_from_deepfocus_has_a_reason(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
-    found = differences(vocabularies[old][0], vocabularies[new][1])
-    assert [text for text, why in found.items() if not why] == []
-    assert structural(old, new) <= set(found.values()) <= structural(old, new) | {"blank"}
+    reasons = differences(vocabularies[old][0], vocabularies[new][1])
+    assert [text for text, why in reasons.items() if not why] == []
+    assert structural(old, new) <= set(reasons.values()) <= structural(old, new) | {"blank"}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_both_find_is_most_of_it(family: str, vocabularies: dict[str, Pair]) -> None:
     """So that the test above does not compare two empty answers."""
     source, target = vocabularies[family]
-    found, _ = match(source, target, canonical_tokens(target))
-    assert (found >= 0).sum() - len(differences(source, target)) > 250
+    ours, _ = match(source, target, canonical_tokens(target))
+    assert (ours >= 0).sum() - len(differences(source, target)) > 250
 
 
 @pytest.mark.parametrize("new", sorted(FAMILIES))
@@ -83,11 +83,11 @@ def test_what_both_find_is_most_of_it(family: str, vocabularies: dict[str, Pair]
 def test_what_we_find_has_the_same_bytes(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
     """Where the peer differs it is not because we took another token."""
     source, target = vocabularies[old][0], vocabularies[new][1]
-    known, tokens = canonical_tokens(source), canonical_tokens(target)
-    found, _ = match(source, target, tokens)
-    payloads = {token.payload for token in known if token.role is None}
-    for token, number in zip(tokens, found, strict=True):
+    source_tokens, tokens = canonical_tokens(source), canonical_tokens(target)
+    ours, _ = match(source, target, tokens)
+    payloads = {token.payload for token in source_tokens if token.role is None}
+    for token, number in zip(tokens, ours, strict=True):
         if token.role is None:
-            assert number < 0 or known[number].payload == token.payload
-            starts = [one.is_word_start for one in known if one.payload == token.payload and one.role is None]
+            assert number < 0 or source_tokens[number].payload == token.payload
+            starts = [one.is_word_start for one in source_tokens if one.payload == token.payload and one.role is None]
             assert number >= 0 or token.payload not in payloads or token.is_word_start not in starts or token.is_byte

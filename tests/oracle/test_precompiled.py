@@ -17,11 +17,15 @@ model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
 
 @pytest.fixture(scope="module", params=[unigram, wordpiece])
 def tokenizer(request, english) -> Tokenizer:
-    made = io.BytesIO()
+    model_file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(english), model_writer=made, vocab_size=300, normalization_rule_name="nmt_nfkc", minloglevel=2
+        sentence_iterator=iter(english),
+        model_writer=model_file,
+        vocab_size=300,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
     )
-    table = model_pb2.ModelProto.FromString(made.getvalue()).normalizer_spec.precompiled_charsmap
+    table = model_pb2.ModelProto.FromString(model_file.getvalue()).normalizer_spec.precompiled_charsmap
     backend = request.param(english).backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Precompiled(table)])
     return backend
@@ -31,7 +35,7 @@ def tokenizer(request, english) -> Tokenizer:
 @given(TEXTS)
 def test_ids_are_those_of_the_library(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert cut_rule(tokenizer) != "nowhere"
-    made = encode(tokenizer, pa.array(texts, pa.string()))
+    ours = encode(tokenizer, pa.array(texts, pa.string()))
     theirs = [one.ids for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    assert made.sizes.tolist() == [len(ids) for ids in theirs]
-    assert made.flat.tolist() == [token for ids in theirs for token in ids]
+    assert ours.sizes.tolist() == [len(ids) for ids in theirs]
+    assert ours.flat.tolist() == [token for ids in theirs for token in ids]

@@ -10,7 +10,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import orthogonal_mp
 
 from tests.conftest import tiny_decoder
-from tests.oracle.conftest import apart, dense, finished, old_rows
+from tests.oracle.conftest import apart, dense, new_matrix, old_rows
 from trainer.transfer.factorise import factorise
 from trainer.transfer.methods import fvt, mean
 from trainer.transfer.problem import Problem
@@ -34,16 +34,16 @@ def ours(vectors: torch.Tensor, atoms: torch.Tensor, **settings: float) -> tuple
 def test_pursuit_is_scikit_learn_s(sides) -> None:
     vectors, atoms = sides
     theirs = orthogonal_mp(atoms.double().numpy().T, vectors.double().numpy().T, n_nonzero_coefs=K).T
-    found = dense(*ours(vectors, atoms), len(atoms))
-    assert ((found != 0) == (theirs != 0)).all()
-    assert apart(found, theirs) < 1e-5
+    result = dense(*ours(vectors, atoms), len(atoms))
+    assert ((result != 0) == (theirs != 0)).all()
+    assert apart(result, theirs) < 1e-5
 
 
 def test_pursuit_is_mergekit_s(sides) -> None:
     vectors, atoms = sides
     index, coefficients = batch_omp(vectors.double(), atoms.double(), K)
-    found = dense(*ours(vectors, atoms, normalise_atoms=False), len(atoms))
-    assert apart(found, dense(index.numpy(), coefficients.numpy(), len(atoms))) < 1e-5
+    result = dense(*ours(vectors, atoms, normalise_atoms=False), len(atoms))
+    assert apart(result, dense(index.numpy(), coefficients.numpy(), len(atoms))) < 1e-5
 
 
 def test_by_cosine_as_much_is_left_over_as_little_as_by_product(sides) -> None:
@@ -53,8 +53,8 @@ def test_by_cosine_as_much_is_left_over_as_little_as_by_product(sides) -> None:
     long = atoms * scale
     index, coefficients = batch_omp(vectors.double(), long.double(), K)
     theirs = vectors.double().numpy() - dense(index.numpy(), coefficients.numpy(), len(long)) @ long.double().numpy()
-    left = vectors.double().numpy() - dense(*ours(vectors, long), len(long)) @ long.double().numpy()
-    assert np.linalg.norm(left) < 0.95 * np.linalg.norm(theirs)
+    residual = vectors.double().numpy() - dense(*ours(vectors, long), len(long)) @ long.double().numpy()
+    assert np.linalg.norm(residual) < 0.95 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("split", ["balanced", "paper"])
@@ -77,18 +77,20 @@ def test_the_mean_is_what_resizing_in_transformers_appends(vocabularies, texts) 
     model.resize_token_embeddings(len(source) + 20, mean_resizing=True)
     theirs = model.get_input_embeddings().weight[len(source) :].detach()
     problem = Problem(*vocabularies["byte_level"], texts, seed=0)
-    made = finished(problem, mean.place(problem, mean.MeanConfig()), old[: problem.source_rows])
-    assert apart(made[problem.new[:20]], theirs) < 1e-3
-    assert apart(made[problem.new[:20]].mean(axis=0), theirs.mean(dim=0)) < 1e-4
+    matrix = new_matrix(problem, mean.place(problem, mean.MeanConfig()), old[: problem.source_rows])
+    assert apart(matrix[problem.new[:20]], theirs) < 1e-3
+    assert apart(matrix[problem.new[:20]].mean(axis=0), theirs.mean(dim=0)) < 1e-4
 
 
 def test_pieces_are_averaged_as_by_mergekit(vocabularies, texts) -> None:
     """Byte-level words, which the peer splits as we do."""
     problem = Problem(*vocabularies["byte_level"], texts, seed=0)
     old = old_rows(problem)
-    made = fvt.place(problem, fvt.FvtConfig())
-    starts = [number for number in made.ids.tolist() if problem.tokens[number].is_word_start and problem.tokens[number].text()]
+    placement = fvt.place(problem, fvt.FvtConfig())
+    starts = [
+        number for number in placement.ids.tolist() if problem.tokens[number].is_word_start and problem.tokens[number].text()
+    ]
     tokens = [(TokenMarker.WORD_START, problem.tokens[number].text()) for number in starts]
     theirs = subword_approximate(old, tokens, False, problem.source, SubwordMethod.MEAN)
     assert len(starts) > 100
-    assert apart(finished(problem, made, old)[starts], theirs) < 1e-5
+    assert apart(new_matrix(problem, placement, old)[starts], theirs) < 1e-5

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.tokenizers.canonical import Token, canonical_tokens
 from tests.conftest import FAMILIES
-from tests.oracle.conftest import Pair, apart, finished, old_rows
+from tests.oracle.conftest import Pair, apart, new_matrix, old_rows
 from trainer.transfer.methods import wechsel
 from trainer.transfer.problem import Problem
 from trainer.word_alignment import dictionary
@@ -53,15 +53,15 @@ def space(texts: Texts, tmp_path_factory: pytest.TempPathFactory) -> SpaceConfig
     )
 
 
-def read(path: str) -> FastTextVectors:
+def load_vectors(path: str) -> FastTextVectors:
     return FastTextVectors(peer.fasttext.load_model(path))
 
 
 def table(tokenizer: PreTrainedTokenizerFast, vectors: object) -> np.ndarray:
     """Our vector of every token [V, A], zeros where it has none."""
-    ids, found = word_space.token_vectors(tokenizer, canonical_tokens(tokenizer), np.arange(len(tokenizer)), vectors)
-    full = np.zeros((len(tokenizer), found.shape[1]))
-    full[ids] = found.numpy()
+    ids, rows = word_space.token_vectors(tokenizer, canonical_tokens(tokenizer), np.arange(len(tokenizer)), vectors)
+    full = np.zeros((len(tokenizer), rows.shape[1]))
+    full[ids] = rows.numpy()
     return full
 
 
@@ -83,7 +83,7 @@ def test_the_method_as_a_whole_gives_wechsels_rows(
     clear = np.flatnonzero(best[:, K - 1] - best[:, K] > 1e-6)
     compared = np.intersect1d(rows.ids, clear)
     assert len(compared) > 0.7 * len(rows.ids) > 500
-    assert apart(finished(problem, rows, old)[compared], expected[compared]) < 1e-5
+    assert apart(new_matrix(problem, rows, old)[compared], expected[compared]) < 1e-5
 
 
 # Vectors of tokens
@@ -118,7 +118,7 @@ EXPECTED = {
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_token_has_wechsels_vector_or_a_reason(family: str, vocabularies: dict[str, Pair], space: SpaceConfig) -> None:
     _, target = vocabularies[family]
-    vectors = read(space.target_vectors)
+    vectors = load_vectors(space.target_vectors)
     theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(target, peer.WordEmbedding(vectors.model), verbose=False)
     ours = table(target, vectors)
     differ = np.flatnonzero(np.abs(ours - theirs).max(axis=1) > 1e-6)
@@ -134,15 +134,15 @@ def test_without_subwords_tokens_are_the_mean_of_words_by_frequency(
 ) -> None:
     """The peer counts fastText's mark for a line's end, `</s>`, as a word; its pieces are left out here."""
     _, target = vocabularies[family]
-    vectors = read(space.target_vectors)
+    vectors = load_vectors(space.target_vectors)
     theirs, _ = peer.get_subword_embeddings_in_word_embedding_space(
         target, peer.WordEmbedding(vectors.model), use_subword_info=False, verbose=False
     )
     ids, ours = word_space.token_vectors_by_words(target, vectors, vectors.counts, ("{}", " {}"))
     ends = {piece for text in ("</s>", " </s>") for piece in target.encode(text, add_special_tokens=False)}
-    kept = ~np.isin(ids, list(ends))
-    assert kept.sum() > 800
-    assert apart(ours.numpy()[kept], theirs[ids][kept]) < 1e-5
+    is_compared = ~np.isin(ids, list(ends))
+    assert is_compared.sum() > 800
+    assert apart(ours.numpy()[is_compared], theirs[ids][is_compared]) < 1e-5
     rest = np.setdiff1d(np.arange(len(target)), [*ids, *ends])
     assert not theirs[rest].any()
 
@@ -185,8 +185,8 @@ def test_for_vectors_of_several_cases_wechsel_counts_equal_spellings_again() -> 
     pairs = list(zip(left, right, strict=True))
     ours, theirs = rotations(pairs, source, target)
     assert apart(ours, theirs) > 1e-3
-    spelt = [(s, t) for one, other in pairs for s in spellings(one) for t in spellings(other)]
-    again = procrustes(source.vectors(s for s, _ in spelt), target.vectors(t for _, t in spelt))
+    spelling_pairs = [(s, t) for one, other in pairs for s in spellings(one) for t in spellings(other)]
+    again = procrustes(source.vectors(s for s, _ in spelling_pairs), target.vectors(t for _, t in spelling_pairs))
     assert apart(again, theirs) < 1e-8
 
 

@@ -11,7 +11,7 @@ from langsfer.high_level import clp_transfer
 from mergekit.tokensurgeon import DistanceMetric, WeightingScheme, batch_omp, common_interp_approximate
 
 from tests.conftest import tiny_model
-from tests.oracle.conftest import Pair, apart, dense, finished, old_rows
+from tests.oracle.conftest import Pair, apart, dense, new_matrix, old_rows
 from trainer.executor import LocalExecutor
 from trainer.transfer.methods import clp, focus
 from trainer.transfer.problem import Problem
@@ -21,7 +21,7 @@ from trainer.word_vectors.fasttext import FastTextConfig, FastTextVectors
 from trainer.word_vectors.texts import Texts
 
 
-def varied(model: fasttext.FastTextVectors, path: str) -> FastTextVectors:
+def with_random_vectors(model: fasttext.FastTextVectors, path: str) -> FastTextVectors:
     """The model with random vectors in place of those of a small text, which all point the same way; none for `</s>`.
 
     fastText puts `</s>` at each line's end. deepfocus takes that for the tokenizer's own `</s>` and mixes it in.
@@ -44,16 +44,16 @@ def test_focus_as_a_whole_gives_the_matrix_of_deepfocus(
     source, target = vocabularies["unigram"]
     problem = Problem(source, target, texts, seed=0)
     real, path = fasttext.train, str(tmp_path / "tokens.bin")
-    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: varied(real(*a), path)))
+    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: with_random_vectors(real(*a), path)))
     old = old_rows(problem)
     rows = focus.place(problem, focus.FocusConfig(fasttext=FastTextConfig(dim=32, epochs=1, min_count=3, buckets=5000)))
     theirs = FOCUS(target, source, old, fasttext_model_path=path, verbosity="silent").numpy()
-    made = finished(problem, rows, old)
-    copied = np.array([number for number in np.flatnonzero(problem.shared >= 0) if text_of(problem, number).strip()])
-    assert len(copied) > 200
-    assert apart(made[copied], theirs[copied]) == 0
+    matrix = new_matrix(problem, rows, old)
+    copies = np.array([number for number in np.flatnonzero(problem.shared >= 0) if text_of(problem, number).strip()])
+    assert len(copies) > 200
+    assert apart(matrix[copies], theirs[copies]) == 0
     assert len(rows.ids) > 300
-    assert apart(made[rows.ids], theirs[rows.ids]) < 1e-5
+    assert apart(matrix[rows.ids], theirs[rows.ids]) < 1e-5
 
 
 def text_of(problem: Problem, number: int) -> str:
@@ -81,7 +81,7 @@ def test_clp_as_a_whole_gives_the_matrix_of_langsfer(
     auxiliary = TransformersEmbeddings.from_model_name_or_path(str(tmp_path))
     theirs = clp_transfer(source, old[: len(source)].numpy(), target, auxiliary).initialize(seed=0)
     assert len(rows.ids) > 500
-    assert apart(finished(problem, rows, old), theirs) < 1e-5
+    assert apart(new_matrix(problem, rows, old), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("width", [5, 200])
@@ -100,5 +100,5 @@ def test_pursuit_by_product_is_mergekit_s_for_atoms_of_any_length() -> None:
     atoms *= torch.exp(torch.randn(300, 1, generator=generator))
     index, weights = batch_omp(vectors.double(), atoms.double(), 16)
     ours = combinations(vectors, atoms, PursuitConfig(k=16, ridge=0.0, normalise_atoms=False))
-    rebuilt = [dense(*found, 300) @ atoms.double().numpy() for found in (ours, (index.numpy(), weights.numpy()))]
+    rebuilt = [dense(*parts, 300) @ atoms.double().numpy() for parts in (ours, (index.numpy(), weights.numpy()))]
     assert apart(*rebuilt) < 1e-5

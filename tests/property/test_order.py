@@ -21,8 +21,8 @@ def test_a_permutation_is_a_bijection(key: int, n: int) -> None:
 
 
 @given(KEYS, st.integers(1, 10**12), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
-def test_a_permutation_has_random_access_at_any_size(key: int, n: int, wanted: list[int]) -> None:
-    index = np.array([i % n for i in wanted])
+def test_a_permutation_has_random_access_at_any_size(key: int, n: int, places: list[int]) -> None:
+    index = np.array([i % n for i in places])
     together = permute(key, n, index)
     assert together.tolist() == [int(permute(key, n, np.array([i]))[0]) for i in index]
     assert ((together >= 0) & (together < n)).all()
@@ -37,9 +37,9 @@ def test_keys_may_differ_by_element(keys: list[int], n: int, start: int) -> None
 
 def test_a_permutation_mixes() -> None:
     n = 10_000
-    moved = permute(3, n, np.arange(n))
-    assert abs(np.corrcoef(np.arange(n), moved)[0, 1]) < 0.03
-    assert (np.diff(moved) == 1).sum() < 10
+    order = permute(3, n, np.arange(n))
+    assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.03
+    assert (np.diff(order) == 1).sum() < 10
 
 
 WEIGHTS = st.lists(st.one_of(st.floats(1e-4, 1.0), st.just(0.0)), min_size=1, max_size=40).filter(any)
@@ -47,10 +47,10 @@ WEIGHTS = st.lists(st.one_of(st.floats(1e-4, 1.0), st.just(0.0)), min_size=1, ma
 
 @given(WEIGHTS)
 def test_weights_become_integers_that_sum_to_a_power_of_two(raw: list[float]) -> None:
-    found = quantise(np.array(raw))
-    assert found.sum() == 1 << 24
-    assert ((found > 0) == (np.array(raw) > 0)).all()
-    assert np.abs(found / 2**24 - np.array(raw) / sum(raw)).max() <= len(raw) / 2**24
+    integers = quantise(np.array(raw))
+    assert integers.sum() == 1 << 24
+    assert ((integers > 0) == (np.array(raw) > 0)).all()
+    assert np.abs(integers / 2**24 - np.array(raw) / sum(raw)).max() <= len(raw) / 2**24
 
 
 @given(WEIGHTS, st.integers(1, 600))
@@ -89,17 +89,17 @@ def test_a_mixture_has_random_access_up_to_the_last_slot(raw: list[float], start
     for place in range(0, 50, 7):
         alone = assign(weights, np.array([start + place]))
         assert (stream[place], position[place]) == (alone[0][0], alone[1][0])
-    gone = counts(weights, start)
-    assert gone.sum() == start
+    earlier = counts(weights, start)
+    assert earlier.sum() == start
     for number in set(stream.tolist()):
-        first = gone[number]
+        first = earlier[number]
         assert position[stream == number].tolist() == list(range(first, first + (stream == number).sum()))
 
 
 def test_temperature_weights_follow_the_formula() -> None:
-    found = temperature_weights({"el": 900, "en": 100}, 0.5)
-    assert np.isclose(found["el"], 30 / 40)
-    assert np.isclose(found["en"], 10 / 40)
+    weights = temperature_weights({"el": 900, "en": 100}, 0.5)
+    assert np.isclose(weights["el"], 30 / 40)
+    assert np.isclose(weights["en"], 10 / 40)
 
 
 def two(first: int, second: int, **settings) -> RowOrder:  # type: ignore[no-untyped-def]
@@ -110,7 +110,7 @@ def two(first: int, second: int, **settings) -> RowOrder:  # type: ignore[no-unt
 STAGES = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.integers(1, 3)), max_size=3)
 
 
-def staged(raw: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
+def phases_of(raw: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
     until = np.cumsum([steps for steps, _, _ in raw]).tolist()
     return tuple(Phase(until=end, weights=(a, b)) for end, (_, a, b) in zip(until, raw, strict=True))
 
@@ -118,7 +118,7 @@ def staged(raw: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 5), st.integers(1, 4), STAGES)
 @settings(max_examples=80)
 def test_an_epoch_has_every_row_once_through_all_stages(first: int, second: int, seed: int, window: int, raw) -> None:  # type: ignore[no-untyped-def]
-    plan = two(first, second, seed=seed, window=window, stages=staged(raw))
+    plan = two(first, second, seed=seed, window=window, stages=phases_of(raw))
     slots = plan.lookup(np.arange(3 * (first + second)))
     for number, stream in enumerate(plan.streams):
         mine = slots.stream == number
@@ -134,7 +134,7 @@ def test_an_epoch_has_every_row_once_through_all_stages(first: int, second: int,
 def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]], slot: int) -> None:  # type: ignore[no-untyped-def]
     ends = np.cumsum([steps for steps, _ in growth]).tolist()
     warmup = tuple(zip(ends, (batch for _, batch in growth), strict=True))
-    plan = two(150, 70, stages=staged(raw), warmup=warmup)
+    plan = two(150, 70, stages=phases_of(raw), warmup=warmup)
     together, alone = plan.lookup(np.arange(slot + 1)), plan.lookup(np.array([slot]))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
         assert getattr(together, name)[slot] == getattr(alone, name)[0], name
@@ -147,11 +147,11 @@ def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]]
 @given(STAGES, st.integers(1, 40))
 @settings(max_examples=40)
 def test_passes_are_what_the_steps_read(raw, steps: int) -> None:  # type: ignore[no-untyped-def]
-    plan = two(150, 70, stages=staged(raw), warmup=((3, 2),))
+    plan = two(150, 70, stages=phases_of(raw), warmup=((3, 2),))
     streams = np.concatenate([plan.step(step).stream for step in range(steps)])
-    read = np.bincount(streams, minlength=2)
-    wanted = {stream.name: count / stream.rows for stream, count in zip(plan.streams, read.tolist(), strict=True)}
-    assert plan.passes(steps) == wanted
+    row_counts = np.bincount(streams, minlength=2)
+    expected = {stream.name: count / stream.rows for stream, count in zip(plan.streams, row_counts.tolist(), strict=True)}
+    assert plan.passes(steps) == expected
 
 
 def test_a_step_is_as_large_as_the_warm_up_says() -> None:
@@ -194,9 +194,9 @@ def test_steps_that_are_looked_up_together_are_what_each_is_alone(seed: int, fir
     """Across edges of the warm-up and of the stages, and with steps left out."""
     plan = two(300, 300, batch=20, warmup=((6, 3), (9, 6)), seed=seed)
     steps = [step for step in range(first, first + 150) if step - first not in left_out]
-    found = list(plan.steps(steps))
-    assert len(found) == len(steps)
-    for step, slots in zip(steps, found, strict=True):
+    together = list(plan.steps(steps))
+    assert len(together) == len(steps)
+    for step, slots in zip(steps, together, strict=True):
         alone = plan.step(step)
         for name in ("step", "slot", "stream", "epoch", "row", "weight"):
             assert getattr(slots, name).tolist() == getattr(alone, name).tolist(), (step, name)
@@ -204,11 +204,13 @@ def test_steps_that_are_looked_up_together_are_what_each_is_alone(seed: int, fir
 
 def groups_read(plan: RowOrder, world: int, steps: range) -> int:
     """Row groups that all ranks read for some steps, each rank for itself and each group once."""
-    read = 0
+    groups = 0
     for rank in range(world):
         parts = [plan.for_rank(step, rank, world, micro=4) for step in steps]
-        read += len({(s, row // 64) for part in parts for s, row in zip(part.stream.tolist(), part.row.tolist(), strict=True)})
-    return read
+        groups += len(
+            {(s, row // 64) for part in parts for s, row in zip(part.stream.tolist(), part.row.tolist(), strict=True)}
+        )
+    return groups
 
 
 @pytest.mark.parametrize("world", [1, 2, 8, 64])
@@ -236,8 +238,8 @@ def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> Non
     for before, length in gaps:
         skipped.append((at + before, at + before + length))
         at = skipped[-1][1]
-    left = [step for step in range(100) if not any(first <= step < last for first, last in skipped)]
-    assert [order_step(step, tuple(skipped)) for step in range(len(left))] == left
+    remaining = [step for step in range(100) if not any(first <= step < last for first, last in skipped)]
+    assert [order_step(step, tuple(skipped)) for step in range(len(remaining))] == remaining
 
 
 def test_golden_order() -> None:

@@ -25,25 +25,25 @@ def encode(rows: list[list[int]], dimensions: int | None) -> np.ndarray:
 @given(lengths, st.integers(40, 200))
 def test_pieces_keep_every_row_in_order_and_within_the_budget(lengths, budget) -> None:
     rows = rows_of(lengths)
-    found = batching.pieces(rows, 8, budget)
-    assert [row for piece in found for row in piece.rows] == rows
-    assert all(piece.rows and batching.cost([piece]) <= budget for piece in found)
-    assert all(piece.dimensions == 8 for piece in found)
+    pieces = batching.pieces(rows, 8, budget)
+    assert [row for piece in pieces for row in piece.rows] == rows
+    assert all(piece.rows and batching.cost([piece]) <= budget for piece in pieces)
+    assert all(piece.dimensions == 8 for piece in pieces)
 
 
 @settings(deadline=None)
 @given(lengths, st.integers(40, 200))
 def test_no_two_pieces_in_a_row_would_fit_in_one(lengths, budget) -> None:
-    found = batching.pieces(rows_of(lengths), None, budget)
-    assert all(one.tokens + len(two.rows[0]) > budget for one, two in pairwise(found))
+    pieces = batching.pieces(rows_of(lengths), None, budget)
+    assert all(one.tokens + len(two.rows[0]) > budget for one, two in pairwise(pieces))
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(lengths, st.sampled_from([None, 8, 16])), min_size=1, max_size=5))
-def test_each_piece_gets_its_own_vectors_at_its_own_width(asked) -> None:
-    batch = [Piece(rows=rows_of(lengths), dimensions=dimensions) for lengths, dimensions in asked]
-    for piece, found in zip(batch, batching.encode_batch(batch, encode), strict=True):
-        assert np.array_equal(found, encode(piece.rows, piece.dimensions))
+def test_each_piece_gets_its_own_vectors_at_its_own_width(requests) -> None:
+    batch = [Piece(rows=rows_of(lengths), dimensions=dimensions) for lengths, dimensions in requests]
+    for piece, vectors in zip(batch, batching.encode_batch(batch, encode), strict=True):
+        assert np.array_equal(vectors, encode(piece.rows, piece.dimensions))
 
 
 def test_a_piece_that_fails_leaves_the_others_alone() -> None:

@@ -21,7 +21,7 @@ def parse(**keys: Any) -> protocol.EmbeddingRequest:
 
 
 @pytest.mark.parametrize(
-    ("given", "texts", "rows"),
+    ("value", "texts", "rows"),
     [
         ("a", ("a",), ()),
         (["a", "b"], ("a", "b"), ()),
@@ -30,9 +30,9 @@ def parse(**keys: Any) -> protocol.EmbeddingRequest:
         ("Καλημέρα \U0001f600", ("Καλημέρα \U0001f600",), ()),
     ],
 )
-def test_every_form_of_input_is_read(given, texts, rows) -> None:
-    asked = parse(input=given)
-    assert (asked.texts, asked.token_ids) == (texts, rows)
+def test_every_form_of_input_is_read(value, texts, rows) -> None:
+    request = parse(input=value)
+    assert (request.texts, request.token_ids) == (texts, rows)
 
 
 def test_what_is_left_out_or_null_has_openais_default() -> None:
@@ -42,9 +42,9 @@ def test_what_is_left_out_or_null_has_openais_default() -> None:
 
 
 def test_known_options_are_read_and_unknown_keys_ignored() -> None:
-    asked = parse(input="a", dimensions=8, encoding_format="base64", user="me", input_type="query")
-    assert asked.dimensions == 8
-    assert asked.is_base64
+    request = parse(input="a", dimensions=8, encoding_format="base64", user="me", input_type="query")
+    assert request.dimensions == 8
+    assert request.is_base64
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_known_options_are_read_and_unknown_keys_ignored() -> None:
 def test_a_wrong_request_is_refused_with_the_place_and_the_remedy(keys, param, message) -> None:
     with pytest.raises(RequestError) as caught:
         parse(**keys)
-    found = caught.value.body()["error"]
+    body = caught.value.body()["error"]
     assert caught.value.status == 400
-    assert set(found) == {"message", "type", "param", "code"}
-    assert found["type"] == "invalid_request_error"
-    assert found["param"] == param
-    assert message in found["message"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+    assert body["param"] == param
+    assert message in body["message"]
     assert caught.value.fix
 
 
@@ -122,11 +122,11 @@ _json = st.recursive(
 def test_any_json_is_either_read_or_refused(keys) -> None:
     body = json.dumps({"model": "tiny"} | keys).encode()
     try:
-        asked = protocol.parse_request(body, CARD, 4)
+        request = protocol.parse_request(body, CARD, 4)
     except RequestError as error:
         json.dumps(error.body()).encode()
     else:
-        assert bool(asked.texts) != bool(asked.token_ids)
+        assert bool(request.texts) != bool(request.token_ids)
 
 
 def test_a_text_without_tokens_is_refused() -> None:
@@ -137,12 +137,12 @@ def test_a_text_without_tokens_is_refused() -> None:
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_an_answer_has_every_vector_in_order_and_the_tokens_used(encoding) -> None:
     vectors = np.array([[0.1, -2.5], [1e-8, 3.0]], dtype=np.float32)
-    asked = parse(input=["a", "b"], encoding_format=encoding)
-    found = json.loads(protocol.response_body(vectors, [[2, 3], [2, 9, 3]], asked, CARD))
-    assert found["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-    assert (found["object"], found["model"]) == ("list", "tiny")
-    assert [entry["index"] for entry in found["data"]] == [0, 1]
-    embeddings = [entry["embedding"] for entry in found["data"]]
+    request = parse(input=["a", "b"], encoding_format=encoding)
+    response = json.loads(protocol.response_body(vectors, [[2, 3], [2, 9, 3]], request, CARD))
+    assert response["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert (response["object"], response["model"]) == ("list", "tiny")
+    assert [entry["index"] for entry in response["data"]] == [0, 1]
+    embeddings = [entry["embedding"] for entry in response["data"]]
     if encoding == "base64":
         embeddings = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in embeddings]
     assert np.array_equal(np.array(embeddings, dtype=np.float32), vectors)

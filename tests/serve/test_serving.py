@@ -23,8 +23,8 @@ from trainer.embedder import Embedder
 def url(ray_session: None, folder: str) -> Iterator[str]:
     """Limits so low that requests are split, and a budget below the longest row."""
     config = ServeConfig(model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000)
-    with serve_locally(config) as found:
-        yield found
+    with serve_locally(config) as base_url:
+        yield base_url
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def send(url: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
 
 
 def test_what_a_client_gets_is_what_encode_gives(url, embedder, english) -> None:
-    found = compare(url, embedder, english[:100])
-    assert found["requests"] == 8
-    assert found["max_abs_diff"] <= 1e-5
+    result = compare(url, embedder, english[:100])
+    assert result["requests"] == 8
+    assert result["max_abs_diff"] <= 1e-5
 
 
 @pytest.mark.parametrize("floats", [True, False])
@@ -67,9 +67,9 @@ def test_token_ids_give_the_vectors_of_their_texts(client, embedder, english) ->
 
 
 def test_fewer_dimensions_are_cut_and_normalised(client, embedder, english) -> None:
-    found = vectors(client.embeddings.create(model="tiny", input=english[:5], dimensions=8))
+    short = vectors(client.embeddings.create(model="tiny", input=english[:5], dimensions=8))
     whole = embedder.encode(english[:5])[:, :8]
-    assert np.abs(found - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() <= 1e-5
+    assert np.abs(short - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() <= 1e-5
 
 
 def test_usage_counts_the_tokens_after_the_cut(client, embedder) -> None:
@@ -89,8 +89,8 @@ def test_callers_at_the_same_time_get_their_own_vectors(client, embedder, englis
             return 0.0
         texts = rng.sample(english, rng.choice([1, 2, 7, 40]))
         width = rng.choice([8, 32])
-        found = vectors(client.embeddings.create(model="tiny", input=texts, dimensions=width))
-        return float(np.abs(found - embedder.encode(texts, width)).max())
+        answer = vectors(client.embeddings.create(model="tiny", input=texts, dimensions=width))
+        return float(np.abs(answer - embedder.encode(texts, width)).max())
 
     with ThreadPoolExecutor(12) as pool:
         assert max(pool.map(call, range(60))) <= 1e-5
@@ -112,16 +112,16 @@ def test_callers_at_the_same_time_get_their_own_vectors(client, embedder, englis
     ],
 )
 def test_a_wrong_request_gets_openais_error(url, keys, status, param, code) -> None:
-    found, answer = send(url, "/embeddings", json.dumps({"model": "tiny"} | keys).encode())
-    assert found == status
+    actual, answer = send(url, "/embeddings", json.dumps({"model": "tiny"} | keys).encode())
+    assert actual == status
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert (answer["error"]["param"], answer["error"]["code"]) == (param, code)
 
 
 def test_what_is_not_json_or_not_a_route_gets_openais_error(url) -> None:
     for path, body, status in (("/embeddings", b"{", 400), ("/embedding", None, 404), ("/embeddings", None, 405)):
-        found, answer = send(url, path, body)
-        assert found == status
+        actual, answer = send(url, path, body)
+        assert actual == status
         assert answer["error"]["type"] == "invalid_request_error"
 
 

@@ -53,8 +53,8 @@ def test_wrong_settings_of_a_ray_service_are_named(args, message) -> None:
 
 
 def test_a_port_in_use_is_named_before_anything_starts(ray_session, folder) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with (
             pytest.raises(ClusterError, match=rf"port {port} is in use\. Choose another with serve\.port="),
             serve_locally(ServeConfig(model=folder, port=port)),
