@@ -46,7 +46,7 @@ def run(nodes: Rig, source: Path, tmp_path: Path) -> Iterator[Run]:
 @pytest.mark.parametrize(
     ("name", "elastic"), [*((name, False) for name in sorted(FAULTS)), ("lose_node", True), ("drain_node", True)]
 )
-def test_the_run_goes_on_as_if_nothing_had_been(
+def test_a_disturbed_run_ends_like_an_undisturbed_one(
     nodes: Rig, source: Path, reference: Path, tmp_path: Path, name: str, elastic: bool
 ) -> None:
     schedule, before = Schedule(5, 1, elastic, ((30, name),)), Leftovers.now()
@@ -116,7 +116,7 @@ def test_other_data_under_an_unfinished_run_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize("output", ["/proc/nowhere/run", "nowhere://bucket/run"])
-def test_storage_that_is_not_there_is_told_at_once(run: Run, output: str) -> None:
+def test_missing_storage_is_reported_at_once(run: Run, output: str) -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", "ray_jobs.cli", "shard", str(run.folder / "tiny.yaml"), f"output={output}"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

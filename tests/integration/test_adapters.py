@@ -111,7 +111,9 @@ def test_a_run_trains_as_peft_does_and_leaves_a_plain_model(source_folder: str, 
 
 
 @pytest.mark.parametrize(("world", "stage", "precision"), [(2, 1, "fp32"), pytest.param(3, 3, "bf16", marks=pytest.mark.slow)])
-def test_a_run_goes_on_to_the_last_bit(source_folder: str, tmp_path: Path, world: int, stage: int, precision: str) -> None:
+def test_a_resumed_run_is_the_same_to_the_last_bit(
+    source_folder: str, tmp_path: Path, world: int, stage: int, precision: str
+) -> None:
     run = Run(source_folder, str(tmp_path), stage, precision)
     losses = on_ranks(world, train, run, 0)
     assert on_ranks(world, train, run, 2) == losses[2:]
@@ -124,14 +126,14 @@ def test_a_run_goes_on_to_the_last_bit(source_folder: str, tmp_path: Path, world
     assert all(torch.equal(whole[name], out[name]) for name in whole)
 
 
-def test_a_run_goes_on_with_another_number_of_workers(source_folder: str, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_workers(source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), 2)
     losses = on_ranks(2, train, run, 0)
     assert on_ranks(3, train, run, 1) == pytest.approx(losses[1:], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [*COMMON, "mixtral", "qwen3_next", "mamba", "t5", "falcon"])
-def test_adapters_of_every_family_are_nothing_at_first_and_can_be_merged(name: str) -> None:
+def test_new_adapters_of_every_family_change_nothing_and_can_be_merged(name: str) -> None:
     model = tiny(name).eval()
     names, inputs = list(model.state_dict()), {"input_ids": torch.arange(5, 25)[None]}
     inputs |= {"decoder_input_ids": inputs["input_ids"]} if model.config.is_encoder_decoder else {}
@@ -148,7 +150,7 @@ def test_adapters_of_every_family_are_nothing_at_first_and_can_be_merged(name: s
     assert list(model.state_dict()) == names
 
 
-def test_at_the_start_a_model_with_adapters_is_the_model(source_folder: str) -> None:
+def test_new_adapters_leave_the_losses_unchanged(source_folder: str) -> None:
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     plain, adapted = task.module().eval(), task.module().eval()
     adapters.add_adapters(adapted.model, Lora(rank=4, alpha=8))
@@ -193,7 +195,7 @@ def test_weights_that_no_layer_multiplies_with_have_no_adapters(name: str, targe
 
 
 @pytest.mark.parametrize("other", [{"frozen": ("body",)}, {"ema": 0.9}, {"muon_rate": 0.02, "clip": 0.0}, {"lora_rank": 0}])
-def test_what_does_not_go_with_adapters_is_refused(other: dict[str, Any]) -> None:
+def test_settings_that_exclude_adapters_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="lora_rank"):
         TrainConfig(**{"lora_rank": 4} | other)
     with pytest.raises(ConfigError, match="without lora_rank"):

@@ -45,7 +45,7 @@ def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int)
     assert on_ranks(2, slow, Run(str(tmp_path), stage)) == []  # type: ignore[arg-type]
 
 
-def test_matrices_that_are_not_are_told(tmp_path: Path) -> None:
+def test_unaligned_matrices_are_reported(tmp_path: Path) -> None:
     """One group for all, as most trainers have it."""
     (reason,) = on_ranks(2, slow, Run(str(tmp_path), 1, apart=False))
     assert "do not lie at multiples of 16 bytes" in reason

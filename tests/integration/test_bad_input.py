@@ -27,20 +27,20 @@ def nothing_left(chain: Chain) -> bool:
 
 @pytest.mark.usefixtures("ray_session")
 class TestText:
-    def test_empty_corpus(self, copy: Chain) -> None:
+    def test_an_empty_corpus_is_refused(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "empty.parquet", [{"text": "  "}, {"text": "\u200b\n"}])
         message = refusal("pipeline", copy.config, f"text={path}")
         assert "no document is left to train on" in message
         assert "2 empty" in message
         assert nothing_left(copy)
 
-    def test_missing_column(self, copy: Chain) -> None:
+    def test_a_missing_column_is_named(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"body": "text"}])
         message = refusal("shard", copy.config, f"text={path}")
         assert "column text is missing; the file has body" in message
         assert nothing_left(copy)
 
-    def test_missing_pair_column(self, copy: Chain) -> None:
+    def test_a_missing_pair_column_is_named(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "odd.parquet", [{"anchor": "a", "negative": "b"}])
         assert "column positive is missing" in refusal("shard", copy.config, f"pairs={path}")
 
@@ -51,11 +51,11 @@ class TestText:
         assert "byte 16" in message
         assert "bad.jsonl" in message
 
-    def test_no_such_file_or_dataset(self, copy: Chain) -> None:
+    def test_a_missing_file_or_dataset_is_refused(self, copy: Chain) -> None:
         assert "no such file" in refusal("shard", copy.config, f"text={copy.folder}/none-*.parquet")
         assert "neither a file nor a dataset" in refusal("shard", copy.config, "text=no/such")
 
-    def test_pairs_that_are_in_the_test_set(self, copy: Chain) -> None:
+    def test_pairs_from_the_test_set_are_refused(self, copy: Chain) -> None:
         message = refusal("pipeline", copy.config, f"test_pairs={copy.folder}/pairs.parquet")
         assert "240 of 240 ids are also in pairs=" in message
         same = [row | {"id": f"new{i}"} for i, row in enumerate(pq.read_table(copy.folder / "pairs.parquet").to_pylist())]
@@ -63,11 +63,11 @@ class TestText:
         assert "a sentence of test_pairs= stands in 240 of 240 pairs" in refusal("pipeline", copy.config, f"test_pairs={path}")
         assert nothing_left(copy)
 
-    def test_an_id_twice(self, copy: Chain) -> None:
+    def test_a_repeated_id_is_refused(self, copy: Chain) -> None:
         path = write_rows(copy.folder / "twice.parquet", [PAIR, PAIR])
         assert "'x' occurs more than once" in refusal("shard", copy.config, f"pairs={path}")
 
-    def test_a_model_folder_without_a_tokenizer(self, copy: Chain, source_folder: str) -> None:
+    def test_a_model_folder_without_a_tokenizer_is_refused(self, copy: Chain, source_folder: str) -> None:
         folder = copy.folder / "model"
         shutil.copytree(source_folder, folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -76,7 +76,7 @@ class TestText:
         assert "the folder has no tokenizer" in message
         assert nothing_left(copy)
 
-    def test_a_job_before_its_input(self, copy: Chain) -> None:
+    def test_a_job_without_its_input_names_the_job_before_it(self, copy: Chain) -> None:
         assert "scion shard" in refusal("pretrain", copy.config)
 
 
@@ -102,22 +102,22 @@ class TestConfiguration:
             ("transfer.plan=/nowhere", "there is no plan"),
         ],
     )
-    def test_a_bad_value(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
+    def test_a_bad_value_is_refused(self, copy: Chain, override: str, message: str, ray_session: None) -> None:
         assert message in refusal("pipeline", copy.config, override)
 
-    def test_no_such_file_job_or_model(self, copy: Chain) -> None:
+    def test_a_missing_file_job_or_model_is_refused(self, copy: Chain) -> None:
         assert "no such file" in refusal("pipeline", "nowhere.yaml")
         assert "Did you mean 'transfer'" in refusal("tansfer", copy.config)
         assert "no such folder" in refusal("pipeline", copy.config, "source_model=/nowhere")
         assert "configuration file is missing" in refusal("pipeline")
 
-    def test_a_key_that_must_be_given(self, tmp_path: Path) -> None:
+    def test_missing_keys_are_named(self, tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text("text: a.parquet\n")
         assert "source_model, output must be given" in refusal("pipeline", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_a_method_cannot_use(copy: Chain) -> None:
+def test_inputs_that_a_method_cannot_use_are_refused(copy: Chain) -> None:
     """One chain for all: the shards are made by the first and kept for the rest; no model is left by any."""
     for name, words in (("s.vec", ("file 1 0 0", "open 0 1 0")), ("t.vec", ("αρχείο 1 0", "άνοιγμα 0 1"))):
         (copy.folder / name).write_text("\n".join(words) + "\n")
@@ -144,20 +144,20 @@ def test_what_a_method_cannot_use(copy: Chain) -> None:
     assert {path.name for path in copy.output.iterdir()} == {"shards"}
 
 
-def test_an_output_folder_of_another_config(finished_chain: Chain) -> None:
+def test_the_output_folder_of_another_configuration_is_refused(finished_chain: Chain) -> None:
     message = refusal("pipeline", finished_chain.config, "shard.length=64")
     assert "another run; it differs in shard.length (32 -> 64)" in message
     assert "Use the settings it was made with, or choose another output=" in message
 
 
-def test_a_folder_that_is_not_ours(copy: Chain) -> None:
+def test_a_foreign_folder_is_refused_and_left_alone(copy: Chain) -> None:
     (copy.output / "shards").mkdir(parents=True)
     (copy.output / "shards" / "thesis.tex").write_text("years of work")
     assert "not Scion's" in refusal("pipeline", copy.config)
     assert (copy.output / "shards" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_cluster_that_is_not_there(copy: Chain) -> None:
+def test_an_unreachable_cluster_is_named(copy: Chain) -> None:
     process = scion_process("shard", copy.config, address="127.0.0.1:1")
     assert process.returncode == 2, process.stderr
     assert "RAY_ADDRESS=127.0.0.1:1" in process.stderr

@@ -80,7 +80,7 @@ def test_the_number_of_workers_may_change(shards, source_folder: str, tmp_path, 
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_does_not_miss_a_driver_s_board_that_is_gone() -> None:
+def test_a_run_continues_without_the_driver_s_board() -> None:
     board = StopAt.remote(3)
     calls = Calls(board)
     requests = Requests(TrainConfig(), calls)

@@ -105,7 +105,7 @@ def test_the_average_is_torch_s_and_survives_a_resume(
     assert same(load_file(f"{folders['quiet']}/from-2/model.safetensors"), exported)
 
 
-def test_what_the_average_does_not_go_with_is_refused() -> None:
+def test_settings_that_exclude_the_average_are_refused() -> None:
     for settings in ({"ema": 1.0}, {"ema": 0.0}):
         with pytest.raises(ConfigError, match="ema must lie between 0 and 1"):
             TrainConfig(**settings)

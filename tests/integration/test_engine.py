@@ -164,7 +164,7 @@ def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_byte_that_changed_in_a_shard_is_told_by_the_feed(shards, tmp_path) -> None:
+def test_the_feed_reports_a_changed_byte_in_a_shard(shards, tmp_path) -> None:
     """Not wrapped in what Ray says about a task that failed: the run would try again, three times."""
     shutil.copytree(shards[0], tmp_path / "rows")
     path = next((tmp_path / "rows").rglob("*.parquet"))

@@ -59,9 +59,7 @@ def test_a_run_leaves_a_model_folder_every_few_steps_and_is_not_changed_by_it(
 
 
 @pytest.mark.slow
-def test_an_export_that_a_stop_kept_from_ending_is_made_when_the_run_goes_on(
-    shards: Any, source_folder: str, tmp_path: Path
-) -> None:
+def test_an_export_that_a_stop_interrupted_is_repeated_on_resume(shards: Any, source_folder: str, tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     with pytest.raises(Stopped):
         fit_run(begin(run(shards, source_folder, folder, steps=6, export_steps=2)), stop=3)
@@ -102,7 +100,7 @@ def finish_slow_export(folder: str) -> list[dict[str, Any]]:
     return journal.entries
 
 
-def test_exports_that_are_left_at_the_end_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path) -> None:
+def test_the_last_exports_may_take_longer_than_the_time_out_of_a_collective(tmp_path: Path) -> None:
     """Three attempts died at the end of a run, each with the export under way."""
     assert [entry["step"] for entry in on_ranks(2, finish_slow_export, str(tmp_path))] == [1]
 
@@ -132,9 +130,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     assert os.listdir(tmp_path / "run-step-3") == ["mine.txt"]
 
 
-def test_a_step_that_is_made_again_replaces_its_folder_but_never_that_of_another_run(
-    source_folder: str, tmp_path: Path
-) -> None:
+def test_a_repeated_step_replaces_its_folder_but_never_that_of_another_run(source_folder: str, tmp_path: Path) -> None:
     one = Run(source_folder, str(tmp_path), 1, "fp32", "fp32")
     name = on_ranks(1, train, one)[0]  # type: ignore[arg-type]
     store = Store(f"{tmp_path}/checkpoints", 3)

@@ -84,7 +84,7 @@ def starts(one: TrainRun) -> list[int]:
     return [entry["micro"] for entries in run_log.read(f"{one.uri}/log") for entry in entries if entry["kind"] == "start"]
 
 
-def test_a_run_finds_the_rows_that_fit_and_is_then_as_if_they_had_been_asked_for(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_that_finds_the_rows_that_fit_trains_as_if_they_were_set(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
     one = run(shards, source_folder, tmp_path / "a", most=1, micro=None)
     fit(one, workers=2)
     assert starts(one) == [4, 2, 1]
@@ -105,7 +105,7 @@ def test_one_row_that_does_not_fit_ends_the_run_and_says_what_helps(shards, sour
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_remembers_what_fits_until_another_number_is_asked_for(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_resumed_run_remembers_what_fits_until_another_number_is_set(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
     one = run(shards, source_folder, tmp_path, most=2, micro=4)
     for step in (1, 2):
         with pytest.raises(Stopped):

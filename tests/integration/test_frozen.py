@@ -120,7 +120,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_names_and_patterns(source_folder: str) -> None:
+def test_frozen_weights_are_chosen_by_names_and_patterns(source_folder: str) -> None:
     module = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1).module()
     names = {name.removeprefix("model.") for name, _ in module.named_parameters(remove_duplicate=False)}
 

@@ -79,7 +79,7 @@ def test_a_finished_run_that_grows_in_its_stable_part_is_the_longer_run_to_the_l
     assert clean(grown)
 
 
-def test_a_run_that_decays_later_than_planned_is_the_longer_run_and_after_its_decay_says_that_it_is_not(
+def test_a_run_extended_before_its_decay_equals_the_longer_run_and_one_extended_after_does_not(
     shards: Any,
     source_folder: str,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_roundi
 
 
 @pytest.mark.usefixtures("without_ray_train")
-def test_scion_pretrain_goes_on_with_more_steps(finished_chain: Chain, copy: Chain) -> None:
+def test_scion_pretrain_resumes_with_more_steps(finished_chain: Chain, copy: Chain) -> None:
     """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""
     for part in ("shards", "transfer"):
         shutil.copytree(finished_chain.output / part, copy.output / part)

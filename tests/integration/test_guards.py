@@ -235,7 +235,7 @@ def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, so
     assert clean(failing)
 
 
-def test_the_loss_is_what_a_plain_module_says(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_poisoned_module_multiplies_the_loss_of_the_plain_one(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
     """The wrapping above must not be what makes the tests pass."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     one = ordered_rows(shards, BATCH, None)

@@ -53,7 +53,7 @@ def entries(uri: str, kind: str, world: int) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_run_with_min_workers_goes_on_soon_after_a_host_is_lost(copy: Chain, cluster: subprocess.Popen[str]) -> None:
+def test_a_run_with_min_workers_resumes_soon_after_a_host_is_lost(copy: Chain, cluster: subprocess.Popen[str]) -> None:
     assert scion("transfer", copy.config, "method=mean").returncode == 0
     assert cluster.stdout is not None
     assert cluster.stdin is not None

@@ -133,13 +133,13 @@ def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: st
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_checkpoint_goes_on_as_if_nothing_had_been(stage: int, source_folder: str, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(stage: int, source_folder: str, tmp_path: Path) -> None:
     run = Run(source_folder, str(tmp_path), stage)
     straight = on_ranks(2, save_and_continue, run)
     assert largest_difference(on_ranks(2, resume, run), straight) == 0.0
 
 
-def test_what_is_not_finite_leaves_weights_and_momentum_alone(source_folder: str, tmp_path: Path) -> None:
+def test_an_infinite_loss_leaves_weights_and_momentum_alone(source_folder: str, tmp_path: Path) -> None:
     result = on_ranks(2, train_with_infinite_loss, Run(source_folder, str(tmp_path)))
     assert result["applied"] == [True, False, True]
     assert result["losses"][0] == result["losses"][1]

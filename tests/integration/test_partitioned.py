@@ -84,7 +84,7 @@ def _save_models(names: tuple[str, ...], home: Path, english: list[str]) -> dict
         pytest.param(3, OTHERS, "fp32", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_cut_while_it_is_read_is_what_is_read_whole(
+def test_a_model_partitioned_while_it_is_read_equals_one_read_whole(
     tmp_path: Path, english: list[str], world: int, names: tuple[str, ...], precision: str
 ) -> None:
     """Names, ties, weights and buffers to the last bit, and the way that the check of the forward finds."""

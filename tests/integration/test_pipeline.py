@@ -103,7 +103,7 @@ def test_a_second_run_does_nothing_but_say_so(finished_chain: Chain) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_a_killed_run_goes_on_and_gives_the_same_numbers(finished_chain: Chain, copy: Chain, address: str) -> None:
+def test_a_killed_run_resumes_and_gives_the_same_numbers(finished_chain: Chain, copy: Chain, address: str) -> None:
     """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
     for part in ("shards", "transfer", "random"):
         shutil.copytree(finished_chain.output / part, copy.output / part)
@@ -133,7 +133,7 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
 
 
 @pytest.mark.slow
-def test_shards_that_sigterm_interrupted_are_gone_on_with(finished_chain: Chain, copy: Chain) -> None:
+def test_shards_interrupted_by_sigterm_are_completed_by_the_next_run(finished_chain: Chain, copy: Chain) -> None:
     """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
     running = start_job("shard", copy)
     _wait_for(copy.output, "shards/unfinished.json", running)
@@ -145,7 +145,7 @@ def test_shards_that_sigterm_interrupted_are_gone_on_with(finished_chain: Chain,
         assert (copy.output / "shards" / name).read_bytes() == (finished_chain.output / "shards" / name).read_bytes()
 
 
-def test_training_that_ctrl_c_interrupted_has_saved_and_goes_on(finished_chain: Chain, copy: Chain) -> None:
+def test_training_interrupted_by_ctrl_c_is_saved_and_resumes(finished_chain: Chain, copy: Chain) -> None:
     """`tests.faults` does the same with SIGTERM. Ray Train has a handler of its own for Ctrl-C, which saves nothing."""
     for part in ("shards", "transfer"):
         shutil.copytree(finished_chain.output / part, copy.output / part)

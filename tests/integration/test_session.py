@@ -28,7 +28,7 @@ with ray_session(workers=1, worker_cpus=1.0, address=None):
 """
 
 
-def test_workers_ask_their_own_cluster_and_not_one_that_was_here_before() -> None:
+def test_workers_ask_their_own_cluster_and_not_an_earlier_one() -> None:
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short, for the names of sockets
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
@@ -73,7 +73,7 @@ nodes.shutdown()
 
 
 @pytest.mark.slow
-def test_gpu_nodes_that_come_later_are_waited_for() -> None:
+def test_a_job_waits_for_gpu_nodes_that_come_later() -> None:
     """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each. What wants a GPU
     finds it on one of them."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

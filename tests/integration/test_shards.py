@@ -44,9 +44,7 @@ def test_the_same_bytes_for_one_and_three_actors(jsonl, tmp_path, source_folder,
         assert storage.read_bytes(str(tmp_path / "one" / name)) == storage.read_bytes(str(tmp_path / "three" / name)), name
 
 
-def test_what_is_finished_is_kept_and_what_is_corrupt_or_missing_is_built_again(
-    jsonl, tmp_path, source_folder, monkeypatch
-) -> None:
+def test_intact_shards_are_reused_and_corrupt_or_missing_ones_rebuilt(jsonl, tmp_path, source_folder, monkeypatch) -> None:
     monkeypatch.setattr(documents, "UNIT_BYTES", 60_000)
     first = build_shards([jsonl], str(tmp_path / "run"), source_folder, actors=2)
     rows = tmp_path / "run" / "rows"

@@ -66,7 +66,7 @@ def test_tasks_follow_from_the_memory_of_each_machine(monkeypatch, cpus: int, no
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_would_not_fit_is_refused_before_it_starts() -> None:
+def test_a_search_that_would_not_fit_is_refused_before_it_starts() -> None:
     keys = neighbours.unit_rows(torch.randn(200_000, 300))
     notes: list[str] = []
     with pytest.raises(ConfigError, match=r"transfer.max_memory: .* GiB are needed, 1.0 are allowed"):
@@ -75,7 +75,7 @@ def test_what_would_not_fit_is_refused_before_it_starts() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_size_and_time_are_said_before_it_starts() -> None:
+def test_memory_and_time_are_estimated_before_a_search_starts() -> None:
     notes: list[str] = []
     steps: list[tuple[int, int]] = []
     queries, keys = arrays()

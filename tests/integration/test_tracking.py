@@ -39,7 +39,7 @@ class OfflineTask(LanguageModelTask):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_in_the_same_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_run_resumes_in_the_same_tracked_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder = str(tmp_path / "run")
     run = TrainRun(
         task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),

@@ -34,7 +34,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_stopped_goes_on_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
+def test_a_stopped_comparison_resumes_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
     """What the cell had trained was removed, while the message said that the same command resumes."""
     settings = ["compare.methods=[fvt]", "compare.seeds=[0]", "pretrain.train.steps=6"]
     stops, starts = iter([3, None]), list[int]()
@@ -81,7 +81,7 @@ def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(fini
     assert "Traceback" not in process.stderr
 
 
-def test_a_shard_that_verify_names_is_built_again_alone(finished_chain: Chain, copy: Chain) -> None:
+def test_only_the_shard_that_verify_names_is_rebuilt(finished_chain: Chain, copy: Chain) -> None:
     shards = copy.output / "shards"
     shutil.copytree(finished_chain.output / "shards", shards)
     process = scion("verify", str(shards))

@@ -223,7 +223,7 @@ def saved_run(request: pytest.FixtureRequest, source_folder: str, tmp_path_facto
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_goes_on_from_any_other_and_back(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
+def test_any_number_of_ranks_resumes_from_any_other_and_back(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
     run, losses = saved_run
     for world in WORLDS:
         for other, result in on_ranks(world, resume_from_others, run, WORLDS).items():
@@ -236,7 +236,7 @@ def test_any_number_of_ranks_goes_on_from_any_other_and_back(saved_run: tuple[Ru
             assert largest_difference(back, losses[world][AGAIN:]) < 1e-5, f"{world} to {other} to {world}"
 
 
-def test_a_rank_that_has_only_its_own_files_goes_on(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
+def test_a_rank_resumes_with_only_its_own_files(saved_run: tuple[Run, dict[int, list[float]]]) -> None:
     run, losses = saved_run
     result = on_ranks(2, from_own_files, run)
     assert result["wrong"] == []
@@ -251,7 +251,7 @@ def test_a_rank_that_has_only_its_own_files_goes_on(saved_run: tuple[Run, dict[i
     ("before", "after"),
     [(1, 3), (3, 2), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 1), (2, 3), (1, 2), (2, 1)))],
 )
-def test_another_zero_stage_goes_on_from_the_very_same_state(
+def test_another_zero_stage_resumes_from_the_very_same_state(
     before: int, after: int, source_folder: str, tmp_path: Path
 ) -> None:
     """On as many ranks and on another number."""
@@ -264,7 +264,9 @@ def test_another_zero_stage_goes_on_from_the_very_same_state(
         assert largest_difference(result["losses"], losses[SAVED:]) < 1e-5
 
 
-def test_a_full_disk_is_not_held_against_the_checkpoint(saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+def test_a_full_disk_does_not_mark_the_checkpoint_as_corrupt(
+    saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path
+) -> None:
     run, _ = saved_run
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
@@ -275,7 +277,7 @@ def test_a_full_disk_is_not_held_against_the_checkpoint(saved_run: tuple[Run, di
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_is_not_whole_is_not_converted(saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_converted(saved_run: tuple[Run, dict[int, list[float]]], tmp_path: Path) -> None:
     run, _ = saved_run
 
     def assert_refused(name: str, kind: type[Exception], what: str, harm: Callable[[Path], None]) -> None:
@@ -315,7 +317,7 @@ def test_a_model_on_an_object_store_comes_once_to_each_machine(source_folder: st
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_low_precision_goes_on_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
+def test_low_precision_resumes_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
     """Later losses are rounded sums over other ranks, so only near: as near as those of runs without a break."""
     run = Run(source_folder, str(tmp_path), stage, "bf16")
     losses = on_ranks(2, train_through, run)

@@ -71,7 +71,7 @@ def test_every_difference_from_deepfocus_has_a_reason(old: str, new: str, vocabu
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_what_both_find_is_most_of_it(family: str, vocabularies: dict[str, Pair]) -> None:
+def test_most_shared_tokens_are_found_by_both(family: str, vocabularies: dict[str, Pair]) -> None:
     """So that the test above does not compare two empty answers."""
     source, target = vocabularies[family]
     ours, _ = match(source, target, canonical_tokens(target))
@@ -80,7 +80,7 @@ def test_what_both_find_is_most_of_it(family: str, vocabularies: dict[str, Pair]
 
 @pytest.mark.parametrize("new", sorted(FAMILIES))
 @pytest.mark.parametrize("old", sorted(FAMILIES))
-def test_what_we_find_has_the_same_bytes(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
+def test_shared_tokens_have_the_same_bytes(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
     """Where the peer differs it is not because we took another token."""
     source, target = vocabularies[old][0], vocabularies[new][1]
     source_tokens, tokens = canonical_tokens(source), canonical_tokens(target)

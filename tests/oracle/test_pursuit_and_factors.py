@@ -46,7 +46,7 @@ def test_pursuit_is_mergekit_s(sides) -> None:
     assert apart(result, dense(index.numpy(), coefficients.numpy(), len(atoms))) < 1e-5
 
 
-def test_by_cosine_as_much_is_left_over_as_little_as_by_product(sides) -> None:
+def test_by_cosine_the_residual_is_as_small_as_by_product(sides) -> None:
     """Atoms of any length: mergekit takes the highest product, which prefers long atoms, and is left with more."""
     vectors, atoms = sides
     scale = torch.exp(torch.randn(len(atoms), 1, generator=torch.Generator().manual_seed(2)))

@@ -242,7 +242,7 @@ def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> Non
     assert [order_step(step, tuple(skipped)) for step in range(len(remaining))] == remaining
 
 
-def test_golden_order() -> None:
+def test_the_orders_of_earlier_runs_are_unchanged() -> None:
     """Orders of runs that exist: a change here means that no run can be continued."""
     streams = (Stream(name="el", rows=8, weight=0.7), Stream(name="en", rows=200, weight=0.3))
     plan = RowOrder(streams=streams, batch=4, seed=5, stages=(Phase(until=2, weights=(1, 3)),), warmup=((1, 3),))

@@ -67,7 +67,7 @@ def test_a_text_without_tokens_is_refused() -> None:
     assert answer.json()["error"]["param"] == "input[1]"
 
 
-def test_a_failing_model_is_a_server_error_without_its_inside() -> None:
+def test_a_failing_model_is_a_server_error_without_details() -> None:
     async def failing(rows: TokenIds, dimensions: int | None) -> np.ndarray:
         raise RuntimeError("secret detail")
 

@@ -35,7 +35,7 @@ def test_every_form_of_input_is_read(value, texts, rows) -> None:
     assert (request.texts, request.token_ids) == (texts, rows)
 
 
-def test_what_is_left_out_or_null_has_openais_default() -> None:
+def test_missing_and_null_options_have_openais_defaults() -> None:
     assert parse(input="a") == parse(input="a", dimensions=None, encoding_format=None, user=None)
     assert not parse(input="a").is_base64
     assert parse(input="a").dimensions is None

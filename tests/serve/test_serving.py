@@ -45,7 +45,7 @@ def send(url: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_what_a_client_gets_is_what_encode_gives(url, embedder, english) -> None:
+def test_a_client_gets_the_vectors_of_encode(url, embedder, english) -> None:
     result = compare(url, embedder, english[:100])
     assert result["requests"] == 8
     assert result["max_abs_diff"] <= 1e-5
@@ -118,14 +118,14 @@ def test_a_wrong_request_gets_openais_error(url, keys, status, param, code) -> N
     assert (answer["error"]["param"], answer["error"]["code"]) == (param, code)
 
 
-def test_what_is_not_json_or_not_a_route_gets_openais_error(url) -> None:
+def test_a_body_that_is_not_json_and_an_unknown_route_get_openais_error(url) -> None:
     for path, body, status in (("/embeddings", b"{", 400), ("/embedding", None, 404), ("/embeddings", None, 405)):
         actual, answer = send(url, path, body)
         assert actual == status
         assert answer["error"]["type"] == "invalid_request_error"
 
 
-def test_models_and_health(client, url) -> None:
+def test_models_and_health_are_answered(client, url) -> None:
     [model] = client.models.list().data
     assert (model.id, model.max_length, model.dimensions) == ("tiny", 24, [32, 8])
     assert send(url.removesuffix("/v1"), "/health") == (200, {"status": "ok"})

@@ -24,7 +24,7 @@ from data_pipeline.errors import ClusterError, ConfigError
         ("name", ""),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_by_name(key, value) -> None:
+def test_an_impossible_setting_is_refused_by_name(key, value) -> None:
     with pytest.raises(ConfigError, match=f"serve.{key}: must"):
         ServeConfig(**{key: value})
 
