@@ -1,1 +1,1 @@
-"""A real run on several raylets, disturbed on purpose: `python -m tests.faults` by seed, `test_each_fault.py` one by one."""
+"""Faults in a real run on several raylets: by seed in `python -m tests.faults`, one by one in `test_each_fault.py`."""

@@ -1,8 +1,8 @@
-"""Seeded schedules of faults against a real run, and a check of all that must hold: `python -m tests.faults --seeds 5`.
+"""Seeded schedules of faults against a real run, and a check of all invariants: `python -m tests.faults --seeds 5`.
 
-Each seed draws a ZeRO stage, whether the run may go on with fewer workers, and three faults with the steps at which they
-come. The last line is a JSON object; a seed that finds something wrong prints how to run it again. With `--mutants` the harness
-itself is tried: three copies of Scion, each broken in one line, must be caught.
+Each seed draws a ZeRO stage, whether the run may continue with fewer workers, and three faults with their steps. The last line
+is a JSON object; a seed that fails prints how to run it again. `--mutants` tests the harness itself: it must catch three copies
+of Scion, each broken in one line.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _SPARE = 8
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is done to a run."""
+    """The settings of a run and the faults that disturb it."""
 
     seed: int
     stage: int
@@ -53,7 +53,7 @@ class Schedule:
 
 
 def run_schedule(rig: Rig, source: Path, folder: Path, schedule: Schedule) -> Run:
-    """The run, to its end, with the faults of the schedule."""
+    """Runs to the end under the faults of the schedule."""
     run, draw = Run(rig, copy_inputs(source, folder), schedule.overrides), random.Random(schedule.seed)
     with watch_checkpoints(run) as gaps:
         run.start()
@@ -72,7 +72,7 @@ def run_schedule(rig: Rig, source: Path, folder: Path, schedule: Schedule) -> Ru
 
 @contextmanager
 def watch_checkpoints(run: Run) -> Iterator[list[str]]:
-    """Looks, while the block runs, whether there is a usable checkpoint at all times after the first."""
+    """Collects the moments of the block at which there is no usable checkpoint, after the first one."""
     gaps, over, was_usable = list[str](), threading.Event(), False
 
     def look() -> None:
@@ -93,7 +93,7 @@ def watch_checkpoints(run: Run) -> Iterator[list[str]]:
 
 
 def try_schedule(root: Path, source: Path, folder: Path, schedule: Schedule, reference: Path) -> list[str]:
-    """What is wrong after the schedule."""
+    """Runs a schedule and returns the violations."""
     before = Leftovers.now()
     try:
         with rig(root) as nodes:
@@ -111,7 +111,7 @@ def try_schedule(root: Path, source: Path, folder: Path, schedule: Schedule, ref
 
 
 def references(source: Path, folder: Path, stages: set[int]) -> dict[int, Path]:
-    """Undisturbed runs, one a ZeRO stage."""
+    """Makes an undisturbed run for each ZeRO stage, and returns their folders."""
     with rig() as nodes:
         return {
             stage: run_schedule(nodes, source, folder / f"reference-{stage}", Schedule(-1, stage, False, ())).folder

@@ -24,7 +24,7 @@ _RELATIVE = 1e-4
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What lay about on the machine and no living process holds."""
+    """Files in shared memory and temporary folders that no living process holds."""
 
     shared: frozenset[str]
     temporary: frozenset[str]
@@ -45,7 +45,7 @@ def _mapped_names() -> set[str]:
 
 
 def violations(run: Run, reference: Path, before: Leftovers, faults: list[str], elastic: bool) -> list[str]:
-    """All that is wrong, by invariant."""
+    """All violations, each with the name of its invariant."""
     checks = {
         "I1 every planned slot once": lambda: _ledger(run, ("order", "rows")),
         "I2 replays identical": lambda: _ledger(run, ("replays",)),
@@ -70,7 +70,7 @@ def _ledger(run: Run, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _weights(run: Run, reference: Path, elastic: bool) -> Iterator[str]:
-    """Bit for bit in fp32 where as many workers did the work."""
+    """Compares the weights with those of the reference: bit for bit, unless the number of workers changed."""
     weights, other = (
         AutoModelForMaskedLM.from_pretrained(path).state_dict() for path in (run.uri, reference / "run" / "pretrain")
     )
@@ -87,7 +87,7 @@ def _commits(run: Run, faults: list[str]) -> Iterator[str]:
 def began_early(log: list[list[dict[str, Any]]], spoilt: int) -> Iterator[str]:
     """An attempt begins at the newest checkpoint, or at an earlier one if that was spoilt, as `spoilt` of them were.
 
-    A worker that dies between a commit and its entry leaves only the start of the next attempt to tell of the checkpoint.
+    If a worker dies between a commit and its log entry, only the start of the next attempt shows the checkpoint.
     """
     committed = set[int]()
     for entry in (entry for entries in log for entry in entries):

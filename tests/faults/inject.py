@@ -1,4 +1,4 @@
-"""The faults, each from outside: what a machine, a user or a disk does to a run. Each returns when it has been done."""
+"""The faults: what a machine, a user or a disk does to a run from outside. Each function returns after the fault."""
 
 import random
 import resource
@@ -19,26 +19,26 @@ STOPPED = 75
 
 
 def kill_worker(run: Run, draw: random.Random) -> None:
-    """Out of memory, or a defect: a worker is gone."""
+    """Kills a worker, as the kernel does when memory runs out."""
     draw.choice(run.rig.workers()).kill()
 
 
 def hang_worker(run: Run, draw: random.Random) -> None:
-    """A worker that answers no more. The run has to notice by itself."""
+    """Stops a worker without ending it. The run must notice by itself."""
     before, worker = len(run.log()), draw.choice(run.rig.workers())
     worker.send_signal(signal.SIGSTOP)
     run.wait(lambda: len(run.log()) > before, "a new attempt after a hang")
 
 
 def lose_node(run: Run, draw: random.Random) -> None:
-    """A machine dies with all that runs on it; another comes in its place a little later."""
+    """A machine dies with all its processes; another replaces it a little later."""
     run.rig.remove_node(run.rig.node_of(draw.choice(run.rig.workers())))
     time.sleep(draw.uniform(5, 20))
     run.rig.add_node()
 
 
 def drain_node(run: Run, draw: random.Random) -> None:
-    """A machine is about to be taken away, is known to be, and goes. What was saved just in time is not lost."""
+    """A machine is preempted with notice. The checkpoint that the run saves in time must not be lost."""
     worker = draw.choice(run.rig.workers())
     node, before = run.rig.node_of(worker), len(run.entries("preempted"))
     command = [
@@ -64,7 +64,7 @@ def drain_node(run: Run, draw: random.Random) -> None:
 
 
 def stop_driver(run: Run, draw: random.Random) -> None:
-    """`ray job stop`: the run saves and ends, and is submitted again."""
+    """`ray job stop`: the run saves and ends, and its driver is started again."""
     assert run.process is not None
     run.process.send_signal(signal.SIGTERM)
     code = run.wait_for_exit(120)
@@ -74,7 +74,7 @@ def stop_driver(run: Run, draw: random.Random) -> None:
 
 
 def kill_driver(run: Run, draw: random.Random) -> None:
-    """The driver is gone without a word, and is submitted again."""
+    """Kills the driver and starts it again."""
     assert run.process is not None
     run.process.kill()
     run.wait_for_exit()
@@ -82,7 +82,7 @@ def kill_driver(run: Run, draw: random.Random) -> None:
 
 
 def fill_disk(run: Run, draw: random.Random) -> None:
-    """A worker cannot write more than a few bytes to any file, until a checkpoint has failed for it."""
+    """Lets a worker write only a few bytes to any file, until a checkpoint has failed."""
     missed, worker = len(run.entries("missed")), limit_file_size(run)
     try:
         run.wait(lambda: len(run.entries("missed")) > missed, "a checkpoint that fails")
@@ -92,7 +92,7 @@ def fill_disk(run: Run, draw: random.Random) -> None:
 
 
 def limit_file_size(run: Run) -> psutil.Process:
-    """A worker that from now on cannot write more than a few bytes to any file: not the first, which writes the log."""
+    """Limits the files of a worker to a few bytes, and returns it. Not the first worker, which writes the log."""
     first = run.first_rank()
     worker = next(worker for worker in run.rig.workers() if worker.pid != first)
     worker.rlimit(resource.RLIMIT_FSIZE, (2000, worker.rlimit(resource.RLIMIT_FSIZE)[1]))
@@ -100,17 +100,17 @@ def limit_file_size(run: Run) -> psutil.Process:
 
 
 def flip_checkpoint(run: Run, draw: random.Random) -> None:
-    """A bit of the newest checkpoint turns, and a worker dies, so that it is needed."""
+    """Flips a bit of the newest checkpoint and kills a worker, which forces a restart from it."""
     _spoil(run, draw, lambda content: _flip_bit(content, draw))
 
 
 def tear_checkpoint(run: Run, draw: random.Random) -> None:
-    """A file of the newest checkpoint loses its end, and a worker dies."""
+    """Truncates a file of the newest checkpoint and kills a worker."""
     _spoil(run, draw, lambda content: content[: draw.randrange(len(content))])
 
 
 def flip_weights(run: Run, draw: random.Random) -> None:
-    """As `flip_checkpoint`, in the middle of the largest file: weights, which load whatever they are."""
+    """As `flip_checkpoint`, in the middle of the largest file: weights, which load with any content."""
     _spoil(run, draw, lambda content: _invert_bytes(content, len(content) // 2), largest=True)
 
 
@@ -135,7 +135,7 @@ def _flip_bit(content: bytes, draw: random.Random) -> bytes:
 
 
 def _invert_bytes(content: bytes, at: int) -> bytes:
-    """All bits of 64 bytes."""
+    """Inverts 64 bytes."""
     return content[:at] + bytes(255 - byte for byte in content[at : at + 64]) + content[at + 64 :]
 
 

@@ -1,4 +1,4 @@
-"""Small inputs on real text, with what comes before training already made."""
+"""Small inputs on real text, up to and including the transferred model."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ pretrain:
 
 
 def make_inputs(folder: Path) -> Path:
-    """Greek text and a tiny English BERT in `folder`, and the first two jobs done."""
+    """Writes Greek text and a tiny English BERT to `folder`, and runs the first two jobs."""
     folder.mkdir(parents=True)
     pq.write_table(pq.read_table(SAMPLE / "test_text.parquet").slice(0, 120), folder / "text.parquet")
     table = pq.read_table(SAMPLE / "test_pairs.parquet").slice(0, 200)

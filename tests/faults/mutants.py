@@ -1,4 +1,4 @@
-"""Copies of Scion with one line broken, to see that the checks catch what they are for."""
+"""Copies of Scion with one line broken, which the checks must catch."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.faults.rig import ROOT
 
 @dataclass(frozen=True)
 class Mutant:
-    """One line, and the schedule under which it shows."""
+    """A change of one line, and the fault that makes it show."""
 
     path: str
     right: str
@@ -50,7 +50,7 @@ MUTANTS = {
 
 @contextmanager
 def mutant(name: str, folder: Path) -> Iterator[Path]:
-    """The folder of a broken copy."""
+    """Makes a broken copy, and removes it after the block."""
     broken = MUTANTS[name]
     for part in ("ray_jobs", "trainer", "data_pipeline", "cluster"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))

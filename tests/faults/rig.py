@@ -1,4 +1,4 @@
-"""Several raylets on this machine, and `scion pretrain` as a user starts it on them."""
+"""Several raylets on this machine, and `scion pretrain` on them as a user starts it."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from trainer.monitoring import run_log
 
 ROOT = Path(__file__).parent.parent.parent
 WORKERS, CPUS = 2, 2
-"""Training workers, and CPUs of each and of each node: so that every worker has a node of its own."""
+"""Training workers, and the CPUs of each worker and of each node: every worker has its own node."""
 _NODE = {"num_cpus": CPUS, "object_store_memory": 150 << 20}
 _HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
@@ -29,11 +29,11 @@ _HEALTH_CHECKS = {
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
 }
-"""How soon the head takes a silent node for dead."""
+"""Health checks that declare a silent node dead within seconds."""
 _NOTICE_SECONDS = 40
 _LONGEST_SECONDS = 400.0
-"""Until the next step after a fault. Where workers may be fewer, Ray Train's coordinator keeps the room of a run whose driver
-was killed for 180 s (`AUTOSCALING_REQUESTS_EXPIRE_TIME_S`), however free its CPUs are."""
+"""Longest wait for the next step after a fault. In elastic runs, Ray Train's coordinator reserves the CPUs of a killed driver
+for another 180 s (`AUTOSCALING_REQUESTS_EXPIRE_TIME_S`)."""
 _RAY_TITLES = (
     "ray::IDLE",
     "ray::DashboardAgent",
@@ -42,7 +42,7 @@ _RAY_TITLES = (
     "ray::_StatsActor",
     "ray::_UsageCollectionActor",
 )
-"""Processes that Ray keeps as long as the cluster lives: workers that wait for the next job, and its own services."""
+"""Titles of processes that live as long as the cluster: idle workers and Ray's services."""
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",
@@ -56,11 +56,11 @@ _ENVIRONMENT = {
 
 @dataclass
 class Rig:
-    """A head without room for a worker, and as many nodes as there are workers."""
+    """A head that is too small for a worker, and one node per worker."""
 
     cluster: Cluster
     root: Path = ROOT
-    """Of the code that runs: another for a mutant."""
+    """The folder of the code that runs; a mutant has its own."""
     nodes: list[Any] = field(default_factory=list)
 
     def add_node(self) -> None:
@@ -71,7 +71,7 @@ class Rig:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def workers(self) -> list[psutil.Process]:
-        """The training workers, the longest-lived first."""
+        """The training workers, oldest first."""
         processes = [process for process in self._processes() if "RayTrainWorker" in _title(process)]
         return sorted(processes, key=lambda process: process.create_time())
 
@@ -85,7 +85,7 @@ class Rig:
         return next(entry["NodeID"] for entry in table if entry["RayletSocketName"] == node.raylet_socket_name)
 
     def strangers(self) -> list[str]:
-        """Processes of jobs, of which there should be none when no job runs; some need a moment to notice that theirs ended."""
+        """Processes of jobs that still live after a wait. There must be none when no job runs."""
         return _wait_until_empty(self._strangers)
 
     def _strangers(self) -> list[str]:
@@ -100,7 +100,7 @@ class Rig:
 
 
 def _wait_until_empty(list_remaining: Callable[[], list[str]]) -> list[str]:
-    """What is there after all time that it needs to go."""
+    """Waits until the list is empty, and returns what remains after `_NOTICE_SECONDS`."""
     end = time.monotonic() + _NOTICE_SECONDS
     while (remaining := list_remaining()) and time.monotonic() < end:
         time.sleep(1)
@@ -108,7 +108,7 @@ def _wait_until_empty(list_remaining: Callable[[], list[str]]) -> list[str]:
 
 
 def _titles_by_folder(temporary: str) -> list[str]:
-    """Processes that were started with this folder for temporary files."""
+    """Titles of processes whose TMPDIR is this folder."""
     titles = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -126,12 +126,11 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def rig(root: Path = ROOT) -> Iterator[Rig]:
-    """The raylets, which end with the block. With a dashboard, as a cluster has it: what cleans up after a driver that was
-    killed asks it."""
+    """Runs the raylets while the block runs. They have a dashboard, which the clean-up after a killed driver needs."""
     before = {name: os.environ.get(name) for name in [*_ENVIRONMENT, "PYTHONPATH", "TMPDIR"]}
     temporary = tempfile.mkdtemp(prefix="rig-")
     os.environ.update(_ENVIRONMENT, PYTHONPATH=str(root), TMPDIR=temporary)
-    tempfile.tempdir = None  # so that files of a job are not mistaken for those of other processes
+    tempfile.tempdir = None  # separates the files of jobs from those of other processes
     head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": _HEALTH_CHECKS, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -151,14 +150,14 @@ def rig(root: Path = ROOT) -> Iterator[Rig]:
 
 @dataclass
 class Run:
-    """A run in a folder of its own; its driver is a process."""
+    """A run in its own folder, with its driver process."""
 
     rig: Rig
     folder: Path
     overrides: tuple[str, ...]
     drivers: int = 0
     stderr: str = ""
-    """What the last driver wrote on stderr."""
+    """The stderr of the last driver."""
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -175,7 +174,7 @@ class Run:
         self.process = self.driver()
 
     def driver(self, *more: str) -> subprocess.Popen[str]:
-        """One more driver of the run."""
+        """Starts another driver of the run."""
         command = [sys.executable, "-m", "ray_jobs.cli", "pretrain", str(self.folder / "tiny.yaml"), *self.overrides, *more]
         environment = os.environ | {"RAY_ADDRESS": self.rig.cluster.address}
         return subprocess.Popen(
@@ -183,7 +182,7 @@ class Run:
         )
 
     def wait_for_exit(self, seconds: float = 400) -> int:
-        """Waits for the driver; its exit code."""
+        """Waits for the driver and returns its exit code."""
         assert self.process is not None
         try:
             _, self.stderr = self.process.communicate(timeout=seconds)
@@ -201,11 +200,11 @@ class Run:
         return [entry for attempt in self.log() for entry in attempt if entry["kind"] == kind]
 
     def step(self) -> int:
-        """The furthest step that was made."""
+        """The highest step in the log."""
         return max((entry["step"] for entry in self.entries("step")), default=-1)
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = _LONGEST_SECONDS) -> Any:
-        """Waits until something is so, while the driver runs."""
+        """Waits until `condition` holds, while the driver runs. `what` describes it in errors."""
         end = time.monotonic() + seconds
         while not (answer := condition()):
             if self.process is None or self.process.poll() is not None:
@@ -217,11 +216,11 @@ class Run:
         return answer
 
     def first_rank(self) -> int:
-        """Process of the first rank of the newest attempt."""
+        """Process id of the first rank in the newest attempt."""
         return int(self.entries("start")[-1]["pid"])
 
     def stop(self) -> None:
-        """Ends what the run has started."""
+        """Kills the driver and the workers."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
@@ -231,7 +230,7 @@ class Run:
 
 
 def copy_inputs(source: Path, folder: Path) -> Path:
-    """The inputs, the shards and the transferred model of `source` in a folder of their own."""
+    """Makes a run folder with links to the inputs of `source` and copies of its shards and transferred model."""
     folder.mkdir(parents=True)
     for path in source.iterdir():
         if path.name != "run":

@@ -37,7 +37,7 @@ def nodes(reference: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def run(nodes: Rig, source: Path, tmp_path: Path) -> Iterator[Run]:
-    """One that a test disturbs by hand."""
+    """A run that the test disturbs itself."""
     run = Run(nodes, copy_inputs(source, tmp_path / "run"), ("pretrain.train.zero_stage=1",))
     yield run
     run.stop()

@@ -70,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, source_folder: str) -> Chai
     pq.write_table(table.slice(240), folder / "test_pairs.parquet")
     text = pq.read_table(SAMPLE / "test_text.parquet")
     pq.write_table(text.slice(0, 100), folder / "text.parquet", row_group_size=20)
-    # With dropout, so that a run that goes on after a kill has to draw the same again.
+    # With dropout: a run that resumes after a kill must draw the same masks again.
     shutil.copytree(source_folder, folder / "source")
     settings = json.loads((folder / "source" / "config.json").read_text())
     settings |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -81,7 +81,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, source_folder: str) -> Chai
 
 @pytest.fixture
 def copy(inputs: Chain, tmp_path: Path) -> Chain:
-    """The same inputs with an output folder of their own."""
+    """The same inputs with a new output folder."""
     for path in inputs.folder.glob("*.parquet"):
         os.symlink(path, tmp_path / path.name)
     os.symlink(inputs.folder / "source", tmp_path / "source")
@@ -91,14 +91,14 @@ def copy(inputs: Chain, tmp_path: Path) -> Chain:
 
 
 def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in this process, on the session's Ray: a process of its own would import for seconds."""
+    """Runs the command in this process, on the session's Ray: a new process would spend seconds on imports."""
     with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         code = main(list(arguments))
     return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def scion_process(*arguments: str, address: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, on the cluster at `address` or on a Ray of its own."""
+    """Runs the command in a new process, on the cluster at `address` or on a new Ray."""
     return subprocess.run(
         [sys.executable, "-m", "ray_jobs.cli", *arguments],
         cwd=ROOT,
@@ -132,7 +132,7 @@ def finished_chain(inputs: Chain, address: str) -> Chain:
 
 @pytest.fixture(scope="session")
 def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory, greek, source_folder: str) -> tuple[str, Manifest]:
-    folder = tmp_path_factory.mktemp("shards {x}")  # braces were filled in
+    folder = tmp_path_factory.mktemp("shards {x}")  # braces in paths used to be formatted
     (folder / "text.txt").write_text("\n".join(greek).replace("\n\n", "\n"))
     text = corpus.build(
         [str(folder / "text.txt")],
@@ -159,7 +159,7 @@ def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory, greek, s
 
 @pytest.fixture
 def without_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings of jobs that run in this process: the same engine, seconds sooner (`tests.ranks`)."""
+    """Trains jobs without Ray Train: the same engine starts seconds sooner (`tests.ranks`)."""
     monkeypatch.setattr("ray_jobs.training.fit", lambda run, *, workers, **_: ranks.fit(run, workers=workers))
 
 

@@ -9,7 +9,7 @@ from trainer.checkpoints.store import Store
 
 
 def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = lambda step: None) -> list[float]:
-    """Steps from `first` on, from the checkpoint before them; the model's folder is named after `first`.
+    """Trains from step `first` on, starting at its checkpoint, and exports the model to a folder named after `first`.
 
     Args:
         run: has a task, a config and a folder.

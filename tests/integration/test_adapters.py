@@ -1,4 +1,4 @@
-"""LoRA: what peft and a plain torch loop give, at every ZeRO stage; a restart to the last bit; a plain model in the end."""
+"""LoRA agrees with peft in plain torch at every ZeRO stage, restarts to the last bit, and exports a plain model."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Run:
 
 
 def train(run: Run, first: int) -> list[float]:
-    """From the checkpoint at `first` on, saving after each step."""
+    """Trains from the checkpoint at step `first`, with a checkpoint after each step."""
     import torch.distributed as dist
 
     from trainer.deepspeed_bridge import partitioned
@@ -56,7 +56,7 @@ def train(run: Run, first: int) -> list[float]:
 
 
 def by_hand(run: Run) -> tuple[list[float], Any]:
-    """The same with peft's own model and plain torch; the losses and the merged model."""
+    """Trains the same with peft's model in plain torch; returns the losses and the merged model."""
     from peft import LoraConfig, get_peft_model
 
     module = run.task.module().train()

@@ -1,4 +1,4 @@
-"""Where DeepSpeed's flat buffers put the weights: matrices at multiples of 16 bytes, whatever the vocabulary."""
+"""DeepSpeed's flat buffers align matrices at multiples of 16 bytes for any vocabulary."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ from trainer.models.packed_lm import PackedLM
 
 @dataclass(frozen=True)
 class Run:
-    """Of a model whose output bias has an odd number of entries."""
+    """A run of a model whose output bias has an odd number of entries."""
 
     folder: str
     stage: int
     apart: bool = True
-    """Whether vectors have groups of their own, as in every run, or come before the matrices in the only one."""
+    """Whether vectors have their own groups, as in every run, or precede the matrices in a single group."""
 
 
 def slow(run: Run) -> list[str]:
-    """What the run says is slow."""
+    """The reasons that the run reports for being slow."""
     model = XLMRobertaForMaskedLM(
         XLMRobertaConfig(vocab_size=301, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     )
@@ -46,6 +46,6 @@ def test_matrices_are_aligned_with_an_odd_vocabulary(tmp_path: Path, stage: int)
 
 
 def test_unaligned_matrices_are_reported(tmp_path: Path) -> None:
-    """One group for all, as most trainers have it."""
+    """One group for all weights, as in most trainers."""
     (reason,) = on_ranks(2, slow, Run(str(tmp_path), 1, apart=False))
     assert "do not lie at multiples of 16 bytes" in reason

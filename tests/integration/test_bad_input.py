@@ -1,4 +1,4 @@
-"""What users get wrong: exit code 2, one line that says what, where and what to do, and nothing half-written."""
+"""Mistakes of users: exit code 2, one line with the error, its place and the fix, and no half-written files."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ PAIR = {"id": "x", "anchor": "Click the button.", "positive": "Πατήστε τ
 
 
 def refusal(*arguments: str) -> str:
-    """The message."""
+    """Runs a command that must fail, and returns its message."""
     process = scion(*arguments)
     assert process.returncode == 2
     message = process.stderr
@@ -118,7 +118,7 @@ class TestConfiguration:
 
 @pytest.mark.usefixtures("ray_session")
 def test_inputs_that_a_method_cannot_use_are_refused(copy: Chain) -> None:
-    """One chain for all: the shards are made by the first and kept for the rest; no model is left by any."""
+    """All cases share one chain: the first makes the shards, the others reuse them, and none leaves a model."""
     for name, words in (("s.vec", ("file 1 0 0", "open 0 1 0")), ("t.vec", ("αρχείο 1 0", "άνοιγμα 0 1"))):
         (copy.folder / name).write_text("\n".join(words) + "\n")
     (copy.folder / "useless.tsv").write_text("xyzzy\tplugh\n")

@@ -1,4 +1,4 @@
-"""What a worker says while it trains reaches the user's terminal."""
+"""Notes of a training worker reach the user's terminal."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of workers does what it would have done, from its rows to its losses."""
+"""A run that resumes with another number of workers has the same rows and the same losses."""
 
 import contextlib
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ STEPS, BATCH = 12, 7
 
 @ray.remote(num_cpus=0)
 class StopAt:
-    """In place of the driver's board: says stop from a step on."""
+    """Replaces the driver's board: asks to stop from a step on."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -35,7 +35,7 @@ class StopAt:
 
 
 def train(shards: Any, source_folder: str, folder: str, stage: int, workers: int, stop: int | None = None) -> TrainRun:
-    """To the end, or until the driver asks to stop."""
+    """Trains to the end, or until the driver asks to stop."""
     config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     run = TrainRun(
@@ -89,7 +89,7 @@ def test_a_run_continues_without_the_driver_s_board() -> None:
     requests.report(1, 1.0)
     assert stop_request(requests, calls) == 0
     ray.kill(board)
-    with contextlib.suppress(ray.exceptions.RayActorError):  # a call behind the kill: an answer may have arrived before it
+    with contextlib.suppress(ray.exceptions.RayActorError):  # the call follows the kill; an answer may have arrived before it
         ray.get(board.update.remote(1, 2, ""))
     requests.report(4, 1.0)
     assert stop_request(requests, calls) == 0

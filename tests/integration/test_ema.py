@@ -22,7 +22,7 @@ STEPS, DECAY = 4, 0.7
 
 
 class Run:
-    """Four steps of six rows, a checkpoint after each; `look` takes the average out after each step, too."""
+    """Four steps of six rows, with a checkpoint after each; `look` also extracts the average after each step."""
 
     def __init__(self, model: str, folder: str, stage: int, precision: str, ema: float | None, look: bool) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)

@@ -1,4 +1,4 @@
-"""`scion embed embed.model=FOLDER`: a model that was never pretrained here becomes an embedder."""
+"""`scion embed embed.model=FOLDER` makes an embedder of a model that Scion never pretrained."""
 
 import io
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("ray_session", "without_ray_train")
 
 
 def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: list[str]) -> None:
-    """Findings 6 of families.md: it hung in retries, after pretraining."""
+    """Finding 6 of families.md: the job hung in retries after pretraining."""
     folder = copy.folder / "decoder"
     gpt2_tokenizer = tokenizer(english, SIZE)
     tiny_decoder(gpt2_tokenizer, "gpt2").save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Retrieval while an embedder trains: the same for any number of ranks, and what sentence-transformers measures."""
+"""Retrieval while an embedder trains is the same for any number of ranks, and agrees with sentence-transformers."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ MOST, TRAINED = 40, 6
 
 
 class Run:
-    """Two steps of six pairs, scored before and after on 40 others; the embedder is exported by rank 0."""
+    """Two steps of six pairs, scored before and after on 40 others; rank 0 exports the embedder."""
 
     def __init__(self, model: str, folder: str, stage: int, rows: list[dict[str, str]]) -> None:
         self.task = ContrastiveTask(model_uri=model, spec=EmbedderSpec(max_length=24))

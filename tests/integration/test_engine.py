@@ -56,7 +56,7 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("on_ray", [[(1, 2)], pytest.param([(1, 2), (3, 2), (1, 1), (2, 2)], marks=pytest.mark.slow)])
 def test_all_zero_stages_and_any_number_of_workers_train_alike(shards, source_folder: str, tmp_path, on_ray) -> None:
-    """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are filled up at weight 0. On Ray or not."""
+    """fp32, 10 rows a step in micro-batches of 3: neither divides evenly, so ranks are padded with rows of weight 0."""
     losses_by_setup = {
         (stage, workers): train(
             shards, source_folder, str(tmp_path / f"{stage}-{workers}"), stage, workers, (stage, workers) in on_ray
@@ -92,7 +92,7 @@ def test_embeddings_learn_alone_at_first(shards, source_folder: str, tmp_path, s
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
-    """Findings 12: the export was rounded to bf16, which lost most of what small steps had changed."""
+    """Finding 12: the export was rounded to bf16, which lost most of the change of small steps."""
     folders = {}
     for export in ("fp32", "bf16"):
         settings = {"precision": "bf16", "export": export, "learning_rate": 2e-5}
@@ -112,7 +112,7 @@ def test_a_bf16_run_exports_its_fp32_weights(shards, source_folder: str, tmp_pat
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_bf16_run_starts_from_the_model_s_own_fp32_weights(shards, source_folder: str, tmp_path, stage: int) -> None:
-    """DeepSpeed rounds them first: a run that learns nothing came back with other weights."""
+    """DeepSpeed rounds them first: a run that learned nothing exported other weights."""
     train(shards, source_folder, str(tmp_path), stage, 2, precision="bf16", learning_rate=1e-12, weight_decay=0.0)
     before, after = loading.language_model(source_folder, 1), load_file(tmp_path / "model" / "model.safetensors")
     for name, weight in before.state_dict().items():
@@ -165,7 +165,7 @@ def test_ray_data_streams_what_the_local_feed_reads(shards) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_feed_reports_a_changed_byte_in_a_shard(shards, tmp_path) -> None:
-    """Not wrapped in what Ray says about a task that failed: the run would try again, three times."""
+    """Our own error, not Ray's for a failed task, after which the run would retry three times."""
     shutil.copytree(shards[0], tmp_path / "rows")
     path = next((tmp_path / "rows").rglob("*.parquet"))
     content = bytearray(path.read_bytes())

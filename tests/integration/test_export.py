@@ -1,4 +1,4 @@
-"""A model folder out of the checkpoints of a run: the one that the run itself would have written."""
+"""The model folder exported from a checkpoint equals the one that the run itself would have written."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from trainer.tasks.language_modeling import LanguageModelTask
 
 
 class Run:
-    """Six rows a step on any number of ranks; checkpoints after steps 1 and 3, and what the run itself would export then."""
+    """Six rows a step on any number of ranks; checkpoints after steps 1 and 3, and the run's own exports at these steps."""
 
     def __init__(self, model: str, folder: str, stage: int, precision: str, saved_in: str) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
@@ -45,7 +45,7 @@ class Run:
 
 
 NAME = "run [1] (a+b) lr=1e-4"
-"""Of a run, in which globs and regular expressions would read other things."""
+"""A run name with characters that are special in globs and regular expressions."""
 
 
 def train(run: Run) -> list[str]:
@@ -116,7 +116,7 @@ def test_scion_export_needs_neither_ray_nor_a_gpu_and_leaves_nothing_half_writte
     write_task(store, run.task)
 
     def scion(*arguments: str) -> subprocess.CompletedProcess[str]:
-        # A module that cannot be imported, as where Ray is not installed.
+        # Makes the import of Ray fail, as if it were not installed.
         code = "import sys; sys.modules['ray'] = None; from ray_jobs.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "export", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment(None), capture_output=True, text=True, check=False)

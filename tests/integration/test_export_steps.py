@@ -1,4 +1,4 @@
-"""Model folders that a run leaves on its way, on real ranks."""
+"""Model folders that a run exports while it trains, on real ranks."""
 
 import os
 import shutil
@@ -81,7 +81,7 @@ class MemoryJournal:
 
 
 def finish_slow_export(folder: str) -> list[dict[str, Any]]:
-    """An export that takes longer than ranks wait for each other."""
+    """Waits for an export that takes longer than the time-out of a collective; returns the journal."""
     store, journal = Store(f"{folder}/checkpoints", 3), MemoryJournal()
     exports = ExportQueue(TrainConfig(export_steps=1), store, folder, journal, None)  # type: ignore[arg-type]
     if dist.get_rank() == 0:
@@ -92,7 +92,7 @@ def finish_slow_export(folder: str) -> list[dict[str, Any]]:
         interpreter = Path(folder, "python")
         interpreter.write_text("#!/bin/sh\nexec sleep 4\n")
         interpreter.chmod(0o755)
-        sys.executable = str(interpreter)  # of the process that exports
+        sys.executable = str(interpreter)  # the interpreter of the exporting process
         exports.add(name)
     TimeOut().set(1 / 60)
     exports.finish()
@@ -101,7 +101,7 @@ def finish_slow_export(folder: str) -> list[dict[str, Any]]:
 
 
 def test_the_last_exports_may_take_longer_than_the_time_out_of_a_collective(tmp_path: Path) -> None:
-    """Three attempts died at the end of a run, each with the export under way."""
+    """Three attempts died at the end of a run, each during an export."""
     assert [entry["step"] for entry in on_ranks(2, finish_slow_export, str(tmp_path))] == [1]
 
 
@@ -120,7 +120,7 @@ def test_an_export_that_fails_is_noted_with_its_reason(
     exports.add(last)
     assert exports.reading == {last}
     exports.add(first)
-    assert exports.reading == {last, first}  # what waits is kept, too
+    assert exports.reading == {last, first}  # checkpoints of waiting exports are protected, too
     store.drop(first)
     exports.finish()
     assert [(entry["step"], entry["wrong"]) for entry in journal.entries] == [

@@ -1,4 +1,4 @@
-"""A run whose micro-batches do not fit a device: the machine here has no GPU, so that the error of one is raised by hand."""
+"""A run whose micro-batches do not fit a device. Tests have no GPU, so a task raises its out-of-memory error."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Cramped:
-    """A task that trains on devices of which the last rank's holds few rows."""
+    """A task that trains on devices of which the last rank's has room for few rows."""
 
     task: LanguageModelTask
     most: int

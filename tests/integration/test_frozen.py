@@ -1,4 +1,4 @@
-"""Frozen weights: the rest trains as in plain torch, and they come out as they went in, whatever happens to the run."""
+"""Frozen weights stay unchanged through resumes and exports, and the others train as in plain torch."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Run:
 
 
 def train(run: Run, first: int) -> list[float]:
-    """Steps from `first` on, from the checkpoint before them; the folder is named after `first`."""
+    """Trains from step `first` on, starting at its checkpoint; the export folder is named after `first`."""
     import torch.distributed as dist
 
     from trainer.deepspeed_bridge import partitioned
@@ -57,7 +57,7 @@ def train(run: Run, first: int) -> list[float]:
 
 
 def by_hand(run: Run) -> list[float]:
-    """The same in plain torch."""
+    """Trains the same in plain torch, and returns the losses."""
     module = run.task.module().train()
     names = frozen_names(module, run.config.frozen)
     for name, weight in module.named_parameters():

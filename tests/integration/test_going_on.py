@@ -1,4 +1,4 @@
-"""A training that goes on under other settings, on real ranks: longer, with another micro-batch, as a user asks for it."""
+"""A training that resumes with other settings on real ranks: more steps, another micro-batch or ZeRO stage."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from trainer.tasks.language_modeling import LanguageModelTask
 
 BATCH = 6
 ODD = " [1] (a+b)"
-"""At the end of a run's folder: globs and regular expressions would read other things in it."""
+"""The end of a run folder's name, with characters that are special in globs and regular expressions."""
 
 
 def run(shards: Any, source_folder: str, folder: str, **settings: Any) -> TrainRun:
@@ -132,7 +132,7 @@ def test_another_micro_batch_has_the_same_rows_and_the_same_losses_but_for_round
 def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_rounding(
     shards: Any, source_folder: str, tmp_path: Path, before: int, after: int
 ) -> None:
-    """As when the optimizer's state turns out not to fit."""
+    """A user does this when the optimizer's state does not fit."""
     expected = [entry["loss"] for entry in fit_run(run(shards, source_folder, str(tmp_path / "w"), steps=9))["history"]]
     with pytest.raises(Stopped):
         fit_run(run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=before), stop=3)
@@ -146,7 +146,7 @@ def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_roundi
 
 @pytest.mark.usefixtures("without_ray_train")
 def test_scion_pretrain_resumes_with_more_steps(finished_chain: Chain, copy: Chain) -> None:
-    """As a user does it: 4 steps, kept; then 6, not kept; then 8, which is refused with the way out."""
+    """Four steps with the state kept; then 6 without; then 8, which is refused with the fix."""
     for part in ("shards", "transfer"):
         shutil.copytree(finished_chain.output / part, copy.output / part)
     folder, steps = copy.output / "pretrain", "pretrain.train.steps="
@@ -164,7 +164,7 @@ def test_scion_pretrain_resumes_with_more_steps(finished_chain: Chain, copy: Cha
     grown = scion("pretrain", copy.config, f"{steps}6")
     assert grown.returncode == 0, grown.stderr
     record = copy.artifact("pretrain")
-    # All four steps were of the warm-up, whose rates do not depend on the number of steps.
+    # All four steps belong to the warm-up, whose rates do not depend on the number of steps.
     assert record["config"]["pretrain"]["train"]["steps"] == 6
     assert record["metrics"]["changes"] == [{"step": 4, "settings": {"steps": [4, 6]}, "from_the_start": True}]
     assert set(record["metrics"]["bits_per_byte"]) == {"0", "4", "6"}

@@ -1,6 +1,6 @@
-"""Losses of three tiny runs, as they were when `tests/golden/losses.json` was written: a refactoring leaves them unchanged.
+"""Losses of three tiny runs equal those in `tests/golden/losses.json`: a refactoring leaves them unchanged.
 
-`UPDATE_GOLDEN=1 make test` writes the file anew; the change then stands in the review.
+`UPDATE_GOLDEN=1 make test` rewrites the file; the change then shows in the review.
 """
 
 import json
@@ -30,7 +30,7 @@ from trainer.models.packed_lm import PackedLM
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 STEPS, LENGTH, WORLD = 20, 32, 2
 CLOSE = 1e-5
-"""Relative. Other processors round otherwise: on one that the file does not name, 1e-3 is allowed."""
+"""Relative tolerance. Other processors round differently: on one that the file does not name, it is 1e-3."""
 
 
 def text_rows(step: int, rank: int) -> pa.Table:

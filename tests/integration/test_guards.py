@@ -1,4 +1,4 @@
-"""What a run does about losses that are not finite, that leap, and about a step that kills its workers."""
+"""How a run handles infinite losses, spikes, and a step that kills its workers."""
 
 import os
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Poisoned:
-    """The task, but for some planned steps, in which every forward is multiplied or fails, or the process ends."""
+    """A task that in some steps of the order multiplies its losses, fails in its forward, or ends the process."""
 
     task: LanguageModelTask
     factors: dict[int, float]
@@ -69,7 +69,7 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Dying:
-    """A task whose model takes more memory than there is."""
+    """A task whose process is killed while it builds the model, as when memory runs out."""
 
     task: Any
 
@@ -102,7 +102,7 @@ class Unwritable(Poisoned):
 
 
 class Marked:
-    """A batch that knows its planned step."""
+    """A batch that knows its step in the order."""
 
     def __init__(self, batch: Any, order_step: int) -> None:
         self.batch, self.order_step = batch, order_step
@@ -187,7 +187,7 @@ def test_a_step_that_kills_its_workers_three_times_ends_the_run_and_is_named(sha
         TrainingError, match=r"step 3 \(step 3 of the order, 4 slots\): 3 attempts in a row died .* rows are el \d+, el"
     ):
         launch.fit(one, workers=1, worker_cpus=1, gpu=False) if ray else fit(one, workers=1)
-    # The first one died while it prepared the step ahead, in an earlier one; from then on none is prepared before it is due.
+    # The first attempt died one step early, while it prefetched; later attempts do not prefetch.
     assert len(entries(str(tmp_path), "start")) == 4
     rows = entries(str(tmp_path), "error")[0]["rows"]
     assert rows == [f"el {row}" for row in one.rows.order.step(3).row]
@@ -236,7 +236,7 @@ def test_an_export_that_fails_trains_nothing_again_and_blames_no_rows(shards, so
 
 
 def test_a_poisoned_module_multiplies_the_loss_of_the_plain_one(shards, source_folder: str) -> None:  # type: ignore[no-untyped-def]
-    """The wrapping above must not be what makes the tests pass."""
+    """A canary: the wrapper changes nothing but the factor."""
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
     one = ordered_rows(shards, BATCH, None)
     rows = one.reader().read(one.order.step(0))

@@ -1,4 +1,4 @@
-"""A machine of the cluster that is gone from one moment to the next: a run that may go on with fewer workers does so soon."""
+"""A machine of the cluster is lost without notice: a run that allows fewer workers resumes soon."""
 
 import os
 import subprocess
@@ -26,14 +26,14 @@ input()
 
 
 def clean_environment(address: str | None) -> dict[str, str]:
-    """An environment in which nothing is said of the session's cluster."""
+    """The environment without variables of the session's cluster."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return variables | ({"RAY_ADDRESS": address} if address else {})
 
 
 @pytest.fixture
 def cluster() -> Iterator[subprocess.Popen[str]]:
-    """Two machines with a core each; a line that is written to it ends the second."""
+    """Two machines with a core each; a line on its stdin removes the second."""
     running = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(None)
     )
@@ -77,7 +77,7 @@ def test_a_run_with_min_workers_resumes_soon_after_a_host_is_lost(copy: Chain, c
         wait_until(lambda: len(entries(uri, "step", 2)) > 30, running, 300)
         cluster.stdin.write("\n")
         cluster.stdin.flush()
-        while cluster.stdout.readline() != "lost\n":  # Ray's own words come before it
+        while cluster.stdout.readline() != "lost\n":  # Ray prints other lines first
             pass
         lost = time.time()
         wait_until(lambda: len(entries(uri, "step", 1)) > 0, running, 600)

@@ -51,7 +51,7 @@ def train(run: Run) -> list[float]:
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_bf16_run_of_many_micro_batches_trains_as_one_in_fp32(source_folder: str, tmp_path: object, stage: int) -> None:
-    """ZeRO-1 ended at the first step: DeepSpeed takes another optimizer there, of which our guard knew nothing."""
+    """ZeRO-1 failed at the first step: DeepSpeed takes another optimizer there, which our guard did not know."""
     expected = on_ranks(2, train, Run(source_folder, str(tmp_path), stage, "fp32"))
     losses = on_ranks(2, train, Run(source_folder, str(tmp_path), stage, "bf16"))
     assert losses == pytest.approx(expected, abs=0.05)

@@ -1,4 +1,4 @@
-"""Muon under ZeRO against torch's own, on any number of ranks, and what a checkpoint makes of it."""
+"""Muon under ZeRO agrees with the published formula on any number of ranks, and resumes from a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ def resume(run: Run) -> list[float]:
 
 
 def train_with_infinite_loss(run: Run) -> dict[str, Any]:
-    """A step whose loss is not finite between two others, and those two alone."""
+    """Trains three steps, the second with an infinite loss, and then the first and third alone."""
     losses, engine = [], run.engine()
     for step, broken in enumerate((False, True, False)):
         set_rates(engine, run.config, step // 2)
@@ -101,7 +101,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def reference(run: Run) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """Weights after one step in one process, of the published formula and torch's AdamW; and what Muon learned."""
+    """Weights after one step in one process by the published formula and torch's AdamW, and the names that Muon trains."""
     module, config = run.module(), run.config
     batches = [batch(0, row) for row in range(ROWS)]
     (sum(module(one).sum() for one in batches) / sum(len(one.labels) for one in batches)).backward()
@@ -127,7 +127,7 @@ def test_a_step_is_that_of_the_formula(stage: int, world: int, source_folder: st
     assert {tuple(expected[name].shape) for name in muon} == {(32, 32), (64, 32), (32, 64)}
     assert all("encoder" in name or "transform" in name for name in muon)
     for name, weight in expected.items():
-        if "key.bias" in name:  # has no gradient but rounding errors, of which AdamW makes steps
+        if "key.bias" in name:  # its gradient is only rounding errors, which AdamW scales up to whole steps
             continue
         assert (actual[name] - weight).abs().max() < (2e-4 if name in muon else 1e-5), name
 

@@ -1,4 +1,4 @@
-"""The notebook of the documentation, run in a kernel as a user runs it."""
+"""The notebook of the documentation runs in a kernel, as for a user."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""ZeRO-3 cuts weights as they are read: what is loaded, trained and written is what a model that was whole at first gives."""
+"""ZeRO-3 partitions weights while it reads them: loading, training and export agree with a model that is read whole."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def tasks(folder: str, name: str) -> list[Any]:
 
 
 def different(whole: Any, cut: Any) -> list[str]:
-    """Names of weights and buffers that are not the same to the last bit; of all if names, ties or the flops are not."""
+    """Names of the weights and buffers that differ in any bit; one entry for all if names, ties or flops differ."""
     from deepspeed.runtime.zero import GatheredParameters
 
     names = [name for name, _ in whole.named_parameters()]
@@ -44,7 +44,7 @@ def different(whole: Any, cut: Any) -> list[str]:
 
 
 def compare(folders: dict[str, str], precision: str) -> list[str]:
-    """What differs between a module that is cut while it is read and one that is read whole."""
+    """The differences between a module that is partitioned while it is read and one that is read whole."""
     from data_pipeline.errors import ModelError
     from trainer.deepspeed_bridge import partitioned
     from trainer.engine import setup
@@ -87,12 +87,12 @@ def _save_models(names: tuple[str, ...], home: Path, english: list[str]) -> dict
 def test_a_model_partitioned_while_it_is_read_equals_one_read_whole(
     tmp_path: Path, english: list[str], world: int, names: tuple[str, ...], precision: str
 ) -> None:
-    """Names, ties, weights and buffers to the last bit, and the way that the check of the forward finds."""
+    """In names, ties, weights and buffers to the last bit, and in the path that the check of the forward chooses."""
     assert on_ranks(world, compare, _save_models(names, tmp_path, english), precision) == []
 
 
 def train(folder: str, home: str, stage: int, precision: str, cut: bool) -> list[float]:
-    """Two steps, and the model's folder as Scion wrote it before: gathered whole, copied into a model, saved."""
+    """Trains two steps. Without `cut`, exports as Scion once did: gathers all weights and saves them in a model."""
     import torch.distributed as dist
 
     from trainer.deepspeed_bridge import partitioned
@@ -135,7 +135,7 @@ def test_a_run_gives_the_same_losses_and_the_same_folder(source_folder: str, tmp
 
 
 def test_two_matrices_that_could_be_tied_and_differ_stay_two(tmp_path: Path, english: list[str]) -> None:
-    """transformers finds that out by comparing them, which it could not if they were cut."""
+    """transformers compares the two matrices, which partitioned weights would prevent."""
     folder = _save_models(("llama",), tmp_path, english)["llama"]
     weights = load_file(f"{folder}/model.safetensors")
     settings = Path(folder, "config.json")
@@ -145,7 +145,7 @@ def test_two_matrices_that_could_be_tied_and_differ_stay_two(tmp_path: Path, eng
 
 
 def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) -> Any:
-    """The check of the forward where one layer fails on one rank alone, as for want of memory."""
+    """Checks the forward while one layer fails on one rank alone, as if out of memory."""
     import torch.distributed as dist
 
     from data_pipeline.errors import ModelError
@@ -175,7 +175,7 @@ def check_with_failure(folder: str, stage: int, layer: int, kernel: str | None) 
 
 @pytest.mark.parametrize(("stage", "layer"), [(1, 0), (3, 0), (3, 1)])
 def test_a_kernel_that_fails_on_one_rank_is_given_up_on_all(source_folder: str, stage: int, layer: int) -> None:
-    """Under ZeRO-3 one rank went on to the next kernel while the other still gathered weights for the first."""
+    """Under ZeRO-3 one rank tried the next kernel while the other still gathered weights for the first."""
     expected = ("eager", ("packed rows with sdpa attention fail (out of memory here)",))
     assert on_ranks(2, check_with_failure, source_folder, stage, layer, "sdpa") == [expected] * 2
 

@@ -1,4 +1,4 @@
-"""The main job from end to end on small input: what it leaves, that it is repeatable, and that it survives a kill."""
+"""The whole pipeline on small input: its outputs, its repeatability, and its recovery after a kill."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_the_summary_says_on_what_each_training_ran(finished_chain: Chain) -> No
 
 
 def test_training_ends_with_folders_that_others_load(finished_chain: Chain) -> None:
-    """That it learns is seen on held-out text, above: losses of six steps are of other rows each."""
+    """The test of the summary shows that it learns: losses of six steps cannot, since each has other rows."""
     for start in ("", "random/"):
         assert len(finished_chain.artifact(f"{start}pretrain")["metrics"]["history"]) == 6
     model = AutoModelForMaskedLM.from_pretrained(finished_chain.output / "pretrain")
@@ -104,7 +104,7 @@ def test_a_second_run_does_nothing_but_say_so(finished_chain: Chain) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_a_killed_run_resumes_and_gives_the_same_numbers(finished_chain: Chain, copy: Chain, address: str) -> None:
-    """SIGKILL in the middle of training, after a checkpoint; its own Ray goes with it, and the second run goes on."""
+    """SIGKILL in the middle of training, after a checkpoint; the run's Ray dies too, and a second run resumes."""
     for part in ("shards", "transfer", "random"):
         shutil.copytree(finished_chain.output / part, copy.output / part)
     running = start_job("pipeline", copy)
@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_and_gives_the_same_numbers(finished_chain: Chain, 
     actual, expected = copy.summary(), finished_chain.summary()
     for key in ("retrieval", "bits_per_byte", "fertility", "provenance", "loss"):
         assert actual[key] == expected[key], key
-    psutil.wait_procs(children, timeout=60)  # Ray's agents look for their raylet once in a while
+    psutil.wait_procs(children, timeout=60)  # Ray's agents check for their raylet only now and then
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -134,7 +134,7 @@ def _wait_for(folder: Path, pattern: str, running: subprocess.Popen, seconds: fl
 
 @pytest.mark.slow
 def test_shards_interrupted_by_sigterm_are_completed_by_the_next_run(finished_chain: Chain, copy: Chain) -> None:
-    """`ray job stop` sends SIGTERM: no traceback, nothing half-written that looks finished. While Ray waits, too."""
+    """`ray job stop` sends SIGTERM: no traceback, no half-written folder that looks finished, also while Ray runs a task."""
     running = start_job("shard", copy)
     _wait_for(copy.output, "shards/unfinished.json", running)
     time.sleep(2)
@@ -182,7 +182,7 @@ def start_job(job: str, chain: Chain, *overrides: str) -> subprocess.Popen:
 
 
 def send_signal(running: subprocess.Popen, number: int = signal.SIGTERM) -> int:
-    """The exit code after a signal."""
+    """Sends a signal and returns the exit code."""
     running.send_signal(number)
     _, errors = running.communicate(timeout=90)
     assert b"Traceback" not in errors

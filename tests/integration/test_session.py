@@ -1,4 +1,4 @@
-"""A Ray cluster of a job's own, on a machine that has seen others."""
+"""A job starts its own Ray cluster, on a machine that ran others before."""
 
 import os
 import subprocess
@@ -74,8 +74,8 @@ nodes.shutdown()
 
 @pytest.mark.slow
 def test_a_job_waits_for_gpu_nodes_that_come_later() -> None:
-    """A head without a GPU, the limits of an autoscaler as Ray keeps them, and nodes that claim a GPU each. What wants a GPU
-    finds it on one of them."""
+    """A head without a GPU, the limits of an autoscaler in Ray's store, and new nodes that claim a GPU each. Tasks that need
+    a GPU run on these nodes."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.run([sys.executable, "-c", GROWS], env=environment, capture_output=True, text=True, timeout=300)
     assert process.stdout.splitlines() == [

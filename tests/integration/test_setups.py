@@ -1,4 +1,4 @@
-"""Every set-up of the engine trains as the plainest one: two workers, real processes, fp32."""
+"""Every set-up of the engine trains like plain ZeRO-1, in fp32 on two worker processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def losses(settings: dict[str, Any]) -> list[float]:
-    """Of six steps, by rank 0; the head works in several chunks."""
+    """The losses of six steps on rank 0; the head works in several chunks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     process = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""Shards are the same bytes for any number of actors, from any kind of file, and hold nothing that is held out."""
+"""Shards have the same bytes for any number of actors and kind of file, and contain no held-out text."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_intact_shards_are_reused_and_corrupt_or_missing_ones_rebuilt(jsonl, tmp
     assert build_shards([jsonl], str(tmp_path / "run"), source_folder, actors=1) == first
     assert {path: path.read_bytes() for path in content} == {path: old for path, (old, _) in content.items()}
     redone = {path for path in content if path.stat().st_mtime_ns != content[path][1]}
-    # A corpus file makes a shard of each of its languages, so these three are done again with their sisters.
+    # A corpus file gives one shard per language, and all of them are rebuilt together.
     assert {path.name for path in redone} == {path.name for path in (flipped, missing, torn)}
     assert intact
 
@@ -123,7 +123,7 @@ def test_duplicates_go_and_the_held_out_side_wins(tmp_path) -> None:
 
 
 def test_a_dataset_name_is_loaded_by_datasets(tmp_path, greek) -> None:
-    """The hub's path with a local folder in the hub's place."""
+    """The code path of the hub, with a local folder instead."""
     folder = tmp_path / "hub" / "greek"
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in greek[:9]))

@@ -1,4 +1,4 @@
-"""Kernels on Ray: the same bits for any number of workers and any memory, within the memory that was allowed."""
+"""Kernels on Ray give the same bits for any number of workers and any memory limit, and stay below the limit."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ print(json.dumps(digests))
 
 
 def arrays() -> tuple[torch.Tensor, torch.Tensor]:
-    """With ties: every tenth key occurs twice."""
+    """Queries and keys with ties: every tenth key occurs twice."""
     generator = torch.Generator().manual_seed(0)
     keys = neighbours.unit_rows(torch.randn(3000, 48, generator=generator))
     return neighbours.unit_rows(torch.randn(1700, 48, generator=generator)), torch.cat([keys, keys[::10]])
@@ -42,7 +42,7 @@ def arrays() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.slow
 def test_any_number_of_cpus_gives_the_same_bits_within_any_memory() -> None:
-    """Nine CPUs and more used to be refused with the default of 4 GiB: each had 450 MiB of it."""
+    """Nine CPUs or more were once refused with the default of 4 GiB, of which each took 450 MiB."""
     queries, keys = arrays()
     answers = neighbours.top_softmax(queries, keys, 10, 0.1), neighbours.top_sparsemax(queries, keys)
     here = [hashlib.sha256(index.tobytes() + weights.tobytes()).hexdigest() for index, weights in answers]

@@ -1,4 +1,4 @@
-"""A worker that is slow is named in the log, on the console and by `scion status`; garbage waits for its steps."""
+"""The log, the console and `scion status` name a slow worker; garbage is collected only at set steps."""
 
 import gc
 import io
@@ -32,7 +32,7 @@ SLOW = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowTask(LanguageModelTask):
-    """Of a machine that computes slowly on the last rank; on all, the automatic collection of garbage must be off."""
+    """A task that is slow on the last rank; automatic garbage collection must be off on all ranks."""
 
     def module(self, *arguments: Any, **settings: Any) -> PackedLM:
         module, address = LanguageModelTask.module(self, *arguments, **settings), ray.util.get_node_ip_address()

@@ -1,4 +1,4 @@
-"""A user who has a text and a model, and no pairs: job by job, as the pipeline, and compared."""
+"""A user with a text and a model but no pairs: single jobs, the pipeline, and a comparison."""
 
 import json
 import os
@@ -41,9 +41,9 @@ def test_jobs_run_one_by_one_and_the_pipeline_keeps_them(text: Chain, greek) -> 
     assert Embedder.load(str(text.output / "embed")).encode(greek[:2]).shape[0] == 2
 
     output = run_job("pipeline", text, "control=false")
-    assert output.count("kept") == 5  # the report too: it was made of the same
+    assert output.count("kept") == 5  # including the report, whose inputs are unchanged
     assert not (text.output / "random").exists()
-    # The random control comes later: only what is new is made, and evaluation and report take it in.
+    # Adding the random control runs only the new jobs; evaluation and report include it.
     output = run_job("pipeline", text)
     assert output.count("kept") == 3
     assert list(text.summary()["bits_per_byte"]) == ["random", "transferred"]

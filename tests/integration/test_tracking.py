@@ -1,4 +1,4 @@
-"""A run that is stopped goes on in the same run of W&B and MLflow, without a step twice."""
+"""A stopped run resumes in the same run of W&B and MLflow, and logs no step twice."""
 
 import os
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ def offline(folder: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineTask(LanguageModelTask):
-    """On a worker with these variables in its environment."""
+    """A task that sets the variables of `offline` on its worker."""
 
     folder: str
 

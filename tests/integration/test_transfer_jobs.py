@@ -1,4 +1,4 @@
-"""`scion compare`, `verify` and `diff`, and a plan that is used again, as a user runs them."""
+"""`scion compare`, `verify` and `diff`, and the reuse of a plan, as a user runs them."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
     assert all(0 <= row["after"]["mean"] <= 1 for row in comparison["rows"])
     assert "speed-up" in (copy.output / "compare.html").read_text()
     assert {path.name for path in (copy.output / "compare" / "aligned+fvt-0").iterdir()} == {"artifact.json"}
-    assert not (copy.output / "config.yaml").exists()  # a pipeline's, in the same folder, has evaluations of its own
+    assert not (copy.output / "config.yaml").exists()  # a pipeline in the same folder has its own evaluations
     again = scion("compare", copy.config, *settings)
     assert again.stdout.count("kept") == 3
     assert json.loads((copy.output / "compare.json").read_text()) == comparison
@@ -35,7 +35,7 @@ def test_compare_ranks_methods_and_keeps_what_is_finished(copy: Chain) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_comparison_resumes_in_the_middle_of_a_cell(copy: Chain, monkeypatch) -> None:
-    """What the cell had trained was removed, while the message said that the same command resumes."""
+    """The cell's training was once removed, although the message said that the same command resumes."""
     settings = ["compare.methods=[fvt]", "compare.seeds=[0]", "pretrain.train.steps=6"]
     stops, starts = iter([3, None]), list[int]()
 
@@ -72,7 +72,7 @@ def test_verify_passes_a_transferred_model_and_names_a_row_that_was_changed(fini
     shutil.copytree(finished_chain.output / "transfer", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
-    weights[name][200] += 0.25  # whatever the plan makes of it
+    weights[name][200] += 0.25  # wrong for any plan
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     process = scion("verify", str(tmp_path / "model"))
     assert process.returncode == 1
@@ -123,7 +123,7 @@ def test_diff_counts_the_rows_that_two_methods_make_differently(finished_chain: 
 
 @pytest.mark.slow
 def test_a_plan_is_used_again_for_a_sibling_and_refused_for_another_tokenizer(finished_chain: Chain, copy: Chain) -> None:
-    """Another checkpoint of the same model: no method runs, the rows are those of its own matrix."""
+    """The sibling is another checkpoint of the same model: no method runs, and its own matrix gives the rows."""
     plan_setting = f"transfer.plan={finished_chain.output / 'transfer'}"
     process = scion("transfer", copy.config, plan_setting)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints that go on with another number of ranks."""
+"""Checkpoints resume with another number of ranks."""
 
 import os
 import resource
@@ -31,13 +31,13 @@ from trainer.tasks.language_modeling import LanguageModelTask
 WORLDS = (1, 2, 3)
 ROWS, LENGTH = 6, 12
 SAVED, AGAIN, STEPS = 3, 6, 8
-"""Steps after which there is a checkpoint, the next one by another number of ranks, and in all."""
+"""Steps up to the first checkpoint, up to the second, by another number of ranks, and in all."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The same training for every number of ranks; a checkpoint of `a` ranks is in `folder/a`, one of `b` ranks that went on
-    from it in `folder/a-b`. Both are there in DeepSpeed's own form, `ds`, and as a universal checkpoint, `uc`."""
+    """The same training for every number of ranks. The checkpoint of `a` ranks is in `folder/a`, that of `b` ranks that resumed
+    from it in `folder/a-b`. Each is stored in DeepSpeed's own form, `ds`, and as a universal checkpoint, `uc`."""
 
     model: str
     folder: str
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        """Such that all four parameter groups differ in rate or decay, and clipping has something to do."""
+        """Settings in which all four parameter groups differ in rate or decay, and gradients are clipped."""
         return TrainConfig(
             steps=STEPS,
             batch_size=ROWS,
@@ -97,7 +97,7 @@ def batch(step: int, row: int) -> TargetBatch:
 
 
 def engine_state(engine: Any) -> dict[str, Any]:
-    """Whole weights, master weights and moments by name, and all counters and settings."""
+    """Full weights, master weights and moments by name, and all counters and settings."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -129,7 +129,7 @@ def differing_names(actual: dict[str, Any], expected: dict[str, Any]) -> list[st
 
 
 def train_through(run: Run) -> list[float]:
-    """Trains to the end, with a checkpoint on the way; the loss of every step."""
+    """Trains to the end with a checkpoint after `SAVED` steps; returns the loss of every step."""
     engine = run.engine()
     losses = run.steps(engine, 0, SAVED)
     folder = f"{run.folder}/{dist.get_world_size()}"
@@ -141,7 +141,7 @@ def train_through(run: Run) -> list[float]:
 
 
 def resume_from_others(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str, list]]:
-    """Goes on from the checkpoint of every other number of ranks, saves in DeepSpeed's own form, and goes on from that."""
+    """Resumes from the checkpoint of each number of ranks, saves in DeepSpeed's own form, and resumes from that."""
     results = {}
     for other in worlds:
         engine = run.engine()
@@ -157,7 +157,7 @@ def resume_from_others(run: Run, worlds: tuple[int, ...]) -> dict[int, dict[str,
 
 
 def from_own_files(run: Run) -> dict[str, Any]:
-    """Goes on from a copy of what a rank reads of the checkpoint, as if it lay in an object store."""
+    """Resumes from a copy of the files that each rank reads, as if the checkpoint lay in an object store."""
     storage.is_local = lambda uri: False  # type: ignore[assignment]
     node_copies.machine_id = lambda: str(dist.get_rank())  # type: ignore[assignment]
     world, engine = dist.get_world_size(), run.engine()
@@ -175,7 +175,7 @@ def from_own_files(run: Run) -> dict[str, Any]:
 
 
 def fetch_model(run: Run) -> dict[str, Any]:
-    """Takes the model from where it lies as if that were an object store, two ranks on a machine."""
+    """Loads the model as if it lay in an object store, with two ranks on a machine."""
     storage.is_local = lambda uri: not uri.startswith(run.model)  # type: ignore[assignment]
     node_copies.machine_id = lambda: str(dist.get_rank() // 2)  # type: ignore[assignment]
     requests, get = list[str](), LocalFileSystem.get_file
@@ -195,7 +195,7 @@ def fetch_model(run: Run) -> dict[str, Any]:
 
 
 def resume_again(run: Run, worlds: tuple[int, ...]) -> dict[int, list[float]]:
-    """Goes on from the checkpoint of other numbers of ranks that had gone on from the checkpoint of this number."""
+    """Resumes from checkpoints of other numbers of ranks that had resumed from the checkpoint of this number."""
     losses = {}
     for other in worlds:
         engine = run.engine()
@@ -254,7 +254,7 @@ def test_a_rank_resumes_with_only_its_own_files(saved_run: tuple[Run, dict[int, 
 def test_another_zero_stage_resumes_from_the_very_same_state(
     before: int, after: int, source_folder: str, tmp_path: Path
 ) -> None:
-    """On as many ranks and on another number."""
+    """On the same number of ranks and on another."""
     losses = on_ranks(2, train_through, Run(source_folder, str(tmp_path), before))
     other = Run(source_folder, str(tmp_path), after)
     other.convert("2")
@@ -309,7 +309,7 @@ def test_an_incomplete_checkpoint_is_not_converted(saved_run: tuple[Run, dict[in
 
 
 def test_a_model_on_an_object_store_comes_once_to_each_machine(source_folder: str, tmp_path: Path) -> None:
-    """Every rank fetched all of it, and again for its tokenizer: 64 times 28 GB for a 7B at each attempt."""
+    """Every rank once fetched all of it, and again for its tokenizer: 64 times 28 GB for a 7B model at each attempt."""
     result = on_ranks(3, fetch_model, Run(source_folder, str(tmp_path), 1))
     assert all(result["same"])
     files = sorted(os.listdir(source_folder))
@@ -318,7 +318,7 @@ def test_a_model_on_an_object_store_comes_once_to_each_machine(source_folder: st
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_low_precision_resumes_from_the_very_same_state(stage: int, source_folder: str, tmp_path: Path) -> None:
-    """Later losses are rounded sums over other ranks, so only near: as near as those of runs without a break."""
+    """Later losses are rounded sums over other ranks, so they are only as close as those of uninterrupted runs."""
     run = Run(source_folder, str(tmp_path), stage, "bf16")
     losses = on_ranks(2, train_through, run)
     run.convert("2")
