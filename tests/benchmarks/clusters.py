@@ -1,8 +1,8 @@
 """Every vector method on clusters of many CPUs: `python -m tests.benchmarks.clusters`.
 
-Ray believes in as many CPUs as it is given, so that a machine of two shows what a task asks for and how many run at once on one
-of 256. Each method makes its model on 2, 16, 64 and 256 CPUs; the weights must be the same to the bit. Prints one line of JSON:
-by CPUs and method the seconds, and what differs or fails. Takes a minute or two.
+Ray does not check the number of CPUs that it is given, so a machine of two shows how tasks are scheduled on one of 256. Each
+method makes its model on 2, 16, 64 and 256 CPUs; the weights must agree to the bit. Prints one line of JSON: the seconds by
+CPUs and method, and what differs or fails. Takes a minute or two.
 """
 
 import argparse
@@ -42,7 +42,7 @@ transfer:
 
 
 def main() -> None:
-    """Makes every model on every cluster, and prints what came of it."""
+    """Makes every model on every cluster, and prints the seconds and the failures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpus", nargs="*", type=int, default=[2, 16, 64, 256])
     cpus = parser.parse_args().cpus

@@ -1,4 +1,4 @@
-"""Rows and models of any size, for benchmarks that measure speed and not what is learnt."""
+"""Random rows and models of any size, for benchmarks of speed."""
 
 import os
 from pathlib import Path
@@ -14,8 +14,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def rows(folder: str, languages: dict[str, int], length: int, vocabulary: int, seed: int) -> manifest.Manifest:
-    """Shards of so many rows a language, each one document, with their manifest. Small ids are more frequent, so that zstd
-    has something to do."""
+    """Writes shards with so many rows per language, one document each, and their manifest. Small ids are more frequent, so
+    that zstd can compress them."""
     rng, streams = np.random.default_rng(seed), dict[str, tuple[manifest.Shard, ...]]()
     for name, total in languages.items():
         shards = list[manifest.Shard]()
@@ -35,7 +35,7 @@ def rows(folder: str, languages: dict[str, int], length: int, vocabulary: int, s
 
 
 def model(folder: str, config: Any) -> None:
-    """A language model of `config` with drawn weights, and a tokenizer that has its ids."""
+    """Saves a language model of `config` with random weights, and a tokenizer with its ids."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""What Ray costs a training: the same shards and steps under torchrun with rows read in the process.
+"""The overhead of Ray in training: the same shards and steps under torchrun, with rows read in the process.
 
     python -m tests.benchmarks.ray_overhead [--steps 16] [--repeats 3]
 
@@ -7,9 +7,9 @@ pretrain` has them. Without: torchrun, a loop that reads, trains and writes noth
 the losses must be; the model has no dropout, which a run keys on the step. A run counts by the median of its steps behind the
 first four; the sides take turns.
 
-A worker has one core. `spare` leaves one core to Ray's own processes and to what reads and masks rows, as nodes with GPUs do;
-`full` has a worker on every core, so that some twenty processes of Ray, which take 15 % of a core between them, interrupt the
-workers. The last line is one JSON object; `ray_vs_torchrun` is throughput with Ray over throughput without, `spare`.
+A worker has one core. `spare` leaves one core to Ray's processes and to the tasks that read and mask rows, as nodes with GPUs
+do; `full` has a worker on every core, so that some twenty processes of Ray, which take 15 % of a core between them, interrupt
+the workers. The last line is one JSON object; `ray_vs_torchrun` is throughput with Ray over throughput without, `spare`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def child(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[s
 
 
 def measure(side: str, folder: str, steps: int, rows: int, workers: int) -> dict[str, Any]:
-    """The answer of processes that do nothing else: what rank 0 says under torchrun, else the driver."""
+    """The record of a side that runs in its own processes: from rank 0 under torchrun, else from the driver."""
     training.threads(1)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if side == "torchrun" else []
     child = ["-m", "tests.benchmarks.ray_overhead", "--child", side, folder, *map(str, (steps, rows, workers))]

@@ -1,10 +1,10 @@
-"""What the workers of a run read beside what they train on, and what the driver holds: many shards, many workers.
+"""Rows that workers read per row that they train on, and memory of the driver, with many shards and workers.
 
     python -m tests.benchmarks.reads [--rows 1000000] [--shards 10000] [--worlds 1 8 64] [--batch 2048] [--languages 1]
 
-Shards of made-up rows of 8 tokens are written; then the read tasks of a span of steps, as the feed plans it for each worker,
-run in this process, and the rows of the row groups that they open are counted. `amplification` is rows read over rows trained
-on. `seconds_to_first_rows` is planning and reading the first window, alone. The last line is one JSON object.
+Writes shards of random rows of 8 tokens, runs the read tasks that the feed makes for each worker in a span of steps, in this
+process, and counts the rows of the row groups that they open. `amplification` is rows read over rows trained on.
+`seconds_to_first_rows` is planning and reading the first window, alone. The last line is one JSON object.
 """
 
 import argparse
@@ -30,8 +30,8 @@ LENGTH, VOCABULARY = 8, 1000
 
 def measure(manifest: Manifest, folder: str, world: int, batch: int, sample: int) -> dict[str, Any]:
     """The reads of `sample` workers of `world`, evenly chosen, in a span of the length that spans grow to."""
-    plan = RowOrder(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
-    rows = OrderedRows(order=plan, folder=folder, manifest=manifest, micro_batch=None)
+    order = RowOrder(streams=manifest.order_streams(dict.fromkeys(manifest.streams, 1.0)), batch=batch, seed=0)
+    rows = OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=None)
     feeds = [RankFeed(rows=rows, rank=rank, world=world) for rank in range(world)]
     first, *_, longest = feeds[0].spans(0, 1 << 20)[:-1]
     began = time.perf_counter()

@@ -1,16 +1,16 @@
-"""Time to the first batch of a run that goes on at 10, 50 and 90 % of its rows, beside a start at 0: ours and the peers'.
+"""Time to the first batch of a run that resumes at 10, 50 and 90 % of its rows, relative to a start at 0: ours and the peers'.
 
     python -m tests.benchmarks.resume [--rows 1000000] [--repeats 5] [--peer-repeats 3] [--only NAME]
 
-All read the same Parquet files: 128 tokens a row, two languages, batches of 64. Each measurement is a process of its own. Its
-clock starts when everything is imported (and Ray runs) and stops when the first batch is an int64 tensor, before anything is
-closed. Files are in the page cache. The peers read the one column that they need, of all files as one list, which is less
-work than our mixture and our checks; map-style datasets find their Arrow cache built. Each peer has no worker process, or two.
+All read the same Parquet files: 128 tokens a row, two languages, batches of 64. Each measurement is a new process. Its clock
+starts when everything is imported (and Ray runs) and stops when the first batch is an int64 tensor, before anything is closed.
+Files are in the page cache. The peers read the one column that they need, of all files as one list, which is less work than our
+mixture and our checks; map-style datasets find their Arrow cache built. Each peer has no worker process, or two.
 
-First each way runs without interruption, uncounted: it notes the batch at each point, so that `exact` says whether what comes
-after a resume is what would have come, and saves the state of those that have one. Peers begin at the first row; ours, whose
-feed has no state, `LEAD` steps before each point. The last line is one JSON object: a ratio is our median at the point over
-our median at 0. The order's own figures are for a thousand times the rows.
+First each way runs without interruption, uncounted: it records the batch at each point, so that `exact` says whether a resumed
+run has the same batches, and saves the state of the ways that have one. Peers begin at the first row; ours, whose feed has no
+state, `LEAD` steps before each point. The last line is one JSON object: a ratio is our median at the point over our median at
+0. The order's own figures are for a thousand times the rows.
 """
 
 import argparse
@@ -48,7 +48,7 @@ TEMPERATURE = 0.5
 BUFFER = 10_000
 """Rows in the shuffle buffer of streaming peers, the size in their documentation."""
 POINTS = (0, 10, 50, 90)
-"""Per cent of the rows that were trained on."""
+"""Per cent of the rows before the resume."""
 SHARES = {point: f"vs_cold_{point}" for point in POINTS if point}
 LEAD = 256
 WORKERS = (0, 2)
@@ -75,19 +75,19 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """What was imported and started before the clock starts."""
+    """A way to feed batches, imported and started before the clock starts."""
 
     batches: Callable[[int, Any], Generator[Any, None, None]]
-    """Those from a step on, given the state that was saved before it."""
+    """Yields the batches from a step on, given the state that was saved before it."""
     state: Callable[[], Any] = lambda: None
-    """What a checkpoint would hold to go on after the last batch; None if the number of steps is all."""
+    """The state with which a checkpoint resumes after the last batch; None if the number of steps suffices."""
     close: Callable[[], None] = lambda: None
     lead: int = sys.maxsize
     """Steps before a point at which the run without interruption may begin."""
 
 
 def ours(place: Place, ray_data: bool) -> Way:
-    """Our feed, as a job has it: Ray Data tasks read ahead, for which Ray runs, but not Ray Data; or read in this process."""
+    """Our feed, as in a job: Ray Data tasks read ahead, on a Ray that already runs; or this process reads."""
     import torch
 
     from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
@@ -104,9 +104,9 @@ def ours(place: Place, ray_data: bool) -> Way:
     def batches(step: int, _: Any) -> Generator[Any, None, None]:
         row_manifest = manifest.load(place.folder)
         tokens = {name: sum(shard.tokens for shard in shards) for name, shards in row_manifest.streams.items()}
-        plan = RowOrder(streams=row_manifest.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
+        order = RowOrder(streams=row_manifest.order_streams(temperature_weights(tokens, TEMPERATURE)), batch=BATCH, seed=SEED)
         feed = RankFeed(
-            rows=OrderedRows(order=plan, folder=place.folder, manifest=row_manifest, micro_batch=None), rank=0, world=1
+            rows=OrderedRows(order=order, folder=place.folder, manifest=row_manifest, micro_batch=None), rank=0, world=1
         )
         for table in (feed.read_with_ray if ray_data else feed.read_local)(step, place.step(100)):
             yield torch.from_numpy(format.token_ids(table["input_ids"], LENGTH))
@@ -137,7 +137,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def trainer(place: Place, streaming: bool, workers: int) -> Way:
-    """Hugging Face's Trainer with resume_from_checkpoint: its own loader, then the batches that were trained on skipped."""
+    """Hugging Face's Trainer with resume_from_checkpoint: its own loader, which skips the batches before the step."""
     import torch
     import transformers
     from accelerate import skip_first_batches
@@ -158,7 +158,7 @@ def trainer(place: Place, streaming: bool, workers: int) -> Way:
 
 
 def torchdata(place: Place, streaming: bool, workers: int) -> Way:
-    """torchdata's StatefulDataLoader, which goes on from a state; a streamed dataset brings its own state to it."""
+    """torchdata's StatefulDataLoader, which resumes from a state; a streamed dataset adds its own."""
     import torch
     from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -185,7 +185,7 @@ PEERS: dict[str, Callable[..., Way]] = {
 WAYS = OURS | {f"{name}:{workers}": partial(peer, workers=workers) for name, peer in PEERS.items() for workers in WORKERS}
 
 
-# What a process of its own does
+# Work of a child process
 
 
 def digest(batch: Any) -> str:
@@ -194,7 +194,7 @@ def digest(batch: Any) -> str:
 
 
 def prepare(place: Place, name: str) -> None:
-    """Runs without interruption and notes the batch at each point, after the state that led to it."""
+    """Runs without interruption; saves the state before each point and records the batch at it."""
     way, digests, at, steps_read, seconds = WAYS[name](place), dict[str, str](), 0, 0, 0.0
     batches = way.batches(0, None)
     for point in POINTS:
@@ -225,7 +225,7 @@ def first(place: Place, name: str, point: int) -> None:
 
 
 def leave(way: Way, record: dict[str, Any]) -> None:
-    """Tells and ends at once: the peers' readers and workers would take seconds to end by themselves."""
+    """Prints the record and exits at once: the peers' readers and workers would take seconds to end by themselves."""
     print(json.dumps(record), flush=True)
     way.close()
     for process in psutil.Process().children(recursive=True):
@@ -237,14 +237,14 @@ def leave(way: Way, record: dict[str, Any]) -> None:
 def lookups(place: Place, size: int, batches: int) -> None:
     """Random slots of an order of a thousand times the rows, `size` at once: how many a second, and the memory at the peak."""
 
-    def plan(rows: int) -> RowOrder:
+    def row_order(rows: int) -> RowOrder:
         streams = tuple(Stream(name=n, rows=round(rows * share), weight=share**TEMPERATURE) for n, share in LANGUAGES.items())
         return RowOrder(streams=streams, batch=BATCH, seed=SEED)
 
     rng, rows = np.random.default_rng(SEED), 1000 * place.rows
-    plan(1000).lookup(rng.integers(0, 1000, 10))  # first calls are not the order's memory
+    row_order(1000).lookup(rng.integers(0, 1000, 10))  # first calls are not the order's memory
     before = psutil.Process().memory_info().rss
-    order, seconds = plan(rows), list[float]()
+    order, seconds = row_order(rows), list[float]()
     for _ in range(batches):
         slots = rng.integers(0, rows, size)
         start = time.perf_counter()
@@ -258,10 +258,10 @@ CHILDREN: dict[str, Callable[..., None]] = {"prepare": prepare, "first": first, 
 
 
 def in_child(place: Place, function: str, *arguments: Any) -> dict[str, Any]:
-    """The answer of a process that does nothing else, or why there is none."""
+    """Runs a function in a new process; returns its record, or the reason why there is none."""
     record = json.dumps([function, place.folder, place.rows, *arguments])
     command = [sys.executable, "-m", "tests.benchmarks.resume", "--child", record]
-    # Everything that it leaves on disk goes when the folder does. Ray's sockets need a short path.
+    # All its files are removed with the folder. Ray's sockets need a short path.
     variables = {"HF_HOME": place.file("hf"), "RAY_TMPDIR": place.folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     try:
         process = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=LIMIT_SECONDS)
@@ -272,7 +272,7 @@ def in_child(place: Place, function: str, *arguments: Any) -> dict[str, Any]:
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-# Measuring and telling
+# Measuring and reporting
 
 
 def summary(expected: dict[str, Any], runs_by_point: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def summary(expected: dict[str, Any], runs_by_point: dict[int, list[dict[str, An
 
 
 def compare(place: Place, names: list[str], repeats: int, peer_repeats: int) -> dict[str, dict[str, Any]]:
-    """All ways in turns, and the points there and back, so that all meet the same load."""
+    """Measures the ways in turns, and the points in alternating order, so that all meet the same load."""
     ready = dict[str, dict[str, Any]]()
     for name in names:
         ready[name] = in_child(place, "prepare", name)

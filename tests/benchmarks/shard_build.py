@@ -33,7 +33,7 @@ def ours(texts: list[str], tokenizer: str, output: str) -> tuple[int, Callable[[
     from data_pipeline.shards import build, format
     from data_pipeline.shards.corpus import SCHEMA
 
-    # As the step before leaves it: the columns (id, lang, text), with a checksum of each row group.
+    # As `scion shard` stores text: the columns (id, lang, text), with a checksum of each row group.
     files = []
     for path in texts:
         files.append(os.path.join(output, "text", os.path.basename(path)))
@@ -90,7 +90,7 @@ SIDES = {"ours": ours, "datatrove": datatrove, "datasets": datasets}
 
 
 def measure(side: str, texts: list[str], tokenizer: str) -> dict[str, float]:
-    """In a process of its own: tokens, and seconds of CPU and of wall time."""
+    """Tokens, and seconds of CPU and of wall time; runs in a new process."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true", "OMP_NUM_THREADS": "1"}
     import pyarrow as pa
 
@@ -103,7 +103,7 @@ def measure(side: str, texts: list[str], tokenizer: str) -> dict[str, float]:
 
 
 def train_tokenizer(family: str, texts: list[str], folder: Path) -> str:
-    """A tokenizer of `SIZE` pieces, made once."""
+    """The folder of a tokenizer of `SIZE` pieces, which is trained once."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
 
 
 def report(family: str, runs: dict[str, list[dict[str, float]]], tokens: int, size: int) -> None:
-    """A table, and the line for machines."""
+    """Prints a table and a line of JSON."""
     speeds = {side: [tokens / run["cpu"] for run in results] for side, results in runs.items()}
     print(f"{family}, {tokens:,} tokens, {size / 1e6:.1f} MB of Parquet; tokens a second of CPU time, median (lowest, highest)")
     for side, values in speeds.items():

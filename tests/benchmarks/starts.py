@@ -118,7 +118,7 @@ def pack_texts(tokenizer: Any, texts: list[str]) -> tuple[pa.Table, int, int]:
 
 @dataclass(slots=True)
 class Case:
-    """A language, ready for any start."""
+    """The inputs of a language, for any start."""
 
     folder: str
     problem: Problem
@@ -152,7 +152,7 @@ def prepare(language: str, pairs: int) -> Case:
 
 
 def measure(case: Case, plan: TransferPlan, seed: int, steps: int, batch: int) -> dict[str, Any]:
-    """A start, trained: what it says before and after."""
+    """Trains a start, and returns its scores before and after."""
     model: Any = loading.language_model(case.folder, seed)
     graft(model, replace(plan, seed=seed), case.problem.target)
     answer = {
@@ -218,15 +218,15 @@ def lengths(model: Any, plan: TransferPlan) -> dict[str, float]:
 
 
 def near_copies(model: Any, plan: TransferPlan) -> float:
-    """The median, over rows that a method placed, of the highest cosine with a copied row: a row close to 1 is a second row of
-    an old token, which the head cannot tell from it."""
+    """The median, over rows that a method placed, of the highest cosine with a copied row. A row close to 1 doubles an old
+    token, and the head cannot distinguish the two."""
     rows = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach()[: len(plan)], dim=1)
     placed, copies = np.flatnonzero(plan.by > 0), plan.copies()
     return round(float((rows[placed] @ rows[copies].T).amax(dim=1).median()), 3) if len(placed) else 0.0
 
 
 def sharpness(plan: TransferPlan) -> float:
-    """How many old rows a mixture has in effect: the median of 1 / sum of squared shares."""
+    """The effective number of old rows in a mixture: the median of 1 / sum of squared shares."""
     many = np.flatnonzero((plan.by > 0) & (np.diff(plan.indptr) > 0))
     shares = [plan.weights[plan.indptr[row] : plan.indptr[row + 1]] for row in many]
     return round(float(np.median([share.sum() ** 2 / (share**2).sum() for share in shares])), 2) if shares else 0.0

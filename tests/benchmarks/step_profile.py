@@ -36,7 +36,7 @@ KINDS = {
     ),
     "rows of the embeddings": ("embedding", "index"),
 }  # fmt: skip
-"""By a part of a kernel's name; the first that holds."""
+"""Parts of kernel names by kind; the first match counts."""
 
 
 def kind_of(name: str) -> str:

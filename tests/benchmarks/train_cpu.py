@@ -51,7 +51,7 @@ def child(side: str, folder: str, steps: int, rows: int, cores: int) -> dict[str
 
 
 def measure(arguments: list[str], cores: int) -> dict[str, Any]:
-    """The answer of a process that does nothing else."""
+    """The record of a side that runs in a new process."""
     training.threads(cores)
     return training.answer(["-m", "tests.benchmarks.train_cpu", "--child", *arguments], DS_ACCELERATOR="cpu")
 

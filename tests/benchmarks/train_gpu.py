@@ -1,4 +1,4 @@
-"""Continued pretraining on one GPU: tokens and useful operations a second beside the peers, in the same run.
+"""Continued pretraining on one GPU: tokens and useful operations a second, ours and the peers', in the same run.
 
     python -m tests.benchmarks.train_gpu [--steps 40] [--repeats 3] [--only xlm-r|gpt2]
 
@@ -12,7 +12,7 @@ clipping at 1, no dropout; rows are one document each. The sides take turns, eac
 A run counts by the median of its steps behind the first ten. Useful operations are those of `trainer.models.flops`; the peak
 is a bf16 product of two matrices of 8,192, measured in the same run. The last line is one JSON object.
 
-Without a GPU the same code runs a model of two layers, so that it is known to work; its figures say nothing and are marked so.
+Without a GPU the same code runs a model of two layers, to show that it works; its figures mean nothing and are marked so.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Shape:
 
     length: int
     micro: dict[str, int]
-    """Rows at once, the best that each side was found to have."""
+    """Rows in a micro-batch: the fastest number for each side."""
     vocabulary: dict[str, int]
     """Padded for ours, the model's own for the peer."""
 

@@ -26,10 +26,10 @@ PROBABILITY, SEED, RATE = 0.15, 3, 1e-4
 
 def ordered_rows(folder: str, config: TrainConfig) -> OrderedRows:
     shard_manifest = manifest.load(folder)
-    plan = RowOrder(
+    order = RowOrder(
         streams=shard_manifest.order_streams(dict.fromkeys(shard_manifest.streams, 1.0)), batch=config.batch_size, seed=SEED
     )
-    return OrderedRows(order=plan, folder=folder, manifest=shard_manifest, micro_batch=config.micro_batch)
+    return OrderedRows(order=order, folder=folder, manifest=shard_manifest, micro_batch=config.micro_batch)
 
 
 def task(folder: str, length: int) -> LanguageModelTask:
@@ -37,7 +37,7 @@ def task(folder: str, length: int) -> LanguageModelTask:
 
 
 def ours(model: str, rows: str, output: str, config: TrainConfig, workers: int, cpus: float, gpu: bool) -> dict[str, Any]:
-    """Ray Train, Ray Data and DeepSpeed, with the log, the ledger and the first checkpoint: all that `scion pretrain` does."""
+    """Trains with Ray Train, Ray Data and DeepSpeed, the log, the ledger and the first checkpoint, as `scion pretrain` does."""
     from cluster.capacity import has_gpus
     from cluster.session import ray_session
     from trainer.checkpoints.store import Store
@@ -86,7 +86,7 @@ def plain(model: str, rows: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def steps(lm_task: LanguageModelTask, rows: str, config: TrainConfig) -> Iterator[StepOutcome]:
-    """An engine in the process group that is there, which trains a step each time that it is asked for one."""
+    """Makes an engine in the current process group; each item that is taken trains a step."""
     import torch.distributed as dist
 
     feed = RankFeed(rows=ordered_rows(rows, config), rank=dist.get_rank(), world=dist.get_world_size())
@@ -150,13 +150,13 @@ def hf_trainer(model: str, rows: str, output: str, config: TrainConfig, deepspee
 
 
 def _zero1(config: TrainConfig) -> dict[str, Any]:
-    """As the documentation of transformers has it."""
+    """The settings in the documentation of transformers."""
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     return {"zero_optimization": {"stage": 1}, "bf16": {"enabled": config.precision == "bf16"}} | dict.fromkeys(auto, "auto")
 
 
 def _clock(base: type, gpu: bool) -> Any:
-    """A callback that notes the seconds between the ends of steps."""
+    """A callback that records the seconds between the ends of steps."""
     import torch
 
     class Clock(base):  # type: ignore[misc]
@@ -178,7 +178,7 @@ def _clock(base: type, gpu: bool) -> Any:
 
 
 def peak() -> float:
-    """Operations a second of a product of two large matrices on this device, in the precision that is trained in."""
+    """Operations a second of a product of two large matrices on this device, in the precision of training."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -195,7 +195,7 @@ def peak() -> float:
 
 
 def answer(command: list[str], **environment: str) -> dict[str, Any]:
-    """The last JSON line of a Python process that does nothing else; ends this one with its reason where it fails."""
+    """Runs Python in a new process and returns its last line of JSON. If it fails, exits with its error."""
     process = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=os.environ | environment)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed: {process.stderr[-2000:]}")
@@ -204,5 +204,5 @@ def answer(command: list[str], **environment: str) -> dict[str, Any]:
 
 
 def threads(count: int) -> None:
-    """As many for every side, before torch is imported."""
+    """Sets the same number of threads for every side, before torch is imported."""
     os.environ |= {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}

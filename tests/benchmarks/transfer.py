@@ -5,7 +5,7 @@
 
 Both sides go from vectors to finished rows, in one process, in turns, after a run of each that does not count: so numba has
 compiled, and both meet the same caches and the same load. CPU time is that of all threads; with one thread no side pays for
-threads that wait. Peak memory is taken in a process for each side that does nothing else. The last line is one JSON object.
+threads that wait. Peak memory is measured in a new process for each side. The last line is one JSON object.
 
 `--huge` runs ours alone, on Ray and within 4 GiB, for two vocabularies of 250,000.
 """
@@ -100,7 +100,7 @@ class Focus:
 
 
 class Vocabulary:
-    """As much of a tokenizer as `wechsel` asks for, and faster than one."""
+    """The part of a tokenizer that `wechsel` uses, and faster."""
 
     def __init__(self, size: int) -> None:
         self.tokens = [f"token{number}" for number in range(size)]
@@ -177,7 +177,7 @@ CASES: dict[str, type[Case]] = {
 
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
-    """Torch and every BLAS at so many threads."""
+    """Limits torch and every BLAS to so many threads."""
     torch.set_num_threads(count)
     with threadpoolctl.threadpool_limits(count):
         yield
@@ -210,12 +210,12 @@ def times(name: str, scale: float, repeats: int, threads: int) -> dict[str, Any]
 
 
 def memory(name: str, scale: float, side: str, threads: int) -> dict[str, float]:
-    """MiB at the peak of one run, and how much of that was not there before it."""
+    """MiB at the peak of one run, and the increase over the memory before it."""
     with threads_of(threads):
         getattr(CASES[name](min(scale, SMALL)), side)()
         case = CASES[name](scale)
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak so far is forgotten
+            file.write("5")  # resets the peak
         before = _status("VmRSS")
         getattr(case, side)()
     return {"peak_mib": _status("VmHWM"), "extra_mib": _status("VmHWM") - before}
@@ -228,7 +228,7 @@ def _status(field: str) -> float:
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer of a process that does nothing else."""
+    """Runs a function in a new process, and returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -266,9 +266,9 @@ def huge(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def peak_memory(every: float = 0.5) -> Iterator[dict[str, float]]:
-    """The most memory that this process and Ray's workers have at one time, and all of Ray with them, in MiB.
+    """Samples the peak memory of this process and Ray's workers, without and with the rest of Ray, in MiB.
 
-    Of pages that several processes share each counts its part (PSS), so that the object store is counted once.
+    Each process counts its share of common pages (PSS), so the object store is counted once.
     """
     peak = {"peak_mib": 0.0, "peak_with_ray_mib": 0.0}
     over = threading.Event()
@@ -295,7 +295,7 @@ def _family() -> list[psutil.Process]:
 
 
 def _proportional(process: psutil.Process) -> tuple[float, bool]:
-    """MiB of a process, and whether it is this one or one of Ray's workers; nothing of one that has just ended."""
+    """MiB of a process, and whether it is this one or one of Ray's workers; 0 if it has just ended."""
     try:
         is_ours = process.pid == os.getpid() or process.cmdline()[:1][0].startswith("ray::")
         return process.memory_full_info().pss / 2**20, is_ours
@@ -303,7 +303,7 @@ def _proportional(process: psutil.Process) -> tuple[float, bool]:
         return 0.0, False
 
 
-# Telling
+# Reporting
 
 
 def machine() -> dict[str, Any]:

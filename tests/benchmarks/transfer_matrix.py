@@ -41,7 +41,7 @@ QUICK = ("space.fasttext.epochs=1", "space.fasttext.dim=32")
 
 
 def main() -> None:
-    """Builds the sources, runs all methods on each, and says what failed."""
+    """Builds the sources, runs all methods on each, and prints what failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="/tmp/scion-matrix")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
@@ -78,7 +78,7 @@ def run(name: str, folder: str, method: str, root: Path, console: Console) -> No
 
 
 def _donor(name: str, folder: str, root: Path) -> str:
-    """A model that was made for the new vocabulary: what `aligned` made of the same source."""
+    """The folder of a donor for the new vocabulary: the model that `aligned` makes of the same source."""
     donor = root / "donors" / name
     if not donor.exists():
         console = Console(quiet=True)

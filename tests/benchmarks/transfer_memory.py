@@ -1,8 +1,8 @@
-"""Memory that a transfer takes beside the model: a bf16 Llama of 200 million weights, transferred in its own format.
+"""Memory that a transfer takes in relation to the model: a bf16 Llama of 200 million weights, transferred in its own format.
 
-`python -m tests.benchmarks.transfer_memory`. Each case runs in a process of its own, which samples the memory that is its own
-(RssAnon: pages of mapped files are not counted, the kernel drops them when it needs room). The vocabulary is made up: a tenth
-of the new tokens are copies, the rest mixtures of three old ones.
+`python -m tests.benchmarks.transfer_memory`. Each case runs in a new process, which samples its private memory (RssAnon:
+without pages of mapped files, which the kernel drops when it needs room). The vocabulary is synthetic: a tenth of the new
+tokens are copies, the rest mixtures of three old ones.
 """
 
 import json
@@ -56,7 +56,7 @@ def plan() -> TransferPlan:
 
 
 def source(folder: str) -> int:
-    """Writes the model; its size in bytes."""
+    """Saves the model and returns its size in bytes."""
     sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 16}
     settings = LlamaConfig(vocab_size=ROWS, tie_word_embeddings=False, num_key_value_heads=16, **sizes)
     model = LlamaForCausalLM(settings).bfloat16()
@@ -71,7 +71,7 @@ def private_memory() -> int:
 
 
 def transfer(folder: str, dtype: str) -> None:
-    """Prints the highest memory of load, graft and save, beside that before, in KiB."""
+    """Prints how far load, graft and save raise the private memory, in KiB."""
     before, samples, stop = private_memory(), [0], threading.Event()
 
     def watch() -> None:

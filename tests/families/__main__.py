@@ -1,4 +1,4 @@
-"""`make families`: every family of `configs.FAMILIES` through the whole chain on a CPU, and the table of it for the docs.
+"""`make families`: every family of `configs.FAMILIES` through the whole chain on a CPU, and its table for the docs.
 
     python -m tests.families [--only NAME …] [--write docs/families.md]
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def one(name: str, text: Text) -> Row:
-    """The family's row; what it was expected to be is in `FAMILIES`."""
+    """The family's row; the expected result is in `FAMILIES`."""
     family = FAMILIES[name]
     with tempfile.TemporaryDirectory(prefix="scion-family-") as home:
         source = os.path.join(home, "source")
@@ -68,7 +68,7 @@ def one(name: str, text: Text) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """As Markdown."""
+    """The rows as a Markdown table."""
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     for row in rows:
         cells = [getattr(row, column) for column in _COLUMNS]

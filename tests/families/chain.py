@@ -1,4 +1,4 @@
-"""What a user does with a model, on a tiny one of its family: transfer, verify, pretrain for two steps, embed, load."""
+"""The steps of a user, on a tiny model of a family: transfer, verify, pretrain for two steps, embed, load."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ SAMPLE = ("Το αρχείο δεν βρέθηκε.", "Choose a file.", "Απο�
 
 @dataclass(slots=True)
 class Row:
-    """A line of the table: what became of a family at each step. `wrong` is what should not have happened."""
+    """A line of the table: the outcome of each step for a family. `wrong` names a failure."""
 
     family: str
     tokenizer: str
@@ -65,7 +65,7 @@ class Text:
 
 
 def walk(row: Row, source: str, home: str, text: Text) -> Row:
-    """Takes the model in folder `source` through all steps, each on what the one before made below `home`."""
+    """Takes the model in folder `source` through all steps, each on the output of the one before, below `home`."""
     grafted, trained, embedder = (os.path.join(home, name) for name in ("grafted", "trained", "embedder"))
     steps: tuple[tuple[str, Callable[[], str]], ...] = (
         ("transfer", lambda: transfer(source, grafted, text)),
@@ -132,7 +132,7 @@ def embed(model: str, output: str, text: Text) -> str:
 
 
 def load(folder: str) -> str:
-    """The three ways to load it give the same vectors."""
+    """Checks that the three ways to load an embedder give the same vectors."""
     ours = Embedder.load(folder).encode(SAMPLE)
     theirs = SentenceTransformer(folder, device="cpu").encode(list(SAMPLE))
     difference = float(np.abs(ours - theirs).max())
@@ -193,7 +193,7 @@ def _train(task: Any, batch_of: Callable[[int], Any], output: str, row: Row | No
 
 
 def one_process() -> None:
-    """A process group of this process alone, as Ray Train makes one of its workers."""
+    """Makes a process group of this process alone, as Ray Train makes one of its workers."""
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -1,6 +1,6 @@
-"""Tiny models of the families that people use: two layers or three, random weights that are not so small that all is alike.
+"""Tiny models of the common families: two or three layers, with random weights large enough that outputs differ.
 
-Windows, soft caps, sinks and relative positions are set so that a row of 64 tokens feels them.
+Windows, soft caps, sinks and relative positions are set so that they affect a row of 64 tokens.
 """
 
 from dataclasses import dataclass, field
@@ -37,11 +37,11 @@ class Family:
 
     kind: Literal["masked", "causal", "seq2seq", "multimodal"] = "masked"
     tokenizer: str = "wordpiece"
-    """In whose style: a key of `tests.conftest.FAMILIES`."""
+    """The style of the tokenizer: a key of `tests.conftest.FAMILIES`."""
     way: tuple[str | None, str] = ("sdpa", "tapped")
-    """The kernel and head that the check takes on a CPU; a kernel of None for rows of one document."""
+    """The kernel and head that the check chooses on a CPU; the kernel is None for rows of one document."""
     refused: str = ""
-    """A part of the reason for which it is refused; empty where it is not."""
+    """A part of the reason why it is refused; empty if it is not."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,7 +50,7 @@ class Family:
 
     @property
     def packs(self) -> bool:
-        """Whether it is a language model that packed rows can be tried on."""
+        """Whether it is a language model that can train on packed rows."""
         return self.kind in ("masked", "causal")
 
 
@@ -180,14 +180,14 @@ FAMILIES: dict[str, Family] = {
         "mm_tokens_per_image": 1,
     }),
 }  # fmt: skip
-"""By `model_type`. Refused: a convolution or a pooling reads padding, so that a text is another in a padded batch."""
+"""By `model_type`. Some are refused because a convolution or pooling reads padding, which changes a text in a padded batch."""
 
 
 COMMON = (
     "bert", "roberta", "xlm-roberta", "electra", "albert", "distilbert", "modernbert", "eurobert", "deberta-v2", "gpt2",
     "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt_oss",
 )  # fmt: skip
-"""What most people use, and one of each kind: `make test` has these."""
+"""The most used families, and one of each kind: `make test` covers these."""
 
 
 _AUTO: dict[str, Any] = {

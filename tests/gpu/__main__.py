@@ -1,4 +1,4 @@
-"""`make test-gpu`: what only a GPU can show, in at most ten minutes on one.
+"""`make test-gpu`: the tests that need a GPU, in at most ten minutes.
 
     python -m tests.gpu [forwards] [compiled] [stages] [speed]
 
@@ -9,7 +9,7 @@
 - speed: the tables of `tests.benchmarks.train_gpu`, a few steps of each side.
 
 All of them if none is named. Needs torch, transformers, Ray and DeepSpeed, no pytest. Exit code 1 if something is wrong.
-Without a GPU it says so and ends with 0; `trial` as the first word runs it on the CPU, to know that the program works. The
+Without a GPU it says so and exits with 0; `trial` as the first word runs it on the CPU, to test the program itself. The
 last line of stdout is one JSON object.
 """
 
@@ -67,7 +67,7 @@ def main(parts: list[str]) -> int:
 
 
 def forwards(wrong: list[str]) -> dict[str, Any]:
-    """By family: what the check took in either precision, and the largest difference of a gradient in fp32."""
+    """By family: the path that the check chose in either precision, and the largest difference of a gradient in fp32."""
     results = {}
     for name in COMMON:
         _say(name)
@@ -123,12 +123,12 @@ def stages(wrong: list[str]) -> dict[str, list[float]]:
 
 
 def speed(wrong: list[str]) -> None:
-    """Prints the tables, and their JSON line, by itself."""
+    """Runs the benchmark, which prints its own tables and line of JSON."""
     train_gpu.main(["--steps", "20", "--repeats", "1"])
 
 
 def _say(what: str) -> None:
-    """A line of progress: the machine is lent for minutes, and what was cut off should say how far it came."""
+    """Prints a line of progress, which shows how far a run came that was cut off."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
@@ -147,7 +147,7 @@ def _check_forward(name: str, precision: torch.dtype) -> dict[str, Any]:
 
 
 def _apart(name: str, compiled: bool) -> float:
-    """Between losses and gradients of packed rows, and those of the model's own forward of each document alone."""
+    """The largest difference of losses and gradients between packed rows and the model's own forward of each document."""
     module = _module(name, torch.float32)
     module.check(LENGTH)
     batch = forward_check.check_batch(module, LENGTH).to(device)

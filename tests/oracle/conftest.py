@@ -1,7 +1,6 @@
-"""What the tests against other people's code share: a pair of vocabularies of each family, and the way to finished rows.
+"""Fixtures of the tests against other packages: a pair of vocabularies of each family, and the new matrix of a method.
 
-The peers are installed by `make oracle` alone. Without them nothing here is collected; there, a peer that is missing is
-an error.
+Only `make oracle` installs the peers. Elsewhere these tests are not collected; in `make oracle`, a missing peer is an error.
 """
 
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from trainer.word_vectors.texts import Texts
 
 collect_ignore_glob = [] if find_spec("wechsel") else ["test_*.py"]
 BLANKS = ["if x:\n\n\treturn\n", "    indented\n        twice\t\tand tabs\r\n", "世界 № ½ ﬁ"] * 20
-"""Blanks of all sorts and characters with compatibility forms, at which comparisons of tokens come apart."""
+"""Blanks of all kinds and characters with compatibility forms, on which comparisons of tokens differ."""
 
 Pair = tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]
 

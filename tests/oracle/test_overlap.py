@@ -53,7 +53,7 @@ def differences(source, target) -> dict[str, str]:  # type: ignore[no-untyped-de
 
 
 def structural(old: str, new: str) -> set[str]:
-    """The reasons that two families must show; `blank` depends on the text as well."""
+    """The reasons that must occur for two families; `blank` also depends on the text."""
     reasons = set()
     if (old == "wordpiece") != (new == "wordpiece"):
         reasons |= {"role", "mark"}
@@ -72,7 +72,7 @@ def test_every_difference_from_deepfocus_has_a_reason(old: str, new: str, vocabu
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_most_shared_tokens_are_found_by_both(family: str, vocabularies: dict[str, Pair]) -> None:
-    """So that the test above does not compare two empty answers."""
+    """A canary: the test above does not compare two empty results."""
     source, target = vocabularies[family]
     ours, _ = match(source, target, canonical_tokens(target))
     assert (ours >= 0).sum() - len(differences(source, target)) > 250
@@ -81,7 +81,7 @@ def test_most_shared_tokens_are_found_by_both(family: str, vocabularies: dict[st
 @pytest.mark.parametrize("new", sorted(FAMILIES))
 @pytest.mark.parametrize("old", sorted(FAMILIES))
 def test_shared_tokens_have_the_same_bytes(old: str, new: str, vocabularies: dict[str, Pair]) -> None:
-    """Where the peer differs it is not because we took another token."""
+    """The differences from the peer do not come from wrong tokens of ours."""
     source, target = vocabularies[old][0], vocabularies[new][1]
     source_tokens, tokens = canonical_tokens(source), canonical_tokens(target)
     ours, _ = match(source, target, tokens)

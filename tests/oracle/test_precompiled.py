@@ -1,4 +1,4 @@
-"""Words by themselves under SentencePiece's own normaliser, as XLM-R and T5 have it; its table comes from the peer."""
+"""Encoding words one by one under SentencePiece's normaliser, as in XLM-R and T5; its table comes from the peer."""
 
 import io
 

@@ -151,7 +151,7 @@ def test_without_subwords_tokens_are_the_mean_of_words_by_frequency(
 
 
 class Words(TableVectors):
-    """A table as the peer wants it."""
+    """A table with the methods that the peer calls."""
 
     def get_word_id(self, word: str) -> int:
         return self.words.index(word) if word in self else -1

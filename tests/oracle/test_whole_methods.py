@@ -22,7 +22,7 @@ from trainer.word_vectors.texts import Texts
 
 
 def with_random_vectors(model: fasttext.FastTextVectors, path: str) -> FastTextVectors:
-    """The model with random vectors in place of those of a small text, which all point the same way; none for `</s>`.
+    """Replaces the vectors, which point the same way after a small text, by random ones; by zeros for `</s>`.
 
     fastText puts `</s>` at each line's end. deepfocus takes that for the tokenizer's own `</s>` and mixes it in.
     """

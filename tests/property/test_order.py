@@ -118,9 +118,9 @@ def phases_of(raw: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 5), st.integers(1, 4), STAGES)
 @settings(max_examples=80)
 def test_an_epoch_has_every_row_once_through_all_stages(first: int, second: int, seed: int, window: int, raw) -> None:  # type: ignore[no-untyped-def]
-    plan = two(first, second, seed=seed, window=window, stages=phases_of(raw))
-    slots = plan.lookup(np.arange(3 * (first + second)))
-    for number, stream in enumerate(plan.streams):
+    order = two(first, second, seed=seed, window=window, stages=phases_of(raw))
+    slots = order.lookup(np.arange(3 * (first + second)))
+    for number, stream in enumerate(order.streams):
         mine = slots.stream == number
         assert slots.epoch[mine].tolist() == (np.arange(mine.sum()) // stream.rows).tolist()
         for epoch in range(int(slots.epoch[mine].max(initial=0)) + 1):
@@ -134,30 +134,30 @@ def test_an_epoch_has_every_row_once_through_all_stages(first: int, second: int,
 def test_a_slot_is_found_without_those_before(raw, growth: list[tuple[int, int]], slot: int) -> None:  # type: ignore[no-untyped-def]
     ends = np.cumsum([steps for steps, _ in growth]).tolist()
     warmup = tuple(zip(ends, (batch for _, batch in growth), strict=True))
-    plan = two(150, 70, stages=phases_of(raw), warmup=warmup)
-    together, alone = plan.lookup(np.arange(slot + 1)), plan.lookup(np.array([slot]))
+    order = two(150, 70, stages=phases_of(raw), warmup=warmup)
+    together, alone = order.lookup(np.arange(slot + 1)), order.lookup(np.array([slot]))
     for name in ("step", "slot", "stream", "epoch", "row", "weight"):
         assert getattr(together, name)[slot] == getattr(alone, name)[0], name
     step, inside = int(alone.step[0]), int(alone.slot[0])
-    assert plan.sizes.offset(step) + inside == slot
-    assert inside < plan.sizes.size(step)
-    assert plan.step(step).row[inside] == alone.row[0]
+    assert order.sizes.offset(step) + inside == slot
+    assert inside < order.sizes.size(step)
+    assert order.step(step).row[inside] == alone.row[0]
 
 
 @given(STAGES, st.integers(1, 40))
 @settings(max_examples=40)
 def test_passes_are_what_the_steps_read(raw, steps: int) -> None:  # type: ignore[no-untyped-def]
-    plan = two(150, 70, stages=phases_of(raw), warmup=((3, 2),))
-    streams = np.concatenate([plan.step(step).stream for step in range(steps)])
+    order = two(150, 70, stages=phases_of(raw), warmup=((3, 2),))
+    streams = np.concatenate([order.step(step).stream for step in range(steps)])
     row_counts = np.bincount(streams, minlength=2)
-    expected = {stream.name: count / stream.rows for stream, count in zip(plan.streams, row_counts.tolist(), strict=True)}
-    assert plan.passes(steps) == expected
+    expected = {stream.name: count / stream.rows for stream, count in zip(order.streams, row_counts.tolist(), strict=True)}
+    assert order.passes(steps) == expected
 
 
 def test_a_step_is_as_large_as_the_warm_up_says() -> None:
-    plan = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
-    assert [plan.sizes.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
-    assert [plan.sizes.offset(step) for step in range(8)] == [0, 3, 6, 12, 18, 24, 34, 44]
+    order = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
+    assert [order.sizes.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
+    assert [order.sizes.offset(step) for step in range(8)] == [0, 3, 6, 12, 18, 24, 34, 44]
 
 
 @pytest.mark.parametrize("warmup", [((0, 4),), ((5, 4), (5, 8)), ((5, 4), (3, 8))])
@@ -167,46 +167,46 @@ def test_a_warm_up_that_does_not_go_forward_is_refused(warmup) -> None:  # type:
 
 
 def test_rows_are_spread_by_the_shuffle_and_reads_stay_bounded() -> None:
-    plan = RowOrder(streams=(Stream(name="a", rows=64 * 1000 + 13),), batch=64, seed=1)
-    rows = plan.lookup(np.arange(64 * 1000 + 13)).row
+    order = RowOrder(streams=(Stream(name="a", rows=64 * 1000 + 13),), batch=64, seed=1)
+    rows = order.lookup(np.arange(64 * 1000 + 13)).row
     assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.06
     for start in range(0, 64 * 960, 1024):
         assert len(set((rows[start : start + 1024] // 64).tolist())) == 16
-    other = plan.lookup(np.arange(len(rows), 2 * len(rows))).row
+    other = order.lookup(np.arange(len(rows), 2 * len(rows))).row
     assert (rows == other).mean() < 0.001
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 9), st.integers(0, 30))
 @settings(max_examples=80)
 def test_ranks_together_have_the_step_whatever_their_number(batch: int, world: int, micro: int, step: int) -> None:
-    plan = RowOrder(streams=(Stream(name="a", rows=135),), batch=batch, seed=1)
-    parts = [plan.for_rank(step, rank, world, micro) for rank in range(world)]
-    assert {len(part) for part in parts} == {plan.micro_steps(step, world, micro) * micro}
+    order = RowOrder(streams=(Stream(name="a", rows=135),), batch=batch, seed=1)
+    parts = [order.for_rank(step, rank, world, micro) for rank in range(world)]
+    assert {len(part) for part in parts} == {order.micro_steps(step, world, micro) * micro}
     real = sorted(
         (int(slot), int(row)) for part in parts for slot, row, w in zip(part.slot, part.row, part.weight, strict=True) if w
     )
-    assert real == [(i, int(row)) for i, row in enumerate(plan.step(step).row)]
+    assert real == [(i, int(row)) for i, row in enumerate(order.step(step).row)]
 
 
 @given(st.integers(1, 3), st.integers(0, 20), st.lists(st.integers(0, 12), max_size=3, unique=True))
 @settings(max_examples=30, deadline=None)
 def test_steps_that_are_looked_up_together_are_what_each_is_alone(seed: int, first: int, left_out: list[int]) -> None:
-    """Across edges of the warm-up and of the stages, and with steps left out."""
-    plan = two(300, 300, batch=20, warmup=((6, 3), (9, 6)), seed=seed)
+    """Across the edges of the warm-up and the stages, with gaps between steps."""
+    order = two(300, 300, batch=20, warmup=((6, 3), (9, 6)), seed=seed)
     steps = [step for step in range(first, first + 150) if step - first not in left_out]
-    together = list(plan.steps(steps))
+    together = list(order.steps(steps))
     assert len(together) == len(steps)
     for step, slots in zip(steps, together, strict=True):
-        alone = plan.step(step)
+        alone = order.step(step)
         for name in ("step", "slot", "stream", "epoch", "row", "weight"):
             assert getattr(slots, name).tolist() == getattr(alone, name).tolist(), (step, name)
 
 
-def groups_read(plan: RowOrder, world: int, steps: range) -> int:
-    """Row groups that all ranks read for some steps, each rank for itself and each group once."""
+def groups_read(order: RowOrder, world: int, steps: range) -> int:
+    """The row groups that all ranks read for some steps; a rank reads each group once."""
     groups = 0
     for rank in range(world):
-        parts = [plan.for_rank(step, rank, world, micro=4) for step in steps]
+        parts = [order.for_rank(step, rank, world, micro=4) for step in steps]
         groups += len(
             {(s, row // 64) for part in parts for s, row in zip(part.stream.tolist(), part.row.tolist(), strict=True)}
         )
@@ -215,21 +215,21 @@ def groups_read(plan: RowOrder, world: int, steps: range) -> int:
 
 @pytest.mark.parametrize("world", [1, 2, 8, 64])
 def test_ranks_read_at_most_twice_the_rows_that_they_need(world: int) -> None:
-    plan = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=2048, seed=1)
+    order = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=2048, seed=1)
     steps = range(100, 104)
-    assert groups_read(plan, world, steps) * 64 <= 2 * len(steps) * plan.batch
+    assert groups_read(order, world, steps) * 64 <= 2 * len(steps) * order.batch
 
 
 def test_a_rank_that_is_filled_up_reads_nothing_for_it() -> None:
-    plan = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=13, seed=1)
+    order = RowOrder(streams=(Stream(name="a", rows=10**6),), batch=13, seed=1)
     for rank in range(8):
-        part = plan.for_rank(3, rank, 8, micro=4)
+        part = order.for_rank(3, rank, 8, micro=4)
         assert set(part.row[part.weight == 0].tolist()) <= set(part.row[part.weight > 0].tolist())
 
 
 def test_one_rank_has_a_step_in_the_order_of_its_slots() -> None:
-    plan = two(300, 300, batch=20)
-    assert plan.for_rank(7, 0, 1, 20).row.tolist() == plan.step(7).row.tolist()
+    order = two(300, 300, batch=20)
+    assert order.for_rank(7, 0, 1, 20).row.tolist() == order.step(7).row.tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), max_size=4))
@@ -243,10 +243,10 @@ def test_steps_that_are_skipped_are_left_out(gaps: list[tuple[int, int]]) -> Non
 
 
 def test_the_orders_of_earlier_runs_are_unchanged() -> None:
-    """Orders of runs that exist: a change here means that no run can be continued."""
+    """If this changes, no existing run can be resumed."""
     streams = (Stream(name="el", rows=8, weight=0.7), Stream(name="en", rows=200, weight=0.3))
-    plan = RowOrder(streams=streams, batch=4, seed=5, stages=(Phase(until=2, weights=(1, 3)),), warmup=((1, 3),))
-    slots = plan.lookup(np.arange(16))
+    order = RowOrder(streams=streams, batch=4, seed=5, stages=(Phase(until=2, weights=(1, 3)),), warmup=((1, 3),))
+    slots = order.lookup(np.arange(16))
     assert slots.step.tolist() == GOLDEN["step"]
     assert slots.stream.tolist() == GOLDEN["stream"]
     assert slots.row.tolist() == GOLDEN["row"]

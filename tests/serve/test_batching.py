@@ -1,4 +1,4 @@
-"""What is encoded together, and that a failure stays with its request."""
+"""Which rows are encoded together; a failure stays with its request."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
 
 
 def encode(rows: list[list[int]], dimensions: int | None) -> np.ndarray:
-    """A vector that tells its row, and the width that was asked for."""
+    """Vectors that hold the number and length of their row, and the requested width."""
     return np.array([[row[0], len(row), dimensions or 0] for row in rows], dtype=np.float32)
 
 

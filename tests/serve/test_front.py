@@ -1,4 +1,4 @@
-"""The HTTP side around a backend that needs no model."""
+"""The HTTP front end with a backend that needs no model."""
 
 import asyncio
 from collections.abc import Callable

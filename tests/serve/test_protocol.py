@@ -1,4 +1,4 @@
-"""Requests in, answers out, and a message for every way to be wrong."""
+"""Requests, responses, and a message for every kind of invalid request."""
 
 import base64
 import json

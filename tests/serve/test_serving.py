@@ -1,4 +1,4 @@
-"""The served embedder, asked as users ask it."""
+"""The served embedder, queried by the clients of users."""
 
 import json
 import random
@@ -79,7 +79,7 @@ def test_usage_counts_the_tokens_after_the_cut(client, embedder) -> None:
 
 
 def test_callers_at_the_same_time_get_their_own_vectors(client, embedder, english) -> None:
-    """Requests of many sizes and widths share batches; some among them are refused and disturb nobody."""
+    """Requests of many sizes and widths share batches; refused ones among them do not affect the others."""
     rng = random.Random(0)
 
     def call(number: int) -> float:

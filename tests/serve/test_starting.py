@@ -1,4 +1,4 @@
-"""What a server refuses to start with."""
+"""Settings and states in which a server refuses to start."""
 
 import socket
 
