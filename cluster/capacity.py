@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 def has_gpus() -> bool:
     """Whether workers train on GPUs: the cluster has one, or its autoscaler may add one, on any node."""
-    return max(ray.cluster_resources().get("GPU", 0.0), _max_resources().get("GPU", 0.0)) >= 1
+    return max(ray.cluster_resources().get("GPU", 0.0), max_resources().get("GPU", 0.0)) >= 1
 
 
 def cpus_for(workers: int, worker_cpus: float) -> float:
@@ -37,7 +37,7 @@ def resolve_workers(workers: int | None) -> int:
     """
     if workers is not None:
         return workers
-    gpus, max_gpus = int(ray.cluster_resources().get("GPU", 0.0)), int(_max_resources().get("GPU", 0.0))
+    gpus, max_gpus = int(ray.cluster_resources().get("GPU", 0.0)), int(max_resources().get("GPU", 0.0))
     if gpus < max_gpus:
         raise ClusterError(
             f"workers=auto counts the GPUs that are there: {gpus or 'none'}; the autoscaler may add some, up to {max_gpus}.",
@@ -81,7 +81,7 @@ def _wait_for_resources(needed: dict[str, float], say: Say) -> None:
 
 def _check(needed: dict[str, float], workers: int, worker_cpus: float) -> None:
     """Refuses resources that the cluster can never have."""
-    current, maximum = ray.cluster_resources(), _max_resources()
+    current, maximum = ray.cluster_resources(), max_resources()
     have = {kind: max(current.get(kind, 0.0), maximum.get(kind, 0.0)) for kind in needed}
     grows = " and may grow to no more" if maximum else ""
     missing = _missing(needed, have)
@@ -110,7 +110,7 @@ def _check_nodes(worker: dict[str, float], workers: int) -> None:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(min(node.get(kind, 0.0) // count for kind, count in worker.items())) for node in nodes)
-    if room < workers and not _missing(dict(_max_resources()), ray.cluster_resources()):
+    if room < workers and not _missing(dict(max_resources()), ray.cluster_resources()):
         size = " and ".join(f"{count:g} {kind}s" for kind, count in worker.items())
         raise ClusterError(
             f"the cluster's nodes have room for {room} workers of {size}, the job asks for {workers}.",
@@ -123,7 +123,7 @@ def _missing(needed: dict[str, float], have: dict[str, float]) -> list[str]:
     return [kind for kind, count in needed.items() if have.get(kind, 0.0) < count]
 
 
-def _max_resources() -> dict[str, float]:
+def max_resources() -> dict[str, float]:
     """The largest cluster that the autoscaler allows; empty without one. Ray Train refuses workers by the same figures."""
     state = ray._private.state.state
     return {kind: float(count) for kind, count in (state.get_max_resources_from_cluster_config() or {}).items()}

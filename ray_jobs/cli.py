@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     stop_request.clear_request()  # of an earlier command in the same process
     before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _dispatch(arguments)
+        dispatch(arguments)
         return 0
     except Stopped as stopped:
         errors.print(_escaped(str(stopped)))
@@ -89,7 +89,7 @@ def run_module(file: str) -> NoReturn:
     sys.exit(main([Path(file).stem, *sys.argv[1:]]))
 
 
-def _dispatch(arguments: list[str]) -> None:
+def dispatch(arguments: list[str]) -> None:
     """Runs what the command line names: help, a command or a job; ConfigError for an unknown job or a missing configuration."""
     from data_pipeline.errors import ConfigError
 

@@ -90,13 +90,13 @@ def _check_libraries(config: ScionConfig, job: str) -> None:
     trains = {"pretrain": job in _PRETRAINS, "embed": embeds}
     for section in (name for name, does in trains.items() if does):
         for kind in getattr(config, section).train.track:
-            if not _is_installed(kind):
+            if not is_installed(kind):
                 raise ConfigError(f"{kind} is not installed.", f"{section}.train.track", f"pip install 'scion-lm[{kind}]'")
-        if getattr(config, section).train.lora is not None and not _is_installed("peft"):
+        if getattr(config, section).train.lora is not None and not is_installed("peft"):
             raise ConfigError("peft is not installed.", f"{section}.train.lora_rank", "pip install 'scion-lm[lora]'")
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except ValueError:  # Python raises it where an import is blocked

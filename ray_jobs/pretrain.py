@@ -98,7 +98,7 @@ def train_on_shards(
     weights = _weights(tokens, settings.weights, settings.alpha)
     stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
     order = order_rows(settings.train, folder, rows, weights, seed, stages)
-    report.note(_passes(order.order.passes(settings.train.steps), settings.train.steps))
+    report.note(describe_passes(order.order.passes(settings.train.steps), settings.train.steps))
     return train(
         config,
         settings.train,
@@ -117,7 +117,7 @@ def train_on_shards(
     )
 
 
-def _passes(found: dict[str, float], steps: int) -> str:
+def describe_passes(found: dict[str, float], steps: int) -> str:
     """A line on how often the run reads its text; of several languages the least and the most often."""
     least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
     times = f"{_number(found[least])} ({least}) to {_number(found[most])} times ({most})"

@@ -102,7 +102,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     finally:
         storage.remove(cache)
     rows = manifests["rows"]
-    if unused := _unused(config.shard.lang, tuple(rows.streams)):
+    if unused := unused_language_note(config.shard.lang, tuple(rows.streams)):
         report.note(unused)
     padding, cut = rows.share("padding"), rows.total("cut") / max(1, rows.total("documents"))
     draft.metrics |= {
@@ -120,7 +120,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     )
 
 
-def _unused(lang: str, found: tuple[str, ...]) -> str:
+def unused_language_note(lang: str, found: tuple[str, ...]) -> str:
     """A line for the user if no document has the language that `shard.lang` names."""
     if lang in (ShardConfig().lang, *found):
         return ""
@@ -140,7 +140,7 @@ def _filled(config: ScionConfig, draft: Draft, cache: str, report: Reporter) -> 
             draft.uri, cached_step(draft.uri, "text.json", key, partial(_cleaned, config, draft.uri, cache, testing, report))
         )
         report("train tokenizer", 0, 1)
-        make = partial(_adopt_given_tokenizer if config.tokenizer else _train_tokenizer, config, source, text, training, report)
+        make = partial(adopt_given_tokenizer if config.tokenizer else _train_tokenizer, config, source, text, training, report)
         draft.metrics["tokenizer"] = cached_step(draft.uri, "tokenizer.json", key, partial(_tokenizer, make, home))
     manifests = {
         name: build.build(
@@ -189,7 +189,7 @@ def _train_tokenizer(
     return made, {"sample_bytes": sample.bytes, "corpus_bytes": sample.corpus_bytes, "texts": len(sample.texts)}
 
 
-def _adopt_given_tokenizer(
+def adopt_given_tokenizer(
     config: ScionConfig, source: PreTrainedTokenizerFast, text: Corpus, training: pairs.Pairs, report: Reporter
 ) -> TokenizerAndFacts:
     """Adopts the tokenizer that the user gives, after checks against the source's and on some texts."""
@@ -217,13 +217,13 @@ def _cleaned(
         actors=settings.actors,
         forbidden=chain(testing.anchors, testing.positives),
         progress=report.part("clean"),
-        layout=_layout(config),
+        layout=keeps_layout(config),
     )
     answer = made.relative_to(uri)
     return answer, [*answer["train"], *answer["heldout"]]
 
 
-def _layout(config: ScionConfig) -> bool:
+def keeps_layout(config: ScionConfig) -> bool:
     """Whether the text keeps its layout."""
     given = config.shard.layout
     return loading.is_causal(loading.model_config(config.source_model)) if given is None else given

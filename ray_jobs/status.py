@@ -39,18 +39,18 @@ def command(arguments: list[str], console: Console) -> None:
     if not run_log.read(uri):
         raise ArtifactError("no training has run here.", arguments[0], "Name the folder of one, such as runs/demo/pretrain.")
     if not console.is_terminal:
-        console.print(table(run_log.read(uri), time.time(), _driven(arguments[0])))
+        console.print(table(run_log.read(uri), time.time(), is_driven(arguments[0])))
         return
     with Live(console=console, refresh_per_second=4) as live:
         while True:
-            attempts, driven = run_log.read(uri), _driven(arguments[0])
+            attempts, driven = run_log.read(uri), is_driven(arguments[0])
             live.update(table(attempts, time.time(), driven))
             if state(attempts, time.time(), driven) in _ENDS:
                 return
             time.sleep(_SECONDS)
 
 
-def _driven(run: str) -> bool:
+def is_driven(run: str) -> bool:
     """Whether a command holds the lease of the run, or of its cell of a comparison."""
     folders = (run.rstrip("/"), run.rstrip("/").rpartition("/")[0])
     return any(lease.is_held(f"{folder}.lease.json") for folder in folders if folder)

@@ -129,14 +129,14 @@ def make_problem(
     """
     shards, settings = shard.folder(config), config.transfer
     training = pairs.load(config.pairs, cache, key="pairs")
-    rates, sizes = sample.sampling_rates(_sizes(config), TEXT_BYTES), text_bytes(config)
+    rates, sizes = sample.sampling_rates(text_sizes(config), TEXT_BYTES), text_bytes(config)
     if sizes["sample"] < sizes["corpus"]:
         note(f"vectors and dictionaries learn from {sizes['sample']:,} of {sizes['corpus']:,} bytes of text")
     texts = Texts(
         corpus=lambda: (text for _, text in shard.training_text(config, rates)),
         anchors=training.anchors,
         positives=training.positives,
-        languages=_by_language(config, training, rates),
+        languages=texts_by_language(config, training, rates),
     )
     with model_folder(config.source_model) as folder:
         source = train.load(folder)
@@ -147,18 +147,18 @@ def make_problem(
 
 def text_bytes(config: ScionConfig) -> dict[str, int]:
     """Approximate UTF-8 bytes of the text, and of the sample that methods learn from."""
-    sizes = _sizes(config)
+    sizes = text_sizes(config)
     rates = sample.sampling_rates(sizes, TEXT_BYTES)
     return {"sample": round(sum(rates[lang] * size for lang, size in sizes.items())), "corpus": sum(sizes.values())}
 
 
-def _sizes(config: ScionConfig) -> dict[str, int]:
+def text_sizes(config: ScionConfig) -> dict[str, int]:
     """UTF-8 bytes of each language's text."""
     streams = manifest.load(storage.join(shard.folder(config), "rows")).streams
     return {lang: sum(one.text_bytes for one in parts) for lang, parts in streams.items()}
 
 
-def _by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str, float]) -> dict[str, Texts]:
+def texts_by_language(config: ScionConfig, training: pairs.Pairs, rates: Mapping[str, float]) -> dict[str, Texts]:
     """The texts of each of several languages; empty if one of them has no pairs."""
     langs = set(rates)
     if len(langs) < 2 or not langs <= set(training.langs):

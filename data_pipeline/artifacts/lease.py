@@ -25,9 +25,9 @@ from data_pipeline.errors import ArtifactError
 RENEW_SECONDS = 10.0
 TTL_SECONDS = 60.0
 """A lease expires this long after its last renewal: several times the clock skew between machines."""
-_WATCH_SECONDS = 3 * RENEW_SECONDS
+WATCH_SECONDS = 3 * RENEW_SECONDS
 """How long to watch a lease for a renewal if its time, by the clock here, is expired or in the future."""
-_SETTLE_SECONDS = 0.5
+SETTLE_SECONDS = 0.5
 """Settling time for concurrent writers to an object store; on a disk a fifth of it."""
 
 
@@ -50,9 +50,9 @@ class _Holder:
         return abs(time.time() - self.renewed) <= TTL_SECONDS or self._renews(uri)
 
     def _renews(self, uri: str) -> bool:
-        end = time.monotonic() + _WATCH_SECONDS
+        end = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < end:
-            time.sleep(min(1.0, _WATCH_SECONDS))
+            time.sleep(min(1.0, WATCH_SECONDS))
             if (holder := _read(uri)) != self:
                 return holder is not None
         return False
@@ -97,7 +97,7 @@ def hold(uri: str) -> Iterator[Lease]:
         )
     lease = Lease(uri, secrets.token_hex(8))
     _write(lease)
-    time.sleep(_SETTLE_SECONDS / (5 if storage.is_local(uri) else 1))
+    time.sleep(SETTLE_SECONDS / (5 if storage.is_local(uri) else 1))
     lease.check()
     end = threading.Event()
     thread = threading.Thread(target=_renew, args=(lease, end), daemon=True)

@@ -36,7 +36,7 @@ from data_pipeline.errors import ConfigError
 
 _MIN_BYTES_PER_SECOND = 4 << 20
 """Slowest transfer to expect where the storage does not report progress."""
-_LATE_SECONDS = 1800.0
+LATE_SECONDS = 1800.0
 """Time-out of a request that must be answered before the next step is safe."""
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
 _CONCURRENT_FILES = 8
@@ -291,7 +291,7 @@ def _remove_and_wait(uri: str) -> None:
         with suppress(FileNotFoundError):
             fs.rm_file(path)
 
-    retry(lambda: call_with_timeout(request, _LATE_SECONDS, AmbiguousTimeout))
+    retry(lambda: call_with_timeout(request, LATE_SECONDS, AmbiguousTimeout))
 
 
 @with_retries

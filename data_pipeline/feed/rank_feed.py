@@ -148,7 +148,7 @@ class RankFeed:
         # Not from_arrow, which reserves a CPU to look at each table.
         tasks = [{"slots": _to_bytes(table)} for table in self.read_tasks(steps)]
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-            _read_task,
+            run_read_task,
             fn_kwargs={"folder": self.rows.folder},
             batch_size=None,
             batch_format="pyarrow",
@@ -234,7 +234,7 @@ def _to_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read_task(batch: pa.Table, folder: str) -> pa.Table:
+def run_read_task(batch: pa.Table, folder: str) -> pa.Table:
     """The rows of a task; or our own error, pickled as the only column, because Ray would wrap an exception."""
     located = pa.ipc.open_stream(batch["slots"][0].as_py()).read_all()
     try:

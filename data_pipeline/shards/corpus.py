@@ -93,12 +93,12 @@ def build(
     jobs = [{"key": key, "unit": unit, **settings} for key, unit in units]
     scans = run(_scan, jobs, progress=lambda done, n: progress(done, 2 * n))
     if heldout_text is None:
-        moved = _to_move(scans)
+        moved = records_to_move(scans)
         jobs = [{**job, "moved": moved.get(place, frozenset())} for place, job in enumerate(jobs)]
         new_scans = run(_scan, [jobs[place] for place in moved])
         for place, scan in zip(moved, new_scans, strict=True):
             scans[place] = scan
-    keeps, fates = _decide(scans)
+    keeps, fates = decide_fates(scans)
     _check_both_sides(fates)
     writes = [
         {**job, "keep": keep, "folder": folder, "name": f"part-{number:05d}.parquet"}
@@ -157,7 +157,7 @@ def _chance(seed: int, name: str) -> float:
 
 
 def _scan(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, Any]:
-    """The hash, side, language and random number of each text of a unit, from which `_decide` chooses."""
+    """The hash, side, language and random number of each text of a unit, from which `decide_fates` chooses."""
     records = _documents(job, reserved)
     hashes = b"".join(digest(text) if text else bytes(_DIGEST) for _, _, text, _ in records)
     langs = pa.array([lang for _, lang, _, _ in records], pa.string()).dictionary_encode()
@@ -170,7 +170,7 @@ def _scan(job: dict[str, Any], reserved: ReservedSentences) -> dict[str, Any]:
     }
 
 
-def _to_move(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
+def records_to_move(scans: list[dict[str, Any]]) -> dict[int, frozenset[int]]:
     """Records, by unit, that change sides so that each language of two documents or more has some on both sides.
 
     If none of a language is held out, the record with the lowest chance is. If all are, for example because they share an
@@ -214,7 +214,7 @@ def _has_text(scan: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(scan["hashes"], np.dtype(f"S{_DIGEST}")) != b""
 
 
-def _decide(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:
+def decide_fates(scans: list[dict[str, Any]]) -> tuple[list[np.ndarray], dict[str, int]]:
     """Which records of each unit stay, and the count of each fate.
 
     The first of equal documents stays; if some of them are held out, the first of those.

@@ -15,7 +15,8 @@ from data_pipeline.errors import DataError, reason
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 """Endings of compressed files, with pyarrow's names of their compression."""
-_ROWS = 1000
+BATCH_ROWS = 1000
+"""Rows of a dataset that are in memory at once."""
 _CHUNK = 8 << 20
 
 
@@ -58,7 +59,7 @@ def write_dataset(spec: str, target: str, *, key: str) -> str:
     name, _, revision = str(repository).partition("@")
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", revision=revision or None, streaming=True)
-        tables = rows.with_format("arrow").iter(_ROWS)
+        tables = rows.with_format("arrow").iter(BATCH_ROWS)
         first = next(tables, None)
     except Exception as error:  # the library raises a dozen classes, from a missing folder to a refused connection
         raise DataError(

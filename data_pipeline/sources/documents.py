@@ -26,7 +26,7 @@ PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", "
 KINDS = PARQUET + JSONL + TEXT
 UNIT_BYTES = 8 << 20
 """Size on disk of a unit; a row group of Parquet is never cut."""
-_MAX_READ, _MIN_READ = 32 << 20, 1 << 16
+MAX_READ, MIN_READ = 32 << 20, 1 << 16
 """Most and fewest bytes of one request to the storage."""
 
 
@@ -255,10 +255,10 @@ def _open(path: str) -> Iterator[io.BufferedReader]:
     """Opens a file, which may be remote and large. Reads do not time out while bytes arrive."""
     fs, inner = storage.filesystem(path)
     with fs.open(inner) as file:
-        yield io.BufferedReader(_ClockedReader(file), _MIN_READ)
+        yield io.BufferedReader(ClockedReader(file), MIN_READ)
 
 
-class _ClockedReader(io.RawIOBase):
+class ClockedReader(io.RawIOBase):
     """Reads another file in pieces, and restarts the request's clock after each piece."""
 
     def __init__(self, file: Any) -> None:
@@ -277,7 +277,7 @@ class _ClockedReader(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        piece = self._file.read(min(len(buffer), _MAX_READ))
+        piece = self._file.read(min(len(buffer), MAX_READ))
         buffer[: len(piece)] = piece
         self._clock.restart()
         return len(piece)

@@ -30,7 +30,7 @@ _PUBLISHED_PATTERNS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     GPT2,
 )
-_LOCAL_PATTERNS = {*_PUBLISHED_PATTERNS, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _PUBLISHED_PATTERNS)}
+LOCAL_PATTERNS = {*_PUBLISHED_PATTERNS, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _PUBLISHED_PATTERNS)}
 """Patterns in which a blank matches at the beginning of an alternative only."""
 _JOINS_A_BLANK = r"[\p{C}\p{Z}\x{2581}\x{FFFD}\x{D4E}\x{11000}-\x{11FFF}] "
 """A blank after a character that a normaliser may turn into a blank or join with the next: control characters, other kinds
@@ -81,7 +81,7 @@ def _is_local(part: dict[str, Any]) -> bool:
     if part["type"] == "Metaspace":
         return bool(part["split"])
     if part["type"] == "Split":
-        return part["behavior"] == "Isolated" and not part["invert"] and part["pattern"].get("Regex") in _LOCAL_PATTERNS
+        return part["behavior"] == "Isolated" and not part["invert"] and part["pattern"].get("Regex") in LOCAL_PATTERNS
     return part["type"] in _AT_BLANKS | _AFTER_WORDS
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError
 
-_ELSEWHERE = {
+NAMES_ELSEWHERE = {
     "lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "steps",
     "per_device_train_batch_size": "micro_batch", "gradient_accumulation_steps": "batch_size",
     "global_batch_size": "batch_size", "max_grad_norm": "clip", "gradient_clipping": "clip", "bf16": "precision",
@@ -130,7 +130,7 @@ def advice(name: str, root: type) -> str:
     known = [key.name.split(".") for key in keys(root)]
     every = dict.fromkeys(".".join(parts[:depth]) for parts in known for depth in range(1, len(parts) + 1))
     ends = {key: key.rpartition(".")[2] for key in every}
-    near = difflib.get_close_matches(_ELSEWHERE.get(last, last), ends.values(), n=1)
+    near = difflib.get_close_matches(NAMES_ELSEWHERE.get(last, last), ends.values(), n=1)
     same = [key for key, end in ends.items() if end in near]
     here = [key for key in same if key.rpartition(".")[0] == section]
     here = here or [key for key in same if key.startswith(f"{section}.")]

@@ -59,7 +59,7 @@ def test_the_method_gives_the_rows_of_deepfocus_for_real_tokens(vocabularies, te
     problem = Problem(*vocabularies["unigram"], texts, seed=0)
     small = FastTextConfig(dim=32, epochs=3, min_count=3, buckets=5000)
     rows = focus.place(problem, focus.FocusConfig(fasttext=small))
-    names = [focus.token_name(token, number) for number, token in enumerate(problem.tokens)]
+    names = [focus.fasttext_word(token, number) for number, token in enumerate(problem.tokens)]
     ordinary = np.array([token is not None and token.role is None for token in problem.tokens])
     shared = focus.ids_with_vectors(np.flatnonzero((problem.shared >= 0) & ordinary), names, cache["vectors"])
     old = torch.randn(problem.source_rows, 64, generator=torch.Generator().manual_seed(1))

@@ -88,7 +88,7 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     if finished is not None:
         return finished
     artifact.has_unfinished_run(plan, lambda: True)  # a training, most likely this one, is no place for a model
-    renamed = _can_be_renamed_to(uri)
+    renamed = can_be_renamed_to(uri)
     draft = f"{uri.rstrip('/')}.{secrets.token_hex(6)}.draft" if renamed else uri
     try:
         with store.reading(name), artifact.writing(replace(plan, uri=draft), replace=again, lease=held) as output:
@@ -106,7 +106,7 @@ def _export(store: Store, name: str, uri: str, again: bool, held: Lease) -> Arti
     return artifact.read(uri, trained.kind, "export")
 
 
-def _can_be_renamed_to(uri: str) -> bool:
+def can_be_renamed_to(uri: str) -> bool:
     """Whether a folder beside `uri` can take its place: not where it is a link or a mount point, on another disk."""
     if not storage.is_local(uri):
         return False

@@ -122,7 +122,7 @@ class Store:
             OSError: something could not be removed; the next call tries again.
         """
         usable = self.usable()
-        kept = {name, *reading, *self._being_read(), *usable[: self.keep], *_rollback_targets(usable)}
+        kept = {name, *reading, *self._being_read(), *usable[: self.keep], *rollback_targets(usable)}
         for other in {path.split("/")[0] for path in storage.files(self.uri)} - kept:
             if other.startswith(DRAFT_PREFIX) or (is_name(other) and step_of(other) <= step_of(name)):
                 storage.remove(storage.join(self.uri, other))
@@ -239,7 +239,7 @@ class Store:
             raise CorruptError(_CHANGED, uri) from error
 
 
-def _rollback_targets(usable: list[str]) -> list[str]:
+def rollback_targets(usable: list[str]) -> list[str]:
     """The earliest checkpoint in each of the last windows of steps, the newest first.
 
     Each rollback in a row needs one that is a window older (`guards.rollback_step`).

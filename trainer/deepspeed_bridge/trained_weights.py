@@ -35,12 +35,12 @@ def trained_weights(engine: Any, config: TrainConfig, uri: str) -> Iterator[dict
     home = storage.filesystem(uri)[1] if storage.is_local(uri) else None
     if home is not None:
         os.makedirs(home, exist_ok=True)
-        _remove_leftovers(home)
+        remove_leftovers(home)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=home) if dist.get_rank() == 0 else nullcontext("") as folder:
         yield _weights(engine, config, lambda number: os.path.join(folder, str(number)))
 
 
-def _remove_leftovers(home: str) -> None:
+def remove_leftovers(home: str) -> None:
     """Removes the files of killed attempts, to make room."""
     if dist.get_rank() == 0:
         for name in filter(lambda name: name.startswith(_PREFIX), os.listdir(home)):
@@ -58,7 +58,7 @@ def _weights(engine: Any, config: TrainConfig, file_of: Callable[[int], str]) ->
                 continue
             with _whole(weight, use_fp32) as value:
                 if first:
-                    gathered[name] = _mapped_copy(value.detach(), dtype, file_of(len(gathered)))
+                    gathered[name] = mapped_copy(value.detach(), dtype, file_of(len(gathered)))
     if first:
         weights = dict(engine.module.named_parameters(remove_duplicate=False))
         buffers = {name: value for name, value in engine.module.state_dict().items() if name not in weights}
@@ -81,7 +81,7 @@ def _whole(weight: torch.nn.Parameter, is_fp32: bool) -> Iterator[torch.Tensor]:
             yield weight.data
 
 
-def _mapped_copy(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
+def mapped_copy(value: torch.Tensor, dtype: torch.dtype, path: str) -> torch.Tensor:
     """A copy in `dtype`, mapped into the host's memory from a new file.
 
     Raises:

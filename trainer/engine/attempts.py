@@ -164,7 +164,7 @@ def _advice(error: Exception) -> str:
     return "Nothing was retried, since it would happen again. If it is a bug of Scion, report it with the log of Ray Train."
 
 
-def _last_failure(current: Attempt) -> str:
+def last_failure(current: Attempt) -> str:
     """The exception that ended the last attempt. Exceptions from outside, which may follow from another rank's, come last."""
     folder = current.note(_FAILED)
     found = [_read(storage.join(folder, name)) for name in storage.files(folder)]
@@ -182,7 +182,7 @@ def _check_starts(current: Attempt) -> None:
     count = from_first_rank(lambda: int(_read(path).get("count", 0)))
     if count >= guards.MAX_DEATHS:
         raise TrainingError(
-            f"{count} attempts in a row died before they trained, {from_first_rank(lambda: _last_failure(current))}.",
+            f"{count} attempts in a row died before they trained, {from_first_rank(lambda: last_failure(current))}.",
             "training, while the model was loaded and the checkpoint restored",
             "Look at the log of Ray Train; the same command tries again.",
         )
@@ -202,7 +202,7 @@ def check_progress(current: Attempt, feed: RankFeed, next_step: int, steps: int)
         return int(found["step"]) if found["count"] else None
     step = max(found["step"], next_step)
     died = f"{found['count']} attempts in a row died"
-    failure = from_first_rank(lambda: _last_failure(current))
+    failure = from_first_rank(lambda: last_failure(current))
     if step >= steps:
         _log_error(folder, step=step)
         raise TrainingError(

@@ -66,8 +66,8 @@ def _same_document(segments: torch.Tensor) -> Callable[..., torch.Tensor]:
     return attends
 
 
-def _with_separate_documents(options: dict[str, Any]) -> dict[str, Any]:
-    """Adds the condition that separates documents to the options of a mask."""
+def with_separate_documents(options: dict[str, Any]) -> dict[str, Any]:
+    """Adds to the options of a mask the condition that a token attends only to its own document."""
     if _ROWS.segments is None:
         return options
     mask_function = and_masks(options["mask_function"], _same_document(_ROWS.segments))
@@ -76,11 +76,11 @@ def _with_separate_documents(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sdpa_mask(**options: Any) -> torch.Tensor | None:
-    return sdpa_mask(**_with_separate_documents(options))
+    return sdpa_mask(**with_separate_documents(options))
 
 
 def _eager_mask(**options: Any) -> torch.Tensor | None:
-    return eager_mask(**_with_separate_documents(options))
+    return eager_mask(**with_separate_documents(options))
 
 
 def _flex_mask(**options: Any) -> torch.Tensor | BlockMask | None:
@@ -92,7 +92,7 @@ def _flex_mask(**options: Any) -> torch.Tensor | BlockMask | None:
 
 
 def _block_mask(**options: Any) -> BlockMask:
-    return flex_attention_mask(**_with_separate_documents(options))
+    return flex_attention_mask(**with_separate_documents(options))
 
 
 def _sdpa(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
@@ -117,17 +117,17 @@ def _flex(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, 
     return forward(module, query, key, value, mask, **options)
 
 
-def _eager(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+def eager_attention(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
     """The eager attention of the model's own module."""
-    eager_attention = sys.modules[type(module).__module__].eager_attention_forward
-    return eager_attention(module, query, key, value, mask, **options)
+    forward = sys.modules[type(module).__module__].eager_attention_forward
+    return forward(module, query, key, value, mask, **options)
 
 
 _KERNELS: dict[Kernel, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "flex": (_flex, _flex_mask),
     "blocks": (_flex, _block_mask),
     "sdpa": (_sdpa, _sdpa_mask),
-    "eager": (_eager, _eager_mask),
+    "eager": (eager_attention, _eager_mask),
 }
 for _kernel, (_attention, _mask) in _KERNELS.items():
     AttentionInterface.register(implementation(_kernel), _attention)

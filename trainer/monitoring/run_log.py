@@ -21,7 +21,7 @@ from data_pipeline.artifacts.retries import retry
 FOLDER = "log"
 """Below a run's folder."""
 _PUT_SECONDS = 10.0
-_MERGED = 256
+OBJECTS_PER_MERGE = 256
 """Objects that one merged object replaces."""
 _AT_ONCE = 16
 """Objects that are read in parallel."""
@@ -67,14 +67,14 @@ class RunLog:
             self._lines = []
 
     def _merge(self, content: bytes) -> None:
-        """Merges the last objects once there are `_MERGED` of them, in a thread.
+        """Merges the last objects once there are `OBJECTS_PER_MERGE` of them, in a thread.
 
         Writes the new object, then removes those it replaces. After a kill in between, `read` ignores those.
         """
         self._unmerged.append(content)
-        if len(self._unmerged) < _MERGED:
+        if len(self._unmerged) < OBJECTS_PER_MERGE:
             return
-        whole, numbers = b"".join(self._unmerged), range(self._parts - _MERGED, self._parts)
+        whole, numbers = b"".join(self._unmerged), range(self._parts - OBJECTS_PER_MERGE, self._parts)
         self._unmerged = []
 
         def merge() -> None:

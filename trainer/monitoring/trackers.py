@@ -22,9 +22,9 @@ from data_pipeline.errors import reason
 
 FOLDER = "tensorboard"
 """Below a run's folder."""
-_MAX_QUEUED = 10_000
+MAX_QUEUED = 10_000
 """Queued records after which a tracker counts as failed."""
-_CLOSE_SECONDS = 30.0
+CLOSE_SECONDS = 30.0
 Record = tuple[int, dict[str, float]]
 """A step, and its numbers by name."""
 Send = Callable[[list[Record]], None]
@@ -132,7 +132,7 @@ class Tracker:
     def __init__(self, kind: str, run: Tracked, warn: Callable[[str], None]) -> None:
         """`warn` is called once if it fails."""
         self._kind, self._run, self._warn, self._over = kind, run, warn, False
-        self._rows: queue.Queue[Record | None] = queue.Queue(_MAX_QUEUED)
+        self._rows: queue.Queue[Record | None] = queue.Queue(MAX_QUEUED)
         self._thread = threading.Thread(target=self._serve, name=f"track-{kind}", daemon=True)
         self._thread.start()
 
@@ -143,13 +143,13 @@ class Tracker:
         try:
             self._rows.put_nowait((step, numbers))
         except queue.Full:
-            self._fail(f"it is {_MAX_QUEUED:,} steps behind")
+            self._fail(f"it is {MAX_QUEUED:,} steps behind")
 
     def close(self) -> None:
         """Sends what is queued, within a time limit."""
         if not self._over and not self._rows.full():
             self._rows.put_nowait(None)
-            self._thread.join(_CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
 
     def _serve(self) -> None:
         try:

@@ -32,7 +32,8 @@ Floats = NDArray[np.float64]
 Split = Literal["balanced", "paper"]
 _POWERS: dict[Split, float] = {"balanced": 0.5, "paper": 0.0}
 """The exponent of S in F; P takes the rest."""
-_BLOCK = 1 << 13
+BLOCK_ROWS = 1 << 13
+"""Rows that are converted to fp64 at once."""
 
 
 def factorise(rows: torch.Tensor, rank: int, split: Split = "balanced") -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +130,7 @@ def _spectrum(rows: torch.Tensor) -> tuple[Floats, Floats]:
 
 def _fp64_blocks(rows: torch.Tensor) -> Iterator[Floats]:
     """`rows` in fp64, block by block. NumPy, because its product of a matrix with itself takes half the operations."""
-    for block in rows.split(_BLOCK):
+    for block in rows.split(BLOCK_ROWS):
         yield block.double().numpy()
 
 

@@ -115,7 +115,7 @@ class TransferPlan:
         metadata = json.loads(storage.read_bytes(storage.join(uri, "plan.json")))
         with storage.local_copy(uri) as folder:
             arrays = load_file(f"{folder}/plan.safetensors")
-        if set(arrays) != set(_ARRAYS):
+        if set(arrays) != set(ARRAYS):
             raise ArtifactError("the plan is of another version of Scion.", uri, "Make it again with `scion transfer`.")
         plan = cls(**{name: metadata[name] for name in _METADATA if name in metadata}, **arrays)
         if len(plan.indptr) != len(plan) + 1 or plan.indptr[-1] != len(plan.indices) or plan.fates() != metadata["fates"]:
@@ -185,7 +185,7 @@ class TransferPlan:
 
     def save(self, uri: str) -> None:
         """Writes `plan.safetensors` and `plan.json` to the folder."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         with storage.local_output(uri) as folder:
             save_file(arrays, f"{folder}/plan.safetensors")
         metadata = {name: getattr(self, name) for name in _METADATA} | {
@@ -195,5 +195,6 @@ class TransferPlan:
         storage.write_bytes(storage.join(uri, "plan.json"), (json.dumps(metadata, indent=2) + "\n").encode())
 
 
-_ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group", "by")
+ARRAYS = ("indptr", "indices", "weights", "provenance", "keys", "group", "source_group", "by")
+"""Tensors in plan.safetensors, by the fields of `TransferPlan`."""
 _METADATA = ("source_rows", "seed", "method", "source_tokenizer", "target_tokenizer", "source_model")

@@ -39,7 +39,7 @@ MIN_PRODUCT = 0.25
 """Minimum product of a link's posteriors in the two directions."""
 _FARTHEST = 5
 """Jumps of this width or wider share one value of c."""
-_BATCH_CELLS = 1 << 20
+BATCH_CELLS = 1 << 20
 """Cells of a batch; it needs about 80 bytes of scratch a cell."""
 
 
@@ -152,7 +152,7 @@ def _group_by_source_length(source: Ints, target: Ints) -> Iterator[Ints]:
         return
     for group in np.split(order, np.flatnonzero(np.diff(source[order])) + 1):
         cells = int(target[group].sum() * (source[group[0]] + 1))
-        parts = min(len(group), math.ceil(cells / _BATCH_CELLS))
+        parts = min(len(group), math.ceil(cells / BATCH_CELLS))
         yield from (group[part::parts] for part in range(parts))
 
 

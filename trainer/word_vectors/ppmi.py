@@ -23,7 +23,7 @@ from trainer.word_vectors.vectors import TableVectors
 if TYPE_CHECKING:
     import scipy.sparse
 
-_LINES = 20_000
+PART_LINES = 20_000
 """Lines in a part."""
 
 
@@ -57,7 +57,7 @@ def train(lines: Iterable[str], config: PpmiConfig, what: str, executor: Executo
 
     executor = executor or LocalExecutor()
     tokenised = [line.split() for line in lines]
-    parts = [tokenised[start : start + _LINES] for start in range(0, len(tokenised), _LINES)]
+    parts = [tokenised[start : start + PART_LINES] for start in range(0, len(tokenised), PART_LINES)]
     counts: Counter[str] = Counter()
     for part in executor(_count_words, parts):
         counts.update(part)

@@ -36,8 +36,8 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests have one writer and need no settling time."""
     if "real_settling_time" not in request.fixturenames:
-        monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.0)
-        monkeypatch.setattr(leases, "_WATCH_SECONDS", 0.05)
+        monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
+        monkeypatch.setattr(leases, "WATCH_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_with_a_clock_an_hour_off_renewals_decide(uri: str, monkeypatch: pytest.
     with hold(uri) as lease:
         lease.check()
     put(uri, host="elsewhere", age=3600 * hours)
-    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 30.0)
     renewal = threading.Timer(0.2, put, [uri], {"host": "elsewhere", "age": 3600 * hours - 10})
     renewal.start()
     with pytest.raises(ArtifactError, match="another run is writing here"):
@@ -394,7 +394,7 @@ def test_a_jump_of_the_clock_does_not_take_the_lease_from_a_live_process(
     uri: str, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     """As after a machine has slept."""
-    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 30.0)
     put(uri, age=3600 * hours)
     renewal = threading.Timer(0.2, put, [uri], {"age": 0.0})
     renewal.start()
@@ -404,7 +404,7 @@ def test_a_jump_of_the_clock_does_not_take_the_lease_from_a_live_process(
 
 
 def test_a_lease_that_is_removed_while_it_is_watched_is_free(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_WATCH_SECONDS", 30.0)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 30.0)
     put(uri, host="elsewhere", age=2 * TTL_SECONDS)
     end = threading.Timer(0.2, storage.remove, [uri])
     end.start()

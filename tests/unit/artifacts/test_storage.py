@@ -249,7 +249,7 @@ def test_a_removal_that_is_answered_late_does_not_remove_newer_files(monkeypatch
     assert [path.rpartition("/")[2] for path in removed] == ["model.safetensors", "unfinished.json"]
 
     storage.write_bytes("flaky://run/unfinished.json", b"new")
-    monkeypatch.setattr(storage, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "LATE_SECONDS", 0.1)
     never = threading.Event()
     Flaky.fault = lambda operation, path: operation == "remove" and never.wait() and None
     with pytest.raises(TimeoutError, match="no answer"):

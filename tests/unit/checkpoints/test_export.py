@@ -73,5 +73,5 @@ def test_a_link_to_another_disk_stays(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_mount_point_is_not_replaced(tmp_path: Path) -> None:
-    assert not export._can_be_renamed_to("/proc")
-    assert export._can_be_renamed_to(f"{tmp_path}/out")
+    assert not export.can_be_renamed_to("/proc")
+    assert export.can_be_renamed_to(f"{tmp_path}/out")

@@ -63,7 +63,7 @@ def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(ga
     for step in itertools.accumulate([0, *gaps]):
         all_of_them.insert(0, name := new_name(step, 1))
         usable = [name, *usable]
-        kept = {*usable[:keep], *stores._rollback_targets(usable)}
+        kept = {*usable[:keep], *stores.rollback_targets(usable)}
         usable = [one for one in usable if one in kept]
         assert len(usable) <= keep + 4
         assert usable[:keep] == all_of_them[:keep]
@@ -207,7 +207,7 @@ def test_the_marks_of_readers_that_died_elsewhere_are_watched_once_and_go(
 ) -> None:
     """Each held up every later save by half a minute."""
     watched = []
-    monkeypatch.setattr(lease, "_WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.5)
     monkeypatch.setattr(lease.time, "sleep", watched.append)
     name = write(store, 1)
     for number in range(3):

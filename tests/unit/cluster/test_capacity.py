@@ -24,7 +24,7 @@ def cluster(monkeypatch):
 
     monkeypatch.setattr("ray.cluster_resources", lambda: dict(simulated.resources))
     monkeypatch.setattr("ray.nodes", nodes)
-    monkeypatch.setattr(capacity, "_max_resources", lambda: dict(simulated.maximum))
+    monkeypatch.setattr(capacity, "max_resources", lambda: dict(simulated.maximum))
     monkeypatch.setattr(capacity, "request_resources", lambda bundles: simulated.requests.append(bundles))
     return simulated
 

@@ -11,12 +11,12 @@ from trainer.deepspeed_bridge import trained_weights
 
 CODE = """
 import sys, torch
-from trainer.deepspeed_bridge.trained_weights import _mapped_copy
+from trainer.deepspeed_bridge.trained_weights import mapped_copy
 
 value = torch.arange(300_000.0)
-assert torch.equal(_mapped_copy(value, torch.bfloat16, f"{sys.argv[1]}/0"), value.bfloat16())
+assert torch.equal(mapped_copy(value, torch.bfloat16, f"{sys.argv[1]}/0"), value.bfloat16())
 try:
-    _mapped_copy(value, torch.float32, f"{sys.argv[1]}/1")
+    mapped_copy(value, torch.float32, f"{sys.argv[1]}/1")
 except OSError as error:
     print(error)
 """
@@ -49,5 +49,5 @@ def test_what_a_killed_attempt_left_gives_its_room_back(tmp_path: Path, monkeypa
     (tmp_path / ".rank-export-91seicpu" / "0").write_bytes(bytes(100))
     (tmp_path / ".rank-00000-a").mkdir()  # another rank's part of a checkpoint
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    trained_weights._remove_leftovers(str(tmp_path))
+    trained_weights.remove_leftovers(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [".rank-00000-a"]

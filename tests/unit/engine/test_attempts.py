@@ -75,9 +75,9 @@ def test_an_exception_that_was_overcome_is_not_named_later(tmp_path) -> None:
     attempts.begin(str(tmp_path))
     with pytest.raises(ValueError, match="a bad row"):
         attempt(str(tmp_path), ValueError("a bad row"), steps=5)
-    assert "ValueError: a bad row" in attempts._last_failure(Attempt(str(tmp_path), None))
+    assert "ValueError: a bad row" in attempts.last_failure(Attempt(str(tmp_path), None))
     attempt(str(tmp_path), steps=3)
-    assert "killed from outside" in attempts._last_failure(Attempt(str(tmp_path), None))
+    assert "killed from outside" in attempts.last_failure(Attempt(str(tmp_path), None))
 
 
 def test_storage_that_fails_does_not_hide_the_exception(tmp_path, monkeypatch) -> None:

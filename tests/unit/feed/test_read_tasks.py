@@ -129,6 +129,6 @@ def test_a_task_carries_its_own_rows_and_not_the_manifest() -> None:
     order = RowOrder(streams=manifest.order_streams({"a": 1.0}), batch=64, seed=0)
     feed = RankFeed(rows=OrderedRows(order=order, folder="s3://shards", manifest=manifest, micro_batch=None), rank=0, world=1)
     tasks = feed.read_tasks([feed.slots(step) for step in range(100)])
-    sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed._read_task, feed.rows.folder))) for task in tasks]
+    sent = [len(pickle.dumps(task)) + len(cloudpickle.dumps((rank_feed.run_read_task, feed.rows.folder))) for task in tasks]
     assert len(pickle.dumps(manifest)) > 1 << 20
     assert max(sent) < 64 << 10

@@ -82,8 +82,8 @@ def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path)
 
 def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
     ends = {key.name.rpartition(".")[2] for key in keys.keys(ScionConfig)}
-    assert set(keys._ELSEWHERE.values()) <= ends
-    assert not set(keys._ELSEWHERE) & ends
+    assert set(keys.NAMES_ELSEWHERE.values()) <= ends
+    assert not set(keys.NAMES_ELSEWHERE) & ends
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ def test_text_that_looks_like_a_number_of_yaml_1_1_survives_the_file_beside_the_
 
 
 def test_a_language_that_no_document_has_is_said(path: str) -> None:
-    assert shard._unused("el", ("el", "tr")) == ""
-    assert shard._unused(load(path, []).shard.lang, ("el",)) == ""
-    assert shard._unused("gr", ("el", "tr")).endswith("column lang of the text names el, tr")
+    assert shard.unused_language_note("el", ("el", "tr")) == ""
+    assert shard.unused_language_note(load(path, []).shard.lang, ("el",)) == ""
+    assert shard.unused_language_note("gr", ("el", "tr")).endswith("column lang of the text names el, tr")
 
 
 def test_two_betas_and_changes_of_the_rate_are_read(path: str) -> None:

@@ -147,7 +147,7 @@ def test_vectors_and_a_dictionary_stand_in_for_pairs(path: str) -> None:
 
 
 def test_a_library_that_only_a_run_of_a_comparison_needs_is_missed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_is_installed", lambda package: package != "peft")
+    monkeypatch.setattr(preflight, "is_installed", lambda package: package != "peft")
     runs = "compare.runs=[{name: thin, pretrain: {train: {lora_rank: 4}}}]"
     with pytest.raises(ConfigError, match="peft is not installed"):
         preflight.check(configs.load(path, [runs], "compare"), "compare")

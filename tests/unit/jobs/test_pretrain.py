@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_jobs.pretrain import _passes
+from ray_jobs.pretrain import describe_passes
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from ray_jobs.pretrain import _passes
     ],
 )
 def test_passes_are_said(found: dict[str, float], steps: int, said: str) -> None:
-    assert _passes(found, steps) == said
+    assert describe_passes(found, steps) == said

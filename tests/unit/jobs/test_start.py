@@ -81,7 +81,7 @@ def test_storage_that_fails_is_a_line_and_no_traceback(
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_dispatch", fail)
+    monkeypatch.setattr(cli, "dispatch", fail)
     assert cli.main(["shard", DEMO]) == 1
     said = capsys.readouterr().err
     assert "the disk or the storage failed" in said

@@ -41,16 +41,16 @@ def test_texts_come_by_language_where_each_has_pairs(monkeypatch) -> None:
     lines = [("el", "α"), ("tr", "b"), ("el", "γ")]
     monkeypatch.setattr("ray_jobs.shard.training_text", lambda config, rates: iter(lines))
     training = Pairs(ids=["1", "2"], anchors=["one", "two"], positives=["ένα", "iki"], negatives=[[], []], langs=["el", "tr"])
-    found = transfer._by_language(ScionConfig(), training, {"el": 1.0, "tr": 1.0})
+    found = transfer.texts_by_language(ScionConfig(), training, {"el": 1.0, "tr": 1.0})
     assert {lang: (list(part.corpus()), part.anchors, part.positives) for lang, part in found.items()} == {
         "el": (["α", "γ"], ["one"], ["ένα"]), "tr": (["b"], ["two"], ["iki"]),
     }  # fmt: skip
-    assert transfer._by_language(ScionConfig(), training, {"el": 1.0, "ja": 1.0}) == {}
-    assert transfer._by_language(ScionConfig(), training, {"el": 1.0}) == {}
+    assert transfer.texts_by_language(ScionConfig(), training, {"el": 1.0, "ja": 1.0}) == {}
+    assert transfer.texts_by_language(ScionConfig(), training, {"el": 1.0}) == {}
 
 
 def test_the_artefact_says_how_much_text_was_learned_from(monkeypatch) -> None:
-    monkeypatch.setattr(transfer, "_sizes", lambda config: {"el": 9_000, "cy": 1_000})
+    monkeypatch.setattr(transfer, "text_sizes", lambda config: {"el": 9_000, "cy": 1_000})
     assert transfer.text_bytes(ScionConfig()) == {"sample": 10_000, "corpus": 10_000}
     monkeypatch.setattr(transfer, "TEXT_BYTES", 2_000)
     found = transfer.text_bytes(ScionConfig())

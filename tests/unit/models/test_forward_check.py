@@ -53,15 +53,15 @@ def test_in_bf16_rounding_is_no_difference_and_a_leak_is(name: str, monkeypatch)
     assert found.difference < found.tolerance == pytest.approx(0.088, abs=1e-3)
     # Where masks look back, transformers keeps documents apart by their positions. A leak takes a mask that looks everywhere.
     leaky = {"mask_function": bidirectional_mask_function, "allow_is_causal_skip": False}
-    monkeypatch.setattr(packed_attention, "_with_separate_documents", lambda options: options | leaky)
+    monkeypatch.setattr(packed_attention, "with_separate_documents", lambda options: options | leaky)
     assert checked(name, torch.bfloat16).path.kernel is None
 
 
 @pytest.mark.parametrize("name", ["modernbert", "mistral", "gemma3_text", "qwen2", "gpt_oss"])
 def test_a_mask_without_the_model_s_window_is_found(name: str, monkeypatch) -> None:
-    real = packed_attention._with_separate_documents
+    real = packed_attention.with_separate_documents
     plain = causal_mask_function if FAMILIES[name].causal else bidirectional_mask_function
-    monkeypatch.setattr(packed_attention, "_with_separate_documents", lambda options: real(options | {"mask_function": plain}))
+    monkeypatch.setattr(packed_attention, "with_separate_documents", lambda options: real(options | {"mask_function": plain}))
     assert_refused_rows(checked(name))
 
 
@@ -105,7 +105,7 @@ def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_is_not_tried_with_kernels_of
 
 def test_a_soft_cap_that_a_kernel_leaves_out_is_found(monkeypatch) -> None:
     def uncapped(module: Any, *tensors: Any, softcap: Any = None, **options: Any) -> Any:
-        return packed_attention._eager(module, *tensors, **options)
+        return packed_attention.eager_attention(module, *tensors, **options)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, packed_attention.implementation("eager"), uncapped)
     assert_refused_rows(checked("gemma2"))

@@ -118,7 +118,7 @@ def test_the_lease_that_a_kill_left_holds_nothing(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     with lease.hold(f"{tmp_path}/run.lease.json"):
-        assert status._driven(f"{tmp_path}/run")
+        assert status.is_driven(f"{tmp_path}/run")
         left = json.loads((tmp_path / "run.lease.json").read_text())
     (tmp_path / "run.lease.json").write_text(json.dumps(left | {"pid": gone.pid}))
-    assert not status._driven(f"{tmp_path}/run")
+    assert not status.is_driven(f"{tmp_path}/run")

@@ -139,7 +139,7 @@ def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("harm", ["none", "died before it removed", "could not be put"])
 def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     storage.remove(MEMORY)
-    monkeypatch.setattr(run_log, "_MERGED", 8)
+    monkeypatch.setattr(run_log, "OBJECTS_PER_MERGE", 8)
     put = storage.write_bytes
 
     def away(uri: str, content: bytes) -> None:

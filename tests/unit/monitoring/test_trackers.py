@@ -87,7 +87,7 @@ def test_a_run_goes_on_in_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytes
 
 def test_a_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 300.0)  # on a busy machine W&B's service takes long to start
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 300.0)  # on a busy machine W&B's service takes long to start
     assert trained(tmp_path, "wandb") == []
     paths = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert {path.name for path in paths} == {f"run-{tracked(tmp_path, 0).id}.wandb"}
@@ -156,8 +156,8 @@ def test_a_tracker_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_tracker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "_MAX_QUEUED", 50)
-    monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(trackers, "MAX_QUEUED", 50)
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.2)
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: time.sleep(60))
     said, began = list[str](), time.perf_counter()
     sinks = MetricWriters(tracked(tmp_path, 0), ["wandb"], [], said.append)

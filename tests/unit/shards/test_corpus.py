@@ -45,7 +45,7 @@ def one_after_the_other(scans: list[dict]) -> tuple[list[list[bool]], dict[str, 
 def test_the_first_of_equal_documents_stays_held_out_ones_first(seed: int) -> None:
     random = np.random.default_rng(seed)
     scans = [scan(random, int(rows)) for rows in random.integers(0, 12, 6)]
-    keeps, fates = corpus._decide(scans)
+    keeps, fates = corpus.decide_fates(scans)
     wanted, counted = one_after_the_other(scans)
     assert [keep.tolist() for keep in keeps] == wanted
     assert fates == counted
@@ -73,8 +73,8 @@ def test_a_language_of_two_documents_has_some_on_both_sides(seed: int) -> None:
             for _, place, row, name, _ in rows:
                 if not several or name != min(rows)[3]:
                     wanted.setdefault(place, set()).add(row)
-    assert {place: set(rows) for place, rows in corpus._to_move(scans).items()} == wanted
+    assert {place: set(rows) for place, rows in corpus.records_to_move(scans).items()} == wanted
 
 
 def test_no_documents_are_no_decisions() -> None:
-    assert corpus._decide([]) == ([], dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0))
+    assert corpus.decide_fates([]) == ([], dict.fromkeys(("train", "heldout", "empty", "duplicate", "in_heldout"), 0))

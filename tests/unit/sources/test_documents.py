@@ -102,7 +102,7 @@ def test_the_error_for_an_unreadable_file_says_how_to_fix_it(name: str, content:
 
 
 def test_a_dataset_is_written_in_a_stream(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(copies, "_ROWS", 100)
+    monkeypatch.setattr(copies, "BATCH_ROWS", 100)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(
         "\n".join(json.dumps({"text": line, "id": str(n)}) for n, line in enumerate(LINES))
@@ -112,7 +112,7 @@ def test_a_dataset_is_written_in_a_stream(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_error_for_a_dataset_that_breaks_off_names_it(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(copies, "_ROWS", 2)
+    monkeypatch.setattr(copies, "BATCH_ROWS", 2)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jsonl").write_text('{"text": "one"}\n' * 3)
     (tmp_path / "set" / "b.jsonl").write_text("no JSON\n")
@@ -216,15 +216,15 @@ class TestOnAStore:
         storage.write_bytes("flaky://run/large.parquet", content.getvalue())
         monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.2)
         monkeypatch.setattr(documents, "MANY_FILES_SECONDS", 0.0)
-        monkeypatch.setattr(documents, "_MAX_READ", 8000)
-        read, sizes = documents._ClockedReader.readinto, []
+        monkeypatch.setattr(documents, "MAX_READ", 8000)
+        read, sizes = documents.ClockedReader.readinto, []
 
-        def slow(self: documents._ClockedReader, buffer: Any) -> int:
+        def slow(self: documents.ClockedReader, buffer: Any) -> int:
             sizes.append(len(buffer))
             time.sleep(0.03)
             return read(self, buffer)
 
-        monkeypatch.setattr(documents._ClockedReader, "readinto", slow)
+        monkeypatch.setattr(documents.ClockedReader, "readinto", slow)
         (unit,) = documents.units(["flaky://run/large.parquet"])
         assert len(documents.read(unit, ("text",), (), key="text")) == 2000
         assert 15 < len(sizes) < 40

@@ -43,5 +43,5 @@ def test_documents_keep_their_layout_on_request(tmp_path, monkeypatch) -> None:
 def test_decoders_keep_layout_unless_set_otherwise(model, keeps: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "source")
     (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, source=tmp_path / "source"))
-    assert shard._layout(load(str(tmp_path / "c.yaml"), [])) is keeps
-    assert shard._layout(load(str(tmp_path / "c.yaml"), [f"shard.layout={not keeps}".lower()])) is not keeps
+    assert shard.keeps_layout(load(str(tmp_path / "c.yaml"), [])) is keeps
+    assert shard.keeps_layout(load(str(tmp_path / "c.yaml"), [f"shard.layout={not keeps}".lower()])) is not keeps

@@ -80,7 +80,7 @@ def test_another_padding_id_is_refused_if_it_would_move_positions(english, greek
     config, source = load(str(tmp_path / "c.yaml"), [f"tokenizer={tmp_path}/given"]), train.load(str(tmp_path / "source"))
     pairs = Pairs(ids=["1"], anchors=english[:1], positives=greek[:1], negatives=[[]])
     with pytest.raises(ModelError, match="roberta counts positions from its padding id 1, the new tokenizer pads with 0"):
-        shard._adopt_given_tokenizer(config, source, Corpus(train=(), heldout=(), fates={}), pairs, SimpleNamespace(note=print))
+        shard.adopt_given_tokenizer(config, source, Corpus(train=(), heldout=(), fates={}), pairs, SimpleNamespace(note=print))
 
 
 def test_rules_that_damage_words_are_warned_about(english, greek) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from data_pipeline.tokenizers.encode import _LOCAL_PATTERNS, cut_rule, encode
+from data_pipeline.tokenizers.encode import LOCAL_PATTERNS, cut_rule, encode
 from data_pipeline.tokenizers.ragged import Ragged
 from tests.conftest import FAMILIES
 
@@ -43,7 +43,7 @@ def variants(backend: Tokenizer) -> list[Tokenizer]:
     if type(other.pre_tokenizer).__name__ == "ByteLevel":
         other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         other.normalizer = normalizers.NFC()
-        for pattern in sorted(_LOCAL_PATTERNS):
+        for pattern in sorted(LOCAL_PATTERNS):
             gpt4 = Tokenizer.from_str(backend.to_str())
             gpt4.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)

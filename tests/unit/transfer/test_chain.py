@@ -57,7 +57,7 @@ def test_a_chain_is_saved_and_loaded_and_diff_names_its_methods(problem: Problem
 
 
 def test_a_plan_without_the_methods_of_its_rows_is_rejected(problem: Problem, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(plan, "_ARRAYS", tuple(name for name in plan._ARRAYS if name != "by"))
+    monkeypatch.setattr(plan, "ARRAYS", tuple(name for name in plan.ARRAYS if name != "by"))
     plan_of(problem, "aligned").save(str(tmp_path))
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match="another version"):

@@ -218,7 +218,7 @@ def test_blocks_and_order_change_no_bit(kernel, rows_and_atoms) -> None:
 
 def test_without_room_for_the_gram_matrix_no_bit_changes(rows_and_atoms, monkeypatch) -> None:
     with_gram = omp_kernel(*rows_and_atoms, LocalExecutor())
-    monkeypatch.setattr(batch_omp, "_GRAM_BLOCKS", 0)
+    monkeypatch.setattr(batch_omp, "GRAM_BLOCKS", 0)
     without = omp_kernel(*rows_and_atoms, LocalExecutor())
     assert (without[0] == with_gram[0]).all()
     assert (without[1] == with_gram[1]).all()
@@ -276,7 +276,7 @@ def test_clp_is_the_cosine_weighted_mean_of_all_shared_tokens(problem, folder) -
 
 def test_clp_keeps_negative_weights_unless_they_cancel_the_sum() -> None:
     cosines = np.array([[0.9, 0.5, -0.2], [0.5, -0.5, -0.1], [0.3, -0.29, 0.0], [-0.1, -0.2, -0.3], [0.0, 0.0, 0.0]])
-    weights = clp._weights(cosines)
+    weights = clp.cosine_weights(cosines)
     assert np.allclose(weights[0], np.array([0.9, 0.5, -0.2]) / 1.2)
     assert weights[1:].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
@@ -433,7 +433,7 @@ def test_settings_out_of_range_are_rejected_with_the_value(config, settings, mes
 
 
 def test_a_dense_plan_that_does_not_fit_in_memory_names_the_setting_to_change(problem, folder, monkeypatch) -> None:
-    monkeypatch.setattr(clp, "_MAX_BYTES", 32 * 10 * len(problem.new))
+    monkeypatch.setattr(clp, "MAX_BYTES", 32 * 10 * len(problem.new))
     with pytest.raises(ConfigError, match=r"transfer\.methods\.clp\.top: .* Set it to at most 10, or take clp_plus"):
         clp.place(problem, clp.ClpConfig(donor=folder))
     assert len(clp.place(problem, clp.ClpConfig(donor=folder, top=10)).ids) == len(problem.new)

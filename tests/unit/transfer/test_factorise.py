@@ -55,7 +55,7 @@ def truncated(rows: torch.Tensor, rank: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("split", ["balanced", "paper"])
 @pytest.mark.parametrize(("rows", "width", "rank"), [(900, 64, 10), (900, 64, 64), (40, 64, 17), (40, 64, 40), (50, 8, 1)])
 def test_the_product_equals_numpys_truncated_decomposition(rows: int, width: int, rank: int, split: Any, monkeypatch) -> None:
-    monkeypatch.setattr(factorise, "_BLOCK", 128)
+    monkeypatch.setattr(factorise, "BLOCK_ROWS", 128)
     given = matrix(rows, width)
     coordinates, primitives = factorise.factorise(given, rank, split)
     assert coordinates.shape == (rows, rank)

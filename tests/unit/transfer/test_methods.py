@@ -227,7 +227,7 @@ def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None
     )
     rows = focus.place(problem, CONFIGS["focus"])
     vectors = kept["vectors"]
-    names = [focus.token_name(token, number) for number, token in enumerate(problem.tokens)]
+    names = [focus.fasttext_word(token, number) for number, token in enumerate(problem.tokens)]
     basis = [t for t in np.flatnonzero(problem.shared >= 0) if problem.tokens[t].role is None and names[t] in vectors]
     a = vectors.vectors(names[t] for t in basis).double().numpy()
     a /= np.linalg.norm(a, axis=1, keepdims=True)

@@ -76,7 +76,7 @@ def test_blocks_and_precision_do_not_change_the_result(kernel, monkeypatch) -> N
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
     for fast in (False, True):
-        monkeypatch.setattr(neighbours, "_bf16_is_fast", lambda fast=fast: fast)
+        monkeypatch.setattr(neighbours, "is_bf16_fast", lambda fast=fast: fast)
         again = kernel(queries, keys)
         assert (again[0] == columns).all()
         assert (again[1] == weights).all()
@@ -108,9 +108,9 @@ def ordinary(n: int, seed: int) -> torch.Tensor:
 )
 def test_no_key_outside_the_candidates_exceeds_their_bound(queries, keys) -> None:
     exact = (queries.double() @ keys.double().T).numpy()
-    halves, lost = neighbours._to_bf16(keys)
+    halves, lost = neighbours.to_bf16(keys)
     for columns, moved in ((halves, lost), (keys.T, 0.0)):
-        index, outside = neighbours._propose(queries, columns, moved, 5)
+        index, outside = neighbours.propose_candidates(queries, columns, moved, 5)
         for row in range(len(queries)):
             others = np.setdiff1d(np.arange(len(keys)), index[row])
             assert len(others) == len(keys) - 5
@@ -121,7 +121,7 @@ def test_no_key_outside_the_candidates_exceeds_their_bound(queries, keys) -> Non
 def test_the_highest_are_found_among_the_best_groups(size: int) -> None:
     scores = torch.randn(50, size, generator=torch.Generator().manual_seed(size))
     for count in (1, 5, min(60, size), size):
-        columns, lowest = neighbours._highest(scores, count)
+        columns, lowest = neighbours.highest_scores(scores, count)
         expected = scores.topk(count, dim=1)
         assert (np.sort(columns, axis=1) == expected.indices.sort(dim=1).values.numpy()).all()
         assert (lowest == expected.values[:, -1].numpy()).all()

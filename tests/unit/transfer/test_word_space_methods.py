@@ -154,7 +154,7 @@ def test_ppmi_equals_the_formula_whatever_the_parts(english, monkeypatch) -> Non
     lines = [" ".join(text.lower().split()) for text in english]
     config = PpmiConfig(dim=8, min_count=8, window=2)
     whole = ppmi.train(lines, config, "text")
-    monkeypatch.setattr(ppmi, "_LINES", 37)
+    monkeypatch.setattr(ppmi, "PART_LINES", 37)
     parts = ppmi.train(lines, config, "text", LocalExecutor())
     assert parts.words == whole.words
     assert torch.equal(parts.vectors(parts.words), whole.vectors(whole.words))

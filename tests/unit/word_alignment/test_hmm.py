@@ -179,7 +179,7 @@ def test_a_planted_dictionary_is_recovered() -> None:
 def test_a_second_run_and_another_batch_size_give_the_same_links(real, monkeypatch) -> None:
     once = align(*real)
     assert align(*real).tobytes() == once.tobytes()
-    monkeypatch.setattr(hmm, "_BATCH_CELLS", 500)
+    monkeypatch.setattr(hmm, "BATCH_CELLS", 500)
     assert (align(*real) == once).all()
 
 

@@ -36,7 +36,8 @@ _MIN_SUM = 0.1
 """The share of the sum of |cosines| that the sum of cosines must reach."""
 _ENTRY_BYTES = 32
 """A source id and a weight, here and while the plan is assembled."""
-_MAX_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
+"""Memory that all mixtures may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +84,10 @@ def cosine_mixtures(
 def _block(new: torch.Tensor, shared: torch.Tensor, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     cosines = products(new, shared)
     columns = np.argsort(-cosines, axis=1, kind="stable")[:, :width]  # ties by index
-    return columns, _weights(np.take_along_axis(cosines, columns, axis=1)).astype(np.float32)
+    return columns, cosine_weights(np.take_along_axis(cosines, columns, axis=1)).astype(np.float32)
 
 
-def _weights(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+def cosine_weights(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights in proportion to the cosines, summing to 1; zeros for a row without a positive cosine."""
     cancels = cosines.sum(axis=1, keepdims=True) < _MIN_SUM * np.abs(cosines).sum(axis=1, keepdims=True)
     summands = np.where(cancels, np.maximum(cosines, 0.0), cosines)
@@ -94,9 +95,9 @@ def _weights(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _check_memory(new: int, width: int) -> None:
-    if new * width * _ENTRY_BYTES > _MAX_BYTES:
+    if new * width * _ENTRY_BYTES > MAX_BYTES:
         raise ConfigError(
             f"{new:,} mixtures of {width:,} shared tokens each take {new * width * _ENTRY_BYTES / 2**30:.0f} GiB.",
             "transfer.methods.clp.top",
-            f"Set it to at most {_MAX_BYTES // _ENTRY_BYTES // new:,}, or take clp_plus, whose mixtures are sparse.",
+            f"Set it to at most {MAX_BYTES // _ENTRY_BYTES // new:,}, or take clp_plus, whose mixtures are sparse.",
         )

@@ -72,11 +72,11 @@ def _token_vectors(problem: Problem, config: FocusConfig) -> tuple[list[str], Ve
     if config.vectors is not None:
         file_vectors = files.read(config.vectors)
         return [word_space.word_of(token, file_vectors) for token in problem.tokens], file_vectors
-    names = [token_name(token, number) for number, token in enumerate(problem.tokens)]
+    names = [fasttext_word(token, number) for number, token in enumerate(problem.tokens)]
     return names, train(_token_lines(problem, names), config, "tokenised text", problem.executor)
 
 
-def token_name(token: Token | None, number: int) -> str:
+def fasttext_word(token: Token | None, number: int) -> str:
     """The token as a fastText word: a mark if it starts a word, then its characters without blanks."""
     if token is None or token.role is not None:
         return f"<{number}>"

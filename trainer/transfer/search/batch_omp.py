@@ -37,7 +37,7 @@ from trainer.transfer.search.exact import normalise_rows, products
 if TYPE_CHECKING:
     import torch
 
-_GRAM_BLOCKS = 4
+GRAM_BLOCKS = 4
 """G is kept in memory if it takes at most this many blocks; affects only speed."""
 _DEPENDENT = 1e-6
 """Squared sine of the angle to the span below which an atom counts as part of it."""
@@ -84,7 +84,7 @@ def combinations(
     targets, lengths = normalise_rows(vectors)
     basis, norms = normalise_rows(atoms[distinct])
     scale = np.ones(len(distinct)) if config.normalise_atoms else norms
-    gram = products(basis, basis) if 8 * len(distinct) ** 2 <= _GRAM_BLOCKS * executor.block_bytes else None
+    gram = products(basis, basis) if 8 * len(distinct) ** 2 <= GRAM_BLOCKS * executor.block_bytes else None
     parts = blocks(targets, 8 * len(distinct) * (config.k + 3), executor.block_bytes, executor.tasks)
     # Operations outside of matrix products take about 30 times as long.
     operations_per_atom = 30.0 * config.k**2 + (4.0 * config.k * basis.shape[1] if gram is None else 0.0)

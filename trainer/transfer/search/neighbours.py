@@ -112,7 +112,7 @@ def _weigh_neighbours(
     """
     if not len(keys):
         raise DataError("no source token has a vector.", "transfer", "Check the vectors and the source model.")
-    bf16_keys, rounding_error = _to_bf16(keys) if _bf16_is_fast() else (None, 0.0)
+    bf16_keys, rounding_error = to_bf16(keys) if is_bf16_fast() else (None, 0.0)
     parts = _blocks(queries, len(keys), candidates_per_query, executor.block_bytes, executor.tasks)
     # Operations of one product: 2 A; selecting the highest takes as long as about 50 more.
     operations = float(len(queries)) * len(keys) * (2 * queries.shape[1] + 50)
@@ -148,14 +148,14 @@ def _at_once(block_bytes: int) -> int:
     return min(_AT_ONCE, block_bytes // 8)
 
 
-def _bf16_is_fast() -> bool:
+def is_bf16_fast() -> bool:
     """Whether this CPU multiplies bf16 in hardware; if not, bf16 gives the same results but is slower than fp32."""
     import torch
 
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-def _to_bf16(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
+def to_bf16(keys: torch.Tensor) -> tuple[torch.Tensor, float]:
     """`keys` in bf16, transposed and padded, which multiplies fastest, and the largest rounding error of a row."""
     import torch
 
@@ -191,7 +191,7 @@ def _block(
     import torch
 
     candidates_per_query = min(candidates_per_query, len(keys))
-    candidates, outside = _propose(
+    candidates, outside = propose_candidates(
         queries, keys.T if bf16_keys is None else bf16_keys, rounding_error, candidates_per_query, _at_once(block_bytes)
     )
     index, scores = _rescore(queries, keys, candidates)
@@ -209,7 +209,7 @@ def _block(
     return _stack([(index[: len(queries)], weight[: len(queries)])])
 
 
-def _propose(
+def propose_candidates(
     queries: torch.Tensor, columns: torch.Tensor, rounding_error: float, candidates_per_query: int, at_once: int = _AT_ONCE
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `candidates_per_query` keys with the highest products, and a bound on the exact product of any other key [n].
@@ -223,7 +223,7 @@ def _propose(
 
     rounded = torch.nn.functional.pad(queries.to(columns.dtype), (0, len(columns) - queries.shape[1]))
     step = max(1, at_once // (columns.element_size() * columns.shape[1]))
-    results = [_highest(rows @ columns, candidates_per_query) for rows in rounded.split(step)]
+    results = [highest_scores(rows @ columns, candidates_per_query) for rows in rounded.split(step)]
     lowest = np.concatenate([lowest for _, lowest in results]).astype(np.float64)
     outside = lowest + 2 * len(columns) * 2.0**-24
     if columns.dtype != queries.dtype:
@@ -235,7 +235,7 @@ def _propose(
     return np.concatenate([index for index, _ in results]), outside
 
 
-def _highest(scores: torch.Tensor, candidates_per_query: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def highest_scores(scores: torch.Tensor, candidates_per_query: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The columns of the highest scores of each row [n, candidates_per_query], unordered, and their lowest score [n]."""
     import torch
 
