@@ -112,7 +112,7 @@ def test_working_folders_are_removed_only_once_the_artefact_is_finished(uri: str
 
 
 def test_the_check_of_storage_that_does_not_answer_times_out(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_probe", lambda uri: time.sleep(20))
+    monkeypatch.setattr(storage, "filesystem", lambda uri: time.sleep(20))
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
         storage.check_writable(str(tmp_path), seconds=0.2)

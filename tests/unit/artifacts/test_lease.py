@@ -233,11 +233,11 @@ def test_one_of_two_concurrent_threads_holds_the_lease(monkeypatch: pytest.Monke
     uri = "memory://test-lease/out.lease.json"
     storage.remove(uri)
     looked, decided = threading.Barrier(2), threading.Barrier(2)
-    real, outcomes = leases._write, list[str]()
+    write, outcomes = storage.write_bytes, list[str]()
 
-    def together(lease: Lease) -> None:
+    def write_together(path: str, content: bytes) -> None:
         looked.wait(PATIENCE)
-        real(lease)
+        write(path, content)
 
     def contend() -> None:
         try:
@@ -249,7 +249,7 @@ def test_one_of_two_concurrent_threads_holds_the_lease(monkeypatch: pytest.Monke
             decided.wait(PATIENCE)
             outcomes.append(f"refused: {error.what.partition(' (')[0]}")
 
-    monkeypatch.setattr(leases, "_write", together)
+    monkeypatch.setattr(storage, "write_bytes", write_together)
     threads = [threading.Thread(target=contend) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -311,16 +311,16 @@ def test_one_of_four_concurrent_processes_holds_the_lease(tmp_path: Path) -> Non
 
 def test_a_late_writer_fences_off_the_earlier_holder(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are in their blocks for a while; the first learns from the token that it has lost."""
-    real = leases._write
+    write = storage.write_bytes
     with ExitStack() as first, ExitStack() as second:
         early = list[Lease]()
 
-        def late(lease: Lease) -> None:
-            monkeypatch.setattr(leases, "_write", real)
+        def write_late(path: str, content: bytes) -> None:
+            monkeypatch.setattr(storage, "write_bytes", write)
             early.append(first.enter_context(hold(uri)))
-            real(lease)
+            write(path, content)
 
-        monkeypatch.setattr(leases, "_write", late)
+        monkeypatch.setattr(storage, "write_bytes", write_late)
         lease = second.enter_context(hold(uri))
         with pytest.raises(ArtifactError, match="another run has taken over"):
             early[0].check()
@@ -331,18 +331,18 @@ def test_a_late_writer_fences_off_the_earlier_holder(uri: str, monkeypatch: pyte
 
 def test_a_renewal_that_hangs_until_another_has_taken_over_leaves_one_holder(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.02)
-    real, hung, taken, written = leases._write, threading.Event(), threading.Event(), threading.Event()
+    write, hung, taken, written = storage.write_bytes, threading.Event(), threading.Event(), threading.Event()
 
-    def slow(lease: Lease) -> None:
+    def write_slowly(path: str, content: bytes) -> None:
         if threading.current_thread() is threading.main_thread() or hung.is_set():
-            real(lease)
+            write(path, content)
             return
         hung.set()
         assert taken.wait(PATIENCE)
-        real(lease)
+        write(path, content)
         written.set()
 
-    monkeypatch.setattr(leases, "_write", slow)
+    monkeypatch.setattr(storage, "write_bytes", write_slowly)
     with ExitStack() as former, ExitStack() as latter:
         one = former.enter_context(hold(uri))
         assert hung.wait(PATIENCE)

@@ -267,8 +267,8 @@ def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monke
     engine.optimizer = type("Optimizer", (), {"param_groups": [{"use_muon": False}]})()
     saved(store, 3)
     name = store.usable()[0]
-    state = store.state(name)
-    storage.write_bytes(storage.join(store.uri, name, "state.json"), json.dumps(state | {"world": 2}).encode())
+    state = store.state(name) | {"world": 2}
+    monkeypatch.setattr(Store, "state", lambda store, name: dict(state))
 
     def fails(error: Exception) -> Callable[..., None]:
         def convert(native: str, made: str, stage: int) -> None:
@@ -278,7 +278,7 @@ def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monke
 
     monkeypatch.setattr(restore.universal_checkpoint, "convert", fails(OSError("no answer")))
     with pytest.raises(OSError, match="no answer"):
-        restore._load(engine, store, name, "a")
+        restore.restore(engine, store, "a")
     monkeypatch.setattr(restore.universal_checkpoint, "convert", fails(CorruptError("cannot be converted.", name)))
     with pytest.raises(TrainingError, match="cannot be converted"):
-        restore._load(engine, store, name, "a")
+        restore.restore(engine, store, "a")

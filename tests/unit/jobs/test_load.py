@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.shards.corpus import _documents
-from data_pipeline.sources import documents
-from data_pipeline.text.reserved import ReservedSentences
+from data_pipeline.shards import corpus
 from ray_jobs import shard
 from ray_jobs.config.load import load, save_config, to_dict, to_yaml
 from ray_jobs.config.yaml_text import parse
 from tests.integration.conftest import write_rows
+from tests.unit.shards.test_sample import in_this_process
 from trainer.config.train import RateChange
 
 BASE = "text: a.parquet\npairs: p.jsonl\ntest_pairs: t.jsonl\nsource_model: m\noutput: out\n"
@@ -48,19 +47,14 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lang", ["../../escape", "a/b", "", "el ", ".", "a" * 65, "..", "el\n"])
-def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path) -> None:
+def test_a_tag_never_leaves_the_output(path: str, lang: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if lang:
         rows = write_rows(tmp_path / "text.parquet", [{"text": "one", "lang": lang}])
-        job = {
-            "key": "text",
-            "unit": documents.units([rows])[0],
-            "fraction": 0.5,
-            "lang": "und",
-            "seed": 0,
-            "layout": False,
-        }
+        monkeypatch.setattr(corpus, "ray_map", in_this_process)
+        settings = {"fraction": 0.5, "lang": "und", "seed": 0, "forbidden": (), "actors": 1, "progress": lambda *_: None}
         with pytest.raises(DataError, match=r"is not a language tag.*|text\.parquet"):
-            _documents(job, ReservedSentences.of(()))
+            corpus.build([rows], None, str(tmp_path / "text"), **settings)
+        assert not (tmp_path / "text").exists()
     with pytest.raises(ConfigError, match="is not a language tag"):
         load(path, [f"shard.lang='{lang}'" if lang != "el\n" else 'shard.lang="el\\n"'])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import transfer
 from ray_jobs.config.schema import FactoriseConfig, ScionConfig, TransferConfig
-from ray_jobs.verify import _model
+from ray_jobs.verify import verify
 from tests.conftest import tiny_decoder
 from trainer.transfer.methods import METHODS
 from trainer.transfer.problem import Problem, assemble
@@ -32,8 +32,7 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
     assert {weight.dtype for weight in load_file(f"{made}/model.safetensors").values()} == {torch.bfloat16}
     if factorise.rank is None:
         plan.save(made)
-        findings = _model(made, {"source_model": source})
-        assert [finding for finding in findings if not finding.is_ok] == []
+        assert all(finding.is_ok for finding in verify(made, source_model=source))
         assert np.isfinite(load_file(f"{made}/model.safetensors")["lm_head.weight"].float().numpy()).all()
 
 

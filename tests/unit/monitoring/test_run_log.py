@@ -4,6 +4,7 @@ import json
 import resource
 import time
 import tracemalloc
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,20 @@ def test_an_object_store_gets_numbered_objects(monkeypatch: pytest.MonkeyPatch) 
     assert len(read(MEMORY)) == 1
 
 
+class ImmediateExecutor(ThreadPoolExecutor):
+    """Finishes each job before `submit` returns."""
+
+    def submit(self, *job: Any, **options: Any) -> Future[Any]:
+        future = super().submit(*job, **options)
+        wait([future])
+        return future
+
+
 @pytest.mark.parametrize("harm", ["none", "died before it removed", "could not be put"])
 def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     storage.remove(MEMORY)
     monkeypatch.setattr(run_log, "OBJECTS_PER_MERGE", 8)
+    monkeypatch.setattr(run_log, "ThreadPoolExecutor", ImmediateExecutor)
     put = storage.write_bytes
 
     def away(uri: str, content: bytes) -> None:
@@ -156,7 +167,6 @@ def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pyt
         for step in range(20):
             log.write("step", step=step)
             log.sync()
-        log._behind.shutdown(wait=True)
     assert [entry["step"] for entry in read(MEMORY)[0]] == list(range(20))
     assert len(storage.files(MEMORY)) == {"none": 2 + 4, "died before it removed": 2 + 20, "could not be put": 20}[harm]
 
@@ -279,17 +289,24 @@ def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
     assert run_log.deaths(run_log.read(str(tmp_path), 3)) == {"count": 3, "step": 7}
     future = f"{time.time_ns() + 10**15:020d}"
     (tmp_path / f"{future}-000000.jsonl").write_text('{"kind": "start", "next_step": 7}\n')
-    assert RunLog(str(tmp_path))._stamp > future
+    RunLog(str(tmp_path)).write("start", next_step=8)
+    assert [entries[0]["next_step"] for entries in run_log.read(str(tmp_path))] == [7, 7, 7, 7, 7, 8]
 
 
 def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a full disk leaves it."""
     RunLog(str(tmp_path)).write("start", next_step=7)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(run_log.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        full = RunLog(str(tmp_path))
-        full._lines.append("{}")
-        full.sync()
+        patch.setattr(run_log.os, "makedirs", fail)
+        log.write("start", next_step=8)  # stays in memory until `sync`
+    with monkeypatch.context() as patch:
+        patch.setattr(run_log.os, "fsync", fail)
+        log.sync()
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / f"{time.time_ns() + 10**9:020d}-000000.jsonl").touch()
     assert [entries[0]["kind"] for entries in run_log.read(str(tmp_path))] == ["start"]

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +150,9 @@ def test_a_tracker_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pyt
     for step in range(100):
         sinks.step(entry(step, 1.0))
     sinks.close()
-    sinks._trackers[kind]._thread.join(10)
+    for thread in threading.enumerate():
+        if thread.name == f"track-{kind}":
+            thread.join(10)
     assert len(said) == 1
     assert f"{kind} shows no more of this run" in said[0]
     assert "no route to host" in said[0]
