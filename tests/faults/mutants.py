@@ -29,8 +29,8 @@ class Mutant:
 MUTANTS = {
     "a run that goes on leaves a step out": Mutant(
         "trainer/engine/loop.py",
-        "        self._restore()\n        self._start(",
-        "        self._restore()\n        self._state.next_step += bool(self._state.lineage)\n        self._start(",
+        "        self._recovery.restore()\n        self._start(",
+        "        self._recovery.restore()\n        self._state.next_step += bool(self._state.lineage)\n        self._start(",
         "kill_worker",
     ),
     "rows in an order of their own in each reading task": Mutant(

@@ -16,30 +16,27 @@ import torch.distributed as dist
 
 from data_pipeline import keyed_random
 from data_pipeline.artifacts import storage
-from data_pipeline.errors import TrainingError
 from data_pipeline.feed.prefetch import DEPTH, prefetch
 from data_pipeline.feed.rank_feed import RankFeed
-from trainer.checkpoints import restore
-from trainer.checkpoints.export_queue import ExportQueue
-from trainer.checkpoints.state import RunState, Skip
-from trainer.checkpoints.writer import CheckpointWriter, SaveResult
-from trainer.collectives import failure_on_any_rank, from_every_rank, from_first_rank
+from trainer.checkpoints.state import RunState
+from trainer.collectives import from_every_rank, from_first_rank
 from trainer.deepspeed_bridge import partitioned
 from trainer.deepspeed_bridge.collective_timer import CollectiveTimer
 from trainer.deepspeed_bridge.initialize import row_norms
 from trainer.deepspeed_bridge.trained_weights import trained_weights
 from trainer.deepspeed_bridge.weight_average import averaged_weights
-from trainer.engine import attempts, changes, guards, micro_batches, setup
+from trainer.engine import attempts, micro_batches, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.garbage import collect_garbage
 from trainer.engine.passes import PASSES
 from trainer.engine.process_group import TimeOut, dumps_found
+from trainer.engine.recovery import Recovery
 from trainer.engine.requests import Request, Requests
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.engine.train_run import TrainRun
 from trainer.ledger import ledger
 from trainer.ledger.ledger import Ledger
-from trainer.ledger.step_name import new_name, step_of
+from trainer.ledger.step_name import new_name
 from trainer.monitoring.journal import Journal
 from trainer.monitoring.profiling import profiled
 from trainer.monitoring.step_outcome import StepOutcome
@@ -72,33 +69,44 @@ class Training:
         self._streams = len(names)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
         self._journal = Journal(run.uri, run.identity, run.config, names, flops, self._note)
-        self._exports = ExportQueue(run.config, run.store, run.uri, self._journal, run.progress)
-        self._writer = CheckpointWriter(self._engine, run.store, self._ledger, lambda: self._exports.reading)
         self._requests = Requests(run.config, run.progress)
         self._stragglers = StragglerDetector(from_every_rank(socket.gethostname()))
         self._own_seconds = 0.0
         """Seconds of the last step that this rank needed by itself."""
         self._time_out = TimeOut()
-        self._state = RunState()
+        self._recovery = Recovery(
+            run,
+            self._engine,
+            ledger=self._ledger,
+            journal=self._journal,
+            requests=self._requests,
+            time_out=self._time_out,
+            note=self._note,
+        )
+        self._exports = self._recovery.exports
         self._no_prefetch_before = 0
         """Earlier steps are prepared one by one."""
+
+    @property
+    def _state(self) -> RunState:
+        return self._recovery.state
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until the driver asks to stop."""
         steps, began = self._run.config.steps, time.perf_counter()
-        self._restore()
+        self._recovery.restore()
         self._start(steps, round(time.perf_counter() - began, 3))
         while self._state.next_step < steps:
             self._evaluate()
             self._feed = self._feed.with_skipped(self._state.skipped)
             if self._train_steps():
-                self._save(wait=True)
+                self._recovery.save(wait=True)
                 self._exports.stop()
                 self._journal.write("stopped", next_step=self._state.next_step)
                 return {"stopped": self._state.next_step}
         self._time_out.set(self._run.config.first_step_minutes)
         self._evaluate()
-        self._save_last()
+        self._recovery.save_last()
         return self._export()
 
     def _start(self, steps: int, restore_seconds: float) -> None:
@@ -126,15 +134,7 @@ class Training:
         self._exports.resume(self._state.lineage)
         self._engine.train()
         if not self._state.lineage:  # finds a full disk or a folder without write access before the first step
-            self._save(wait=True)
-
-    def _restore(self, at_most: int | None = None) -> None:
-        """Loads a checkpoint and continues under the present settings."""
-        self._time_out.set(self._run.config.first_step_minutes)
-        self._state = restore.restore(self._engine, self._run.store, self._run.identity, at_most)
-        if change := changes.adopt_settings(self._state, self._run.config):
-            self._journal.write("changed", **change)
-            self._note(changes.describe(change))
+            self._recovery.save(wait=True)
 
     def _train_steps(self) -> bool:
         """Trains; returns True for a stop, False at the end and after a rollback, which it has done."""
@@ -149,8 +149,8 @@ class Training:
             self._report_stragglers(outcome)
             if self._is_first:
                 self._requests.report(step, outcome.loss)
-            if failure := self._check_step(step, outcome):
-                self._roll_back(step, failure)
+            if failure := self._recovery.check_step(self._feed, step, outcome):
+                self._recovery.roll_back(self._feed, step, failure)
                 return False
             self._state.next_step = step + 1
             self._attempt.note_step()
@@ -192,7 +192,7 @@ class Training:
                 batches,
                 self._streams,
                 requests,
-                self._writer.is_written,
+                self._recovery.is_written,
                 self._own_seconds,
                 PASSES[self._run.task.passes],
             )
@@ -214,89 +214,17 @@ class Training:
         if self._is_first and self._run.progress is not None:
             self._run.progress.note.remote(line)
 
-    def _check_step(self, step: int, outcome: StepOutcome) -> str:
-        """Why the run must roll back; empty if it need not. Keeps the window of losses."""
-        state, threshold = self._state, self._run.config.spike
-        before, now = self._feed.order_step(step - 1) if step else 0, self._feed.order_step(step)
-        state.recent = guards.comparable_losses(state.recent, before, now, self._feed.rows.order.change_steps)
-        state.refused = 0 if outcome.is_applied else state.refused + 1
-        if state.refused >= guards.MAX_REFUSED:
-            return f"loss or gradient were not finite in {state.refused} steps in a row"
-        if not outcome.is_applied:
-            return ""
-        score = guards.spike_score(outcome.loss, state.recent)
-        if threshold and score > threshold:
-            return f"the loss rose to {outcome.loss:.4g}, {score:.1f} robust standard deviations above the median"
-        state.recent = [*state.recent, outcome.loss][-guards.WINDOW :]
-        return ""
-
-    def _roll_back(self, step: int, why: str) -> None:
-        """Restores an earlier checkpoint and skips the rows that led to the failure.
-
-        Raises:
-            TrainingError: the run has rolled back too often.
-            OSError: the storage fails.
-        """
-        failed, done, store = self._feed.order_step(step), self._state.skips, self._run.store
-        self._note_save(self._writer.finish(self._state))
-        self._writer.forget()
-        before = guards.rollbacks_near([(skip.first, skip.last) for skip in done if skip.counts], failed)
-        if before >= guards.MAX_ROLLBACKS:
-            raise TrainingError(
-                f"{why}; the run has gone back {before} times before, within {guards.ROLLBACK_MEMORY} steps.",
-                f"step {step}",
-                f"Set train.rate_changes=[{{since: {step_of(self._state.lineage[-1])}, factor: 0.5}}], which halves the "
-                "learning rates from there on, or a higher train.spike (0 switches it off); or look at the rows of the "
-                "steps that the log names.",
-            )
-        self._restore(guards.rollback_step(step, before))
-        first, last = guards.steps_to_skip(self._feed.order_step(self._state.next_step), failed, self._feed.skipped)
-        self._state.skips = sorted([*done, Skip(first, last, why)], key=lambda skip: skip.first)
-        self._state.refused = 0
-        self._journal.write("back", step=step, next_step=self._state.next_step, first=first, last=last, why=why)
-        self._save(wait=True)
-
-        def abandon() -> None:
-            if self._is_first:
-                store.mark_abandoned(self._state.next_step)
-
-        if failure := failure_on_any_rank(abandon):
-            raise OSError(f"checkpoints that the run went back before could not be marked ({failure}).")
-
     def _act_on_requests(self, outcome: StepOutcome) -> bool:
         """Acts on what the first rank requested in this step; returns whether to stop."""
         self._exports.poll()
         if outcome.ranks_written == dist.get_world_size():
-            self._note_save(self._writer.finish(self._state, wait=False))
+            self._recovery.finish_save(wait=False)
         if outcome.requests & Request.CHECK_PREEMPTION and self._requests.is_preempted():
             self._journal.write("preempted", next_step=self._state.next_step)
-            self._save(wait=True)
+            self._recovery.save(wait=True)
         elif outcome.requests & Request.SAVE or self._run.config.is_checkpoint_due(self._state.next_step):
-            self._save(wait=False)
+            self._recovery.save(wait=False)
         return bool(outcome.requests & Request.STOP)
-
-    def _save(self, wait: bool) -> None:
-        self._note_save(self._writer.finish(self._state))
-        self._writer.begin(self._state)
-        self._requests.note_save()
-        if wait:
-            self._note_save(self._writer.finish(self._state))
-
-    def _save_last(self) -> None:
-        """Saves after the last step, unless a checkpoint is there: a failed export is repeated without training again."""
-        self._note_save(self._writer.finish(self._state))
-        if not self._state.lineage or step_of(self._state.lineage[-1]) < self._state.next_step:
-            self._save(wait=True)
-
-    def _note_save(self, result: SaveResult | None) -> None:
-        """Logs how a save ended, and queues the export of its checkpoint."""
-        if result is not None and result.failure:
-            self._journal.write("missed", why=result.failure)
-        elif result is not None:
-            self._journal.write("checkpoint", name=result.name, next_step=result.step, seconds=result.seconds)
-            self._exports.add(result.name)
-            if result.prune_failure:
-                self._journal.write("not pruned", why=result.prune_failure)
 
     def _evaluate(self) -> None:
         """Scores the held-out data where an evaluation is due and an earlier attempt has not made it."""
