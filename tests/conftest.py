@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
-)  # fmt: skip
+)
 
 from data_pipeline.tokenizers import train
 from trainer.transfer.problem import Problem
@@ -93,9 +93,13 @@ def wordpiece(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
 
 
 def roberta_like(backend: Tokenizer) -> PreTrainedTokenizerFast:
@@ -103,9 +107,15 @@ def roberta_like(backend: Tokenizer) -> PreTrainedTokenizerFast:
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", cls_token="<s>",
-        sep_token="</s>", mask_token="<mask>",
-    )  # fmt: skip
+        tokenizer_object=backend,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+    )
 
 
 ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -117,9 +127,11 @@ def byte_level(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=ROBERTA_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size,
+        special_tokens=ROBERTA_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     backend.train_from_iterator(texts, trainer)
     return roberta_like(backend)
 
@@ -130,9 +142,7 @@ def unigram(texts: list[str], size: int = 800) -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=ROBERTA_SPECIAL, unk_token="<unk>", show_progress=False
-    )  # fmt: skip
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=ROBERTA_SPECIAL, unk_token="<unk>", show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return roberta_like(backend)
 
@@ -174,10 +184,16 @@ def problem(request: pytest.FixtureRequest, english: list[str], greek: list[str]
 def tiny_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM | RobertaForMaskedLM:
     """Two layers of width 32 with weights of a fixed seed; RoBERTa where the tokenizer has its special tokens."""
     shared = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": 130, "pad_token_id": tokenizer.pad_token_id,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "pad_token_id": tokenizer.pad_token_id,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(7)
         if tokenizer.cls_token == "[CLS]":

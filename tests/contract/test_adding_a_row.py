@@ -113,18 +113,20 @@ class Last:
         Uniform()(weights, names)
         return dict(weights[-1])
 ''',
-}  # fmt: skip
+}
 ROWS = {
     "trainer/objectives/__init__.py": ("from trainer.objectives.margin import Margin", '"margin": Entry(Margin, "a test")'),
     "trainer/word_vectors/__init__.py": (
-        "from trainer.word_vectors import hashed", '"hashed": Entry(hashed.HashedConfig, hashed.train, "a test")'
+        "from trainer.word_vectors import hashed",
+        '"hashed": Entry(hashed.HashedConfig, hashed.train, "a test")',
     ),
     "data_pipeline/pairs/builders/__init__.py": (
-        "from data_pipeline.pairs.builders.halves import Halves", '"halves": Entry(Halves, "a test")'
+        "from data_pipeline.pairs.builders.halves import Halves",
+        '"halves": Entry(Halves, "a test")',
     ),
     "trainer/evaluation/__init__.py": ("from trainer.evaluation.spread import Spread", '"spread": Entry(Spread, "a test")'),
     "trainer/merging/__init__.py": ("from trainer.merging.last import Last", '"last": Entry(Last, "a test")'),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,13 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "evaluate.settings": METRICS,
 }
 CHOICES = {
-    "method=nonsense": "method", "transfer.methods.focus.kind=nonsense": "transfer.methods.focus.kind",
-    "embed.objective=nonsense": "embed.objective", "embed.builder=nonsense": "embed.builder",
-    "merge.method=nonsense": "merge.method", "evaluate.metrics=[nonsense]": "evaluate.metrics",
-}  # fmt: skip
+    "method=nonsense": "method",
+    "transfer.methods.focus.kind=nonsense": "transfer.methods.focus.kind",
+    "embed.objective=nonsense": "embed.objective",
+    "embed.builder=nonsense": "embed.builder",
+    "merge.method=nonsense": "merge.method",
+    "evaluate.metrics=[nonsense]": "evaluate.metrics",
+}
 
 
 @pytest.fixture

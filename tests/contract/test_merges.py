@@ -14,8 +14,11 @@ def merge(request: pytest.FixtureRequest) -> Merge:
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {"w": torch.randn(3, 4, generator=generator), "half": torch.randn(5, generator=generator).bfloat16(),
-            "ids": torch.arange(3)}  # fmt: skip
+    return {
+        "w": torch.randn(3, 4, generator=generator),
+        "half": torch.randn(5, generator=generator).bfloat16(),
+        "ids": torch.arange(3),
+    }
 
 
 def test_names_shapes_and_formats_stay(merge: Merge) -> None:

@@ -25,9 +25,12 @@ def some_pairs(pairs: list[dict], langs: list[str]) -> Pairs:
     rows = pairs[: 2 * len(langs) * 5]
     names = [langs[place % len(langs)] for place in range(len(rows))]
     return Pairs(
-        ids=[str(place) for place in range(len(rows))], anchors=[row["anchor"] for row in rows],
-        positives=[row["positive"] for row in rows], negatives=[[] for _ in rows], langs=names,
-    )  # fmt: skip
+        ids=[str(place) for place in range(len(rows))],
+        anchors=[row["anchor"] for row in rows],
+        positives=[row["positive"] for row in rows],
+        negatives=[[] for _ in rows],
+        langs=names,
+    )
 
 
 def test_scores_are_json_and_the_same_again(metric: Metric, embedder: Embedder, pairs: list[dict]) -> None:

@@ -36,15 +36,37 @@ from trainer.models.pooling import check_pooling, pooling_name
 from trainer.tasks.contrastive import ContrastiveTask
 
 SIZE = 300
-SMALL = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-         "max_position_embeddings": 60}  # fmt: skip
+SMALL = {
+    "vocab_size": SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 60,
+}
 T5 = {"vocab_size": SIZE, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 BART = {
-    "vocab_size": SIZE, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 60, "init_std": 0.2,
-}  # fmt: skip
-OPT = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-       "vocab_size": SIZE, "max_position_embeddings": 60, "do_layer_norm_before": False}  # fmt: skip
+    "vocab_size": SIZE,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 60,
+    "init_std": 0.2,
+}
+OPT = {
+    "hidden_size": 32,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": SIZE,
+    "max_position_embeddings": 60,
+    "do_layer_norm_before": False,
+}
 KINDS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=SIZE, n_embd=32, n_layer=2, n_head=2, n_positions=60)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=1)),
@@ -108,8 +130,12 @@ def test_every_reader_gives_the_same_vectors(trained: tuple[str, str], english: 
 
 def test_poolings_are_found_by_name_and_alias() -> None:
     assert [pooling_name(name) for name in ("mean", "cls", "lasttoken", "last", "first")] == [
-        "mean", "cls", "lasttoken", "lasttoken", "cls",
-    ]  # fmt: skip
+        "mean",
+        "cls",
+        "lasttoken",
+        "lasttoken",
+        "cls",
+    ]
     with pytest.raises(ConfigError, match="'max' is not known"):
         pooling_name("max")
     with pytest.raises(ConfigError, match="first token sees no other"):

@@ -18,9 +18,21 @@ from trainer.transfer.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
-    "CheckResult", "Embedder", "EmbedderSpec", "GraftedModel", "Provenance", "Run", "ScionError", "TokenizerConfig",
-    "TransferPlan", "__version__", "methods", "run", "transfer", "verify",
-}  # fmt: skip
+    "CheckResult",
+    "Embedder",
+    "EmbedderSpec",
+    "GraftedModel",
+    "Provenance",
+    "Run",
+    "ScionError",
+    "TokenizerConfig",
+    "TransferPlan",
+    "__version__",
+    "methods",
+    "run",
+    "transfer",
+    "verify",
+}
 """Adding a name is a decision: it stands here, in `__all__` and in the changelog."""
 
 
@@ -72,9 +84,12 @@ def test_pairs_text_files_and_a_given_tokenizer(grafted: scion.GraftedModel, sou
     grafted.save(str(tmp_path / "given"))
     (tmp_path / "text.txt").write_text("\n".join(pair["positive"] for pair in pairs))
     made = scion.transfer(
-        source_folder, text=str(tmp_path / "*.txt"), pairs=[(pair["anchor"], pair["positive"]) for pair in pairs],
-        method="aligned+fvt", tokenizer=str(tmp_path / "given"),
-    )  # fmt: skip
+        source_folder,
+        text=str(tmp_path / "*.txt"),
+        pairs=[(pair["anchor"], pair["positive"]) for pair in pairs],
+        method="aligned+fvt",
+        tokenizer=str(tmp_path / "given"),
+    )
     assert set(made.plan.placed_by_method()) == {"aligned", "fvt"}
     assert made.tokenizer.get_vocab() == grafted.tokenizer.get_vocab()
 
@@ -126,9 +141,12 @@ def test_paths_are_taken_as_paths(source_folder: str, greek: list[str], pairs: l
     (tmp_path / "text.txt").write_text("\n".join(greek))
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     model = scion.transfer(
-        Path(source_folder), text=tmp_path / "text.txt", pairs=tmp_path / "pairs.jsonl", method="aligned+fvt",
+        Path(source_folder),
+        text=tmp_path / "text.txt",
+        pairs=tmp_path / "pairs.jsonl",
+        method="aligned+fvt",
         tokenizer=TokenizerConfig(vocab_size=600),
-    )  # fmt: skip
+    )
     assert set(model.plan.placed_by_method()) == {"aligned", "fvt"}
 
 
@@ -148,9 +166,13 @@ def test_pairs_may_be_rows_or_a_generator(source_folder: str, greek: list[str], 
 def test_settings_may_be_a_mapping(source_folder: str, greek: list[str], pairs: list[dict[str, str]]) -> None:
     def weights(settings: Any) -> Any:
         return scion.transfer(
-            source_folder, text=greek, pairs=[(pair["anchor"], pair["positive"]) for pair in pairs], method="aligned+fvt",
-            tokenizer=TokenizerConfig(vocab_size=600), settings=settings,
-        ).plan.weights  # fmt: skip
+            source_folder,
+            text=greek,
+            pairs=[(pair["anchor"], pair["positive"]) for pair in pairs],
+            method="aligned+fvt",
+            tokenizer=TokenizerConfig(vocab_size=600),
+            settings=settings,
+        ).plan.weights
 
     fewer = weights({"aligned": {"top": 1}})
     assert np.array_equal(fewer, weights({"aligned": METHODS["aligned"].config(top=1)}))

@@ -202,9 +202,18 @@ def test_renewals_continue_after_storage_has_failed_for_a_moment(uri: str, monke
         wait_until(lambda: time.time() - read_lease(uri)["renewed"] < TTL_SECONDS)
 
 
-GARBAGE = [b"", b"\xff\xfe", b"null", b"[1, 2]", b"7", b'{"token": "a"}', b'{"token": "a", "host": "b", "pid": 1, "ren', b"{}",
-           b'{"token": "a", "host": "b", "pid": 1, "renewed": "soon"}',
-           b'{"token": "a", "host": "b", "pid": 1, "renewed": null}']  # fmt: skip
+GARBAGE = [
+    b"",
+    b"\xff\xfe",
+    b"null",
+    b"[1, 2]",
+    b"7",
+    b'{"token": "a"}',
+    b'{"token": "a", "host": "b", "pid": 1, "ren',
+    b"{}",
+    b'{"token": "a", "host": "b", "pid": 1, "renewed": "soon"}',
+    b'{"token": "a", "host": "b", "pid": 1, "renewed": null}',
+]
 
 
 @pytest.mark.parametrize("content", GARBAGE)

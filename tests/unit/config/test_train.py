@@ -92,9 +92,14 @@ def test_a_line_to_a_smallest_rate_is_torch_s(smallest: float) -> None:
 def test_what_falls_is_measured_in_rows() -> None:
     """Of 72 rows after a warm-up of 8, the cosine is half way down where half of them are trained on."""
     config = TrainConfig(
-        steps=14, batch_size=8, batch_warmup=(BatchPart(until=8, rows=4),), learning_rate=1.0, rate_batch=8, warmup_steps=2,
+        steps=14,
+        batch_size=8,
+        batch_warmup=(BatchPart(until=8, rows=4),),
+        learning_rate=1.0,
+        rate_batch=8,
+        warmup_steps=2,
         schedule="cosine",
-    )  # fmt: skip
+    )
     rows = [4] * 8 + [8] * 6
     for step in range(2, 14):
         share = 0.5 * (1 + math.cos(math.pi * (sum(rows[:step]) - 8) / 72))
@@ -128,25 +133,28 @@ def test_adamw_has_the_betas_and_eps_that_are_asked_for() -> None:
     assert {(group["betas"], group["eps"]) for group in groups} == {(own["betas"], own["eps"])}
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"decay_steps": 3}, "schedule=wsd, not of linear"),
-    ({"schedule": "wsd", "decay_steps": 39, "steps": 40}, "between 1 and the 38 steps after the warm-up, got 39"),
-    ({"smallest_rate": 1e-5, "learning_rate": 1e-4, "betas": (0.9, 1.0)}, "betas"),
-    ({"betas": (0.9,)}, "betas must be two"),
-    ({"eps": 0.0}, "eps above 0"),
-    ({"smallest_rate": 2.0}, "a share of the highest, between 0 and 1, got 2.0"),
-    ({"rate_changes": (RateChange(since=8, factor=0.5), RateChange(since=4, factor=0.5))}, "rate_changes must rise"),
-    ({"rate_changes": (RateChange(since=8, factor=0.0),)}, "factors be above 0"),
-    ({"hpz": 2, "zero_stage": 2}, "zero_stage=3"),
-    ({"offload": "all", "zero_stage": 1}, "zero_stage=3"),
-    ({"muon_rate": 0.02}, "clip=0"),
-    ({"muon_rate": 0.02, "clip": 0.0, "zero_stage": 3}, "zero_stage=1 or 2"),
-    ({"muon_rate": 0.02, "clip": 0.0, "offload": "optimizer"}, "offload=null"),
-    ({"muon_rate": 0.0, "clip": 0.0}, "muon_rate"),
-    ({"rate_batch": 0}, "rate_batch"),
-    ({"zero_stage": 4}, "zero_stage"),
-    ({"micro_batch": 0}, "micro_batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"decay_steps": 3}, "schedule=wsd, not of linear"),
+        ({"schedule": "wsd", "decay_steps": 39, "steps": 40}, "between 1 and the 38 steps after the warm-up, got 39"),
+        ({"smallest_rate": 1e-5, "learning_rate": 1e-4, "betas": (0.9, 1.0)}, "betas"),
+        ({"betas": (0.9,)}, "betas must be two"),
+        ({"eps": 0.0}, "eps above 0"),
+        ({"smallest_rate": 2.0}, "a share of the highest, between 0 and 1, got 2.0"),
+        ({"rate_changes": (RateChange(since=8, factor=0.5), RateChange(since=4, factor=0.5))}, "rate_changes must rise"),
+        ({"rate_changes": (RateChange(since=8, factor=0.0),)}, "factors be above 0"),
+        ({"hpz": 2, "zero_stage": 2}, "zero_stage=3"),
+        ({"offload": "all", "zero_stage": 1}, "zero_stage=3"),
+        ({"muon_rate": 0.02}, "clip=0"),
+        ({"muon_rate": 0.02, "clip": 0.0, "zero_stage": 3}, "zero_stage=1 or 2"),
+        ({"muon_rate": 0.02, "clip": 0.0, "offload": "optimizer"}, "offload=null"),
+        ({"muon_rate": 0.0, "clip": 0.0}, "muon_rate"),
+        ({"rate_batch": 0}, "rate_batch"),
+        ({"zero_stage": 4}, "zero_stage"),
+        ({"micro_batch": 0}, "micro_batch"),
+    ],
+)
 def test_what_does_not_go_together_is_refused_with_the_way_out(settings: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         TrainConfig(**settings)
@@ -159,9 +167,15 @@ def test_a_graph_is_compiled_where_it_pays_or_where_it_is_asked_for() -> None:
 
 
 def test_many_micro_batches_are_summed_in_fp32() -> None:
-    found = [deepspeed_settings(TrainConfig(precision=kind), 1, count)["data_types"]["grad_accum_dtype"]
-             for kind in ("fp32", "bf16") for count in (1, 16)]  # fmt: skip
+    found = [
+        deepspeed_settings(TrainConfig(precision=kind), 1, count)["data_types"]["grad_accum_dtype"]
+        for kind in ("fp32", "bf16")
+        for count in (1, 16)
+    ]
     assert found == [None, None, None, "fp32"]
-    stages = [deepspeed_settings(TrainConfig(precision="bf16", zero_stage=stage), 1, count)["zero_optimization"]["stage"]
-              for stage in (1, 2, 3) for count in (1, 16)]  # fmt: skip
+    stages = [
+        deepspeed_settings(TrainConfig(precision="bf16", zero_stage=stage), 1, count)["zero_optimization"]["stage"]
+        for stage in (1, 2, 3)
+        for count in (1, 16)
+    ]
     assert stages == [1, 2, 2, 2, 3, 3]

@@ -27,11 +27,19 @@ INTERFACES = {
 @pytest.mark.parametrize(
     ("address", "name"),
     [
-        ("10.77.0.12", "eth0"), ("2001:db8:0::12", "eth0"), ("fe80::42", "eth0"), ("172.17.0.1", "docker0"),
-        ("192.168.1.7", "eth01"), ("127.0.0.1", None), ("127.0.1.1", None), ("::1", None), ("10.0.0.9", None),
-        ("fe80::42%eth0", "eth0"), ("node-7.local", None),
+        ("10.77.0.12", "eth0"),
+        ("2001:db8:0::12", "eth0"),
+        ("fe80::42", "eth0"),
+        ("172.17.0.1", "docker0"),
+        ("192.168.1.7", "eth01"),
+        ("127.0.0.1", None),
+        ("127.0.1.1", None),
+        ("::1", None),
+        ("10.0.0.9", None),
+        ("fe80::42%eth0", "eth0"),
+        ("node-7.local", None),
     ],
-)  # fmt: skip
+)
 def test_the_interface_is_that_of_the_node_s_own_address(address: str, name: str | None) -> None:
     assert interface_of(address, INTERFACES) == name
 
@@ -47,9 +55,12 @@ def test_the_interfaces_of_this_machine_are_read() -> None:
 def test_workers_get_interface_and_dumps_and_a_user_s_own_settings_win() -> None:
     given = variables("10.77.0.12", INTERFACES, "/runs/a/nccl", {})
     assert given == {
-        "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "=eth0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": "/runs/a/nccl/rank-", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/runs/a/nccl/rank-",
-    }  # fmt: skip
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "NCCL_SOCKET_IFNAME": "=eth0",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": "/runs/a/nccl/rank-",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/runs/a/nccl/rank-",
+    }
     own = {"NCCL_SOCKET_IFNAME": "ib0", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/mine", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
     assert variables("10.77.0.12", INTERFACES, "/runs/a/nccl", own) == {"GLOO_SOCKET_IFNAME": "eth0"}
     assert not any("IFNAME" in name for name in variables("127.0.0.1", INTERFACES, "/runs/a/nccl", {}))

@@ -195,12 +195,30 @@ def test_a_run_records_which_settings_changed_and_when() -> None:
 def test_settings_that_cannot_change_a_result_are_not_in_its_identity() -> None:
     plain = PretrainConfig()
     other = TrainConfig(
-        offload="optimizer", activation_checkpointing=True, compile=True, evaluate_steps=7, spike=0.0, micro_batch=3,
-        checkpoint_steps=7, checkpoint_minutes=3.0, keep_checkpoints=9, keep_state=True, track=("tensorboard",), max_failures=1,
-    )  # fmt: skip
+        offload="optimizer",
+        activation_checkpointing=True,
+        compile=True,
+        evaluate_steps=7,
+        spike=0.0,
+        micro_batch=3,
+        checkpoint_steps=7,
+        checkpoint_minutes=3.0,
+        keep_checkpoints=9,
+        keep_state=True,
+        track=("tensorboard",),
+        max_failures=1,
+    )
     assert artifact.identity(plain) == artifact.identity(PretrainConfig(train=other))
     assert artifact.identity(plain) != artifact.identity(PretrainConfig(train=TrainConfig(learning_rate=1e-5)))
     free = artifact.adjustable_fields(EmbedConfig(), "embed")
     assert {name.rpartition(".")[2] for name in free} == {
-        "steps", "micro_batch", "schedule", "decay_steps", "smallest_rate", "rate_changes", "export", "spike", "zero_stage"
-    }  # fmt: skip
+        "steps",
+        "micro_batch",
+        "schedule",
+        "decay_steps",
+        "smallest_rate",
+        "rate_changes",
+        "export",
+        "spike",
+        "zero_stage",
+    }

@@ -95,8 +95,13 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
         "tr a": [1, 0],
         "tr b": [0, 1],
     }
-    pairs = Pairs(ids=list("1234"), anchors=["a", "b", "like a", "like b"], positives=["el a", "el b", "tr a", "tr b"],
-                  negatives=[[]] * 4, langs=["el", "el", "tr", "tr"])  # fmt: skip
+    pairs = Pairs(
+        ids=list("1234"),
+        anchors=["a", "b", "like a", "like b"],
+        positives=["el a", "el b", "tr a", "tr b"],
+        negatives=[[]] * 4,
+        langs=["el", "el", "tr", "tr"],
+    )
     whole, by_language = retrieval.Retrieval()(Known(vectors), pairs)
     assert whole["forward"]["accuracy_at_1"] == 0.5
     assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}

@@ -15,10 +15,13 @@ def cell(*bits: float, retrieval: float | None = None) -> dict:
 
 def test_the_best_is_first_and_methods_within_the_noise_of_the_seeds_share_a_rank() -> None:
     cells = {
-        ("random", 0): cell(4.0, 3.0, 2.0), ("random", 1): cell(4.2, 3.2, 2.1),
-        ("fvt", 0): cell(3.0, 2.0, 1.5), ("fvt", 1): cell(3.0, 2.0, 1.6),
-        ("focus", 0): cell(3.0, 2.0, 1.52), ("focus", 1): cell(3.0, 2.0, 1.62),
-    }  # fmt: skip
+        ("random", 0): cell(4.0, 3.0, 2.0),
+        ("random", 1): cell(4.2, 3.2, 2.1),
+        ("fvt", 0): cell(3.0, 2.0, 1.5),
+        ("fvt", 1): cell(3.0, 2.0, 1.6),
+        ("focus", 0): cell(3.0, 2.0, 1.52),
+        ("focus", 1): cell(3.0, 2.0, 1.62),
+    }
     found = compare(cells)
     assert [(row.rank, row.name) for row in found.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
     assert found.rows[0].final.mean == pytest.approx(1.55)

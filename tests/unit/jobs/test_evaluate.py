@@ -10,8 +10,16 @@ from ray_jobs.config.load import load
 from tests.integration.conftest import write_rows
 
 BASE = ["source_model", "random_untrained", "random_pretrained", "transferred_untrained", "transferred_pretrained"]
-WITH_EMBEDDERS = ["source_model", "random_untrained", "random_pretrained", "random_trained", "transferred_untrained",
-                  "transferred_pretrained", "transferred_trained", "merged"]  # fmt: skip
+WITH_EMBEDDERS = [
+    "source_model",
+    "random_untrained",
+    "random_pretrained",
+    "random_trained",
+    "transferred_untrained",
+    "transferred_pretrained",
+    "transferred_trained",
+    "merged",
+]
 
 
 @pytest.mark.parametrize(

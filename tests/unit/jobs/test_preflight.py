@@ -37,29 +37,38 @@ REFUSED = {
     "in a comparison": ("compare", ["compare.methods=[fvt,[aligned,clp]]"], r"methods\.clp\.donor"),
     "a donor that is not there": ("transfer", ["method=omp", "transfer.methods.omp.donor=/no/where"], "no such folder"),
     "vectors that are not there": (
-        "pipeline", ["method=focus", "transfer.methods.focus.vectors=/no/cc.el.300.bin"], r"focus\.vectors=/no.*no such file",
+        "pipeline",
+        ["method=focus", "transfer.methods.focus.vectors=/no/cc.el.300.bin"],
+        r"focus\.vectors=/no.*no such file",
     ),
     "a dictionary that is not there": (
-        "transfer", ["method=wechsel", "transfer.methods.wechsel.space.dictionary=/no/el.tsv"], r"space\.dictionary=/no",
+        "transfer",
+        ["method=wechsel", "transfer.methods.wechsel.space.dictionary=/no/el.tsv"],
+        r"space\.dictionary=/no",
     ),
     "a model for embed that the pipeline would pass over": ("pipeline", ["embed.model=/some"], r"embed\.model.*pretrained"),
     "a source that is not there": ("pipeline", ["source_model=/no/where"], r"source_model=/no/where.*no such folder"),
     "a method of pairs without any": ("transfer", ["pairs=null", "method=[focus,ramen]"], "pairs: ramen learns from"),
     "vectors without a dictionary, and no pairs": (
-        "transfer", ["pairs=null", "method=wechsel", "transfer.methods.wechsel.space.source_vectors={a}"], "wechsel learns",
+        "transfer",
+        ["pairs=null", "method=wechsel", "transfer.methods.wechsel.space.source_vectors={a}"],
+        "wechsel learns",
     ),
     "a given model, and no pairs": ("embed", ["pairs=null", "embed.model={source}"], "pairs: a given model learns"),
     "what is to be frozen and is not there": (
-        "pipeline", ["pretrain.train.frozen=[encoder]"],
+        "pipeline",
+        ["pretrain.train.frozen=[encoder]"],
         r"pretrain\.train\.frozen: 'encoder' fits no parameter. They are named as bert\.encoder\.layer\.",
     ),
     "what the embedder is to freeze and is not there": (
-        "pipeline", ["embed.train.frozen=[nothing.like.this]"], r"embed\.train\.frozen: 'nothing\.like\.this' fits no",
+        "pipeline",
+        ["embed.train.frozen=[nothing.like.this]"],
+        r"embed\.train\.frozen: 'nothing\.like\.this' fits no",
     ),
     "an embedder of which all is frozen": ("embed", ["embed.train.frozen=[body,embeddings]"], r"embed\.train\.frozen"),
     "text at storage that is not known": ("shard", ["text=foo://b/x.txt"], r"foo://b/x\.txt: this kind of storage is not"),
     "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -302,8 +302,12 @@ def test_the_method_random_shows_its_single_chain_once_and_says_so(pages: dict[s
     assert list(summary["loss"]["embed"]) == ["random"]
     assert "random/embed" not in summary["seconds"]
     assert [row["model"] for row in page.retrieval_rows(summary)] == [
-        "source model", "random, untrained", "random, pretrained", "random, trained", "merged",
-    ]  # fmt: skip
+        "source model",
+        "random, untrained",
+        "random, pretrained",
+        "random, trained",
+        "merged",
+    ]
     assert "They are shown once" in pages["random"]
     assert "They are shown once" not in pages["aligned"]
 

@@ -25,9 +25,14 @@ def test_the_source_s_format_is_kept_and_verified(problem: Problem, tmp_path: An
     problem.source.save_pretrained(source)
     plan = assemble(problem, METHODS[method].place(problem, METHODS[method].config()), method)
     config = ScionConfig(
-        text="", pairs="", test_pairs="", output="", source_model=source, method=method,
+        text="",
+        pairs="",
+        test_pairs="",
+        output="",
+        source_model=source,
+        method=method,
         transfer=TransferConfig(factorise=factorise),
-    )  # fmt: skip
+    )
     transfer.write(config, problem, plan, made)
     assert {weight.dtype for weight in load_file(f"{made}/model.safetensors").values()} == {torch.bfloat16}
     if factorise.rank is None:
@@ -42,8 +47,9 @@ def test_texts_come_by_language_where_each_has_pairs(monkeypatch) -> None:
     training = Pairs(ids=["1", "2"], anchors=["one", "two"], positives=["ένα", "iki"], negatives=[[], []], langs=["el", "tr"])
     found = transfer.texts_by_language(ScionConfig(), training, {"el": 1.0, "tr": 1.0})
     assert {lang: (list(part.corpus()), part.anchors, part.positives) for lang, part in found.items()} == {
-        "el": (["α", "γ"], ["one"], ["ένα"]), "tr": (["b"], ["two"], ["iki"]),
-    }  # fmt: skip
+        "el": (["α", "γ"], ["one"], ["ένα"]),
+        "tr": (["b"], ["two"], ["iki"]),
+    }
     assert transfer.texts_by_language(ScionConfig(), training, {"el": 1.0, "ja": 1.0}) == {}
     assert transfer.texts_by_language(ScionConfig(), training, {"el": 1.0}) == {}
 

@@ -95,8 +95,16 @@ class Run:
     step: int = 0
     lineage: list[str] = field(default_factory=list)
 
-    def to(self, last: int, world: int, *, fed: tuple[tuple[int, int], ...] | None = None, counts: bool = True,
-           change: Change = lambda table: [table], rank: int | None = None) -> str:  # fmt: skip
+    def to(
+        self,
+        last: int,
+        world: int,
+        *,
+        fed: tuple[tuple[int, int], ...] | None = None,
+        counts: bool = True,
+        change: Change = lambda table: [table],
+        rank: int | None = None,
+    ) -> str:
         """Trains up to `last` and saves.
 
         Args:

@@ -93,8 +93,16 @@ def test_a_model_with_dropout_uses_our_attention(monkeypatch: pytest.MonkeyPatch
     calls: list[float] = []
     real = cpu_dropout.attention
     monkeypatch.setattr(cpu_dropout, "attention", lambda *given: calls.append(given[-1]) or real(*given))
-    model = BertForMaskedLM(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                                       intermediate_size=64, attention_probs_dropout_prob=0.1)).train()  # fmt: skip
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            attention_probs_dropout_prob=0.1,
+        )
+    ).train()
     names = set(model.state_dict())
     module = PackedLM(model, causal=False)
     replace_dropout(module)

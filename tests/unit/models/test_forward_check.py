@@ -112,8 +112,10 @@ def test_a_soft_cap_that_a_kernel_leaves_out_is_found(monkeypatch) -> None:
     assert_refused_rows(checked("gemma2"))
 
 
-@pytest.mark.parametrize(("name", "head"), [("bert", "tapped"), ("llama", "tapped"), ("gemma2", "gathered"),
-                                            ("granite", "gathered"), ("esm", "gathered")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("bert", "tapped"), ("llama", "tapped"), ("gemma2", "gathered"), ("granite", "gathered"), ("esm", "gathered")],
+)
 def test_what_stands_behind_the_output_layer_is_found_however_small_its_effect(name: str, head: str) -> None:
     """Gemma's cap hardly changes logits near 0, as those of a fresh model are, and much later ones."""
     model = tiny(name)

@@ -55,11 +55,24 @@ SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_atte
 GPT2 = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=2, n_positions=40)
 T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 BART = {
-    "vocab_size": 100, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 40,
-}  # fmt: skip
-VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-          "image_size": 28, "patch_size": 14}  # fmt: skip
+    "vocab_size": 100,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 40,
+}
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+    "patch_size": 14,
+}
 TEXT = SMALL | {"num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 40}
 
 

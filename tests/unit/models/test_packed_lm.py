@@ -122,9 +122,10 @@ def test_rows_of_one_document_have_no_mask_but_for_windows(name: str, monkeypatc
     module, masks = module_of(name).eval(), []
     real = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention",
+        torch.nn.functional,
+        "scaled_dot_product_attention",
         lambda *tensors, **options: masks.append(options["attn_mask"]) or real(*tensors, **options),
-    )  # fmt: skip
+    )
     with torch.no_grad():
         module(batch_of(name, packed=False))
         windowed = sum(mask is not None for mask in masks)

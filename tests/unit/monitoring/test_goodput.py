@@ -83,16 +83,38 @@ def shown(attempts: list[list[dict[str, Any]]], now: float) -> str:
 
 
 def test_the_table_says_what_the_log_says() -> None:
-    evaluation = {"kind": "evaluation", "time": 13, "step": 4, "bits_per_byte": 1.25, "by_language": {"el": 1.3, "en": 1.1},
-                  "row_norms": {"inherited": 1.0, "new": 0.8}}  # fmt: skip
+    evaluation = {
+        "kind": "evaluation",
+        "time": 13,
+        "step": 4,
+        "bits_per_byte": 1.25,
+        "by_language": {"el": 1.3, "en": 1.1},
+        "row_norms": {"inherited": 1.0, "new": 0.8},
+    }
     back = {"kind": "back", "time": 37, "step": 9, "next_step": 4, "first": 4, "last": 10, "why": "the loss rose"}
     text = shown([[*DIED, evaluation], [*WENT_ON, back]], 42)
-    for part in ("running", "10 of 100", "1,000 in all, 500 a worker", "0.5 useful TFLOP/s a worker, 40.0% of the peak",
-                 "data wait 25%", "10.0%", "el 2.500, en 1.500", "1.2500 at step 4 (el 1.300, en 1.100)",
-                 "inherited 1.000, new 0.800", "to step 4: the loss rose", "2, 2 steps repeated"):  # fmt: skip
+    for part in (
+        "running",
+        "10 of 100",
+        "1,000 in all, 500 a worker",
+        "0.5 useful TFLOP/s a worker, 40.0% of the peak",
+        "data wait 25%",
+        "10.0%",
+        "el 2.500, en 1.500",
+        "1.2500 at step 4 (el 1.300, en 1.100)",
+        "inherited 1.000, new 0.800",
+        "to step 4: the loss rose",
+        "2, 2 steps repeated",
+    ):
         assert part in text, part
-    pairs = {"kind": "evaluation", "time": 13, "step": 4, "pairs": 300, "by_language": {},
-             "retrieval": {way: {"accuracy_at_1": 0.5, "mrr_at_10": 0.7} for way in ("forward", "backward")}}  # fmt: skip
+    pairs = {
+        "kind": "evaluation",
+        "time": 13,
+        "step": 4,
+        "pairs": 300,
+        "by_language": {},
+        "retrieval": {way: {"accuracy_at_1": 0.5, "mrr_at_10": 0.7} for way in ("forward", "backward")},
+    }
     assert "accuracy@1 0.500 / 0.500 on 300 test pairs at step 4" in shown([[*DIED, pairs]], 20)
     assert "silent for 200 s" in shown([WENT_ON], 240)
     assert status.state([WENT_ON], 240, driven=False) == "interrupted; the same command resumes it"

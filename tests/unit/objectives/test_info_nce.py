@@ -56,15 +56,20 @@ def pair_rows(generator: np.random.Generator, n: int) -> pa.Table:
 
     negatives = [[ids() for _ in range(generator.integers(0, 3))] for _ in range(n)]
     kind = pa.list_(pa.int32())
-    return pa.table({
-        "anchor": pa.array([ids() for _ in range(n)], kind), "positive": pa.array([ids() for _ in range(n)], kind),
-        "negatives": pa.array(negatives, pa.list_(kind)), "anchor_key": pa.array(range(n), pa.int64()),
-        "positive_key": pa.array(range(100, 100 + n), pa.int64()),
-        "negative_keys": pa.array([[1000 + i * 10 + j for j in range(len(row))] for i, row in enumerate(negatives)],
-                                  pa.list_(pa.int64())),
-        "stream": pa.array([0] * n),
-        "weight": pa.array([1.0] * (n - 1) + [0.0], pa.float32()),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "anchor": pa.array([ids() for _ in range(n)], kind),
+            "positive": pa.array([ids() for _ in range(n)], kind),
+            "negatives": pa.array(negatives, pa.list_(kind)),
+            "anchor_key": pa.array(range(n), pa.int64()),
+            "positive_key": pa.array(range(100, 100 + n), pa.int64()),
+            "negative_keys": pa.array(
+                [[1000 + i * 10 + j for j in range(len(row))] for i, row in enumerate(negatives)], pa.list_(pa.int64())
+            ),
+            "stream": pa.array([0] * n),
+            "weight": pa.array([1.0] * (n - 1) + [0.0], pa.float32()),
+        }
+    )
 
 
 def _encoder(tokenizer) -> DualEncoder:  # type: ignore[no-untyped-def]

@@ -65,8 +65,13 @@ def test_a_text_and_a_model_are_enough(path: str) -> None:
     assert set(config.compare.methods) == {"scratch", "resize", "random", "mean", "script_moments", "fvt", "focus"}
     assert load(path, ["pairs=p"]).method == "ramen"
     assert set(load(path, ["pairs=p"]).compare.methods) - set(config.compare.methods) == {
-        "wechsel", "ofa", "tokenadapt", "ramen", "trans_tokenizers", "aligned",
-    }  # fmt: skip
+        "wechsel",
+        "ofa",
+        "tokenadapt",
+        "ramen",
+        "trans_tokenizers",
+        "aligned",
+    }
     assert load(path, ["compare.methods=[auto,mean+fvt,mean]"]).compare.methods[-1] == "mean+fvt"
     given = [f"transfer.methods.ofa.space.{name}=x" for name in ("source_vectors", "dictionary")]
     assert "ofa" in load(path, given).compare.methods

@@ -22,8 +22,9 @@ def scan(random: np.random.Generator, rows: int) -> dict:
 def one_after_the_other(scans: list[dict]) -> tuple[list[list[bool]], dict[str, int]]:
     rows = [
         (part["hashes"][16 * place : 16 * place + 16], bool(held))
-        for part in scans for place, held in enumerate(part["heldout"])
-    ]  # fmt: skip
+        for part in scans
+        for place, held in enumerate(part["heldout"])
+    ]
     reserved = {name for name, held in rows if held}
     fates, seen = [], set()
     for name, held in rows:
@@ -62,9 +63,10 @@ def test_a_language_of_two_documents_has_some_on_both_sides(seed: int) -> None:
     for code in range(3):
         rows = [
             (float(part["chances"][row]), place, row, part["hashes"][16 * row : 16 * row + 16], bool(part["heldout"][row]))
-            for place, part in enumerate(scans) for row in range(len(part["heldout"]))
+            for place, part in enumerate(scans)
+            for row in range(len(part["heldout"]))
             if part["langs"][1][row] == code and part["hashes"][16 * row : 16 * row + 16] != EMPTY
-        ]  # fmt: skip
+        ]
         several = len({name for *_, name, _ in rows}) > 1
         if rows and not any(held for *_, held in rows) and several:
             _, place, row, *_ = min(rows)

@@ -134,14 +134,20 @@ def test_a_frame_holds_the_tokens_that_the_tokenizer_puts_around_a_text(family) 
 def rows(n: int, length: int = 64, weights: list[float] | None = None) -> pa.Table:
     packed = concat_split(Ragged.of([[*range(5, 5 + n * length - 10)]]), length, pad=0)
     tags = {"stream": [0] * n, "epoch": [0] * n, "row": list(range(n)), "weight": weights or [1.0] * n}
-    return format.text_rows(packed, 70_000).append_column("stream", pa.array(tags["stream"])).append_column(
-        "epoch", pa.array(tags["epoch"])).append_column("row", pa.array(tags["row"])).append_column(
-        "weight", pa.array(tags["weight"], pa.float32()))  # fmt: skip
+    return (
+        format.text_rows(packed, 70_000)
+        .append_column("stream", pa.array(tags["stream"]))
+        .append_column("epoch", pa.array(tags["epoch"]))
+        .append_column("row", pa.array(tags["row"]))
+        .append_column("weight", pa.array(tags["weight"], pa.float32()))
+    )
 
 
 def masker(**changes: object) -> Masker:
-    return Masker(**{"length": 64, "mask_id": 4, "special_ids": (0, 1, 2, 3, 4), "vocab_size": 60_000,
-                     "probability": 0.15, "seed": 1} | changes)  # fmt: skip
+    return Masker(
+        **{"length": 64, "mask_id": 4, "special_ids": (0, 1, 2, 3, 4), "vocab_size": 60_000, "probability": 0.15, "seed": 1}
+        | changes
+    )
 
 
 def test_masks_depend_on_the_row_alone() -> None:

@@ -76,8 +76,17 @@ def test_the_only_document_of_a_language_goes_to_training(tmp_path, monkeypatch)
 
 def manifest(rows: dict[str, int]) -> Manifest:
     def shard(lang: str, count: int) -> Shard:
-        return Shard(path=f"{lang}/0", rows=count, tokens=count, text_tokens=count, text_bytes=4 * count, padding=0,
-                     documents=1, cut=0, sha256="")  # fmt: skip
+        return Shard(
+            path=f"{lang}/0",
+            rows=count,
+            tokens=count,
+            text_tokens=count,
+            text_bytes=4 * count,
+            padding=0,
+            documents=1,
+            cut=0,
+            sha256="",
+        )
 
     return Manifest(length=32, vocab_size=9, tokenizer="", streams={lang: (shard(lang, n),) for lang, n in rows.items()})
 

@@ -152,10 +152,12 @@ def test_numbers_of_ids_and_half_a_surrogate_pair_are_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("text", 5, "a text"), ("lang", ["el"], "a text"), ("negatives", [1, None], "a list of texts"),
+        ("text", 5, "a text"),
+        ("lang", ["el"], "a text"),
+        ("negatives", [1, None], "a list of texts"),
         ("negatives", "one string", "a list of texts"),
     ],
-)  # fmt: skip
+)
 def test_the_error_for_a_value_of_the_wrong_type_names_its_line(
     name: str, value: object, expected: str, tmp_path: Path
 ) -> None:

@@ -30,9 +30,17 @@ def test_documents_keep_their_layout_on_request(tmp_path, monkeypatch) -> None:
     path.write_text("\n".join(json.dumps({"text": f"{CODE}{number}"}) for number in range(20)))
     for layout in (True, False):
         result = corpus.build(
-            [str(path)], None, str(tmp_path / str(layout)), fraction=0.2, lang="en", seed=0, forbidden=(), actors=1,
-            progress=lambda *_: None, layout=layout,
-        )  # fmt: skip
+            [str(path)],
+            None,
+            str(tmp_path / str(layout)),
+            fraction=0.2,
+            lang="en",
+            seed=0,
+            forbidden=(),
+            actors=1,
+            progress=lambda *_: None,
+            layout=layout,
+        )
         texts = [text for _, text in corpus.read_texts(result.train)]
         assert all(("    if x:\n\treturn" in text) == layout for text in texts)
 

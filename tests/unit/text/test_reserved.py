@@ -20,21 +20,26 @@ GREEK = "Πατήστε το πράσινο κουμπί για να ανοίξ�
 
 def pairs(*rows: tuple[str, str], first: int = 0) -> Pairs:
     return Pairs(
-        ids=[str(first + at) for at in range(len(rows))], anchors=[a for a, _ in rows], positives=[p for _, p in rows],
+        ids=[str(first + at) for at in range(len(rows))],
+        anchors=[a for a, _ in rows],
+        positives=[p for _, p in rows],
         negatives=[[] for _ in rows],
-    )  # fmt: skip
+    )
 
 
 TEST = pairs((SENTENCE, GREEK), ("OK", "Εντάξει"), first=100)
 
 
-@pytest.mark.parametrize("row", [
-    ("Another anchor", GREEK),
-    (SENTENCE.upper(), "Κάτι άλλο"),
-    ("Another anchor", f"Σημείωση: {GREEK} Τέλος."),
-    ("Before you go, press the green button to open the file!", "x"),
-    ("ok", "Ναι"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("Another anchor", GREEK),
+        (SENTENCE.upper(), "Κάτι άλλο"),
+        ("Another anchor", f"Σημείωση: {GREEK} Τέλος."),
+        ("Before you go, press the green button to open the file!", "x"),
+        ("ok", "Ναι"),
+    ],
+)
 def test_a_test_sentence_on_either_side_of_training_is_refused(row: tuple[str, str]) -> None:
     with pytest.raises(DataError, match=r"a sentence of test_pairs= stands in 1 of 2 pairs, those with the ids 1\."):
         check_disjoint(pairs(("fine", "καλά"), row), TEST)
@@ -56,9 +61,16 @@ def test_lines_with_a_test_sentence_are_cut_from_the_text(tmp_path, monkeypatch)
     rows = [{"text": text}] + [{"text": f"Άλλο κείμενο με αριθμό {number}"} for number in range(20)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     result = corpus.build(
-        [str(path)], None, str(tmp_path / "out"), fraction=0.1, lang="el", seed=3, forbidden=[SENTENCE, GREEK], actors=1,
+        [str(path)],
+        None,
+        str(tmp_path / "out"),
+        fraction=0.1,
+        lang="el",
+        seed=3,
+        forbidden=[SENTENCE, GREEK],
+        actors=1,
         progress=lambda *_: None,
-    )  # fmt: skip
+    )
     assert "Πρώτη γραμμή.\nΤελευταία γραμμή." in [text for _, text in corpus.read_texts(result.train)]
 
 
@@ -74,9 +86,16 @@ def test_the_test_set_is_not_sent_with_each_unit_of_text(tmp_path, monkeypatch) 
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"Text with the number {number}"}) for number in range(20)))
     corpus.build(
-        [str(path)], None, str(tmp_path / "out"), fraction=0.2, lang="en", seed=3, actors=1, progress=lambda *_: None,
+        [str(path)],
+        None,
+        str(tmp_path / "out"),
+        fraction=0.2,
+        lang="en",
+        seed=3,
+        actors=1,
+        progress=lambda *_: None,
         forbidden=[f"The test sentence that has the number {number}" for number in range(10_000)],
-    )  # fmt: skip
+    )
     assert max(sent) < 4096
 
 

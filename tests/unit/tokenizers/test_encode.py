@@ -45,14 +45,14 @@ def variants(backend: Tokenizer) -> list[Tokenizer]:
         other.normalizer = normalizers.NFC()
         for pattern in sorted(LOCAL_PATTERNS):
             gpt4 = Tokenizer.from_str(backend.to_str())
-            gpt4.pre_tokenizer = pre_tokenizers.Sequence([
-                pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
-            ])  # fmt: skip
+            gpt4.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+            )
             tokenizers.append(gpt4)
     if type(other.pre_tokenizer).__name__ == "Metaspace":
-        other.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="first")
-        ])  # fmt: skip
+        other.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="first")]
+        )
     return [*tokenizers, other]
 
 
@@ -90,13 +90,16 @@ def test_each_family_has_its_finest_cut_rule(english) -> None:
     }
 
 
-@pytest.mark.parametrize("change", [
-    {"normalizer": {"type": "Replace", "pattern": {"String": "  "}, "content": " "}},
-    {"normalizer": {"type": "Prepend", "prepend": "a"}},
-    {"pre_tokenizer": None},
-    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
-    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\w+ \\w+"}, "behavior": "Isolated", "invert": False}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"String": "  "}, "content": " "}},
+        {"normalizer": {"type": "Prepend", "prepend": "a"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\w+ \\w+"}, "behavior": "Isolated", "invert": False}},
+    ],
+)
 def test_texts_whose_words_may_join_are_encoded_whole(change: dict, english) -> None:
     spec = json.loads(FAMILIES["byte_level"](english).backend_tokenizer.to_str()) | change
     changed = Tokenizer.from_str(json.dumps(spec))

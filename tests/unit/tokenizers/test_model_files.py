@@ -14,20 +14,37 @@ from data_pipeline.tokenizers.verify import verify
 from ray_jobs.inputs import model_fingerprint
 
 MODELS = {
-    "deberta-v2": ("spm.model", "unigram", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]",
-                   "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]", "user_defined_symbols": ["[MASK]"]}),
+    "deberta-v2": (
+        "spm.model",
+        "unigram",
+        {
+            "pad_id": 0,
+            "bos_id": 1,
+            "eos_id": 2,
+            "unk_id": 3,
+            "pad_piece": "[PAD]",
+            "bos_piece": "[CLS]",
+            "eos_piece": "[SEP]",
+            "unk_piece": "[UNK]",
+            "user_defined_symbols": ["[MASK]"],
+        },
+    ),
     "mt5": ("spiece.model", "unigram", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}),
     "xlm-roberta": ("sentencepiece.bpe.model", "unigram", {"unk_id": 0, "bos_id": 1, "eos_id": 2}),
     "llama": ("tokenizer.model", "bpe", {"unk_id": 0, "bos_id": 1, "eos_id": 2, "byte_fallback": True}),
-}  # fmt: skip
+}
 
 
 def folder_of(kind: str, texts: list[str], folder: Path) -> str:
     name, algorithm, settings = MODELS[kind]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(folder / "made"), model_type=algorithm, vocab_size=800,
-        minloglevel=2, **settings,
-    )  # fmt: skip
+        sentence_iterator=iter(texts),
+        model_prefix=str(folder / "made"),
+        model_type=algorithm,
+        vocab_size=800,
+        minloglevel=2,
+        **settings,
+    )
     (folder / "made.vocab").unlink()
     (folder / "made.model").rename(folder / name)
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))

@@ -133,9 +133,12 @@ def test_a_new_vocabulary_joins_hindi_words_that_the_source_s_pattern_cuts(make,
     )
 
 
-@pytest.mark.parametrize("config", [
-    train.TokenizerConfig(vocab_size=900, extend=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        train.TokenizerConfig(vocab_size=900, extend=True),
+    ],
+)
 def test_an_extended_vocabulary_warns_of_the_cost_of_the_old_pattern(config, english) -> None:
     warnings: list[str] = []
     tokenizer = train.train(llama3(english), HINDI * 60, config, warnings.append)

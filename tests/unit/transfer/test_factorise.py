@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
     T5Config,
     T5ForConditionalGeneration,
-)  # fmt: skip
+)
 
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.tokenizers import train

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
-)  # fmt: skip
+)
 
 from data_pipeline.errors import ModelError
 from data_pipeline.tokenizers import train
@@ -210,8 +210,9 @@ def test_untied_random_rows_are_independent_draws(problem) -> None:
     model = tiny_decoder(problem.source, "llama", tied=False)
     graft(model, plan, problem.target)
     rows = problem.new
-    inputs, outputs = (part.weight.detach()[rows].double().numpy() for part in
-                       (model.get_input_embeddings(), model.get_output_embeddings()))  # fmt: skip
+    inputs, outputs = (
+        part.weight.detach()[rows].double().numpy() for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
     centred = [(part - part.mean(axis=0)) / part.std(axis=0) for part in (inputs, outputs)]
     correlation = float((centred[0] * centred[1]).mean())
     assert abs(correlation) < 4 / np.sqrt(inputs.size)

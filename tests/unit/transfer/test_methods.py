@@ -135,12 +135,18 @@ def test_random_rows_have_the_old_moments_and_depend_on_the_token_only(problem) 
     # The same token in another vocabulary, at another id, has the same row.
     token = problem.tokens[int(np.flatnonzero(made.provenance == Provenance.RANDOM)[5])]
     shuffled = plan.TransferPlan(
-        indptr=np.zeros(3, np.int64), indices=np.empty(0, np.int32), weights=np.empty(0, np.float32),
+        indptr=np.zeros(3, np.int64),
+        indices=np.empty(0, np.int32),
+        weights=np.empty(0, np.float32),
         provenance=np.full(2, Provenance.RANDOM, np.uint8),
         keys=np.array([9, keyed_random.key(token.key())], np.uint64),
-        group=np.zeros(2, np.uint16), by=np.zeros(2, np.uint8), source_group=np.zeros(problem.source_rows, np.uint16),
-        source_rows=problem.source_rows, seed=problem.seed, method="random",
-    )  # fmt: skip
+        group=np.zeros(2, np.uint16),
+        by=np.zeros(2, np.uint8),
+        source_group=np.zeros(problem.source_rows, np.uint16),
+        source_rows=problem.source_rows,
+        seed=problem.seed,
+        method="random",
+    )
     assert torch.equal(apply.embeddings(shuffled, old)[1], new[5])
 
 
@@ -211,9 +217,14 @@ def test_aligned_is_the_normalised_dice_of_the_best_partners(problem) -> None:
     placed = set(rows.ids.tolist())
     for t in problem.new:
         count = sum(int(t) in row for row in target)
-        assert (int(t) in placed) or count < 2 or not any(
-            n >= 2 for n in collections.Counter(s for i, row in enumerate(target) if int(t) in row for s in source[i]).values()
-        )  # fmt: skip
+        assert (
+            (int(t) in placed)
+            or count < 2
+            or not any(
+                n >= 2
+                for n in collections.Counter(s for i, row in enumerate(target) if int(t) in row for s in source[i]).values()
+            )
+        )
 
 
 # FOCUS and WECHSEL: section 3 of each, token by token, on the same fastText vectors
@@ -238,8 +249,9 @@ def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None
         ordered = np.sort(z)[::-1]
         k = max(i for i in range(1, len(z) + 1) if 1 + i * ordered[i - 1] > ordered[:i].sum())
         weights = np.maximum(z - (ordered[:k].sum() - 1) / k, 0)
-        found = dict(zip(rows.indices[bounds[place] : bounds[place + 1]], rows.weights[bounds[place] : bounds[place + 1]],
-                         strict=True))  # fmt: skip
+        found = dict(
+            zip(rows.indices[bounds[place] : bounds[place + 1]], rows.weights[bounds[place] : bounds[place + 1]], strict=True)
+        )
         for t, weight in zip(basis, weights, strict=True):
             assert abs(found.get(problem.shared[t], 0.0) - weight) < 1e-5
 

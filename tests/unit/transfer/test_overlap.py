@@ -53,8 +53,14 @@ def test_the_cascade_goes_from_strict_to_loose() -> None:
     source = sentencepiece("▁File", "ing", "▁the", "the", "①", "x", "▁x")
     target = sentencepiece("▁File", "▁file", "▁ing", "▁THE", "▁1", "X", "zzz")
     assert found(source, target) == [
-        (0, "EXACT_COPY"), (0, "CASE_COPY"), (1, "START_COPY"), (2, "CASE_COPY"), (4, "NFKC_COPY"), (5, "CASE_COPY"), None,
-    ]  # fmt: skip
+        (0, "EXACT_COPY"),
+        (0, "CASE_COPY"),
+        (1, "START_COPY"),
+        (2, "CASE_COPY"),
+        (4, "NFKC_COPY"),
+        (5, "CASE_COPY"),
+        None,
+    ]
     assert found(source, target, ("exact",)) == [(0, "EXACT_COPY"), *[None] * 6]
     assert found(source, target, ("exact", "case"))[2] is None
 

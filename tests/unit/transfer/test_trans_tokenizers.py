@@ -201,9 +201,13 @@ def test_permuting_the_vocabulary_permutes_the_rows(english, pairs) -> None:
     vocabulary = spec["model"]["vocab"]
     spec["model"]["vocab"] = {piece: n if n < 5 else int(order[n - 5]) for piece, n in vocabulary.items()}
     shuffled = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
     texts = Texts(corpus=lambda: iter(()), anchors=english, positives=[row["positive"] for row in pairs])
     once, again = (
         {tokenizer.convert_ids_to_tokens(n): row for n, row in mixtures_of(rows).items()}

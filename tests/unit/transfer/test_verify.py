@@ -88,9 +88,12 @@ def test_one_mixture_written_in_two_orders_is_one_recipe(problem) -> None:
     both = np.flatnonzero(problem.shared >= 0)[-2:]
     left, right = problem.shared[both]
     rows = Placement(
-        ids=np.array([first, second]), counts=np.array([2, 2]), indices=np.array([left, right, right, left]),
-        weights=np.full(4, 0.5, np.float32), provenance=Provenance.COMPOSITION,
-    )  # fmt: skip
+        ids=np.array([first, second]),
+        counts=np.array([2, 2]),
+        indices=np.array([left, right, right, left]),
+        weights=np.full(4, 0.5, np.float32),
+        provenance=Provenance.COMPOSITION,
+    )
     plan, made = assemble(problem, rows, "fvt"), MODELS["encoder"](problem.source)
     graft(made, plan, problem.target)
     matrix = made.get_input_embeddings().weight

@@ -240,9 +240,11 @@ def test_every_kind_of_vectors_works_with_every_method(problem, english, greek, 
         space = SpaceConfig(source_vectors=str(tmp_path / "s.vec"), target_vectors=str(tmp_path / "t.vec"))
         of_focus = focus.FocusConfig(vectors=str(tmp_path / "t.vec"))
     for rows in (
-        wechsel.place(problem, wechsel.WechselConfig(space=space)), ofa.place(problem, ofa.OfaConfig(space=space)),
-        tokenadapt.place(problem, tokenadapt.TokenadaptConfig(space=space)), focus.place(problem, of_focus),
-    ):  # fmt: skip
+        wechsel.place(problem, wechsel.WechselConfig(space=space)),
+        ofa.place(problem, ofa.OfaConfig(space=space)),
+        tokenadapt.place(problem, tokenadapt.TokenadaptConfig(space=space)),
+        focus.place(problem, of_focus),
+    ):
         assert len(rows.ids) > 20
         sums = np.add.reduceat(rows.weights, np.concatenate([[0], np.cumsum(rows.counts)[:-1]]))
         assert np.abs(sums - 1).max() < 1e-5

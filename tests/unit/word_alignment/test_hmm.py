@@ -205,9 +205,20 @@ def test_frequent_english_words_are_aligned_with_their_greek_translations(real) 
     counts = collections.Counter((real[0][pair][i], real[1][pair][j]) for pair, i, j in align(*real).tolist())
     best = {left: right for (left, right), _ in reversed(counts.most_common())}
     known = {
-        "and": "και", "or": "ή", "is": "είναι", "if": "εάν", "from": "από", "with": "με", "when": "όταν", "not": "δεν",
-        "file": "αρχείο", "document": "έγγραφο", "click": "πατήστε", "select": "επιλέξτε", "cell": "κελί",
-    }  # fmt: skip
+        "and": "και",
+        "or": "ή",
+        "is": "είναι",
+        "if": "εάν",
+        "from": "από",
+        "with": "με",
+        "when": "όταν",
+        "not": "δεν",
+        "file": "αρχείο",
+        "document": "έγγραφο",
+        "click": "πατήστε",
+        "select": "επιλέξτε",
+        "cell": "κελί",
+    }
     assert {word: best[word] for word in known} == known
 
 

@@ -71,8 +71,12 @@ def test_a_dictionary_for_all_languages_keeps_one_space(texts: Texts, tmp_path) 
 
 def test_a_language_without_enough_text_is_skipped_unless_all_are(texts: Texts) -> None:
     tiny = Texts(corpus=lambda: iter(()), anchors=["a b"], positives=["щ ц"])
-    both = Texts(corpus=texts.corpus, anchors=texts.anchors, positives=texts.positives,
-                 languages={"el": texts.languages["el"], "uk": tiny})  # fmt: skip
+    both = Texts(
+        corpus=texts.corpus,
+        anchors=texts.anchors,
+        positives=texts.positives,
+        languages={"el": texts.languages["el"], "uk": tiny},
+    )
     _, target = word_space.align_vectors(both, SPACE, LocalExecutor())
     assert "щ" not in target
     none = Texts(corpus=texts.corpus, anchors=texts.anchors, positives=texts.positives, languages={"uk": tiny})
