@@ -43,12 +43,12 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "", None}
 def _no_network() -> Iterator[None]:
     """A test that reaches out fails, whatever the machine could reach."""
     real = socket.socket.connect
-    own = {socket.gethostname(), *LOOPBACK}
-    own.add(ray.util.get_node_ip_address())
+    local_hosts = {socket.gethostname(), *LOOPBACK}
+    local_hosts.add(ray.util.get_node_ip_address())
 
     def connect(self: socket.socket, address: object) -> None:
         host = address[0] if isinstance(address, tuple) else None
-        if host not in own and not str(host).startswith("127."):
+        if host not in local_hosts and not str(host).startswith("127."):
             raise AssertionError(f"a test tried to reach {address}")
         real(self, address)
 

@@ -41,7 +41,7 @@ def test_scores_are_json_and_the_same_again(metric: Metric, embedder: Embedder, 
     assert metric(embedder, given) == (scores, {})
 
 
-def test_several_languages_have_scores_of_their_own(metric: Metric, embedder: Embedder, pairs: list[dict]) -> None:
+def test_each_of_several_languages_has_its_scores(metric: Metric, embedder: Embedder, pairs: list[dict]) -> None:
     scores, by_language = metric(embedder, some_pairs(pairs, ["el", "tr"]))
     assert set(by_language) == {"el", "tr"}
     assert all(set(one) == set(scores) for one in by_language.values())

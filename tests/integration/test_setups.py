@@ -49,7 +49,8 @@ def worker(settings: dict[str, Any]) -> list[float]:
     import torch._dynamo
     import torch.distributed as dist
 
-    from tests.unit.models.test_packed_lm import batch_of, made
+    from tests.families.configs import tiny
+    from tests.unit.models.test_packed_lm import batch_of
     from trainer.config.train import TrainConfig
     from trainer.engine.setup import make_engine
     from trainer.engine.step import optimizer_step, set_rates
@@ -59,7 +60,7 @@ def worker(settings: dict[str, Any]) -> list[float]:
     linear_cross_entropy.CHUNK_LOGITS["cpu"] = 7 * 300
     dist.init_process_group("gloo")
     config = TrainConfig(steps=6, batch_size=6, warmup_steps=1, learning_rate=1e-2, **settings)
-    engine = make_engine(PackedLM(made("xlm-roberta"), False, 0.2), config, 3, 2)
+    engine = make_engine(PackedLM(tiny("xlm-roberta"), False, 0.2), config, 3, 2)
     engine.train()
     values, batch = [], batch_of("xlm-roberta", packed=dist.get_rank() == 0)
     for step in range(config.steps):

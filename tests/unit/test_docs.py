@@ -39,9 +39,9 @@ def test_make_targets_and_modules_exist(page: Path) -> None:
 
 
 def test_jobs_and_commands_exist(page: Path) -> None:
-    known = {*jobs(), *commands(), "config", "methods", "JOB", "COMMAND", "--help"}
+    valid_names = {*jobs(), *commands(), "config", "methods", "JOB", "COMMAND", "--help"}
     for name in re.findall(r"(?:`|\$ |^ {4})scion ([A-Za-z-]+)", page.read_text(), re.M):
-        assert name in known, name
+        assert name in valid_names, name
 
 
 def test_keys_exist(page: Path) -> None:

@@ -15,30 +15,30 @@ from trainer.models import loading
 
 
 @pytest.fixture(params=["mean", "cls", "lasttoken"])
-def saved(request, english, tmp_path) -> str:
+def model_folder(request, english, tmp_path) -> str:
     tokenizer = FAMILIES["wordpiece"](english)
     spec = EmbedderSpec(pooling=request.param, max_length=24, dimensions=(8,))
     Embedder(tiny_model(tokenizer).bert, tokenizer, spec).save(str(tmp_path))
     return str(tmp_path)
 
 
-def test_a_text_has_the_same_vector_in_any_batch(saved, english) -> None:
-    embedder = Embedder.load(saved)
+def test_a_text_has_the_same_vector_in_any_batch(model_folder, english) -> None:
+    embedder = Embedder.load(model_folder)
     together = embedder.encode(english)
     alone = np.concatenate([embedder.encode([text]) for text in english[:40]])
     assert np.abs(together[:40] - alone).max() < 1e-5
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_sentence_transformers_reads_the_folder_and_agrees(saved, english) -> None:
+def test_sentence_transformers_reads_the_folder_and_agrees(model_folder, english) -> None:
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(saved, device="cpu").encode(english, batch_size=7)
-    assert np.abs(theirs - Embedder.load(saved).encode(english)).max() < 1e-5
+    theirs = SentenceTransformer(model_folder, device="cpu").encode(english, batch_size=7)
+    assert np.abs(theirs - Embedder.load(model_folder).encode(english)).max() < 1e-5
 
 
-def test_a_truncated_vector_is_normalised_again(saved, english) -> None:
-    embedder = Embedder.load(saved)
+def test_a_truncated_vector_is_normalised_again(model_folder, english) -> None:
+    embedder = Embedder.load(model_folder)
     whole, cut = embedder.encode(english[:5]), embedder.encode(english[:5], dimensions=8)
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
     assert np.abs(cut - expected).max() < 1e-5
@@ -46,8 +46,8 @@ def test_a_truncated_vector_is_normalised_again(saved, english) -> None:
         embedder.encode(english[:1], dimensions=9)
 
 
-def test_a_long_text_keeps_its_closing_token(saved) -> None:
-    embedder = Embedder.load(saved)
+def test_a_long_text_keeps_its_closing_token(model_folder) -> None:
+    embedder = Embedder.load(model_folder)
     ids = embedder.tokenize(["click the button " * 50])[0]
     assert len(ids) == 24
     assert ids[-1] == embedder.tokenizer.sep_token_id
@@ -62,37 +62,39 @@ def test_a_plain_model_folder_pools_by_the_mean(source_folder, english) -> None:
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
 def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
-    made = list(batches_by_length([[7] * length for length in lengths]))
-    assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
-    for batch in made:
+    batches = list(batches_by_length([[7] * length for length in lengths]))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
         padded = max(lengths[row] for row in batch) * len(batch)
         assert padded <= 2 * sum(lengths[row] for row in batch)
         assert padded <= 4096 or len(batch) == 1
 
 
-def test_a_hub_name_is_fetched_and_a_bad_one_explained(saved, english, monkeypatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"org/model": saved}[name])
-    assert np.array_equal(Embedder.load("org/model").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
+def test_a_hub_name_is_fetched_and_a_bad_one_explained(model_folder, english, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"org/model": model_folder}[name])
+    assert np.array_equal(Embedder.load("org/model").encode(english[:3]), Embedder.load(model_folder).encode(english[:3]))
     with pytest.raises(ModelError, match="neither a folder nor a model that the hub gives"):
         Embedder.load("org/other")
     with pytest.raises(ModelError, match="there is no such folder"):
         Embedder.load("./org/other")
 
 
-def test_a_model_at_a_uri_is_read(saved, english) -> None:
+def test_a_model_at_a_uri_is_read(model_folder, english) -> None:
     with storage.local_output("memory://test-embedder") as folder:
-        Embedder.load(saved).save(folder)
-    assert np.array_equal(Embedder.load("memory://test-embedder").encode(english[:3]), Embedder.load(saved).encode(english[:3]))
+        Embedder.load(model_folder).save(folder)
+    assert np.array_equal(
+        Embedder.load("memory://test-embedder").encode(english[:3]), Embedder.load(model_folder).encode(english[:3])
+    )
 
 
-def test_an_unknown_pooling_is_rejected(saved) -> None:
-    path = f"{saved}/embed.json"
+def test_an_unknown_pooling_is_rejected(model_folder) -> None:
+    path = f"{model_folder}/embed.json"
     with open(path) as file:
         spec = json.load(file)
     with open(path, "w") as file:
         json.dump(spec | {"pooling": "median"}, file)
     with pytest.raises(ModelError, match="median"):
-        Embedder.load(saved)
+        Embedder.load(model_folder)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path) -> None:

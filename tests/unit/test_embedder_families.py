@@ -92,40 +92,40 @@ def tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(params=sorted(KINDS))
-def trained(request: pytest.FixtureRequest, english: list[str], tmp_path: Any) -> tuple[str, str]:
+def model_and_embedder(request: pytest.FixtureRequest, english: list[str], tmp_path: Any) -> tuple[str, str]:
     """A model folder of each kind, and the embedder that training it for zero steps writes."""
     model = KINDS[request.param]().eval()
-    source, made = str(tmp_path / "model"), str(tmp_path / "embedder")
+    source, embedder_folder = str(tmp_path / "model"), str(tmp_path / "embedder")
     model.save_pretrained(source)
     tokenizer(english, 90 if request.param.startswith("gemma3") else SIZE).save_pretrained(source)
     task = ContrastiveTask(model_uri=source, spec=EmbedderSpec(pooling="lasttoken", max_length=32))
     task.collator()
-    task.export(task.module().state_dict(), made)
-    return request.param, made
+    task.export(task.module().state_dict(), embedder_folder)
+    return request.param, embedder_folder
 
 
-def test_every_reader_gives_the_same_vectors(trained: tuple[str, str], english: list[str]) -> None:
+def test_every_reader_gives_the_same_vectors(model_and_embedder: tuple[str, str], english: list[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
-    kind, folder = trained
+    kind, folder = model_and_embedder
     texts = [text[:60] for text in english[:30]]
-    own = Embedder.load(folder)
-    vectors = own.encode(texts)
-    assert vectors.shape == (30, own.width)
-    assert own.width == (16 if kind == "opt-350m" else 32)
-    alone = np.concatenate([own.encode([text]) for text in texts])
+    loaded_embedder = Embedder.load(folder)
+    vectors = loaded_embedder.encode(texts)
+    assert vectors.shape == (30, loaded_embedder.width)
+    assert loaded_embedder.width == (16 if kind == "opt-350m" else 32)
+    alone = np.concatenate([loaded_embedder.encode([text]) for text in texts])
     assert np.abs(vectors - alone).max() < 1e-5
     theirs = SentenceTransformer(folder, device="cpu").encode(texts, batch_size=7)
     assert np.abs(theirs - vectors).max() < 1e-5
     plain: Any = AutoModel.from_pretrained(folder).eval()
     if kind.endswith("t5"):  # AutoModel has no class for the encoder alone: it reads it as a part of the whole
         plain = plain.get_encoder()
-    ids = torch.tensor([own.tokenize(texts[:1])[0]])
+    ids = torch.tensor([loaded_embedder.tokenize(texts[:1])[0]])
     with torch.no_grad():
         last = torch.nn.functional.normalize(plain(input_ids=ids).last_hidden_state[:, -1].float(), dim=1)
     assert np.abs(last.numpy() - vectors[:1]).max() < 1e-5
-    assert own.tokenizer.pad_token == "</s>"
-    assert own.model.config.pad_token_id is not None
+    assert loaded_embedder.tokenizer.pad_token == "</s>"
+    assert loaded_embedder.model.config.pad_token_id is not None
 
 
 def test_poolings_are_found_by_name_and_alias() -> None:

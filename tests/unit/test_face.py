@@ -58,40 +58,40 @@ def test_the_import_and_the_list_of_methods_need_nothing_heavy() -> None:
 
 
 @pytest.fixture(scope="module")
-def grafted(source_folder: str, greek: list[str]) -> scion.GraftedModel:
+def graft(source_folder: str, greek: list[str]) -> scion.GraftedModel:
     return scion.transfer(source_folder, text=greek, method="fvt", tokenizer=TokenizerConfig(vocab_size=600))
 
 
-def test_a_transfer_is_right_and_the_same_again(grafted: scion.GraftedModel, source_folder: str, greek: list[str]) -> None:
-    assert all(check.is_ok for check in scion.verify(grafted))
+def test_a_transfer_is_right_and_the_same_again(graft: scion.GraftedModel, source_folder: str, greek: list[str]) -> None:
+    assert all(check.is_ok for check in scion.verify(graft))
     again = scion.transfer(source_folder, text=greek, method="fvt", tokenizer=TokenizerConfig(vocab_size=600))
-    assert again.tokenizer.get_vocab() == grafted.tokenizer.get_vocab()
-    assert np.array_equal(again.plan.weights, grafted.plan.weights)
+    assert again.tokenizer.get_vocab() == graft.tokenizer.get_vocab()
+    assert np.array_equal(again.plan.weights, graft.plan.weights)
 
 
-def test_what_is_saved_is_loaded_by_everybody(grafted: scion.GraftedModel, source_folder: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_by_other_libraries(graft: scion.GraftedModel, source_folder: str, tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder = str(tmp_path / "grafted")
-    grafted.save(folder)
+    graft.save(folder)
     assert len(AutoModelForMaskedLM.from_pretrained(folder).get_input_embeddings().weight) % 128 == 0
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == grafted.tokenizer.get_vocab()
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == graft.tokenizer.get_vocab()
     assert scion.Embedder.load(folder).encode(["Πατήστε το κουμπί."]).shape == (1, 32)
     assert all(check.is_ok for check in scion.verify(folder))
 
 
-def test_pairs_text_files_and_a_given_tokenizer(grafted: scion.GraftedModel, source_folder: str, pairs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    grafted.save(str(tmp_path / "given"))
+def test_pairs_text_files_and_a_given_tokenizer(graft: scion.GraftedModel, source_folder: str, pairs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    graft.save(str(tmp_path / "given"))
     (tmp_path / "text.txt").write_text("\n".join(pair["positive"] for pair in pairs))
-    made = scion.transfer(
+    grafted_again = scion.transfer(
         source_folder,
         text=str(tmp_path / "*.txt"),
         pairs=[(pair["anchor"], pair["positive"]) for pair in pairs],
         method="aligned+fvt",
         tokenizer=str(tmp_path / "given"),
     )
-    assert set(made.plan.placed_by_method()) == {"aligned", "fvt"}
-    assert made.tokenizer.get_vocab() == grafted.tokenizer.get_vocab()
+    assert set(grafted_again.plan.placed_by_method()) == {"aligned", "fvt"}
+    assert grafted_again.tokenizer.get_vocab() == graft.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_an_embedder_encodes_lists(source_folder: str) -> None:
             embedder.encode(wrong)
 
 
-def test_a_plan_is_loaded_and_read_row_by_row(grafted: scion.GraftedModel, tmp_path: Path) -> None:
-    grafted.plan.save(str(tmp_path))
+def test_a_plan_is_loaded_and_read_row_by_row(graft: scion.GraftedModel, tmp_path: Path) -> None:
+    graft.plan.save(str(tmp_path))
     plan = scion.TransferPlan.load(tmp_path)
-    assert plan.source_model == grafted.plan.source_model
+    assert plan.source_model == graft.plan.source_model
     dense = plan.dense().numpy()
     for token in (0, len(plan) // 2, len(plan) - 1):
         row = np.zeros(plan.source_rows, np.float32)
@@ -239,18 +239,18 @@ def test_a_method_that_places_little_says_so(source_folder: str, greek: list[str
     assert not any("at random" in line for line in quiet)
 
 
-def test_another_architecture_is_no_source(grafted: scion.GraftedModel, tmp_path: Path, greek: list[str]) -> None:
+def test_another_architecture_is_no_source(graft: scion.GraftedModel, tmp_path: Path, greek: list[str]) -> None:
     tokenizer = byte_level(greek)
     tiny_decoder(tokenizer).save_pretrained(tmp_path / "decoder")
     tokenizer.save_pretrained(tmp_path / "decoder")
     with pytest.raises(scion.ScionError, match=r"the source is a .*, the grafted model a "):
-        scion.verify(grafted, source_model=tmp_path / "decoder")
+        scion.verify(graft, source_model=tmp_path / "decoder")
     with pytest.raises(scion.ScionError, match="expected a grafted model or a folder, got NoneType"):
         scion.verify(None)  # type: ignore[arg-type]
 
 
-def test_an_object_is_shown_in_a_line(grafted: scion.GraftedModel, source_folder: str) -> None:
-    for one in (grafted, grafted.plan, scion.Embedder.load(source_folder)):
+def test_an_object_is_shown_in_a_line(graft: scion.GraftedModel, source_folder: str) -> None:
+    for one in (graft, graft.plan, scion.Embedder.load(source_folder)):
         assert len(repr(one)) < 300
 
 
@@ -259,12 +259,12 @@ def test_an_unknown_pooling_is_refused() -> None:
         scion.EmbedderSpec(pooling="maximum")
 
 
-def test_a_model_that_was_changed_is_not_right(grafted: scion.GraftedModel) -> None:
+def test_a_model_that_was_changed_is_not_right(graft: scion.GraftedModel) -> None:
     import copy
 
     import torch
 
-    broken = scion.GraftedModel(copy.deepcopy(grafted.model), grafted.tokenizer, grafted.plan)
+    broken = scion.GraftedModel(copy.deepcopy(graft.model), graft.tokenizer, graft.plan)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[7] += 1
     with pytest.raises(scion.ScionError, match=r"checks failed: copied rows .*row 7|checks failed: .*7"):

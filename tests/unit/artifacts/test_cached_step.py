@@ -16,7 +16,7 @@ def folder(request: pytest.FixtureRequest, tmp_path) -> str:
     return "memory://test-once"
 
 
-def test_finished_work_is_kept_until_its_key_or_its_files_change(folder: str) -> None:
+def test_a_finished_step_is_reused_until_its_key_or_its_files_change(folder: str) -> None:
     calls = []
 
     def make() -> tuple[dict, list[str]]:

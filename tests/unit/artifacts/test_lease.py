@@ -310,10 +310,10 @@ def test_one_of_four_concurrent_processes_holds_the_lease(tmp_path: Path) -> Non
         holding = [rival for rival in rivals if ask(rival) == "held"]
         assert holding
         go(holding)
-        kept = [rival for rival in holding if ask(rival) == "kept"]
-        assert len(kept) == 1
-        assert read_lease(uri)["pid"] == kept[0].pid
-        go(kept)
+        holders = [rival for rival in holding if ask(rival) == "kept"]
+        assert len(holders) == 1
+        assert read_lease(uri)["pid"] == holders[0].pid
+        go(holders)
     assert [rival.returncode for rival in rivals] == [0] * 4
     assert not storage.exists(uri)
 

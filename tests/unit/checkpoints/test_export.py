@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(f"{tmp_path}/run/checkpoints", 3)
 
 
-def test_what_a_killed_export_left_goes_with_the_next(store: Store, tmp_path: Path) -> None:
+def test_the_next_export_removes_the_drafts_of_a_killed_one(store: Store, tmp_path: Path) -> None:
     """A model of 28 GB lay there for each kill."""
     for name in ("out.0123456789ab.draft", "out.ba9876543210.draft", "output.0123456789ab.draft", "out.v2.draft"):
         (tmp_path / name).mkdir()

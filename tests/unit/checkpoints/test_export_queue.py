@@ -69,7 +69,7 @@ def exported_on_resume(exports: ExportQueue, lineage: list[str], monkeypatch: py
     return FinishedProcess.checkpoints
 
 
-def test_a_folder_of_an_abandoned_checkpoint_is_made_again(
+def test_the_folder_of_an_abandoned_checkpoint_is_exported_again(
     exports: ExportQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run went back, made step 100 another time, and was killed before the export."""

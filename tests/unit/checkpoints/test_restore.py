@@ -64,7 +64,7 @@ def save(engine: Engine, state: RunState, store: Store) -> None:
     saver.finish(state)
 
 
-def saved(store: Store, *steps: int) -> RunState:
+def save_steps(store: Store, *steps: int) -> RunState:
     state = RunState(identity="a")
     for step in steps:
         state.next_step = step
@@ -72,22 +72,24 @@ def saved(store: Store, *steps: int) -> RunState:
     return state
 
 
-def test_a_run_goes_on_from_the_newest(store: Store) -> None:
+def test_a_run_resumes_from_the_newest_checkpoint(store: Store) -> None:
     engine = Engine()
     assert restore.restore(engine, store, "a") == RunState(identity="a")
-    saved(store, 2, 4)
+    save_steps(store, 2, 4)
     assert restore.restore(engine, store, "a").next_step == 4
     assert engine.value == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("at_most", "step"), [(100, 90), (90, 90), (89, 20), (20, 20), (19, 20), (-40, 20)])
-def test_a_run_goes_back_to_the_newest_not_after_a_step_or_else_the_earliest(store: Store, at_most: int, step: int) -> None:
-    saved(store, 20, 90, 110)
+def test_a_rollback_takes_the_newest_checkpoint_not_after_a_step_or_else_the_earliest(
+    store: Store, at_most: int, step: int
+) -> None:
+    save_steps(store, 20, 90, 110)
     assert restore.restore(Engine(), store, "a", at_most).next_step == step
 
 
-def test_going_back_passes_over_what_is_torn_to_the_one_before_and_then_after(store: Store) -> None:
-    saved(store, 20, 90, 110)
+def test_a_rollback_tries_earlier_checkpoints_before_later_ones_if_some_are_torn(store: Store) -> None:
+    save_steps(store, 20, 90, 110)
     for step in (90, 20):
         name = next(name for name in store.usable() if step_of(name) == step)
         os.remove(Path(store.uri, name, "ds", "states.pt"))
@@ -95,8 +97,8 @@ def test_going_back_passes_over_what_is_torn_to_the_one_before_and_then_after(st
 
 
 @pytest.mark.parametrize("path", ["ds/states.pt", "state.json", "manifest-00000.json", "COMMITTED"])
-def test_of_a_checkpoint_that_changed_the_one_before_is_taken(store: Store, path: str) -> None:
-    saved(store, 2, 4, 6)
+def test_a_changed_checkpoint_falls_back_to_the_one_before(store: Store, path: str) -> None:
+    save_steps(store, 2, 4, 6)
     newest = Path(store.uri, store.usable()[0])
     (newest / path).write_bytes((newest / path).read_bytes()[:-2])
     engine = Engine()
@@ -106,8 +108,8 @@ def test_of_a_checkpoint_that_changed_the_one_before_is_taken(store: Store, path
     assert len(store.usable()) == 2
 
 
-def test_with_no_checkpoint_intact_the_run_does_not_silently_begin_again(store: Store) -> None:
-    saved(store, 2, 4)
+def test_a_run_without_an_intact_checkpoint_does_not_silently_start_again(store: Store) -> None:
+    save_steps(store, 2, 4)
     for name in store.usable():
         os.remove(Path(store.uri, name, "ds", "states.pt"))
     with pytest.raises(CorruptError, match="no checkpoint is intact"):
@@ -118,7 +120,7 @@ def test_with_no_checkpoint_intact_the_run_does_not_silently_begin_again(store: 
 @pytest.mark.parametrize("path", ["states.pt", "state.json", "manifest-", "COMMITTED", "/checkpoints"])
 def test_a_read_that_fails_for_a_moment_is_tried_again(flaky, path: str, error: Exception) -> None:  # noqa: F811
     store = Store("flaky://run/checkpoints", keep=3)
-    saved(store, 2, 4)
+    save_steps(store, 2, 4)
     Flaky.fault = failing("read|info|list", path, error, times=3)
     engine = Engine()
     assert restore.restore(engine, store, "a").next_step == 4
@@ -129,7 +131,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(flaky, path: str, error: 
 @pytest.mark.parametrize("path", ["states.pt", "state.json", "manifest-", "COMMITTED", "/checkpoints"])
 def test_storage_that_stays_away_condemns_no_checkpoint(flaky, path: str) -> None:  # noqa: F811
     store = Store("flaky://run/checkpoints", keep=3)
-    saved(store, 2, 4)
+    save_steps(store, 2, 4)
     before = store.usable()
     Flaky.fault = failing("read|info|list", path, TimeoutError("no answer"))
     with pytest.raises(OSError, match="no answer"):
@@ -141,7 +143,7 @@ def test_storage_that_stays_away_condemns_no_checkpoint(flaky, path: str) -> Non
 
 def test_a_bad_checkpoint_that_cannot_be_marked_is_passed_over_once(flaky) -> None:  # noqa: F811
     store = Store("flaky://run/checkpoints", keep=3)
-    saved(store, 2, 4)
+    save_steps(store, 2, 4)
     storage.write_bytes(storage.join(store.uri, store.usable()[0], "ds", "states.pt"), b"torn")
     Flaky.fault = failing("write", BAD, HttpError("503"))
     assert restore.restore(Engine(), store, "a").next_step == 2
@@ -152,7 +154,7 @@ def test_a_bad_checkpoint_that_cannot_be_marked_is_passed_over_once(flaky) -> No
 
 def test_a_clean_up_that_fails_costs_no_save(flaky) -> None:  # noqa: F811
     store = Store("flaky://run/checkpoints", keep=3)
-    state = saved(store, 0, 2, 4, 6)
+    state = save_steps(store, 0, 2, 4, 6)
     Flaky.fault = failing("remove", "step_", HttpError("503"))
     saver = CheckpointWriter(Engine(), store, Ledger("flaky://run/ledger", 0))
     for step in (8, 10, 12, 14):
@@ -176,7 +178,7 @@ def until(ready: Callable[[], bool]) -> None:
     raise AssertionError("not in 10 s")
 
 
-def test_training_goes_on_while_a_checkpoint_is_committed(flaky) -> None:  # noqa: F811
+def test_training_continues_while_a_checkpoint_is_committed(flaky) -> None:  # noqa: F811
     """The object store answers the commit late: no call waits for it, and it counts only once it is there."""
     store, state = Store("flaky://run/checkpoints", keep=1), RunState(next_step=2)
     late, answer = threading.Event(), threading.Event()
@@ -218,13 +220,13 @@ def test_a_commit_that_fails_behind_the_step_gives_its_rows_to_the_next(flaky, w
 
 
 def test_another_run_s_checkpoint_is_refused(store: Store) -> None:
-    saved(store, 2)
+    save_steps(store, 2)
     with pytest.raises(CorruptError, match="another run"):
         restore.restore(Engine(), store, "b")
 
 
 def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_intact(store: Store, monkeypatch) -> None:
-    state = saved(store, 2)
+    state = save_steps(store, 2)
     before = sorted(Path(store.uri).rglob("*"))
     with monkeypatch.context() as patch:
         patch.setattr(writer.torch, "save", full)
@@ -245,8 +247,8 @@ def test_two_saves_may_fail_and_the_third_ends_the_run_with_the_last_good_one_in
     assert engine.value == pytest.approx(0.7)
 
 
-def test_a_save_that_failed_is_told_once(store: Store, monkeypatch) -> None:
-    state, saver = saved(store, 2), CheckpointWriter(Engine(), store, Ledger(store.uri + "-ledger", 0))
+def test_a_failed_save_is_reported_once(store: Store, monkeypatch) -> None:
+    state, saver = save_steps(store, 2), CheckpointWriter(Engine(), store, Ledger(store.uri + "-ledger", 0))
     with monkeypatch.context() as patch:
         patch.setattr(writer.torch, "save", full)
         saver.begin(state)
@@ -265,7 +267,7 @@ def test_a_conversion_that_storage_interrupts_is_tried_again(store: Store, monke
     """Only OSErrors are tried again by the next attempt; as a TrainingError it ended the run."""
     engine: Any = Engine()
     engine.optimizer = type("Optimizer", (), {"param_groups": [{"use_muon": False}]})()
-    saved(store, 3)
+    save_steps(store, 3)
     name = store.usable()[0]
     state = store.state(name) | {"world": 2}
     monkeypatch.setattr(Store, "state", lambda store, name: dict(state))

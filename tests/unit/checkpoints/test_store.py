@@ -63,8 +63,8 @@ def test_a_run_that_goes_back_twice_finds_checkpoints_that_are_a_window_older(ga
     for step in itertools.accumulate([0, *gaps]):
         all_of_them.insert(0, name := new_name(step, 1))
         usable = [name, *usable]
-        kept = {*usable[:keep], *stores.rollback_targets(usable)}
-        usable = [one for one in usable if one in kept]
+        survivors = {*usable[:keep], *stores.rollback_targets(usable)}
+        usable = [one for one in usable if one in survivors]
         assert len(usable) <= keep + 4
         assert usable[:keep] == all_of_them[:keep]
         # As long as there is one in each window of 64 steps.
@@ -220,7 +220,7 @@ def test_the_marks_of_readers_that_died_elsewhere_are_watched_once_and_go(
     assert not watched
 
 
-def test_what_is_read_stays_when_the_run_has_ended(store: Store) -> None:
+def test_a_checkpoint_being_read_stays_when_the_run_has_ended(store: Store) -> None:
     read, newest = write(store, 1), write(store, 3)
     with store.reading(read):
         store.keep_newest()
@@ -230,7 +230,7 @@ def test_what_is_read_stays_when_the_run_has_ended(store: Store) -> None:
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
-def test_what_is_read_stays_until_the_next_command(tmp_path: Path, where: str) -> None:
+def test_a_checkpoint_being_read_stays_until_the_next_command(tmp_path: Path, where: str) -> None:
     """The end of the run removed the checkpoint under an export, which called it changed."""
     uri = str(tmp_path / "run") if where == "local" else "memory://test-store-read"
     storage.remove(uri)

@@ -29,12 +29,12 @@ def test_smaller_batches_have_a_smaller_rate_and_take_less_of_the_warm_up() -> N
         assert config.rate(step, True) == pytest.approx(math.sqrt(size / 16) * share), step
 
 
-def test_a_rate_that_was_found_for_another_batch_is_scaled_with_the_root() -> None:
+def test_a_rate_tuned_for_another_batch_is_scaled_with_the_square_root() -> None:
     config = TrainConfig(steps=10, batch_size=64, rate_batch=16, learning_rate=1e-3, warmup_steps=0)
     assert config.rate(0, True) == pytest.approx(2e-3)
 
 
-def test_muon_has_a_rate_of_its_own_and_waits_for_the_embeddings_as_well() -> None:
+def test_muon_has_its_own_rate_and_waits_for_the_embeddings_too() -> None:
     config = TrainConfig(steps=10, warmup_steps=0, embedding_steps=2, learning_rate=1e-3, muon_rate=0.02, clip=0.0)
     assert config.rate(0, False, muon=True) == 0.0
     assert config.rate(2, False, muon=True) == pytest.approx(20 * config.rate(2, False)) == pytest.approx(0.02 * 0.8)
@@ -129,12 +129,12 @@ def test_adamw_has_the_betas_and_eps_that_are_asked_for() -> None:
     groups = make_optimizer(module, TrainConfig(betas=(0.8, 0.95), eps=1e-6)).param_groups
     assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.95), 1e-6)}
     groups = make_optimizer(module, TrainConfig()).param_groups
-    own = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
-    assert {(group["betas"], group["eps"]) for group in groups} == {(own["betas"], own["eps"])}
+    torch_defaults = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert {(group["betas"], group["eps"]) for group in groups} == {(torch_defaults["betas"], torch_defaults["eps"])}
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"decay_steps": 3}, "schedule=wsd, not of linear"),
         ({"schedule": "wsd", "decay_steps": 39, "steps": 40}, "between 1 and the 38 steps after the warm-up, got 39"),
@@ -155,8 +155,8 @@ def test_adamw_has_the_betas_and_eps_that_are_asked_for() -> None:
         ({"micro_batch": 0}, "micro_batch"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_the_way_out(settings: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_contradict_are_rejected_with_a_fix(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TrainConfig(**settings)
 
 
@@ -167,12 +167,12 @@ def test_a_graph_is_compiled_where_it_pays_or_where_it_is_asked_for() -> None:
 
 
 def test_many_micro_batches_are_summed_in_fp32() -> None:
-    found = [
+    dtypes = [
         deepspeed_settings(TrainConfig(precision=kind), 1, count)["data_types"]["grad_accum_dtype"]
         for kind in ("fp32", "bf16")
         for count in (1, 16)
     ]
-    assert found == [None, None, None, "fp32"]
+    assert dtypes == [None, None, None, "fp32"]
     stages = [
         deepspeed_settings(TrainConfig(precision="bf16", zero_stage=stage), 1, count)["zero_optimization"]["stage"]
         for stage in (1, 2, 3)

@@ -44,7 +44,7 @@ def test_a_disk_that_fills_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert done.stdout.strip() == f"[Errno 28] No space left on device: '{tmp_path}/1'"
 
 
-def test_what_a_killed_attempt_left_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_killed_attempt_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".rank-export-91seicpu").mkdir()
     (tmp_path / ".rank-export-91seicpu" / "0").write_bytes(bytes(100))
     (tmp_path / ".rank-00000-a").mkdir()  # another rank's part of a checkpoint

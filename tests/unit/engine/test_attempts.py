@@ -50,7 +50,7 @@ def test_an_exception_before_the_first_step_is_the_last(tmp_path) -> None:
 @pytest.mark.parametrize(
     "error", [OSError("timed out"), dist.DistNetworkError("peer"), RuntimeError("x/gloo/transport/tcp: closed")]
 )
-def test_what_comes_from_outside_is_tried_again(tmp_path, error: Exception) -> None:
+def test_exceptions_from_outside_are_retried(tmp_path, error: Exception) -> None:
     attempts.begin(str(tmp_path))
     with pytest.raises(type(error)):
         attempt(str(tmp_path), error)
@@ -133,7 +133,7 @@ def test_a_superseded_run_leaves_nothing_to_its_successor(tmp_path) -> None:
         assert attempt(uri, steps=3, lease=mine) is None
 
 
-def test_what_a_superseded_run_writes_late_is_not_read(tmp_path, monkeypatch) -> None:
+def test_late_notes_of_a_superseded_run_are_ignored(tmp_path, monkeypatch) -> None:
     uri = str(tmp_path)
     with hold(f"{uri}/lease") as mine:
         monkeypatch.setattr(Attempt, "superseded_error", lambda self: None)  # it looked just before it was taken over

@@ -23,11 +23,11 @@ def automatic() -> Iterator[None]:
 
 
 def test_garbage_goes_at_chosen_steps_only() -> None:
-    gone: dict[int, int] = {}
+    collected_at: dict[int, int] = {}
     at = 0
 
     def note(made_at: int) -> None:
-        gone[made_at] = at
+        collected_at[made_at] = at
 
     with manual_collection():
         assert not gc.isenabled()
@@ -36,12 +36,14 @@ def test_garbage_goes_at_chosen_steps_only() -> None:
             for _ in range(100):  # would set the automatic collection off many times
                 Cycle()
             collect_garbage(at)
-    assert gone == {made: EVERY if made <= EVERY else 2 * EVERY for made in range(1, 2 * EVERY + 1)}
+    assert collected_at == {
+        allocated_at: EVERY if allocated_at <= EVERY else 2 * EVERY for allocated_at in range(1, 2 * EVERY + 1)
+    }
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
 
 
-def test_what_was_there_before_is_not_looked_at_again() -> None:
+def test_objects_from_before_the_training_are_not_collected() -> None:
     with manual_collection():
         assert gc.get_freeze_count() > 10_000
 

@@ -88,7 +88,7 @@ def gone_back(draw: st.DrawFn) -> tuple[int, int, tuple[tuple[int, int], ...]]:
 
 
 @given(gone_back())
-def test_what_is_left_out_ends_with_the_step_that_went_wrong(known: tuple[int, int, tuple[tuple[int, int], ...]]) -> None:
+def test_skipped_steps_end_with_the_step_that_failed(known: tuple[int, int, tuple[tuple[int, int], ...]]) -> None:
     first, last, skipped = known
     start, end = steps_to_skip(first, last, skipped)
     assert start <= last == end - 1
@@ -106,7 +106,7 @@ def test_two_times_that_went_wrong_leave_nothing_out_twice() -> None:
     assert steps_to_skip(0, 500, ()) == (501 - WINDOW, 501)
 
 
-def test_what_a_replay_leaves_out_may_lie_before_what_was_left_out_already() -> None:
+def test_a_rollback_may_skip_steps_before_those_skipped_already() -> None:
     assert steps_to_skip(0, 30, ((40, 105),)) == (0, 31)
     assert steps_to_skip(0, 110, ((40, 105), (200, 240))) == (105, 111)
 

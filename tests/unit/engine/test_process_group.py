@@ -45,11 +45,11 @@ def test_the_interface_is_that_of_the_node_s_own_address(address: str, name: str
 
 
 def test_the_interfaces_of_this_machine_are_read() -> None:
-    found = {name: [one.address for one in more] for name, more in psutil.net_if_addrs().items()}
-    for name, addresses in found.items():
+    interfaces = {name: [one.address for one in more] for name, more in psutil.net_if_addrs().items()}
+    for name, addresses in interfaces.items():
         for address in addresses:
             if "." in address and not address.startswith("127."):
-                assert interface_of(address, found) == name
+                assert interface_of(address, interfaces) == name
 
 
 def test_workers_get_interface_and_dumps_and_a_user_s_own_settings_win() -> None:
@@ -61,8 +61,8 @@ def test_workers_get_interface_and_dumps_and_a_user_s_own_settings_win() -> None
         "TORCH_FR_DUMP_TEMP_FILE": "/runs/a/nccl/rank-",
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/runs/a/nccl/rank-",
     }
-    own = {"NCCL_SOCKET_IFNAME": "ib0", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/mine", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
-    assert variables("10.77.0.12", INTERFACES, "/runs/a/nccl", own) == {"GLOO_SOCKET_IFNAME": "eth0"}
+    user_settings = {"NCCL_SOCKET_IFNAME": "ib0", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/mine", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    assert variables("10.77.0.12", INTERFACES, "/runs/a/nccl", user_settings) == {"GLOO_SOCKET_IFNAME": "eth0"}
     assert not any("IFNAME" in name for name in variables("127.0.0.1", INTERFACES, "/runs/a/nccl", {}))
     assert variables("127.0.0.1", INTERFACES, None, {}) == {}  # gloo
 
@@ -94,19 +94,19 @@ def test_time_outs_have_a_sound_range() -> None:
 def in_two(rank: int, folder: Path) -> None:
     """Rank 1 comes 3 seconds late, to a collective with a long time-out, then with a short one, in a group of its own, too."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    groups, limit, found = [None, dist.new_group([0, 1])], TimeOut(), list[Any]()
+    groups, limit, interfaces = [None, dist.new_group([0, 1])], TimeOut(), list[Any]()
     for minutes, group in ((1.0, groups[0]), (1.0, groups[1]), (1 / 60, groups[1]), (1 / 60, groups[0])):
         limit.set(minutes)
         time.sleep(3.0 * rank)
         began = time.perf_counter()
         try:
             dist.all_reduce(torch.ones(1), group=group)
-            found.append("done")
+            interfaces.append("done")
         except RuntimeError as error:
-            found.append("late" if "imed out" in str(error) and time.perf_counter() - began < 2.9 else str(error))
+            interfaces.append("late" if "imed out" in str(error) and time.perf_counter() - began < 2.9 else str(error))
             break
     if rank == 0:
-        (folder / "found.json").write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps(interfaces))
 
 
 def test_a_time_out_holds_for_every_group(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from trainer.merging.uniform import Uniform
 def test_ranks_count_the_documents_that_score_higher() -> None:
     generator = np.random.default_rng(0)
     q, d = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in generator.normal(size=(2, 50, 5)).astype(np.float32))
-    found = retrieval.ranks(q, d, [f"query {i}" for i in range(50)], [f"text {i}" for i in range(50)])
+    scores = retrieval.ranks(q, d, [f"query {i}" for i in range(50)], [f"text {i}" for i in range(50)])
     for i in range(50):
         order = sorted(range(50), key=lambda j: -float(q[i] @ d[j]))
-        assert found[i] == order.index(i) + 1
-    metrics = retrieval.metrics(found)
-    assert metrics.accuracy_at_1 == np.mean([r == 1 for r in found])
-    assert np.isclose(metrics.mrr_at_10, np.mean([1 / r if r <= 10 else 0 for r in found]))
+        assert scores[i] == order.index(i) + 1
+    metrics = retrieval.metrics(scores)
+    assert metrics.accuracy_at_1 == np.mean([r == 1 for r in scores])
+    assert np.isclose(metrics.mrr_at_10, np.mean([1 / r if r <= 10 else 0 for r in scores]))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.97, 1.0])
@@ -31,15 +31,15 @@ def test_intervals_are_those_of_scipy(share: float) -> None:
     """Wilson's interval against its formula, the bootstrap against SciPy's."""
     draw, n, z = np.random.default_rng(1), 300, 1.959963984540054
     rank = np.where(draw.random(n) < share, 1, draw.integers(2, 15, n))
-    found, p = retrieval.metrics(rank), float((rank == 1).mean())
+    scores, p = retrieval.metrics(rank), float((rank == 1).mean())
     middle, width = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     expected = (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
-    assert found.accuracy_at_1_interval == pytest.approx(expected, abs=1e-12)
+    assert scores.accuracy_at_1_interval == pytest.approx(expected, abs=1e-12)
     if share < 1:  # SciPy refuses values that are all equal
         values = (np.where(rank <= 10, 1 / rank, 0.0),)
         theirs = stats.bootstrap(values, np.mean, n_resamples=9_999, method="percentile").confidence_interval
-        assert found.mrr_at_10_interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
-    assert found.mrr_at_10_interval[0] <= found.mrr_at_10 <= found.mrr_at_10_interval[1]
+        assert scores.mrr_at_10_interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
+    assert scores.mrr_at_10_interval[0] <= scores.mrr_at_10 <= scores.mrr_at_10_interval[1]
 
 
 def test_a_tie_counts_against_the_model_and_equal_texts_are_not_rivals() -> None:
@@ -56,10 +56,10 @@ def test_every_translation_of_a_sentence_is_correct() -> None:
 
 
 def test_fertility_counts_pieces_words_and_characters(family, english) -> None:
-    found = fertility(family, english)
+    scores = fertility(family, english)
     pieces = sum(len(family(text, add_special_tokens=False).input_ids) for text in english)
-    assert np.isclose(found["pieces_per_word"], pieces / sum(len(text.split()) for text in english))
-    assert found["pieces_per_character"] < 1.01
+    assert np.isclose(scores["pieces_per_word"], pieces / sum(len(text.split()) for text in english))
+    assert scores["pieces_per_character"] < 1.01
 
 
 def test_the_average_is_the_mean_and_rejects_other_shapes() -> None:
@@ -112,5 +112,5 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
 def test_pairs_may_name_their_language(tmp_path) -> None:
     rows = [{"anchor": "a b", "positive": "c", "lang": "el"}, {"anchor": "d", "positive": "e", "lang": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    found = load(str(tmp_path / "pairs.parquet"), str(tmp_path / "cache"), key="pairs")
-    assert (found.langs, found.anchors) == (["el", "und"], ["a b", "d"])
+    scores = load(str(tmp_path / "pairs.parquet"), str(tmp_path / "cache"), key="pairs")
+    assert (scores.langs, scores.anchors) == (["el", "und"], ["a b", "d"])

@@ -14,15 +14,15 @@ def test_all_items_come_in_order() -> None:
     assert list(prefetch(iter([]))) == []
 
 
-def test_items_are_made_ahead_up_to_the_depth_and_no_more() -> None:
-    made: list[int] = []
-    items = prefetch((made.append(number) or number for number in range(50)), depth=3)
+def test_items_are_prefetched_up_to_the_depth_and_no_more() -> None:
+    numbers: list[int] = []
+    items = prefetch((numbers.append(number) or number for number in range(50)), depth=3)
     assert next(items) == 0
     end = time.monotonic() + 10
-    while len(made) < 4 and time.monotonic() < end:
+    while len(numbers) < 4 and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert made == [0, 1, 2, 3]
+    assert numbers == [0, 1, 2, 3]
 
 
 def test_an_error_is_raised_in_place_of_its_item() -> None:

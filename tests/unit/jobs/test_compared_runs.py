@@ -27,25 +27,25 @@ compare:
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    made = tmp_path / "config.yaml"
-    made.write_text(RUNS)
-    return str(made)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(RUNS)
+    return str(config_file)
 
 
 def test_a_run_is_the_configuration_with_other_values(path: str) -> None:
-    found = compared_configs(configs.load(path, ["method=fvt"], "compare"))
-    assert list(found) == ["focus", "fast", "warm"]
-    assert [one.method for one in found.values()] == ["focus", "focus+fvt", "fvt"]
-    assert [one.pretrain.train.learning_rate for one in found.values()] == [1e-4, 1e-3, 1e-4]
-    assert {one.pretrain.train.schedule for one in found.values()} == {"cosine"}
-    assert {one.pretrain.alpha for one in found.values()} == {0.5}
-    assert found["warm"].pretrain.train.sizes.size(0) == 8
-    assert [one.transfer.copy_shared for one in found.values()] == [True, True, False]
+    configs_by_name = compared_configs(configs.load(path, ["method=fvt"], "compare"))
+    assert list(configs_by_name) == ["focus", "fast", "warm"]
+    assert [one.method for one in configs_by_name.values()] == ["focus", "focus+fvt", "fvt"]
+    assert [one.pretrain.train.learning_rate for one in configs_by_name.values()] == [1e-4, 1e-3, 1e-4]
+    assert {one.pretrain.train.schedule for one in configs_by_name.values()} == {"cosine"}
+    assert {one.pretrain.alpha for one in configs_by_name.values()} == {0.5}
+    assert configs_by_name["warm"].pretrain.train.sizes.size(0) == 8
+    assert [one.transfer.copy_shared for one in configs_by_name.values()] == [True, True, False]
 
 
 def test_methods_are_compared_besides(path: str) -> None:
-    found = compared_configs(configs.load(path, ["compare.methods=[random,mean]"], "compare"))
-    assert list(found) == ["random", "mean", "focus", "fast", "warm"]
+    configs_by_name = compared_configs(configs.load(path, ["compare.methods=[random,mean]"], "compare"))
+    assert list(configs_by_name) == ["random", "mean", "focus", "fast", "warm"]
 
 
 def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path: Path) -> None:
@@ -56,17 +56,17 @@ def test_the_configuration_beside_a_run_reads_back_as_it_was(path: str, tmp_path
 
 def test_a_run_takes_the_method_that_suits_and_refers_to_what_holds_for_all(path: str) -> None:
     one = "compare.runs=[{method: auto}, {name: a, pretrain: {train: {learning_rate: '${pretrain.alpha}'}}}]"
-    found = compared_configs(configs.load(path, [one, "method=mean"], "compare"))
-    assert [run.method for run in found.values()] == ["focus", "mean"]
-    assert found["a"].pretrain.train.learning_rate == found["a"].pretrain.alpha
+    configs_by_name = compared_configs(configs.load(path, [one, "method=mean"], "compare"))
+    assert [run.method for run in configs_by_name.values()] == ["focus", "mean"]
+    assert configs_by_name["a"].pretrain.train.learning_rate == configs_by_name["a"].pretrain.alpha
 
 
 def test_what_a_run_is(path: str) -> None:
-    found = run_descriptions(configs.load(path, ["method=fvt"], "compare"))
-    assert found["fast"].endswith("; pretrain.train.learning_rate=0.001")
-    assert found["warm"].startswith(f"fvt: {METHODS['fvt'].paper}")
-    assert "transfer.copy_shared=False" in found["warm"]
-    assert found["focus"] == METHODS["focus"].paper
+    configs_by_name = run_descriptions(configs.load(path, ["method=fvt"], "compare"))
+    assert configs_by_name["fast"].endswith("; pretrain.train.learning_rate=0.001")
+    assert configs_by_name["warm"].startswith(f"fvt: {METHODS['fvt'].paper}")
+    assert "transfer.copy_shared=False" in configs_by_name["warm"]
+    assert configs_by_name["focus"] == METHODS["focus"].paper
 
 
 WRONG = {

@@ -22,21 +22,21 @@ def test_the_best_is_first_and_methods_within_the_noise_of_the_seeds_share_a_ran
         ("focus", 0): cell(3.0, 2.0, 1.52),
         ("focus", 1): cell(3.0, 2.0, 1.62),
     }
-    found = compare(cells)
-    assert [(row.rank, row.name) for row in found.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
-    assert found.rows[0].final.mean == pytest.approx(1.55)
-    assert found.rows[0].final.sd == pytest.approx(0.1 / 2**0.5)
-    assert (found.steps, found.seeds) == (20, 2)
+    comparison_table = compare(cells)
+    assert [(row.rank, row.name) for row in comparison_table.rows] == [(1, "fvt"), (1, "focus"), (3, "random")]
+    assert comparison_table.rows[0].final.mean == pytest.approx(1.55)
+    assert comparison_table.rows[0].final.sd == pytest.approx(0.1 / 2**0.5)
+    assert (comparison_table.steps, comparison_table.seeds) == (20, 2)
     # fvt is at 2.0 after 10 steps, and at 2.1 after 9: 9.5 of 20 steps on average.
-    assert found.rows[0].steps_to_random == MeanAndSd(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
-    assert found.rows[2].steps_to_random.mean == pytest.approx(20)
-    assert comparison.cells(found, found.rows[0])[4] == "2.1 x"
+    assert comparison_table.rows[0].steps_to_random == MeanAndSd(mean=pytest.approx(9.5), sd=pytest.approx(0.5**0.5))
+    assert comparison_table.rows[2].steps_to_random.mean == pytest.approx(20)
+    assert comparison.cells(comparison_table, comparison_table.rows[0])[4] == "2.1 x"
 
 
 def test_a_start_that_never_reaches_the_goal_and_one_that_is_there_at_once() -> None:
-    found = compare({("random", 0): cell(4.0, 2.0), ("a", 0): cell(1.9, 1.0), ("b", 0): cell(4.0, 3.0)})
-    assert [comparison.cells(found, row)[4] for row in found.rows] == ["at once", "1.0 x", "never"]
-    assert found.rows[2].steps_to_random is None
+    comparison_table = compare({("random", 0): cell(4.0, 2.0), ("a", 0): cell(1.9, 1.0), ("b", 0): cell(4.0, 3.0)})
+    assert [comparison.cells(comparison_table, row)[4] for row in comparison_table.rows] == ["at once", "1.0 x", "never"]
+    assert comparison_table.rows[2].steps_to_random is None
     without = compare({("a", 0): cell(1.9, 1.0)})
     assert without.rows[0].steps_to_random is None
     assert comparison.cells(without, without.rows[0])[4] == "-"
@@ -55,20 +55,26 @@ def test_the_control_has_a_speed_up_of_one_even_if_its_curve_is_noisy() -> None:
     cells = {("random", 0): cell(), ("fvt", 0): cell()}
     for name, curve in (("random", control), ("fvt", faster)):
         cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
-    found = compare(cells)
-    assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "1.8 x"}
-    assert found.rows[1].flat_from == 18
-    assert found.rows[0].flat_from is None
-    assert flat_curves(found) == "flat at their end, so steps mean little: random from step 18"
-    assert "random from step 18" in comparison.render(found, {"random": "", "fvt": ""}, "m", "")
+    comparison_table = compare(cells)
+    assert {row.name: comparison.cells(comparison_table, row)[4] for row in comparison_table.rows} == {
+        "random": "1.0 x",
+        "fvt": "1.8 x",
+    }
+    assert comparison_table.rows[1].flat_from == 18
+    assert comparison_table.rows[0].flat_from is None
+    assert flat_curves(comparison_table) == "flat at their end, so steps mean little: random from step 18"
+    assert "random from step 18" in comparison.render(comparison_table, {"random": "", "fvt": ""}, "m", "")
 
 
 def test_a_start_that_gets_there_within_half_a_step_is_not_there_at_once() -> None:
     cells = {("random", 0): cell(), ("fvt", 0): cell()}
     for name, curve in (("random", {0: 1.942, 6: 1.937}), ("fvt", {0: 1.946, 1: 1.9, 6: 1.8})):
         cells[name, 0]["bits_per_byte"] = {str(step): value for step, value in curve.items()}
-    found = compare(cells)
-    assert {row.name: comparison.cells(found, row)[4] for row in found.rows} == {"random": "1.0 x", "fvt": "30.7 x"}
+    comparison_table = compare(cells)
+    assert {row.name: comparison.cells(comparison_table, row)[4] for row in comparison_table.rows} == {
+        "random": "1.0 x",
+        "fvt": "30.7 x",
+    }
 
 
 def test_the_monotone_curve_is_the_nearest_one() -> None:
@@ -83,9 +89,9 @@ def test_the_monotone_curve_is_the_nearest_one() -> None:
 
 
 def test_the_page_shows_every_method_and_loads_nothing_from_outside() -> None:
-    found = compare({("random", 0): cell(4.0, 2.0, retrieval=0.1), ("fvt", 0): cell(3.0, 1.0, retrieval=0.75)})
-    page = comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
-    assert page == comparison.render(found, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
+    comparison_table = compare({("random", 0): cell(4.0, 2.0, retrieval=0.1), ("fvt", 0): cell(3.0, 1.0, retrieval=0.75)})
+    page = comparison.render(comparison_table, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
+    assert page == comparison.render(comparison_table, {"random": "a baseline", "fvt": "a paper"}, "some/model", "seed: 0\n")
     for expected in ("fvt", "random", "0.750", "a paper", "some/model", "seed: 0", "data:image/svg+xml"):
         assert expected in page
     assert "http://" not in page.replace("http://www.w3.org", "")

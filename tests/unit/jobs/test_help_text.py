@@ -78,6 +78,6 @@ def test_a_job_reads_no_key_that_its_help_leaves_out(job: str) -> None:
         for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }
-    known = {key.name.partition(".")[0] for key in keys(ScionConfig)}
+    sections = {key.name.partition(".")[0] for key in keys(ScionConfig)}
     inputs = {key for one in jobs()[job].after for key in jobs()[one].keys}
-    assert read & known <= {*COMMON, *jobs()[job].keys, *inputs}
+    assert read & sections <= {*COMMON, *jobs()[job].keys, *inputs}

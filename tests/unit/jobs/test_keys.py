@@ -71,7 +71,7 @@ def test_a_file_that_is_no_mapping_and_a_value_that_is_left_open(tmp_path: Path)
         load(str(tmp_path / "d.yaml"), [])
 
 
-def test_lists_of_sections_are_what_they_are_typed_as(path: str, tmp_path: Path) -> None:
+def test_lists_of_sections_have_the_types_of_their_fields(path: str, tmp_path: Path) -> None:
     given = ["pretrain.stages=[{until: 5, weights: {el: 1}}]", "pretrain.train.batch_warmup=[{until: 3, rows: 8}]"]
     config = load(path, given)
     assert config.pretrain.stages == (MixturePhase(until=5, weights={"el": 1.0}),)
@@ -87,7 +87,7 @@ def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["output=''"], "output: it is empty. Name a file or folder, or leave the key out."),
         (["output=${oc.env:SCION_TEST_EMPTY}"], "output: it is empty."),
@@ -96,9 +96,9 @@ def test_every_name_of_other_trainers_leads_to_a_key_of_ours() -> None:
         (["workers=2", "embed.train={zero_stage: 3, hpz: 3}"], "embed.train.hpz: 3 workers share .* and 2 are no multiple"),
     ],
 )
-def test_what_would_fail_hours_later(path: str, given: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_fail_hours_later(path: str, given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCION_TEST_EMPTY", "")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load(path, given)
 
 

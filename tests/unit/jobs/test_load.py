@@ -78,7 +78,7 @@ def test_text_that_looks_like_a_number_of_yaml_1_1_survives_the_file_beside_the_
     assert load(path, ["pretrain.train.steps=010"]).pretrain.train.steps == 10
 
 
-def test_a_language_that_no_document_has_is_said(path: str) -> None:
+def test_a_language_that_no_document_has_is_reported(path: str) -> None:
     assert shard.unused_language_note("el", ("el", "tr")) == ""
     assert shard.unused_language_note(load(path, []).shard.lang, ("el",)) == ""
     assert shard.unused_language_note("gr", ("el", "tr")).endswith("column lang of the text names el, tr")
@@ -103,7 +103,7 @@ def test_auto_after_a_number_and_a_number_after_auto(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         (["embed.train.micro_batch=8"], "Give the number, or leave embed.train.micro_batch out"),
         (["workers=many"], "workers: expected integer or null, got many"),
@@ -111,8 +111,8 @@ def test_auto_after_a_number_and_a_number_after_auto(path: str) -> None:
         (["workers=2", "min_workers=3"], "between 1 and workers=2, got 3"),
     ],
 )
-def test_a_number_of_workers_that_cannot_be(path: str, written: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_number_of_workers_that_cannot_be(path: str, written: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(path, written)
 
 
@@ -137,7 +137,7 @@ def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("pretrain.train.steps=-3", r"pretrain\.train: steps must be at least 1, got -3"),
         ("embed.train.ema=1.5", r"embed\.train: ema must lie between 0 and 1"),
@@ -163,8 +163,8 @@ def test_an_average_is_not_divided_among_other_workers(path: str) -> None:
         ("transfer.factorise.energy=3", "energy is a share"),
     ],
 )
-def test_a_value_that_would_fail_or_train_on_something_else_later_is_refused(path: str, written: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_value_that_would_fail_or_train_on_something_else_later_is_refused(path: str, written: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(path, [written])
 
 
@@ -174,14 +174,14 @@ def test_an_output_that_is_a_pattern_to_an_object_store_is_refused(path: str, wr
         load(path, [written])
 
 
-def test_a_password_is_not_kept_beside_the_run(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_not_written_beside_the_run(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORPUS_PW", "hunter2")
     settings = load(path, ["text='https://me:${oc.env:CORPUS_PW}@corpus.example/el.txt'"])
     assert "hunter2" in settings.text
-    kept = "https://me:***@corpus.example/el.txt"
-    assert kept in to_yaml(settings)
-    assert to_dict(settings)["text"] == kept
-    assert kept in str(DataError("no such file.", f"text={settings.text}"))
+    masked_url = "https://me:***@corpus.example/el.txt"
+    assert masked_url in to_yaml(settings)
+    assert to_dict(settings)["text"] == masked_url
+    assert masked_url in str(DataError("no such file.", f"text={settings.text}"))
 
 
 WRONG = {
@@ -194,7 +194,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("written", WRONG)
-def test_what_was_found_after_hours_is_found_at_once(tmp_path: Path, written: str) -> None:
+def test_errors_that_came_after_hours_are_raised_at_once(tmp_path: Path, written: str) -> None:
     (tmp_path / "c.yaml").write_text("text: a.txt\nsource_model: m\noutput: o\n")
     with pytest.raises(ConfigError, match=WRONG[written]):
         load(str(tmp_path / "c.yaml"), [written])
@@ -207,10 +207,10 @@ def test_with_held_out_text_nothing_else_need_be_held_out(tmp_path: Path) -> Non
 
 def test_a_config_yaml_of_the_users_own_stays(tmp_path: Path) -> None:
     """`scion pipeline config.yaml output=.` wrote over it: comments were gone, passwords stars."""
-    own = "# mine\ntext: a.txt\nsource_model: m\noutput: .\n"
-    (tmp_path / "config.yaml").write_text(own)
+    content = "# mine\ntext: a.txt\nsource_model: m\noutput: .\n"
+    (tmp_path / "config.yaml").write_text(content)
     save_config(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}"]))
-    assert (tmp_path / "config.yaml").read_text() == own
+    assert (tmp_path / "config.yaml").read_text() == content
     for seed in (0, 1):
         save_config(load(str(tmp_path / "config.yaml"), [f"output={tmp_path}/run", f"seed={seed}"]))
         assert load(str(tmp_path / "run" / "config.yaml"), []).seed == seed

@@ -73,10 +73,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_mistake_is_refused_before_ray_starts(path: str, name: str, monkeypatch, capsys) -> None:
-    job, overrides, said = REFUSED[name]
+    job, overrides, message = REFUSED[name]
     folder = configs.load(path, []).source_model
     overrides = [override.format(a=path, source=folder) for override in overrides]
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         preflight.check(configs.load(path, overrides), job)
     monkeypatch.setattr("cluster.session.ray_session", lambda **settings: pytest.fail("Ray was started"))
     assert main([job, path, *overrides]) == 2
@@ -91,7 +91,7 @@ def test_a_misspelt_file_is_refused_before_torch_is_imported(path: str, key: str
     assert f"{key}={spec}: no such f" in done.stderr
 
 
-def test_what_a_job_does_not_read_may_be_elsewhere(path: str) -> None:
+def test_inputs_that_a_job_does_not_read_may_be_elsewhere(path: str) -> None:
     preflight.check(configs.load(path, ["text=no.txt"]), "serve")
     preflight.check(configs.load(path, ["text=no.txt"]), "merge")
 
@@ -106,7 +106,7 @@ def test_poolings_are_checked_against_the_model(path: str, decoder: str) -> None
     preflight.check(configs.load(path, ["embed.pooling=cls"]), "embed")
 
 
-def test_what_a_job_does_not_use_is_not_checked(path: str, tmp_path: Any) -> None:
+def test_settings_that_a_job_does_not_use_are_not_checked(path: str, tmp_path: Any) -> None:
     preflight.check(configs.load(path, ["method=omp", "embed.max_length=500"]), "shard")
     T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
         tmp_path / "t5"
@@ -126,12 +126,12 @@ def test_an_encoder_decoder_is_refused_before_its_transfer_where_it_would_be_pre
 
 
 @pytest.mark.parametrize(
-    ("job", "key", "said"),
+    ("job", "key", "message"),
     [("pipeline", "source_model", "vit is no language model"), ("embed", "embed.model", "vit has no vocabulary")],
 )
-def test_a_model_that_reads_no_text_is_refused(path: str, tmp_path: Any, job: str, key: str, said: str) -> None:
+def test_a_model_that_reads_no_text_is_refused(path: str, tmp_path: Any, job: str, key: str, message: str) -> None:
     ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         preflight.check(configs.load(path, [f"{key}={tmp_path}/vit"]), job)
 
 

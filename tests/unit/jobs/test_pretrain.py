@@ -6,7 +6,7 @@ from ray_jobs.pretrain import describe_passes
 
 
 @pytest.mark.parametrize(
-    ("found", "steps", "said"),
+    ("passes", "steps", "line"),
     [
         ({"tr": 0.052}, 12, "12 steps read the text 0.052 times"),
         ({"tr": 3537.0}, 10_000, "10,000 steps read the text 3,537 times; 3 would read it once"),
@@ -14,5 +14,5 @@ from ray_jobs.pretrain import describe_passes
         ({"el": 2.0, "tr": 80.0}, 40, "40 steps read the text 2 (el) to 80 times (tr); 1 would read it once"),
     ],
 )
-def test_passes_are_said(found: dict[str, float], steps: int, said: str) -> None:
-    assert describe_passes(found, steps) == said
+def test_a_line_says_how_often_the_text_is_read(passes: dict[str, float], steps: int, line: str) -> None:
+    assert describe_passes(passes, steps) == line

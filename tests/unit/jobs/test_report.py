@@ -214,7 +214,7 @@ def of_languages(*langs: str) -> dict[str, Any]:
     return summary
 
 
-def test_several_languages_have_tables_of_their_own() -> None:
+def test_each_of_several_languages_has_its_table() -> None:
     text, pairs = page.language_tables(of_languages("el", "ja", "tr"))
     assert text.columns == ["language", "pieces per word", "bits per byte, random", "bits per byte, transferred"]
     assert text.rows[1] == ["ja", "6.41 → 1.87", "4.222 → 2.953", "4.217 → 2.371"]
@@ -413,10 +413,10 @@ def test_removed_pages_are_written_again(settings: configs.ScionConfig) -> None:
     finish(settings)
     console = Console(file=io.StringIO())
     job.main(settings, console)
-    kept = (Path(settings.output) / "report.html").read_bytes()
+    page_before = (Path(settings.output) / "report.html").read_bytes()
     (Path(settings.output) / "report.html").unlink()
     job.main(settings, console)
-    assert (Path(settings.output) / "report.html").read_bytes() == kept
+    assert (Path(settings.output) / "report.html").read_bytes() == page_before
 
 
 def test_a_report_without_shards_names_the_job_that_makes_them(settings: configs.ScionConfig) -> None:

@@ -32,9 +32,9 @@ def test_two_runs_do_not_write_to_a_shared_folder_at_once(tmp_path: Path) -> Non
     assert filled == []
 
 
-def test_what_another_run_finished_while_this_one_looked_is_kept(tmp_path: Path, monkeypatch) -> None:
+def test_an_artefact_that_another_run_finishes_meanwhile_is_reused(tmp_path: Path, monkeypatch) -> None:
     filled: list[str] = []
-    own, said = stage(tmp_path / "shards", filled), io.StringIO()
+    own, output = stage(tmp_path / "shards", filled), io.StringIO()
     seen = Stage.finished
 
     def late(self: Stage):  # what is there at the first look, before the other run is done
@@ -42,12 +42,12 @@ def test_what_another_run_finished_while_this_one_looked_is_kept(tmp_path: Path,
         stage(tmp_path / "shards", filled).run(Console(file=io.StringIO()))
 
     monkeypatch.setattr(Stage, "finished", late)
-    own.run(Console(file=said))
+    own.run(Console(file=output))
     assert len(filled) == 1
-    assert "kept" in said.getvalue()
+    assert "kept" in output.getvalue()
 
 
-def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_made(tmp_path: Path) -> None:
+def test_a_superseded_stage_neither_finishes_nor_removes_the_other_s_files(tmp_path: Path) -> None:
     """It wrote artifact.json into the other's folder, or emptied it when it was stopped."""
     folder = tmp_path / "shards"
 
@@ -66,23 +66,23 @@ def test_one_that_was_taken_over_neither_finishes_nor_removes_what_the_other_mad
 
 def test_paths_with_brackets_are_printed_as_they_are() -> None:
     """rich takes [/x] for the end of a style, and leaves [x] out."""
-    said = io.StringIO()
-    with console.stage(Console(file=said, width=200), "compare [0]") as reporter:
+    output = io.StringIO()
+    with console.stage(Console(file=output, width=200), "compare [0]") as reporter:
         reporter.note("could not save to [/data/run]/x")
-    console.print_done(Console(file=said, width=200), "compare [0]", 1.0, "made [a] of [/b]")
+    console.print_done(Console(file=output, width=200), "compare [0]", 1.0, "made [a] of [/b]")
     for text in ("[/data/run]/x", "made [a] of [/b]", "compare [0]"):
-        assert text in said.getvalue()
+        assert text in output.getvalue()
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that says nothing for hours is taken for one that hangs."""
-    said, now = io.StringIO(), 0.0
+    output, now = io.StringIO(), 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    with console.stage(Console(file=said, width=200), "pretrain random") as reporter:
+    with console.stage(Console(file=output, width=200), "pretrain random") as reporter:
         for second in range(3600):
             now = float(second)
             reporter("train, loss 2.718", 1000 + second, 10_000)
-    lines = [line.split() for line in said.getvalue().splitlines()]
+    lines = [line.split() for line in output.getvalue().splitlines()]
     assert lines[0] == ["pretrain", "random", "train,", "loss", "2.718:", "1,060", "of", "10,000"]
     assert [int(line[-3].replace(",", "")) - 1000 for line in lines] == [60, 180, 420, 900, 1500, 2100, 2700, 3300]
 
@@ -132,7 +132,7 @@ def test_an_unfinished_training_is_found_before_anything_is_written(tmp_path: Pa
         training({"rate": 2}, interrupted).finished()
 
 
-def test_what_a_driver_left_that_was_killed_at_the_very_end_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_driver_killed_at_the_very_end_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints of a finished run stayed for ever: 100 GB of a 7B."""
     folder, filled = tmp_path / "pretrain", list[str]()
 

@@ -180,7 +180,7 @@ def test_each_planned_slot_is_in_the_ledger_once_whoever_had_it(run: Run) -> Non
         assert had[name].to_pylist() == getattr(wanted, name).tolist()
 
 
-def test_an_attempt_that_died_and_was_gone_over_again_counts_for_nothing(run: Run) -> None:
+def test_steps_of_a_dead_attempt_that_were_repeated_do_not_count(run: Run) -> None:
     run.to(9, 2, counts=False)
     run.to(7, 3)
     run.to(9, 1)
@@ -252,7 +252,7 @@ def test_an_order_of_the_rank_s_own_is_found(run: Run) -> None:
     wrong = run.wrong()
     assert set(wrong) == {"order"}
     slots, at = run.rows.order.step(5), slots_of(run.rows, 5, 1, 2)[0]
-    line = next(said for said in wrong["order"] if said.startswith(f"step 5 slot {at} "))
+    line = next(line for line in wrong["order"] if line.startswith(f"step 5 slot {at} "))
     assert line.endswith(f"the order has {(int(slots.stream[at]), int(slots.epoch[at]), int(slots.row[at]))}")
 
 
@@ -270,8 +270,8 @@ def test_a_part_that_is_missing_is_found(run: Run) -> None:
     wrong = run.wrong()
     assert set(wrong) == {"order"}
     assert f"{name}: 1 parts of 2 ranks" in wrong["order"]
-    gone = [said for said in wrong["order"] if said.startswith("step 5 ")]
-    assert gone == [f"step 5 slot {slot} was never trained on" for slot in slots_of(run.rows, 5, 1, 2)]
+    missing_slots = [line for line in wrong["order"] if line.startswith("step 5 ")]
+    assert missing_slots == [f"step 5 slot {slot} was never trained on" for slot in slots_of(run.rows, 5, 1, 2)]
 
 
 def test_a_part_that_held_no_row_must_also_be_there(rows: OrderedRows, uri: str) -> None:
@@ -288,10 +288,10 @@ def test_a_part_that_is_torn_is_found(run: Run, keep: int) -> None:
     storage.write_bytes(path, storage.read_bytes(path)[:keep])
     wrong = run.wrong()
     assert set(wrong) == {"order"}
-    assert any("rank-00000.parquet: cannot be read" in said for said in wrong["order"])
+    assert any("rank-00000.parquet: cannot be read" in line for line in wrong["order"])
 
 
-def test_a_segment_that_is_gone_is_found(run: Run) -> None:
+def test_a_missing_segment_is_found(run: Run) -> None:
     name = run.to(9, 2)
     run.to(11, 2)
     Ledger(run.uri, 0).drop(name)
@@ -306,7 +306,7 @@ def test_a_history_that_ends_elsewhere_is_found(run: Run) -> None:
     assert run.wrong() == {"order": ("the segments end after step 9, the run after step 10",)}
 
 
-def test_steps_left_out_that_were_trained_on_all_the_same_are_found(run: Run) -> None:
+def test_skipped_steps_that_were_trained_on_are_found(run: Run) -> None:
     run.skipped = ((5, 6),)
     run.to(9, 2, fed=())
     wrong = run.wrong()
@@ -339,7 +339,7 @@ def test_a_shard_that_has_lost_rows_is_found(run: Run, left: int) -> None:
     assert set(run.wrong()) == {"rows"}
 
 
-def test_a_shard_that_is_gone_is_found(run: Run) -> None:
+def test_a_missing_shard_is_found(run: Run) -> None:
     run.to(9, 2)
     storage.remove(storage.join(run.rows.folder, "el/part-00001.parquet"))
     wrong = run.wrong()
@@ -376,7 +376,7 @@ def test_a_long_segment_is_compared_to_its_end(rows: OrderedRows, tmp_path: Path
     }
 
 
-def test_shards_that_are_gone_are_not_compared(run: Run) -> None:
+def test_missing_shards_are_not_compared(run: Run) -> None:
     run.to(9, 2)
     run.to(12, 2, counts=False)
     storage.remove(run.rows.folder)
@@ -390,7 +390,7 @@ def test_a_replay_of_other_rows_is_found(run: Run) -> None:
     run.to(9, 3)
     wrong = run.wrong()
     assert set(wrong) == {"replays"}
-    assert any(said.startswith(f"step 5 slot {slots_of(run.rows, 5, 1, 2)[0]} had") for said in wrong["replays"])
+    assert any(line.startswith(f"step 5 slot {slots_of(run.rows, 5, 1, 2)[0]} had") for line in wrong["replays"])
 
 
 def test_a_replay_of_rows_that_held_something_else_is_found(run: Run) -> None:
@@ -416,7 +416,7 @@ def test_a_replay_of_which_some_ranks_wrote_nothing_is_no_fault(run: Run) -> Non
     assert run.wrong() == {}
 
 
-def test_what_a_kill_left_of_a_part_is_no_fault_of_a_segment_that_does_not_count(rows: OrderedRows, tmp_path: Path) -> None:
+def test_a_torn_part_of_a_segment_that_does_not_count_is_no_failure(rows: OrderedRows, tmp_path: Path) -> None:
     """Rank 0 had written, rank 1 was at it: `storage.write_bytes` leaves its draft when it is killed."""
     run = Run(rows, str(tmp_path / "ledger"))
     run.to(4, 2)
@@ -449,7 +449,7 @@ CHANGES = ("row", "epoch", "crc", "gone", "twice")
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_any_run_as_planned_is_clean_and_any_one_row_amiss_is_found(data: st.DataObject) -> None:
+def test_a_run_in_order_passes_and_any_single_wrong_row_is_found(data: st.DataObject) -> None:
     folder = "memory://test-audit-any"
     storage.remove(folder)
     found = shards(storage.join(folder, "rows"))
@@ -503,7 +503,7 @@ def test_rows_that_fill_up_ranks_are_not_noted(rows: OrderedRows, uri: str) -> N
     assert found["slot"].to_pylist() == [slot for step in (5, 6) for slot in slots_of(rows, step, 2, 3)]
 
 
-def test_what_was_taken_for_a_segment_that_failed_goes_into_the_next(rows: OrderedRows, uri: str) -> None:
+def test_rows_of_a_failed_segment_are_written_with_the_next(rows: OrderedRows, uri: str) -> None:
     book, tables = Ledger(uri, 0), list(RankFeed(rows=rows, rank=0, world=1).read_local(5, 8))
     book.note(tables[0])
     taken = book.take()
@@ -519,7 +519,7 @@ def test_what_was_taken_for_a_segment_that_failed_goes_into_the_next(rows: Order
     assert ledger.segments(uri) == ["b"]
 
 
-def test_a_checksum_is_of_what_a_row_says_and_not_of_where_it_lies(rows: OrderedRows) -> None:
+def test_a_checksum_depends_on_a_row_s_content_and_not_on_its_place(rows: OrderedRows) -> None:
     (table,) = RankFeed(rows=rows, rank=0, world=1).read_local(5, 6)
     whole = ledger.crcs(table)
     assert len(set(whole.tolist())) == 7
@@ -563,7 +563,7 @@ def test_other_shards_are_refused(rows: OrderedRows, uri: str, tmp_path: Path) -
         rank_feed.load(storage.join(uri, ledger.PLAN), None)
 
 
-def test_a_run_is_audited_from_what_it_left(run: Run) -> None:
+def test_a_run_is_audited_from_its_files(run: Run) -> None:
     run.skipped = ((6, 8),)
     run.to(13, 3)
     run.rows.save(storage.join(run.uri, ledger.PLAN))
@@ -572,7 +572,7 @@ def test_a_run_is_audited_from_what_it_left(run: Run) -> None:
     assert audits.read_history(run.uri) == History(lineage=tuple(run.lineage), steps=13, skipped=((6, 8),))
 
 
-def test_segments_of_the_same_step_have_names_of_their_own() -> None:
+def test_segments_of_the_same_step_have_different_names() -> None:
     names = [new_name(3, 2)]
     while len(names) < 50:
         time.sleep(1e-6)

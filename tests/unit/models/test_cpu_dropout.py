@@ -4,22 +4,22 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from tests.families.configs import FAMILIES
-from tests.unit.models.test_packed_lm import CAUSAL, LEAN, batch_of, gradients, made
+from tests.families.configs import FAMILIES, tiny
+from tests.unit.models.test_packed_lm import CAUSAL, LEAN, batch_of, gradients
 from trainer.models.cpu_dropout import Dropout, attention, dropout_mask, replace_dropout
 from trainer.models.forward_check import ForwardPath
 from trainer.models.packed_lm import PackedLM
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
-def test_the_share_that_is_dropped_is_p_and_the_mean_is_kept(p: float) -> None:
+def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p: float) -> None:
     torch.manual_seed(1)
     drop, scale = dropout_mask((300, 1001), p)
     assert drop.float().mean() == pytest.approx(p, abs=4 * (0.25 / drop.numel()) ** 0.5)
     assert scale * (1 - p) == pytest.approx(1, rel=1e-4)
-    kept = Dropout(p)(torch.ones(300, 1001))
-    assert set(kept.unique().tolist()) == {0.0, torch.tensor(scale).item()}
-    assert kept.mean() == pytest.approx(1, abs=0.03)
+    outputs = Dropout(p)(torch.ones(300, 1001))
+    assert set(outputs.unique().tolist()) == {0.0, torch.tensor(scale).item()}
+    assert outputs.mean() == pytest.approx(1, abs=0.03)
     rows = drop.float() - p
     assert (rows[:-1] * rows[1:]).mean().abs() < 0.01  # neighbours are independent
     assert (rows[:, :-1] * rows[:, 1:]).mean().abs() < 0.01
@@ -69,7 +69,7 @@ def test_a_model_with_negligible_dropout_equals_the_model_without(name: str, pac
     """1e-7 rounds to 0 of 2^16 weights, but takes the path of dropout."""
     batch, found = batch_of(name, packed), []
     for p in (0.0, 1e-7):
-        model = made(name)
+        model = tiny(name)
         for part in model.modules():
             for attribute in ("attn_dropout", "dropout"):
                 if isinstance(getattr(part, attribute, None), torch.nn.Dropout):

@@ -34,9 +34,9 @@ def test_the_step_of_an_encoder_equals_what_torch_counts(english, every: int) ->
     batch = whole_rows(3, 64, every, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()
-    own = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
+    estimate = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
     # Biases and normalisations are parameters that are not multiplied with.
-    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
+    assert estimate == pytest.approx(counted.get_total_flops(), rel=0.06)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -47,8 +47,8 @@ def test_the_step_of_a_decoder_without_attention_equals_what_torch_counts(englis
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()
     scores = 3 * module.flops().attention * 2 * 48 * 48
-    own = module.flops().step(batch.tokens, len(batch.labels), 0) + scores
-    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
+    estimate = module.flops().step(batch.tokens, len(batch.labels), 0) + scores
+    assert estimate == pytest.approx(counted.get_total_flops(), rel=0.06)
 
 
 @pytest.mark.parametrize("layers", ["0", "1", "[01]"])
@@ -59,5 +59,5 @@ def test_frozen_layers_need_no_weight_gradients(english, layers: str) -> None:
     batch = whole_rows(3, 64, 1, causal=False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         module(batch).sum().backward()
-    own = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
-    assert own == pytest.approx(counted.get_total_flops(), rel=0.06)
+    estimate = module.flops().step(batch.tokens, len(batch.labels), batch.attention_pairs)
+    assert estimate == pytest.approx(counted.get_total_flops(), rel=0.06)

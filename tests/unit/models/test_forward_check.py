@@ -19,7 +19,7 @@ from trainer.models.packed_lm import PackedLM
 LENGTH = 64
 
 
-def checked(name: str, precision: torch.dtype = torch.float32) -> ForwardCheck:
+def check_family(name: str, precision: torch.dtype = torch.float32) -> ForwardCheck:
     model = tiny(name)
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
@@ -35,27 +35,27 @@ def checked(name: str, precision: torch.dtype = torch.float32) -> ForwardCheck:
     ],
 )
 def test_every_family_takes_the_leanest_way_that_is_right(name: str) -> None:
-    found = checked(name)
-    assert (found.path.kernel, found.path.head) == FAMILIES[name].way, found.reasons
-    assert found.difference < 1e-5 < found.tolerance < 1e-3
+    result = check_family(name)
+    assert (result.path.kernel, result.path.head) == FAMILIES[name].way, result.reasons
+    assert result.difference < 1e-5 < result.tolerance < 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.packs and family.refused])
-def test_what_is_another_text_in_a_padded_batch_is_refused(name: str) -> None:
+def test_a_model_that_reads_padding_as_text_is_rejected(name: str) -> None:
     with pytest.raises(ModelError, match="not give the same logits") as refusal:
-        checked(name)
+        check_family(name)
     assert type(tiny(name)).__name__ in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "mistral", "gemma2", "qwen3"])
 def test_in_bf16_rounding_is_no_difference_and_a_leak_is(name: str, monkeypatch) -> None:
-    found = checked(name, torch.bfloat16)
-    assert (found.path.kernel, found.path.head) == FAMILIES[name].way, found.reasons
-    assert found.difference < found.tolerance == pytest.approx(0.088, abs=1e-3)
+    result = check_family(name, torch.bfloat16)
+    assert (result.path.kernel, result.path.head) == FAMILIES[name].way, result.reasons
+    assert result.difference < result.tolerance == pytest.approx(0.088, abs=1e-3)
     # Where masks look back, transformers keeps documents apart by their positions. A leak takes a mask that looks everywhere.
     leaky = {"mask_function": bidirectional_mask_function, "allow_is_causal_skip": False}
     monkeypatch.setattr(packed_attention, "with_separate_documents", lambda options: options | leaky)
-    assert checked(name, torch.bfloat16).path.kernel is None
+    assert check_family(name, torch.bfloat16).path.kernel is None
 
 
 @pytest.mark.parametrize("name", ["modernbert", "mistral", "gemma3_text", "qwen2", "gpt_oss"])
@@ -63,7 +63,7 @@ def test_a_mask_without_the_model_s_window_is_found(name: str, monkeypatch) -> N
     real = packed_attention.with_separate_documents
     plain = causal_mask_function if FAMILIES[name].causal else bidirectional_mask_function
     monkeypatch.setattr(packed_attention, "with_separate_documents", lambda options: real(options | {"mask_function": plain}))
-    assert_refused_rows(checked(name))
+    assert_refused_rows(check_family(name))
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "modernbert"])
@@ -74,7 +74,7 @@ def test_a_mask_that_the_model_ignores_is_found(name: str, monkeypatch) -> None:
     for kernel in ("sdpa", "eager"):
         name_there = packed_attention.implementation(kernel)  # type: ignore[arg-type]
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name_there, blind)
-    assert_refused_rows(checked(name))
+    assert_refused_rows(check_family(name))
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert", "gpt2", "llama"])
@@ -92,9 +92,9 @@ def test_a_row_of_one_document_goes_through_the_check_too(name: str, monkeypatch
     """On a GPU it is left to SDPA, which knows neither soft caps nor sinks."""
     module = PackedLM(tiny(name), True)
     monkeypatch.setattr(PackedLM, "kernels", ("flex", "eager"))
-    found = module.check(LENGTH)
-    assert found.path.kernel == "eager"
-    assert "flex attention" in found.reasons[0]
+    result = module.check(LENGTH)
+    assert result.path.kernel == "eager"
+    assert "flex attention" in result.reasons[0]
 
 
 def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_is_not_tried_with_kernels_of_the_gpu(monkeypatch) -> None:
@@ -109,14 +109,14 @@ def test_a_soft_cap_that_a_kernel_leaves_out_is_found(monkeypatch) -> None:
         return packed_attention.eager_attention(module, *tensors, **options)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, packed_attention.implementation("eager"), uncapped)
-    assert_refused_rows(checked("gemma2"))
+    assert_refused_rows(check_family("gemma2"))
 
 
 @pytest.mark.parametrize(
     ("name", "head"),
     [("bert", "tapped"), ("llama", "tapped"), ("gemma2", "gathered"), ("granite", "gathered"), ("esm", "gathered")],
 )
-def test_what_stands_behind_the_output_layer_is_found_however_small_its_effect(name: str, head: str) -> None:
+def test_an_operation_after_the_output_layer_is_found_however_small_its_effect(name: str, head: str) -> None:
     """Gemma's cap hardly changes logits near 0, as those of a fresh model are, and much later ones."""
     model = tiny(name)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_what_stands_behind_the_output_layer_is_found_however_small_its_effect(n
     assert PackedLM(model, FAMILIES[name].causal).check(LENGTH).path.head == head
 
 
-def test_a_head_that_reads_more_than_one_place_is_not_asked_for_some(monkeypatch) -> None:
+def test_a_head_that_mixes_places_is_rejected(monkeypatch) -> None:
     model = tiny("bert")
     real = model.cls.forward
     monkeypatch.setattr(model.cls, "forward", lambda hidden: real(hidden + hidden.mean(dim=1, keepdim=True)))
@@ -146,8 +146,8 @@ def test_the_check_leaves_the_model_as_it_was(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "llama", "gemma2", "deberta-v2"])
 def test_a_text_has_one_vector_in_any_batch(name: str) -> None:
     model: Any = AutoModel.from_config(tiny(name).config)
-    found = DualEncoder(model, "mean").check(LENGTH)
-    assert found.difference < 1e-5
+    result = DualEncoder(model, "mean").check(LENGTH)
+    assert result.difference < 1e-5
 
 
 def test_an_encoder_that_reads_padding_is_refused() -> None:
@@ -159,11 +159,11 @@ def test_an_encoder_that_reads_padding_is_refused() -> None:
         DualEncoder(model, "mean").check(LENGTH)
 
 
-def assert_refused_rows(found: ForwardCheck) -> None:
+def assert_refused_rows(result: ForwardCheck) -> None:
     """Packed rows were tried, differed, and are not used."""
-    assert found.path.kernel is None
-    assert all(("packed rows" in reason and "differ by" in reason) or "fail" in reason for reason in found.reasons)
-    assert found.reasons
+    assert result.path.kernel is None
+    assert all(("packed rows" in reason and "differ by" in reason) or "fail" in reason for reason in result.reasons)
+    assert result.reasons
 
 
 def test_a_decoder_that_sees_what_it_is_to_predict_is_refused() -> None:
@@ -177,9 +177,9 @@ def test_a_decoder_that_sees_what_it_is_to_predict_is_refused() -> None:
 
 
 def test_a_model_that_counts_mask_tokens_in_a_row_is_not_packed() -> None:
-    found = checked("esm")
-    assert found.path.kernel is None
-    assert "differ by" in found.reasons[0]
+    result = check_family("esm")
+    assert result.path.kernel is None
+    assert "differ by" in result.reasons[0]
 
 
 def test_a_bias_behind_the_layer_is_found_while_it_is_zero() -> None:

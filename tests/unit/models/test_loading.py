@@ -76,7 +76,9 @@ VISION = {
 TEXT = SMALL | {"num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 40}
 
 
-def saved(model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> str:
+def save_model(
+    model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> str:
     """A folder with modified weights."""
     model.save_pretrained(folder)
     path = os.path.join(folder, "model.safetensors")
@@ -87,7 +89,7 @@ def saved(model: PreTrainedModel, folder: Any, change: Callable[[dict[str, torch
 def test_renamed_weights_are_an_error_that_names_both_sides(tmp_path) -> None:
     """Findings 32: such a BERT silently got random weights."""
     model = BertForMaskedLM(BertConfig(**SMALL))
-    folder = saved(model, tmp_path, lambda state: {name.replace("bert.", "net."): w for name, w in state.items()})
+    folder = save_model(model, tmp_path, lambda state: {name.replace("bert.", "net."): w for name, w in state.items()})
     for load in (lambda: loading.language_model(folder, 0), lambda: loading.encoder(folder)):
         with pytest.raises(ModelError, match=r"missing: .*embeddings\.LayerNorm\.bias.* and \d+ more.*It holds .*net\.embed"):
             load()
@@ -98,7 +100,7 @@ def test_one_weight_that_is_missing_is_named(tmp_path, name: str) -> None:
     def without(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {one: weight for one, weight in state.items() if one != name}
 
-    folder = saved(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, without)
+    folder = save_model(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, without)
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         loading.language_model(folder, 0)
     with pytest.raises(ModelError, match=name.removeprefix("bert.").replace(".", r"\.")):
@@ -118,7 +120,7 @@ def test_a_head_and_a_pooler_may_be_new(tmp_path, body) -> None:
 def test_a_weight_of_another_shape_is_named_with_both(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """transformers refers to a report that Scion does not show."""
     name = "bert.embeddings.LayerNorm.bias"
-    folder = saved(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, lambda weights: weights | {name: torch.zeros(3)})
+    folder = save_model(BertForMaskedLM(BertConfig(**SMALL)), tmp_path, lambda weights: weights | {name: torch.zeros(3)})
     with pytest.raises(ModelError, match=rf"{name} is \(3,\) in the file, and \(\d+,\) by config\.json"):
         loading.language_model(folder, 0)
 
@@ -235,7 +237,7 @@ def test_a_tower_that_lacks_a_weight_is_rejected(tmp_path, make) -> None:
     def without(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name or "vision" in name}
 
-    folder = saved(make(), tmp_path, without)
+    folder = save_model(make(), tmp_path, without)
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         loading.language_model(folder, 0)
 

@@ -29,13 +29,9 @@ LEAN = ["bert", "roberta", "modernbert", "distilbert", "gpt2", "llama", "mistral
 CLOSE = {"mixtral": 1e-4, "qwen3_next": 1e-4}
 
 
-def made(name: str) -> PreTrainedModel:
-    return tiny(name)
-
-
 def module_of(name: str, share: float = 1.0) -> PackedLM:
     """With the way that the check takes on a CPU."""
-    module = PackedLM(made(name), name in CAUSAL, share)
+    module = PackedLM(tiny(name), name in CAUSAL, share)
     kernel, head = FAMILIES[name].way
     module.use_path(ForwardPath(kernel=kernel, head=head))  # type: ignore[arg-type]
     return module
@@ -161,15 +157,15 @@ def test_every_place_that_may_be_asked_is_and_rows_of_weight_0_are_not(name: str
     assert batch_of(name, True, 0.0).counts(1).tolist() == [0]
 
 
-def test_what_keeps_an_architecture_from_the_fast_path_is_said() -> None:
-    said = {name: PackedLM(made(name), name in CAUSAL) for name in ("bert", "mpnet", "gemma2", "granite")}
-    for module in said.values():
+def test_reasons_against_the_fast_path_are_reported() -> None:
+    modules = {name: PackedLM(tiny(name), name in CAUSAL) for name in ("bert", "mpnet", "gemma2", "granite")}
+    for module in modules.values():
         module.check(LENGTH)
-    assert said["bert"].slow_reasons() == []
-    assert "mpnet is trained on rows of one document each" in said["mpnet"].slow_reasons()[0]
-    assert "packed rows with sdpa attention differ by" in said["mpnet"].slow_reasons()[0]
-    assert "the head of granite is no plain linear layer" in said["granite"].slow_reasons()[0]
-    assert "the head of gemma2 is no plain linear layer" in said["gemma2"].slow_reasons()[0]
+    assert modules["bert"].slow_reasons() == []
+    assert "mpnet is trained on rows of one document each" in modules["mpnet"].slow_reasons()[0]
+    assert "packed rows with sdpa attention differ by" in modules["mpnet"].slow_reasons()[0]
+    assert "the head of granite is no plain linear layer" in modules["granite"].slow_reasons()[0]
+    assert "the head of gemma2 is no plain linear layer" in modules["gemma2"].slow_reasons()[0]
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -34,7 +34,7 @@ WENT_ON = [start(30, 4), *(step(n, 31 + n) for n in range(4, 10))]
 STOPPED = {"kind": "stopped", "time": 41.0, "next_step": 10}
 
 
-def test_steps_that_were_made_again_count_once() -> None:
+def test_repeated_steps_count_once() -> None:
     figures = account([[{"kind": "driver", "time": -5}], DIED, WENT_ON])
     assert figures["attempts"] == 2
     assert figures["replayed_steps"] == 2
@@ -82,7 +82,7 @@ def shown(attempts: list[list[dict[str, Any]]], now: float) -> str:
     return console.file.getvalue()
 
 
-def test_the_table_says_what_the_log_says() -> None:
+def test_the_table_shows_the_log() -> None:
     evaluation = {
         "kind": "evaluation",
         "time": 13,
@@ -135,12 +135,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert "0 of 100" in console.file.getvalue()
 
 
-def test_the_lease_that_a_kill_left_holds_nothing(tmp_path: Path) -> None:
+def test_the_lease_of_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     """`scion status` said "silent for 7195 s" of a dead run for ever."""
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+    dead_process = subprocess.Popen(["true"])
+    dead_process.wait()
     with lease.hold(f"{tmp_path}/run.lease.json"):
         assert status.is_driven(f"{tmp_path}/run")
         left = json.loads((tmp_path / "run.lease.json").read_text())
-    (tmp_path / "run.lease.json").write_text(json.dumps(left | {"pid": gone.pid}))
+    (tmp_path / "run.lease.json").write_text(json.dumps(left | {"pid": dead_process.pid}))
     assert not status.is_driven(f"{tmp_path}/run")

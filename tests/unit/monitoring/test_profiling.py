@@ -16,9 +16,9 @@ def test_only_chosen_steps_leave_a_trace(tmp_path: Path) -> None:
     for step in range(4):
         with profiled(str(tmp_path), step, (1, 3), rank=2):
             torch.ones(8, 8) @ torch.ones(8, 8)
-    found = {path.name: path for path in (tmp_path / "profile").iterdir()}
-    assert set(found) == {"step-000000001-rank-00002.json.gz", "step-000000003-rank-00002.json.gz"}
-    for path in found.values():
+    files = {path.name: path for path in (tmp_path / "profile").iterdir()}
+    assert set(files) == {"step-000000001-rank-00002.json.gz", "step-000000003-rank-00002.json.gz"}
+    for path in files.values():
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
         assert sum(event.get("name") == "aten::mm" for event in events) == 1
 

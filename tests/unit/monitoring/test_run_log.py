@@ -28,7 +28,7 @@ def start(step: int) -> dict[str, Any]:
     return {"kind": "start", "next_step": step}
 
 
-def trained(*numbers: int, **more: Any) -> list[dict[str, Any]]:
+def step_entries(*numbers: int, **more: Any) -> list[dict[str, Any]]:
     return [{"kind": "step", "step": number, **more} for number in numbers]
 
 
@@ -50,14 +50,14 @@ def test_a_line_is_there_after_each_write(tmp_path: Path) -> None:
 def test_attempts_come_in_their_order(uri: str) -> None:
     assert read(uri) == []
     for number in range(4):
-        attempt(uri, start(number), *trained(number))
+        attempt(uri, start(number), *step_entries(number))
     assert [entries[0]["next_step"] for entries in read(uri)] == [0, 1, 2, 3]
     assert all([entry["kind"] for entry in entries] == ["start", "step"] for entries in read(uri))
 
 
 def test_a_last_line_cut_anywhere_is_left_out(tmp_path: Path) -> None:
     uri = str(tmp_path / "log")
-    attempt(uri, start(0), *trained(0, 1, loss=1.5, name="ή"))
+    attempt(uri, start(0), *step_entries(0, 1, loss=1.5, name="ή"))
     (path,) = (tmp_path / "log").iterdir()
     whole = path.read_bytes()
     last = whole.rindex(b"\n", 0, -1) + 1
@@ -66,15 +66,15 @@ def test_a_last_line_cut_anywhere_is_left_out(tmp_path: Path) -> None:
         assert [entry.get("step") for entry in read(uri)[0]] == [None, 0], cut
     path.write_bytes(whole[:-1])
     assert [entry["step"] for entry in steps(read(uri))] == [0, 1]
-    attempt(uri, start(1), *trained(1, 2))
+    attempt(uri, start(1), *step_entries(1, 2))
     path.write_bytes(whole[: last + 20])
     assert [entry["step"] for entry in steps(read(uri))] == [0, 1, 2]
 
 
 def test_of_a_step_that_came_several_times_the_last_counts(uri: str) -> None:
-    attempt(uri, start(0), *trained(0, 1, 2, loss=1.0))
-    attempt(uri, start(1), *trained(1, 2, 3, loss=2.0))
-    attempt(uri, start(3), *trained(3, loss=3.0), {"kind": "back", "next_step": 2}, *trained(2, loss=4.0))
+    attempt(uri, start(0), *step_entries(0, 1, 2, loss=1.0))
+    attempt(uri, start(1), *step_entries(1, 2, 3, loss=2.0))
+    attempt(uri, start(3), *step_entries(3, loss=3.0), {"kind": "back", "next_step": 2}, *step_entries(2, loss=4.0))
     assert [(entry["step"], entry["loss"]) for entry in steps(read(uri))] == [(0, 1.0), (1, 2.0), (2, 4.0), (3, 3.0)]
 
 
@@ -173,7 +173,7 @@ def test_many_objects_are_merged_and_no_line_is_lost_or_doubled(monkeypatch: pyt
 
 def test_a_log_that_is_merged_while_it_is_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     storage.remove(MEMORY)
-    attempt(MEMORY, start(0), *trained(0))
+    attempt(MEMORY, start(0), *step_entries(0))
     (name,) = storage.files(MEMORY)
     get = storage.read_bytes
 
@@ -191,21 +191,21 @@ def test_a_log_that_is_merged_while_it_is_read_is_read_again(monkeypatch: pytest
 def test_attempts_that_died_in_the_same_step_are_counted(uri: str) -> None:
     attempt(uri, {"kind": "driver"})
     for number in range(1, 4):
-        attempt(uri, start(4), *trained(4, 5, 6))
+        attempt(uri, start(4), *step_entries(4, 5, 6))
         assert deaths(read(uri)) == {"count": number, "step": 7}
 
 
 def test_an_attempt_that_died_before_its_first_step_died_in_that(uri: str) -> None:
     attempt(uri, {"kind": "driver"})
-    attempt(uri, start(0), *trained(0, 1))
+    attempt(uri, start(0), *step_entries(0, 1))
     attempt(uri, start(2))
-    attempt(uri, start(1), *trained(1), {"kind": "checkpoint", "next_step": 1})
+    attempt(uri, start(1), *step_entries(1), {"kind": "checkpoint", "next_step": 1})
     assert deaths(read(uri)) == {"count": 3, "step": 2}
 
 
 @pytest.mark.parametrize("kind", ["driver", "stopped", "finished", "error", "preempted"])
 def test_an_attempt_that_did_not_die_is_where_counting_ends(uri: str, kind: str) -> None:
-    died = [start(4), *trained(4, 5)]
+    died = [start(4), *step_entries(4, 5)]
     attempt(uri, *died)
     attempt(uri, *died)
     attempt(uri, *died, {"kind": kind, "next_step": 6})
@@ -216,11 +216,11 @@ def test_an_attempt_that_did_not_die_is_where_counting_ends(uri: str, kind: str)
 
 
 def test_deaths_in_other_steps_are_not_counted(uri: str) -> None:
-    attempt(uri, start(0), *trained(0, 1, 2))
-    attempt(uri, start(0), *trained(0, 1))
-    attempt(uri, start(0), *trained(0, 1, 2))
+    attempt(uri, start(0), *step_entries(0, 1, 2))
+    attempt(uri, start(0), *step_entries(0, 1))
+    attempt(uri, start(0), *step_entries(0, 1, 2))
     assert deaths(read(uri)) == {"count": 1, "step": 3}
-    attempt(uri, start(0), *trained(0, 1, 2))
+    attempt(uri, start(0), *step_entries(0, 1, 2))
     assert deaths(read(uri)) == {"count": 2, "step": 3}
 
 
@@ -241,9 +241,14 @@ def test_nothing_has_died_of_nothing(uri: str) -> None:
 
 def test_a_preempted_attempt_did_not_die_of_a_step_although_it_saved_and_went_on(uri: str) -> None:
     """As the loop writes it: the checkpoint comes after the word, and steps until the machine goes."""
-    for more in ([], trained(6)):
+    for more in ([], step_entries(6)):
         attempt(uri, {"kind": "driver"})
-        preempted = [start(4), *trained(4, 5), {"kind": "preempted", "next_step": 6}, {"kind": "checkpoint", "next_step": 6}]
+        preempted = [
+            start(4),
+            *step_entries(4, 5),
+            {"kind": "preempted", "next_step": 6},
+            {"kind": "checkpoint", "next_step": 6},
+        ]
         attempt(uri, *preempted, *more)
         assert deaths(read(uri))["count"] == 0
 
@@ -251,11 +256,11 @@ def test_a_preempted_attempt_did_not_die_of_a_step_although_it_saved_and_went_on
 def test_an_attempt_that_went_back_died_where_it_went_on(uri: str) -> None:
     """Step 3 kills; the first attempt had been beyond it and had gone back for another reason."""
     attempt(uri, {"kind": "driver"})
-    attempt(uri, start(0), *trained(0, 1, 2, 3, 4), {"kind": "back", "step": 4, "next_step": 2}, *trained(2))
-    attempt(uri, start(2), *trained(2))
-    attempt(uri, start(2), *trained(2))
+    attempt(uri, start(0), *step_entries(0, 1, 2, 3, 4), {"kind": "back", "step": 4, "next_step": 2}, *step_entries(2))
+    attempt(uri, start(2), *step_entries(2))
+    attempt(uri, start(2), *step_entries(2))
     assert deaths(read(uri)) == {"count": 3, "step": 3}
-    attempt(uri, start(2), *trained(2, 3, 4), {"kind": "back", "step": 4, "next_step": 3})
+    attempt(uri, start(2), *step_entries(2, 3, 4), {"kind": "back", "step": 4, "next_step": 3})
     assert deaths(read(uri)) == {"count": 4, "step": 3}
 
 
@@ -273,12 +278,12 @@ def test_attempts_are_in_order_whatever_the_clocks_of_their_machines(tmp_path: P
         log.write("start", next_step=5, attempt=attempt)
         log.write("step", step=5)
         log.write("step", step=6)
-    found = run_log.read(str(tmp_path))
-    assert [entries[0].get("attempt") for entries in found] == [None, 0, 1, 2]
-    assert run_log.deaths(found) == {"count": 3, "step": 7}
+    attempts = run_log.read(str(tmp_path))
+    assert [entries[0].get("attempt") for entries in attempts] == [None, 0, 1, 2]
+    assert run_log.deaths(attempts) == {"count": 3, "step": 7}
 
 
-def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_no_attempts(tmp_path: Path) -> None:
     """It hid that the same step had killed three attempts, and all clocks."""
     for _ in range(4):
         log = RunLog(str(tmp_path))
@@ -293,7 +298,7 @@ def test_what_others_put_into_the_folder_is_no_attempt(tmp_path: Path) -> None:
     assert [entries[0]["next_step"] for entries in run_log.read(str(tmp_path))] == [7, 7, 7, 7, 7, 8]
 
 
-def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_log_file_is_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a full disk leaves it."""
     RunLog(str(tmp_path)).write("start", next_step=7)
 
@@ -315,15 +320,15 @@ def test_an_attempt_without_a_word_is_none(tmp_path: Path, monkeypatch: pytest.M
 def test_a_long_log_of_many_languages_is_read_in_little_memory(tmp_path: Path) -> None:
     """One of 100,000 steps in 200 languages has 1.1 GB; the driver was killed when the training had ended."""
     streams = {f"l{number:03d}": {"loss": 2.3456789012345 + number, "targets": 512} for number in range(200)}
-    attempt(str(tmp_path), start(0), *trained(*range(300), loss=2.0, streams=streams))
+    attempt(str(tmp_path), start(0), *step_entries(*range(300), loss=2.0, streams=streams))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert steps(read(str(tmp_path)))[7]["streams"] == streams
     tracemalloc.start()
-    found = read(str(tmp_path), fields=("step", "next_step", "loss"))
+    attempts = read(str(tmp_path), fields=("step", "next_step", "loss"))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < size / 4
-    assert [entry["loss"] for entry in steps(found)] == [2.0] * 300
-    assert found[0][0].keys() == {"kind", "time", "next_step"}
-    assert found[0][1].keys() == {"kind", "time", "step", "loss"}
+    assert [entry["loss"] for entry in steps(attempts)] == [2.0] * 300
+    assert attempts[0][0].keys() == {"kind", "time", "next_step"}
+    assert attempts[0][1].keys() == {"kind", "time", "step", "loss"}
     assert deaths(read(str(tmp_path), 1, run_log.DEATH_FIELDS)) == {"count": 1, "step": 300}

@@ -30,11 +30,11 @@ def tracked(folder: Path, next_step: int, begun: str = "1.0") -> Tracked:
     return Tracked(uri=str(folder), identity="a", begun=begun, settings=settings, next_step=next_step)
 
 
-def trained(folder: Path, *kinds: str) -> list[str]:
+def train(folder: Path, *kinds: str) -> list[str]:
     """Two attempts of five steps each; steps 3 and 4 are made twice. The warnings."""
-    seen, said = list[dict[str, Any]](), list[str]()
+    seen, warnings = list[dict[str, Any]](), list[str]()
     for next_step, offset in ((0, 0.0), (3, 10.0)):
-        sinks = MetricWriters(tracked(folder, next_step), kinds, seen, said.append)
+        sinks = MetricWriters(tracked(folder, next_step), kinds, seen, warnings.append)
         scored = {"kind": "evaluation", "step": next_step, "bits_per_byte": 1.5, "by_language": {"el": 1.5}}
         sinks.evaluation(scored)
         sinks.evaluation({"kind": "evaluation", "step": next_step, "retrieval": {"forward": {"accuracy_at_1": 0.25}}})
@@ -43,21 +43,21 @@ def trained(folder: Path, *kinds: str) -> list[str]:
             sinks.step(step)
         sinks.close()
         seen += [scored, *steps]
-    return said
+    return warnings
 
 
-def test_tensorboard_keeps_the_last_of_steps_that_were_made_again(tmp_path: Path) -> None:
-    assert trained(tmp_path, "tensorboard") == []
-    found = EventAccumulator(str(tmp_path / FOLDER)).Reload()
-    losses = {event.step: event.value for event in found.Scalars("loss")}
+def test_tensorboard_keeps_the_last_of_repeated_steps(tmp_path: Path) -> None:
+    assert train(tmp_path, "tensorboard") == []
+    rows = EventAccumulator(str(tmp_path / FOLDER)).Reload()
+    losses = {event.step: event.value for event in rows.Scalars("loss")}
     assert losses == {step: step + (10.0 if step >= 3 else 0.0) for step in range(8)}
-    assert {event.step: event.value for event in found.Scalars("loss/el")} == {s: v / 2 for s, v in losses.items()}
-    assert [event.value for event in found.Scalars("evaluation/bits_per_byte")] == [1.5, 1.5]
-    assert [event.value for event in found.Scalars("evaluation/accuracy_at_1/forward")] == [0.25, 0.25]
-    assert not [tag for tag in found.Tags()["scalars"] if "mfu" in tag]
+    assert {event.step: event.value for event in rows.Scalars("loss/el")} == {s: v / 2 for s, v in losses.items()}
+    assert [event.value for event in rows.Scalars("evaluation/bits_per_byte")] == [1.5, 1.5]
+    assert [event.value for event in rows.Scalars("evaluation/accuracy_at_1/forward")] == [0.25, 0.25]
+    assert not [tag for tag in rows.Tags()["scalars"] if "mfu" in tag]
 
 
-def test_a_run_below_a_folder_in_one_s_own_language_is_measured(tmp_path: Path) -> None:
+def test_a_run_in_a_folder_with_a_greek_name_is_tracked(tmp_path: Path) -> None:
     """Ray takes labels in ASCII only: the training ended at its first step."""
     sinks = MetricWriters(tracked(tmp_path / "χρήστης wörk", 0), [], [], print)
     sinks.step(entry(0, 1.0) | {"streams": {"ελ": {"loss": 1.0}}})
@@ -67,10 +67,10 @@ ONCE = {step: step + (10.0 if step >= 5 else 0.0) for step in range(8)}
 """Losses by step: those of the first attempt, and what came behind."""
 
 
-def test_a_run_goes_on_in_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    assert trained(tmp_path / "runs" / "pretrain", "mlflow") == []
+    assert train(tmp_path / "runs" / "pretrain", "mlflow") == []
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -86,10 +86,10 @@ def test_a_run_goes_on_in_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytes
     assert sorted((point.step, point.value) for point in scores) == [(0, 1.5), (3, 1.5)]
 
 
-def test_a_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 300.0)  # on a busy machine W&B's service takes long to start
-    assert trained(tmp_path, "wandb") == []
+    assert train(tmp_path, "wandb") == []
     paths = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert {path.name for path in paths} == {f"run-{tracked(tmp_path, 0).id}.wandb"}
     losses = [(step, row["loss"]) for path in paths for step, row in history(path) if "loss" in row]
@@ -102,15 +102,15 @@ def history(path: Path) -> list[tuple[int, dict[str, float]]]:
     """The rows of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found = []
+    rows = []
     for content in records(path.read_bytes()):
         record = Record()
         record.ParseFromString(content)
         if record.HasField("history"):
             items = record.history.item
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-            found.append((int(row["_step"]), row))
-    return found
+            rows.append((int(row["_step"]), row))
+    return rows
 
 
 def records(content: bytes) -> Iterator[bytes]:
@@ -133,42 +133,42 @@ def test_a_run_begun_anew_in_the_same_folder_is_another() -> None:
     assert len({tracked(Path("/a"), 0).id, tracked(Path("/b"), 0).id, tracked(Path("/a"), 0, begun="2.0").id}) == 3
 
 
-def broken(*_: Any, **__: Any) -> Any:
+def fail(*_: Any, **__: Any) -> Any:
     raise ConnectionError("no route to host")
 
 
 @pytest.mark.parametrize("kind", ["wandb", "mlflow"])
 def test_a_tracker_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     module: Any = ModuleType(kind)
-    module.init, module.Settings, module.MlflowClient = broken, dict, broken
+    module.init, module.Settings, module.MlflowClient = fail, dict, fail
     entities: Any = ModuleType("mlflow.entities")
-    entities.Metric = entities.Param = broken
+    entities.Metric = entities.Param = fail
     monkeypatch.setitem(sys.modules, kind, module)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
-    said = list[str]()
-    sinks = MetricWriters(tracked(tmp_path, 0), [kind], [], said.append)
+    warnings = list[str]()
+    sinks = MetricWriters(tracked(tmp_path, 0), [kind], [], warnings.append)
     for step in range(100):
         sinks.step(entry(step, 1.0))
     sinks.close()
     for thread in threading.enumerate():
         if thread.name == f"track-{kind}":
             thread.join(10)
-    assert len(said) == 1
-    assert f"{kind} shows no more of this run" in said[0]
-    assert "no route to host" in said[0]
+    assert len(warnings) == 1
+    assert f"{kind} shows no more of this run" in warnings[0]
+    assert "no route to host" in warnings[0]
 
 
 def test_a_tracker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "MAX_QUEUED", 50)
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.2)
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: time.sleep(60))
-    said, began = list[str](), time.perf_counter()
-    sinks = MetricWriters(tracked(tmp_path, 0), ["wandb"], [], said.append)
+    warnings, began = list[str](), time.perf_counter()
+    sinks = MetricWriters(tracked(tmp_path, 0), ["wandb"], [], warnings.append)
     for step in range(200):
         sinks.step(entry(step, 1.0))
     sinks.close()
     assert time.perf_counter() - began < 10
-    assert len(said) == 1
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(("kind", "job", "section"), [("wandb", "pretrain", "pretrain"), ("mlflow", "embed", "embed")])

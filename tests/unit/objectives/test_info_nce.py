@@ -115,8 +115,8 @@ def test_the_gathered_gradient_equals_that_of_one_process(world: int, english, t
     mp.spawn(_rank, (world, port, tokenizer, table, str(tmp_path)), nprocs=world)
     gathered_loss, gathered = torch.load(tmp_path / "result.pt")
     assert abs(gathered_loss - float(loss.detach())) < 1e-5
-    own = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
-    assert own.keys() == gathered.keys()
-    assert max(float(g.abs().max()) for g in own.values()) > 1e-3
-    for name, gradient in own.items():
+    expected = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert expected.keys() == gathered.keys()
+    assert max(float(g.abs().max()) for g in expected.values()) > 1e-3
+    for name, gradient in expected.items():
         assert (gradient - gathered[name]).abs().max() < 1e-5, name

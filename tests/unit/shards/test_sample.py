@@ -47,7 +47,7 @@ def zipf(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def built(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Corpus:
+def build_corpus(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Corpus:
     monkeypatch.setattr(corpus, "ray_map", in_this_process)
     monkeypatch.setattr(corpus.documents, "UNIT_BYTES", 200_000)
     return corpus.build(
@@ -56,7 +56,7 @@ def built(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 
 
 
 def test_every_language_has_held_out_text_and_training_text(zipf, tmp_path, monkeypatch) -> None:
-    result = built(zipf, tmp_path, monkeypatch)
+    result = build_corpus(zipf, tmp_path, monkeypatch)
     train_part, heldout = (Counter(lang for lang, _ in corpus.read_texts(paths)) for paths in (result.train, result.heldout))
     assert set(heldout) == set(train_part) == set(LANGS)
     assert result.fates["train"] + result.fates["heldout"] + result.fates["duplicate"] == sum(SIZES.values())
@@ -70,7 +70,7 @@ def test_the_only_document_of_a_language_goes_to_training(tmp_path, monkeypatch)
     path = tmp_path / "text.jsonl"
     rows = [{"text": f"word {number}", "lang": "big"} for number in range(99)] + [{"text": "alone", "lang": "one"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    result = built(str(path), tmp_path / "out", monkeypatch)
+    result = build_corpus(str(path), tmp_path / "out", monkeypatch)
     assert ("one", "alone") in list(corpus.read_texts(result.train))
 
 
@@ -104,7 +104,7 @@ def test_every_language_is_scored_and_a_single_one_as_before() -> None:
 
 
 def test_the_sample_is_balanced_bounded_and_reproducible(zipf, tmp_path, monkeypatch) -> None:
-    result = built(zipf, tmp_path, monkeypatch)
+    result = build_corpus(zipf, tmp_path, monkeypatch)
     sample = balanced_sample(result.train, ["more"], alpha=0.3, limit=10**9, seed=1)
     wanted = temperature_weights(sample.corpus_bytes, 0.3)
     total = sum(sample.corpus_bytes.values())
@@ -119,7 +119,7 @@ def test_the_sample_is_balanced_bounded_and_reproducible(zipf, tmp_path, monkeyp
 
 
 def test_only_text_beyond_the_limit_is_thinned(zipf, tmp_path, monkeypatch) -> None:
-    result = built(zipf, tmp_path, monkeypatch)
+    result = build_corpus(zipf, tmp_path, monkeypatch)
     whole = list(corpus.read_texts(result.train))
     sizes = Counter[str]()
     for lang, text in whole:
@@ -135,7 +135,7 @@ def test_only_text_beyond_the_limit_is_thinned(zipf, tmp_path, monkeypatch) -> N
 
 
 def test_balanced_text_serves_small_languages(zipf, tmp_path, monkeypatch, english) -> None:
-    result = built(zipf, tmp_path, monkeypatch)
+    result = build_corpus(zipf, tmp_path, monkeypatch)
     source, tokenizers = byte_level(english), {}
     for alpha in (1.0, 0.3):
         texts = balanced_sample(result.train, [], alpha=alpha, limit=10**9, seed=0).texts

@@ -25,7 +25,7 @@ from tests.flaky_storage import Flaky, every, failing, flaky  # noqa: F401
 LINES = [f"γραμμή {number} " + "κείμενο " * (number % 40) for number in range(3000)]
 
 
-def streamed(content: bytes, codec: str) -> bytes:
+def compress_stream(content: bytes, codec: str) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, codec) as file:
         file.write(content)
@@ -35,8 +35,8 @@ def streamed(content: bytes, codec: str) -> bytes:
 COMPRESSED = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
-    ".zst": partial(streamed, codec="zstd"),
-    ".lz4": partial(streamed, codec="lz4"),
+    ".zst": partial(compress_stream, codec="zstd"),
+    ".lz4": partial(compress_stream, codec="lz4"),
 }
 
 
@@ -120,7 +120,7 @@ def test_the_error_for_a_dataset_that_breaks_off_names_it(tmp_path: Path, monkey
         documents.resolve(str(tmp_path / "set"), str(tmp_path / "cache"), key="text")
 
 
-def written(path: Path, *rows: object) -> str:
+def write_lines(path: Path, *rows: object) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
@@ -132,13 +132,13 @@ def table(path: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> pa.
 
 def test_a_column_that_the_first_line_lacks_is_read(tmp_path: Path) -> None:
     rows = [{"text": "header"}, *({"text": f"text {i}", "lang": "el", "id": i} for i in range(5))]
-    rows = table(written(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
+    rows = table(write_lines(tmp_path / "a.jsonl", *rows), ("text",), ("lang", "id"))
     assert rows["lang"].to_pylist() == [None, *["el"] * 5]
     assert rows["id"].to_pylist() == [None, *map(str, range(5))]
-    later = written(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})
+    later = write_lines(tmp_path / "b.jsonl", {"lang": "el"}, {"text": "there", "lang": "el"})
     assert table(later, ("text",), ())["text"].to_pylist() == [None, "there"]
     with pytest.raises(DataError, match="column text is missing; the file has body, lang"):
-        table(written(tmp_path / "c.jsonl", {"body": "x", "lang": 1}), ("text",), ())
+        table(write_lines(tmp_path / "c.jsonl", {"body": "x", "lang": 1}), ("text",), ())
 
 
 def test_numbers_of_ids_and_half_a_surrogate_pair_are_read(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_numbers_of_ids_and_half_a_surrogate_pair_are_read(tmp_path: Path) -> No
 def test_the_error_for_a_value_of_the_wrong_type_names_its_line(
     name: str, value: object, expected: str, tmp_path: Path
 ) -> None:
-    path = written(tmp_path / "a.jsonl", {"text": "fine"}, {"text": "fine"} | {name: value})
+    path = write_lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": "fine"} | {name: value})
     with pytest.raises(DataError, match=f"{name} in the line at byte 17 is .* not {expected}"):
         table(path, ("text",), ("lang", "negatives"))
 
 
 def test_records_of_files_of_the_same_name_in_two_folders_have_different_ids(tmp_path: Path) -> None:
     for folder in ("train", "test", "el", "tr"):
-        written(tmp_path / folder / "pairs.jsonl", {"anchor": f"to {folder}", "positive": f"προς {folder}"})
+        write_lines(tmp_path / folder / "pairs.jsonl", {"anchor": f"to {folder}", "positive": f"προς {folder}"})
     sides = {key: text_pairs.load(str(tmp_path / key / "pairs.jsonl"), "", key=key) for key in ("train", "test")}
     text_pairs.check_disjoint(sides["train"], sides["test"])
     both = text_pairs.load(f"{tmp_path}/[et][lr]/pairs.jsonl", "", key="pairs")
@@ -179,7 +179,7 @@ def test_records_of_files_of_the_same_name_in_two_folders_have_different_ids(tmp
 
 def test_a_repeated_id_is_found_in_one_pass(tmp_path: Path) -> None:
     many = [{"id": str(i), "anchor": f"a {i}", "positive": f"b {i}"} for i in [*range(40_000), 39_999]]
-    path, began = written(tmp_path / "pairs.jsonl", *many), time.process_time()
+    path, began = write_lines(tmp_path / "pairs.jsonl", *many), time.process_time()
     with pytest.raises(DataError, match="the id '39999' occurs more than once"):
         text_pairs.load(path, "", key="pairs")
     assert time.process_time() - began < 5  # 15 s by counting each

@@ -362,5 +362,5 @@ def test_the_copied_share_counts_letters_in_words_of_the_other_side() -> None:
 
 def test_a_pair_that_is_mostly_copied_is_no_test_pair() -> None:
     copied = Paragraph("f", "1", "Use the LibreOffice Calc function SUM here", "Η LibreOffice Calc function SUM")
-    own = Paragraph("f", "2", "Click the blue button to close it", "Πατήστε το μπλε κουμπί για να κλείσει")
-    assert help_corpus.draw_pairs([], [copied, own], count=9, spaced=True)[0] == [own]
+    original = Paragraph("f", "2", "Click the blue button to close it", "Πατήστε το μπλε κουμπί για να κλείσει")
+    assert help_corpus.draw_pairs([], [copied, original], count=9, spaced=True)[0] == [original]

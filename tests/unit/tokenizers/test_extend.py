@@ -17,7 +17,7 @@ def old(request, english) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def extended(old, greek) -> PreTrainedTokenizerFast:
+def extension(old, greek) -> PreTrainedTokenizerFast:
     return train.train(old, greek, CONFIG)
 
 
@@ -27,42 +27,42 @@ def ids_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return tokenizer.get_vocab() | added
 
 
-def test_every_old_token_keeps_its_id_and_no_id_is_shared(old, extended) -> None:
-    before, after = ids_of(old), ids_of(extended)
+def test_every_old_token_keeps_its_id_and_no_id_is_shared(old, extension) -> None:
+    before, after = ids_of(old), ids_of(extension)
     assert {text: after.get(text) for text in before} == before
     assert sorted(after.values()) == list(range(len(after)))
     assert len(after) > len(before) + 300
     for text, number in after.items():
-        assert extended.convert_ids_to_tokens(number) == text
-        assert extended.convert_tokens_to_ids(text) == number
+        assert extension.convert_ids_to_tokens(number) == text
+        assert extension.convert_tokens_to_ids(text) == number
 
 
-def test_it_loads_unchanged(extended, tmp_path, greek, english) -> None:
-    extended.save_pretrained(tmp_path)
+def test_it_loads_unchanged(extension, tmp_path, greek, english) -> None:
+    extension.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert type(again) is type(extended)
-    assert ids_of(again) == ids_of(extended)
-    assert again(greek[:20] + english[:20]).input_ids == extended(greek[:20] + english[:20]).input_ids
+    assert type(again) is type(extension)
+    assert ids_of(again) == ids_of(extension)
+    assert again(greek[:20] + english[:20]).input_ids == extension(greek[:20] + english[:20]).input_ids
 
 
-def test_special_tokens_are_found_in_text_and_roles_stay(old, extended) -> None:
-    assert extended.special_tokens_map == old.special_tokens_map
+def test_special_tokens_are_found_in_text_and_roles_stay(old, extension) -> None:
+    assert extension.special_tokens_map == old.special_tokens_map
     for token in old.backend_tokenizer.get_added_tokens_decoder().values():
         text = f"a{token.content}b"
         if not token.content.isspace():
-            assert set(old(text).input_ids) & set(ids_of(old).values()) <= set(extended(text).input_ids) | set(range(len(old)))
-            assert extended.convert_tokens_to_ids(token.content) in extended(text, add_special_tokens=False).input_ids
-    assert extended("a").input_ids[0] == old("a").input_ids[0]
-    assert extended("a").input_ids[-1] == old("a").input_ids[-1]
+            assert set(old(text).input_ids) & set(ids_of(old).values()) <= set(extension(text).input_ids) | set(range(len(old)))
+            assert extension.convert_tokens_to_ids(token.content) in extension(text, add_special_tokens=False).input_ids
+    assert extension("a").input_ids[0] == old("a").input_ids[0]
+    assert extension("a").input_ids[-1] == old("a").input_ids[-1]
 
 
-def test_both_languages_survive_a_round_trip(old, extended, greek, english) -> None:
+def test_both_languages_survive_a_round_trip(old, extension, greek, english) -> None:
     for text in [*greek[:30], *english[:30], "και χρώμα στο αρχείο", "Click <OK> {now}: 12,345"]:
         for part in text.split("\n"):
-            ids = extended(part, add_special_tokens=False).input_ids
-            back = extended.decode(ids, clean_up_tokenization_spaces=False)
-            normal = extended.backend_tokenizer.normalizer
+            ids = extension(part, add_special_tokens=False).input_ids
+            back = extension.decode(ids, clean_up_tokenization_spaces=False)
+            normal = extension.backend_tokenizer.normalizer
             wanted = normal.normalize_str(part) if normal else part
-            if extended.unk_token_id in ids:
+            if extension.unk_token_id in ids:
                 continue
             assert "".join(back.split()) == "".join(wanted.replace("\u2581", " ").split())

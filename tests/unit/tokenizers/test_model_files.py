@@ -61,10 +61,10 @@ def test_a_folder_with_only_a_sentencepiece_model_loads_and_is_replaced_and_exte
     text = "Click the button to open the file."
     assert source.tokenize(text) == pieces.encode(text, out_type=str)
     for config in (train.TokenizerConfig(vocab_size=900), train.TokenizerConfig(vocab_size=900, extend=True)):
-        made = train.train(source, greek, config)
-        assert role_ids(made).keys() == role_ids(source).keys()
-        assert [finding for finding in verify(made, source, {"el": greek[:20]}) if not finding.is_ok] == []
-        assert made.convert_ids_to_tokens(list(frame_of(made).suffix)) == source.convert_ids_to_tokens(
+        tokenizer = train.train(source, greek, config)
+        assert role_ids(tokenizer).keys() == role_ids(source).keys()
+        assert [finding for finding in verify(tokenizer, source, {"el": greek[:20]}) if not finding.is_ok] == []
+        assert tokenizer.convert_ids_to_tokens(list(frame_of(tokenizer).suffix)) == source.convert_ids_to_tokens(
             list(frame_of(source).suffix)
         )
 

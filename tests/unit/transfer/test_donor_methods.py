@@ -38,10 +38,10 @@ def problem(english, greek) -> Problem:
 @pytest.fixture(scope="module")
 def folder(problem, tmp_path_factory) -> str:
     """A donor with the new tokenizer."""
-    return saved(tmp_path_factory.mktemp("donor"), tiny_model(problem.target), problem.target)
+    return save_model(tmp_path_factory.mktemp("donor"), tiny_model(problem.target), problem.target)
 
 
-def saved(path, model, tokenizer) -> str:
+def save_model(path, model, tokenizer) -> str:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
@@ -87,10 +87,10 @@ def test_on_unit_atoms_it_equals_orthogonal_matching_pursuit_of_scikit_learn(k: 
     vectors = 3 * normal(60, 40, seed=2)
     index, weights = combinations(vectors, atoms, PursuitConfig(k=k, ridge=0.0))
     expected = sklearn.linear_model.orthogonal_mp(atoms.double().numpy().T, vectors.double().numpy().T, n_nonzero_coefs=k)
-    found, expected = dense(index, weights, atoms), expected.reshape(120, 60).T
-    assert ((found != 0) == (expected != 0)).all()
-    assert (np.count_nonzero(found, axis=1) == k).all()
-    assert np.abs((found - expected) @ atoms.double().numpy()).max() < 1e-5
+    result, expected = dense(index, weights, atoms), expected.reshape(120, 60).T
+    assert ((result != 0) == (expected != 0)).all()
+    assert (np.count_nonzero(result, axis=1) == k).all()
+    assert np.abs((result - expected) @ atoms.double().numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -127,9 +127,9 @@ def test_a_planted_combination_is_found_and_nothing_else() -> None:
         generator = np.random.default_rng(row)
         planted[row, generator.choice(300, 5, replace=False)] = generator.uniform(1, 2, 5) * [1, -1, 1, -1, 1]
     vectors = torch.from_numpy(planted @ atoms.double().numpy()).float()
-    found = dense(*combinations(vectors, atoms, PursuitConfig(k=20)), atoms)
-    assert ((found != 0) == (planted != 0)).all()
-    assert np.abs(found - planted).max() < 1e-4
+    result = dense(*combinations(vectors, atoms, PursuitConfig(k=20)), atoms)
+    assert ((result != 0) == (planted != 0)).all()
+    assert np.abs(result - planted).max() < 1e-4
 
 
 def test_equal_atoms_count_once_and_zero_atoms_never() -> None:
@@ -170,8 +170,8 @@ def test_selecting_the_highest_cosine_leaves_a_smaller_residual_than_the_highest
     vectors = normal(80, 64, seed=13)
     left = []
     for normalise in (True, False):
-        found = dense(*combinations(vectors, atoms, PursuitConfig(k=8, normalise_atoms=normalise)), atoms)
-        left.append(np.linalg.norm(vectors.numpy() - found @ atoms.numpy(), axis=1).mean())
+        result = dense(*combinations(vectors, atoms, PursuitConfig(k=8, normalise_atoms=normalise)), atoms)
+        left.append(np.linalg.norm(vectors.numpy() - result @ atoms.numpy(), axis=1).mean())
     assert left[0] < 0.9 * left[1]
 
 
@@ -268,9 +268,9 @@ def test_clp_is_the_cosine_weighted_mean_of_all_shared_tokens(problem, folder) -
         if cosines.sum() < 0.1 * np.abs(cosines).sum():
             cosines, guarded = np.maximum(cosines, 0), guarded + 1
         expected = dict(zip(problem.shared[shared].tolist(), cosines / cosines.sum(), strict=True))
-        found = entries(rows, place)
-        assert max(abs(found.get(old, 0.0) - weight) for old, weight in expected.items()) < 1e-6
-        assert set(found) <= set(expected)
+        result = entries(rows, place)
+        assert max(abs(result.get(old, 0.0) - weight) for old, weight in expected.items()) < 1e-6
+        assert set(result) <= set(expected)
     assert guarded > 5
 
 
@@ -288,9 +288,9 @@ def test_clp_with_top_mixes_only_the_nearest(problem, folder) -> None:
     for place in range(0, len(rows.ids), 17):
         cosines = unit[shared] @ unit[rows.ids[place]]
         best = np.argsort(-cosines, kind="stable")[:7]
-        found = entries(rows, place)
-        assert list(found) == problem.shared[shared][best].tolist()
-        assert np.abs(np.array(list(found.values())) - cosines[best] / cosines[best].sum()).max() < 1e-6
+        result = entries(rows, place)
+        assert list(result) == problem.shared[shared][best].tolist()
+        assert np.abs(np.array(list(result.values())) - cosines[best] / cosines[best].sum()).max() < 1e-6
 
 
 def test_clp_plus_is_sparsemax_over_the_shared_tokens(problem, folder) -> None:
@@ -300,9 +300,9 @@ def test_clp_plus_is_sparsemax_over_the_shared_tokens(problem, folder) -> None:
     for place in range(0, len(rows.ids), 17):
         z = unit[shared] @ unit[rows.ids[place]]
         tau = scipy.optimize.brentq(lambda t, z=z: np.maximum(z - t, 0).sum() - 1, z.min() - 1, z.max())
-        found = entries(rows, place)
+        result = entries(rows, place)
         expected = dict(zip(problem.shared[shared].tolist(), np.maximum(z - tau, 0), strict=True))
-        assert max(abs(found.get(old, 0.0) - weight) for old, weight in expected.items()) < 1e-5
+        assert max(abs(result.get(old, 0.0) - weight) for old, weight in expected.items()) < 1e-5
 
 
 def test_omp_reconstructs_the_donors_rows_and_preserves_a_linear_map(problem, folder) -> None:
@@ -328,28 +328,28 @@ def test_omp_reconstructs_the_donors_rows_and_preserves_a_linear_map(problem, fo
 def test_a_donor_of_another_family_architecture_and_width_works(english, greek, tmp_path, family: str, other: str) -> None:
     problem, tokenizer = problem_of(family, english, greek), FAMILIES[other]([*greek, *english], 1000)
     model = GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=20, n_layer=1, n_head=2))
-    found = donor.load(problem, saved(tmp_path, model, tokenizer), "omp")
+    result = donor.load(problem, save_model(tmp_path, model, tokenizer), "omp")
     theirs = canonical_tokens(tokenizer)
     token_of = {row.numpy().tobytes(): theirs[place] for place, row in enumerate(model.wte.weight.detach())}
-    assert len(found.new_ids) > 30
-    assert len(found.source_ids) > 30
-    for ids, rows in ((found.new_ids, found.new_embeddings), (found.shared_ids, found.shared_embeddings)):
+    assert len(result.new_ids) > 30
+    assert len(result.source_ids) > 30
+    for ids, rows in ((result.new_ids, result.new_embeddings), (result.shared_ids, result.shared_embeddings)):
         assert [token_of[row.tobytes()].payload for row in rows.numpy()] == [problem.tokens[t].payload for t in ids]
-    assert (found.source_ids == problem.shared[found.shared_ids]).all()
-    assert len(set(found.source_ids.tolist())) == len(found.source_ids)
+    assert (result.source_ids == problem.shared[result.shared_ids]).all()
+    assert len(set(result.source_ids.tolist())) == len(result.source_ids)
     for method in DONOR_METHODS:
         entry = METHODS[method]
         rows = entry.place(problem, entry.config(donor=str(tmp_path)))
-        assert rows.ids.tolist() == found.new_ids.tolist()
+        assert rows.ids.tolist() == result.new_ids.tolist()
 
 
 def test_a_source_token_of_several_shared_tokens_counts_once_with_its_closest_match(problem, folder) -> None:
     loose = Problem(problem.source, problem.target, problem.texts, 3, levels=("exact", "bytes", "case", "start"))
     ordinary = [t for t in np.flatnonzero(loose.shared >= 0) if loose.tokens[t].role is None]
     assert len({loose.shared[t] for t in ordinary}) < len(ordinary)
-    found = donor.load(loose, folder, "omp")
-    assert sorted(found.source_ids.tolist()) == sorted({int(loose.shared[t]) for t in ordinary})
-    for t in found.shared_ids:
+    result = donor.load(loose, folder, "omp")
+    assert sorted(result.source_ids.tolist()) == sorted({int(loose.shared[t]) for t in ordinary})
+    for t in result.shared_ids:
         rivals = [loose.shared_provenance[other] for other in ordinary if loose.shared[other] == loose.shared[t]]
         assert loose.shared_provenance[t] == min(rivals)
 
@@ -362,7 +362,7 @@ def test_rows_that_were_never_trained_are_ignored(problem, tmp_path) -> None:
         table = model.get_input_embeddings().weight
         table[short] *= 0.01
         table[[zero, shared]] = 0
-    folder = saved(tmp_path, model, problem.target)
+    folder = save_model(tmp_path, model, problem.target)
     loaded = donor.load(problem, folder, "omp")
     assert sorted(set(problem.new.tolist()) - set(loaded.new_ids.tolist())) == sorted([short, zero])
     assert shared not in loaded.shared_ids
@@ -395,26 +395,26 @@ def test_an_image_model_is_rejected_as_donor(problem, tmp_path, kind: str) -> No
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
         model = ViTModel(ViTConfig(image_size=32, **sizes))
     with pytest.raises(ModelError, match=f"{type(model).__name__} has no token embeddings"):
-        donor.load(problem, saved(tmp_path, model, problem.target), "omp")
+        donor.load(problem, save_model(tmp_path, model, problem.target), "omp")
 
 
 def test_fewer_rows_than_ids_and_rows_that_are_not_finite_are_rejected(problem, tmp_path) -> None:
     model = tiny_model(problem.source)
     with pytest.raises(ModelError, match=rf"have {len(problem.source):,} rows, but .* up to {len(problem.target) - 1:,}"):
-        donor.load(problem, saved(tmp_path, model, problem.target), "omp")
+        donor.load(problem, save_model(tmp_path, model, problem.target), "omp")
     model = tiny_model(problem.target)
     with torch.no_grad():
         model.get_input_embeddings().weight[3, 3] = float("nan")
     with pytest.raises(ModelError, match="infinities or NaN"):
-        donor.load(problem, saved(tmp_path, model, problem.target), "omp")
+        donor.load(problem, save_model(tmp_path, model, problem.target), "omp")
 
 
 def test_a_donor_of_another_script_is_rejected(problem, english, tmp_path) -> None:
     strange = FAMILIES["wordpiece"]([chr(0x10A0 + place % 30) * 3 for place in range(100)], 60)
     with pytest.raises(DataError, match="no ordinary token that the source and the new vocabulary also have"):
-        donor.load(problem, saved(tmp_path / "strange", tiny_model(strange), strange), "omp")
+        donor.load(problem, save_model(tmp_path / "strange", tiny_model(strange), strange), "omp")
     with pytest.raises(DataError, match=f"none of the {len(problem.new):,} new tokens"):
-        donor.load(problem, saved(tmp_path / "old", tiny_model(problem.source), problem.source), "omp")
+        donor.load(problem, save_model(tmp_path / "old", tiny_model(problem.source), problem.source), "omp")
 
 
 @pytest.mark.parametrize(

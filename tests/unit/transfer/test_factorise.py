@@ -46,7 +46,7 @@ def matrix(rows: int, width: int, dtype: torch.dtype = torch.float32) -> torch.T
     return torch.from_numpy(mixed / width**0.5 + 0.3).to(dtype)
 
 
-def truncated(rows: torch.Tensor, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def truncated_svd(rows: torch.Tensor, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """numpy's nearest product of a rank, and all singular values."""
     left, values, right = np.linalg.svd(rows.double().numpy(), full_matrices=False)
     return (left[:, :rank] * values[:rank]) @ right[:rank], values
@@ -61,7 +61,7 @@ def test_the_product_equals_numpys_truncated_decomposition(rows: int, width: int
     assert coordinates.shape == (rows, rank)
     assert primitives.shape == (rank, width)
     assert coordinates.dtype == primitives.dtype == torch.float32
-    assert np.abs((coordinates @ primitives).numpy() - truncated(given, rank)[0]).max() < 1e-5
+    assert np.abs((coordinates @ primitives).numpy() - truncated_svd(given, rank)[0]).max() < 1e-5
 
 
 def test_the_product_equals_scikit_learns_truncated_decomposition() -> None:
@@ -76,7 +76,7 @@ def test_the_product_equals_scikit_learns_truncated_decomposition() -> None:
 def test_the_squared_error_is_the_energy_of_the_dropped_singular_values(rank: int) -> None:
     given = matrix(700, 64, torch.float64)
     coordinates, primitives = factorise.factorise(given, rank)
-    dropped = (truncated(given, rank)[1][rank:] ** 2).sum()
+    dropped = (truncated_svd(given, rank)[1][rank:] ** 2).sum()
     assert float((given - coordinates @ primitives).square().sum()) == pytest.approx(dropped, rel=1e-9)
 
 
@@ -108,7 +108,7 @@ def test_a_rank_that_the_matrix_does_not_have_is_rejected(rank: int) -> None:
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 0.999, 1.0])
 def test_the_rank_by_energy_is_the_smallest_that_keeps_it(share: float) -> None:
     given = matrix(300, 24)
-    energy = truncated(given, 1)[1] ** 2
+    energy = truncated_svd(given, 1)[1] ** 2
     rank = factorise.rank_for_energy(given, share)
     assert energy[:rank].sum() >= (share - 1e-9) * energy.sum()
     assert energy[: rank - 1].sum() < share * energy.sum()
@@ -149,13 +149,13 @@ def _own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def planned(english, greek, pairs) -> dict[str, tuple[Problem, TransferPlan]]:
     """A plan with copies, mixtures and random rows, for each tokenizer family."""
     texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
-    made = {}
+    cases = {}
     for family in ("wordpiece", "byte_level"):
         source = FAMILIES[family](english)
         target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
         problem = Problem(source, target, texts, seed=3)
-        made[family] = problem, assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
-    return made
+        cases[family] = problem, assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
+    return cases
 
 
 @pytest.fixture(params=[(kind, tied) for kind in MODELS for tied in (True, False)], ids=str)
@@ -172,7 +172,7 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
         return model.eval()(input_ids=ids[None]).logits
 
 
-def grafted(case: Case, rank: int = RANK) -> Any:
+def graft_case(case: Case, rank: int = RANK) -> Any:
     source, plan, problem, _, _ = case
     model = factorise.with_factors(copy.deepcopy(source), rank)
     graft(model, plan, problem.target)
@@ -182,7 +182,7 @@ def grafted(case: Case, rank: int = RANK) -> Any:
 def test_the_folder_with_factors_has_the_same_output_as_the_plain_folder(case: Case, tmp_path: Path) -> None:
     """Both load without missing or unexpected keys; the plain one needs none of our code."""
     _, _, problem, auto, tied = case
-    model = grafted(case)
+    model = graft_case(case)
     model.save_pretrained(tmp_path / "factors")
     problem.target.save_pretrained(tmp_path / "factors")
     factorise.without_factors(model).save_pretrained(tmp_path / "plain")
@@ -203,17 +203,17 @@ def test_the_folder_with_factors_has_the_same_output_as_the_plain_folder(case: C
 def test_full_rank_equals_the_plain_graft(case: Case) -> None:
     """Except random rows: they are drawn in coordinates, so they differ."""
     source, plan, problem, _, _ = case
-    kept = torch.from_numpy(np.flatnonzero(plan.provenance != Provenance.RANDOM))
+    placed_ids = torch.from_numpy(np.flatnonzero(plan.provenance != Provenance.RANDOM))
     plain = copy.deepcopy(source)
     graft(plain, plan, problem.target)
-    expected, got = logits(plain, kept[5:65]), logits(grafted(case, rank=32), kept[5:65])
-    assert (expected - got)[..., kept].abs().max() < 1e-4
+    expected, got = logits(plain, placed_ids[5:65]), logits(graft_case(case, rank=32), placed_ids[5:65])
+    assert (expected - got)[..., placed_ids].abs().max() < 1e-4
 
 
 def test_copies_are_the_old_coordinates_bit_for_bit(case: Case) -> None:
     source, plan, _, _, _ = case
     old = factorise.with_factors(source, RANK)
-    new = grafted(case)
+    new = graft_case(case)
     tied = new.get_input_embeddings().weight is new.get_output_embeddings().weight
     for side, matrix in (("get_input_embeddings", "inputs"), ("get_output_embeddings", "inputs" if tied else "outputs")):
         before, after = getattr(old, side)(), getattr(new, side)()
@@ -227,7 +227,7 @@ def test_copies_are_the_old_coordinates_bit_for_bit(case: Case) -> None:
 def test_the_folder_stores_each_weight_once(case: Case, tmp_path: Path) -> None:
     """V r + r D parameters instead of V D for each matrix; tied weights are stored once."""
     tied = case[-1]
-    model = grafted(case)
+    model = graft_case(case)
     model.save_pretrained(tmp_path)
     rows, width = len(model.get_input_embeddings().weight), 32
     saved = (1 if tied else 2) * (rows * width - rows * RANK - RANK * width)
@@ -239,7 +239,7 @@ def test_the_folder_stores_each_weight_once(case: Case, tmp_path: Path) -> None:
 
 def test_a_step_of_training_moves_both_factors_and_leaves_them_tied(case: Case) -> None:
     tied = case[-1]
-    model = grafted(case).train()
+    model = graft_case(case).train()
     inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
     before = {part: (part.weight.clone(), part.projection.clone()) for part in (inputs, head)}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -260,7 +260,7 @@ def test_a_step_of_training_moves_both_factors_and_leaves_them_tied(case: Case) 
 def test_a_loaded_model_can_be_saved_and_loaded_again(case: Case, tmp_path: Path) -> None:
     """With its code, byte for byte, and by our own class without trusting the code of a folder."""
     auto = case[3]
-    model = grafted(case)
+    model = graft_case(case)
     model.save_pretrained(tmp_path / "one")
     auto.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     kind = getattr(factored_embeddings, json.loads((tmp_path / "two" / "config.json").read_text())["architectures"][0])
@@ -274,7 +274,7 @@ def test_a_loaded_model_can_be_saved_and_loaded_again(case: Case, tmp_path: Path
 
 def test_the_body_alone_is_loaded_with_the_same_vectors(case: Case, tmp_path: Path) -> None:
     """A body that is saved alone gets a new head."""
-    model = grafted(case)
+    model = graft_case(case)
     model.save_pretrained(tmp_path)
     body = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert loading.kind_of(str(tmp_path)) == ("masked" if case[3] is AutoModelForMaskedLM else "causal")
@@ -286,13 +286,13 @@ def test_the_body_alone_is_loaded_with_the_same_vectors(case: Case, tmp_path: Pa
 
 def test_without_its_code_the_folder_is_rejected(case: Case, tmp_path: Path) -> None:
     """It is not loaded with random embeddings: the shapes do not fit."""
-    grafted(case).save_pretrained(tmp_path)
+    graft_case(case).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="mismatch"):
         case[3].from_pretrained(tmp_path)
 
 
 def test_resizing_keeps_the_factors(case: Case) -> None:
-    model = grafted(case)
+    model = graft_case(case)
     before = logits(model)
     rows = model.config.vocab_size
     model.resize_token_embeddings(rows + 64, mean_resizing=False)

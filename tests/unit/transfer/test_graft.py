@@ -33,7 +33,7 @@ from trainer.word_vectors.texts import Texts
 
 
 @pytest.fixture(scope="module")
-def made(problem: Problem) -> TransferPlan:
+def random_plan(problem: Problem) -> TransferPlan:
     return assemble(problem, aligned.place(problem, aligned.AlignedConfig()), "aligned")
 
 
@@ -80,14 +80,14 @@ MODELS = {
 
 
 @pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
-def test_a_grafted_model_has_the_same_output_on_shared_tokens(problem, made, tmp_path, kind: str, tied: bool) -> None:
+def test_a_grafted_model_has_the_same_output_on_shared_tokens(problem, random_plan, tmp_path, kind: str, tied: bool) -> None:
     """On text of copied tokens the logits of these tokens are the same: only the vocabulary changed."""
     make, auto = MODELS[kind, tied]
     model = make(problem.source)
     shared = np.flatnonzero(problem.shared >= 0)
     ordinary = torch.from_numpy(shared[:60])
     before = answers(model, torch.from_numpy(problem.shared)[ordinary][None])[:, problem.shared[shared]]
-    graft(model, made, problem.target)
+    graft(model, random_plan, problem.target)
     model.save_pretrained(tmp_path)
     problem.target.save_pretrained(tmp_path)
     again = auto.from_pretrained(tmp_path).eval()
@@ -100,12 +100,12 @@ def test_a_grafted_model_has_the_same_output_on_shared_tokens(problem, made, tmp
 
 
 @pytest.mark.parametrize(("kind", "tied"), sorted(MODELS))
-def test_special_ids_follow_their_tokens(problem, made, kind: str, tied: bool) -> None:
+def test_special_ids_follow_their_tokens(problem, random_plan, kind: str, tied: bool) -> None:
     """Every special id in the config still means the same token."""
     model = MODELS[kind, tied][0](problem.source)
     settings = [c for c in (model.config, getattr(model, "generation_config", None)) if c is not None]
     before = [{name: value for name, value in vars(c).items() if name.endswith("_token_id")} for c in settings]
-    graft(model, made, problem.target)
+    graft(model, random_plan, problem.target)
     for old, new in zip(before, map(vars, settings), strict=True):
         for name, number in old.items():
             if number is not None:
@@ -113,16 +113,16 @@ def test_special_ids_follow_their_tokens(problem, made, kind: str, tied: bool) -
                 assert problem.target.convert_ids_to_tokens(new[name]) == token, name
 
 
-def test_a_plan_fits_another_model_with_the_same_tokenizer(problem, made, tmp_path) -> None:
+def test_a_plan_fits_another_model_with_the_same_tokenizer(problem, random_plan, tmp_path) -> None:
     """Saved, loaded and applied to another checkpoint with the same tokenizer, and to one of another width."""
-    made.save(str(tmp_path))
+    random_plan.save(str(tmp_path))
     sibling = tiny_decoder(problem.source, "llama")
     old = sibling.get_input_embeddings().weight.detach().clone()
     graft(sibling, TransferPlan.load(str(tmp_path)), problem.target)
     rows = sibling.get_input_embeddings().weight
-    copies = made.copies()
-    assert torch.equal(rows[copies], old[made.indices[made.indptr[copies]]])
-    assert torch.allclose(rows[len(made) :], rows[: len(made)].mean(dim=0), atol=1e-6)
+    copies = random_plan.copies()
+    assert torch.equal(rows[copies], old[random_plan.indices[random_plan.indptr[copies]]])
+    assert torch.allclose(rows[len(random_plan) :], rows[: len(random_plan)].mean(dim=0), atol=1e-6)
 
 
 def test_gaps_in_the_ids_and_padded_matrices_are_handled(english, greek) -> None:
@@ -133,12 +133,14 @@ def test_gaps_in_the_ids_and_padded_matrices_are_handled(english, greek) -> None
     gapped = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(spec)), unk_token="[UNK]")
     texts = Texts(corpus=lambda: iter(greek), anchors=english[:50], positives=greek[:50])
     problem = Problem(source, gapped, texts, seed=3)
-    made = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
-    assert made.provenance[-4:].tolist() == [Provenance.FILLING] * 3 + [Provenance.RANDOM]
-    new = apply.embeddings(made.pad_to(len(made) + 9), torch.randn(problem.source_rows + 57, 8))
-    real = [*range(len(source)), len(made) - 1]
-    assert torch.allclose(new[[*range(len(source), len(source) + 3), *range(len(made), len(new))]], new[real].mean(dim=0))
-    assert (new[len(made) - 1] != new[real].mean(dim=0)).all()
+    random_plan = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
+    assert random_plan.provenance[-4:].tolist() == [Provenance.FILLING] * 3 + [Provenance.RANDOM]
+    new = apply.embeddings(random_plan.pad_to(len(random_plan) + 9), torch.randn(problem.source_rows + 57, 8))
+    real = [*range(len(source)), len(random_plan) - 1]
+    assert torch.allclose(
+        new[[*range(len(source), len(source) + 3), *range(len(random_plan), len(new))]], new[real].mean(dim=0)
+    )
+    assert (new[len(random_plan) - 1] != new[real].mean(dim=0)).all()
 
 
 def test_a_padding_id_that_would_shift_positions_is_rejected(english, greek) -> None:
@@ -170,38 +172,40 @@ FILLED = MODELS | {("gpt2 near -40", True): (far_below_zero, AutoModelForCausalL
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "tied"), sorted(FILLED))
-def test_a_row_without_a_token_is_never_predicted(problem, made, kind: str, tied: bool, dtype: torch.dtype) -> None:
+def test_a_row_without_a_token_is_never_predicted(problem, random_plan, kind: str, tied: bool, dtype: torch.dtype) -> None:
     """Its logit is the mean of the others, or its bias excludes it: never the highest, at most the mean probability."""
     model = FILLED[kind, tied][0](problem.source).to(dtype)
-    graft(model, made, problem.target)
-    ids = torch.randint(0, len(made), (4, 32), generator=torch.Generator().manual_seed(0))
+    graft(model, random_plan, problem.target)
+    ids = torch.randint(0, len(random_plan), (4, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
         logits = model(input_ids=ids, **both).logits.float()
-    filling, real = logits[..., len(made) :], logits[..., : len(made)]
+    filling, real = logits[..., len(random_plan) :], logits[..., : len(random_plan)]
     assert filling.shape[-1] > 0
     assert (filling.amax(dim=-1) < real.amax(dim=-1)).all()
-    share = logits.softmax(dim=-1)[..., len(made) :]
-    assert share.max() <= 1 / len(made)
+    share = logits.softmax(dim=-1)[..., len(random_plan) :]
+    assert share.max() <= 1 / len(random_plan)
     if kind == "gpt2 near -40":
         assert -60 < real.mean() < -30
     if model.can_generate():
-        assert model.generation_config.suppress_tokens == list(range(len(made), logits.shape[-1]))
+        assert model.generation_config.suppress_tokens == list(range(len(random_plan), logits.shape[-1]))
 
 
-def test_generation_never_emits_an_id_without_a_token(problem, made, tmp_path) -> None:
+def test_generation_never_emits_an_id_without_a_token(problem, random_plan, tmp_path) -> None:
     """Plain transformers from the saved folder, sampling from a nearly uniform distribution."""
     model = far_below_zero(problem.source)
-    model.generation_config.suppress_tokens = [int(made.indices[made.indptr[row]]) for row in made.copies()[20:22]]
-    graft(model, made, problem.target)
+    model.generation_config.suppress_tokens = [
+        int(random_plan.indices[random_plan.indptr[row]]) for row in random_plan.copies()[20:22]
+    ]
+    graft(model, random_plan, problem.target)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert set(made.copies()[20:22].tolist()) < set(again.generation_config.suppress_tokens)
+    assert set(random_plan.copies()[20:22].tolist()) < set(again.generation_config.suppress_tokens)
     torch.manual_seed(0)
     ids = again.generate(torch.tensor([[5]] * 8), max_new_tokens=100, do_sample=True, temperature=50.0, pad_token_id=0)
-    assert ids.max() < len(made)
+    assert ids.max() < len(random_plan)
     with torch.no_grad():  # without that list, greedy decoding is as safe by the rows themselves
-        assert again(ids).logits.argmax(dim=-1).max() < len(made)
+        assert again(ids).logits.argmax(dim=-1).max() < len(random_plan)
 
 
 def test_untied_random_rows_are_independent_draws(problem) -> None:

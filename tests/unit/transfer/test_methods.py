@@ -57,7 +57,7 @@ def config_of(method: str, donor: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
-def made(request: pytest.FixtureRequest, problem: Problem, donor_folder: str) -> plan.TransferPlan:
+def transfer_plan(request: pytest.FixtureRequest, problem: Problem, donor_folder: str) -> plan.TransferPlan:
     config = config_of(request.param, donor_folder)
     return assemble(problem, METHODS[request.param].place(problem, config), request.param)
 
@@ -69,25 +69,25 @@ def old_rows(problem: Problem, dtype: torch.dtype = torch.float32) -> torch.Tens
 # Every method
 
 
-def test_mixtures_sum_to_one_and_fates_to_all(made: plan.TransferPlan) -> None:
-    sums = made.dense().sum(dim=1)
-    code = torch.from_numpy(made.provenance)
+def test_mixtures_sum_to_one_and_fates_to_all(transfer_plan: plan.TransferPlan) -> None:
+    sums = transfer_plan.dense().sum(dim=1)
+    code = torch.from_numpy(transfer_plan.provenance)
     mixed = ~torch.isin(code, torch.tensor([Provenance.RANDOM, Provenance.SCRIPT, Provenance.MEAN, Provenance.FILLING]))
-    if made.method != "omp":  # whose coefficients rebuild a vector, and need not be shares
+    if transfer_plan.method != "omp":  # whose coefficients rebuild a vector, and need not be shares
         assert torch.allclose(sums[mixed], torch.ones(int(mixed.sum())), atol=1e-5)
     assert (sums[~mixed] == 0).all()
-    assert sum(made.fates().values()) == len(made)
-    if made.method not in ("omp", "clp"):
-        assert (made.weights > 0).all()
+    assert sum(transfer_plan.fates().values()) == len(transfer_plan)
+    if transfer_plan.method not in ("omp", "clp"):
+        assert (transfer_plan.weights > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_shared_token_keeps_its_row_bit_for_bit(made, problem, dtype) -> None:
+def test_a_shared_token_keeps_its_row_bit_for_bit(transfer_plan, problem, dtype) -> None:
     old = old_rows(problem, dtype)
-    new = apply.embeddings(made, old)
+    new = apply.embeddings(transfer_plan, old)
     copied = np.flatnonzero(problem.shared >= 0)
     assert len(copied) > 50
-    if made.method == "resize":  # the one that goes by ids, whatever tokens they are
+    if transfer_plan.method == "resize":  # the one that goes by ids, whatever tokens they are
         assert torch.equal(new[: problem.source_rows], old[: problem.source_rows])
     else:
         assert torch.equal(new[copied], old[problem.shared[copied]])
@@ -95,45 +95,51 @@ def test_a_shared_token_keeps_its_row_bit_for_bit(made, problem, dtype) -> None:
     assert new.isfinite().all()
 
 
-def test_applying_a_plan_is_the_matrix_product(made, problem) -> None:
+def test_applying_a_plan_is_the_matrix_product(transfer_plan, problem) -> None:
     old = old_rows(problem, torch.float64)
-    mixed = np.flatnonzero(np.diff(made.indptr) > 0)
-    expected = made.dense().double() @ old[: problem.source_rows]
-    assert (apply.embeddings(made, old)[mixed] - expected[mixed]).abs().max() < 1e-6
+    mixed = np.flatnonzero(np.diff(transfer_plan.indptr) > 0)
+    expected = transfer_plan.dense().double() @ old[: problem.source_rows]
+    assert (apply.embeddings(transfer_plan, old)[mixed] - expected[mixed]).abs().max() < 1e-6
     bias = torch.randn(problem.source_rows, generator=torch.Generator().manual_seed(1)).double()
-    found = apply.bias(made, bias)
-    assert (found[mixed] - (made.dense().double() @ bias)[mixed]).abs().max() < 1e-6
-    rest = np.isin(made.provenance, [Provenance.RANDOM, Provenance.MEAN])
+    found = apply.bias(transfer_plan, bias)
+    assert (found[mixed] - (transfer_plan.dense().double() @ bias)[mixed]).abs().max() < 1e-6
+    rest = np.isin(transfer_plan.provenance, [Provenance.RANDOM, Provenance.MEAN])
     assert torch.allclose(found[rest], bias.mean().expand(int(rest.sum())))
 
 
+<<<<<<< HEAD
 def test_a_plan_is_saved_and_loaded(made, tmp_path) -> None:
     made.save(str(tmp_path))
     again = TransferPlan.load(str(tmp_path))
+=======
+def test_a_plan_is_saved_and_loaded(transfer_plan, tmp_path) -> None:
+    transfer_plan.save(str(tmp_path))
+    again = plan.load(str(tmp_path))
+>>>>>>> 54a9d6c (Name tests as sentences and their variables by nouns)
     for name in ("indptr", "indices", "weights", "provenance", "keys"):
-        assert (getattr(again, name) == getattr(made, name)).all()
-    assert again.fates() == made.fates()
+        assert (getattr(again, name) == getattr(transfer_plan, name)).all()
+    assert again.fates() == transfer_plan.fates()
 
 
-def test_a_second_run_makes_the_same_plan(problem, made, donor_folder: str) -> None:
-    config = config_of(made.method, donor_folder)
-    again = assemble(problem, METHODS[made.method].place(problem, config), made.method)
-    assert (again.indices == made.indices).all()
-    assert (again.weights == made.weights).all()
+def test_a_second_run_makes_the_same_plan(problem, transfer_plan, donor_folder: str) -> None:
+    config = config_of(transfer_plan.method, donor_folder)
+    again = assemble(problem, METHODS[transfer_plan.method].place(problem, config), transfer_plan.method)
+    assert (again.indices == transfer_plan.indices).all()
+    assert (again.weights == transfer_plan.weights).all()
 
 
 # The baselines
 
 
 def test_random_rows_have_the_old_moments_and_depend_on_the_token_only(problem) -> None:
-    made = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
+    transfer_plan = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     old = old_rows(problem)
-    new = apply.embeddings(made, old)[made.provenance == Provenance.RANDOM]
-    known = old[: problem.source_rows]
-    assert (new.mean(dim=0) - known.mean(dim=0)).abs().max() < 0.2
-    assert (new.std(dim=0) / known.std(dim=0) - 1).abs().max() < 0.2
+    new = apply.embeddings(transfer_plan, old)[transfer_plan.provenance == Provenance.RANDOM]
+    source_embeddings = old[: problem.source_rows]
+    assert (new.mean(dim=0) - source_embeddings.mean(dim=0)).abs().max() < 0.2
+    assert (new.std(dim=0) / source_embeddings.std(dim=0) - 1).abs().max() < 0.2
     # The same token in another vocabulary, at another id, has the same row.
-    token = problem.tokens[int(np.flatnonzero(made.provenance == Provenance.RANDOM)[5])]
+    token = problem.tokens[int(np.flatnonzero(transfer_plan.provenance == Provenance.RANDOM)[5])]
     shuffled = plan.TransferPlan(
         indptr=np.zeros(3, np.int64),
         indices=np.empty(0, np.int32),
@@ -151,9 +157,9 @@ def test_random_rows_have_the_old_moments_and_depend_on_the_token_only(problem) 
 
 
 def test_mean_rows_are_the_mean_of_the_old_rows(problem) -> None:
-    made = assemble(problem, METHODS["mean"].place(problem, METHODS["mean"].config()), "mean")
+    transfer_plan = assemble(problem, METHODS["mean"].place(problem, METHODS["mean"].config()), "mean")
     old = old_rows(problem)
-    new = apply.embeddings(made, old)[made.provenance == Provenance.MEAN]
+    new = apply.embeddings(transfer_plan, old)[transfer_plan.provenance == Provenance.MEAN]
     assert torch.allclose(new, old[: problem.source_rows].mean(dim=0).expand_as(new))
 
 
@@ -162,9 +168,9 @@ def test_mean_rows_are_the_mean_of_the_old_rows(problem) -> None:
 
 def test_fvt_is_the_mean_of_the_old_pieces(problem) -> None:
     rows = fvt.place(problem, fvt.FvtConfig())
-    made = assemble(problem, rows, "fvt")
+    transfer_plan = assemble(problem, rows, "fvt")
     old = old_rows(problem)
-    new = apply.embeddings(made, old)
+    new = apply.embeddings(transfer_plan, old)
     checked = 0
     for number in rows.ids:
         token = problem.tokens[number]
@@ -231,13 +237,13 @@ def test_aligned_is_the_normalised_dice_of_the_best_partners(problem) -> None:
 
 
 def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None:
-    kept = {}
+    calls = {}
     real = fasttext.train
     monkeypatch.setitem(
-        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.setdefault("vectors", real(*a)))
+        VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: calls.setdefault("vectors", real(*a)))
     )
     rows = focus.place(problem, CONFIGS["focus"])
-    vectors = kept["vectors"]
+    vectors = calls["vectors"]
     names = [focus.fasttext_word(token, number) for number, token in enumerate(problem.tokens)]
     basis = [t for t in np.flatnonzero(problem.shared >= 0) if problem.tokens[t].role is None and names[t] in vectors]
     a = vectors.vectors(names[t] for t in basis).double().numpy()
@@ -257,12 +263,12 @@ def test_focus_is_sparsemax_over_the_shared_tokens(problem, monkeypatch) -> None
 
 
 def test_wechsel_is_softmax_over_the_nearest_old_tokens(problem, monkeypatch) -> None:
-    kept = []
+    calls = []
     real = fasttext.train
-    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: kept.append(real(*a)) or kept[-1]))
+    monkeypatch.setitem(VECTORS, "fasttext", replace(VECTORS["fasttext"], train=lambda *a: calls.append(real(*a)) or calls[-1]))
     config = CONFIGS["wechsel"]
     rows = wechsel.place(problem, config)
-    source, target = kept
+    source, target = calls
     pairs = dictionary.mine(problem.texts.anchors, problem.texts.positives)
     rotation = word_space.rotation(pairs, source, target, "").double().numpy()
     from data_pipeline.tokenizers.canonical import canonical_tokens
@@ -310,9 +316,9 @@ def test_a_mined_dictionary_recovers_a_cipher() -> None:
 # Applying
 
 
-def test_embeddings_with_fewer_rows_than_the_tokenizer_are_rejected(problem, made) -> None:
+def test_embeddings_with_fewer_rows_than_the_tokenizer_are_rejected(problem, transfer_plan) -> None:
     with pytest.raises(ModelError, match="have 10 rows"):
-        apply.embeddings(made, torch.zeros(10, 4))
+        apply.embeddings(transfer_plan, torch.zeros(10, 4))
 
 
 # Plans compared
@@ -334,9 +340,9 @@ def test_a_diff_names_the_rows_that_change(problem) -> None:
 
 
 def test_a_torn_plan_is_rejected(problem, tmp_path) -> None:
-    made = assemble(problem, METHODS["fvt"].place(problem, fvt.FvtConfig()), "fvt")
+    transfer_plan = assemble(problem, METHODS["fvt"].place(problem, fvt.FvtConfig()), "fvt")
     other = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
-    made.save(str(tmp_path))
+    transfer_plan.save(str(tmp_path))
     other.save(str(tmp_path / "other"))
     (tmp_path / "plan.json").write_bytes((tmp_path / "other" / "plan.json").read_bytes())
     with pytest.raises(ArtifactError, match="do not belong together"):
@@ -347,7 +353,7 @@ def test_permuting_the_target_vocabulary_permutes_the_rows(english, greek, pairs
     """The row of a token does not depend on its id, bit for bit."""
     source = FAMILIES["wordpiece"](english)
     target = train.train(source, [*greek, *english], train.TokenizerConfig(vocab_size=1500))
-    moved, order = permuted(target)
+    moved, order = permute_ids(target)
     texts = Texts(corpus=lambda: iter(greek), anchors=english, positives=[row["positive"] for row in pairs])
     tiny_model(target).save_pretrained(tmp_path)
     target.save_pretrained(tmp_path)
@@ -365,7 +371,7 @@ def made_method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def permuted(tokenizer):  # type: ignore[no-untyped-def]
+def permute_ids(tokenizer):  # type: ignore[no-untyped-def]
     """The same WordPiece tokenizer with its ordinary tokens at other ids, and the new id of each old id."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     special = len(spec["added_tokens"])

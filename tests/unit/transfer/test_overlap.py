@@ -22,7 +22,7 @@ def sentencepiece(*pieces: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-def found(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, levels: tuple[str, ...] = ALL) -> list:
+def matches(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, levels: tuple[str, ...] = ALL) -> list:
     ids, how = match(source, target, canonical_tokens(target), levels)
     return [(int(i), Provenance(h).name) if i >= 0 else None for i, h in zip(ids, how, strict=True)]
 
@@ -52,7 +52,7 @@ def test_exact_matches_equal_those_of_a_naive_search(source_family: str, target_
 def test_the_cascade_goes_from_strict_to_loose() -> None:
     source = sentencepiece("▁File", "ing", "▁the", "the", "①", "x", "▁x")
     target = sentencepiece("▁File", "▁file", "▁ing", "▁THE", "▁1", "X", "zzz")
-    assert found(source, target) == [
+    assert matches(source, target) == [
         (0, "EXACT_COPY"),
         (0, "CASE_COPY"),
         (1, "START_COPY"),
@@ -61,22 +61,22 @@ def test_the_cascade_goes_from_strict_to_loose() -> None:
         (5, "CASE_COPY"),
         None,
     ]
-    assert found(source, target, ("exact",)) == [(0, "EXACT_COPY"), *[None] * 6]
-    assert found(source, target, ("exact", "case"))[2] is None
+    assert matches(source, target, ("exact",)) == [(0, "EXACT_COPY"), *[None] * 6]
+    assert matches(source, target, ("exact", "case"))[2] is None
 
 
 def test_of_several_matches_the_same_word_start_wins_then_the_lowest_id() -> None:
     source = sentencepiece("ab", "▁AB", "▁Ab", "aB")
-    assert found(source, sentencepiece("zz", "▁aB"))[1] == (1, "CASE_COPY")
-    assert found(source, sentencepiece("zz", "AB"))[1] == (0, "CASE_COPY")
-    assert found(sentencepiece("▁q"), sentencepiece("zz", "Q"))[1] == (0, "START_COPY")
+    assert matches(source, sentencepiece("zz", "▁aB"))[1] == (1, "CASE_COPY")
+    assert matches(source, sentencepiece("zz", "AB"))[1] == (0, "CASE_COPY")
+    assert matches(sentencepiece("▁q"), sentencepiece("zz", "Q"))[1] == (0, "START_COPY")
 
 
 def test_a_raw_byte_is_not_the_letter_that_it_spells() -> None:
     tokens = sentencepiece("<0x41>", "A", "<0xCE>")
-    assert found(tokens, tokens) == [(0, "EXACT_COPY"), (1, "EXACT_COPY"), (2, "EXACT_COPY")]
-    assert found(sentencepiece("<0x41>"), sentencepiece("zz", "A"), ("exact",))[1] is None
-    assert found(sentencepiece("<0x41>"), sentencepiece("zz", "A"))[1] == (0, "BYTE_COPY")
+    assert matches(tokens, tokens) == [(0, "EXACT_COPY"), (1, "EXACT_COPY"), (2, "EXACT_COPY")]
+    assert matches(sentencepiece("<0x41>"), sentencepiece("zz", "A"), ("exact",))[1] is None
+    assert matches(sentencepiece("<0x41>"), sentencepiece("zz", "A"))[1] == (0, "BYTE_COPY")
 
 
 def test_bytes_of_two_families_match(english) -> None:

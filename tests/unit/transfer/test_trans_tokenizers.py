@@ -23,7 +23,7 @@ CONFIG = TransTokenizersConfig()
 
 
 @pytest.fixture(scope="module")
-def made(problem) -> Placement:
+def placement(problem) -> Placement:
     return trans_tokenizers.place(problem, CONFIG)
 
 
@@ -145,18 +145,20 @@ def test_relatives_equal_those_of_comparing_all_tokens(problem) -> None:
         assert set(found[[row]].indices.tolist()) == expected
 
 
-def test_a_token_without_counts_mixes_its_relatives(problem, made) -> None:
+def test_a_token_without_counts_mixes_its_relatives(problem, placement) -> None:
     """Computed token by token from the mixtures of the aligned and the copied tokens."""
     known = {
-        n: row for (n, row), code in zip(mixtures_of(made).items(), made.provenance, strict=True) if code == Provenance.ALIGNED
+        n: row
+        for (n, row), code in zip(mixtures_of(placement).items(), placement.provenance, strict=True)
+        if code == Provenance.ALIGNED
     }
     for number in np.flatnonzero(problem.shared >= 0).tolist():
         if problem.tokens[number].role is None:
             known[number] = {int(problem.shared[number]): 1.0}
     starts = [token is not None and token.is_word_start for token in canonical_tokens(problem.source)]
-    composed = made.ids[made.provenance == Provenance.COMPOSITION]
+    composed = placement.ids[placement.provenance == Provenance.COMPOSITION]
     assert len(composed) > 100
-    rows = mixtures_of(made)
+    rows = mixtures_of(placement)
     for number in composed[::5].tolist():
         expected: dict[int, float] = defaultdict(float)
         for other in naive_relatives(problem, set(known), number):
@@ -170,13 +172,13 @@ def test_a_token_without_counts_mixes_its_relatives(problem, made) -> None:
 # The method
 
 
-def test_rows_sum_to_one_and_place_most_tokens(problem, made) -> None:
-    sums = np.add.reduceat(made.weights, np.cumsum(made.counts) - made.counts)
+def test_rows_sum_to_one_and_place_most_tokens(problem, placement) -> None:
+    sums = np.add.reduceat(placement.weights, np.cumsum(placement.counts) - placement.counts)
     assert np.abs(sums - 1).max() < 1e-5
-    assert len(set(made.ids.tolist())) == len(made.ids)
-    assert set(made.ids.tolist()) <= set(problem.new.tolist())
-    assert len(made.ids) > 0.9 * len(problem.new)
-    assert (made.provenance == Provenance.ALIGNED).sum() > 100
+    assert len(set(placement.ids.tolist())) == len(placement.ids)
+    assert set(placement.ids.tolist()) <= set(problem.new.tolist())
+    assert len(placement.ids) > 0.9 * len(problem.new)
+    assert (placement.provenance == Provenance.ALIGNED).sum() > 100
 
 
 def test_a_cipher_is_deciphered() -> None:

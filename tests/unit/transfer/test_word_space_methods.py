@@ -35,11 +35,11 @@ def entries(rows, place: int) -> dict[int, float]:  # type: ignore[no-untyped-de
 
 
 def test_ofa_is_softmax_over_tokens_whose_words_are_near(problem, monkeypatch) -> None:
-    kept = {}
+    calls = {}
     real = word_space.align_vectors
-    monkeypatch.setattr(word_space, "align_vectors", lambda *a: kept.setdefault("space", real(*a)))
+    monkeypatch.setattr(word_space, "align_vectors", lambda *a: calls.setdefault("space", real(*a)))
     rows = ofa.place(problem, ofa.OfaConfig(space=SMALL))
-    source, target = kept["space"]
+    source, target = calls["space"]
     old, new = by_hand(problem.source, source), by_hand(problem.target, target)
     ids, matrix = list(old), np.stack([v / np.linalg.norm(v) for v in old.values()])
     assert set(rows.ids.tolist()) == set(new) & set(problem.new.tolist())
@@ -71,11 +71,11 @@ def by_hand(tokenizer, vectors) -> dict[int, np.ndarray]:  # type: ignore[no-unt
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_tokenadapt_is_the_mixture_of_pieces_and_neighbours(problem, monkeypatch, share: float) -> None:
-    kept = {}
+    calls = {}
     real = word_space.align_vectors
-    monkeypatch.setattr(word_space, "align_vectors", lambda *a: kept.setdefault("space", real(*a)))
+    monkeypatch.setattr(word_space, "align_vectors", lambda *a: calls.setdefault("space", real(*a)))
     rows = tokenadapt.place(problem, tokenadapt.TokenadaptConfig(space=SMALL, global_weight=share))
-    source, target = kept["space"]
+    source, target = calls["space"]
     old_tokens = canonical_tokens(problem.source)
     phi_old = {}
     for number, token in enumerate(old_tokens):
@@ -119,12 +119,12 @@ def test_tokenadapt_takes_an_embedder(problem, source_folder: str) -> None:
 
 def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
     rows = script_moments.place(problem, script_moments.ScriptMomentsConfig(min_tokens=3))
-    made = assemble(problem, rows, "script_moments")
+    transfer_plan = assemble(problem, rows, "script_moments")
     old_tokens = canonical_tokens(problem.source)
     latin = np.array([t is not None and (t.text() or "").isalpha() and t.payload.isascii() for t in old_tokens])
     old = torch.randn(problem.source_rows, 4000, generator=torch.Generator().manual_seed(0))
     old[torch.from_numpy(latin)] = old[torch.from_numpy(latin)] * 0.25 + 3.0
-    new = apply.embeddings(made, old)
+    new = apply.embeddings(transfer_plan, old)
     drawn = [n for n in rows.ids if (problem.tokens[n].text() or "").isalpha() and problem.tokens[n].payload.isascii()]
     assert drawn
     known = old[torch.from_numpy(np.array([script(t) == "LATIN" for t in old_tokens]))]
@@ -134,7 +134,7 @@ def test_script_moments_draws_from_the_rows_of_the_same_script(problem) -> None:
         assert abs(float(z.std()) - 1) < 0.1
     if not any("GREEK" in script(t) for t in old_tokens):
         greek = [n for n in problem.new if script(problem.tokens[n]) == "GREEK"]
-        assert (made.provenance[greek] == Provenance.RANDOM).all()
+        assert (transfer_plan.provenance[greek] == Provenance.RANDOM).all()
 
 
 @pytest.mark.parametrize(

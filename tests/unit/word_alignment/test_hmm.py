@@ -61,9 +61,9 @@ def test_model_1_is_em_by_hand() -> None:
     table = text.table(np.ones(len(text.source_word)))
     for iterations in range(6):
         expected = model1_by_hand(TINY, iterations)
-        found = named(text, table, sources, targets)
-        assert found.keys() == expected.keys()
-        assert all(math.isclose(found[key], expected[key], rel_tol=1e-12) for key in expected)
+        result = named(text, table, sources, targets)
+        assert result.keys() == expected.keys()
+        assert all(math.isclose(result[key], expected[key], rel_tol=1e-12) for key in expected)
         table, _ = model1_step(text, table)
 
 
@@ -94,8 +94,8 @@ def test_the_hmm_sums_over_all_alignments(source_words) -> None:
     generator = np.random.default_rng(0)
     emission = generator.random((3, source_words + 1))
     jumps = generator.random(11)
-    found = hmm_posteriors(emission, [slice(j, j + 1) for j in range(3)], jumps)
-    for part, expected in zip(found, hmm_by_hand(emission, jumps), strict=True):
+    result = hmm_posteriors(emission, [slice(j, j + 1) for j in range(3)], jumps)
+    for part, expected in zip(result, hmm_by_hand(emission, jumps), strict=True):
         assert np.allclose(part, expected, rtol=1e-12)
 
 
@@ -140,11 +140,11 @@ def test_the_likelihood_rises_where_dividing_the_counts_of_jumps_would_lower_it(
         [[f"{side}{word}" for word in generator.integers(0, 6, generator.integers(1, 6))] for _ in range(4)] for side in "st"
     ]
     text = bitext(*sides)
-    table, jumps, found = text.table(np.ones(len(text.source_word))), np.ones(11), []
+    table, jumps, result = text.table(np.ones(len(text.source_word))), np.ones(11), []
     for _ in range(12):
         table, jumps, likelihood = hmm_step(text, table, jumps)
-        found.append(likelihood)
-    assert np.diff(found).min() > -1e-9
+        result.append(likelihood)
+    assert np.diff(result).min() > -1e-9
 
 
 # Links
@@ -170,9 +170,9 @@ def planted(seed: int, count: int) -> tuple[list[list[str]], list[list[str]], se
 
 def test_a_planted_dictionary_is_recovered() -> None:
     sources, targets, links = planted(0, 600)
-    found = {tuple(link) for link in align(sources, targets).tolist()}
-    right = len(found & links)
-    assert right / len(found) > 0.95
+    result = {tuple(link) for link in align(sources, targets).tolist()}
+    right = len(result & links)
+    assert right / len(result) > 0.95
     assert right / len(links) > 0.95
 
 
@@ -186,14 +186,14 @@ def test_a_second_run_and_another_batch_size_give_the_same_links(real, monkeypat
 def test_the_order_of_the_pairs_does_not_matter(real) -> None:
     order = np.random.default_rng(0).permutation(len(real[0]))
     shuffled = tuple([side[place] for place in order] for side in real)
-    found = []
+    result = []
     for sources, targets in (real, shuffled):
         text = bitext(sources, targets)
         table, jumps = text.table(np.ones(len(text.source_word))), np.ones(11)
         for _ in range(2):
             table, jumps, _ = hmm_step(text, model1_step(text, table)[0], jumps)
-        found.append((named(text, table, sources, targets), jumps))
-    (table, jumps), (other, other_jumps) = found
+        result.append((named(text, table, sources, targets), jumps))
+    (table, jumps), (other, other_jumps) = result
     assert table.keys() == other.keys()
     assert np.allclose([table[key] for key in table], [other[key] for key in table], rtol=1e-9)
     assert np.allclose(jumps, other_jumps, rtol=1e-9)
@@ -204,7 +204,7 @@ def test_the_order_of_the_pairs_does_not_matter(real) -> None:
 def test_frequent_english_words_are_aligned_with_their_greek_translations(real) -> None:
     counts = collections.Counter((real[0][pair][i], real[1][pair][j]) for pair, i, j in align(*real).tolist())
     best = {left: right for (left, right), _ in reversed(counts.most_common())}
-    known = {
+    dictionary = {
         "and": "και",
         "or": "ή",
         "is": "είναι",
@@ -219,7 +219,7 @@ def test_frequent_english_words_are_aligned_with_their_greek_translations(real) 
         "select": "επιλέξτε",
         "cell": "κελί",
     }
-    assert {word: best[word] for word in known} == known
+    assert {word: best[word] for word in dictionary} == dictionary
 
 
 def test_empty_sides_have_no_links() -> None:

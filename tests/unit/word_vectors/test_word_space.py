@@ -57,8 +57,8 @@ def test_a_shared_word_lies_between_its_languages() -> None:
     assert joined.counts.tolist() == [5.0, 4.0, 1.0]
     assert "one" in joined
     assert "three" not in joined
-    found = joined.vectors(["same", "one", "two", "three"])
-    assert torch.allclose(found, torch.tensor([[0.75, 0.25], [2, 0], [0, 2], [0, 0]]))
+    result = joined.vectors(["same", "one", "two", "three"])
+    assert torch.allclose(result, torch.tensor([[0.75, 0.25], [2, 0], [0, 2], [0, 0]]))
 
 
 def test_a_dictionary_for_all_languages_keeps_one_space(texts: Texts, tmp_path) -> None:
