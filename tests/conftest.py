@@ -1,4 +1,4 @@
-"""What tests share: tiny tokenizers and models of every family, real text, one Ray cluster, and no network."""
+"""Shared fixtures: tiny tokenizers and models of every family, real text, one Ray cluster, and no network."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where `scion export` writes, and what one that was killed leaves."""
+"""Where `scion export` writes, and the drafts of a killed export."""
 
 import os
 import subprocess

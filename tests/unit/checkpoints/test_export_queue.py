@@ -1,4 +1,4 @@
-"""Which model folders a run makes when it resumes, and what an export that was killed leaves."""
+"""Which checkpoints a resumed run exports, and the drafts of a killed export."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What the ranks of each machine fetch of a checkpoint in an object store."""
+"""Which files of a checkpoint in an object store the ranks of each machine fetch."""
 
 from pathlib import Path
 

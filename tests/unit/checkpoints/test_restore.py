@@ -1,4 +1,4 @@
-"""What a run does about checkpoints that cannot be saved, or are not what was saved."""
+"""Checkpoints that cannot be saved, or whose bytes have changed."""
 
 import json
 import os

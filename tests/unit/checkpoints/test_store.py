@@ -1,4 +1,4 @@
-"""A checkpoint is there as a whole or not at all, whatever happens while it is written and afterwards."""
+"""A checkpoint is whole or does not count, whatever interrupts its writing."""
 
 import contextlib
 import itertools

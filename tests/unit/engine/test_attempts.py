@@ -1,4 +1,4 @@
-"""What an attempt leaves for the next: when a run ends at once, and what its error names. In one process, without Ray."""
+"""Notes of an attempt for the next: when a run ends at once, and what its error names. In one process, without Ray."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What workers are given for torch's process group: the node's own interface, a folder for NCCL's dumps, time-outs."""
+"""Settings of torch's process group: the node's network interface, the folder for NCCL's dumps, time-outs."""
 
 import json
 import multiprocessing

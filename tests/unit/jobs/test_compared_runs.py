@@ -1,4 +1,4 @@
-"""What `scion compare` sets side by side: methods, and runs with settings of their own."""
+"""The runs that `scion compare` compares: methods, and runs with other settings."""
 
 from pathlib import Path
 from typing import Any

@@ -49,7 +49,7 @@ def test_a_crossing_lies_on_the_line_between_two_points() -> None:
 
 
 def test_the_control_has_a_speed_up_of_one_even_if_its_curve_is_noisy() -> None:
-    """Findings 53: its curve first reached its own last value at step 18 of 40, so its speed-up over itself was 2.2 x."""
+    """Its curve first reached its own last value at step 18 of 40, so its speed-up over itself was 2.2 x."""
     control = {0: 3.0, 10: 1.5, 18: 1.0, 26: 0.98, 32: 1.02, 40: 1.0}
     faster = {0: 2.0, 10: 0.99, 18: 1.0, 26: 0.9, 32: 0.85, 40: 0.8}
     cells = {("random", 0): cell(), ("fvt", 0): cell()}

@@ -1,4 +1,4 @@
-"""Which models an evaluation compares, by what the user has."""
+"""Which models an evaluation compares, depending on the files of the user."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the command says of keys that do not exist and of values of other types."""
+"""Errors for keys that do not exist and for values of the wrong type."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a configuration says of Norwegian, globs and language tags."""
+"""Reading a configuration: YAML scalars, globs, language tags, references, and values that are rejected."""
 
 from pathlib import Path
 

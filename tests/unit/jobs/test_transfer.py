@@ -1,4 +1,4 @@
-"""What `scion transfer` writes, without Ray."""
+"""The files that `scion transfer` writes, without Ray."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The check before a training: what it takes, what it finds, and what it refuses."""
+"""The forward check before a training: the path that it chooses, and the differences that it finds."""
 
 from typing import Any
 

@@ -87,7 +87,7 @@ def save_model(
 
 
 def test_renamed_weights_are_an_error_that_names_both_sides(tmp_path) -> None:
-    """Findings 32: such a BERT silently got random weights."""
+    """Such a BERT silently got random weights."""
     model = BertForMaskedLM(BertConfig(**SMALL))
     folder = save_model(model, tmp_path, lambda state: {name.replace("bert.", "net."): w for name, w in state.items()})
     for load in (lambda: loading.language_model(folder, 0), lambda: loading.encoder(folder)):

@@ -24,7 +24,7 @@ CAUSAL = {name for name, family in FAMILIES.items() if family.causal}
 RIGHT = [name for name, family in FAMILIES.items() if family.packs and not family.refused]
 SLOW = [name for name in RIGHT if name not in COMMON]
 LEAN = ["bert", "roberta", "modernbert", "distilbert", "gpt2", "llama", "mistral", "gemma2", "gemma3_text", "qwen3"]
-"""Of each kind of window, head and position one, and what is used most."""
+"""One of each kind of window, head and position, and the most common models."""
 # Their routers choose experts by scores that are nearly equal, and rounding decides otherwise in a longer row.
 CLOSE = {"mixtral": 1e-4, "qwen3_next": 1e-4}
 

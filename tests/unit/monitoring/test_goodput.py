@@ -1,4 +1,4 @@
-"""What became of a run's time, from logs written by hand, and what `scion status` makes of them."""
+"""How a run spent its time, from logs written by hand, and how `scion status` shows it."""
 
 import io
 import json

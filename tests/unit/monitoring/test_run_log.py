@@ -1,4 +1,4 @@
-"""The log tells of each step until the kill, and how often attempts died of the same one."""
+"""The log holds each step until the kill, and counts attempts that died in the same step."""
 
 import json
 import resource

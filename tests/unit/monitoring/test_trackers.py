@@ -64,7 +64,7 @@ def test_a_run_in_a_folder_with_a_greek_name_is_tracked(tmp_path: Path) -> None:
 
 
 ONCE = {step: step + (10.0 if step >= 5 else 0.0) for step in range(8)}
-"""Losses by step: those of the first attempt, and what came behind."""
+"""Losses by step: of the first attempt, then of the resumed one."""
 
 
 def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_generation_never_emits_an_id_without_a_token(problem, random_plan, tmp_
 
 
 def test_untied_random_rows_are_independent_draws(problem) -> None:
-    """Findings 33: the same draw in both matrices made their rows copies of each other."""
+    """The same draw in both matrices made their rows copies of each other."""
     plan = assemble(problem, METHODS["random"].place(problem, METHODS["random"].config()), "random")
     model = tiny_decoder(problem.source, "llama", tied=False)
     graft(model, plan, problem.target)

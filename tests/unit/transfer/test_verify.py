@@ -119,7 +119,7 @@ def test_ids_tokenizers_and_bodies_of_other_models_are_detected(problem, english
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_rows_without_a_token_that_could_be_predicted_are_detected(problem, kind: str) -> None:
-    """Findings 31: the filling had zero rows and a bias of 0."""
+    """The filling had zero rows and a bias of 0."""
     source, grafted, plan = sides(problem, kind)
     inputs, head = grafted.model.get_input_embeddings(), grafted.model.get_output_embeddings()
     with torch.no_grad():
