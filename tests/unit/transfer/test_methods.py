@@ -107,15 +107,9 @@ def test_applying_a_plan_is_the_matrix_product(transfer_plan, problem) -> None:
     assert torch.allclose(found[rest], bias.mean().expand(int(rest.sum())))
 
 
-<<<<<<< HEAD
-def test_a_plan_is_saved_and_loaded(made, tmp_path) -> None:
-    made.save(str(tmp_path))
-    again = TransferPlan.load(str(tmp_path))
-=======
 def test_a_plan_is_saved_and_loaded(transfer_plan, tmp_path) -> None:
     transfer_plan.save(str(tmp_path))
-    again = plan.load(str(tmp_path))
->>>>>>> 54a9d6c (Name tests as sentences and their variables by nouns)
+    again = TransferPlan.load(str(tmp_path))
     for name in ("indptr", "indices", "weights", "provenance", "keys"):
         assert (getattr(again, name) == getattr(transfer_plan, name)).all()
     assert again.fates() == transfer_plan.fates()
