@@ -36,8 +36,6 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
     """The specification of the embedding model of the chain `start`; fingerprints its inputs."""
     given_pairs = config.pairs is not None
     settings = {"embed": artifact.identity(config.embed) | _chosen(config.embed, given_pairs), "seed": start.seed}
-    if not _elastic(config):
-        settings |= {"workers": config.workers, "micro_batch": config.embed.train.micro_batch}
     given = config.embed.model
     # Without pairs it learns from the sharded text, and test pairs change nothing.
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
@@ -87,10 +85,12 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
         model_uri=model,
         spec=EmbedderSpec(pooling=pooling_name(settings.pooling), max_length=settings.max_length),
         objective=getattr(settings.objectives, settings.objective),
+        chunk_tokens=settings.chunk_tokens,
+        passes="cached" if settings.reduce == "once" else "cached_per_chunk",
     )
     rows = order_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
-    result = train(config, settings.train, task, rows, spec(config, start), draft, report, heldout, elastic=_elastic(config))
+    result = train(config, settings.train, task, rows, spec(config, start), draft, report, heldout)
     for leftover in (cache, folder):
         storage.remove(leftover)
     history = result["history"]
@@ -127,15 +127,6 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
         f"pairs= is not given, so {len(made):,} lines of the text are their own positives; dropout makes two views of each"
     )
     return made
-
-
-def _elastic(config: ScionConfig) -> bool:
-    """Whether the number of workers is of no consequence.
-
-    The negatives are those of a micro-step: the whole batch, unless `micro_batch` cuts it into as many pieces as go on all
-    workers.
-    """
-    return config.embed.train.micro_batch is None
 
 
 def needs_ray(config: ScionConfig) -> bool:

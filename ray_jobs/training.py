@@ -71,7 +71,6 @@ def train(
     report: Reporter,
     heldout: HeldoutText | HeldoutPairs | None = None,
     row_groups: dict[str, NDArray[np.int64]] | None = None,
-    elastic: bool = True,
 ) -> dict[str, Any]:
     """Trains into the folder of `spec`, from the newest checkpoint there, and returns the run's history."""
     with progress_board(report, "train") as board:
@@ -92,7 +91,7 @@ def train(
         if not settings.keep_state:
             draft.working_folders.append(run.store.uri)
         most = resolve_workers(config.workers)
-        workers = (config.min_workers, most) if config.min_workers and elastic else most
+        workers = (config.min_workers, most) if config.min_workers else most
         result = fit(run, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
     if settings.keep_state:
         run.store.keep_newest()

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs.batch import batches_by_length
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
@@ -29,7 +30,7 @@ MAX_SHARD_SIZE = "5GB"
 """Size limit of a weight file in a model folder."""
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Weight files that `save_pretrained` writes, whole or in shards."""
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
 
 
@@ -119,7 +120,7 @@ class Embedder:
             )
         vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
         with torch.inference_mode():
-            for indices in batches_by_length(ids):
+            for indices in batches_by_length(ids, BATCH_TOKENS):
                 vectors[indices] = self._forward([ids[index] for index in indices], vectors.shape[1])
         return vectors.numpy()
 
@@ -196,24 +197,6 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
             "the tokenizer has no token to pad with.", tokenizer.name_or_path, "Give it a pad_token or an eos_token."
         )
     return tokenizer
-
-
-def batches_by_length(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Groups texts of similar length into batches of indices.
-
-    A batch stays within the budget of padded tokens; a text that exceeds it is a batch by itself.
-    """
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
-    batch: list[int] = []
-    for index in order:
-        longest = len(ids[batch[0]]) if batch else 0
-        # At most half of a batch is padding: one long text would make every short one cost as much as itself.
-        if batch and ((len(batch) + 1) * longest > _BATCH_TOKENS or 2 * len(ids[index]) < longest):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:

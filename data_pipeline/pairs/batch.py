@@ -1,33 +1,57 @@
-"""Batches of text pairs as tensors."""
+"""Batches of text pairs as tensors, in chunks of texts of similar length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+Chunk = tuple[torch.Tensor, torch.Tensor]
+"""Ids and mask, int [n, longest]."""
+CHUNK_TOKENS = 16_384
+
 
 class PairBatch:
-    """B pairs with D documents: the B positives first, then all hard negatives in the order of the pairs."""
+    """B pairs with D documents: the B positives first, then all hard negatives in the order of the pairs.
 
-    def __init__(self, table: pa.Table, pad: int) -> None:
+    Anchors and documents alike are texts to encode. Texts of similar length share a chunk, which one forward pass encodes;
+    `texts_in_order` brings the vectors of all chunks back to the order of the texts: the anchors, then the documents.
+
+    Args:
+        chunk_tokens: most tokens in a chunk, with padding.
+    """
+
+    def __init__(self, table: pa.Table, pad: int, chunk_tokens: int = CHUNK_TOKENS) -> None:
         negatives = table["negatives"].to_pylist()
-        documents = table["positive"].to_pylist() + [ids for row in negatives for ids in row]
-        self.anchors = pad_rows(table["anchor"].to_pylist(), pad)
-        self.documents = pad_rows(documents, pad)
-        self.streams = torch.from_numpy(table["stream"].to_numpy().astype(np.int64))
-        self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
-        self.anchor_keys = torch.from_numpy(table["anchor_key"].to_numpy().copy())
-        keys = table["positive_key"].to_pylist() + [key for row in table["negative_keys"].to_pylist() for key in row]
-        self.document_keys = torch.tensor(keys, dtype=torch.int64)
-        counts = [len(row) for row in negatives]
-        self.document_weights = torch.cat([self.weights, self.weights.repeat_interleave(torch.tensor(counts))])
+        positives = table["positive"].to_pylist()
+        texts = [*table["anchor"].to_pylist(), *positives, *(ids for row in negatives for ids in row)]
+        counts = torch.tensor([len(row) for row in negatives], dtype=torch.int64)
+        dealt = list(batches_by_length(texts, chunk_tokens))
+        self.chunks = [pad_rows([texts[place] for place in places], pad) for places in dealt]
+        self.texts_in_order = torch.from_numpy(np.argsort(np.concatenate(dealt), kind="stable"))
 
-        masks = ((self.anchors[1], self.weights), (self.documents[1], self.document_weights))
-        lengths = torch.cat([mask[weight > 0].sum(dim=1) for mask, weight in masks])
+        self.pad, self.chunk_tokens = pad, chunk_tokens
+
+        self.streams = _int64(table["stream"])
+        self.weights = torch.from_numpy(table["weight"].to_numpy().astype(np.float32))
+        self.anchor_keys, self.positive_keys = _int64(table["anchor_key"]), _int64(table["positive_key"])
+        self.negative_keys = torch.tensor([key for row in table["negative_keys"].to_pylist() for key in row], dtype=torch.int64)
+        self.owners = torch.cat([torch.arange(len(table)), torch.arange(len(table)).repeat_interleave(counts)])
+        """int [D], the pair of each document."""
+
+        is_real = torch.cat([self.weights, self.weights[self.owners]]) > 0
+        lengths = torch.tensor([len(text) for text in texts])[is_real]
         self.tokens, self.attention_pairs = int(lengths.sum()), int((lengths**2).sum())
-        self.size = sum(mask.numel() for mask, _ in masks)
+        self.size = sum(mask.numel() for _, mask in self.chunks)
+
+    def with_chunks(self, count: int) -> "PairBatch":
+        """The batch with as many chunks, the added ones of one token each that no text uses."""
+        batch, missing = copy(self), count - len(self.chunks)
+        one = self.chunks[0][0].new_full((1, 1), self.pad)
+        batch.chunks = [*self.chunks, *[(one, torch.ones_like(one))] * missing]
+        return batch
 
     def counts(self, streams: int) -> torch.Tensor:
         """Pairs of each stream, without those of weight 0, float64 [streams]."""
@@ -46,14 +70,36 @@ class PairBatch:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(batch, name, function(value))
-            elif isinstance(value, tuple):
-                setattr(batch, name, tuple(map(function, value)))
+        batch.chunks = [(function(ids), function(mask)) for ids, mask in self.chunks]
         return batch
 
 
-def pad_rows(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int [n, longest]."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
+def batches_by_length(ids: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[int]]:
+    """Groups texts of similar length into batches of indices.
+
+    A batch has at most `most_tokens` padded tokens; a text that exceeds them is a batch by itself.
+    """
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
+    batch: list[int] = []
+    for index in order:
+        longest = len(ids[batch[0]]) if batch else 0
+        # At most half of a batch is padding: one long text would make every short one cost as much as itself.
+        if batch and ((len(batch) + 1) * longest > most_tokens or 2 * len(ids[index]) < longest):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def pad_rows(rows: list[list[int]], pad: int) -> Chunk:
+    """Ids and mask, int [n, longest]; an empty row is one token of padding that counts."""
+    lengths = np.array([max(1, len(row)) for row in rows])
+    ids = np.full((len(rows), lengths.max()), pad, np.int64)
+    mask = np.arange(lengths.max())[None] < lengths[:, None]
+    ids[mask] = np.concatenate([row or [pad] for row in rows])
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def _int64(column: Any) -> torch.Tensor:
+    return torch.from_numpy(column.to_numpy().astype(np.int64))

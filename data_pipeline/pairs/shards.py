@@ -30,7 +30,7 @@ def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, act
         }
         for number, start in enumerate(range(0, len(pairs), _SHARD_PAIRS))
     ]
-    shards = ray_map(_tokenize, jobs, actors=actors, progress=progress)
+    shards = ray_map(write_shard, jobs, actors=actors, progress=progress)
     tokenizer = load_tokenizer(tokenizer_uri)
     manifest = Manifest(length=0, vocab_size=len(tokenizer), tokenizer=fingerprint(tokenizer), streams={STREAM: tuple(shards)})
     manifest.save(folder)
@@ -42,7 +42,7 @@ def text_key(text: str) -> int:
     return keyed_random.key("text", digest(text)) - (1 << 63)
 
 
-def _tokenize(job: dict[str, Any]) -> Shard:
+def write_shard(job: dict[str, Any]) -> Shard:
     """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
     anchors, positives, negatives = job["texts"]
     tokenizer = load_tokenizer(job["uri"])

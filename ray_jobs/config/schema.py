@@ -8,6 +8,7 @@ from typing import Any, Literal
 from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
+from data_pipeline.pairs.batch import CHUNK_TOKENS
 from data_pipeline.pairs.builders import BUILDERS
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
@@ -171,6 +172,12 @@ class EmbedConfig:
     """How token vectors become one: mean, cls (the first token) or lasttoken; also spelt first and last."""
     max_length: int = 128
     """Tokens of a text; longer texts are cut."""
+    chunk_tokens: int = field(default=CHUNK_TOKENS, metadata={"identity": False})
+    """Tokens, with padding, that a worker encodes at once. A larger batch is encoded twice (GradCache), with the same gradient:
+    `train.batch_size` has no limit. If a device has no memory for them, the number is halved until they fit."""
+    reduce: Literal["once", "per_chunk"] = field(default="once", metadata={"identity": False})
+    """When the workers exchange the gradients of a batch in several chunks: once, which takes memory for a whole gradient, or
+    chunk by chunk, which keeps it divided under ZeRO-2 and 3."""
     heldout_pairs: int = field(default=1000, metadata={"identity": False})
     """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None
@@ -185,6 +192,18 @@ class EmbedConfig:
         tables.check(self.objective, vector_losses, "embed.objective")
         tables.check(self.builder, BUILDERS, "embed.builder")
         pooling_name(self.pooling)
+        if self.chunk_tokens < self.max_length:
+            raise ConfigError(
+                f"a chunk holds at least one text: {self.chunk_tokens} is below max_length={self.max_length}.",
+                "embed.chunk_tokens",
+                "Raise it, or lower max_length.",
+            )
+        if self.train.micro_batch is not None:
+            raise ConfigError(
+                "contrastive training has no micro-batches: a pair's negatives are the whole batch.",
+                "embed.train.micro_batch",
+                "Leave it out; embed.chunk_tokens bounds the memory.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,12 +346,6 @@ class ScionConfig:
         for said, value in (("Muon's state", self.pretrain.train.muon_rate), ("the average of train.ema", averages)):
             if value is not None and self.min_workers not in (None, self.workers):
                 raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
-        if self.workers is None and self.embed.train.micro_batch is not None:
-            raise ConfigError(
-                "a micro-batch's negatives are those of all workers, so their number belongs to the embedder.",
-                "workers",
-                "Give the number, or leave embed.train.micro_batch out.",
-            )
 
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""

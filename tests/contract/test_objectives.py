@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.objectives import OBJECTIVES
-from trainer.objectives.objective import Gathered, Needs, Objective, PairVectors, TokenStates
+from trainer.objectives.objective import NO_PARTNER, Gathered, Needs, Objective, PairVectors, TokenStates
 
 B, D, H, V, M = 4, 7, 8, 40, 6
 
@@ -31,7 +31,13 @@ def inputs(needs: Needs, seed: int = 0) -> tuple[Any, Any, list[torch.Tensor]]:
         labels = torch.randint(V, (M,), generator=generator)
         return TokenStates(states, weight, None), SimpleNamespace(labels=labels), [states, weight]
     anchors, documents = unit(B, generator), unit(D, generator)
-    sides = [Gathered(side, side, torch.arange(len(side)), torch.ones(len(side)), 0) for side in (anchors, documents)]
+    pairs, owners = torch.arange(B), torch.arange(D) % B
+    texts = 100 + torch.arange(D)
+    partners = torch.where(torch.arange(D) < B, owners, NO_PARTNER)
+    sides = [
+        Gathered(anchors, anchors, pairs, 100 + pairs, pairs, torch.ones(B), 0),
+        Gathered(documents, documents, texts, partners, owners, torch.ones(D), 0),
+    ]
     return PairVectors(*sides), SimpleNamespace(weights=torch.ones(B)), [anchors, documents]
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.pairs.shards import STREAM, write_shard
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.cli import main
@@ -166,3 +167,14 @@ def without_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     pq.write_table(pa.Table.from_pylist(rows), path)
     return str(path)
+
+
+def pair_shards(pairs: list[dict[str, str]], tokenizer_uri: str, folder: str, max_length: int = 16) -> Manifest:
+    """Shards of pairs as `data_pipeline.pairs.shards.build` writes them, without Ray."""
+    texts = [[row[side] for row in pairs] for side in ("anchor", "positive")]
+    path = f"{STREAM}/part-00000.parquet"
+    negatives: list[list[str]] = [[] for _ in pairs]
+    job = {"texts": [*texts, negatives], "path": path, "folder": folder, "max_length": max_length, "uri": tokenizer_uri}
+    manifest = Manifest(length=0, vocab_size=1, tokenizer="", streams={STREAM: (write_shard(job),)})
+    manifest.save(folder)
+    return manifest

@@ -10,14 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import Stopped, TrainingError
+from data_pipeline.feed.rank_feed import OrderedRows
+from data_pipeline.order.row_order import RowOrder
+from tests.integration.conftest import pair_shards
 from tests.integration.test_engine import ordered_rows
 from tests.integration.test_guards import clean
 from tests.ranks import fit
 from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
+from trainer.embedder import EmbedderSpec
 from trainer.engine.micro_batches import is_out_of_memory
 from trainer.engine.train_run import TrainRun
 from trainer.monitoring import run_log
+from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask
 
 BATCH = 8
@@ -29,7 +34,7 @@ class Cramped:
 
     task: LanguageModelTask
     most: int
-    divisible: ClassVar[bool] = True
+    chunk_tokens: ClassVar[int | None] = None
     passes: ClassVar[str] = "direct"
 
     @property
@@ -54,12 +59,6 @@ class Cramped:
 
     def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
         self.task.export(weights, uri, frozen)
-
-
-class Bound(Cramped):
-    """Its rows belong together, as pairs and their negatives do."""
-
-    divisible = False
 
 
 def run(shards: Any, source: str, folder: Path, most: int, micro: int | None) -> TrainRun:
@@ -115,11 +114,69 @@ def test_a_resumed_run_remembers_what_fits_until_another_number_is_set(shards, s
     assert starts(one) == [4, 2, 2, 3, 1]
 
 
-def test_rows_that_belong_together_are_not_divided(shards, source_folder, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    one = run(shards, source_folder, tmp_path, most=1, micro=None)
-    with pytest.raises(TrainingError, match="OutOfMemoryError"):
-        fit(replace(one, task=Bound(one.task.task, 1)), workers=1)
-    assert starts(one) == [8]
+@dataclass(frozen=True)
+class CrampedPairs:
+    """Pairs on a device that holds no more than `most` tokens with their graph."""
+
+    task: ContrastiveTask
+    most: int
+    chunk_tokens: int | None
+    passes: ClassVar[str] = "cached"
+
+    @property
+    def length(self) -> int:
+        return self.task.length
+
+    def module(self, each: Any = None) -> Any:
+        module, most = self.task.module(each), self.most
+        encode = module.encode
+
+        def cramped(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and ids.numel() > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return encode(ids, mask)
+
+        module.encode = cramped
+        return module
+
+    def collator(self) -> Callable[..., Any]:
+        return replace(self.task, chunk_tokens=self.chunk_tokens).collator()
+
+    def export(self, weights: Any, uri: str, frozen: Any = ()) -> None:
+        self.task.export(weights, uri, frozen)
+
+
+def test_chunks_of_pairs_are_halved_until_they_fit(source_folder: str, tmp_path: Path, pairs: list[dict[str, str]]) -> None:
+    folder = f"{tmp_path}/pairs"
+    manifest = pair_shards(pairs[:24], source_folder, folder)
+    task = ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=16))
+    config = TrainConfig(steps=3, batch_size=8)
+    order = RowOrder(streams=manifest.order_streams({"pairs": 1.0}), batch=8, seed=1)
+    one = TrainRun(
+        task=CrampedPairs(task, 60, 200),
+        config=config,
+        rows=OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=None),
+        heldout=None,
+        row_groups={},
+        uri=f"{tmp_path}/run",
+        export_uri=f"{tmp_path}/run/model",
+        store=Store(f"{tmp_path}/run/checkpoints", 3),
+        identity="x",
+        threads=1,
+        progress=None,
+    )
+    fit(one, workers=1)
+    assert len(starts(one)) == 3  # 200 tokens, 100, 50
+    asked = replace(
+        one,
+        task=CrampedPairs(task, 60, 50),
+        uri=f"{tmp_path}/asked",
+        export_uri=f"{tmp_path}/asked/model",
+        store=Store(f"{tmp_path}/asked/checkpoints", 3),
+    )
+    fit(asked, workers=1)
+    own, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, asked))
+    assert all(torch.equal(own[name], other[name]) for name in other)
 
 
 def test_memory_of_the_host_counts_too() -> None:

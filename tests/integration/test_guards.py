@@ -33,7 +33,7 @@ class Poisoned:
     deadly: tuple[int, ...] = ()
     failing: tuple[int, ...] = ()
 
-    divisible: ClassVar[bool] = True
+    chunk_tokens: ClassVar[int | None] = None
     passes: ClassVar[str] = "direct"
 
     @property

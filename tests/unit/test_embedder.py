@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs.batch import batches_by_length
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec, batches_by_length
+from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models import loading
 
 
@@ -62,7 +63,7 @@ def test_a_plain_model_folder_pools_by_the_mean(source_folder, english) -> None:
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
 def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
-    batches = list(batches_by_length([[7] * length for length in lengths]))
+    batches = list(batches_by_length([[7] * length for length in lengths], 4096))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = max(lengths[row] for row in batch) * len(batch)

@@ -160,7 +160,10 @@ def _to_json(error: Exception) -> dict[str, Any]:
 
 def _advice(error: Exception) -> str:
     if is_out_of_memory(error):
-        return "Lower train.micro_batch, raise train.zero_stage, or set train.offload or train.activation_checkpointing."
+        return (
+            "Lower train.micro_batch or embed.chunk_tokens, raise train.zero_stage, or set train.offload or "
+            "train.activation_checkpointing."
+        )
     return "Nothing was retried, since it would happen again. If it is a bug of Scion, report it with the log of Ray Train."
 
 

@@ -6,7 +6,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +29,7 @@ from trainer.engine import attempts, micro_batches, setup
 from trainer.engine.attempts import Attempt
 from trainer.engine.garbage import collect_garbage
 from trainer.engine.passes import PASSES
+from trainer.engine.passes.self_check import check_cached_gradient
 from trainer.engine.process_group import TimeOut, dumps_found
 from trainer.engine.recovery import Recovery
 from trainer.engine.requests import Request, Requests
@@ -49,22 +50,27 @@ class Training:
 
     def __init__(self, run: TrainRun, feed: RankFeed, attempt: Attempt) -> None:
         self._run, self._attempt, self._is_first = run, attempt, dist.get_rank() == 0
-        self._feed = feed = micro_batches.limit_micro_batch(run.uri, feed)
+        feed, task = micro_batches.limit(run.uri, feed, run.task)
+        self._feed, self._chunk_tokens = feed, task.chunk_tokens
         module: Any = partitioned.load_module(run.task, run.config)
         forward = setup.check_forward(module, run.config, run.task.length)
         micro, _ = feed.shape(0)
         # For the largest batch, whether or not the run gets there: a run that grows computes as one that was as long at first.
         accumulation = max(feed.shape(step)[1] for step in (0, *(until for until, _ in run.rows.order.warmup)))
+        if task.passes != "direct":
+            check_cached_gradient(run.config, PASSES[task.passes])
         self._engine = setup.make_engine(module, run.config, micro, accumulation)
         flops = module.flops()  # after the set-up has frozen weights
         self._slow_reasons = setup.slow_reasons(module, run.config)
         if micro != run.rows.micro_batch_of(0, feed.world):
             self._note(f"micro_batch is {micro}: more rows do not fit the memory")
+        if task.chunk_tokens != run.task.chunk_tokens:
+            self._note(f"chunk_tokens is {task.chunk_tokens}: more tokens do not fit the memory")
         for line in [*module.slow_reasons(), *dumps_found(run.uri)]:
             self._note(line)
         self._forward = {**asdict(forward.path), "difference": forward.difference, "bound": forward.tolerance}
         self._collective_timer = CollectiveTimer()
-        self._collate = run.task.collator()
+        self._collate = task.collator()
         names = [stream.name for stream in run.rows.order.streams]
         self._streams = len(names)
         self._ledger = Ledger(storage.join(run.uri, ledger.FOLDER), dist.get_rank())
@@ -199,10 +205,11 @@ class Training:
 
     def _halve_when_out_of_memory(self, step: int) -> AbstractContextManager[None]:
         """Around the computation of a step: the next attempt halves a micro-batch that does not fit."""
-        if not self._run.task.divisible:
-            return nullcontext()
+        uri, task = self._run.uri, self._run.task
+        if self._chunk_tokens is not None:
+            return micro_batches.halve_when_out_of_memory(uri, task.chunk_tokens, self._chunk_tokens, smallest=task.length)
         micro, _ = self._feed.shape(step)
-        return micro_batches.halve_when_out_of_memory(self._run.uri, self._run.rows.micro_batch, micro)
+        return micro_batches.halve_when_out_of_memory(uri, self._run.rows.micro_batch, micro)
 
     def _report_stragglers(self, outcome: StepOutcome) -> None:
         if self._is_first and (finding := self._stragglers.note(outcome.own_seconds)) is not None:

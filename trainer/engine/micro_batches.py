@@ -1,13 +1,14 @@
 """Micro-batches that fit: if a device has no memory for one, the next attempt halves it.
 
-A step is the same however its rows are divided, so that nothing else changes; tasks for which that is not true are left alone
-(`Task.divisible`). The attempt ends, because some ranks may have added gradients of the failed step already.
+A micro-batch is a number of rows or, for pairs, a chunk of tokens (`Task.chunk_tokens`). A step is the same however it is
+divided. The attempt ends, because some ranks may have added gradients of the failed step already.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,21 +17,26 @@ from data_pipeline.feed.rank_feed import RankFeed
 from trainer.collectives import from_first_rank
 
 NOTE = "micro.json"
-"""In a run's folder: the size that fits, and the `micro_batch` of the configuration, since a new one is tried first."""
+"""In a run's folder: the size that fits, and that of the configuration, since a new one is tried first."""
 
 
 class MicroBatchTooLarge(Exception):
     """A device has no memory for a micro-batch; the next attempt halves it."""
 
 
-def limit_micro_batch(uri: str, feed: RankFeed) -> RankFeed:
-    """The feed with micro-batches no larger than an earlier attempt found to fit; every rank calls it.
+def limit(uri: str, feed: RankFeed, task: Any) -> tuple[RankFeed, Any]:
+    """The feed or the task with micro-batches no larger than an earlier attempt found to fit; every rank calls it.
 
     Raises:
         OSError: the storage fails.
     """
-    fitting = from_first_rank(lambda: _read_fitting(uri, feed.rows.micro_batch))
-    return feed if fitting is None else replace(feed, rows=replace(feed.rows, micro_batch=fitting))
+    configured = feed.rows.micro_batch if task.chunk_tokens is None else task.chunk_tokens
+    fitting = from_first_rank(lambda: _read_fitting(uri, configured))
+    if fitting is None:
+        return feed, task
+    if task.chunk_tokens is not None:
+        return feed, replace(task, chunk_tokens=fitting)
+    return replace(feed, rows=replace(feed.rows, micro_batch=fitting)), task
 
 
 def _read_fitting(uri: str, configured: int | None) -> int | None:
@@ -40,23 +46,24 @@ def _read_fitting(uri: str, configured: int | None) -> int | None:
 
 
 @contextmanager
-def halve_when_out_of_memory(uri: str, configured: int | None, micro: int) -> Iterator[None]:
+def halve_when_out_of_memory(uri: str, configured: int | None, size: int, smallest: int = 1) -> Iterator[None]:
     """Around a step: if its memory does not suffice, notes half the micro-batch for the next attempt.
 
     Args:
-        configured: the `micro_batch` of the configuration.
-        micro: the micro-batch of the step.
+        configured: the size in the configuration.
+        size: that of the step.
+        smallest: what cannot be divided.
 
     Raises:
-        MicroBatchTooLarge: the memory did not suffice for more than one row.
+        MicroBatchTooLarge: the memory did not suffice for more than the smallest.
     """
     try:
         yield
     except Exception as error:
-        if micro < 2 or not is_out_of_memory(error):
+        if size // 2 < smallest or not is_out_of_memory(error):
             raise
-        storage.write_bytes(storage.join(uri, NOTE), json.dumps({"asked": configured, "fits": micro // 2}).encode())
-        raise MicroBatchTooLarge(f"no memory for {micro} rows at once; {micro // 2} are next") from error
+        storage.write_bytes(storage.join(uri, NOTE), json.dumps({"asked": configured, "fits": size // 2}).encode())
+        raise MicroBatchTooLarge(f"no memory for {size} rows or tokens at once; {size // 2} are next") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,17 +1,19 @@
 """An encoder on text pairs: the vectors of this rank, and of all ranks, with the exact gradient."""
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 from transformers import PreTrainedModel
 
-from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.pairs.batch import Chunk, PairBatch
 from trainer.models import forward_check
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck
 from trainer.models.pooling import POOLINGS
 from trainer.objectives.info_nce import InfoNce
-from trainer.objectives.objective import Gathered, Needs, Objective, PairVectors
+from trainer.objectives.objective import NO_PARTNER, Gathered, Needs, Objective, PairVectors
 
 
 class DualEncoder(torch.nn.Module):
@@ -54,20 +56,33 @@ class DualEncoder(torch.nn.Module):
     def compilable_layers(self) -> list[torch.nn.Module]:
         return []
 
-    def forward(self, batch: PairBatch | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The losses of pairs; the vectors of (ids, mask), as `encode`, since ZeRO-3 needs a call of the whole module."""
+    def forward(self, batch: PairBatch | Chunk) -> torch.Tensor:
+        """The losses of pairs; the vectors of a chunk, as `encode`, since ZeRO-3 needs a call of the whole module."""
         if isinstance(batch, tuple):
             return self.encode(*batch)
         return self.objective(self.represent(batch, self.objective.needs), batch)
 
     def represent(self, batch: PairBatch, needs: Needs) -> PairVectors:
-        """Unit vectors of the pairs; every rank calls it."""
+        """Unit vectors of the pairs; every rank calls it, with as many chunks."""
+        return self.arrange(torch.cat([self.encode(*chunk) for chunk in batch.chunks]), batch, needs)
+
+    def arrange(self, vectors: torch.Tensor, batch: PairBatch, needs: Needs) -> PairVectors:
+        """The sides of the pairs, gathered from all ranks, from the vectors of all chunks; every rank calls it."""
         assert needs.vectors, "an encoder of pairs has vectors only"
-        anchors, documents = self.encode(*batch.anchors), self.encode(*batch.documents)
-        everywhere = _gathered(*_pad_to_longest_rank(documents, batch.document_keys, batch.document_weights))
-        if needs.all_anchors:
-            return PairVectors(_gathered(anchors, batch.anchor_keys, batch.weights), everywhere)
-        return PairVectors(Gathered(anchors, anchors, batch.anchor_keys, batch.weights, 0), everywhere)
+        pairs = len(batch.weights)
+        in_order = vectors[batch.texts_in_order]
+        first_pair = pairs * (dist.get_rank() if dist.is_initialized() else 0)
+        every_pair = first_pair + torch.arange(pairs, device=vectors.device)
+        anchors = Texts(in_order[:pairs], batch.anchor_keys, batch.positive_keys, every_pair, batch.weights)
+        no_partner = torch.full_like(batch.negative_keys, NO_PARTNER)
+        documents = Texts(
+            in_order[pairs:],
+            torch.cat([batch.positive_keys, batch.negative_keys]),
+            torch.cat([batch.anchor_keys, no_partner]),
+            first_pair + batch.owners,
+            batch.weights[batch.owners],
+        )
+        return PairVectors(_gathered(anchors) if needs.all_anchors else _alone(anchors), _gathered(_pad_to_longest(documents)))
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Unit vectors [n, d]."""
@@ -75,25 +90,39 @@ class DualEncoder(torch.nn.Module):
         return torch.nn.functional.normalize(self._pool(tokens, mask).float(), dim=1)
 
 
-def _pad_to_longest_rank(
-    vectors: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pads with rows of weight 0 to the longest rank's number of rows: ranks may differ in hard negatives."""
+class Texts(NamedTuple):
+    """Texts of this rank, the fields as in `Gathered`."""
+
+    vectors: torch.Tensor
+    keys: torch.Tensor
+    partners: torch.Tensor
+    owners: torch.Tensor
+    weights: torch.Tensor
+
+
+def _pad_to_longest(texts: Texts) -> Texts:
+    """Pads with texts of weight 0 to the longest rank's number of texts: ranks may differ in hard negatives."""
     if not dist.is_initialized():
-        return vectors, keys, weights
-    most = torch.tensor(len(vectors), device=vectors.device)
+        return texts
+    most = torch.tensor(len(texts.vectors), device=texts.vectors.device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
-    more = int(most) - len(vectors)
-    pad = torch.nn.functional.pad
-    return pad(vectors, (0, 0, 0, more)), pad(keys, (0, more)), pad(weights, (0, more))
+    more, pad = int(most) - len(texts.vectors), torch.nn.functional.pad
+    return Texts(pad(texts.vectors, (0, 0, 0, more)), *(pad(column, (0, more)) for column in texts[1:]))
 
 
-def _gathered(vectors: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor) -> Gathered:
-    """The vectors of all ranks, in rank order; every rank has as many."""
+def _alone(texts: Texts) -> Gathered:
+    """The texts of this rank alone."""
+    return Gathered(texts.vectors, *texts, first=0)
+
+
+def _gathered(texts: Texts) -> Gathered:
+    """The texts of all ranks, in rank order; every rank has as many."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return Gathered(vectors, vectors, keys, weights, 0)
-    others = [[torch.empty_like(part) for _ in range(dist.get_world_size())] for part in (keys, weights)]
-    for parts, own in zip(others, (keys, weights), strict=True):
+        return _alone(texts)
+    columns = []
+    for own in texts[1:]:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own.contiguous())
-    everywhere = torch.cat(all_gather(vectors.contiguous()))
-    return Gathered(vectors, everywhere, torch.cat(others[0]), torch.cat(others[1]), dist.get_rank() * len(vectors))
+        columns.append(torch.cat(parts))
+    everywhere = Texts(torch.cat(all_gather(texts.vectors.contiguous())), *columns)
+    return Gathered(texts.vectors, *everywhere, first=dist.get_rank() * len(texts.vectors))

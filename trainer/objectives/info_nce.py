@@ -1,16 +1,26 @@
-"""InfoNCE with in-batch and hard negatives (van den Oord et al. 2018, arXiv:1807.03748, equation 4).
+"""InfoNCE with in-batch and hard negatives (van den Oord et al. 2018, arXiv:1807.03748, equation 4), and its kin.
 
-With cosines s and temperature tau, for query i with its own document d_i:
+With cosines s, temperature tau and candidates C_i, for anchor i with its own document d_i:
 
-    l_i = -log( exp(s(q_i, d_i) / tau) / sum_j exp(s(q_i, d_j) / tau) )
+    l_i = log sum_{x in C_i} exp(s(., x) / tau) - s(q_i, d_i) / tau
 
-The sum leaves out documents that have the text of d_i but are not d_i: they are not negatives.
+Directions add candidates. `query_to_doc`: the documents, seen from q_i; `doc_to_query`: the anchors, seen from d_i;
+`query_to_query` and `doc_to_doc`: the other texts of the same side. With `partition="joint"` all candidates share one sum (the
+improved loss of GTE, Li et al. 2023, arXiv:2308.03281); with `per_direction` each direction has its own, and the loss is their
+mean.
+
+Harder negatives count more with `hardness`: alpha * s(., x), without gradient, is added to the logits of negatives (Lan et al.
+2025, arXiv:2503.04812, equation 5; for hard negatives only in EmbeddingGemma, arXiv:2509.20354). Harder pairs count more with
+`focal`: the loss is multiplied by (1 - exp(-l_i)) ** gamma, without gradient (KaLM-Embedding-V2, arXiv:2506.20923).
+
+Differences from the papers: a text is no negative if it or its partner has the text of d_i or q_i, on any rank. The fp32 logits
+exist for a block of anchors at a time, so that memory does not grow with the product of pairs and candidates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import ConfigError
 from trainer.objectives.objective import Gathered, Needs, PairVectors
@@ -20,6 +30,10 @@ if TYPE_CHECKING:
 
     from data_pipeline.pairs.batch import PairBatch
 
+Direction = Literal["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"]
+BLOCK_LOGITS = 1 << 24
+"""Logits of a block."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfoNce:
@@ -27,54 +41,89 @@ class InfoNce:
 
     temperature: float = 0.05
     """Cosines are divided by it before the softmax."""
-    symmetric: bool = True
-    """Whether positives also have to find their anchors."""
+    directions: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
+    """What must be told apart: an anchor's positive from other documents (always among them), a positive's anchor from other
+    anchors, and an anchor or a document from the others of its side."""
+    partition: Literal["per_direction", "joint"] = "per_direction"
+    """Whether each direction has a softmax of its own, or all share one; `query_to_query` and `doc_to_doc` need `joint`."""
+    hardness: float = 0.0
+    """Added to the logit of a negative, multiplied by its cosine."""
+    hardness_of: Literal["in_batch", "hard", "all"] = "all"
+    """Which negatives `hardness` concerns: those of other pairs, the pair's own, or both."""
+    focal: float = 0.0
+    """The exponent by which pairs that are already told apart count less."""
 
     def __post_init__(self) -> None:
+        same_side = {"query_to_query", "doc_to_doc"} & set(self.directions)
         if self.temperature <= 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}.")
+        if self.hardness < 0 or self.focal < 0:
+            raise ConfigError(f"hardness and focal must be at least 0, got {self.hardness} and {self.focal}.")
+        if "query_to_doc" not in self.directions or len(set(self.directions)) < len(self.directions):
+            raise ConfigError("directions need query_to_doc, and each once.", "directions", "It holds the positive.")
+        if same_side and self.partition != "joint":
+            raise ConfigError(
+                f"{min(same_side)} has no positive of its own.", "directions", "Set partition=joint, or leave it out."
+            )
 
     @property
     def needs(self) -> Needs:
-        return Needs(vectors=True, all_anchors=self.symmetric)
+        return Needs(vectors=True, all_anchors=len(set(self.directions) & {"doc_to_query", "query_to_query"}) > 0)
 
     def __call__(self, reps: PairVectors, batch: PairBatch) -> torch.Tensor:
         """The loss of each of this rank's pairs, fp32 [B]; 0 for pairs of weight 0."""
-        anchors, documents = reps
-        losses = self._one_way(anchors.own, documents)
-        if self.symmetric:
-            losses = (losses + self._one_way(documents.own[: len(anchors.own)], anchors)) / 2
-        return losses * batch.weights
+        import torch
+        from torch.utils.checkpoint import checkpoint
 
-    def _one_way(self, queries: torch.Tensor, documents: Gathered) -> torch.Tensor:
+        rows = torch.arange(len(reps.anchors.own), device=reps.anchors.own.device)
+        block = max(1, BLOCK_LOGITS // max(1, len(reps.documents.all)))
+        if len(rows) <= block:
+            return self._losses(reps, rows) * batch.weights
+        losses = [checkpoint(self._losses, reps, part, use_reentrant=False) for part in rows.split(block)]
+        return torch.cat(losses) * batch.weights
+
+    def _losses(self, reps: PairVectors, rows: torch.Tensor) -> torch.Tensor:
+        """The losses of some of this rank's pairs, fp32 [b]."""
         import torch
 
-        own = documents.first + torch.arange(len(queries), device=queries.device)
-        return info_nce(queries, documents.all, own, documents.keys, documents.weights, self.temperature)
+        logits = {direction: self._logits(reps, rows, direction) for direction in self.directions}
+        forward = logits["query_to_doc"]
+        own = forward.gather(1, (reps.documents.first + rows)[:, None])[:, 0]
+        if self.partition == "joint":
+            losses = torch.cat(list(logits.values()), dim=1).logsumexp(dim=1) - own
+        else:
+            # Both directions have the pair's own cosine as their positive.
+            losses = torch.stack([each.logsumexp(dim=1) - own for each in logits.values()]).mean(dim=0)
+        if self.focal:
+            losses = losses * (1 - torch.exp(-losses.detach())).clamp_min(0) ** self.focal
+        return losses
+
+    def _logits(self, reps: PairVectors, rows: torch.Tensor, direction: Direction) -> torch.Tensor:
+        """The logits of a direction's candidates, fp32 [b, N]; -inf where one is no negative."""
+        import torch
+
+        near, far = direction.split("_to_")
+        sides: dict[str, Gathered] = {"query": reps.anchors, "doc": reps.documents}
+        seen_from, candidates = sides[near], sides[far]
+        cosines = seen_from.own[rows] @ candidates.all.T
+        own_pair = seen_from.owners[seen_from.first + rows][:, None]
+        is_own_pair = candidates.owners[None] == own_pair
+        places = torch.arange(len(candidates.all), device=rows.device)
+        is_positive = (places[None] == candidates.first + rows[:, None]) & (near != far)
+        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+        logits = cosines / self.temperature
+        if self.hardness and direction == "query_to_doc":
+            concerned = {"in_batch": ~is_own_pair, "hard": is_own_pair & ~is_positive, "all": ~is_positive}[self.hardness_of]
+            logits = logits + self.hardness * cosines.detach() * concerned
+        hidden = _same_texts(seen_from, seen_from.first + rows, candidates) | (candidates.weights <= 0)[None]
+        if near == far:
+            hidden = hidden | is_own_pair
+        return logits.masked_fill(hidden & ~is_positive, float("-inf"))
 
 
-def info_nce(
-    queries: torch.Tensor,
-    documents: torch.Tensor,
-    own: torch.Tensor,
-    keys: torch.Tensor,
-    weights: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    """The loss of each query, fp32 [B].
-
-    Args:
-        queries: float [B, d], unit rows.
-        documents: float [D, d], unit rows; those of all ranks where negatives are gathered.
-        own: int [B], which document belongs to each query.
-        keys: int [D], equal for documents of equal text.
-        weights: float [D], 0 for padding.
-        temperature: tau.
-    """
-    import torch
-
-    scores = (queries @ documents.T).float() / temperature
-    is_own = torch.arange(len(documents), device=own.device)[None] == own[:, None]
-    same_text = keys[None] == keys[own][:, None]
-    hidden = (same_text | (weights <= 0)[None]) & ~is_own
-    return torch.nn.functional.cross_entropy(scores.masked_fill(hidden, float("-inf")), own, reduction="none")
+def _same_texts(seen_from: Gathered, rows: torch.Tensor, candidates: Gathered) -> torch.Tensor:
+    """Whether a candidate or its partner has the text of the row or of its partner, bool [b, N]."""
+    key, partner = seen_from.keys[rows][:, None], seen_from.partners[rows][:, None]
+    same_key = (candidates.keys[None] == key) | (candidates.keys[None] == partner)
+    same_partner = (candidates.partners[None] == key) | (candidates.partners[None] == partner)
+    return same_key | same_partner

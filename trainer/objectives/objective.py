@@ -41,7 +41,7 @@ class TokenStates(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """Unit vectors of this rank, and those of all ranks in rank order."""
+    """Unit vectors of this rank, and those of all ranks in rank order, with what is known of their texts."""
 
     own: torch.Tensor
     """fp32 [n, d]"""
@@ -49,6 +49,10 @@ class Gathered(NamedTuple):
     """fp32 [N, d]; gradients flow back to the rank that a vector came from."""
     keys: torch.Tensor
     """int [N], equal for equal texts."""
+    partners: torch.Tensor
+    """int [N], the key of the text with which it forms a pair; `NO_PARTNER` for hard negatives."""
+    owners: torch.Tensor
+    """int [N], the pair that it belongs to, counted over all ranks."""
     weights: torch.Tensor
     """fp32 [N], 0 for padding."""
     first: int
@@ -63,6 +67,8 @@ class PairVectors(NamedTuple):
     documents: Gathered
 
 
+NO_PARTNER = -(1 << 63)
+"""The key of no text."""
 Reps = TokenStates | PairVectors
 """What a `Trainable` gives an objective."""
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import pyarrow as pa
 import torch
 
 from data_pipeline.artifacts import storage
-from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.pairs.batch import CHUNK_TOKENS, PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading
@@ -25,12 +25,12 @@ from trainer.tasks.task import Batch
 class ContrastiveTask:
     """Embedder training on pairs."""
 
-    passes: ClassVar[str] = "direct"
-    divisible: ClassVar[bool] = False
-    """The negatives of a pair are in its micro-batch."""
     model_uri: str
     spec: EmbedderSpec
     objective: Objective = field(default_factory=InfoNce)
+    chunk_tokens: int = CHUNK_TOKENS
+    """Tokens that a worker encodes at once, with padding; a larger batch is encoded twice (`passes/cached.py`)."""
+    passes: Literal["cached", "cached_per_chunk"] = "cached"
 
     @property
     def length(self) -> int:
@@ -42,7 +42,8 @@ class ContrastiveTask:
         return DualEncoder(model, self.spec.pooling, self.objective)
 
     def collator(self) -> Callable[[pa.Table], Batch]:
-        return partial(PairBatch, pad=int(with_padding(load_tokenizer(self.model_uri)).pad_token_id))
+        pad = int(with_padding(load_tokenizer(self.model_uri)).pad_token_id)
+        return partial(PairBatch, pad=pad, chunk_tokens=self.chunk_tokens)
 
     def export(
         self, weights: Mapping[str, torch.Tensor], uri: str, frozen: Collection[str] = (), lora: Lora | None = None

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_pipeline.pairs.batch import pad_rows
+from data_pipeline.pairs.batch import batches_by_length, pad_rows
 from data_pipeline.pairs.shards import token_ids
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
 from trainer.collectives import from_first_rank
-from trainer.embedder import batches_by_length, with_padding
+from trainer.embedder import BATCH_TOKENS, with_padding
 from trainer.evaluation import retrieval
 from trainer.tasks.contrastive import ContrastiveTask
 
@@ -57,7 +57,7 @@ def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch
     The batches, and so rounding, do not depend on the number of ranks. The ranks take turns; in the last round a rank without
     a batch repeats another, because a forward under ZeRO-3 is collective.
     """
-    dealt = list(batches_by_length(heldout.ids))
+    dealt = list(batches_by_length(heldout.ids, BATCH_TOKENS))
     found: torch.Tensor | None = None
     engine.eval()
     with torch.no_grad():

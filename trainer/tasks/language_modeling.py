@@ -25,7 +25,7 @@ from trainer.objectives.objective import Objective
 class LanguageModelTask:
     """Continued pretraining: masked tokens for an encoder, the next token for a decoder."""
 
-    divisible: ClassVar[bool] = True
+    chunk_tokens: ClassVar[int | None] = None
     passes: ClassVar[str] = "direct"
     model_uri: str
     length: int

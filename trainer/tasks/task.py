@@ -54,8 +54,8 @@ class Task(Protocol):
         ...
 
     @property
-    def divisible(self) -> bool:
-        """Whether a step is the same however its rows are divided into micro-batches."""
+    def chunk_tokens(self) -> int | None:
+        """Tokens that are computed at once, where a step is divided by tokens; None where micro-batches of rows divide it."""
         ...
 
     @property

@@ -102,10 +102,16 @@ def test_auto_after_a_number_and_a_number_after_auto(path: str) -> None:
     assert load(path, ["workers=auto", "workers=3"]).workers == 3
 
 
+def test_pairs_have_no_micro_batch(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"embed.train.micro_batch: contrastive training has no micro-batches.*chunk_tokens"):
+        load(path, ["embed.train.micro_batch=8"])
+    with pytest.raises(ConfigError, match=r"embed.chunk_tokens: a chunk holds at least one text: 100 is below max_length=128"):
+        load(path, ["embed.chunk_tokens=100"])
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (["embed.train.micro_batch=8"], "Give the number, or leave embed.train.micro_batch out"),
         (["workers=many"], "workers: expected integer or null, got many"),
         (["workers=0"], "must be above 0"),
         (["workers=2", "min_workers=3"], "between 1 and workers=2, got 3"),

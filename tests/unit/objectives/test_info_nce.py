@@ -1,6 +1,8 @@
 """Losses against their formulas, and the gathered gradient against one process with the whole batch."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,40 +11,149 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.batch import PairBatch
 from tests.conftest import FAMILIES, tiny_model
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.packed_lm import bits_per_byte
-from trainer.objectives.info_nce import info_nce
+from trainer.objectives import info_nce
+from trainer.objectives.info_nce import InfoNce
+from trainer.objectives.objective import NO_PARTNER, Gathered, PairVectors
+
+PAIRS, WIDTH = 6, 8
+ALL: tuple[Any, ...] = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one way": {"directions": ("query_to_doc",), "partition_mode": "joint"},
+    "both ways": {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+    "both ways, joint": {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "joint"},
+    "four ways": {"directions": ALL, "partition_mode": "joint"},
+    "harder negatives of other pairs": {"hardness_mode": "in_batch_negatives", "hardness_strength": 9.0},
+    "harder hard negatives": {"hardness_mode": "hard_negatives", "hardness_strength": 5.0},
+    "all harder": {"directions": ALL, "hardness_mode": "all_negatives", "hardness_strength": 5.0},
+}
+HARDNESS_OF: dict[str, Any] = {"in_batch_negatives": "in_batch", "hard_negatives": "hard", "all_negatives": "all"}
 
 
-def test_info_nce_equals_the_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    q = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
-    d = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator), dim=1)
-    keys = torch.tensor([10, 11, 12, 13, 10, 15, 16])  # document 4 has the text of document 0
-    weights = torch.tensor([1.0, 1, 1, 1, 1, 1, 0])  # document 6 only fills up
-    found = info_nce(q, d, torch.arange(4), keys, weights, 0.05)
-    for i in range(4):
-        visible = [j for j in range(7) if j == i or (keys[j] != keys[i] and weights[j] > 0)]
-        s = [math.exp(float(q[i] @ d[j]) / 0.05) for j in visible]
-        assert abs(float(found[i]) + math.log(s[visible.index(i)] / sum(s))) < 1e-4
+def vectors(rows: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64), dim=1)
 
 
-def test_info_nce_equals_sentence_transformers() -> None:
+def gathered_pairs(
+    queries: torch.Tensor, documents: torch.Tensor, query_keys: list[int], document_keys: list[int]
+) -> PairVectors:
+    """Pairs of one rank; as many hard negatives for each, in rounds of all pairs, as sentence-transformers orders them."""
+    pairs, total = len(queries), len(documents)
+    owners = torch.arange(total) % pairs
+    keys, texts = torch.tensor(query_keys), torch.tensor(document_keys)
+    partners = torch.where(torch.arange(total) < pairs, keys[owners], NO_PARTNER)
+    return PairVectors(
+        Gathered(queries, queries, keys, texts[:pairs], torch.arange(pairs), torch.ones(pairs), 0),
+        Gathered(documents, documents, texts, partners, owners, torch.ones(total), 0),
+    )
+
+
+def losses(objective: InfoNce, reps: PairVectors) -> torch.Tensor:
+    return objective(reps, SimpleNamespace(weights=torch.ones(len(reps.anchors.own))))  # type: ignore[arg-type]
+
+
+class Stub(torch.nn.Module):
+    """A model whose vectors are given."""
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"sentence_embedding": features["v"]}
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_and_gradients_are_those_of_sentence_transformers(variant: str, negatives: int) -> None:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    generator = torch.Generator().manual_seed(1)
-    q, d = torch.randn(6, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    settings = VARIANTS[variant]
+    columns = [vectors(PAIRS, seed).requires_grad_() for seed in range(2 + negatives)]
+    theirs = MultipleNegativesRankingLoss(Stub(), scale=20.0, **settings)([{"v": column} for column in columns], None)  # type: ignore[arg-type]
+    their_gradients = torch.autograd.grad(theirs, columns)
+    hardness: dict[str, Any] = {}
+    if "hardness_mode" in settings:
+        hardness = {"hardness": settings["hardness_strength"], "hardness_of": HARDNESS_OF[settings["hardness_mode"]]}
+    objective = InfoNce(
+        temperature=1 / 20,
+        directions=settings.get("directions", ("query_to_doc",)),
+        partition=settings.get("partition_mode", "joint"),
+        **hardness,
+    )
+    total = PAIRS * (1 + negatives)
+    reps = gathered_pairs(columns[0], torch.cat(columns[1:]), list(range(PAIRS)), list(range(100, 100 + total)))
+    ours = losses(objective, reps).mean()
+    assert abs(ours.detach() - theirs.detach()) < 1e-9
+    # Theirs differentiates the cosine of vectors that are unit vectors already; the part along the vector is not ours.
+    for own, other, column in zip(torch.autograd.grad(ours, columns), their_gradients, columns, strict=True):
+        across = own - (own * column).sum(dim=1, keepdim=True) * column
+        assert (across - other).abs().max() < 1e-9
 
-    class Stub(torch.nn.Module):
-        def forward(self, features):  # type: ignore[no-untyped-def]
-            return {"sentence_embedding": features["v"]}
 
-    theirs = MultipleNegativesRankingLoss(Stub(), scale=20.0)([{"v": q}, {"v": d}], None)
-    unit = [torch.nn.functional.normalize(x, dim=1) for x in (q, d)]
-    ours = info_nce(*unit, torch.arange(6), torch.arange(6), torch.ones(6), 1 / 20)
-    assert abs(float(ours.mean() - theirs)) < 1e-5
+def test_false_negatives_are_left_out_in_every_direction() -> None:
+    """By brute force: a text is no negative if it or its partner has the text of the row or of the row's partner."""
+    query_keys = [1, 2, 3, 1, 5, 6]  # pairs 0 and 3 have the same anchor
+    document_keys = [101, 102, 103, 104, 102, 106, 107, 101, 109, 110, 111, 6]  # 4 repeats 1; hard negatives repeat 101 and 6
+    queries, documents = vectors(PAIRS, 0), vectors(2 * PAIRS, 1)
+    ours = losses(InfoNce(directions=ALL, partition="joint"), gathered_pairs(queries, documents, query_keys, document_keys))
+    for i in range(PAIRS):
+        texts = {query_keys[i], document_keys[i]}
+        terms = [math.exp(float(queries[i] @ documents[i]) / 0.05)]
+        for j in range(2 * PAIRS):
+            partner = {query_keys[j]} if j < PAIRS else set()
+            if texts & ({document_keys[j]} | partner):
+                continue
+            terms.append(math.exp(float(queries[i] @ documents[j]) / 0.05))
+            if j % PAIRS != i:
+                terms.append(math.exp(float(documents[i] @ documents[j]) / 0.05))
+        terms.append(terms[0])  # the anchor, seen from its document
+        for j in range(PAIRS):
+            if not texts & {query_keys[j], document_keys[j]}:
+                terms += [math.exp(float(one @ queries[j]) / 0.05) for one in (queries[i], documents[i])]
+        assert float(ours[i]) == pytest.approx(-math.log(terms[0] / sum(terms)), abs=1e-9)
+
+
+def test_padding_is_no_negative() -> None:
+    reps = gathered_pairs(vectors(4, 0), vectors(8, 1), list(range(4)), list(range(100, 108)))
+    weights = torch.tensor([1.0, 1, 1, 1, 1, 0, 1, 0])
+    padded = losses(InfoNce(), reps._replace(documents=reps.documents._replace(weights=weights)))
+    visible = torch.tensor([0, 1, 2, 3, 4, 6])
+    shorter = Gathered(reps.documents.own[visible], *(column[visible] for column in reps.documents[1:6]), 0)
+    assert torch.allclose(padded, losses(InfoNce(), reps._replace(documents=shorter)), atol=1e-12)
+
+
+def test_blocks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = InfoNce(directions=ALL, partition="joint", focal=0.5, hardness=2.0)
+    gradients = []
+    for logits in (1 << 24, 25):
+        monkeypatch.setattr(info_nce, "BLOCK_LOGITS", logits)
+        leaves = [vectors(PAIRS, 0).requires_grad_(), vectors(2 * PAIRS, 1).requires_grad_()]
+        loss = losses(objective, gathered_pairs(*leaves, list(range(PAIRS)), list(range(100, 100 + 2 * PAIRS))))  # type: ignore[arg-type]
+        gradients.append(torch.autograd.grad(loss.sum(), leaves))
+    for whole, in_blocks in zip(*gradients, strict=True):
+        assert torch.allclose(whole, in_blocks, atol=1e-12)
+
+
+def test_the_focal_weight_is_what_is_left_of_the_probability() -> None:
+    reps = gathered_pairs(vectors(PAIRS, 0), vectors(PAIRS, 1), list(range(PAIRS)), list(range(100, 100 + PAIRS)))
+    plain, focal = (losses(InfoNce(directions=("query_to_doc",), focal=gamma), reps) for gamma in (0.0, 0.5))
+    assert torch.allclose(focal, (1 - torch.exp(-plain)) ** 0.5 * plain, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"directions": ("doc_to_query",)}, "directions need query_to_doc"),
+        ({"directions": ALL}, r"(doc_to_doc|query_to_query) has no positive of its own. Set partition=joint"),
+        ({"hardness": -1.0}, "at least 0"),
+    ],
+)
+def test_settings_that_make_no_loss_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InfoNce(**settings)
 
 
 def test_bits_per_byte_of_a_uniform_guess() -> None:

@@ -1,9 +1,11 @@
 """How the gradient of a step is made: one way a file; the table is here."""
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from trainer.engine.passes.cached import cached
 from trainer.engine.passes.direct import direct
 from trainer.engine.step_clock import StepClock
 from trainer.tasks.task import Batch
@@ -23,4 +25,8 @@ class Passes(Protocol):
         ...
 
 
-PASSES: dict[str, Passes] = {"direct": direct}
+PASSES: dict[str, Passes] = {
+    "direct": direct,
+    "cached": cached,
+    "cached_per_chunk": partial(cached, reduce="per_chunk"),
+}
