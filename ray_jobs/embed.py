@@ -18,6 +18,8 @@ from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.embedder import EmbedderSpec
 from trainer.models.pooling import pooling_name
+from trainer.objectives.nested import Nested
+from trainer.objectives.objective import Objective
 from trainer.tasks import heldout_pairs
 from trainer.tasks.contrastive import ContrastiveTask
 
@@ -45,10 +47,18 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
     return Spec(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, resume_policy=grows)
 
 
+def _objective(settings: EmbedConfig) -> Objective:
+    """The objective of the configuration, at all of its widths and exits."""
+    inner = getattr(settings.objectives, settings.objective)
+    return Nested(inner=inner, config=settings.nested) if settings.nested.is_used else inner
+
+
 def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     """The rows of the tables that decide the result, and their settings."""
     objective, builder = settings.objective, settings.builder
     chosen = tables.identity("objective", objective, getattr(settings.objectives, objective), default="info_nce")
+    if settings.nested.is_used:
+        chosen["nested"] = artifact.identity(settings.nested)
     if given_pairs:
         return chosen
     return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
@@ -83,8 +93,13 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     )
     task = ContrastiveTask(
         model_uri=model,
-        spec=EmbedderSpec(pooling=pooling_name(settings.pooling), max_length=settings.max_length),
-        objective=getattr(settings.objectives, settings.objective),
+        spec=EmbedderSpec(
+            pooling=pooling_name(settings.pooling),
+            max_length=settings.max_length,
+            dimensions=settings.nested.widths,
+            layers=settings.nested.exits,
+        ),
+        objective=_objective(settings),
         chunk_tokens=settings.chunk_tokens,
         passes="cached" if settings.reduce == "once" else "cached_per_chunk",
     )

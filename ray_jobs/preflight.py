@@ -6,6 +6,7 @@ The settings are checked against the source model, and for the files that method
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
 from trainer.models.pooling import check_pooling
+from trainer.objectives.nested import NestedConfig
 from trainer.transfer import chain
 
 if TYPE_CHECKING:
@@ -153,8 +155,20 @@ def _check_embed_model(config: ScionConfig) -> None:
     _check_names(config.embed.train, lambda: loading.meta_encoder(settings), "embed.train")
     _check_length("embed.max_length", config.embed.max_length, settings, model)
     check_pooling(config.embed.pooling, loading.is_causal(settings), model)
+    _check_nested(config.embed.nested, settings)
     if config.pairs is None:
         _check_dropout(config.embed.model, settings)
+
+
+def _check_nested(nested: NestedConfig, settings: PretrainedConfig) -> None:
+    """Checks that widths and exits are parts of the model."""
+    from trainer.models import exits, loading
+
+    full = getattr(settings.get_text_config(), "hidden_size", math.inf)
+    if wrong := [width for width in nested.widths if width >= full]:
+        raise ConfigError(f"the model's vectors have {full} values, {wrong[0]} are no part.", "embed.nested.widths")
+    if nested.exits and (model := loading.meta_encoder(settings)) is not None:
+        exits.check_exits(model, nested.exits)
 
 
 def _check_dropout(given: str | None, settings: PretrainedConfig) -> None:

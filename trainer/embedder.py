@@ -24,6 +24,7 @@ from data_pipeline.pairs.batch import batches_by_length
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
+from trainer.models.exits import first_layers
 from trainer.models.pooling import POOLINGS
 
 MAX_SHARD_SIZE = "5GB"
@@ -44,6 +45,8 @@ class EmbedderSpec:
     """Tokens, including special tokens; longer texts are truncated."""
     dimensions: tuple[int, ...] = ()
     """Widths that a request may ask for, including the full width; empty means the full width only."""
+    layers: tuple[int, ...] = ()
+    """Numbers of layers behind which a request may take the vector, beside all of them."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -58,6 +61,8 @@ class Embedder:
         self.tokenizer = with_padding(tokenizer)
         self.spec = spec
         self._pool = POOLINGS[spec.pooling]
+        self._shallow: dict[int, PreTrainedModel] = {}
+        """Models of some layers, by their number; they share the weights."""
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -96,24 +101,33 @@ class Embedder:
         encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
         return [self._truncate(text.ids) for text in encoded]
 
-    def encode(self, texts: Sequence[str], dimensions: int | None = None) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], dimensions: int | None = None, layers: int | None = None) -> NDArray[np.float32]:
         """Vectors [n, d] of n texts.
 
+        Args:
+            dimensions: the width d, one of `dimensions`; the full width when not given.
+            layers: how many layers compute them, one of `spec.layers`; all when not given.
+
         Raises:
-            ConfigError: `texts` is no list of texts, or the embedder does not have this number of dimensions.
+            ConfigError: `texts` is no list of texts, or the embedder was not trained for this width or depth.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
-        return self.encode_ids(self.tokenize(texts), dimensions)
+        return self.encode_ids(self.tokenize(texts), dimensions, layers)
 
-    def encode_ids(self, ids: Sequence[Sequence[int]], dimensions: int | None = None) -> NDArray[np.float32]:
+    def encode_ids(
+        self, ids: Sequence[Sequence[int]], dimensions: int | None = None, layers: int | None = None
+    ) -> NDArray[np.float32]:
         """Vectors [n, d] of n lists of token ids, including special tokens.
 
         Vectors are truncated to the first `dimensions` values, then normalised.
 
         Raises:
-            ConfigError: the embedder does not have this number of dimensions.
+            ConfigError: the embedder was not trained for this width or depth.
         """
+        if layers is not None and layers not in self.spec.layers:
+            offered = f"Ask for one of {self.spec.layers}." if self.spec.layers else "Leave it out."
+            raise ConfigError(f"this embedder has no exit behind {layers} layers.", "layers", offered)
         if dimensions is not None and dimensions not in self.dimensions:
             raise ConfigError(
                 f"this embedder has no {dimensions} dimensions.", "dimensions", f"Ask for one of {self.dimensions}."
@@ -121,7 +135,7 @@ class Embedder:
         vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
         with torch.inference_mode():
             for indices in batches_by_length(ids, BATCH_TOKENS):
-                vectors[indices] = self._forward([ids[index] for index in indices], vectors.shape[1])
+                vectors[indices] = self._forward([ids[index] for index in indices], vectors.shape[1], self._model_of(layers))
         return vectors.numpy()
 
     def save(self, uri: str) -> None:
@@ -154,7 +168,15 @@ class Embedder:
         ends_with_special = ids[-1] in self.tokenizer.all_special_ids
         return ids[: limit - 1] + ids[-1:] if ends_with_special else ids[:limit]
 
-    def _forward(self, sequences: list[Sequence[int]], width: int) -> torch.Tensor:
+    def _model_of(self, layers: int | None) -> PreTrainedModel:
+        """The model without the layers behind the first `layers`."""
+        if layers is None:
+            return self.model
+        if layers not in self._shallow:
+            self._shallow[layers] = first_layers(self.model, layers)
+        return self._shallow[layers]
+
+    def _forward(self, sequences: list[Sequence[int]], width: int, model: PreTrainedModel) -> torch.Tensor:
         """The embeddings of token sequences, float32 [n, width] on the CPU, padded and encoded in one forward pass."""
         pad = self.tokenizer.pad_token_id
         sequences = [sequence or [pad] for sequence in sequences]  # an empty text has no tokens if the tokenizer inserts none
@@ -165,7 +187,7 @@ class Embedder:
         mask = torch.tensor(
             [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences], device=self.model.device
         )
-        tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = self._pool(tokens, mask)[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
 
@@ -203,7 +225,8 @@ def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:
     """Reads `embed.json`, else the sentence-transformers files, else takes defaults that fit the model's positions."""
     content = _read(folder, "embed.json")
     if content is not None:
-        return EmbedderSpec(**{**content, "dimensions": tuple(content["dimensions"])})
+        tuples = {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")}
+        return EmbedderSpec(**content | tuples)
     transformer, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
     modes = [
         mode

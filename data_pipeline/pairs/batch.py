@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from data_pipeline.pairs import CHUNK_TOKENS
+
 Chunk = tuple[torch.Tensor, torch.Tensor]
 """Ids and mask, int [n, longest]."""
-CHUNK_TOKENS = 16_384
 
 
 class PairBatch:

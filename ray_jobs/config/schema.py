@@ -8,7 +8,7 @@ from typing import Any, Literal
 from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
-from data_pipeline.pairs.batch import CHUNK_TOKENS
+from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs.builders import BUILDERS
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
@@ -18,6 +18,7 @@ from trainer.evaluation import METRICS
 from trainer.merging import MERGES
 from trainer.models.pooling import pooling_name
 from trainer.objectives import OBJECTIVES
+from trainer.objectives.nested import NestedConfig
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 from trainer.transfer.overlap import LEVELS
@@ -165,6 +166,7 @@ class EmbedConfig:
     objective: str = field(default="info_nce", metadata={"identity": False})
     """The loss, one of those that learn from vectors: info_nce."""
     objectives: ObjectiveSettings = field(default_factory=ObjectiveSettings, metadata={"identity": False})
+    nested: NestedConfig = field(default_factory=NestedConfig, metadata={"identity": False})
     builder: str = field(default="simcse", metadata={"identity": False})
     """How pairs are made of the text where pairs= is not given: simcse."""
     builders: BuilderSettings = field(default_factory=BuilderSettings, metadata={"identity": False})

@@ -16,6 +16,7 @@ from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
 from trainer.models.dual_encoder import DualEncoder
 from trainer.objectives.info_nce import InfoNce
+from trainer.objectives.nested import Nested, NestedConfig
 from trainer.objectives.objective import Objective
 
 PAIRS, VOCABULARY = 12, 300
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, Objective] = {
     "four directions": InfoNce(
         directions=("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"), partition="joint", focal=0.5, hardness=5.0
     ),
+    "nested": Nested(inner=InfoNce(), config=NestedConfig(widths=(8, 4), width_weights=(1.0, 0.5), exits=(1,))),
 }
 
 
@@ -130,7 +132,7 @@ CELLS = [
     Cell(stage=stage, chunk_tokens=tokens, passes=passes, objective=objective)
     for stage in (0, 1, 2, 3)
     for passes in ("cached", "cached_per_chunk")
-    for tokens, objective in ((ONE, "two directions"), (TWO, "four directions"), (EACH, "two directions"))
+    for tokens, objective in ((ONE, "two directions"), (TWO, "four directions"), (TWO, "nested"), (EACH, "two directions"))
 ]
 
 

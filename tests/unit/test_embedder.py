@@ -1,6 +1,7 @@
 """One encode path: equal in any batch, and equal to sentence-transformers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,21 @@ def test_at_most_half_of_a_forward_pass_is_padding(lengths: list[int]) -> None:
         padded = max(lengths[row] for row in batch) * len(batch)
         assert padded <= 2 * sum(lengths[row] for row in batch)
         assert padded <= 4096 or len(batch) == 1
+
+
+def test_an_exit_is_a_model_of_fewer_layers(model_folder, english, tmp_path) -> None:
+    embedder = Embedder.load(model_folder)
+    embedder.spec = replace(embedder.spec, layers=(1,))
+    embedder.save(str(tmp_path))
+    again = Embedder.load(str(tmp_path))
+    assert again.spec.layers == (1,)
+    shallow = again.encode(english[:5], layers=1)
+    assert shallow.shape == again.encode(english[:5]).shape
+    assert np.abs(shallow - again.encode(english[:5])).max() > 1e-3
+    assert np.array_equal(shallow, embedder.encode(english[:5], layers=1))
+    assert np.allclose(np.linalg.norm(again.encode(english[:5], dimensions=8, layers=1), axis=1), 1, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"no exit behind 2 layers. Ask for one of \(1,\)"):
+        again.encode(english[:5], layers=2)
 
 
 def test_a_hub_name_is_fetched_and_a_bad_one_explained(model_folder, english, monkeypatch) -> None:

@@ -56,6 +56,7 @@ def read_task(store: Store) -> TrainedTask:
     frozen = tuple(content.get("frozen", []))
     if content["kind"] == "model":
         return TrainedTask(kind="model", task=LanguageModelTask(**settings), frozen=frozen, lora=lora)
-    spec = EmbedderSpec(**settings["spec"] | {"dimensions": tuple(settings["spec"]["dimensions"])})
+    tuples = {name: tuple(settings["spec"].get(name, ())) for name in ("dimensions", "layers")}
+    spec = EmbedderSpec(**settings["spec"] | tuples)
     task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec)
     return TrainedTask(kind="embedder", task=task, frozen=frozen, lora=lora)

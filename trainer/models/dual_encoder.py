@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from data_pipeline.pairs.batch import Chunk, PairBatch
 from trainer.models import forward_check
+from trainer.models.exits import Exits
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck
 from trainer.models.pooling import POOLINGS
@@ -32,6 +33,7 @@ class DualEncoder(torch.nn.Module):
         self.model = model
         self.objective = InfoNce() if objective is None else objective
         self._pool = POOLINGS[pooling]
+        self._exits: Exits | None = None
 
     def flops(self) -> Flops:
         return Flops.of(self.model, head=False)
@@ -85,9 +87,19 @@ class DualEncoder(torch.nn.Module):
         return PairVectors(_gathered(anchors) if needs.all_anchors else _alone(anchors), _gathered(_pad_to_longest(documents)))
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [n, d]."""
-        tokens = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return torch.nn.functional.normalize(self._pool(tokens, mask).float(), dim=1)
+        """Unit vectors [n, d]; [n, exits + 1, d] with those of the objective's exits, the last layer's last."""
+        behind = self.objective.needs.exits
+        if behind and self._exits is None:  # not before: weights may be partitioned only now
+            self._exits = Exits(self.model, behind)
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors = self._unit(states, mask)
+        if self._exits is None:
+            return vectors
+        return torch.stack([*(self._unit(exit_states, mask) for exit_states in self._exits.take()), vectors], dim=1)
+
+    def _unit(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pooled token states, fp32 [n, d]."""
+        return torch.nn.functional.normalize(self._pool(states, mask).float(), dim=1)
 
 
 class Texts(NamedTuple):
@@ -107,7 +119,8 @@ def _pad_to_longest(texts: Texts) -> Texts:
     most = torch.tensor(len(texts.vectors), device=texts.vectors.device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     more, pad = int(most) - len(texts.vectors), torch.nn.functional.pad
-    return Texts(pad(texts.vectors, (0, 0, 0, more)), *(pad(column, (0, more)) for column in texts[1:]))
+    added = texts.vectors.new_zeros((more, *texts.vectors.shape[1:]))
+    return Texts(torch.cat([texts.vectors, added]), *(pad(column, (0, more)) for column in texts[1:]))
 
 
 def _alone(texts: Texts) -> Gathered:

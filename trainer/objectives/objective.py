@@ -23,6 +23,8 @@ class Needs:
     """Vectors of this rank's pairs, and the documents of all ranks: `PairVectors`."""
     all_anchors: bool = False
     """The anchors of all ranks as well."""
+    exits: tuple[int, ...] = ()
+    """Numbers of layers behind which vectors are taken as well: then they are [n, exits + 1, d], the last layer's last."""
 
 
 class TokenStates(NamedTuple):
@@ -44,7 +46,7 @@ class Gathered(NamedTuple):
     """Unit vectors of this rank, and those of all ranks in rank order, with what is known of their texts."""
 
     own: torch.Tensor
-    """fp32 [n, d]"""
+    """fp32 [n, d], or [n, exits + 1, d]"""
     all: torch.Tensor
     """fp32 [N, d]; gradients flow back to the rank that a vector came from."""
     keys: torch.Tensor

@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from data_pipeline.artifacts import storage
-from data_pipeline.pairs.batch import CHUNK_TOKENS, PairBatch
+from data_pipeline.pairs import CHUNK_TOKENS
+from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, EmbedderSpec, with_padding
 from trainer.models import loading

@@ -66,6 +66,7 @@ def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch
             rows = dealt[mine % len(dealt)]
             ids, mask = pad_rows([heldout.ids[row] for row in rows], heldout.pad)
             vectors = engine.module((ids.to(engine.device), mask.to(engine.device)))
+            vectors = vectors if vectors.ndim == 2 else vectors[:, -1]
             if found is None:
                 found = vectors.new_zeros(len(heldout.ids), vectors.shape[1])
             if mine < len(dealt):

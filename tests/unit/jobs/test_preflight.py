@@ -96,6 +96,14 @@ def test_inputs_that_a_job_does_not_read_may_be_elsewhere(path: str) -> None:
     preflight.check(configs.load(path, ["text=no.txt"]), "merge")
 
 
+def test_widths_and_exits_are_parts_of_the_model(path: str) -> None:
+    preflight.check(configs.load(path, ["embed.nested.widths=[16, 8]", "embed.nested.exits=[1]"]), "embed")
+    with pytest.raises(ConfigError, match=r"embed.nested.widths: the model's vectors have \d+ values, 4096 are no part"):
+        preflight.check(configs.load(path, ["embed.nested.widths=[4096]"]), "embed")
+    with pytest.raises(ModelError, match=r"it has 2 layers: an exit behind layer 2 is none"):
+        preflight.check(configs.load(path, ["embed.nested.exits=[2]"]), "embed")
+
+
 def test_poolings_are_checked_against_the_model(path: str, decoder: str) -> None:
     with pytest.raises(ConfigError, match="pooling 'max' is not known"):
         configs.load(path, ["embed.pooling=max"])
