@@ -40,7 +40,7 @@ def space(texts: Texts, tmp_path_factory: pytest.TempPathFactory) -> SpaceConfig
     sides = (("source", texts.anchors), ("target", [*texts.corpus(), *texts.positives]))
     for seed, (name, lines) in enumerate(sides):
         words = (" ".join(dictionary.words(line)) for line in lines)
-        model = fasttext.train(words, config, name)._model
+        model = fasttext.train(words, config, name).model
         random = np.random.default_rng(seed).normal(size=model.get_input_matrix().shape)
         model.set_matrices(random.astype(np.float32), model.get_output_matrix())
         model.save_model(str(folder / f"{name}.bin"))
