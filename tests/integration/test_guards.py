@@ -72,6 +72,7 @@ class Dying:
     """A task whose process is killed while it builds the model, as when memory runs out."""
 
     task: Any
+    chunk_tokens: ClassVar[int | None] = None
 
     @property
     def length(self) -> int:
