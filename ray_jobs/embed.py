@@ -4,9 +4,10 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
-from data_pipeline.pairs import shards
+from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import pretrain, shard
 from ray_jobs.config import tables
@@ -100,7 +101,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
             layers=settings.nested.exits,
         ),
         objective=_objective(settings),
-        chunk_tokens=settings.chunk_tokens,
+        chunk_tokens=settings.chunk_tokens or max(settings.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"]),
         passes="cached" if settings.reduce == "once" else "cached_per_chunk",
     )
     rows = order_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)

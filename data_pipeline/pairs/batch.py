@@ -24,7 +24,7 @@ class PairBatch:
         chunk_tokens: most tokens in a chunk, with padding.
     """
 
-    def __init__(self, table: pa.Table, pad: int, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(self, table: pa.Table, pad: int, chunk_tokens: int = CHUNK_TOKENS["cpu"]) -> None:
         negatives = table["negatives"].to_pylist()
         positives = table["positive"].to_pylist()
         texts = [*table["anchor"].to_pylist(), *positives, *(ids for row in negatives for ids in row)]

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
-from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs.builders import BUILDERS
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
@@ -174,9 +173,10 @@ class EmbedConfig:
     """How token vectors become one: mean, cls (the first token) or lasttoken; also spelt first and last."""
     max_length: int = 128
     """Tokens of a text; longer texts are cut."""
-    chunk_tokens: int = field(default=CHUNK_TOKENS, metadata={"identity": False})
+    chunk_tokens: int | None = field(default=None, metadata={"identity": False})
     """Tokens, with padding, that a worker encodes at once. A larger batch is encoded twice (GradCache), with the same gradient:
-    `train.batch_size` has no limit. If a device has no memory for them, the number is halved until they fit."""
+    `train.batch_size` has no limit. 2,048 on a CPU and 32,768 on a GPU when not given. If a device has no memory for them, the
+    number is halved until they fit."""
     reduce: Literal["once", "per_chunk"] = field(default="once", metadata={"identity": False})
     """When the workers exchange the gradients of a batch in several chunks: once, which takes memory for a whole gradient, or
     chunk by chunk, which keeps it divided under ZeRO-2 and 3."""
@@ -194,7 +194,7 @@ class EmbedConfig:
         tables.check(self.objective, vector_losses, "embed.objective")
         tables.check(self.builder, BUILDERS, "embed.builder")
         pooling_name(self.pooling)
-        if self.chunk_tokens < self.max_length:
+        if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:
             raise ConfigError(
                 f"a chunk holds at least one text: {self.chunk_tokens} is below max_length={self.max_length}.",
                 "embed.chunk_tokens",

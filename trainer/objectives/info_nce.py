@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from data_pipeline.pairs.batch import PairBatch
 
-Direction = Literal["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"]
+DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
 BLOCK_LOGITS = 1 << 24
 """Logits of a block."""
 
@@ -41,9 +41,9 @@ class InfoNce:
 
     temperature: float = 0.05
     """Cosines are divided by it before the softmax."""
-    directions: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
-    """What must be told apart: an anchor's positive from other documents (always among them), a positive's anchor from other
-    anchors, and an anchor or a document from the others of its side."""
+    directions: tuple[str, ...] = ("query_to_doc", "doc_to_query")
+    """What must be told apart. query_to_doc: an anchor's positive from other documents; always among them. doc_to_query: a
+    positive's anchor from other anchors. query_to_query, doc_to_doc: an anchor or a document from the others of its side."""
     partition: Literal["per_direction", "joint"] = "per_direction"
     """Whether each direction has a softmax of its own, or all share one; `query_to_query` and `doc_to_doc` need `joint`."""
     hardness: float = 0.0
@@ -59,6 +59,8 @@ class InfoNce:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}.")
         if self.hardness < 0 or self.focal < 0:
             raise ConfigError(f"hardness and focal must be at least 0, got {self.hardness} and {self.focal}.")
+        if unknown := [name for name in self.directions if name not in DIRECTIONS]:
+            raise ConfigError(f"{unknown[0]!r} is no direction.", "directions", f"Choose from {', '.join(DIRECTIONS)}.")
         if "query_to_doc" not in self.directions or len(set(self.directions)) < len(self.directions):
             raise ConfigError("directions need query_to_doc, and each once.", "directions", "It holds the positive.")
         if same_side and self.partition != "joint":
@@ -98,7 +100,7 @@ class InfoNce:
             losses = losses * (1 - torch.exp(-losses.detach())).clamp_min(0) ** self.focal
         return losses
 
-    def _logits(self, reps: PairVectors, rows: torch.Tensor, direction: Direction) -> torch.Tensor:
+    def _logits(self, reps: PairVectors, rows: torch.Tensor, direction: str) -> torch.Tensor:
         """The logits of a direction's candidates, fp32 [b, N]; -inf where one is no negative."""
         import torch
 

@@ -29,7 +29,7 @@ class ContrastiveTask:
     model_uri: str
     spec: EmbedderSpec
     objective: Objective = field(default_factory=InfoNce)
-    chunk_tokens: int = CHUNK_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS["cpu"]
     """Tokens that a worker encodes at once, with padding; a larger batch is encoded twice (`passes/cached.py`)."""
     passes: Literal["cached", "cached_per_chunk"] = "cached"
 

@@ -147,6 +147,7 @@ def test_the_focal_weight_is_what_is_left_of_the_probability() -> None:
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"directions": ("doc_to_query",)}, "directions need query_to_doc"),
+        ({"directions": ("query_to_doc", "doc_to_quary")}, "'doc_to_quary' is no direction. Choose from query_to_doc"),
         ({"directions": ALL}, r"(doc_to_doc|query_to_query) has no positive of its own. Set partition=joint"),
         ({"hardness": -1.0}, "at least 0"),
     ],
