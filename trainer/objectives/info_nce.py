@@ -42,7 +42,7 @@ class InfoNce:
     temperature: float = 0.05
     """Cosines are divided by it before the softmax."""
     directions: tuple[str, ...] = ("query_to_doc", "doc_to_query")
-    """What must be told apart. query_to_doc: an anchor's positive from other documents; always among them. doc_to_query: a
+    """What must be distinguished. query_to_doc: an anchor's positive from other documents; always among them. doc_to_query: a
     positive's anchor from other anchors. query_to_query, doc_to_doc: an anchor or a document from the others of its side."""
     partition: Literal["per_direction", "joint"] = "per_direction"
     """Whether each direction has a softmax of its own, or all share one; `query_to_query` and `doc_to_doc` need `joint`."""
@@ -51,7 +51,7 @@ class InfoNce:
     hardness_of: Literal["in_batch", "hard", "all"] = "all"
     """Which negatives `hardness` concerns: those of other pairs, the pair's own, or both."""
     focal: float = 0.0
-    """The exponent by which pairs that are already told apart count less."""
+    """The exponent by which pairs that are already distinguished count less."""
 
     def __post_init__(self) -> None:
         same_side = {"query_to_query", "doc_to_doc"} & set(self.directions)
