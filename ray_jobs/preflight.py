@@ -22,7 +22,7 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
 from trainer.models.pooling import check_pooling
-from trainer.objectives.nested import NestedConfig
+from trainer.objectives.nested import NestedConfig, check_widths
 from trainer.transfer import chain
 
 if TYPE_CHECKING:
@@ -164,9 +164,7 @@ def _check_nested(nested: NestedConfig, settings: PretrainedConfig) -> None:
     """Checks that widths and exits are parts of the model."""
     from trainer.models import exits, loading
 
-    full = getattr(settings.get_text_config(), "hidden_size", math.inf)
-    if wrong := [width for width in nested.widths if width >= full]:
-        raise ConfigError(f"the model's vectors have {full} values, {wrong[0]} are no part.", "embed.nested.widths")
+    check_widths(nested.widths, getattr(settings.get_text_config(), "hidden_size", math.inf))
     if nested.exits and (model := loading.meta_encoder(settings)) is not None:
         exits.check_exits(model, nested.exits)
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
-from data_pipeline.pairs.batch import batches_by_length
+from data_pipeline.pairs.batch import batches_by_length, pad_rows
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer.models import loading
@@ -47,6 +47,11 @@ class EmbedderSpec:
     """Widths that a request may ask for, including the full width; empty means the full width only."""
     layers: tuple[int, ...] = ()
     """Numbers of layers behind which a request may take the vector, beside all of them."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "EmbedderSpec":
+        """A spec from the object that it is written as; earlier versions of Scion wrote no `layers`."""
+        return cls(**content | {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")})
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -178,15 +183,8 @@ class Embedder:
 
     def _forward(self, sequences: list[Sequence[int]], width: int, model: PreTrainedModel) -> torch.Tensor:
         """The embeddings of token sequences, float32 [n, width] on the CPU, padded and encoded in one forward pass."""
-        pad = self.tokenizer.pad_token_id
-        sequences = [sequence or [pad] for sequence in sequences]  # an empty text has no tokens if the tokenizer inserts none
-        longest = max(map(len, sequences))
-        ids = torch.tensor(
-            [[*sequence, *[pad] * (longest - len(sequence))] for sequence in sequences], device=self.model.device
-        )
-        mask = torch.tensor(
-            [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences], device=self.model.device
-        )
+        # An empty text has no tokens if the tokenizer inserts none: `pad_rows` gives it one.
+        ids, mask = (rows.to(self.model.device) for rows in pad_rows(sequences, int(self.tokenizer.pad_token_id)))
         tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = self._pool(tokens, mask)[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
@@ -225,8 +223,7 @@ def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:
     """Reads `embed.json`, else the sentence-transformers files, else takes defaults that fit the model's positions."""
     content = _read(folder, "embed.json")
     if content is not None:
-        tuples = {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")}
-        return EmbedderSpec(**content | tuples)
+        return EmbedderSpec.from_json(content)
     transformer, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
     modes = [
         mode

@@ -93,7 +93,7 @@ def batches_by_length(ids: Sequence[Sequence[int]], most_tokens: int) -> Iterato
         yield batch
 
 
-def pad_rows(rows: list[list[int]], pad: int) -> Chunk:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Chunk:
     """Ids and mask, int [n, longest]; an empty row is one token of padding that counts."""
     lengths = np.array([max(1, len(row)) for row in rows])
     ids = np.full((len(rows), lengths.max()), pad, np.int64)

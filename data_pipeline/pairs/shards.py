@@ -3,6 +3,7 @@
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
@@ -45,30 +46,35 @@ def text_key(text: str) -> int:
 def write_shard(job: dict[str, Any]) -> Shard:
     """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
     anchors, positives, negatives = job["texts"]
-    tokenizer = load_tokenizer(job["uri"])
-    ids = {
-        "anchor": token_ids(tokenizer, anchors, job["max_length"]),
-        "positive": token_ids(tokenizer, positives, job["max_length"]),
-    }
-    kind = pa.list_(pa.int32())
-    table = pa.table(
-        {name: pa.array(rows, kind) for name, rows in ids.items()}
-        | {"negatives": pa.array([token_ids(tokenizer, row, job["max_length"]) for row in negatives], pa.list_(kind))}
-        | {"anchor_key": pa.array([text_key(text) for text in anchors], pa.int64())}
-        | {"positive_key": pa.array([text_key(text) for text in positives], pa.int64())}
-        | {"negative_keys": pa.array([[text_key(text) for text in row] for row in negatives], pa.list_(pa.int64()))}
-    )
+    table = tokenize_pairs(anchors, positives, negatives, load_tokenizer(job["uri"]), job["max_length"])
     sha256 = format.write(storage.join(job["folder"], job["path"]), table)
     return Shard(
         path=job["path"],
         rows=len(table),
-        tokens=sum(len(row) for rows in ids.values() for row in rows),
+        tokens=sum(pc.sum(pc.list_value_length(table[side])).as_py() for side in ("anchor", "positive")),
         text_tokens=0,
         text_bytes=sum(len(text.encode()) for text in [*anchors, *positives]),
         padding=0,
         documents=len(table),
         cut=0,
         sha256=sha256,
+    )
+
+
+def tokenize_pairs(
+    anchors: list[str], positives: list[str], negatives: list[list[str]], tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> pa.Table:
+    """The pairs as rows of token ids, with the keys of their texts."""
+    kind = pa.list_(pa.int32())
+    return pa.table(
+        {
+            "anchor": pa.array(token_ids(tokenizer, anchors, max_length), kind),
+            "positive": pa.array(token_ids(tokenizer, positives, max_length), kind),
+            "negatives": pa.array([token_ids(tokenizer, row, max_length) for row in negatives], pa.list_(kind)),
+            "anchor_key": pa.array([text_key(text) for text in anchors], pa.int64()),
+            "positive_key": pa.array([text_key(text) for text in positives], pa.int64()),
+            "negative_keys": pa.array([[text_key(text) for text in row] for row in negatives], pa.list_(pa.int64())),
+        }
     )
 
 

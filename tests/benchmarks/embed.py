@@ -51,7 +51,7 @@ def ours(count: int) -> float:
     import torch.distributed as dist
 
     from data_pipeline.pairs.batch import PairBatch
-    from data_pipeline.pairs.shards import text_key, token_ids
+    from data_pipeline.pairs.shards import tokenize_pairs
     from data_pipeline.shards.build import load_tokenizer
     from trainer.config.train import TrainConfig
     from trainer.embedder import EmbedderSpec
@@ -63,14 +63,10 @@ def ours(count: int) -> float:
 
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    pairs, tokenizer = sample_pairs(count), load_tokenizer(model_folder())
-    columns: dict[str, Any] = {}
-    for number, side in enumerate(("anchor", "positive")):
-        texts = [pair[number] for pair in pairs]
-        columns |= {side: token_ids(tokenizer, texts, LENGTH), f"{side}_key": [text_key(text) for text in texts]}
-    table = pa.table(columns | {"stream": [0] * count, "weight": [1.0] * count})
-    table = table.append_column("negatives", pa.array([[]] * count, pa.list_(pa.list_(pa.int32()))))
-    table = table.append_column("negative_keys", pa.array([[]] * count, pa.list_(pa.int64())))
+    anchors, positives = map(list, zip(*sample_pairs(count), strict=True))
+    tokenizer = load_tokenizer(model_folder())
+    table = tokenize_pairs(anchors, positives, [[]] * count, tokenizer, LENGTH)
+    table = table.append_column("stream", pa.array([0] * count)).append_column("weight", pa.array([1.0] * count))
     objective = InfoNce(directions=("query_to_doc",))
     task = ContrastiveTask(model_uri=model_folder(), spec=EmbedderSpec(max_length=LENGTH), objective=objective)
     config = TrainConfig(steps=2, batch_size=count, warmup_steps=0, learning_rate=1e-5)

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.evaluation import TranslationEvaluator
 
 from data_pipeline.pairs.batch import PairBatch
-from data_pipeline.pairs.shards import text_key, token_ids
+from data_pipeline.pairs.shards import tokenize_pairs
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
 from tests.ranks import on_ranks
@@ -46,14 +46,9 @@ class Run:
     def batch(self, rank: int, world: int) -> PairBatch:
         tokenizer = load_tokenizer(self.task.model_uri)
         rows = self.rows[rank:TRAINED:world]
-        ids = {side: token_ids(tokenizer, [row[side] for row in rows], 24) for side in ("anchor", "positive")}
-        keys = {f"{side}_key": [text_key(row[side]) for row in rows] for side in ("anchor", "positive")}
-        table = pa.table(
-            ids
-            | keys
-            | {"negatives": [[] for _ in rows], "negative_keys": [[] for _ in rows]}
-            | {"stream": [0] * len(rows), "weight": [1.0] * len(rows)}
-        )
+        anchors, positives = ([row[side] for row in rows] for side in ("anchor", "positive"))
+        table = tokenize_pairs(anchors, positives, [[] for _ in rows], tokenizer, 24)
+        table = table.append_column("stream", pa.array([0] * len(rows))).append_column("weight", pa.array([1.0] * len(rows)))
         return PairBatch(table, int(tokenizer.pad_token_id))
 
 

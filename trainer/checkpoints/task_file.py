@@ -56,7 +56,6 @@ def read_task(store: Store) -> TrainedTask:
     frozen = tuple(content.get("frozen", []))
     if content["kind"] == "model":
         return TrainedTask(kind="model", task=LanguageModelTask(**settings), frozen=frozen, lora=lora)
-    tuples = {name: tuple(settings["spec"].get(name, ())) for name in ("dimensions", "layers")}
-    spec = EmbedderSpec(**settings["spec"] | tuples)
+    spec = EmbedderSpec.from_json(settings["spec"])
     task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec)
     return TrainedTask(kind="embedder", task=task, frozen=frozen, lora=lora)

@@ -62,10 +62,7 @@ class Training:
         self._engine = setup.make_engine(module, run.config, micro, accumulation)
         flops = module.flops()  # after the set-up has frozen weights
         self._slow_reasons = setup.slow_reasons(module, run.config)
-        if micro != run.rows.micro_batch_of(0, feed.world):
-            self._note(f"micro_batch is {micro}: more rows do not fit the memory")
-        if task.chunk_tokens != run.task.chunk_tokens:
-            self._note(f"chunk_tokens is {task.chunk_tokens}: more tokens do not fit the memory")
+        self._note_limits(micro)
         for line in [*module.slow_reasons(), *dumps_found(run.uri)]:
             self._note(line)
         self._forward = {**asdict(forward.path), "difference": forward.difference, "bound": forward.tolerance}
@@ -215,6 +212,14 @@ class Training:
         if self._is_first and (finding := self._stragglers.note(outcome.own_seconds)) is not None:
             self._journal.write("straggler", **finding)
             self._note(describe(finding))
+
+    def _note_limits(self, micro: int) -> None:
+        """Tells the user of micro-batches that an earlier attempt had to halve."""
+        run = self._run
+        if micro != run.rows.micro_batch_of(0, self._feed.world):
+            self._note(f"micro_batch is {micro}: more rows do not fit the memory")
+        if self._chunk_tokens != run.task.chunk_tokens:
+            self._note(f"chunk_tokens is {self._chunk_tokens}: more tokens do not fit the memory")
 
     def _note(self, line: str) -> None:
         """Shows the user a line, once."""

@@ -82,7 +82,7 @@ class Exits:
 
     def _recorder(self, count: int) -> Any:
         def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            self._states[count] = output if isinstance(output, torch.Tensor) else output[0]
+            self._states[count] = _state(output)
 
         return record
 
@@ -103,9 +103,7 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module | None:
     name = layer_list(model)
     recorded: list[torch.Tensor] = []
     layers: Any = model.get_submodule(name)
-    hook = layers[-1].register_forward_hook(
-        lambda module, inputs, output: recorded.append(output if isinstance(output, torch.Tensor) else output[0])
-    )
+    hook = layers[-1].register_forward_hook(lambda module, inputs, output: recorded.append(_state(output)))
     was_training = model.training
     model.eval()
     ids = torch.arange(4, 8, device=model.device)[None]
@@ -124,6 +122,12 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module | None:
     raise ModelError(
         "Scion does not know what it does behind its last layer.", type(model).__name__, "Leave embed.nested.exits out."
     )
+
+
+def _state(output: Any) -> torch.Tensor:
+    """The hidden state in what a layer returns."""
+    state: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return state
 
 
 def _normalised(module: torch.nn.Module, state: torch.Tensor) -> torch.Tensor | None:

@@ -87,9 +87,7 @@ class Nested:
 
     def _over_widths(self, reps: PairVectors, batch: PairBatch) -> torch.Tensor:
         """The weighted mean of the losses at the full width and at all others."""
-        full = reps.documents.own.shape[-1]
-        if wrong := [width for width in self.config.widths if width >= full]:
-            raise ConfigError(f"the model's vectors have {full} values, {wrong[0]} are no part.", "embed.nested.widths")
+        check_widths(self.config.widths, reps.documents.own.shape[-1])
         weights = self.config.width_weights or (1.0,) * len(self.config.widths)
         losses = self.inner(reps, batch)
         for width, weight in zip(self.config.widths, weights, strict=True):
@@ -114,6 +112,16 @@ class Nested:
         )
         sums = each.new_zeros(pairs).index_add(0, owners, each)
         return sums / torch.bincount(owners, minlength=pairs) * temperature
+
+
+def check_widths(widths: tuple[int, ...], full: float) -> None:
+    """Checks that every width is a part of the model's.
+
+    Raises:
+        ConfigError: one is as wide as `full`, or wider.
+    """
+    if wrong := [width for width in widths if width >= full]:
+        raise ConfigError(f"the model's vectors have {full} values, {wrong[0]} are no part.", "embed.nested.widths")
 
 
 def _at(reps: PairVectors, exit_number: int) -> PairVectors:
