@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import ScionError, TrainingError
-from data_pipeline.feed.rank_feed import RankFeed
+from data_pipeline.feed.rank_feed import OrderedRows, RankFeed
+from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge.environment import prepare_environment
 from trainer.engine import attempts, launch, loop
 from trainer.engine.loop import Training
@@ -36,6 +38,20 @@ def on_ranks(world: int, do: Callable[..., Any], *arguments: Any) -> Any:
     codes, result = _run(world, do, *arguments)
     assert codes == [0] * world
     return result
+
+
+def train_run(task: Any, config: TrainConfig, rows: OrderedRows, folder: str, **others: Any) -> TrainRun:
+    """A run in a folder, without held-out data and progress unless `others` has them."""
+    defaults = {"heldout": None, "row_groups": {}, "identity": "x", "threads": 1, "progress": None}
+    return TrainRun(
+        task=task,
+        config=config,
+        rows=rows,
+        uri=folder,
+        export_uri=f"{folder}/model",
+        store=Store(f"{folder}/checkpoints", 3),
+        **defaults | others,
+    )
 
 
 def fit(run: TrainRun, *, workers: int, stop: int | None = None) -> dict[str, Any]:

@@ -6,6 +6,21 @@ from typing import Any
 from tests.integration.test_universal import ROWS, batch
 from trainer.checkpoints.state import RunState
 from trainer.checkpoints.store import Store
+from trainer.config.train import TrainConfig
+
+
+def stepwise_config(steps: int, stage: int, precision: str = "fp32", **settings: Any) -> TrainConfig:
+    """Steps of six rows, one at a time, at a rate that changes weights at once."""
+    return TrainConfig(
+        steps=steps,
+        batch_size=ROWS,
+        micro_batch=1,
+        learning_rate=1e-2,
+        zero_stage=stage,
+        precision=precision,  # type: ignore[arg-type]
+        warmup_steps=0,
+        **settings,
+    )
 
 
 def stepwise(run: Any, engine: Any, first: int, look: Callable[[int], None] = lambda step: None) -> list[float]:

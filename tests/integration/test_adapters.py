@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 
 from data_pipeline.errors import ConfigError
 from tests.families.configs import COMMON, tiny
-from tests.integration.stepwise import stepwise
+from tests.integration.stepwise import stepwise, stepwise_config
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
@@ -30,17 +30,7 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str = "fp32") -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder = folder
-        self.config = TrainConfig(
-            steps=STEPS,
-            batch_size=ROWS,
-            micro_batch=1,
-            learning_rate=1e-2,
-            zero_stage=stage,
-            precision=precision,  # type: ignore[arg-type]
-            lora_rank=4,
-            lora_alpha=8,
-            warmup_steps=0,
-        )
+        self.config = stepwise_config(STEPS, stage, precision, lora_rank=4, lora_alpha=8)
 
 
 def train(run: Run, first: int) -> list[float]:

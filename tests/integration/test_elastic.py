@@ -10,8 +10,7 @@ import ray
 
 from data_pipeline.errors import Stopped
 from tests.integration.test_engine import ordered_rows
-from tests.ranks import fit
-from trainer.checkpoints.store import Store
+from tests.ranks import fit, train_run
 from trainer.config.train import TrainConfig
 from trainer.engine.requests import Request, Requests
 from trainer.engine.train_run import TrainRun
@@ -38,19 +37,7 @@ def train(shards: Any, source_folder: str, folder: str, stage: int, workers: int
     """Trains to the end, or until the driver asks to stop."""
     config = TrainConfig(steps=STEPS, batch_size=BATCH, micro_batch=2, zero_stage=stage, checkpoint_steps=50)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    run = TrainRun(
-        task=task,
-        config=config,
-        rows=ordered_rows(shards, BATCH, 2),
-        heldout=None,
-        row_groups={},
-        uri=folder,
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=None,
-    )
+    run = train_run(task, config, ordered_rows(shards, BATCH, 2), folder)
     fit(run, workers=workers, stop=stop)
     return run
 

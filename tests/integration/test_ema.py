@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_pipeline.errors import ConfigError
-from tests.integration.stepwise import stepwise
+from tests.integration.stepwise import stepwise, stepwise_config
 from tests.integration.test_frozen import same
 from tests.integration.test_universal import ROWS
 from tests.ranks import on_ranks
@@ -27,16 +27,7 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str, ema: float | None, look: bool) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder, self.look = folder, look
-        self.config = TrainConfig(
-            steps=STEPS,
-            batch_size=ROWS,
-            micro_batch=1,
-            learning_rate=1e-2,
-            zero_stage=stage,
-            precision=precision,  # type: ignore[arg-type]
-            ema=ema,
-            warmup_steps=0,
-        )
+        self.config = stepwise_config(STEPS, stage, precision, ema=ema)
 
 
 def train(run: Run, first: int) -> list[float]:

@@ -17,10 +17,9 @@ from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.order.row_order import RowOrder
 from data_pipeline.shards.manifest import Manifest
 from tests import ranks
-from trainer.checkpoints.store import Store
+from tests.ranks import train_run
 from trainer.config.train import TrainConfig
 from trainer.engine import launch
-from trainer.engine.train_run import TrainRun
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -36,19 +35,7 @@ def train(shards, source_folder: str, folder: str, stage: int, workers: int, ray
     config = TrainConfig(steps=5, batch_size=10, micro_batch=3, zero_stage=stage, checkpoint_steps=100, **changes)
     rows = ordered_rows(shards, config.batch_size, config.micro_batch)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    run = TrainRun(
-        task=task,
-        config=config,
-        rows=rows,
-        heldout=None,
-        export_uri=f"{folder}/model",
-        identity="x",
-        threads=1,
-        progress=None,
-        row_groups={"all": np.arange(800)},
-        store=Store(f"{folder}/checkpoints", 3),
-        uri=folder,
-    )
+    run = train_run(task, config, rows, folder, row_groups={"all": np.arange(800)})
     result = launch.fit(run, workers=workers, worker_cpus=1, gpu=False) if ray else ranks.fit(run, workers=workers)
     return [entry["loss"] for entry in result["history"]]
 

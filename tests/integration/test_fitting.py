@@ -15,8 +15,7 @@ from data_pipeline.order.row_order import RowOrder
 from tests.integration.conftest import pair_shards
 from tests.integration.test_engine import ordered_rows
 from tests.integration.test_guards import clean
-from tests.ranks import fit
-from trainer.checkpoints.store import Store
+from tests.ranks import fit, train_run
 from trainer.config.train import TrainConfig
 from trainer.embedder import EmbedderSpec
 from trainer.engine.micro_batches import is_out_of_memory
@@ -64,19 +63,7 @@ class Cramped:
 def run(shards: Any, source: str, folder: Path, most: int, micro: int | None) -> TrainRun:
     config = TrainConfig(steps=6, batch_size=BATCH, micro_batch=micro, zero_stage=2, checkpoint_steps=2)
     task = LanguageModelTask(model_uri=source, length=32, probability=0.5, seed=1)
-    return TrainRun(
-        task=Cramped(task, most),
-        config=config,
-        rows=ordered_rows(shards, BATCH, micro),
-        heldout=None,
-        row_groups={},
-        uri=str(folder),
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=None,
-    )
+    return train_run(Cramped(task, most), config, ordered_rows(shards, BATCH, micro), str(folder))
 
 
 def starts(one: TrainRun) -> list[int]:
@@ -152,28 +139,11 @@ def test_chunks_of_pairs_are_halved_until_they_fit(source_folder: str, tmp_path:
     task = ContrastiveTask(model_uri=source_folder, spec=EmbedderSpec(max_length=16))
     config = TrainConfig(steps=3, batch_size=8)
     order = RowOrder(streams=manifest.order_streams({"pairs": 1.0}), batch=8, seed=1)
-    one = TrainRun(
-        task=CrampedPairs(task, 60, 200),
-        config=config,
-        rows=OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=None),
-        heldout=None,
-        row_groups={},
-        uri=f"{tmp_path}/run",
-        export_uri=f"{tmp_path}/run/model",
-        store=Store(f"{tmp_path}/run/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=None,
-    )
+    rows = OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=None)
+    one = train_run(CrampedPairs(task, 60, 200), config, rows, f"{tmp_path}/run")
     fit(one, workers=1)
     assert len(starts(one)) == 3  # 200 tokens, 100, 50
-    asked = replace(
-        one,
-        task=CrampedPairs(task, 60, 50),
-        uri=f"{tmp_path}/asked",
-        export_uri=f"{tmp_path}/asked/model",
-        store=Store(f"{tmp_path}/asked/checkpoints", 3),
-    )
+    asked = train_run(CrampedPairs(task, 60, 50), config, rows, f"{tmp_path}/asked")
     fit(asked, workers=1)
     own, other = (load_file(f"{each.export_uri}/model.safetensors") for each in (one, asked))
     assert all(torch.equal(own[name], other[name]) for name in other)

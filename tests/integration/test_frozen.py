@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import ConfigError
-from tests.integration.stepwise import stepwise
+from tests.integration.stepwise import stepwise, stepwise_config
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.checkpoints import export
@@ -33,16 +33,7 @@ class Run:
     def __init__(self, model: str, folder: str, stage: int, precision: str, frozen: tuple[str, ...]) -> None:
         self.task = LanguageModelTask(model_uri=model, length=32, probability=0.15, seed=1)
         self.folder = folder
-        self.config = TrainConfig(
-            steps=STEPS,
-            batch_size=ROWS,
-            micro_batch=1,
-            learning_rate=1e-2,
-            zero_stage=stage,
-            precision=precision,  # type: ignore[arg-type]
-            frozen=frozen,
-            warmup_steps=0,
-        )
+        self.config = stepwise_config(STEPS, stage, precision, frozen=frozen)
 
 
 def train(run: Run, first: int) -> list[float]:

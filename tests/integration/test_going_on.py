@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from data_pipeline.errors import Stopped
 from tests.integration.conftest import Chain, scion
 from tests.integration.test_engine import ordered_rows
-from tests.ranks import fit
-from trainer.checkpoints.store import Store
+from tests.ranks import fit, train_run
 from trainer.config.train import TrainConfig
 from trainer.engine.train_run import TrainRun
 from trainer.ledger import audit, ledger
@@ -31,19 +30,7 @@ def run(shards: Any, source_folder: str, folder: str, **settings: Any) -> TrainR
     folder += ODD
     config = TrainConfig(batch_size=BATCH, **{"warmup_steps": 2, "checkpoint_steps": 3, "learning_rate": 1e-2} | settings)
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
-    return TrainRun(
-        task=task,
-        config=config,
-        rows=ordered_rows(shards, BATCH, config.micro_batch),
-        heldout=None,
-        row_groups={},
-        uri=folder,
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=None,
-    )
+    return train_run(task, config, ordered_rows(shards, BATCH, config.micro_batch), folder)
 
 
 def fit_run(one: TrainRun, stop: int | None = None) -> dict[str, Any]:

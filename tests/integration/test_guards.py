@@ -11,8 +11,7 @@ import torch
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import TrainingError
 from tests.integration.test_engine import ordered_rows
-from tests.ranks import fit
-from trainer.checkpoints.store import Store
+from tests.ranks import fit, train_run
 from trainer.config.train import TrainConfig
 from trainer.engine import launch
 from trainer.engine.train_run import TrainRun
@@ -127,19 +126,7 @@ def run(shards, source_folder: str, folder: str, stage: int, steps: int, **poiso
         precision=poison.pop("precision", "fp32"),
     )
     task = LanguageModelTask(model_uri=source_folder, length=32, probability=0.5, seed=1)
-    return TrainRun(
-        task=Poisoned(task, **poison),
-        config=config,
-        rows=ordered_rows(shards, BATCH, None),
-        heldout=None,
-        row_groups={},
-        uri=folder,
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=None,
-    )
+    return train_run(Poisoned(task, **poison), config, ordered_rows(shards, BATCH, None), folder)
 
 
 def entries(folder: str, kind: str) -> list[dict[str, Any]]:

@@ -16,10 +16,9 @@ from rich.console import Console
 
 from ray_jobs import status
 from tests.integration.test_engine import ordered_rows
-from trainer.checkpoints.store import Store
+from tests.ranks import train_run
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.train_run import TrainRun
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
 from trainer.monitoring.stragglers import WINDOW
@@ -69,19 +68,8 @@ class Board:
 def test_a_worker_that_sleeps_is_named(shards, source_folder: str, tmp_path, stage: int) -> None:  # type: ignore[no-untyped-def]
     config = TrainConfig(steps=WINDOW + 3, batch_size=4, zero_stage=stage, checkpoint_steps=None)
     board, folder = Board.remote(), str(tmp_path)
-    run = TrainRun(
-        task=SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1),
-        config=config,
-        rows=ordered_rows(shards, 4, None),
-        heldout=None,
-        row_groups={},
-        uri=folder,
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=board,
-    )
+    task = SlowTask(model_uri=source_folder, length=32, probability=0.15, seed=1)
+    run = train_run(task, config, ordered_rows(shards, 4, None), folder, progress=board)
     fit(run, workers=2, worker_cpus=1, gpu=False)
     attempts = run_log.read(f"{folder}/log")
     (straggler,) = [entry for entry in attempts[-1] if entry["kind"] == "straggler"]

@@ -9,11 +9,10 @@ import pytest
 from data_pipeline.errors import Stopped
 from tests.integration.test_elastic import StopAt
 from tests.integration.test_engine import ordered_rows
+from tests.ranks import train_run
 from tests.unit.monitoring.test_trackers import history
-from trainer.checkpoints.store import Store
 from trainer.config.train import TrainConfig
 from trainer.engine.launch import fit
-from trainer.engine.train_run import TrainRun
 from trainer.models.packed_lm import PackedLM
 from trainer.monitoring import run_log
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -41,19 +40,9 @@ class OfflineTask(LanguageModelTask):
 @pytest.mark.slow
 def test_a_stopped_run_resumes_in_the_same_tracked_runs(shards, source_folder: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder = str(tmp_path / "run")
-    run = TrainRun(
-        task=OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder),
-        config=TrainConfig(steps=STEPS, batch_size=4, checkpoint_steps=50, track=("tensorboard", "wandb", "mlflow")),
-        rows=ordered_rows(shards, 4, None),
-        heldout=None,
-        row_groups={},
-        uri=folder,
-        export_uri=f"{folder}/model",
-        store=Store(f"{folder}/checkpoints", 3),
-        identity="x",
-        threads=1,
-        progress=StopAt.remote(4),
-    )
+    task = OfflineTask(model_uri=source_folder, length=32, probability=0.15, seed=1, folder=folder)
+    config = TrainConfig(steps=STEPS, batch_size=4, checkpoint_steps=50, track=("tensorboard", "wandb", "mlflow"))
+    run = train_run(task, config, ordered_rows(shards, 4, None), folder, progress=StopAt.remote(4))
     with pytest.raises(Stopped):
         fit(run, workers=1, worker_cpus=1, gpu=False)
     fit(replace(run, progress=None), workers=1, worker_cpus=1, gpu=False)
