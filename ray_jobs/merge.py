@@ -1,43 +1,99 @@
 """`scion merge`: one embedder from several that share a vocabulary."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 
-from data_pipeline.artifacts import artifact
+from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
-from data_pipeline.errors import ModelError
-from data_pipeline.shards.build import fingerprint
+from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import embed, pretrain
 from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
-from ray_jobs.inputs import model_fingerprint
+from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
+from trainer.evaluation.retrieval import Retrieval
+from trainer.merging import MERGES, Merge, embedders, probe
 
 JOB = Job(
-    summary="the average of embedders",
-    reads="OUTPUT/pretrain and OUTPUT/embed, or the embedders of merge.models",
-    writes="OUTPUT/merge: the uniform average of their weights",
-    keys=("merge",),
+    summary="one embedder from several",
+    reads="OUTPUT/pretrain and OUTPUT/embed, or the embedders of merge.models; pairs, where the method measures them",
+    writes="OUTPUT/merge: the average of their weights, or what else merge.method makes of them",
+    keys=("pairs", "test_pairs", "merge"),
     after=("pretrain", "embed"),
     instead="merge.models",
 )
 KIND = "embedder"
 
 
-def parents(config: ScionConfig) -> list[Spec]:
-    """The embedder before and after its contrastive training: the default."""
-    return [pretrain.spec(config, main_start(config)), embed.spec(config, main_start(config))]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What is merged: specifications of artefacts, or folders and hub names."""
+
+    models: tuple[Spec | str, ...]
+    base: Spec | str | None
+
+
+def chosen(config: ScionConfig) -> Chosen:
+    """The models and their base. By default the embedder before and after its contrastive training; where the method needs a
+    base, that before is the base.
+
+    Raises:
+        ConfigError: the method needs a base, and none is known; or the base is one of the models.
+    """
+    given, needs = config.merge, _method(config).needs
+    if given.models and needs.base and given.base is None and not config.source_model:
+        raise ConfigError(
+            f"{given.method} needs the model from which the others were trained.", "merge.base", "Name its folder or hub name."
+        )
+    before = None if given.models and (given.base or not needs.base) else pretrain.spec(config, main_start(config))
+    base = (given.base or before) if needs.base else None
+    if given.models:
+        models: tuple[Spec | str, ...] = given.models
+    else:
+        assert before is not None
+        after = embed.spec(config, main_start(config))
+        models = (after,) if base is before else (before, after)
+    if base in models:
+        raise ConfigError(
+            f"{base} is merged, too: it does not differ from itself.", "merge.base", "Take it out of merge.models."
+        )
+    return Chosen(models=models, base=base)
 
 
 def spec(config: ScionConfig) -> Spec:
-    named = {f"model {i}": model_fingerprint(uri, key="merge.models") for i, uri in enumerate(config.merge.models)}
-    chosen = tables.identity("method", config.merge.method, getattr(config.merge.methods, config.merge.method), "uniform")
-    inputs = named or {f"model {i}": parent.id for i, parent in enumerate(parents(config))}
-    return Spec(uri=config.at("merge"), kind=KIND, config={"merge": artifact.identity(config.merge) | chosen}, inputs=inputs)
+    """The specification of the merged embedder.
+
+    Raises:
+        ConfigError: the method needs a base or pairs, and there are none.
+    """
+    name, method, selection = config.merge.method, _method(config), chosen(config)
+    inputs = {f"model {i}": _identity(model, "merge.models") for i, model in enumerate(selection.models)}
+    settings: dict[str, Any] = {"merge": artifact.identity(config.merge) | tables.identity("method", name, method, "uniform")}
+    if selection.base is not None:
+        inputs["base"] = _identity(selection.base, "merge.base")
+    if method.needs.probe is not None:
+        if config.pairs is None:
+            raise ConfigError(f"{name} measures the models on training pairs.", "pairs", "Give pairs=.")
+        inputs |= data_fingerprints(config, "pairs")
+        settings["seed"] = config.seed
+    return Spec(uri=config.at("merge"), kind=KIND, config=settings, inputs=inputs)
+
+
+def _method(config: ScionConfig) -> Merge:
+    method: Merge = getattr(config.merge.methods, config.merge.method)
+    return method
+
+
+def _identity(model: Spec | str, key: str) -> str:
+    return model.id if isinstance(model, Spec) else model_fingerprint(model, key=key)
 
 
 def stage(config: ScionConfig) -> Stage:
@@ -48,26 +104,63 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Writes the merged embedder, with the tokenizer and pooling of the last model. Returns a line for the user.
 
     Raises:
-        ModelError: fewer than two models, or models with other tokenizers or shapes.
+        ModelError: too few or too many models for the method, or models with other tokenizers or shapes.
     """
-    uris = list(config.merge.models) or [require(parent, "embed") for parent in parents(config)]
-    if len(uris) < 2:
-        raise ModelError("one model cannot be merged.", "merge.models", "Name two or more folders.")
-    loaded = [Embedder.load(uri) for uri in uris]
-    for uri, other in zip(uris, loaded, strict=True):
-        if fingerprint(other.tokenizer) != fingerprint(loaded[-1].tokenizer):
-            raise ModelError(
-                f"its vocabulary differs from that of {uris[-1]}.",
-                uri,
-                "Merge models with the same tokenizer: equal rows must stand for equal tokens.",
-            )
-    report("average", 0, 1)
-    merged = loaded[-1]
-    merge = getattr(config.merge.methods, config.merge.method)
-    merged.model.load_state_dict(merge([embedder.model.state_dict() for embedder in loaded], uris))
-    merged.save(draft.uri)
-    draft.metrics = {"models": len(uris)}
-    return f"{len(uris)} embedders"
+    method, selection = _method(config), chosen(config)
+    uris = [_folder(model) for model in selection.models]
+    base = None if selection.base is None else _folder(selection.base)
+    _check_count(config.merge.method, method, len(uris))
+    opened = {uri: embedders.open_mapped(uri) for uri in ([] if base is None else [base]) + uris}
+    embedders.check_alike(opened)
+    measure = _measure(config, method, draft)
+    with embedders.scratch(uris[-1]) as merged:
+        merging = embedders.Merging(
+            models=[opened[uri] for uri in uris], base=None if base is None else opened[base], target=merged
+        )
+        recipe = method(merging.ask(measure))
+        merging.fill(recipe, report.part("merge"))
+        merged.save(draft.uri)
+    draft.metrics = {"models": len(uris), "method": config.merge.method, "papers": [MERGES[config.merge.method].paper]}
+    if recipe.weights is None:
+        return f"{len(uris)} embedders"
+    draft.metrics["weights"] = list(recipe.weights)
+    return f"{len(uris)} embedders, with weights {', '.join(f'{weight:.3g}' for weight in recipe.weights)}"
+
+
+def _folder(model: Spec | str) -> str:
+    return require(model, model.uri.rpartition("/")[2]) if isinstance(model, Spec) else model
+
+
+def _check_count(name: str, method: Merge, count: int) -> None:
+    """Checks that the method can merge as many models; else raises ModelError."""
+    needs = method.needs
+    if needs.least <= count <= (needs.most or count):
+        return
+    fitting = f"{needs.least}" if needs.least == needs.most else f"{needs.least} or more"
+    beside = " beside their base" if needs.base else ""
+    raise ModelError(
+        f"{name} merges {fitting} models{beside}, not {count}.", "merge.models", "Name as many folders, or take another method."
+    )
+
+
+def _measure(config: ScionConfig, method: Merge, draft: Draft) -> Callable[[Embedder], float]:
+    """The score of an embedder on a sample of the training pairs."""
+    kind = method.needs.probe
+    if kind is None:
+        return lambda embedder: 0.0
+    cache = storage.join(draft.uri, "source")
+    settings: Any = method
+    some = probe.sample(pairs.load(config.pairs, cache, key="pairs"), settings.probe_pairs, config.seed)
+    pairs.check_disjoint(some, pairs.load(config.test_pairs, cache, key="test_pairs"))
+    storage.remove(cache)
+    measure = {"loss": probe.loss, "accuracy": _accuracy}[kind]
+    return lambda embedder: measure(embedder, some)
+
+
+def _accuracy(embedder: Embedder, some: pairs.Pairs) -> float:
+    """The mean accuracy at 1 of both directions."""
+    ways, _ = Retrieval()(embedder, some)
+    return float(ways["forward"]["accuracy_at_1"] + ways["backward"]["accuracy_at_1"]) / 2
 
 
 def main(config: ScionConfig, console: Console) -> None:

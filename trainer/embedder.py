@@ -72,14 +72,17 @@ class Embedder:
             model.config.pad_token_id = tokenizer.pad_token_id
 
     @classmethod
-    def load(cls, uri: str | os.PathLike[str]) -> "Embedder":
+    def load(cls, uri: str | os.PathLike[str], dtype: loading.Dtype = torch.float32) -> "Embedder":
         """Loads an embedder, or any model folder or hub name.
+
+        Args:
+            dtype: of the weights; weights that are stored in it are mapped from their file and not read.
 
         Raises:
             ModelError: the model or the tokenizer is missing, or the pooling is unknown.
         """
         with model_folder(os.fspath(uri)) as folder:
-            model = loading.encoder(folder)
+            model = loading.encoder(folder, dtype)
             try:
                 spec = _spec(folder, model)
             except ConfigError as error:

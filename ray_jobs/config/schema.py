@@ -214,12 +214,17 @@ class MergeConfig:
 
     models: tuple[str, ...] = ()
     """Folders of embedders; when empty, the embedder before and after its contrastive training."""
+    base: str | None = field(default=None, metadata={"identity": False})
+    """The model from which the others were trained, for methods that merge what they changed: task_arithmetic, ties and
+    model_stock. The pretrained model when not given."""
     method: str = field(default="uniform", metadata={"identity": False})
-    """How weights are merged: uniform is their average."""
+    """How weights are merged: uniform is their average; greedy_soup and lm_cocktail measure the models on training pairs."""
     methods: MergeSettings = field(default_factory=MergeSettings, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         tables.check(self.method, MERGES, "merge.method")
+        if self.base is not None and not getattr(self.methods, self.method).needs.base:
+            raise ConfigError(f"{self.method} needs no base.", "merge.base", "Leave it out.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

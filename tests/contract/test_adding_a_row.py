@@ -103,15 +103,18 @@ class Spread:
 """The last model, for the test."""
 from __future__ import annotations
 from dataclasses import dataclass
-from trainer.merging.uniform import Uniform
+from trainer.merging.merge import Needs, Recipe
 
 @dataclass(frozen=True, slots=True)
 class Last:
     """The last model counts alone."""
 
-    def __call__(self, weights, names):
-        Uniform()(weights, names)
-        return dict(weights[-1])
+    @property
+    def needs(self):
+        return Needs()
+
+    def __call__(self, models):
+        return Recipe(merge=lambda column: column.models[-1])
 ''',
 }
 ROWS = {

@@ -1,34 +1,28 @@
-"""Merging models: one method a file; the table is here. The settings of an entry are the section `merge.methods.NAME`."""
+"""Merging models: one method a file; the table is here, the contract in `merge`.
+
+`embedders` reads, checks and writes the models. The settings of an entry are the section `merge.methods.NAME`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
-
 from data_pipeline.table import Row
+from trainer.merging.greedy_soup import GreedySoup
+from trainer.merging.lm_cocktail import LmCocktail
+from trainer.merging.merge import Merge as Merge
+from trainer.merging.model_stock import ModelStock
+from trainer.merging.slerp import Slerp
+from trainer.merging.task_arithmetic import TaskArithmetic
+from trainer.merging.ties import Ties
 from trainer.merging.uniform import Uniform
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Merge(Protocol):
-    """A merge method: a frozen dataclass whose fields are its settings."""
-
-    def __call__(self, weights: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Merges the state dicts of several models of one architecture.
-
-        Args:
-            names: the names of the models, for errors.
-
-        Raises:
-            ModelError: the models do not have the same tensors of the same shapes.
-        """
-        ...
-
 
 Entry = Row[Merge]
 
 MERGES: dict[str, Entry] = {
     "uniform": Entry(Uniform, "model soup: Wortsman et al., ICML 2022 (arXiv:2203.05482)"),
+    "greedy_soup": Entry(GreedySoup, "Wortsman et al., ICML 2022 (arXiv:2203.05482)"),
+    "lm_cocktail": Entry(LmCocktail, "Xiao et al., Findings of ACL 2024 (arXiv:2311.13534)"),
+    "model_stock": Entry(ModelStock, "Jang et al., ECCV 2024 (arXiv:2403.19522)"),
+    "slerp": Entry(Slerp, "Shoemake, SIGGRAPH 1985 (doi:10.1145/325334.325242)"),
+    "task_arithmetic": Entry(TaskArithmetic, "Ilharco et al., ICLR 2023 (arXiv:2212.04089)"),
+    "ties": Entry(Ties, "Yadav et al., NeurIPS 2023 (arXiv:2306.01708)"),
 }
