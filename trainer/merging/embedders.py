@@ -1,6 +1,6 @@
 """Embedders to merge: opened without being read, compared, and merged one tensor after the other.
 
-Weights are mapped from their safetensors files, whole or in shards, and the merged ones are mapped to a scratch file. A merge
+Weights are mapped from their safetensors files, whole or in shards, and the merged ones are mapped to scratch files. A merge
 then needs the memory of one tensor of each model; the pages of the files are in the system's cache, which drops them as needed.
 Only a BART and the text tower of a multimodal checkpoint are read as a whole, since loading converts their weights.
 """
@@ -25,8 +25,6 @@ from trainer.models import encoder_decoders, loading, multimodal
 LISTED = 20
 """Most differences in a message."""
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_ALIGNED = 64
-"""Bytes at whose multiples a tensor begins in the scratch file."""
 
 
 def open_mapped(uri: str) -> Embedder:
@@ -144,25 +142,24 @@ def _unique(embedder: Embedder) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def scratch(uri: str) -> Iterator[Embedder]:
-    """The embedder at `uri` with fp32 weights that are mapped to a scratch file, to be filled and saved within the block.
+    """The embedder at `uri` with fp32 weights that are mapped to scratch files, to be filled and saved within the block.
 
     Raises:
         OSError: the temporary folder has no room for the weights.
     """
     embedder = open_mapped(uri)
-    floats = [tensor for tensor in _unique(embedder).values() if tensor.is_floating_point()]
-    starts, size = [], 0
-    for tensor in floats:
-        starts.append(size)
-        size += -(-tensor.numel() * 4 // _ALIGNED) * _ALIGNED
     with tempfile.TemporaryDirectory(prefix="scion-merge-") as folder:
-        path = os.path.join(folder, "weights")
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, size))  # a full disk fails here, and not in a write to mapped memory
-        weights = torch.from_file(path, shared=True, size=size // 4, dtype=torch.float32)
-        for tensor, start in zip(floats, starts, strict=True):
-            tensor.data = weights[start // 4 :][: tensor.numel()].view(tensor.shape)
+        for number, tensor in enumerate(_unique(embedder).values()):
+            if tensor.is_floating_point():
+                tensor.data = _mapped(os.path.join(folder, str(number)), tensor.shape)
         for buffer in embedder.model.buffers():  # those that are computed and not saved
             if buffer.is_floating_point():
                 buffer.data = buffer.float()
         yield embedder
+
+
+def _mapped(path: str, shape: torch.Size) -> torch.Tensor:
+    """A tensor of fp32 zeros that is mapped to a new file. A full disk fails here, and not in a write to mapped memory."""
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(4, 4 * shape.numel()))
+    return torch.from_file(path, shared=True, size=shape.numel(), dtype=torch.float32).view(shape)
