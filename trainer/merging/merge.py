@@ -72,10 +72,12 @@ class Merge(Protocol):
 
 def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Their mean, summed in fp64."""
-    total = tensors[0].double()
+    import torch
+
+    total = tensors[0].to(torch.float64, copy=True)
     for tensor in tensors[1:]:
-        total = total + tensor
-    return total / len(tensors)
+        total += tensor
+    return total.div_(len(tensors))
 
 
 def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
@@ -85,7 +87,7 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     total = torch.zeros(tensors[0].shape, dtype=torch.float64)
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight:
-            total += weight * tensor.double()
+            total.add_(tensor, alpha=weight)
     return total
 
 
@@ -94,4 +96,4 @@ def differences(column: Column) -> Iterator[torch.Tensor]:
     assert column.base is not None, "the method needs a base"
     base = column.base.double()
     for tensor in column.models:
-        yield tensor.double() - base
+        yield tensor - base

@@ -52,10 +52,12 @@ class TaskArithmetic:
         weights = self.weights if len(self.weights) == models.count else self.weights * models.count
 
         def merge(column: Column) -> torch.Tensor:
+            import torch
+
             assert column.base is not None
-            merged = column.base.double()
+            merged = column.base.to(torch.float64, copy=True)
             for weight, difference in zip(weights, differences(column), strict=True):
-                merged = merged + weight * difference
+                merged.add_(difference, alpha=weight)
             return merged
 
         return Recipe(merge=merge, weights=weights)

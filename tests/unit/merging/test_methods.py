@@ -148,15 +148,15 @@ def test_model_stock_is_the_paper_for_each_tensor(count: int) -> None:
         assert np.abs(found.numpy().ravel() - expected).max() < 1e-14
 
 
-def test_model_stock_is_the_nearest_point_to_the_centre() -> None:
-    """Figure 3 of the paper: for two models at equal distance from a centre, the foot of the perpendicular on their plane."""
-    angle, radius = math.radians(50), 2.0
-    base = torch.zeros(3)
-    first = radius * torch.tensor([1.0, 0.0, 0.0])
-    second = radius * torch.tensor([math.cos(angle), math.sin(angle), 0.0])
-    found = merge(ModelStock(), [[first], [second]], [base])[0]
-    for one in (first, second):  # in the plane, the line from the base to the point is orthogonal to that from it to a model
-        assert abs(float(found @ (one.double() - found))) < 1e-6
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_model_stock_is_the_point_nearest_to_the_centre(count: int) -> None:
+    """The geometry of the paper: models at one distance from a centre, at right angles to each other and to the base."""
+    centre, base = 3.0 * torch.eye(6, dtype=torch.float64)[0], torch.zeros(6, dtype=torch.float64)
+    models = [centre + 2.0 * torch.eye(6, dtype=torch.float64)[1 + k] for k in range(count)]
+    plane = torch.stack(models, dim=1)
+    nearest = plane @ torch.linalg.lstsq(plane, centre[:, None]).solution[:, 0]
+    found = merge(ModelStock(), [[one] for one in models], [base])[0]
+    assert (found - nearest).abs().max() < 1e-14
 
 
 def test_model_stock_keeps_the_base_where_models_contradict_each_other() -> None:
