@@ -26,7 +26,7 @@ JOB = Job(
     summary="one embedder from several",
     reads="OUTPUT/pretrain and OUTPUT/embed, or the embedders of merge.models; pairs, where the method measures them",
     writes="OUTPUT/merge: the average of their weights, or what else merge.method makes of them",
-    keys=("pairs", "test_pairs", "merge"),
+    keys=("source_model", "pairs", "test_pairs", "merge"),
     after=("pretrain", "embed"),
     instead="merge.models",
 )
@@ -120,11 +120,12 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         recipe = method(merging.ask(measure))
         merging.fill(recipe, report.part("merge"))
         merged.save(draft.uri)
-    draft.metrics = {"models": len(uris), "method": config.merge.method, "papers": [MERGES[config.merge.method].paper]}
+    name = config.merge.method
+    draft.metrics = {"models": len(opened), "method": name, "papers": [MERGES[name].paper], "weights": recipe.weights}
+    described = f"{len(opened)} embedders by {name}"
     if recipe.weights is None:
-        return f"{len(uris)} embedders"
-    draft.metrics["weights"] = list(recipe.weights)
-    return f"{len(uris)} embedders, with weights {', '.join(f'{weight:.3g}' for weight in recipe.weights)}"
+        return described
+    return f"{described}, with weights {', '.join(f'{weight:.3g}' for weight in recipe.weights)}"
 
 
 def _folder(model: Spec | str) -> str:

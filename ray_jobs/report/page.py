@@ -191,7 +191,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     if summary["parameters"]:
         entries.append(("Parameters", f"{summary['parameters']:,} after the transfer, language-model head included"))
     if summary["merged_models"]:
-        entries.append(("Merged model", f"average of {summary['merged_models']} embedders"))
+        entries.append(("Merged model", f"from {summary['merged_models']} embedders"))
     if serve:
         entries.append(
             (
