@@ -21,6 +21,7 @@ from ray_jobs.job import Job
 from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
+from trainer.evaluation.encoder import EncodesOnce
 
 JOB = Job(
     summary="retrieval on held-out pairs, bits per byte of held-out text",
@@ -146,7 +147,8 @@ def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric]) -> dict[st
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
-    return {name: metric(embedder, testing) for name, metric in metrics.items()}
+    once = EncodesOnce(embedder)
+    return {name: metric(once, testing) for name, metric in metrics.items()}
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -231,8 +231,9 @@ class MergeConfig:
 class EvaluateConfig:
     """What is measured on the test pairs."""
 
-    metrics: tuple[str, ...] = tuple(METRICS)
-    """Any of retrieval: accuracy at 1 and MRR at 10, both ways."""
+    metrics: tuple[str, ...] = ("retrieval",)
+    """Any of retrieval (accuracy at 1 and MRR at 10, both ways), ranking (also nDCG, MAP and recall, with the hard negatives as
+    documents) and isotropy (how evenly the vectors use their dimensions)."""
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     def __post_init__(self) -> None:

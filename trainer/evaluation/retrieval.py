@@ -12,7 +12,7 @@ from data_pipeline.text.clean import digest
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
-    from trainer.embedder import Embedder
+    from trainer.evaluation.encoder import Encoder
 
 _BLOCK = 1024
 _SAMPLES = 10_000
@@ -38,7 +38,7 @@ Ways = dict[str, dict[str, Any]]
 class Retrieval:
     """Accuracy at 1 and MRR at 10, in both directions."""
 
-    def __call__(self, embedder: Embedder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+    def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
         """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
         return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
 
