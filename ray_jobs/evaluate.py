@@ -1,4 +1,4 @@
-"""`scion evaluate`: retrieval on held-out pairs and bits per byte of held-out text, for each model and its random control."""
+"""`scion evaluate`: scores on held-out pairs and bits per byte of held-out text, for each model and its random control."""
 
 from collections import Counter
 from functools import partial
@@ -12,7 +12,9 @@ from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError
+from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs import text_pairs as pairs
+from data_pipeline.pairs.graded_pairs import GradedPairs
 from ray_jobs import embed, merge, pretrain, transfer
 from ray_jobs.config.schema import EvaluateConfig, ScionConfig
 from ray_jobs.console import Reporter
@@ -22,10 +24,11 @@ from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 from trainer.evaluation.encoder import EncodesOnce
+from trainer.evaluation.similarity import similarity
 
 JOB = Job(
     summary="retrieval on held-out pairs, bits per byte of held-out text",
-    reads="source_model, the models that the jobs before it have made, and test_pairs",
+    reads="source_model, the models that the jobs before it have made, test_pairs and evaluate.sts",
     writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs",
     keys=("source_model", "test_pairs", "evaluate"),
     after=("transfer", "pretrain", "embed", "merge"),
@@ -43,8 +46,8 @@ def pipeline_models(config: ScionConfig) -> Models:
 
 
 def finished_models(config: ScionConfig) -> Models:
-    """The finished ones; if there are pairs, also the embedder that `scion embed` trained on text."""
-    every = _models(config, embedders=bool(config.pairs or config.test_pairs))
+    """The finished ones; if there are pairs or evaluate.sts, also the embedder that `scion embed` trained on text."""
+    every = _models(config, embedders=bool(config.pairs or config.test_pairs or config.evaluate.sts))
     return {name: model for name, model in every.items() if isinstance(model, str) or artifact.find(model) is not None}
 
 
@@ -60,7 +63,7 @@ def _models(config: ScionConfig, embedders: bool) -> Models:
 
 
 def spec(config: ScionConfig, compared: Models) -> Spec:
-    inputs = data_fingerprints(config, "test_pairs")
+    inputs = data_fingerprints(config, "test_pairs", "evaluate.sts")
     for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
     return Spec(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
@@ -87,12 +90,14 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     """
     uris = {name: model if isinstance(model, str) else require(model, "pipeline") for name, model in compared.items()}
     draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
-    testing = pairs.load(config.test_pairs, storage.join(draft.uri, "source"), key="test_pairs")
-    storage.remove(storage.join(draft.uri, "source"))
+    cache = storage.join(draft.uri, "source")
+    testing = pairs.load(config.test_pairs, cache, key="test_pairs")
+    graded = graded_pairs.load(config.evaluate.sts, cache, key="evaluate.sts")
+    storage.remove(cache)
     if config.pairs is not None and not testing:
         report.note("retrieval is not measured: there are no test_pairs")
-    if testing:
-        draft.metrics |= _scores(config, uris, testing, report)
+    if testing or graded:
+        draft.metrics |= _scores(config, uris, testing, graded, report)
     elif not draft.metrics["bits_per_byte"]:
         raise ArtifactError(
             "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
@@ -111,21 +116,27 @@ def bits_per_byte(compared: Models) -> dict[str, float]:
     return found
 
 
-def _scores(config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, report: Reporter) -> dict[str, Any]:
+def _scores(
+    config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, graded: GradedPairs, report: Reporter
+) -> dict[str, Any]:
     """Of each metric its scores by model, and by language where there are several."""
-    metrics = {name: getattr(config.evaluate.settings, name) for name in config.evaluate.metrics}
+    metrics = {name: getattr(config.evaluate.settings, name) for name in config.evaluate.metrics if testing}
     gpus = int(has_gpus())
-    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics): model for model, uri in uris.items()}
+    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics, graded): model for model, uri in uris.items()}
     found: dict[str, dict[str, Scores]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
         done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
         found[running[done[0]]] = ray.get(done[0])
     made: dict[str, Any] = {}
-    for name in metrics:
+    for name in found[next(iter(uris))]:
         made[name] = {model: found[model][name][0] for model in uris}
         made[f"{name}_by_language"] = {model: found[model][name][1] for model in uris if found[model][name][1]}
-    return made | {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
+    return (
+        made
+        if not testing
+        else made | {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
+    )
 
 
 def _last_figures(metrics: dict[str, Any]) -> str:
@@ -136,19 +147,26 @@ def _last_figures(metrics: dict[str, Any]) -> str:
         ways = metrics["retrieval"][last]
         forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
         figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
+    if "sts" in metrics:
+        last = [name for name in metrics["sts"] if name != "merged"][-1]
+        figures.append(f"Spearman {metrics['sts'][last]['spearman']:.3f} with the gold scores")
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)
 
 
 @ray.remote(num_cpus=1)
-def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric]) -> dict[str, Scores]:
-    """Each metric of the embedder, or any encoder, in the folder; on the GPU that Ray gives the task, if it gives one."""
+def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric], graded: GradedPairs) -> dict[str, Scores]:
+    """Each metric of the embedder, or any encoder, in the folder, and `sts` where there are graded pairs.
+
+    On the GPU that Ray gives the task, if it gives one.
+    """
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
     once = EncodesOnce(embedder)
-    return {name: metric(once, testing) for name, metric in metrics.items()}
+    found = {name: metric(once, testing) for name, metric in metrics.items()}
+    return found | ({"sts": similarity(once, graded)} if graded else {})
 
 
 def main(config: ScionConfig, console: Console) -> None:

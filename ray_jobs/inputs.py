@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from data_pipeline.artifacts import fingerprints, storage
@@ -67,7 +68,7 @@ def data_fingerprints(config: ScionConfig, *keys: str) -> dict[str, str]:
 
     Leaves out keys without a value.
     """
-    given = {key: getattr(config, key) for key in keys}
+    given = {key: attrgetter(key)(config) for key in keys}
     return {
         key: _once("text", spec, partial(documents.fingerprint, spec, key=key))
         for key, spec in given.items()

@@ -81,6 +81,8 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             documents.check(spec, key=key)
         elif spec:
             _check_there(key, spec)
+    if config.evaluate.sts is not None and (not table[job].keys or "evaluate" in read):
+        documents.check(config.evaluate.sts, key="evaluate.sts")
 
 
 def _check_libraries(config: ScionConfig, job: str) -> None:

@@ -230,6 +230,8 @@ def with_absolute_paths(config: ScionConfig) -> ScionConfig:
     paths = {name: getattr(config, name) for name in _PATHS}
     if config.embed.model is not None and _on_disk(config.embed.model):
         config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
+    if config.evaluate.sts is not None and _on_disk(config.evaluate.sts):
+        config = replace(config, evaluate=replace(config.evaluate, sts=storage.absolute(config.evaluate.sts)))
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }

@@ -229,14 +229,19 @@ class MergeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """What is measured on the test pairs."""
+    """What is measured of embedders."""
 
     metrics: tuple[str, ...] = ("retrieval",)
     """Any of retrieval (accuracy at 1 and MRR at 10, both ways), ranking (also nDCG, MAP and recall, with the hard negatives as
-    documents) and isotropy (how evenly the vectors use their dimensions)."""
+    documents) and isotropy (how evenly the vectors use their dimensions), on test_pairs=."""
+    sts: str | None = None
+    """Sentence pairs with columns sentence1, sentence2 and score, optional lang, in the formats of text=: the correlation of
+    cosine and score is measured on them."""
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     def __post_init__(self) -> None:
+        if self.sts == "":
+            raise ConfigError("it is empty.", "evaluate.sts", "Name a file, or leave the key out.")
         for name in self.metrics:
             tables.check(name, METRICS, "evaluate.metrics")
 

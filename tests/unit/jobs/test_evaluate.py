@@ -1,12 +1,17 @@
-"""Which models an evaluation compares, depending on the files of the user."""
+"""Which models an evaluation compares, and on what, depending on the files of the user."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.artifacts import artifact
-from ray_jobs import evaluate
-from ray_jobs.config.load import load
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.pairs import graded_pairs
+from data_pipeline.pairs.text_pairs import Pairs
+from ray_jobs import evaluate, preflight
+from ray_jobs.config.load import load, with_absolute_paths
+from ray_jobs.config.schema import ScionConfig
 from tests.integration.conftest import write_rows
 
 BASE = ["source_model", "random_untrained", "random_pretrained", "transferred_untrained", "transferred_pretrained"]
@@ -28,6 +33,7 @@ WITH_EMBEDDERS = [
         ("pairs test_pairs", WITH_EMBEDDERS, WITH_EMBEDDERS),
         ("test_pairs", BASE, WITH_EMBEDDERS),
         ("", BASE, BASE),
+        ("sts", BASE, WITH_EMBEDDERS),
     ],
 )
 def test_the_models_that_are_compared(
@@ -36,11 +42,51 @@ def test_the_models_that_are_compared(
     """`scion evaluate` scores an embedder that was made of text wherever there are pairs to score it by."""
     write_rows(tmp_path / "text.parquet", [{"text": "Πατήστε το κουμπί."}])
     lines = [f"text: {tmp_path}/text.parquet", f"source_model: {source_folder}", f"output: {tmp_path}/run"]
-    for name in given.split():
+    for name in given.replace("sts", "").split():
         write_rows(tmp_path / f"{name}.parquet", [{"anchor": "a", "positive": f"the {name}"}])
         lines.append(f"{name}: {tmp_path}/{name}.parquet")
     (tmp_path / "c.yaml").write_text("\n".join(lines))
-    config = load(str(tmp_path / "c.yaml"), [])
+    config = load(str(tmp_path / "c.yaml"), ["evaluate.sts=sts.jsonl"] if given == "sts" else [])
     monkeypatch.setattr(artifact, "find", lambda plan: plan)
     assert sorted(evaluate.pipeline_models(config)) == sorted(pipeline)
     assert sorted(evaluate.finished_models(config)) == sorted(alone)
+
+
+@pytest.fixture
+def config(tmp_path: Path, source_folder: str) -> ScionConfig:
+    """Without test pairs, with graded pairs."""
+    write_rows(tmp_path / "text.parquet", [{"text": "Πατήστε το κουμπί."}])
+    write_rows(tmp_path / "sts.parquet", [{"sentence1": "a", "sentence2": "b", "score": score} for score in range(4)])
+    values = {"text": f"{tmp_path}/text.parquet", "source_model": source_folder, "output": f"{tmp_path}/run"}
+    return load(None, [], values=values | {"evaluate": {"sts": f"{tmp_path}/sts.parquet"}})
+
+
+def test_graded_pairs_change_the_artefact_only_where_they_are_given(config: ScionConfig) -> None:
+    without = replace(config, evaluate=replace(config.evaluate, sts=None))
+    assert "evaluate.sts" not in evaluate.spec(without, {}).inputs
+    assert set(evaluate.spec(config, {}).inputs) == {"evaluate.sts"}
+    assert evaluate.spec(without, {}).config == evaluate.spec(config, {}).config == {}
+
+
+def test_graded_pairs_are_scored_without_test_pairs(config: ScionConfig, tmp_path: Path) -> None:
+    graded = graded_pairs.load(config.evaluate.sts, str(tmp_path / "cache"), key="evaluate.sts")
+    scores = evaluate.score._function(config.source_model, Pairs(ids=[], anchors=[], positives=[], negatives=[]), {}, graded)
+    assert set(scores) == {"sts"}
+    assert scores["sts"][0]["pairs"] == 4
+
+
+def test_a_missing_file_of_graded_pairs_is_found_at_the_start(config: ScionConfig) -> None:
+    missing = replace(config, evaluate=replace(config.evaluate, sts="nowhere.jsonl"))
+    with pytest.raises(DataError, match="no such file") as error:
+        preflight.check(missing, "evaluate")
+    assert "evaluate.sts=" in str(error.value)
+    with pytest.raises(ConfigError, match="empty"):
+        replace(config.evaluate, sts="")
+
+
+def test_the_path_of_graded_pairs_is_made_absolute(
+    config: ScionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = replace(config, evaluate=replace(config.evaluate, sts="sts.parquet"))
+    assert with_absolute_paths(relative).evaluate.sts == f"{tmp_path}/sts.parquet"

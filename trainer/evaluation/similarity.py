@@ -1,0 +1,52 @@
+"""Semantic textual similarity: how well the cosine of two sentences follows a gold score (Cer et al., SemEval 2017)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.evaluation import bootstrap
+
+if TYPE_CHECKING:
+    from data_pipeline.pairs.graded_pairs import GradedPairs
+    from trainer.evaluation.encoder import Encoder
+
+Numbers = NDArray[np.float64]
+
+
+def similarity(embedder: Encoder, pairs: GradedPairs) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Spearman's and Pearson's correlation of all pairs and, if there are several languages, of the pairs of each."""
+    cosines = _cosines(embedder.encode(pairs.lefts), embedder.encode(pairs.rights))
+    gold, langs = np.array(pairs.scores), np.array(pairs.langs)
+    names = sorted(set(pairs.langs))
+    by_language = {lang: scores(cosines[langs == lang], gold[langs == lang]) for lang in names} if len(names) > 1 else {}
+    return scores(cosines, gold), by_language
+
+
+def _cosines(lefts: NDArray[np.float32], rights: NDArray[np.float32]) -> Numbers:
+    wide = [vectors.astype(np.float64) for vectors in (lefts, rights)]
+    units = [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) for vectors in wide]
+    return np.einsum("nd,nd->n", *units)
+
+
+def scores(cosines: Numbers, gold: Numbers) -> dict[str, Any]:
+    """Both correlations, their bootstrap intervals, and the number of pairs."""
+    found = {name: float(value[0]) for name, value in correlations(cosines[None], gold[None]).items()}
+    ends = bootstrap.intervals(len(gold), lambda places: correlations(cosines[places], gold[places]))
+    return found | {f"{name}_interval": both for name, both in ends.items()} | {"pairs": len(gold)}
+
+
+def correlations(cosines: Numbers, gold: Numbers) -> dict[str, Numbers]:
+    """Of b samples [b, n], [b] each; 0 where one side does not vary."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values, axis=1) for values in (cosines, gold)]
+    return {"spearman": _pearson(*ranks), "pearson": _pearson(cosines, gold)}
+
+
+def _pearson(left: Numbers, right: Numbers) -> Numbers:
+    left, right = (values - values.mean(axis=1, keepdims=True) for values in (left, right))
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.einsum("bn,bn->b", left, right) / np.where(norms > 1e-12, norms, np.inf)
