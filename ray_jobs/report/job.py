@@ -88,8 +88,8 @@ def show(config: ScionConfig, specs: dict[str, Spec], console: Console) -> None:
         console.print(retrieval_table(summary))
     if summary["bits_per_byte"]:
         console.print(bits_table(summary))
-    for table in page.language_tables(summary):
-        console.print(language_table(table))
+    for table in [*page.score_tables(summary), *page.language_tables(summary)]:
+        console.print(score_table(table))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
@@ -106,8 +106,8 @@ def retrieval_table(summary: Summary) -> Table:
     return table
 
 
-def language_table(content: page.LanguageTable) -> Table:
-    table = Table("language", title=content.title, title_justify="left", box=SIMPLE_HEAD)
+def score_table(content: page.ScoreTable) -> Table:
+    table = Table(content.columns[0], title=content.title, title_justify="left", box=SIMPLE_HEAD)
     for column in content.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
     for row in content.rows:

@@ -32,6 +32,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         headlines=headlines(summary),
         figures=figures(summary),
         rows=retrieval_rows(summary),
+        scores=score_tables(summary),
         languages=language_tables(summary),
         facts=facts(summary),
         changes=[f"{stage} {describe(change)}" for stage, changes in summary["changes"].items() for change in changes],
@@ -114,8 +115,8 @@ def _interval(ends: Sequence[float] | None) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageTable:
-    """A table with one record per language; the first column is its name."""
+class ScoreTable:
+    """A table with one record per language or model; the first column is its name."""
 
     title: str
     reading: str
@@ -123,7 +124,7 @@ class LanguageTable:
     rows: list[list[str]]
 
 
-def language_tables(summary: Summary) -> list[LanguageTable]:
+def language_tables(summary: Summary) -> list[ScoreTable]:
     """The results by language, in one table for text and one for pairs; empty for a single language.
 
     Two tables fit a page and a terminal.
@@ -149,7 +150,7 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
     ]
     models = [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
     tables = [
-        LanguageTable(
+        ScoreTable(
             title="text by language, before → after",
             reading="Pieces per word, old → new tokenizer; bits per byte of held-out text, before → after training.",
             columns=["language", "pieces per word", *(f"bits per byte, {start}" for start in rows[0]["bits"])],
@@ -160,7 +161,7 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
         return tables
     return [
         *tables,
-        LanguageTable(
+        ScoreTable(
             title=f"pairs by language: {plots.FORWARD} / {plots.BACKWARD}",
             reading=f"Held-out pairs, and accuracy@1 {plots.FORWARD} / {plots.BACKWARD} among the pairs of the language.",
             columns=["language", "pairs", *models],
@@ -169,8 +170,61 @@ def language_tables(summary: Summary) -> list[LanguageTable]:
     ]
 
 
+def score_tables(summary: Summary) -> list[ScoreTable]:
+    """The scores beside retrieval, one table for each metric that was measured."""
+    measured = summary.get("scores", {})  # not in summaries of versions without these metrics
+    tables = {"ranking": _ranking_table, "isotropy": _isotropy_table, "sts": _similarity_table}
+    return [
+        table({plots.model_label(model): scores for model, scores in measured[name].items()})
+        for name, table in tables.items()
+        if name in measured
+    ]
+
+
+def _ranking_table(scores: Mapping[str, Any]) -> ScoreTable:
+    ways = next(iter(scores.values())).values()
+    documents = " and ".join(f"{way['documents']:,}" for way in ways)
+    columns = {"nDCG@10": "ndcg_at_10", "MAP@100": "map_at_100", "recall@100": "recall_at_100"}
+    return ScoreTable(
+        title=f"ranking: {plots.FORWARD} / {plots.BACKWARD}",
+        reading=f"{plots.FORWARD} / {plots.BACKWARD}, among {documents} documents, hard negatives included. "
+        "summary.json has the 95% intervals.",
+        columns=["model", *columns],
+        rows=[
+            [model, *(_join([way[name] for way in ways.values()], " / ", "{:.3f}") for name in columns.values())]
+            for model, ways in scores.items()
+        ],
+    )
+
+
+def _isotropy_table(scores: Mapping[str, Any]) -> ScoreTable:
+    return ScoreTable(
+        title="isotropy: anchors / positives",
+        reading="Anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the mean "
+        "cosine is that of any two texts.",
+        columns=["model", "IsoScore", "mean cosine"],
+        rows=[
+            [model, *(_join([side[name] for side in sides.values()], " / ", "{:.3f}") for name in ("isoscore", "mean_cosine"))]
+            for model, sides in scores.items()
+        ],
+    )
+
+
+def _similarity_table(scores: Mapping[str, Any]) -> ScoreTable:
+    pairs = next(iter(scores.values()))["pairs"]
+    return ScoreTable(
+        title=f"similarity on {pairs:,} sentence pairs",
+        reading=f"The correlation of the cosine with the gold score of {pairs:,} sentence pairs, and Spearman's 95% interval.",
+        columns=["model", "Spearman", "95% interval", "Pearson"],
+        rows=[
+            [model, f"{own['spearman']:.3f}", _interval(own["spearman_interval"]), f"{own['pearson']:.3f}"]
+            for model, own in scores.items()
+        ],
+    )
+
+
 def _join(values: Sequence[float | None], mark: str, form: str) -> str:
-    """The numbers of a cell as text; "none" if the language has no text or no pairs."""
+    """The numbers of a cell as text; "none" where one is missing."""
     return "none" if None in values else mark.join(form.format(value) for value in values)
 
 

@@ -16,6 +16,8 @@ MODELS = (
     "source_model", "random_untrained", "random_pretrained", "random_trained",
     "transferred_untrained", "transferred_pretrained", "transferred_trained", "merged",
 )  # fmt: skip
+FURTHER = ("ranking", "isotropy", "sts")
+"""The metrics beside retrieval."""
 STAGES = (
     "shard", "transfer", "random/transfer", "pretrain", "random/pretrain", "embed", "random/embed",
     "merge", "evaluate", "serve",
@@ -42,8 +44,9 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "schema": SCHEMA,
         "method": config["method"],
         "paper": user_metrics.get("paper", ""),
-        "retrieval": {model: evaluation["retrieval"][model] for model in MODELS if model in evaluation.get("retrieval", {})},
+        "retrieval": _by_model(evaluation.get("retrieval", {})),
         "retrieval_by_language": evaluation.get("retrieval_by_language", {}),
+        "scores": {name: _by_model(evaluation[name]) for name in FURTHER if name in evaluation},
         "pairs": evaluation.get("pairs", 0),
         "pairs_by_language": evaluation.get("pairs_by_language", {}),
         "bits_per_byte": {start: metrics["bits_per_byte"] for start, metrics in pretrainings.items()},
@@ -72,6 +75,10 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "versions": _versions(artifacts.values()),
         "config": dict(config),
     }
+
+
+def _by_model(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {model: scores[model] for model in MODELS if model in scores}
 
 
 def to_json(summary: Summary) -> bytes:

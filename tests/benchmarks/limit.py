@@ -1,9 +1,9 @@
 """LIMIT: words find what dense vectors do not: `python -m tests.benchmarks.limit [MODEL] [--full]`.
 
 BM25 (bm25s) and a dense model, MiniLM of the extra `demo` unless a folder is named, on the small data set of 46 documents, with
-`--full` also among 50,000. Then what few dimensions can do: `witness`, the share of pairs that exact vectors of four dimensions
-retrieve, by the precision of the index and the number of documents; `critical_n`, the number of documents up to which free
-embeddings of 3 to 8 dimensions retrieve every pair, beside the paper's cubic. Takes two minutes on a core.
+`--full` also among 50,000 (an hour for MiniLM on a core). Then what few dimensions can do: `witness`, the share of pairs that
+exact vectors of four dimensions retrieve, by the precision of the index and the number of documents; `critical_n`, the number
+of documents up to which free embeddings of 3 to 8 dimensions retrieve every pair, beside the paper's cubic. Takes two minutes.
 """
 
 import argparse

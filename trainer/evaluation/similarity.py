@@ -49,4 +49,4 @@ def correlations(cosines: Numbers, gold: Numbers) -> dict[str, Numbers]:
 def _pearson(left: Numbers, right: Numbers) -> Numbers:
     left, right = (values - values.mean(axis=1, keepdims=True) for values in (left, right))
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.einsum("bn,bn->b", left, right) / np.where(norms > 1e-12, norms, np.inf)
+    return np.clip(np.einsum("bn,bn->b", left, right) / np.where(norms > 1e-12, norms, np.inf), -1.0, 1.0)

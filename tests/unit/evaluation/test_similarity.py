@@ -69,6 +69,13 @@ def test_vectors_that_do_not_vary_correlate_with_nothing() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
+def test_a_correlation_is_at_most_one() -> None:
+    gold = np.array([4.5, 0.0, 4.0, 3.0])
+    found = scores(gold / 7, gold)
+    assert found["pearson"] == pytest.approx(1.0)
+    assert max(found["pearson"], *found["spearman_interval"], *found["pearson_interval"]) <= 1.0
+
+
 def test_each_language_has_its_scores() -> None:
     _, by_language = similarity(Known(), graded(ROWS))
     alone, none = similarity(Known(), graded([row for row in ROWS if row["lang"] == "tr"]))

@@ -177,6 +177,34 @@ def test_the_summary_matches_its_schema() -> None:
         jsonschema.validate(summary_of() | {"retrieval": {"merged": {"forward": {"accuracy": 1.0}}}}, schema)
 
 
+def test_further_scores_have_a_table_for_each_metric() -> None:
+    """None where only retrieval is measured."""
+    held = artefacts("aligned")
+    held["evaluate"].metrics.update(further_scores(("source_model", "transferred_trained")))
+    summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
+    ranking, isotropy, similarity = page.score_tables(summary)
+    assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
+    assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
+    assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
+    assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "0.690"]
+    html = page_of(summary)
+    assert "Further scores" in html
+    assert "0.650 to 0.760" in html
+    assert page.score_tables(summary_of()) == []
+    assert "Further scores" not in page_of(summary_of())
+
+
+def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
+    """As `scion evaluate` writes them."""
+    way = {"ndcg_at_10": 0.812, "map_at_100": 0.79, "recall_at_100": 0.95, "queries": 500, "documents": 730}
+    sides = {"anchors": {"isoscore": 0.12, "mean_cosine": 0.431}, "positives": {"isoscore": 0.2, "mean_cosine": 0.5}}
+    similarity = {"spearman": 0.71, "spearman_interval": [0.65, 0.76], "pearson": 0.69, "pairs": 1500}
+    found = {"ranking": {"forward": way, "backward": way}, "isotropy": sides, "sts": similarity}
+    return {name: dict.fromkeys(models, scores) for name, scores in found.items()}
+
+
 def test_the_summary_has_every_documented_key() -> None:
     summary = summary_of()
     assert set(summary["retrieval"]) == set(MODELS)
@@ -492,7 +520,7 @@ def test_text_alone_ends_with_the_pretrained_model(settings: configs.ScionConfig
 
 def test_the_terminal_s_tables_by_language_fit_eighty_columns() -> None:
     console = Console(width=80, file=io.StringIO())
-    console.print(*map(job.language_table, page.language_tables(of_languages("el", "zh-Hant-TW", "tr"))), sep="\n")
+    console.print(*map(job.score_table, page.language_tables(of_languages("el", "zh-Hant-TW", "tr"))), sep="\n")
     printed = console.file.getvalue()
     for cell in ("zh-Hant-TW", "6.41 → 1.87", "1,250", "4.217 → 2.371", "0.600 / 0.250", "none"):
         assert cell in printed
