@@ -1,17 +1,14 @@
-"""Retrieval metrics and merging against brute force."""
+"""Retrieval metrics against brute force."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from scipy import stats
 
-from data_pipeline.errors import ModelError
 from data_pipeline.pairs.text_pairs import Pairs, load
 from trainer.evaluation import retrieval
 from trainer.evaluation.fertility import fertility
-from trainer.merging.uniform import Uniform
 
 
 def test_ranks_count_the_documents_that_score_higher() -> None:
@@ -60,17 +57,6 @@ def test_fertility_counts_pieces_words_and_characters(family, english) -> None:
     pieces = sum(len(family(text, add_special_tokens=False).input_ids) for text in english)
     assert np.isclose(scores["pieces_per_word"], pieces / sum(len(text.split()) for text in english))
     assert scores["pieces_per_character"] < 1.01
-
-
-def test_the_average_is_the_mean_and_rejects_other_shapes() -> None:
-    models = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(i)), "n": torch.tensor([i])} for i in range(3)]
-    merged = Uniform()(models, ["a", "b", "c"])
-    assert torch.allclose(merged["w"], (models[0]["w"] + models[1]["w"] + models[2]["w"]) / 3)
-    assert merged["n"].tolist() == [0]
-    with pytest.raises(ModelError, match=r"w \(\(3, 4\) and \(3, 5\)\)"):
-        Uniform()([models[0], models[1] | {"w": torch.zeros(3, 5)}], ["a", "b"])
-    with pytest.raises(ModelError, match="extra"):
-        Uniform()([models[0], models[1] | {"extra": torch.zeros(1)}], ["a", "b"])
 
 
 class Known:
