@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, Objective] = {
     "four directions": InfoNce(
         directions=("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"), partition="joint", focal=0.5, hardness=5.0
     ),
+    "weights and mixtures": InfoNce(progressive=True, mixed_list=True, margin=0.3),
     "nested": Nested(inner=InfoNce(), config=NestedConfig(widths=(8, 4), width_weights=(1.0, 0.5), exits=(1,))),
 }
 
@@ -132,7 +133,7 @@ CELLS = [
     Cell(stage=stage, chunk_tokens=tokens, passes=passes, objective=objective)
     for stage in (0, 1, 2, 3)
     for passes in ("cached", "cached_per_chunk")
-    for tokens, objective in ((ONE, "two directions"), (TWO, "four directions"), (TWO, "nested"), (EACH, "two directions"))
+    for tokens, objective in ((ONE, "two directions"), (TWO, "four directions"), (TWO, "nested"), (EACH, "weights and mixtures"))
 ]
 
 

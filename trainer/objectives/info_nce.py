@@ -5,16 +5,26 @@ With cosines s, temperature tau and candidates C_i, for anchor i with its own do
     l_i = log sum_{x in C_i} exp(s(., x) / tau) - s(q_i, d_i) / tau
 
 Directions add candidates. `query_to_doc`: the documents, seen from q_i; `doc_to_query`: the anchors, seen from d_i;
-`query_to_query` and `doc_to_doc`: the other texts of the same side. With `partition="joint"` all candidates share one sum (the
-improved loss of GTE, Li et al. 2023, arXiv:2308.03281); with `per_direction` each direction has its own, and the loss is their
-mean.
+`query_to_query` and `doc_to_doc`: the other texts of the same side. With `partition="joint"` all candidates share one sum
+(the improved loss of GTE, Li et al. 2023, arXiv:2308.03281); with `per_direction` each direction has its own, and the loss is
+their mean.
 
-Harder negatives count more with `hardness`: alpha * s(., x), without gradient, is added to the logits of negatives (Lan et al.
-2025, arXiv:2503.04812, equation 5; for hard negatives only in EmbeddingGemma, arXiv:2509.20354). Harder pairs count more with
-`focal`: the loss is multiplied by (1 - exp(-l_i)) ** gamma, without gradient (KaLM-Embedding-V2, arXiv:2506.20923).
+Harder negatives count more with `hardness`: alpha * s(., x), without gradient, is added to the logits of negatives (Lan et
+al. 2025, arXiv:2503.04812, equation 5; for hard negatives only in EmbeddingGemma, arXiv:2509.20354). Harder pairs count more
+with `focal`: the loss is multiplied by (1 - exp(-l_i)) ** gamma, without gradient (KaLM-Embedding-V2, arXiv:2506.20923). From
+the same paper, `mixed_pairs` and `mixed_list` add negatives mixed from hard ones (`mixed_negatives`).
 
-Differences from the papers: a text is no negative if it or its partner has the text of d_i or q_i, on any rank. The fp32 logits
-exist for a block of anchors at a time, so that memory does not grow with the product of pairs and candidates.
+`progressive` lets negatives that score above the positive count little at first and more as training proceeds (PEG, Wu et al.
+2023, arXiv:2311.11691): their logits are s (t + s) / tau, where t is the mean cosine of the positives in the batch, and t + s
+has no gradient. PEG publishes no formula; this is that of CurricularFace (Huang et al. 2020, arXiv:2004.00288, equation 5),
+with the mean of a batch, which is large, in place of a moving average, so that a resumed run needs no state.
+
+`margin` leaves out candidates that score above the positive by more than that: they are likely to be positives, too (Qwen3
+Embedding, Zhang et al. 2025, arXiv:2506.05176, section 3; with 0 it is GISTEmbed, arXiv:2402.16829, guided by the model
+itself).
+
+Differences from the papers: a text is no negative if it or its partner has the text of d_i or q_i, on any rank. The fp32
+logits exist for a block of anchors at a time, so that memory does not grow with the product of pairs and candidates.
 """
 
 from __future__ import annotations
@@ -23,6 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import ConfigError
+from trainer.objectives.mixed_negatives import mixed_negatives
 from trainer.objectives.objective import Gathered, Needs, PairVectors
 
 if TYPE_CHECKING:
@@ -52,13 +63,24 @@ class InfoNce:
     """Which negatives `hardness` concerns: those of other pairs, the pair's own, or both."""
     focal: float = 0.0
     """The exponent by which pairs that are already distinguished count less."""
+    progressive: bool = False
+    """Whether negatives that score above the positive count the more, the higher the positives of the batch score."""
+    margin: float | None = None
+    """Candidates whose cosine exceeds the positive's by more than this are no negatives; none is left out when not given."""
+    mixed_pairs: int = 0
+    """Negatives to add for each anchor, each mixed from two of its hard ones."""
+    mixed_list: bool = False
+    """Whether to add a negative mixed from all of an anchor's hard ones."""
 
     def __post_init__(self) -> None:
         same_side = {"query_to_query", "doc_to_doc"} & set(self.directions)
         if self.temperature <= 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}.")
-        if self.hardness < 0 or self.focal < 0:
-            raise ConfigError(f"hardness and focal must be at least 0, got {self.hardness} and {self.focal}.")
+        if min(self.hardness, self.focal, self.mixed_pairs, self.margin or 0.0) < 0:
+            raise ConfigError(
+                f"hardness, focal, mixed_pairs and margin must be at least 0, got {self.hardness}, {self.focal}, "
+                f"{self.mixed_pairs} and {self.margin}."
+            )
         if unknown := [name for name in self.directions if name not in DIRECTIONS]:
             raise ConfigError(f"{unknown[0]!r} is no direction.", "directions", f"Choose from {', '.join(DIRECTIONS)}.")
         if "query_to_doc" not in self.directions or len(set(self.directions)) < len(self.directions):
@@ -70,7 +92,8 @@ class InfoNce:
 
     @property
     def needs(self) -> Needs:
-        return Needs(vectors=True, all_anchors=len(set(self.directions) & {"doc_to_query", "query_to_query"}) > 0)
+        of_anchors = {"doc_to_query", "query_to_query"} & set(self.directions)
+        return Needs(vectors=True, all_anchors=self.progressive or len(of_anchors) > 0)
 
     def __call__(self, reps: PairVectors, batch: PairBatch) -> torch.Tensor:
         """The loss of each of this rank's pairs, fp32 [B]; 0 for pairs of weight 0."""
@@ -78,19 +101,38 @@ class InfoNce:
         from torch.utils.checkpoint import checkpoint
 
         rows = torch.arange(len(reps.anchors.own), device=reps.anchors.own.device)
+        level = _mean_positive(reps) if self.progressive else None
+        mixed = self._mixed_logits(reps)
         block = max(1, BLOCK_LOGITS // max(1, len(reps.documents.all)))
         if len(rows) <= block:
-            return self._losses(reps, rows) * batch.weights
-        losses = [checkpoint(self._losses, reps, part, use_reentrant=False) for part in rows.split(block)]
+            return self._losses(reps, rows, level, mixed) * batch.weights
+        blocks = zip(rows.split(block), mixed.split(block), strict=True)
+        losses = [checkpoint(self._losses, reps, part, level, own, use_reentrant=False) for part, own in blocks]
         return torch.cat(losses) * batch.weights
 
-    def _losses(self, reps: PairVectors, rows: torch.Tensor) -> torch.Tensor:
-        """The losses of some of this rank's pairs, fp32 [b]."""
+    def _mixed_logits(self, reps: PairVectors) -> torch.Tensor:
+        """The logits of the mixed negatives, [B, K]; -inf where there is none."""
         import torch
 
-        logits = {direction: self._logits(reps, rows, direction) for direction in self.directions}
+        if not self.mixed_pairs and not self.mixed_list:
+            return reps.anchors.own.new_empty(len(reps.anchors.own), 0)
+        vectors, is_there = mixed_negatives(reps, self.mixed_pairs, self.mixed_list, self.temperature)
+        logits = torch.einsum("bd,bkd->bk", reps.anchors.own, vectors) / self.temperature
+        return logits.masked_fill(~is_there, float("-inf"))
+
+    def _losses(self, reps: PairVectors, rows: torch.Tensor, level: torch.Tensor | None, mixed: torch.Tensor) -> torch.Tensor:
+        """The losses of some of this rank's pairs, fp32 [b].
+
+        Args:
+            level: the mean cosine of the positives, for `progressive`.
+            mixed: the logits of these pairs' mixed negatives.
+        """
+        import torch
+
+        logits = {direction: self._logits(reps, rows, direction, level) for direction in self.directions}
         forward = logits["query_to_doc"]
         own = forward.gather(1, (reps.documents.first + rows)[:, None])[:, 0]
+        logits["query_to_doc"] = torch.cat([forward, mixed], dim=1)
         if self.partition == "joint":
             losses = torch.cat(list(logits.values()), dim=1).logsumexp(dim=1) - own
         else:
@@ -100,7 +142,7 @@ class InfoNce:
             losses = losses * (1 - torch.exp(-losses.detach())).clamp_min(0) ** self.focal
         return losses
 
-    def _logits(self, reps: PairVectors, rows: torch.Tensor, direction: str) -> torch.Tensor:
+    def _logits(self, reps: PairVectors, rows: torch.Tensor, direction: str, level: torch.Tensor | None) -> torch.Tensor:
         """The logits of a direction's candidates, fp32 [b, N]; -inf where one is no negative."""
         import torch
 
@@ -108,19 +150,34 @@ class InfoNce:
         sides: dict[str, Gathered] = {"query": reps.anchors, "doc": reps.documents}
         seen_from, candidates = sides[near], sides[far]
         cosines = seen_from.own[rows] @ candidates.all.T
-        own_pair = seen_from.owners[seen_from.first + rows][:, None]
-        is_own_pair = candidates.owners[None] == own_pair
+        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+        positive = (reps.anchors.own[rows] * reps.documents.own[rows]).sum(dim=1, keepdim=True).detach()
+        is_own_pair = candidates.owners[None] == seen_from.owners[seen_from.first + rows][:, None]
         places = torch.arange(len(candidates.all), device=rows.device)
         is_positive = (places[None] == candidates.first + rows[:, None]) & (near != far)
-        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
         logits = cosines / self.temperature
+        if level is not None:
+            above = (cosines.detach() > positive) & ~is_positive
+            logits = torch.where(above, level + cosines.detach(), 1.0) * logits
         if self.hardness and direction == "query_to_doc":
             concerned = {"in_batch": ~is_own_pair, "hard": is_own_pair & ~is_positive, "all": ~is_positive}[self.hardness_of]
             logits = logits + self.hardness * cosines.detach() * concerned
         hidden = _same_texts(seen_from, seen_from.first + rows, candidates) | (candidates.weights <= 0)[None]
         if near == far:
             hidden = hidden | is_own_pair
+        if self.margin is not None:
+            hidden = hidden | (cosines.detach() > positive + self.margin)
         return logits.masked_fill(hidden & ~is_positive, float("-inf"))
+
+
+def _mean_positive(reps: PairVectors) -> torch.Tensor:
+    """The mean cosine of the positives of all ranks, without gradient."""
+    count = len(reps.anchors.own)  # of every rank, whose documents begin with its positives
+    ranks = len(reps.anchors.all) // count
+    positives = reps.documents.all.unflatten(0, (ranks, -1))[:, :count].flatten(0, 1)
+    weights = reps.anchors.weights
+    cosines = (reps.anchors.all * positives).sum(dim=1).detach()
+    return (cosines * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def _same_texts(seen_from: Gathered, rows: torch.Tensor, candidates: Gathered) -> torch.Tensor:

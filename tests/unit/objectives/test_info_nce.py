@@ -1,6 +1,7 @@
 """Losses against their formulas, and the gathered gradient against one process with the whole batch."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.batch import PairBatch
@@ -18,6 +22,7 @@ from trainer.models.dual_encoder import DualEncoder
 from trainer.models.packed_lm import bits_per_byte
 from trainer.objectives import info_nce
 from trainer.objectives.info_nce import InfoNce
+from trainer.objectives.mixed_negatives import mixed_negatives
 from trainer.objectives.objective import NO_PARTNER, Gathered, PairVectors
 
 PAIRS, WIDTH = 6, 8
@@ -125,7 +130,9 @@ def test_padding_is_no_negative() -> None:
 
 
 def test_blocks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = InfoNce(directions=ALL, partition="joint", focal=0.5, hardness=2.0)
+    objective = InfoNce(
+        directions=ALL, partition="joint", focal=0.5, hardness=2.0, progressive=True, margin=0.3, mixed_list=True
+    )
     gradients = []
     for logits in (1 << 24, 25):
         monkeypatch.setattr(info_nce, "BLOCK_LOGITS", logits)
@@ -142,6 +149,120 @@ def test_the_focal_weight_is_what_is_left_of_the_probability() -> None:
     assert torch.allclose(focal, (1 - torch.exp(-plain)) ** 0.5 * plain, atol=1e-12)
 
 
+@pytest.mark.parametrize(("negatives", "directions"), [(0, ("query_to_doc", "query_to_query", "doc_to_doc")), (1, ALL[:2])])
+def test_a_margin_of_nothing_is_gistembed_with_itself_as_the_guide(negatives: int, directions: tuple[str, ...]) -> None:
+    """With a hard negative without doc_to_doc: theirs compares positives with positives only."""
+    from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+
+    class Guided(Stub):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})))
+        max_seq_length = 8
+
+    columns = [vectors(PAIRS, seed) for seed in range(2 + negatives)]
+    theirs_of = GISTEmbedLoss(Guided(), guide=Guided(), temperature=0.05, contrast_positives="doc_to_doc" in directions)  # type: ignore[arg-type]
+    theirs = theirs_of([{"v": column} for column in columns], None)  # type: ignore[arg-type]
+    reps = gathered_pairs(
+        columns[0], torch.cat(columns[1:]), list(range(PAIRS)), list(range(100, 100 + PAIRS * (1 + negatives)))
+    )
+    ours = losses(InfoNce(directions=directions, partition="joint", margin=0.0), reps).mean()
+    assert abs(ours - theirs) < 1e-9
+
+
+def gradient(objective: InfoNce, leaves: list[torch.Tensor], reps: PairVectors) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(losses(objective, reps).sum(), leaves))
+
+
+def test_progressive_weights_follow_their_formula_and_have_no_gradient() -> None:
+    leaves = [vectors(PAIRS, 0).requires_grad_(), vectors(2 * PAIRS, 1).requires_grad_()]
+    reps = gathered_pairs(leaves[0], leaves[1], list(range(PAIRS)), list(range(100, 100 + 2 * PAIRS)))
+    objective = InfoNce(directions=("query_to_doc",), progressive=True)
+    cosines = leaves[0] @ leaves[1].T
+    values = cosines.tolist()
+    level = sum(values[i][i] for i in range(PAIRS)) / PAIRS
+    expected, weighted = [], 0
+    for i in range(PAIRS):
+        logits = []
+        for j in range(2 * PAIRS):
+            is_hard = j != i and values[i][j] > values[i][i]
+            weighted += is_hard
+            logits.append(cosines[i, j] * (level + values[i][j] if is_hard else 1.0) / 0.05)
+        expected.append(torch.stack(logits).logsumexp(0) - logits[i])
+    assert weighted > PAIRS
+    assert torch.allclose(losses(objective, reps), torch.stack(expected), atol=1e-12)
+    theirs = torch.autograd.grad(torch.stack(expected).sum(), leaves)
+    for own, other in zip(gradient(objective, leaves, reps), theirs, strict=True):
+        assert torch.allclose(own, other, atol=1e-12)
+
+
+def ragged_pairs(queries: torch.Tensor, documents: torch.Tensor, counts: list[int]) -> PairVectors:
+    """Pairs of one rank, pair i with counts[i] hard negatives."""
+    pairs = len(queries)
+    owners = torch.cat([torch.arange(pairs), torch.arange(pairs).repeat_interleave(torch.tensor(counts))])
+    reps = gathered_pairs(queries, documents, list(range(pairs)), list(range(100, 100 + len(documents))))
+    return reps._replace(documents=reps.documents._replace(owners=owners))
+
+
+def test_mixtures_of_two_lie_between_negatives_of_the_same_anchor() -> None:
+    """Only anchors with two hard negatives have any; without gradient, a mixture is a point of the arc between two of them."""
+    counts = [0, 1, 2, 4, 0, 3]
+    documents = vectors(PAIRS + sum(counts), 1)
+    mixed, is_there = mixed_negatives(ragged_pairs(vectors(PAIRS, 0), documents, counts), 5, False, 0.05)
+    assert is_there.all(dim=1).tolist() == [count >= 2 for count in counts]
+    assert not is_there[[0, 1, 4]].any()
+    start = PAIRS
+    for row, count in enumerate(counts):
+        own = documents[start : start + count]
+        start += count
+        for vector in mixed[row] if count >= 2 else ():
+            assert float(vector.norm()) == pytest.approx(1)
+            fits = [torch.linalg.lstsq(own[[a, b]].T, vector[:, None]) for a in range(count) for b in range(a)]
+            shares = [fit.solution[:, 0] for fit in fits if float(fit.residuals.sum()) < 1e-20]
+            assert any(float(share.min()) > 0 for share in shares)
+
+
+def test_the_mixture_of_all_follows_its_formula() -> None:
+    counts = [0, 2, 3, 1, 4, 2]
+    queries, documents = vectors(PAIRS, 0), vectors(PAIRS + sum(counts), 1)
+    plain, mixed = (
+        losses(InfoNce(directions=("query_to_doc",), mixed_list=flag), ragged_pairs(queries, documents, counts))
+        for flag in (False, True)
+    )
+    start = PAIRS
+    for row, count in enumerate(counts):
+        own = documents[start : start + count]
+        start += count
+        added = 0.0
+        if count >= 2:
+            total = torch.softmax(own @ queries[row] / 0.05, dim=0) @ own
+            added = math.exp(float(queries[row] @ total / total.norm()) / 0.05)
+        positive = math.exp(float(queries[row] @ documents[row]) / 0.05)
+        before = positive * math.exp(float(plain[row]))  # the sum of all candidates
+        assert float(mixed[row]) == pytest.approx(math.log((before + added) / positive), abs=1e-9)
+
+
+def test_negatives_that_are_positives_are_not_mixed() -> None:
+    counts, documents = [2, 3, 0, 0, 0, 0], vectors(PAIRS + 5, 1)
+    reps = ragged_pairs(vectors(PAIRS, 0), documents, counts)
+    keys = reps.documents.keys.clone()
+    keys[PAIRS], keys[PAIRS + 2] = 100, 1  # a negative with the text of its positive, and one with that of its anchor
+    _, is_there = mixed_negatives(reps._replace(documents=reps.documents._replace(keys=keys)), 1, False, 0.05)
+    assert is_there[:, 0].tolist() == [False, True, False, False, False, False]
+
+
+def test_the_gradient_of_a_mixture_reaches_the_negatives() -> None:
+    counts = [2] * PAIRS
+    leaves = [vectors(PAIRS, 0).requires_grad_(), vectors(3 * PAIRS, 1).requires_grad_()]
+    objective = InfoNce(directions=("query_to_doc",), mixed_pairs=2, mixed_list=True)
+
+    def value(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        own = torch.nn.functional.normalize(documents, dim=1)
+        reps = ragged_pairs(torch.nn.functional.normalize(queries, dim=1), own, counts)
+        return mixed_negatives(reps, 2, False, 0.05)[0].sum() + losses(replace(objective, mixed_list=False), reps).sum()
+
+    assert torch.autograd.gradcheck(value, leaves)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -150,6 +271,7 @@ def test_the_focal_weight_is_what_is_left_of_the_probability() -> None:
         ({"directions": ("query_to_doc", "doc_to_quary")}, "'doc_to_quary' is no direction. Choose from query_to_doc"),
         ({"directions": ALL}, r"(doc_to_doc|query_to_query) has no positive of its own. Set partition=joint"),
         ({"hardness": -1.0}, "at least 0"),
+        ({"margin": -0.1}, "margin must be at least 0"),
     ],
 )
 def test_settings_that_make_no_loss_are_refused(settings: dict[str, Any], message: str) -> None:
