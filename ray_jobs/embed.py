@@ -19,6 +19,7 @@ from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
 from trainer.embedder import EmbedderSpec
 from trainer.models.pooling import pooling_name
+from trainer.objectives.combined import Combined
 from trainer.objectives.nested import Nested
 from trainer.objectives.objective import Objective
 from trainer.tasks import heldout_pairs
@@ -50,14 +51,15 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
 
 def _objective(settings: EmbedConfig) -> Objective:
     """The objective of the configuration, at all of its widths and exits."""
-    inner = getattr(settings.objectives, settings.objective)
+    parts = [getattr(settings.objectives, name) for name in settings.losses]
+    inner = parts[0] if len(parts) == 1 else Combined(parts=tuple((part, getattr(part, "weight", 1.0)) for part in parts))
     return Nested(inner=inner, config=settings.nested) if settings.nested.is_used else inner
 
 
 def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     """The rows of the tables that decide the result, and their settings."""
-    objective, builder = settings.objective, settings.builder
-    chosen = tables.identity("objective", objective, getattr(settings.objectives, objective), default="info_nce")
+    builder = settings.builder
+    chosen = tables.identities("objective", {name: getattr(settings.objectives, name) for name in settings.losses}, "info_nce")
     if settings.nested.is_used:
         chosen["nested"] = artifact.identity(settings.nested)
     if given_pairs:

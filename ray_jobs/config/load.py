@@ -154,13 +154,14 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def _normalise(given: Any) -> Any:
-    """Names chains of methods, `aligned+focus` for `[aligned, focus]`, and makes a number that is `auto` null."""
+    """Names chains of methods and losses, `aligned+focus` for `[aligned, focus]`, and makes a number that is `auto` null."""
     if not OmegaConf.is_dict(given):
         return given
     if given.get("workers") == AUTO:
         given.workers = None
-    if OmegaConf.is_list(given.get("method")):
-        given.method = "+".join(map(str, given.method))
+    for section, name in ((given, "method"), (given.get("embed"), "objective")):
+        if OmegaConf.is_dict(section) and OmegaConf.is_list(section.get(name)):
+            section[name] = "+".join(map(str, section[name]))
     compared = given.get("compare")
     if OmegaConf.is_dict(compared) and OmegaConf.is_list(compared.get("methods")):
         compared.methods = ["+".join(map(str, one)) if OmegaConf.is_list(one) else one for one in compared.methods]

@@ -163,7 +163,8 @@ class EmbedConfig:
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch_size=256, learning_rate=5e-5))
     objective: str = field(default="info_nce", metadata={"identity": False})
-    """The loss, one of those that learn from vectors: info_nce."""
+    """The loss, or a sum of several such as `[info_nce, score_kl]`: info_nce; dse, margin_mse and score_kl follow the scores of
+    a teacher in the pairs, embedding_distillation follows the vectors of `embed.teacher`."""
     objectives: ObjectiveSettings = field(default_factory=ObjectiveSettings, metadata={"identity": False})
     nested: NestedConfig = field(default_factory=NestedConfig, metadata={"identity": False})
     builder: str = field(default="simcse", metadata={"identity": False})
@@ -184,6 +185,9 @@ class EmbedConfig:
     """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None
     """A model folder that `scion embed` trains in place of the pretrained model."""
+    teacher: str | None = field(default=None, metadata={"identity": False})
+    """An embedder whose vectors the loss embedding_distillation follows, a folder or hub name, of any architecture and
+    vocabulary. Every text of the pairs is encoded by it once, before the training."""
     actors: int = field(default=2, metadata={"identity": False})
     """Actors that tokenize the pairs; the shards are the same for any number."""
 
@@ -191,7 +195,11 @@ class EmbedConfig:
         if self.max_length < 4 or self.heldout_pairs < 1:
             raise ConfigError("embed needs max_length of at least 4 and heldout_pairs of at least 1.")
         vector_losses = {name: entry for name, entry in OBJECTIVES.items() if entry.config().needs.vectors}
-        tables.check(self.objective, vector_losses, "embed.objective")
+        for name in self.losses:
+            tables.check(name, vector_losses, "embed.objective")
+        if len(set(self.losses)) < len(self.losses):
+            raise ConfigError(f"{self.objective} names a loss twice.", "embed.objective", "Name it once, and set its weight.")
+        self._check_teacher()
         tables.check(self.builder, BUILDERS, "embed.builder")
         pooling_name(self.pooling)
         if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:
@@ -206,6 +214,20 @@ class EmbedConfig:
                 "embed.train.micro_batch",
                 "Leave it out; embed.chunk_tokens bounds the memory.",
             )
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The rows of the table of objectives whose losses are added."""
+        return tuple(self.objective.split("+"))
+
+    def _check_teacher(self) -> None:
+        """Checks that there is a teacher exactly where a loss follows its vectors; else raises ConfigError."""
+        followed = [name for name in self.losses if OBJECTIVES[name].config().needs.teacher]
+        if followed and self.teacher is None:
+            raise ConfigError(f"{followed[0]} follows a teacher's vectors.", "embed.teacher", "Name the teacher's folder.")
+        if self.teacher is not None and not followed:
+            fix = "Leave it out, or set embed.objective=[info_nce, embedding_distillation]."
+            raise ConfigError("no loss follows a teacher's vectors.", "embed.teacher", fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

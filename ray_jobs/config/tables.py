@@ -42,5 +42,10 @@ def identity(key: str, name: str, settings: Any, default: str) -> dict[str, Any]
     The default's settings stand alone, as in artefacts from before the table. Any other row names itself around its settings,
     which may be called as keys of the section are.
     """
-    own = artifact.identity(settings)
-    return own if name == default else {key: {name: own}}
+    return identities(key, {name: settings}, default)
+
+
+def identities(key: str, chosen: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """As `identity`, of several rows by name."""
+    own = {name: artifact.identity(settings) for name, settings in chosen.items()}
+    return own[default] if list(own) == [default] else {key: own}

@@ -38,7 +38,9 @@ def inputs(needs: Needs, seed: int = 0) -> tuple[Any, Any, list[torch.Tensor]]:
         Gathered(anchors, anchors, pairs, 100 + pairs, pairs, torch.ones(B), 0),
         Gathered(documents, documents, texts, partners, owners, torch.ones(D), 0),
     ]
-    return PairVectors(*sides), SimpleNamespace(weights=torch.ones(B)), [anchors, documents]
+    scores, teacher = torch.randn(D, generator=generator), torch.randn(B + D, H, generator=generator)
+    batch = SimpleNamespace(weights=torch.ones(B), owners=owners, scores=scores, teacher=teacher)
+    return PairVectors(*sides), batch, [anchors, documents]
 
 
 def test_it_names_what_it_needs(objective: Objective) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.objectives.objective import PairVectors
+from trainer.objectives.own_documents import by_pair
 
 if TYPE_CHECKING:
     import torch
@@ -60,14 +61,11 @@ def _by_anchor(reps: PairVectors) -> tuple[torch.Tensor, torch.Tensor]:
     keys = documents.keys[mine]
     texts = [column[anchors.first : anchors.first + count][rows_safe] for column in (anchors.keys, anchors.partners)]
     usable = (documents.weights[mine] > 0) & (keys != texts[0]) & (keys != texts[1])
-    rows, places = rows_safe[usable], (count + torch.arange(len(rows), device=rows.device))[usable]
-    counts = torch.bincount(rows, minlength=count)
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    most = max(2, int(counts.max())) if len(rows) else 2
-    is_there = torch.arange(most, device=rows.device)[None] < counts[:, None]
-    table = torch.zeros(count, most, dtype=torch.int64, device=rows.device)
-    table[rows, slots] = places
-    return documents.own[table] * is_there[..., None], is_there
+    table, is_there = by_pair(rows_safe[usable], count)
+    vectors = documents.own[count:][usable]
+    if table.shape[1] < 2:  # nobody has two to mix
+        return vectors.new_zeros(count, 2, vectors.shape[1]), torch.zeros(count, 2, dtype=torch.bool, device=keys.device)
+    return vectors[table] * is_there[..., None], is_there
 
 
 def _pair_sums(negatives: torch.Tensor, is_there: torch.Tensor, pairs: int) -> torch.Tensor:

@@ -23,6 +23,10 @@ class Needs:
     """Vectors of this rank's pairs, and the documents of all ranks: `PairVectors`."""
     all_anchors: bool = False
     """The anchors of all ranks as well."""
+    scores: bool = False
+    """A teacher's scores of a pair's documents: `PairBatch.scores`."""
+    teacher: bool = False
+    """A teacher's vectors of all texts: `PairBatch.teacher`."""
     exits: tuple[int, ...] = ()
     """Numbers of layers behind which vectors are taken as well: then they are [n, exits + 1, d], the last layer's last."""
 
