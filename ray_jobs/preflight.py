@@ -81,8 +81,20 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             documents.check(spec, key=key)
         elif spec:
             _check_there(key, spec)
+    if job == "drift":
+        _check_versions(config)
     if config.evaluate.sts is not None and (not table[job].keys or "evaluate" in read):
         documents.check(config.evaluate.sts, key="evaluate.sts")
+
+
+def _check_versions(config: ScionConfig) -> None:
+    """Checks that there are versions of an embedder, and pairs on whose anchors their drift is measured."""
+    if not config.drift.versions:
+        raise ConfigError("there are none.", "drift.versions", "Name embedders, such as {v1: runs/a/embed, v2: runs/b/embed}.")
+    for name, folder in config.drift.versions.items():
+        _check_there(f"drift.versions.{name}", folder)
+    if config.pairs is None:
+        raise ConfigError("the drift is measured on the anchors of training pairs.", "pairs", "Give pairs=.")
 
 
 def _check_libraries(config: ScionConfig, job: str) -> None:

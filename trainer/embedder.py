@@ -7,10 +7,11 @@ files it uses mean pooling and normalises.
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.batch import batches_by_length, pad_rows
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
+from trainer import query_drift
 from trainer.models import loading
 from trainer.models.exits import first_layers
 from trainer.models.pooling import POOLINGS
+from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
 """Size limit of a weight file in a model folder."""
@@ -61,8 +64,16 @@ class EmbedderSpec:
 class Embedder:
     """A model, its tokenizer and a spec. `encode` gives the same vector for a text in any batch, to 1e-5."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, spec: EmbedderSpec) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        spec: EmbedderSpec,
+        compensations: Mapping[query_drift.Key, Compensation] = MappingProxyType({}),
+    ) -> None:
         self.model = model.eval()
+        self.compensations = compensations
+        """Maps of queries to the spaces of earlier versions, which `scion drift` makes."""
         self.tokenizer = with_padding(tokenizer)
         self.spec = spec
         self._pool = POOLINGS[spec.pooling]
@@ -87,7 +98,7 @@ class Embedder:
                 spec = _spec(folder, model)
             except ConfigError as error:
                 raise ModelError(error.what, folder, error.fix) from error
-            return cls(model, tokenizers.load(folder), spec)
+            return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
 
     def __repr__(self) -> str:
         return f"Embedder({self.model.config.model_type}, {self.spec})"
@@ -109,19 +120,24 @@ class Embedder:
         encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
         return [self._truncate(text.ids) for text in encoded]
 
-    def encode(self, texts: Sequence[str], dimensions: int | None = None, layers: int | None = None) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], dimensions: int | None = None, layers: int | None = None, index: str | None = None
+    ) -> NDArray[np.float32]:
         """Vectors [n, d] of n texts.
 
         Args:
             dimensions: the width d, one of `dimensions`; the full width when not given.
             layers: how many layers compute them, one of `spec.layers`; all when not given.
+            index: an earlier version of the embedder, whose vectors are in the index that these queries search.
 
         Raises:
-            ConfigError: `texts` is no list of texts, or the embedder was not trained for this width or depth.
+            ConfigError: `texts` is no list of texts, the embedder was not trained for this width or depth, or it knows no
+                such version.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
-        return self.encode_ids(self.tokenize(texts), dimensions, layers)
+        vectors = self.encode_ids(self.tokenize(texts), dimensions, layers)
+        return vectors if index is None else self._compensation(index, vectors.shape[1], layers).queries(vectors)
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], dimensions: int | None = None, layers: int | None = None
@@ -168,6 +184,7 @@ class Embedder:
             _write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
             _write(folder, "1_Pooling/config.json", pooling)
             _write(folder, "embed.json", asdict(self.spec))
+            query_drift.save(folder, self.compensations)
 
     def _truncate(self, ids: list[int]) -> list[int]:
         limit = self.spec.max_length
@@ -175,6 +192,18 @@ class Embedder:
             return ids
         ends_with_special = ids[-1] in self.tokenizer.all_special_ids
         return ids[: limit - 1] + ids[-1:] if ends_with_special else ids[:limit]
+
+    def _compensation(self, index: str, width: int, layers: int | None) -> Compensation:
+        """The map of queries to the space of an earlier version.
+
+        Raises:
+            ConfigError: there is none for this version, width and depth.
+        """
+        if (index, width, layers) not in self.compensations:
+            known = sorted({version for version, *rest in self.compensations if rest == [width, layers]})
+            fix = f"Ask for one of: {', '.join(known)}." if known else "Make it with `scion drift`."
+            raise ConfigError(f"this embedder cannot search an index of {index!r}.", "index", fix)
+        return self.compensations[index, width, layers]
 
     def _model_of(self, layers: int | None) -> PreTrainedModel:
         """The model without the layers behind the first `layers`."""

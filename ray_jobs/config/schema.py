@@ -268,6 +268,25 @@ class EvaluateConfig:
             tables.check(name, METRICS, "evaluate.metrics")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftConfig:
+    """From versions of an embedder to one whose queries search the indexes of all earlier ones."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """Folders of embedders by the names of their versions, the oldest first, such as `{v1: runs/a/embed, v2: runs/b/embed}`;
+    the last one is the embedder that will be served."""
+    kind: Literal["mean", "ridge", "procrustes"] = "mean"
+    """How the new queries are moved to the old vectors: by the mean difference, by a linear map, or by a rotation."""
+    queries: int = 10_000
+    """Anchors of pairs= on which the move is fitted; all if there are fewer."""
+
+    def __post_init__(self) -> None:
+        if len(self.versions) == 1 or any("/" in name or not name for name in self.versions):
+            raise ConfigError("give two versions or more, and names without a slash.", "drift.versions")
+        if self.queries < 1:
+            raise ConfigError(f"it must be at least 1, got {self.queries}.", "drift.queries")
+
+
 RUN_KEYS = ("method", "transfer", "pretrain")
 """Sections in which the runs of a comparison may differ; all have the same shards."""
 RUN_RULE = f"A run is a section such as {{name: fast, method: focus, pretrain: ...}}, of name and {', '.join(RUN_KEYS)}."
@@ -336,6 +355,7 @@ class ScionConfig:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
 

@@ -133,7 +133,12 @@ CELLS = [
     Cell(stage=stage, chunk_tokens=tokens, passes=passes, objective=objective)
     for stage in (0, 1, 2, 3)
     for passes in ("cached", "cached_per_chunk")
-    for tokens, objective in ((ONE, "two directions"), (TWO, "four directions"), (TWO, "nested"), (EACH, "weights and mixtures"))
+    for tokens, objective in (
+        (ONE, "two directions"),
+        (TWO, "four directions"),
+        (TWO, "nested"),
+        (EACH, "weights and mixtures"),
+    )
 ]
 
 

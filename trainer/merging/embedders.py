@@ -148,6 +148,7 @@ def scratch(uri: str) -> Iterator[Embedder]:
         OSError: the temporary folder has no room for the weights.
     """
     embedder = open_mapped(uri)
+    embedder.compensations = {}  # the merged model drifts otherwise
     with tempfile.TemporaryDirectory(prefix="scion-merge-") as folder:
         for number, tensor in enumerate(_unique(embedder).values()):
             if tensor.is_floating_point():

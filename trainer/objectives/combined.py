@@ -26,7 +26,9 @@ class Combined:
         needs = [part.needs for part, _ in self.parts]
         return Needs(
             vectors=True,
-            **{name: any(getattr(each, name) for each in needs) for name in ("all_anchors", "scores", "teacher")},
+            all_anchors=any(each.all_anchors for each in needs),
+            scores=any(each.scores for each in needs),
+            teacher=any(each.teacher for each in needs),
         )
 
     def __call__(self, reps: PairVectors, batch: PairBatch) -> torch.Tensor:
