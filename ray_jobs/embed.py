@@ -137,6 +137,7 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
     if config.pairs is not None:
         training = pairs.load(config.pairs, cache, key="pairs")
         pairs.check_disjoint(training, testing)
+        pairs.check_learnable(training)
         return training
     settings = config.embed.train
     builder = getattr(config.embed.builders, config.embed.builder)

@@ -41,6 +41,10 @@ class PairBatch:
         self.negative_keys = torch.tensor([key for row in table["negative_keys"].to_pylist() for key in row], dtype=torch.int64)
         self.owners = torch.cat([torch.arange(len(table)), torch.arange(len(table)).repeat_interleave(counts)])
         """int [D], the pair of each document."""
+        self.scores = _scores(table, counts)
+        """fp32 [D], a teacher's score of each document for its pair's anchor; NaN where missing."""
+        self.in_batch = _in_batch(table)
+        """bool [B], whether a pair shares documents with others: if not, its candidates are its own documents only."""
 
         is_real = torch.cat([self.weights, self.weights[self.owners]]) > 0
         lengths = torch.tensor([len(text) for text in texts])[is_real]
@@ -100,6 +104,21 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Chunk:
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     ids[mask] = np.concatenate([row or [pad] for row in rows])
     return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def _scores(table: pa.Table, counts: torch.Tensor) -> torch.Tensor:
+    """The scores of the positives, then of all hard negatives, fp32 [D]; NaN in shards from before there were scores."""
+    if "positive_score" not in table.column_names:
+        return torch.full((len(table) + int(counts.sum()),), float("nan"))
+    scores = [*table["positive_score"].to_pylist(), *(one for row in table["negative_scores"].to_pylist() for one in row)]
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def _in_batch(table: pa.Table) -> torch.Tensor:
+    """Whether each pair shares candidates, bool [B]; all in shards from before there was the column."""
+    if "in_batch" not in table.column_names:
+        return torch.ones(len(table), dtype=torch.bool)
+    return torch.tensor(table["in_batch"].to_pylist(), dtype=torch.bool)
 
 
 def _int64(column: Any) -> torch.Tensor:

@@ -23,7 +23,7 @@ def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, act
     """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest."""
     jobs = [
         {
-            "texts": [column[start : start + _SHARD_PAIRS] for column in (pairs.anchors, pairs.positives, pairs.negatives)],
+            "pairs": pairs.take(range(start, min(start + _SHARD_PAIRS, len(pairs)))),
             "path": f"{STREAM}/part-{number:05d}.parquet",
             "folder": folder,
             "max_length": max_length,
@@ -45,15 +45,15 @@ def text_key(text: str) -> int:
 
 def write_shard(job: dict[str, Any]) -> Shard:
     """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
-    anchors, positives, negatives = job["texts"]
-    table = tokenize_pairs(anchors, positives, negatives, load_tokenizer(job["uri"]), job["max_length"])
+    pairs: Pairs = job["pairs"]
+    table = tokenize_pairs(pairs, load_tokenizer(job["uri"]), job["max_length"])
     sha256 = format.write(storage.join(job["folder"], job["path"]), table)
     return Shard(
         path=job["path"],
         rows=len(table),
         tokens=sum(pc.sum(pc.list_value_length(table[side])).as_py() for side in ("anchor", "positive")),
         text_tokens=0,
-        text_bytes=sum(len(text.encode()) for text in [*anchors, *positives]),
+        text_bytes=sum(len(text.encode()) for text in [*pairs.queries, *pairs.positives]),
         padding=0,
         documents=len(table),
         cut=0,
@@ -61,19 +61,24 @@ def write_shard(job: dict[str, Any]) -> Shard:
     )
 
 
-def tokenize_pairs(
-    anchors: list[str], positives: list[str], negatives: list[list[str]], tokenizer: PreTrainedTokenizerFast, max_length: int
-) -> pa.Table:
-    """The pairs as rows of token ids, with the keys of their texts."""
+def tokenize_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_length: int) -> pa.Table:
+    """The pairs as rows of token ids, with the keys and scores of their texts.
+
+    An anchor's ids begin with its prompt; its key is that of the anchor alone, so that it is recognised among the documents.
+    """
     kind = pa.list_(pa.int32())
+    negatives = [token_ids(tokenizer, texts, max_length) for texts in pairs.negatives]
     return pa.table(
         {
-            "anchor": pa.array(token_ids(tokenizer, anchors, max_length), kind),
-            "positive": pa.array(token_ids(tokenizer, positives, max_length), kind),
-            "negatives": pa.array([token_ids(tokenizer, row, max_length) for row in negatives], pa.list_(kind)),
-            "anchor_key": pa.array([text_key(text) for text in anchors], pa.int64()),
-            "positive_key": pa.array([text_key(text) for text in positives], pa.int64()),
-            "negative_keys": pa.array([[text_key(text) for text in row] for row in negatives], pa.list_(pa.int64())),
+            "anchor": pa.array(token_ids(tokenizer, pairs.queries, max_length), kind),
+            "positive": pa.array(token_ids(tokenizer, pairs.positives, max_length), kind),
+            "negatives": pa.array(negatives, pa.list_(kind)),
+            "anchor_key": pa.array([text_key(text) for text in pairs.anchors], pa.int64()),
+            "positive_key": pa.array([text_key(text) for text in pairs.positives], pa.int64()),
+            "negative_keys": pa.array([[text_key(text) for text in texts] for texts in pairs.negatives], pa.list_(pa.int64())),
+            "positive_score": pa.array(pairs.positive_scores, pa.float32()),
+            "negative_scores": pa.array(pairs.negative_scores, pa.list_(pa.float32())),
+            "in_batch": pa.array(pairs.in_batch, pa.bool_()),
         }
     )
 

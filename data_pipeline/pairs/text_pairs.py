@@ -1,62 +1,125 @@
-"""Text pairs for contrastive training and retrieval: `anchor`, `positive`, optional `negatives`, `lang` and `id`."""
+"""Text pairs for contrastive training and retrieval.
 
+A row of a file has `anchor`, one `positive` or several `positives`, and optionally `negatives`, `positive_score` (or
+`positive_scores`), `negative_scores`, `task`, `prompt`, `in_batch_negatives`, `lang` and `id`.
+"""
+
+import math
 from collections import Counter
-from dataclasses import dataclass, field
-
-import pyarrow as pa
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 
 from data_pipeline.errors import DataError
+from data_pipeline.pairs import rows
+from data_pipeline.pairs.rows import Pair
 from data_pipeline.sources import documents
-from data_pipeline.text.clean import clean
 from data_pipeline.text.reserved import ReservedSentences
 
 _MAX_LISTED = 20
 """Most ids in a message."""
+_COLUMNS = tuple(name for name in rows.KINDS if name != "anchor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Cleaned pairs as parallel lists. `negatives[i]` is empty if pair i has none."""
+    """Cleaned pairs as parallel lists. Columns that are not given get their defaults, except `langs`."""
 
     ids: list[str]
     anchors: list[str]
+    """Without prompts."""
     positives: list[str]
     negatives: list[list[str]]
+    """An empty list for a pair without hard negatives."""
     langs: list[str] = field(default_factory=list)
     """Language of each pair's new side; `und` if it has none."""
+    positive_scores: list[float] = field(default_factory=list)
+    """A teacher's score of each pair; NaN where missing."""
+    negative_scores: list[list[float]] = field(default_factory=list)
+    """The same for each hard negative."""
+    tasks: list[str] = field(default_factory=list)
+    """The task that a pair is of; empty for none."""
+    prompts: list[str] = field(default_factory=list)
+    """What stands in front of the anchor when a model reads it."""
+    in_batch: list[bool] = field(default_factory=list)
+    """Whether documents of other pairs are negatives of this one, and its documents are theirs."""
+
+    def __post_init__(self) -> None:
+        count = len(self.anchors)
+        self.positive_scores.extend([math.nan] * (count - len(self.positive_scores)))
+        missing = self.negatives[len(self.negative_scores) :]
+        self.negative_scores.extend([math.nan] * len(texts) for texts in missing)
+        self.tasks.extend([""] * (count - len(self.tasks)))
+        self.prompts.extend([""] * (count - len(self.prompts)))
+        self.in_batch.extend([True] * (count - len(self.in_batch)))
 
     def __len__(self) -> int:
         return len(self.anchors)
+
+    @classmethod
+    def of(cls, pairs: Iterable[Pair]) -> "Pairs":
+        """The pairs as columns, in their order."""
+        columns = tuple(zip(*pairs, strict=True)) or ((),) * len(Pair._fields)
+        names = (_PLURALS.get(name, f"{name}s") for name in Pair._fields)
+        return cls(**{name: list(column) for name, column in zip(names, columns, strict=True)})
+
+    @property
+    def queries(self) -> list[str]:
+        """The anchors with their prompts, as a model reads them."""
+        return [prompt + anchor for prompt, anchor in zip(self.prompts, self.anchors, strict=True)]
+
+    def take(self, places: Sequence[int]) -> "Pairs":
+        """Some of the pairs, in the order of `places`."""
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        return Pairs(**{name: [values[place] for place in places] if values else [] for name, values in columns.items()})
+
+
+_PLURALS = {"negatives": "negatives", "negative_scores": "negative_scores", "in_batch": "in_batch"}
 
 
 def load(spec: str | None, cache: str, *, key: str) -> Pairs:
     """Reads and cleans the pairs at `spec`; empty if `spec` is None.
 
     Raises:
-        DataError: no file, a column that is missing or not text, a repeated id, or no pair left.
+        DataError: no file, a column that is missing or of another type, scores that do not match their texts, a repeated id,
+            or no pair left.
     """
-    pairs = Pairs(ids=[], anchors=[], positives=[], negatives=[])
     if spec is None:
-        return pairs
-    for unit in documents.units(documents.resolve(spec, cache, key=key)):
-        table = documents.read(unit, ("anchor", "positive"), ("negatives", "id", "lang"), key=key)
-        _check_types(table, f"{key}={unit.path}")
-        for number, row in enumerate(table.to_pylist()):
-            anchor, positive = clean(row["anchor"] or ""), clean(row["positive"] or "")
-            if not anchor or not positive:
-                continue
-            name = row.get("id")
-            pairs.langs.append(str(row.get("lang") or "und"))
-            # The key keeps the ids of train/pairs.jsonl and test/pairs.jsonl apart.
-            pairs.ids.append(f"{key}/{documents.row_id(unit, number)}" if name is None else str(name))
-            pairs.anchors.append(anchor)
-            pairs.positives.append(positive)
-            pairs.negatives.append([text for text in map(clean, filter(None, row.get("negatives") or [])) if text])
+        return Pairs.of([])
+    pairs = Pairs.of(_read(spec, cache, key))
     if not pairs.ids:
         raise DataError("no pair with text on both sides.", f"{key}={spec}", "Give rows with `anchor` and `positive`.")
     if repeated := next((name for name, count in Counter(pairs.ids).items() if count > 1), None):
         raise DataError(f"the id {repeated!r} occurs more than once.", f"{key}={spec}", "Give each pair its own id.")
     return pairs
+
+
+def _read(spec: str, cache: str, key: str) -> Iterator[Pair]:
+    """The pairs of all rows of all files."""
+    for unit in documents.units(documents.resolve(spec, cache, key=key)):
+        table = documents.read(unit, ("anchor",), (*_COLUMNS, "id", "lang"), key=key)
+        if len(table) and not {"positive", "positives"} & set(table.column_names):
+            raise DataError("column positive is missing.", f"{key}={unit.path}", f"{key} needs anchor and positive.")
+        rows.check_types(table, f"{key}={unit.path}")
+        for number, row in enumerate(table.to_pylist()):
+            # The key keeps the ids of train/pairs.jsonl and test/pairs.jsonl apart.
+            name = f"{key}/{documents.row_id(unit, number)}" if row.get("id") is None else str(row["id"])
+            yield from rows.pairs_of(row, name, f"{key}={unit.path}, the row {name}")
+
+
+def check_learnable(pairs: Pairs) -> None:
+    """Refuses pairs that teach nothing: no negatives of their own, and none from the batch.
+
+    Raises:
+        DataError: names them.
+    """
+    rows_of = zip(pairs.ids, pairs.negatives, pairs.in_batch, strict=True)
+    if empty := [name for name, negatives, in_batch in rows_of if not negatives and not in_batch]:
+        raise DataError(
+            f"{len(empty):,} of {len(pairs):,} pairs have in_batch_negatives=false and no negatives, those with the ids "
+            f"{_first(empty)}.",
+            "pairs",
+            "Give them negatives (`scion mine` finds some), or leave in_batch_negatives out.",
+        )
 
 
 def check_disjoint(train: Pairs, test: Pairs) -> None:
@@ -88,15 +151,3 @@ def check_disjoint(train: Pairs, test: Pairs) -> None:
 def _first(names: list[str]) -> str:
     """The first names, as a message lists them."""
     return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-
-
-def _check_types(table: pa.Table, where: str) -> None:
-    """Checks that anchors and positives hold text, and negatives lists of text; else raises DataError."""
-    for name in ("anchor", "positive", "negatives"):
-        kind = table.schema.field(name).type if name in table.column_names else pa.null()
-        if name == "negatives" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            kind = kind.value_type
-        elif name == "negatives" and not pa.types.is_null(kind):
-            raise DataError(f"column negatives holds {kind}, not lists of text.", where, "Write it as lists of strings.")
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise DataError(f"column {name} holds {kind}, not text.", where, "Write it as a column of strings.")

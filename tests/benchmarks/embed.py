@@ -52,6 +52,7 @@ def ours(count: int) -> float:
 
     from data_pipeline.pairs.batch import PairBatch
     from data_pipeline.pairs.shards import tokenize_pairs
+    from data_pipeline.pairs.text_pairs import Pairs
     from data_pipeline.shards.build import load_tokenizer
     from trainer.config.train import TrainConfig
     from trainer.embedder import EmbedderSpec
@@ -65,7 +66,8 @@ def ours(count: int) -> float:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     anchors, positives = map(list, zip(*sample_pairs(count), strict=True))
     tokenizer = load_tokenizer(model_folder())
-    table = tokenize_pairs(anchors, positives, [[]] * count, tokenizer, LENGTH)
+    pairs = Pairs(ids=anchors, anchors=anchors, positives=positives, negatives=[[]] * count)
+    table = tokenize_pairs(pairs, tokenizer, LENGTH)
     table = table.append_column("stream", pa.array([0] * count)).append_column("weight", pa.array([1.0] * count))
     objective = InfoNce(directions=("query_to_doc",))
     task = ContrastiveTask(model_uri=model_folder(), spec=EmbedderSpec(max_length=LENGTH), objective=objective)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.pairs.shards import STREAM, write_shard
+from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.cli import main
@@ -171,10 +172,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def pair_shards(pairs: list[dict[str, str]], tokenizer_uri: str, folder: str, max_length: int = 16) -> Manifest:
     """Shards of pairs as `data_pipeline.pairs.shards.build` writes them, without Ray."""
-    texts = [[row[side] for row in pairs] for side in ("anchor", "positive")]
+    anchors, positives = ([row[side] for row in pairs] for side in ("anchor", "positive"))
     path = f"{STREAM}/part-00000.parquet"
-    negatives: list[list[str]] = [[] for _ in pairs]
-    job = {"texts": [*texts, negatives], "path": path, "folder": folder, "max_length": max_length, "uri": tokenizer_uri}
+    columns = Pairs(ids=list(map(str, range(len(pairs)))), anchors=anchors, positives=positives, negatives=[[] for _ in pairs])
+    job = {"pairs": columns, "path": path, "folder": folder, "max_length": max_length, "uri": tokenizer_uri}
     manifest = Manifest(length=0, vocab_size=1, tokenizer="", streams={STREAM: (write_shard(job),)})
     manifest.save(folder)
     return manifest

@@ -47,7 +47,8 @@ class Run:
         tokenizer = load_tokenizer(self.task.model_uri)
         rows = self.rows[rank:TRAINED:world]
         anchors, positives = ([row[side] for row in rows] for side in ("anchor", "positive"))
-        table = tokenize_pairs(anchors, positives, [[] for _ in rows], tokenizer, 24)
+        pairs = Pairs(ids=list(map(str, rows)), anchors=anchors, positives=positives, negatives=[[] for _ in rows])
+        table = tokenize_pairs(pairs, tokenizer, 24)
         table = table.append_column("stream", pa.array([0] * len(rows))).append_column("weight", pa.array([1.0] * len(rows)))
         return PairBatch(table, int(tokenizer.pad_token_id))
 

@@ -35,7 +35,7 @@ class Isotropy:
 
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Sides, dict[str, Sides]]:
         """Of all text pairs and, if there are several languages, of the pairs of each."""
-        sides = {"anchors": pairs.anchors, "positives": pairs.positives}
+        sides = {"anchors": pairs.queries, "positives": pairs.positives}
         vectors = {side: _unit(embedder.encode(texts)) for side, texts in sides.items()}
 
         def among(places: list[int]) -> Sides:

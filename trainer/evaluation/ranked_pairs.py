@@ -56,8 +56,11 @@ class RankedPairs:
 
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
         """The measures among all text pairs and, if there are several languages, among the pairs of each."""
-        anchors, positives = (_encode(embedder, texts) for texts in (pairs.anchors, pairs.positives))
-        negatives = _encode(embedder, list(chain.from_iterable(pairs.negatives)))
+        anchors = Texts(_names(pairs.anchors), embedder.encode(pairs.queries))
+        positives, negatives = (
+            Texts(_names(texts), embedder.encode(texts))
+            for texts in (pairs.positives, list(chain.from_iterable(pairs.negatives)))
+        )
         owners = np.repeat(np.arange(len(pairs)), list(map(len, pairs.negatives)))
 
         def among(places: NDArray[np.int64]) -> Ways:
@@ -71,8 +74,8 @@ class RankedPairs:
         return among(np.arange(len(pairs))), by_language
 
 
-def _encode(embedder: Encoder, texts: list[str]) -> Texts:
-    return Texts([digest(text).hex() for text in texts], embedder.encode(texts))
+def _names(texts: list[str]) -> list[str]:
+    return [digest(text).hex() for text in texts]
 
 
 def _scores(queries: Texts, answers: Texts, documents: Texts) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Retrieval:
 
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
         """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
-        return scores(embedder.encode(pairs.anchors), embedder.encode(pairs.positives), pairs)
+        return scores(embedder.encode(pairs.queries), embedder.encode(pairs.positives), pairs)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:

@@ -1,6 +1,6 @@
 """Retrieval on held-out pairs, computed by all ranks during training."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,11 +43,10 @@ class HeldoutPairs:
 def choose(pairs: Pairs, most: int, task: ContrastiveTask) -> HeldoutPairs:
     """At most `most` pairs, at even distances, tokenized for the task's model."""
     places = range(len(pairs)) if len(pairs) <= most else np.linspace(0, len(pairs) - 1, most).astype(int).tolist()
-    columns = {spec.name: getattr(pairs, spec.name) for spec in fields(pairs)}
-    chosen = Pairs(**{name: [column[place] for place in places] if column else [] for name, column in columns.items()})
+    chosen = pairs.take(places)
     tokenizer = with_padding(load_tokenizer(task.model_uri))
     pad = int(tokenizer.pad_token_id)
-    rows = token_ids(tokenizer, [*chosen.anchors, *chosen.positives], task.length)
+    rows = token_ids(tokenizer, [*chosen.queries, *chosen.positives], task.length)
     return HeldoutPairs(pairs=chosen, ids=[row or [pad] for row in rows], pad=pad)
 
 
