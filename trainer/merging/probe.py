@@ -1,6 +1,5 @@
 """The pairs on which methods measure models, and the loss of an embedder on them."""
 
-from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -27,20 +26,21 @@ class Weights(NamedTuple):
 def sample(pairs: Pairs, most: int, seed: int) -> Pairs:
     """At most `most` of the pairs, in their order; the choice depends on their ids and the seed only."""
     by_chance = sorted(range(len(pairs)), key=lambda place: keyed_random.key("merge", seed, pairs.ids[place]))
-    places = sorted(by_chance[:most])
-    columns = {column.name: getattr(pairs, column.name) for column in fields(pairs)}
-    return Pairs(**{name: [values[place] for place in places] if values else [] for name, values in columns.items()})
+    return pairs.take(sorted(by_chance[:most]))
 
 
 def loss(embedder: Embedder, pairs: Pairs) -> float:
     """The mean InfoNCE loss of the pairs; the negatives of an anchor are all documents of other pairs and its own negatives."""
     owners = torch.tensor([*range(len(pairs)), *(pair for pair, texts in enumerate(pairs.negatives) for _ in texts)])
     negatives = [text for texts in pairs.negatives for text in texts]
-    vectors = [embedder.encode(texts) for texts in (pairs.anchors, [*pairs.positives, *negatives])]
+    vectors = [embedder.encode(texts) for texts in (pairs.queries, [*pairs.positives, *negatives])]
     anchor_keys, positive_keys, negative_keys = map(_keys, (pairs.anchors, pairs.positives, negatives))
     no_partner = torch.full_like(negative_keys, NO_PARTNER)
-    anchors = _texts(vectors[0], anchor_keys, positive_keys, owners[: len(pairs)])
-    documents = _texts(vectors[1], torch.cat([positive_keys, negative_keys]), torch.cat([anchor_keys, no_partner]), owners)
+    in_batch = torch.tensor(pairs.in_batch)
+    anchors = _texts(vectors[0], anchor_keys, positive_keys, owners[: len(pairs)], in_batch)
+    documents = _texts(
+        vectors[1], torch.cat([positive_keys, negative_keys]), torch.cat([anchor_keys, no_partner]), owners, in_batch
+    )
     with torch.no_grad():
         losses = LOSS(PairVectors(anchors, documents), Weights(anchors.weights))  # type: ignore[arg-type]
     return float(losses.double().mean())
@@ -50,7 +50,9 @@ def _keys(texts: list[str]) -> torch.Tensor:
     return torch.tensor([text_key(text) for text in texts], dtype=torch.int64)
 
 
-def _texts(vectors: NDArray[np.float32], keys: torch.Tensor, partners: torch.Tensor, owners: torch.Tensor) -> Gathered:
+def _texts(
+    vectors: NDArray[np.float32], keys: torch.Tensor, partners: torch.Tensor, owners: torch.Tensor, in_batch: torch.Tensor
+) -> Gathered:
     """One side of the pairs, as on a single rank."""
     units = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
-    return Gathered(units, units, keys, partners, owners, torch.ones(len(units)), first=0)
+    return Gathered(units, units, keys, partners, owners, torch.ones(len(units)), first=0, in_batch=in_batch[owners])

@@ -75,7 +75,7 @@ class DualEncoder(torch.nn.Module):
         in_order = vectors[batch.texts_in_order]
         first_pair = pairs * (dist.get_rank() if dist.is_initialized() else 0)
         every_pair = first_pair + torch.arange(pairs, device=vectors.device)
-        anchors = Texts(in_order[:pairs], batch.anchor_keys, batch.positive_keys, every_pair, batch.weights)
+        anchors = Texts(in_order[:pairs], batch.anchor_keys, batch.positive_keys, every_pair, batch.weights, batch.in_batch)
         no_partner = torch.full_like(batch.negative_keys, NO_PARTNER)
         documents = Texts(
             in_order[pairs:],
@@ -83,6 +83,7 @@ class DualEncoder(torch.nn.Module):
             torch.cat([batch.anchor_keys, no_partner]),
             first_pair + batch.owners,
             batch.weights[batch.owners],
+            batch.in_batch[batch.owners],
         )
         return PairVectors(_gathered(anchors) if needs.all_anchors else _alone(anchors), _gathered(_pad_to_longest(documents)))
 
@@ -110,6 +111,7 @@ class Texts(NamedTuple):
     partners: torch.Tensor
     owners: torch.Tensor
     weights: torch.Tensor
+    in_batch: torch.Tensor
 
 
 def _pad_to_longest(texts: Texts) -> Texts:
@@ -125,7 +127,7 @@ def _pad_to_longest(texts: Texts) -> Texts:
 
 def _alone(texts: Texts) -> Gathered:
     """The texts of this rank alone."""
-    return Gathered(texts.vectors, *texts, first=0)
+    return _side(texts.vectors, texts, first=0)
 
 
 def _gathered(texts: Texts) -> Gathered:
@@ -138,4 +140,10 @@ def _gathered(texts: Texts) -> Gathered:
         dist.all_gather(parts, own.contiguous())
         columns.append(torch.cat(parts))
     everywhere = Texts(torch.cat(all_gather(texts.vectors.contiguous())), *columns)
-    return Gathered(texts.vectors, *everywhere, first=dist.get_rank() * len(texts.vectors))
+    return _side(texts.vectors, everywhere, first=dist.get_rank() * len(texts.vectors))
+
+
+def _side(own: torch.Tensor, texts: Texts, first: int) -> Gathered:
+    """This rank's vectors, which begin at `first` among all texts."""
+    vectors, keys, partners, owners, weights, in_batch = texts
+    return Gathered(own, vectors, keys, partners, owners, weights, first, in_batch)

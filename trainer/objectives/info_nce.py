@@ -23,6 +23,9 @@ with the mean of a batch, which is large, in place of a moving average, so that 
 Embedding, Zhang et al. 2025, arXiv:2506.05176, section 3; with 0 it is GISTEmbed, arXiv:2402.16829, guided by the model
 itself).
 
+A pair with `in_batch` false shares no candidates: the only candidates of q_i are the documents of its own pair, in
+`query_to_doc`, and no other pair sees its texts (as `no_in_batch_neg` of FlagEmbedding, which holds for whole batches).
+
 Differences from the papers: a text is no negative if it or its partner has the text of d_i or q_i, on any rank. The fp32
 logits exist for a block of anchors at a time, so that memory does not grow with the product of pairs and candidates.
 """
@@ -138,6 +141,10 @@ class InfoNce:
         else:
             # Both directions have the pair's own cosine as their positive.
             losses = torch.stack([each.logsumexp(dim=1) - own for each in logits.values()]).mean(dim=0)
+        if reps.documents.in_batch is not None and len(logits) > 1:
+            # A pair that shares no candidates has negatives in this direction only.
+            shares = reps.documents.in_batch[reps.documents.first + rows]
+            losses = torch.where(shares, losses, forward.logsumexp(dim=1) - own)
         if self.focal:
             losses = losses * (1 - torch.exp(-losses.detach())).clamp_min(0) ** self.focal
         return losses
@@ -163,6 +170,9 @@ class InfoNce:
             concerned = {"in_batch": ~is_own_pair, "hard": is_own_pair & ~is_positive, "all": ~is_positive}[self.hardness_of]
             logits = logits + self.hardness * cosines.detach() * concerned
         hidden = _same_texts(seen_from, seen_from.first + rows, candidates) | (candidates.weights <= 0)[None]
+        if seen_from.in_batch is not None and candidates.in_batch is not None:
+            shares = seen_from.in_batch[seen_from.first + rows][:, None] & candidates.in_batch[None]
+            hidden = hidden | ~(shares | is_own_pair)
         if near == far:
             hidden = hidden | is_own_pair
         if self.margin is not None:

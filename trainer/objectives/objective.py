@@ -63,6 +63,8 @@ class Gathered(NamedTuple):
     """fp32 [N], 0 for padding."""
     first: int
     """Where this rank's vectors begin in `all`."""
+    in_batch: torch.Tensor | None = None
+    """bool [N], whether the text's pair shares candidates with other pairs; None if all do."""
 
 
 class PairVectors(NamedTuple):

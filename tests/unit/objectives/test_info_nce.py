@@ -120,6 +120,32 @@ def test_false_negatives_are_left_out_in_every_direction() -> None:
         assert float(ours[i]) == pytest.approx(-math.log(terms[0] / sum(terms)), abs=1e-9)
 
 
+def shared(reps: PairVectors, in_batch: list[bool]) -> PairVectors:
+    """The same pairs, some of which share no candidates."""
+    flags = torch.tensor(in_batch)
+    return PairVectors(*(side._replace(in_batch=flags[side.owners]) for side in reps))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "harder" not in name])
+def test_a_pair_that_shares_no_candidates_sees_its_own_documents_only(variant: str) -> None:
+    """By the formula: such a pair is a softmax over its documents, and for the others the batch is the rest alone."""
+    settings = {"directions": VARIANTS[variant]["directions"], "partition": VARIANTS[variant]["partition_mode"]}
+    queries, documents = vectors(PAIRS, 0).requires_grad_(), vectors(2 * PAIRS, 1).requires_grad_()
+    in_batch = [True, False, True, True, False, True]
+    keys = (list(range(PAIRS)), list(range(100, 100 + 2 * PAIRS)))
+    ours = losses(InfoNce(**settings), shared(gathered_pairs(queries, documents, *keys), in_batch))
+    rest = [pair for pair in range(PAIRS) if in_batch[pair]]
+    both = rest + [PAIRS + pair for pair in rest]
+    alone = losses(InfoNce(**settings), gathered_pairs(queries[rest], documents[both], rest, [100 + place for place in both]))
+    assert torch.allclose(ours[rest], alone, atol=1e-12)
+    for pair in (1, 4):
+        cosines = queries[pair] @ documents[[pair, PAIRS + pair]].T / 0.05
+        assert float(ours[pair].detach()) == pytest.approx(float(-cosines.log_softmax(0)[0].detach()), abs=1e-12)
+    gradients = torch.autograd.grad(ours[1], [queries, documents], retain_graph=True)
+    assert gradients[0].abs().sum(dim=1).nonzero().flatten().tolist() == [1]
+    assert gradients[1].abs().sum(dim=1).nonzero().flatten().tolist() == [1, PAIRS + 1]
+
+
 def test_padding_is_no_negative() -> None:
     reps = gathered_pairs(vectors(4, 0), vectors(8, 1), list(range(4)), list(range(100, 108)))
     weights = torch.tensor([1.0, 1, 1, 1, 1, 0, 1, 0])
@@ -300,6 +326,7 @@ def pair_rows(generator: np.random.Generator, n: int) -> pa.Table:
             "negative_keys": pa.array(
                 [[1000 + i * 10 + j for j in range(len(row))] for i, row in enumerate(negatives)], pa.list_(pa.int64())
             ),
+            "in_batch": pa.array([i != 1 for i in range(n)]),
             "stream": pa.array([0] * n),
             "weight": pa.array([1.0] * (n - 1) + [0.0], pa.float32()),
         }
@@ -334,7 +361,7 @@ def _rank(rank: int, world: int, port: int, tokenizer, table: pa.Table, folder: 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_gathered_gradient_equals_that_of_one_process(world: int, english, tmp_path) -> None:
-    """Ragged hard negatives and a row of weight 0 included (specs/embedder.md 2.2)."""
+    """Ragged hard negatives, a pair that shares no candidates and a row of weight 0 included (specs/embedder.md 2.2)."""
     import socket
 
     tokenizer = FAMILIES["wordpiece"](english)
