@@ -20,12 +20,10 @@ import pyarrow.parquet as pq
 from data_pipeline.artifacts import fingerprints, storage
 from data_pipeline.artifacts.retries import MANY_FILES_SECONDS, request_clock, with_retries
 from data_pipeline.errors import DataError, reason
-from data_pipeline.sources import copies
+from data_pipeline.sources import copies, json_values
 
 PARQUET, JSONL, TEXT = (".parquet",), (".jsonl", ".json", ".ndjson"), (".txt", ".text")
 KINDS = PARQUET + JSONL + TEXT
-_JSON_TYPES = {"negatives": pa.list_(pa.string()), "score": pa.float64()}
-"""Of the columns that are not text."""
 UNIT_BYTES = 8 << 20
 """Size on disk of a unit; a row group of Parquet is never cut."""
 MAX_READ, MIN_READ = 32 << 20, 1 << 16
@@ -210,34 +208,17 @@ def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
     names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {}
     for name in names:
-        kind = _JSON_TYPES.get(name, pa.string())
         values = [_value(unit, at, name, row.get(name), key) if name in wanted else None for at, row in rows]
-        columns[name] = pa.array(values, kind)
+        columns[name] = pa.array(values, json_values.arrow_type(name))
     return pa.table(columns)
 
 
-def _value(unit: Unit, at: int, name: str, value: Any, key: str) -> str | float | list[str] | None:
-    """A text, a number as text for ids and languages, a list of texts, or a score."""
-    if value is None:
-        return None
-    if name == "negatives":
-        if isinstance(value, list) and all(isinstance(text, str) for text in value):
-            return [_repair_surrogates(text) for text in value]
-    elif name == "score":
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, str):
-        return _repair_surrogates(value)
-    elif name in ("id", "lang") and isinstance(value, int | float):
-        return str(value)
-    expected = {"negatives": "a list of texts", "score": "a number"}.get(name, "a text")
-    got = json.dumps(value)[:60]
-    raise DataError(f"{name} in the line at byte {at} is {got}, not {expected}.", f"{key}={unit.path}", "Correct the line.")
-
-
-def _repair_surrogates(text: str) -> str:
-    """Replaces half surrogate pairs by U+FFFD. They have no UTF-8; programs that cut texts by length leave them."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _value(unit: Unit, at: int, name: str, value: Any, key: str) -> Any:
+    """A value of a line as its column stores it; DataError for another type."""
+    try:
+        return json_values.parse(name, value)
+    except ValueError as error:
+        raise DataError(f"{name} in the line at byte {at} is {error}.", f"{key}={unit.path}", "Correct the line.") from error
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
