@@ -1,12 +1,17 @@
 """`scion embed`: contrastive training of the pretrained model to a text embedder, on pairs or on lines of text."""
 
+import math
+from functools import partial
 from typing import Any
 
+import ray
+import torch
 from rich.console import Console
 
 from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
+from data_pipeline.errors import DataError
 from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from ray_jobs import pretrain, shard
@@ -17,7 +22,7 @@ from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, train
-from trainer.embedder import EmbedderSpec
+from trainer.embedder import Embedder, EmbedderSpec
 from trainer.models.pooling import pooling_name
 from trainer.objectives.combined import Combined
 from trainer.objectives.nested import Nested
@@ -43,6 +48,8 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
     given = config.embed.model
     # Without pairs it learns from the sharded text, and test pairs change nothing.
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
+    if config.embed.teacher is not None:
+        inputs["teacher"] = model_fingerprint(config.embed.teacher, key="embed.teacher")
     inputs["model"] = pretrain.spec(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # The steps decide how many pairs are drawn from the text, so that a longer run has other pairs.
     grows = resume_policy(config.embed, "embed") if given_pairs else None
@@ -93,6 +100,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
         max_length=settings.max_length,
         actors=settings.actors,
         progress=report.part("tokenize pairs"),
+        teacher=None if settings.teacher is None else partial(_teacher, settings.teacher),
     )
     task = ContrastiveTask(
         model_uri=model,
@@ -121,6 +129,14 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     )
 
 
+def _teacher(uri: str) -> shards.Encode:
+    """The encoder in a folder, for an actor; on the GPU that Ray gives it, if it gives one."""
+    embedder = Embedder.load(uri)
+    if ray.get_gpu_ids() and torch.cuda.is_available():
+        embedder.model.to("cuda")
+    return embedder.encode
+
+
 def _accuracies(retrieval: dict[str, Any], steps: int) -> str:
     """Accuracy@1 before and after, both ways; empty without test pairs."""
     if not retrieval:
@@ -138,6 +154,7 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
         training = pairs.load(config.pairs, cache, key="pairs")
         pairs.check_disjoint(training, testing)
         pairs.check_learnable(training)
+        _check_scores(config.embed, training)
         return training
     settings = config.embed.train
     builder = getattr(config.embed.builders, config.embed.builder)
@@ -146,6 +163,17 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
         f"pairs= is not given, so {len(made):,} lines of the text are their own positives; dropout makes two views of each"
     )
     return made
+
+
+def _check_scores(settings: EmbedConfig, training: pairs.Pairs) -> None:
+    """Checks that there are scores if a loss follows them; else raises DataError."""
+    followed = [name for name in settings.losses if getattr(settings.objectives, name).needs.scores]
+    if followed and not any(math.isfinite(score) for scores in training.negative_scores for score in scores):
+        raise DataError(
+            f"{followed[0]} follows a teacher's scores, and no row has negative_scores.",
+            "pairs",
+            "Add them, with negatives and positive_score, or take another embed.objective.",
+        )
 
 
 def needs_ray(config: ScionConfig) -> bool:

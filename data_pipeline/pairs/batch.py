@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from data_pipeline.pairs import CHUNK_TOKENS
@@ -45,6 +46,9 @@ class PairBatch:
         """fp32 [D], a teacher's score of each document for its pair's anchor; NaN where missing."""
         self.in_batch = _in_batch(table)
         """bool [B], whether a pair shares documents with others: if not, its candidates are its own documents only."""
+
+        self.teacher = _teacher(table, len(texts))
+        """fp32 [B + D, d], a teacher's vectors of the anchors, then of the documents; of width 0 without a teacher."""
 
         is_real = torch.cat([self.weights, self.weights[self.owners]]) > 0
         lengths = torch.tensor([len(text) for text in texts])[is_real]
@@ -112,6 +116,15 @@ def _scores(table: pa.Table, counts: torch.Tensor) -> torch.Tensor:
         return torch.full((len(table) + int(counts.sum()),), float("nan"))
     scores = [*table["positive_score"].to_pylist(), *(one for row in table["negative_scores"].to_pylist() for one in row)]
     return torch.tensor(scores, dtype=torch.float32)
+
+
+def _teacher(table: pa.Table, texts: int) -> torch.Tensor:
+    """The vectors of the anchors, the positives, then all hard negatives, fp32 [texts, d]; of width 0 where there are none."""
+    if "anchor_vector" not in table.column_names:
+        return torch.zeros(texts, 0)
+    columns = [table["anchor_vector"], table["positive_vector"], pc.list_flatten(table["negative_vectors"])]
+    flat = [pc.list_flatten(column).to_numpy().astype(np.float32) for column in columns]
+    return torch.from_numpy(np.concatenate(flat).reshape(texts, -1))
 
 
 def _in_batch(table: pa.Table) -> torch.Tensor:

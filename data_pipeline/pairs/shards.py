@@ -1,9 +1,13 @@
 """Writes pairs as rows of token ids, in the same format and order as packed text."""
 
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
@@ -19,8 +23,25 @@ STREAM = "pairs"
 _SHARD_PAIRS = 16384
 
 
-def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, actors: int, progress: Progress) -> Manifest:
-    """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest."""
+Encode = Callable[[list[str]], NDArray[np.float32]]
+"""From n texts to vectors [n, d]."""
+
+
+def build(
+    pairs: Pairs,
+    tokenizer_uri: str,
+    folder: str,
+    *,
+    max_length: int,
+    actors: int,
+    progress: Progress,
+    teacher: Callable[[], Encode] | None = None,
+) -> Manifest:
+    """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest.
+
+    Args:
+        teacher: called once an actor, loads the encoder whose vectors of all texts the rows hold as well.
+    """
     jobs = [
         {
             "pairs": pairs.take(range(start, min(start + _SHARD_PAIRS, len(pairs)))),
@@ -31,7 +52,7 @@ def build(pairs: Pairs, tokenizer_uri: str, folder: str, *, max_length: int, act
         }
         for number, start in enumerate(range(0, len(pairs), _SHARD_PAIRS))
     ]
-    shards = ray_map(write_shard, jobs, actors=actors, progress=progress)
+    shards = ray_map(write_shard, jobs, actors=actors, setup=teacher, progress=progress)
     tokenizer = load_tokenizer(tokenizer_uri)
     manifest = Manifest(length=0, vocab_size=len(tokenizer), tokenizer=fingerprint(tokenizer), streams={STREAM: tuple(shards)})
     manifest.save(folder)
@@ -43,10 +64,12 @@ def text_key(text: str) -> int:
     return keyed_random.key("text", digest(text)) - (1 << 63)
 
 
-def write_shard(job: dict[str, Any]) -> Shard:
+def write_shard(job: dict[str, Any], teacher: Encode | None = None) -> Shard:
     """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
     pairs: Pairs = job["pairs"]
     table = tokenize_pairs(pairs, load_tokenizer(job["uri"]), job["max_length"])
+    if teacher is not None:
+        table = with_vectors(table, pairs, teacher)
     sha256 = format.write(storage.join(job["folder"], job["path"]), table)
     return Shard(
         path=job["path"],
@@ -81,6 +104,27 @@ def tokenize_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_length:
             "in_batch": pa.array(pairs.in_batch, pa.bool_()),
         }
     )
+
+
+def with_vectors(table: pa.Table, pairs: Pairs, teacher: Encode) -> pa.Table:
+    """The rows with a teacher's vectors of their texts, fp16. Each distinct text is encoded once."""
+    texts = {text: place for place, text in enumerate(dict.fromkeys(chain(pairs.queries, pairs.positives, *pairs.negatives)))}
+    vectors = teacher(list(texts)).astype(np.float16)
+
+    def column(of: Sequence[str]) -> pa.Array:
+        places = [texts[text] for text in of]
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors[places].ravel()), vectors.shape[1])
+
+    ends = np.cumsum([0, *map(len, pairs.negatives)], dtype=np.int32)
+    negatives = pa.ListArray.from_arrays(pa.array(ends), column(list(chain.from_iterable(pairs.negatives))))
+    columns = {
+        "anchor_vector": column(pairs.queries),
+        "positive_vector": column(pairs.positives),
+        "negative_vectors": negatives,
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> list[list[int]]:

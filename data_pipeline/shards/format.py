@@ -111,7 +111,7 @@ def _update_digest(digest: Any, values: pa.Array) -> None:
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     digest.update(np.asarray(values.is_valid()).tobytes())
     kind = values.type
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         digest.update(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False).tobytes())
         _update_digest(digest, values.flatten())
     elif pa.types.is_string(kind):
