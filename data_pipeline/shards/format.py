@@ -120,5 +120,7 @@ def _update_digest(digest: Any, values: pa.Array) -> None:
     elif pa.types.is_fixed_size_binary(kind):
         start = values.offset * kind.byte_width
         digest.update(memoryview(values.buffers()[1])[start : start + len(values) * kind.byte_width])
+    elif pa.types.is_boolean(kind):
+        digest.update(pc.fill_null(values, False).to_numpy(zero_copy_only=False).tobytes())
     else:
         digest.update(pc.fill_null(values, 0).to_numpy(zero_copy_only=False).tobytes())

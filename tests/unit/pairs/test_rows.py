@@ -15,6 +15,7 @@ from data_pipeline.pairs import text_pairs
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.pairs.shards import text_key, tokenize_pairs
 from data_pipeline.pairs.text_pairs import Pairs
+from data_pipeline.shards import format
 from tests.conftest import FAMILIES
 
 ROW = {"id": "1", "anchor": "a", "positive": "p"}
@@ -129,6 +130,17 @@ def test_a_batch_has_the_scores_of_its_documents_in_their_order(tmp_path: Path, 
     assert torch.equal(made.scores.nan_to_num(-1), torch.tensor([5.0, -1, -1, -1, 2, -1]))
     assert made.owners.tolist() == [0, 1, 2, 0, 0, 2]
     assert made.in_batch.tolist() == [True, True, False]
+
+
+def test_a_shard_of_pairs_is_read_as_it_was_made(tmp_path: Path, english: list[str]) -> None:
+    pairs = load(
+        tmp_path,
+        ROW | {"positive_score": 5, "negatives": ["n", "m"], "negative_scores": [None, 2]},
+        {"id": "2", "anchor": "b", "positive": "q", "in_batch_negatives": False},
+    )
+    table = tokenize_pairs(pairs, FAMILIES["wordpiece"](english), 16)
+    format.write(f"{tmp_path}/part.parquet", table)
+    assert repr(format.read_groups(f"{tmp_path}/part.parquet").to_pydict()) == repr(table.to_pydict())
 
 
 def test_a_prompt_is_encoded_and_is_no_part_of_the_key(tmp_path: Path, english: list[str]) -> None:
