@@ -1,6 +1,7 @@
 """From a row of a file to its pairs: one for each positive, with the scores of a teacher where the row has them."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,12 @@ KINDS = {
     "in_batch_negatives": FLAG,
 }
 """What each column of a row holds, beside `id` and `lang`."""
+_ELSEWHERE = {
+    **dict.fromkeys(("query", "type", "negative"), TEXT),
+    **dict.fromkeys(("pos", "neg"), TEXTS),
+    **dict.fromkeys(("pos_scores", "neg_scores", "scores"), NUMBERS),
+}
+"""The same in the layouts of other packages, which `layouts` renames."""
 
 
 class Pair(NamedTuple):
@@ -97,9 +104,9 @@ def _scored(texts: list[str | None], scores: list[float | None] | None, side: st
 
 
 def check_types(table: pa.Table, where: str) -> None:
-    """Checks that each column holds what `KINDS` says, or nothing; else raises DataError."""
+    """Checks that each column holds what it should, or nothing; else raises DataError."""
     for name in table.column_names:
-        kind, expected = table.schema.field(name).type, KINDS.get(name)
+        kind, expected = table.schema.field(name).type, (KINDS | _ELSEWHERE).get(re.sub(r"^negative_\d+$", "negative", name))
         is_list = expected in (TEXTS, NUMBERS)
         if expected is None or pa.types.is_null(kind):
             continue

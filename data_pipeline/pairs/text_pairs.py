@@ -1,7 +1,8 @@
 """Text pairs for contrastive training and retrieval.
 
 A row of a file has `anchor`, one `positive` or several `positives`, and optionally `negatives`, `positive_score` (or
-`positive_scores`), `negative_scores`, `task`, `prompt`, `in_batch_negatives`, `lang` and `id`.
+`positive_scores`), `negative_scores`, `task`, `prompt`, `in_batch_negatives`, `lang` and `id`. Files of other packages are read
+as well (`layouts`).
 """
 
 import math
@@ -10,14 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 from data_pipeline.errors import DataError
-from data_pipeline.pairs import rows
+from data_pipeline.pairs import layouts, rows
 from data_pipeline.pairs.rows import Pair
 from data_pipeline.sources import documents
 from data_pipeline.text.reserved import ReservedSentences
 
 _MAX_LISTED = 20
 """Most ids in a message."""
-_COLUMNS = tuple(name for name in rows.KINDS if name != "anchor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +96,7 @@ def load(spec: str | None, cache: str, *, key: str) -> Pairs:
 def _read(spec: str, cache: str, key: str) -> Iterator[Pair]:
     """The pairs of all rows of all files."""
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
-        table = documents.read(unit, ("anchor",), (*_COLUMNS, "id", "lang"), key=key)
-        if len(table) and not {"positive", "positives"} & set(table.column_names):
-            raise DataError("column positive is missing.", f"{key}={unit.path}", f"{key} needs anchor and positive.")
-        rows.check_types(table, f"{key}={unit.path}")
-        for number, row in enumerate(table.to_pylist()):
+        for number, row in enumerate(layouts.read(unit, key=key)):
             # The key keeps the ids of train/pairs.jsonl and test/pairs.jsonl apart.
             name = f"{key}/{documents.row_id(unit, number)}" if row.get("id") is None else str(row["id"])
             yield from rows.pairs_of(row, name, f"{key}={unit.path}, the row {name}")

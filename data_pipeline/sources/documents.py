@@ -125,6 +125,15 @@ def _common_folder(folders: list[list[str]]) -> str:
     return "".join(f"{parts[0]}/" for parts in common)
 
 
+def columns(unit: Unit, *, key: str) -> list[str]:
+    """The names of a unit's columns; those of all its lines if it is a JSONL file, empty if it has no lines.
+
+    Raises:
+        DataError: a line is not a JSON object.
+    """
+    return _patiently_named(unit.path, unit, key)
+
+
 def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key: str) -> pa.Table:
     """The records of a unit with `columns`, and those of `optional` that the file has.
 
@@ -154,6 +163,18 @@ def _read(path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, 
     return pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
 
 
+def _columns(path: str, unit: Unit, key: str) -> list[str]:
+    """The names of the columns of a unit of the file at `path`."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in PARQUET:
+        with _open(path) as file:
+            return list(pq.ParquetFile(file).schema_arrow.names)
+    if suffix in JSONL:
+        return list(dict.fromkeys(name for at, line in _lines(unit) for name in _parse_json_line(unit, at, line, key)))
+    return ["text"]
+
+
+_patiently_named = with_retries(_columns, lambda *arguments: MANY_FILES_SECONDS)
 _patiently_read = with_retries(_read, lambda *arguments: MANY_FILES_SECONDS)
 
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 _TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
 _TYPES = {
-    **dict.fromkeys(("negatives", "positives"), _TEXTS),
+    **dict.fromkeys(("negatives", "positives", "pos", "neg"), _TEXTS),
     **dict.fromkeys(("score", "positive_score"), pa.float64()),
-    **dict.fromkeys(("positive_scores", "negative_scores"), _NUMBERS),
+    **dict.fromkeys(("positive_scores", "negative_scores", "pos_scores", "neg_scores", "scores"), _NUMBERS),
     "in_batch_negatives": pa.bool_(),
 }
 """Of the columns that are not text."""

@@ -323,8 +323,9 @@ class ScionConfig:
     test_text: str | None = None
     """Held-out documents in the same formats; a share of text= when not given."""
     pairs: str | None = None
-    """Aligned pairs with columns anchor and positive, optional negatives, lang and id. Without pairs the pipeline ends with the
-    pretrained model."""
+    """Aligned pairs with columns anchor and positive or positives, optional negatives, positive_score, negative_scores, task,
+    prompt, in_batch_negatives, lang and id; or in the layout of sentence-transformers or FlagEmbedding. Without pairs the
+    pipeline ends with the pretrained model."""
     test_pairs: str | None = None
     """Held-out pairs in the same formats, on which retrieval is measured; no id may be in both."""
     source_model: str = MUST_BE_GIVEN
