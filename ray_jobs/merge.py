@@ -7,10 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.capacity import has_gpus, resolve_workers
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs import text_pairs as pairs
+from data_pipeline.pairs.shards import tokenize_pairs
+from data_pipeline.shards.build import load_tokenizer
 from ray_jobs import embed, pretrain
 from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
@@ -18,9 +22,11 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
-from trainer.embedder import Embedder
+from trainer.embedder import Embedder, EmbedderSpec
 from trainer.evaluation.retrieval import Retrieval
 from trainer.merging import MERGES, Merge, embedders, probe
+from trainer.merging.self_positioning import SelfPositioning
+from trainer.tasks.contrastive import ContrastiveTask
 
 JOB = Job(
     summary="one embedder from several",
@@ -112,12 +118,13 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     _check_count(config.merge.method, method, len(uris))
     opened = {uri: embedders.open_mapped(uri) for uri in ([] if base is None else [base]) + uris}
     embedders.check_alike(opened)
-    measure = _measure(config, method, draft)
+    some = _probe_pairs(config, method, draft)
     with embedders.scratch(uris[-1]) as merged:
         merging = embedders.Merging(
             models=[opened[uri] for uri in uris], base=None if base is None else opened[base], target=merged
         )
-        recipe = method(merging.ask(measure))
+        search = partial(_search, config, merged.spec, base or "", uris, some, draft, report)
+        recipe = method(merging.ask(_measure(method, some), search))
         merging.fill(recipe, report.part("merge"))
         merged.save(draft.uri)
     name = config.merge.method
@@ -144,18 +151,51 @@ def _check_count(name: str, method: Merge, count: int) -> None:
     )
 
 
-def _measure(config: ScionConfig, method: Merge, draft: Draft) -> Callable[[Embedder], float]:
-    """The score of an embedder on a sample of the training pairs."""
-    kind = method.needs.probe
-    if kind is None:
-        return lambda embedder: 0.0
+def _probe_pairs(config: ScionConfig, method: Merge, draft: Draft) -> pairs.Pairs:
+    """A sample of the training pairs, which no test pair is among; empty where the method needs none."""
+    if method.needs.probe is None:
+        return pairs.load(None, "", key="pairs")
     cache = storage.join(draft.uri, "source")
     settings: Any = method
     some = probe.sample(pairs.load(config.pairs, cache, key="pairs"), settings.probe_pairs, config.seed)
     pairs.check_disjoint(some, pairs.load(config.test_pairs, cache, key="test_pairs"))
     storage.remove(cache)
-    measure = {"loss": probe.loss, "accuracy": _accuracy}[kind]
-    return lambda embedder: measure(embedder, some)
+    return some
+
+
+def _measure(method: Merge, some: pairs.Pairs) -> Callable[[Embedder], float]:
+    """The score of an embedder on the pairs."""
+    if method.needs.probe == "loss":
+        return lambda embedder: probe.loss(embedder, some)
+    return lambda embedder: _accuracy(embedder, some)
+
+
+def _search(
+    config: ScionConfig,
+    spec: EmbedderSpec,
+    base: str,
+    uris: list[str],
+    some: pairs.Pairs,
+    draft: Draft,
+    report: Reporter,
+) -> tuple[float, ...]:
+    """The weights of the models that the workers find."""
+    from trainer.engine.position_search import Search, search
+
+    method: SelfPositioning = config.merge.methods.self_positioning
+    report.note(f"{method.steps} steps search the weights of {len(uris)} models on {len(some):,} pairs")
+    chunk_tokens = max(spec.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"])
+    task = ContrastiveTask(model_uri=base, spec=spec, objective=probe.LOSS, chunk_tokens=chunk_tokens)
+    given = Search(
+        task=task,
+        models=tuple(uris),
+        settings=method,
+        pairs=tokenize_pairs(some, load_tokenizer(uris[-1]), spec.max_length),
+        seed=config.seed,
+        threads=max(1, int(config.worker_cpus)),
+    )
+    workers = resolve_workers(config.workers)
+    return search(given, draft.uri, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
 
 
 def _accuracy(embedder: Embedder, some: pairs.Pairs) -> float:

@@ -31,7 +31,10 @@ def merged(merge: Merge, states: Sequence[State], base: State) -> State:
         distance = sum(float((found[name] - states[0][name]).norm()) for name in found)
         return distance if merge.needs.probe == "loss" else -distance
 
-    recipe = merge(Models(count=len(states), columns=lambda: iter(columns.values()), score=score))
+    def search() -> list[float]:
+        return [1 / len(states)] * len(states)
+
+    recipe = merge(Models(count=len(states), columns=lambda: iter(columns.values()), score=score, search=search))
     assert recipe.weights is None or len(recipe.weights) == len(states)
     return {name: recipe.merge(column).float() for name, column in columns.items()}
 

@@ -50,14 +50,18 @@ def averaged_weights(engine: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _exchange(optimizer: Any) -> None:
-    """Swaps fp32 weights and averages, and updates the model's weights as a step does."""
+    """Swaps fp32 weights and averages, and updates the model's weights."""
     averages = [(weight, state[KEY]) for weight, state in optimizer.optimizer.state.items() if KEY in state]
     for weight, average in averages:
         before = weight.detach().clone()
         weight.copy_(average)
         average.copy_(before)
-    if not averages:
-        return
+    if averages:
+        update_model(optimizer)
+
+
+def update_model(optimizer: Any) -> None:
+    """Copies the optimizer's fp32 weights to the model, as a step does; every rank calls it."""
     if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer.update_lp_params()
         return

@@ -1,6 +1,6 @@
-"""The function that Ray Train calls on every worker.
+"""The functions that Ray Train calls on every worker.
 
-It imports nothing heavy, and the run arrives as bytes: Ray Train's controller, which unpickles both and does not train, starts
+They import nothing heavy, and the run arrives as bytes: Ray Train's controller, which unpickles both and does not train, starts
 seconds faster.
 """
 
@@ -12,3 +12,9 @@ def enter(settings: dict[str, bytes]) -> dict[str, Any]:
     from trainer.engine.worker import train_worker
 
     return train_worker(pickle.loads(settings["run"]))
+
+
+def enter_search(settings: dict[str, bytes]) -> dict[str, Any]:
+    from trainer.engine.position_search import search_worker
+
+    return search_worker(pickle.loads(settings["search"]))

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -44,33 +45,65 @@ def fit(run: TrainRun, *, workers: int | tuple[int, int], worker_cpus: float, gp
         ScionError: what a worker raised, or a TrainingError with Ray's reason.
     """
     attempts.begin(run.uri)
-    trainer = _Trainer(
+    ended = start(
         enter,
-        train_loop_config={"run": cloudpickle.dumps(run)},
+        {"run": cloudpickle.dumps(run)},
+        run.uri,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        gpu=gpu,
+        minutes=run.config.first_step_minutes,
+        max_failures=run.config.max_failures,
+        datasets={"train": run.rows},
+        dataset_config=OrderedData(),
+    )
+    return conclude(run, ended)
+
+
+def start(
+    function: Callable[[dict[str, bytes]], dict[str, Any]],
+    payload: dict[str, bytes],
+    uri: str,
+    *,
+    workers: int | tuple[int, int],
+    worker_cpus: float,
+    gpu: bool,
+    minutes: float,
+    max_failures: int = 0,
+    **feed: Any,
+) -> dict[str, Any]:
+    """What `function(payload)` returns on the workers of Ray Train, in a process group.
+
+    Args:
+        uri: the folder below which Ray Train keeps its own files meanwhile.
+        minutes: the longest that a rank waits for another.
+        feed: the arguments of the trainer that concern its data.
+
+    Raises:
+        ScionError: what a worker raised, or a TrainingError with Ray's reason.
+    """
+    trainer = _Trainer(
+        function,
+        train_loop_config=payload,
         torch_config=GroupConfig(
             backend="nccl" if gpu else "gloo",
-            timeout_s=math.ceil(60 * run.config.first_step_minutes),
-            flight_folder=flight_folder(run.uri) if gpu else None,
+            timeout_s=math.ceil(60 * minutes),
+            flight_folder=flight_folder(uri) if gpu else None,
         ),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": worker_cpus} | ({"GPU": 1} if gpu else {})
         ),
-        run_config=RunConfig(
-            name=RAY_FOLDER,
-            storage_path=run.uri,
-            failure_config=FailureConfig(max_failures=run.config.max_failures),
-        ),
-        datasets={"train": run.rows},
-        dataset_config=OrderedData(),
+        run_config=RunConfig(name=RAY_FOLDER, storage_path=uri, failure_config=FailureConfig(max_failures=max_failures)),
+        **feed,
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
-    storage.remove(storage.join(run.uri, RAY_FOLDER))
+    storage.remove(storage.join(uri, RAY_FOLDER))
     with suppress(OSError):  # it is not empty if NCCL has written to it
-        os.rmdir(flight_folder(run.uri))
-    return conclude(run, dict(result.return_value))
+        os.rmdir(flight_folder(uri))
+    return dict(result.return_value)
 
 
 def conclude(run: TrainRun, ended: dict[str, Any]) -> dict[str, Any]:

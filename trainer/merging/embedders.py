@@ -98,11 +98,12 @@ class Merging:
     target: Embedder
     """An embedder of `scratch`."""
 
-    def ask(self, measure: Callable[[Embedder], float]) -> Models:
+    def ask(self, measure: Callable[[Embedder], float], search: Callable[[], Sequence[float]] = lambda: ()) -> Models:
         """What a method may ask of them.
 
         Args:
             measure: the score of an embedder on the probe pairs.
+            search: the weights that a search on them finds.
         """
 
         def score(weights: Sequence[float]) -> float:
@@ -110,7 +111,10 @@ class Merging:
             return measure(self.target)
 
         return Models(
-            count=len(self.models), columns=lambda: (column for _, column in self._columns(floating=True)), score=score
+            count=len(self.models),
+            columns=lambda: (column for _, column in self._columns(floating=True)),
+            score=score,
+            search=search,
         )
 
     def fill(self, recipe: Recipe, progress: Callable[[int, int], None] = lambda done, total: None) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-Probe = Literal["loss", "accuracy"]
-"""What is measured on the probe pairs: the InfoNCE loss, where less is better, or the accuracy of retrieval."""
+Probe = Literal["loss", "accuracy", "search"]
+"""What is done with the probe pairs: the InfoNCE loss is measured, where less is better, or the accuracy of retrieval; or the
+weights are searched on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Needs:
     base: bool = False
     """The model from which the others were trained."""
     probe: Probe | None = None
-    """A score on some of the training pairs. The settings of the method then have `probe_pairs`, their number."""
+    """A score or a search on some of the training pairs. The settings of the method then have `probe_pairs`, their number."""
     least: int = 2
     """The fewest models, without the base."""
     most: int | None = None
@@ -47,6 +48,8 @@ class Models:
     """Reads the tensors of all models, one column after the other; each call is a pass over all files."""
     score: Callable[[Sequence[float]], float]
     """The score that `Needs.probe` names, of sum_k weights_k theta_k."""
+    search: Callable[[], Sequence[float]]
+    """The weights of the differences that a search finds on the cluster, by the method's settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,17 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
         if weight:
             total.add_(tensor, alpha=weight)
     return total
+
+
+def add_differences(column: Column, weights: Sequence[float]) -> torch.Tensor:
+    """theta_0 + sum_k weights_k (theta_k - theta_0) in fp64."""
+    import torch
+
+    assert column.base is not None, "the method needs a base"
+    merged = column.base.to(torch.float64, copy=True)
+    for weight, difference in zip(weights, differences(column), strict=True):
+        merged.add_(difference, alpha=weight)
+    return merged
 
 
 def differences(column: Column) -> Iterator[torch.Tensor]:

@@ -1,5 +1,6 @@
 """The pairs on which methods measure models, and the loss of an embedder on them."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +25,15 @@ class Weights(NamedTuple):
 
 
 def sample(pairs: Pairs, most: int, seed: int) -> Pairs:
-    """At most `most` of the pairs, in their order; the choice depends on their ids and the seed only."""
+    """At most `most` of the pairs, in their order, of each task as many; the choice depends on ids, tasks and the seed only."""
     by_chance = sorted(range(len(pairs)), key=lambda place: keyed_random.key("merge", seed, pairs.ids[place]))
-    return pairs.take(sorted(by_chance[:most]))
+    before: Counter[str] = Counter()
+    turns = {}
+    for place in by_chance:
+        task = pairs.tasks[place]
+        turns[place] = before[task]
+        before[task] += 1
+    return pairs.take(sorted(sorted(by_chance, key=turns.__getitem__)[:most]))
 
 
 def loss(embedder: Embedder, pairs: Pairs) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import ConfigError
-from trainer.merging.merge import Column, Models, Needs, Recipe, differences
+from trainer.merging.merge import Column, Models, Needs, Recipe, add_differences
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +52,6 @@ class TaskArithmetic:
         weights = self.weights if len(self.weights) == models.count else self.weights * models.count
 
         def merge(column: Column) -> torch.Tensor:
-            import torch
-
-            assert column.base is not None
-            merged = column.base.to(torch.float64, copy=True)
-            for weight, difference in zip(weights, differences(column), strict=True):
-                merged.add_(difference, alpha=weight)
-            return merged
+            return add_differences(column, weights)
 
         return Recipe(merge=merge, weights=weights)

@@ -1,6 +1,7 @@
 """What `scion merge` merges, from which base, on which pairs, and how it says no."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from ray_jobs.console import Reporter
 from ray_jobs.stage import main_start
 from tests.conftest import FAMILIES, tiny_model
 from tests.integration.conftest import write_rows
+from tests.ranks import on_ranks
 from trainer.embedder import Embedder, EmbedderSpec
+from trainer.engine import position_search
 from trainer.merging import MERGES, probe
+from trainer.merging.self_positioning import SelfPositioning
 
 
 @pytest.fixture
@@ -102,7 +106,19 @@ def test_what_changes_the_result_changes_the_identity(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(MERGES))
-def test_each_method_writes_an_embedder_that_names_its_paper(method: str, folder: Path, english: list[str]) -> None:
+def test_each_method_writes_an_embedder_that_names_its_paper(
+    method: str, folder: Path, english: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray: a search runs on one rank."""
+
+    def search(given: position_search.Search, uri: str, **_: object) -> list[float]:
+        return on_ranks(1, position_search.search_worker, replace(given, settings=SelfPositioning(steps=2, batch_size=8)))[
+            "weights"
+        ]
+
+    monkeypatch.setattr(position_search, "search", search)
+    monkeypatch.setattr(merge, "has_gpus", lambda: False)
+    monkeypatch.setattr(merge, "resolve_workers", lambda workers: 1)
     base = [f"merge.base={folder}/base"] if MERGES[method].config().needs.base else []
     config = alone(folder, f"merge.method={method}", f"pairs={folder}/pairs.parquet", *base)
     draft, line = run(config)
