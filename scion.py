@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from data_pipeline.tokenizers.train import TokenizerConfig
     from ray_jobs.run import Run, run
     from ray_jobs.verify import verify
-    from trainer.embedder import Embedder, EmbedderSpec
+    from trainer.embedder import Embedder
+    from trainer.embedder_spec import EmbedderSpec
     from trainer.transfer.in_process import GraftedModel, transfer
     from trainer.transfer.methods import methods
     from trainer.transfer.plan import Provenance, TransferPlan
@@ -45,7 +46,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckResult": "data_pipeline.artifacts.check_result",
     "Embedder": "trainer.embedder",
-    "EmbedderSpec": "trainer.embedder",
+    "EmbedderSpec": "trainer.embedder_spec",
     "GraftedModel": "trainer.transfer.in_process",
     "Provenance": "trainer.transfer.plan",
     "Run": "ray_jobs.run",

@@ -4,15 +4,12 @@ An embedder is a sentence-transformers folder with an `embed.json`. Any model fo
 files it uses mean pooling and normalises.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +22,10 @@ from data_pipeline.pairs.batch import batches_by_length, pad_rows
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer import query_drift
+from trainer.embedder_spec import EmbedderSpec, read_spec, write_spec
 from trainer.models import loading
 from trainer.models.exits import first_layers
-from trainer.models.pooling import POOLINGS
+from trainer.models.pooling import POOLINGS, places
 from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
@@ -36,29 +34,6 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Weight files that `save_pretrained` writes, whole or in shards."""
 BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedderSpec:
-    """How token vectors become text vectors; the content of `embed.json`."""
-
-    pooling: str = "mean"
-    normalize: bool = True
-    max_length: int = 128
-    """Tokens, including special tokens; longer texts are truncated."""
-    dimensions: tuple[int, ...] = ()
-    """Widths that a request may ask for, including the full width; empty means the full width only."""
-    layers: tuple[int, ...] = ()
-    """Numbers of layers behind which a request may take the vector, beside all of them."""
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "EmbedderSpec":
-        """A spec from the object that it is written as; earlier versions of Scion wrote no `layers`."""
-        return cls(**content | {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")})
-
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(POOLINGS)}.")
 
 
 class Embedder:
@@ -94,10 +69,7 @@ class Embedder:
         """
         with model_folder(os.fspath(uri)) as folder:
             model = loading.encoder(folder, dtype)
-            try:
-                spec = _spec(folder, model)
-            except ConfigError as error:
-                raise ModelError(error.what, folder, error.fix) from error
+            spec = read_spec(folder, loading.max_length(model.config))
             return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
 
     def __repr__(self) -> str:
@@ -164,26 +136,11 @@ class Embedder:
 
     def save(self, uri: str) -> None:
         """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
-        entries = [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ]
-        pooling = {"word_embedding_dimension": self.width} | {
-            f"pooling_mode_{mode}": mode.startswith(self.spec.pooling)
-            for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
-        }
         with model_output(uri) as folder:
             self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
             self.tokenizer.model_max_length = self.spec.max_length
             self.tokenizer.save_pretrained(folder)
-            for path, _ in modules[1:]:
-                os.makedirs(os.path.join(folder, path), exist_ok=True)
-            _write(folder, "modules.json", entries)
-            _write(folder, "sentence_bert_config.json", {"max_seq_length": self.spec.max_length, "do_lower_case": False})
-            _write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
-            _write(folder, "1_Pooling/config.json", pooling)
-            _write(folder, "embed.json", asdict(self.spec))
+            write_spec(self.spec, folder, self.width)
             query_drift.save(folder, self.compensations)
 
     def _truncate(self, ids: list[int]) -> list[int]:
@@ -218,7 +175,7 @@ class Embedder:
         # An empty text has no tokens if the tokenizer inserts none: `pad_rows` gives it one.
         ids, mask = (rows.to(self.model.device) for rows in pad_rows(sequences, int(self.tokenizer.pad_token_id)))
         tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = self._pool(tokens, mask)[:, :width]
+        vectors = self._pool(tokens, places(mask))[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
 
 
@@ -249,33 +206,3 @@ def with_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
             "the tokenizer has no token to pad with.", tokenizer.name_or_path, "Give it a pad_token or an eos_token."
         )
     return tokenizer
-
-
-def _spec(folder: str, model: PreTrainedModel) -> EmbedderSpec:
-    """Reads `embed.json`, else the sentence-transformers files, else takes defaults that fit the model's positions."""
-    content = _read(folder, "embed.json")
-    if content is not None:
-        return EmbedderSpec.from_json(content)
-    transformer, pooling = _read(folder, "sentence_bert_config.json") or {}, _read(folder, "1_Pooling/config.json") or {}
-    modes = [
-        mode
-        for mode in POOLINGS
-        if pooling.get({"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}.get(mode, f"pooling_mode_{mode}"))
-    ]
-    length = transformer.get("max_seq_length") or min(512, loading.max_length(model.config))
-    return EmbedderSpec(pooling=pooling.get("pooling_mode") or (modes or ["mean"])[0], max_length=int(length))
-
-
-def _read(folder: str, name: str) -> dict[str, Any] | None:
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        content: dict[str, Any] = json.load(file)
-    return content
-
-
-def _write(folder: str, name: str, content: object) -> None:
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")

@@ -171,7 +171,8 @@ class EmbedConfig:
     """How pairs are made of the text where pairs= is not given: simcse."""
     builders: BuilderSettings = field(default_factory=BuilderSettings, metadata={"identity": False})
     pooling: str = "mean"
-    """How token vectors become one: mean, cls (the first token) or lasttoken; also spelt first and last."""
+    """How token vectors become one: mean, weightedmean (a token counts by its place), mean_sqrt_len_tokens, max, lasttoken or
+    cls (the first token); the last two also spelt last and first."""
     max_length: int = 128
     """Tokens of a text; longer texts are cut."""
     chunk_tokens: int | None = field(default=None, metadata={"identity": False})

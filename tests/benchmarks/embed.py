@@ -55,7 +55,7 @@ def ours(count: int) -> float:
     from data_pipeline.pairs.text_pairs import Pairs
     from data_pipeline.shards.build import load_tokenizer
     from trainer.config.train import TrainConfig
-    from trainer.embedder import EmbedderSpec
+    from trainer.embedder_spec import EmbedderSpec
     from trainer.engine.passes import PASSES
     from trainer.engine.setup import make_engine
     from trainer.engine.step import optimizer_step, set_rates

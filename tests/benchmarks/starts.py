@@ -39,7 +39,8 @@ from data_pipeline.tokenizers import train as tokenizers
 from data_pipeline.tokenizers.encode import encode
 from ray_jobs.config.load import package_folder
 from trainer.config.train import TrainConfig
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation import retrieval
 from trainer.models import loading
 from trainer.models.packed_lm import PackedLM, bits_per_byte

@@ -6,7 +6,8 @@ import pytest
 
 from data_pipeline.pairs.text_pairs import Pairs
 from tests.conftest import tiny_model, wordpiece
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation import METRICS, Metric
 
 

@@ -25,7 +25,8 @@ from ray_jobs import verify
 from trainer.config.train import TrainConfig
 from trainer.deepspeed_bridge import environment
 from trainer.deepspeed_bridge.trained_weights import trained_weights
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.engine import setup
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.models import loading

@@ -17,7 +17,8 @@ from trainer.checkpoints import export
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.task_file import write_task
 from trainer.config.train import TrainConfig
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.models import adapters
 from trainer.models.adapters import Lora
 from trainer.tasks.contrastive import ContrastiveTask

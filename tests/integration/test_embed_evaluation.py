@@ -16,7 +16,8 @@ from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
 from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation import retrieval
 from trainer.tasks import heldout_pairs
 from trainer.tasks.contrastive import ContrastiveTask

@@ -21,7 +21,7 @@ from trainer.checkpoints.state import RunState
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.task_file import read_task, write_task
 from trainer.config.train import TrainConfig
-from trainer.embedder import EmbedderSpec
+from trainer.embedder_spec import EmbedderSpec
 from trainer.models.adapters import Lora
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask

@@ -17,7 +17,7 @@ from tests.integration.test_engine import ordered_rows
 from tests.integration.test_guards import clean
 from tests.ranks import fit, train_run
 from trainer.config.train import TrainConfig
-from trainer.embedder import EmbedderSpec
+from trainer.embedder_spec import EmbedderSpec
 from trainer.engine.micro_batches import is_out_of_memory
 from trainer.engine.train_run import TrainRun
 from trainer.monitoring import run_log

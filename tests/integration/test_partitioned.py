@@ -13,7 +13,7 @@ from tests.families.configs import COMMON, FAMILIES, tiny
 from tests.integration.test_universal import ROWS, batch
 from tests.ranks import on_ranks
 from trainer.config.train import TrainConfig
-from trainer.embedder import EmbedderSpec
+from trainer.embedder_spec import EmbedderSpec
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask
 

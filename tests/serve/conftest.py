@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.batch import batches_by_length
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.models import loading
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ArtifactError
 from trainer.checkpoints.store import Store
-from trainer.embedder import EmbedderSpec
+from trainer.embedder_spec import EmbedderSpec
 from trainer.models.adapters import Lora
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask

@@ -12,7 +12,7 @@ from trainer.models import forward_check
 from trainer.models.exits import Exits
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck
-from trainer.models.pooling import POOLINGS
+from trainer.models.pooling import POOLINGS, places
 from trainer.objectives.info_nce import InfoNce
 from trainer.objectives.objective import NO_PARTNER, Gathered, Needs, Objective, PairVectors
 
@@ -100,7 +100,7 @@ class DualEncoder(torch.nn.Module):
 
     def _unit(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Pooled token states, fp32 [n, d]."""
-        return torch.nn.functional.normalize(self._pool(states, mask).float(), dim=1)
+        return torch.nn.functional.normalize(self._pool(states, places(mask)).float(), dim=1)
 
 
 class Texts(NamedTuple):

@@ -12,7 +12,8 @@ from data_pipeline.artifacts import storage
 from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.shards.build import load_tokenizer
-from trainer.embedder import Embedder, EmbedderSpec, with_padding
+from trainer.embedder import Embedder, with_padding
+from trainer.embedder_spec import EmbedderSpec
 from trainer.models import loading
 from trainer.models.adapters import Lora
 from trainer.models.dual_encoder import DualEncoder

@@ -19,7 +19,8 @@ from ray_jobs.stage import main_start
 from tests.conftest import FAMILIES, tiny_model
 from tests.integration.conftest import write_rows
 from tests.ranks import on_ranks
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.engine import position_search
 from trainer.merging import MERGES, probe
 from trainer.merging.self_positioning import SelfPositioning

@@ -10,7 +10,8 @@ import torch
 
 from data_pipeline.errors import ModelError
 from tests.conftest import FAMILIES, tiny_model
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.merging import MERGES, embedders
 from trainer.merging.embedders import Merging
 from trainer.merging.merge import Recipe
@@ -129,7 +130,8 @@ MEASURED = """
 import sys, torch
 from transformers import BertConfig, BertModel
 from tests.conftest import wordpiece
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.merging import MERGES, embedders
 
 def memory():

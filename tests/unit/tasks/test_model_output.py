@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from data_pipeline.artifacts import storage
 from trainer import embedder
-from trainer.embedder import EmbedderSpec
+from trainer.embedder_spec import EmbedderSpec
 from trainer.tasks import language_modeling
 from trainer.tasks.contrastive import ContrastiveTask
 from trainer.tasks.language_modeling import LanguageModelTask

@@ -1,0 +1,151 @@
+"""How token vectors become text vectors, and the files of an embedder's folder that say so.
+
+The folder is one of sentence-transformers, in the layout that all versions since 2 read, with an `embed.json` of our own.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipeline.errors import ConfigError, ModelError
+from trainer.models.pooling import POOLINGS
+
+_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+}
+"""Each pooling's flag in the `config.json` of sentence-transformers' Pooling."""
+_ALWAYS = ("cls", "mean", "max", "lasttoken")
+"""Poolings whose flags are always written; early versions do not know the others."""
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
+"""Modules of sentence-transformers that `Embedder` computes; dropout does nothing outside of a training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderSpec:
+    """How token vectors become text vectors; the content of `embed.json`."""
+
+    pooling: str = "mean"
+    normalize: bool = True
+    max_length: int = 128
+    """Tokens, including special tokens; longer texts are truncated."""
+    dimensions: tuple[int, ...] = ()
+    """Widths that a request may ask for, including the full width; empty means the full width only."""
+    layers: tuple[int, ...] = ()
+    """Numbers of layers behind which a request may take the vector, beside all of them."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "EmbedderSpec":
+        """A spec from the object that it is written as; earlier versions of Scion wrote fewer fields."""
+        return cls(**content | {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")})
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(POOLINGS)}.")
+
+
+def read_spec(folder: str, longest: int) -> EmbedderSpec:
+    """Reads `embed.json`, else the files of sentence-transformers; a plain model folder has mean pooling.
+
+    Args:
+        longest: the tokens for which the model has positions.
+
+    Raises:
+        ModelError: the folder computes its vectors in a way that Scion does not know.
+    """
+    content = _read(folder, "embed.json")
+    if content is not None:
+        try:
+            return EmbedderSpec.from_json(content)
+        except ConfigError as error:
+            raise ModelError(error.what, folder, error.fix) from error
+    pooling = _read(folder, os.path.join(_pooling_path(folder), "config.json")) or {}
+    return EmbedderSpec(pooling=_pooling(pooling, folder), max_length=_max_length(folder, longest))
+
+
+def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
+    """Writes the files beside model and tokenizer.
+
+    Args:
+        width: of the model's output vectors.
+    """
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * spec.normalize
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    flags = {flag: mode == spec.pooling for mode, flag in _FLAGS.items() if mode in (*_ALWAYS, spec.pooling)}
+    for path, _ in modules[1:]:
+        os.makedirs(os.path.join(folder, path), exist_ok=True)
+    _write(folder, "modules.json", entries)
+    _write(folder, "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": False})
+    _write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
+    _write(folder, "1_Pooling/config.json", {"word_embedding_dimension": width} | flags)
+    _write(folder, "embed.json", asdict(spec))
+
+
+def _max_length(folder: str, longest: int) -> int:
+    """Where a text is cut: sentence-transformers writes it beside the model, since version 6 with the tokenizer."""
+    given = (_read(folder, "sentence_bert_config.json") or {}).get("max_seq_length")
+    if given is not None:
+        return int(given)
+    of_tokenizer = (_read(folder, "tokenizer_config.json") or {}).get("model_max_length") or longest
+    is_plain = _read(folder, "modules.json") is None
+    return int(min(longest, of_tokenizer, 512 if is_plain else longest))
+
+
+def _pooling_path(folder: str) -> str:
+    """The folder of the module that pools.
+
+    Raises:
+        ModelError: there are modules of another kind, such as Dense.
+    """
+    modules: Any = _read(folder, "modules.json") or []
+    kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    if unknown := [kind for kind in kinds if kind not in _MODULES]:
+        raise ModelError(
+            f"it has a module {unknown[0]}, which Scion does not compute.",
+            f"model {folder}",
+            f"Take one of {', '.join(_MODULES[:3])} only.",
+        )
+    return kinds.get("Pooling", "1_Pooling")
+
+
+def _pooling(content: dict[str, Any], folder: str) -> str:
+    """The pooling that a `config.json` of sentence-transformers' Pooling names; mean if it names none.
+
+    Raises:
+        ModelError: it is not known, or there are several, which sentence-transformers concatenates.
+    """
+    named = content.get("pooling_mode")
+    if named is None:
+        suffixes = {flag: mode for mode, flag in _FLAGS.items()}
+        named = [suffixes.get(key, key) for key, value in content.items() if key.startswith("pooling_mode_") and value is True]
+    modes = [named] if isinstance(named, str) else list(named) or ["mean"]
+    if len(modes) > 1:
+        raise ModelError(
+            f"it concatenates several poolings ({', '.join(modes)}).", f"model {folder}", "Take a model with one of them."
+        )
+    if modes[0] not in POOLINGS:
+        raise ModelError(f"{modes[0]!r} is not a pooling.", f"model {folder}", f"Scion knows {', '.join(POOLINGS)}.")
+    return str(modes[0])
+
+
+def _read(folder: str, name: str) -> Any:
+    """The content of a JSON file; None if there is none."""
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _write(folder: str, name: str, content: object) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
