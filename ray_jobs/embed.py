@@ -14,6 +14,7 @@ from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import DataError
 from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
+from data_pipeline.pairs.text_form import TEXT, template_text
 from ray_jobs import pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
@@ -70,6 +71,10 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     chosen = tables.identities("objective", {name: getattr(settings.objectives, name) for name in settings.losses}, "info_nce")
     if settings.nested.is_used:
         chosen["nested"] = artifact.identity(settings.nested)
+    if settings.prompts:
+        chosen |= {"prompts": settings.prompts, "include_prompt": settings.include_prompt}
+    if settings.template is not None:
+        chosen["template"] = template_text(settings.template)
     if given_pairs:
         return chosen
     return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
@@ -94,6 +99,8 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     training = _training_pairs(config, testing, start, cache, report)
     folder = storage.join(draft.uri, "pairs")
+    task = _task(settings, model)
+    task.check()
     manifest = shards.build(
         training,
         model,
@@ -101,19 +108,8 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
         max_length=settings.max_length,
         actors=settings.actors,
         progress=report.part("tokenize pairs"),
+        forms=task.forms,
         teacher=None if settings.teacher is None else partial(_teacher, settings.teacher),
-    )
-    task = ContrastiveTask(
-        model_uri=model,
-        spec=EmbedderSpec(
-            pooling=pooling_name(settings.pooling),
-            max_length=settings.max_length,
-            dimensions=settings.nested.widths,
-            layers=settings.nested.exits,
-        ),
-        objective=_objective(settings),
-        chunk_tokens=settings.chunk_tokens or max(settings.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"]),
-        passes="cached" if settings.reduce == "once" else "cached_per_chunk",
     )
     rows = order_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
@@ -135,7 +131,26 @@ def _teacher(uri: str) -> shards.Encode:
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
-    return embedder.encode
+    return lambda texts, side: embedder.encode(texts, prompt_name=side)
+
+
+def _task(settings: EmbedConfig, model: str) -> ContrastiveTask:
+    """The training of the model to an embedder."""
+    return ContrastiveTask(
+        model_uri=model,
+        spec=EmbedderSpec(
+            pooling=pooling_name(settings.pooling),
+            max_length=settings.max_length,
+            dimensions=settings.nested.widths,
+            layers=settings.nested.exits,
+            prompts=settings.prompts,
+            include_prompt=settings.include_prompt,
+            template=TEXT if settings.template is None else template_text(settings.template),
+        ),
+        objective=_objective(settings),
+        chunk_tokens=settings.chunk_tokens or max(settings.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"]),
+        passes="cached" if settings.reduce == "once" else "cached_per_chunk",
+    )
 
 
 def _accuracies(retrieval: dict[str, Any], steps: int) -> str:

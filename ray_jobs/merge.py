@@ -22,7 +22,8 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation.retrieval import Retrieval
 from trainer.merging import MERGES, Merge, embedders, probe
 from trainer.merging.self_positioning import SelfPositioning

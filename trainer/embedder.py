@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.batch import batches_by_length, pad_rows
+from data_pipeline.pairs.text_form import TextForm, TokenizedText
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer import query_drift
@@ -87,28 +88,44 @@ class Embedder:
             ids = torch.tensor([[self.tokenizer.pad_token_id]], device=self.model.device)
             return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[-1])
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with special tokens, truncated to `max_length`; the closing special token stays."""
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
-        return [self._truncate(text.ids) for text in encoded]
+    def tokenize(self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None) -> list[TokenizedText]:
+        """Token ids of the texts as `encode_ids` reads them: with prompt and special tokens, truncated to `max_length`.
+
+        Raises:
+            ConfigError: there is no prompt of this name, or it leaves no room for a text.
+        """
+        form = self.spec.form(prompt_name, prompt)
+        if form != TextForm():
+            form.check(self.tokenizer, self.spec.max_length)
+        return form.tokenize(self.tokenizer, texts, self.spec.max_length)
 
     def encode(
-        self, texts: Sequence[str], dimensions: int | None = None, layers: int | None = None, index: str | None = None
+        self,
+        texts: Sequence[str],
+        dimensions: int | None = None,
+        layers: int | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        index: str | None = None,
     ) -> NDArray[np.float32]:
         """Vectors [n, d] of n texts.
 
         Args:
             dimensions: the width d, one of `dimensions`; the full width when not given.
             layers: how many layers compute them, one of `spec.layers`; all when not given.
+            prompt_name: of a prompt in `spec.prompts`; its default prompt when not given. `query` and `document`, the sides of
+                a search, may be asked of every embedder.
+            prompt: a text to put in front, in place of a named one.
             index: an earlier version of the embedder, whose vectors are in the index that these queries search.
 
         Raises:
-            ConfigError: `texts` is no list of texts, the embedder was not trained for this width or depth, or it knows no
-                such version.
+            ConfigError: `texts` is no list of texts, there is no such prompt or version, or the embedder was not trained for
+                this width or depth.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
-        vectors = self.encode_ids(self.tokenize(texts), dimensions, layers)
+        vectors = self.encode_ids(self.tokenize(texts, prompt_name, prompt), dimensions, layers)
         return vectors if index is None else self._compensation(index, vectors.shape[1], layers).queries(vectors)
 
     def encode_ids(
@@ -143,13 +160,6 @@ class Embedder:
             write_spec(self.spec, folder, self.width)
             query_drift.save(folder, self.compensations)
 
-    def _truncate(self, ids: list[int]) -> list[int]:
-        limit = self.spec.max_length
-        if len(ids) <= limit:
-            return ids
-        ends_with_special = ids[-1] in self.tokenizer.all_special_ids
-        return ids[: limit - 1] + ids[-1:] if ends_with_special else ids[:limit]
-
     def _compensation(self, index: str, width: int, layers: int | None) -> Compensation:
         """The map of queries to the space of an earlier version.
 
@@ -173,9 +183,10 @@ class Embedder:
     def _forward(self, sequences: list[Sequence[int]], width: int, model: PreTrainedModel) -> torch.Tensor:
         """The embeddings of token sequences, float32 [n, width] on the CPU, padded and encoded in one forward pass."""
         # An empty text has no tokens if the tokenizer inserts none: `pad_rows` gives it one.
-        ids, mask = (rows.to(self.model.device) for rows in pad_rows(sequences, int(self.tokenizer.pad_token_id)))
+        chunk = pad_rows(sequences, int(self.tokenizer.pad_token_id))
+        ids, mask, skipped = (part.to(self.model.device) for part in chunk)
         tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = self._pool(tokens, places(mask))[:, :width]
+        vectors = self._pool(tokens, places(mask, skipped))[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
 
 

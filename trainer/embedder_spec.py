@@ -5,10 +5,11 @@ The folder is one of sentence-transformers, in the layout that all versions sinc
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.pairs.text_form import TEXT, TextForm
 from trainer.models.pooling import POOLINGS
 
 _FLAGS = {
@@ -22,6 +23,10 @@ _FLAGS = {
 """Each pooling's flag in the `config.json` of sentence-transformers' Pooling."""
 _ALWAYS = ("cls", "mean", "max", "lasttoken")
 """Poolings whose flags are always written; early versions do not know the others."""
+_SIDES: dict[str | None, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Prompts of the two sides of a search, as sentence-transformers looks for them."""
+_REFUSAL = "scion.load_with_scion_Embedder_since_texts_have_a_template"
+"""In place of the package of modules: sentence-transformers knows no templates, refuses the folder, and names this."""
 _MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 """Modules of sentence-transformers that `Embedder` computes; dropout does nothing outside of a training."""
 
@@ -38,6 +43,14 @@ class EmbedderSpec:
     """Widths that a request may ask for, including the full width; empty means the full width only."""
     layers: tuple[int, ...] = ()
     """Numbers of layers behind which a request may take the vector, beside all of them."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Texts to put in front, by name: `query` for what searches, `document` for what is found, and others."""
+    default_prompt_name: str | None = None
+    """The prompt of a text for which none is asked."""
+    include_prompt: bool = True
+    """Whether the tokens of a prompt are pooled."""
+    template: str = TEXT
+    """What is written around a text, as in `TextForm`."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "EmbedderSpec":
@@ -47,6 +60,29 @@ class EmbedderSpec:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(POOLINGS)}.")
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise ConfigError(f"there is no prompt {self.default_prompt_name!r}.", "default_prompt_name", self._known_prompts())
+
+    def form(self, prompt_name: str | None = None, prompt: str | None = None) -> TextForm:
+        """How a text is written.
+
+        Args:
+            prompt_name: a key of `prompts`. `query` and `document` may be missing: every embedder can be asked for both sides.
+            prompt: in place of a named one.
+
+        Raises:
+            ConfigError: there is no prompt of this name.
+        """
+        if prompt is None:
+            wanted = next((name for name in _SIDES.get(prompt_name, (prompt_name,)) if name in self.prompts), None)
+            if wanted is None and prompt_name is not None and prompt_name not in _SIDES:
+                raise ConfigError(f"this embedder has no prompt {prompt_name!r}.", "prompt_name", self._known_prompts())
+            name = self.default_prompt_name if wanted is None else wanted
+            prompt = "" if name is None else self.prompts[name]
+        return TextForm(prompt=prompt, template=self.template, pools_prompt=self.include_prompt)
+
+    def _known_prompts(self) -> str:
+        return f"There is {', '.join(self.prompts)}." if self.prompts else "It has no prompts."
 
 
 def read_spec(folder: str, longest: int) -> EmbedderSpec:
@@ -65,7 +101,12 @@ def read_spec(folder: str, longest: int) -> EmbedderSpec:
         except ConfigError as error:
             raise ModelError(error.what, folder, error.fix) from error
     pooling = _read(folder, os.path.join(_pooling_path(folder), "config.json")) or {}
-    return EmbedderSpec(pooling=_pooling(pooling, folder), max_length=_max_length(folder, longest))
+    return EmbedderSpec(
+        pooling=_pooling(pooling, folder),
+        max_length=_max_length(folder, longest),
+        include_prompt=bool(pooling.get("include_prompt", True)),
+        **_prompts(_read(folder, "config_sentence_transformers.json") or {}),
+    )
 
 
 def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
@@ -75,18 +116,32 @@ def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
         width: of the model's output vectors.
     """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * spec.normalize
-    entries = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(modules)
-    ]
-    flags = {flag: mode == spec.pooling for mode, flag in _FLAGS.items() if mode in (*_ALWAYS, spec.pooling)}
+    home = "sentence_transformers.models" if spec.template == TEXT else _REFUSAL
+    entries = [{"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"} for i, (path, kind) in enumerate(modules)]
+    flags: dict[str, bool] = {flag: mode == spec.pooling for mode, flag in _FLAGS.items() if mode in (*_ALWAYS, spec.pooling)}
+    if not spec.include_prompt:
+        flags["include_prompt"] = False
     for path, _ in modules[1:]:
         os.makedirs(os.path.join(folder, path), exist_ok=True)
     _write(folder, "modules.json", entries)
     _write(folder, "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": False})
-    _write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "cosine", "prompts": {}})
+    _write(folder, "config_sentence_transformers.json", _prompt_settings(spec))
     _write(folder, "1_Pooling/config.json", {"word_embedding_dimension": width} | flags)
     _write(folder, "embed.json", asdict(spec))
+
+
+def _prompts(content: dict[str, Any]) -> dict[str, Any]:
+    """The prompts of a `config_sentence_transformers.json`, without the empty ones, which it writes for two names."""
+    prompts, default = dict(content.get("prompts") or {}), content.get("default_prompt_name")
+    return {
+        "prompts": {name: prompt for name, prompt in prompts.items() if prompt or name == default},
+        "default_prompt_name": default,
+    }
+
+
+def _prompt_settings(spec: EmbedderSpec) -> dict[str, Any]:
+    """The content of a `config_sentence_transformers.json`."""
+    return {"similarity_fn_name": "cosine", "prompts": spec.prompts, "default_prompt_name": spec.default_prompt_name}
 
 
 def _max_length(folder: str, longest: int) -> int:

@@ -215,4 +215,5 @@ def _quiet() -> Iterator[None]:
 def _card(name: str, embedder: Embedder) -> ModelCard:
     vocabulary = min(len(embedder.tokenizer), int(embedder.model.config.vocab_size))
     length = embedder.spec.max_length
-    return ModelCard(name=name, dimensions=embedder.dimensions, max_length=length, vocabulary=vocabulary)
+    prompts = tuple(embedder.spec.prompts)
+    return ModelCard(name=name, dimensions=embedder.dimensions, max_length=length, vocabulary=vocabulary, prompts=prompts)

@@ -23,7 +23,8 @@ class Backend:
     """The model behind the front."""
 
     card: ModelCard
-    tokenize: Callable[[Sequence[str]], TokenIds]
+    tokenize: Callable[[Sequence[str], str | None], TokenIds]
+    """Token ids of texts with the named prompt."""
     encode: Callable[[TokenIds, int | None], Awaitable[Vectors]]
     """Vectors of checked token ids, cut to the given width."""
 
@@ -78,7 +79,7 @@ class Front:
 
     def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
         request = protocol.parse_request(body, self._backend.card, self._config.max_inputs)
-        rows: TokenIds = self._backend.tokenize(request.texts) if request.texts else request.token_ids
+        rows: TokenIds = self._backend.tokenize(request.texts, request.input_type) if request.texts else request.token_ids
         protocol.check_tokenized(rows)
         return request, rows
 

@@ -18,6 +18,8 @@ from data_pipeline.errors import UserError
 TokenIds = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
 
+SIDES = ("query", "document")
+"""What a text may be in a search; every embedder can be asked for both."""
 _CREATED = 1735689600
 """Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
 
@@ -49,6 +51,8 @@ class ModelCard:
     max_length: int
     vocabulary: int
     """Upper bound of token ids, exclusive."""
+    prompts: tuple[str, ...] = ()
+    """Names of the prompts that a request may ask for, beside `query` and `document`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class EmbeddingRequest:
     token_ids: tuple[tuple[int, ...], ...]
     dimensions: int | None
     is_base64: bool
+    input_type: str | None = None
+    """The name of the prompt in front of the texts; the embedder's default prompt when not given."""
 
 
 def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
@@ -78,6 +84,7 @@ def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingReq
         token_ids=rows,
         dimensions=_dimensions(content.get("dimensions"), card),
         is_base64=_is_base64(content.get("encoding_format")),
+        input_type=_input_type(content.get("input_type"), card, bool(texts)),
     )
 
 
@@ -112,7 +119,8 @@ def response_body(vectors: NDArray[np.float32], rows: TokenIds, request: Embeddi
 def models_body(card: ModelCard) -> dict[str, Any]:
     """The response body of `GET /v1/models`: OpenAI's list, with the dimensions and the longest input of the embedder."""
     entry = {"id": card.name, "object": "model", "created": _CREATED, "owned_by": "scion"}
-    return {"object": "list", "data": [entry | {"dimensions": list(card.dimensions), "max_length": card.max_length}]}
+    offered = {"dimensions": list(card.dimensions), "max_length": card.max_length, "input_types": list(_input_types(card))}
+    return {"object": "list", "data": [entry | offered]}
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -145,6 +153,22 @@ def _dimensions(dimensions: Any, card: ModelCard) -> int | None:
     if dimensions not in card.dimensions:
         raise RequestError(f"this model has no {dimensions} dimensions.", "dimensions", f"Ask for one of {offered}.")
     return dimensions
+
+
+def _input_types(card: ModelCard) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*SIDES, *card.prompts)))
+
+
+def _input_type(name: Any, card: ModelCard, has_texts: bool) -> str | None:
+    """The requested prompt; RequestError if there is none of this name, or no text in front of which it could stand."""
+    if name is None:
+        return None
+    offered = ", ".join(_input_types(card))
+    if name not in _input_types(card):
+        raise RequestError(f"{_short(name)} is not known.", "input_type", f"Ask for one of {offered}, or leave it out.")
+    if not has_texts:
+        raise RequestError("a list of token ids has its prompt already.", "input_type", "Leave it out, or send texts.")
+    return str(name)
 
 
 def _is_base64(encoding: Any) -> bool:

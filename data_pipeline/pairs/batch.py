@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +10,18 @@ import pyarrow.compute as pc
 import torch
 
 from data_pipeline.pairs import CHUNK_TOKENS
+from data_pipeline.pairs.text_form import TokenizedText
 
-Chunk = tuple[torch.Tensor, torch.Tensor]
-"""Ids and mask, int [n, longest]."""
+
+class Chunk(NamedTuple):
+    """Texts that one forward pass encodes."""
+
+    ids: torch.Tensor
+    """int [n, longest]"""
+    mask: torch.Tensor
+    """int [n, longest], 0 for padding"""
+    skipped: torch.Tensor
+    """int [n], how many of a text's first tokens are not pooled"""
 
 
 class PairBatch:
@@ -28,7 +37,7 @@ class PairBatch:
     def __init__(self, table: pa.Table, pad: int, chunk_tokens: int = CHUNK_TOKENS["cpu"]) -> None:
         negatives = table["negatives"].to_pylist()
         positives = table["positive"].to_pylist()
-        texts = [*table["anchor"].to_pylist(), *positives, *(ids for row in negatives for ids in row)]
+        texts = _with_skips(table, [*table["anchor"].to_pylist(), *positives, *(ids for row in negatives for ids in row)])
         counts = torch.tensor([len(row) for row in negatives], dtype=torch.int64)
         dealt = list(batches_by_length(texts, chunk_tokens))
         self.chunks = [pad_rows([texts[place] for place in places], pad) for places in dealt]
@@ -53,13 +62,13 @@ class PairBatch:
         is_real = torch.cat([self.weights, self.weights[self.owners]]) > 0
         lengths = torch.tensor([len(text) for text in texts])[is_real]
         self.tokens, self.attention_pairs = int(lengths.sum()), int((lengths**2).sum())
-        self.size = sum(mask.numel() for _, mask in self.chunks)
+        self.size = sum(chunk.mask.numel() for chunk in self.chunks)
 
     def with_chunks(self, count: int) -> "PairBatch":
         """The batch with as many chunks, the added ones of one token each that no text uses."""
         batch, missing = copy(self), count - len(self.chunks)
-        one = self.chunks[0][0].new_full((1, 1), self.pad)
-        batch.chunks = [*self.chunks, *[(one, torch.ones_like(one))] * missing]
+        one = self.chunks[0].ids.new_full((1, 1), self.pad)
+        batch.chunks = [*self.chunks, *[Chunk(one, torch.ones_like(one), torch.zeros_like(one[0]))] * missing]
         return batch
 
     def counts(self, streams: int) -> torch.Tensor:
@@ -79,7 +88,7 @@ class PairBatch:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(batch, name, function(value))
-        batch.chunks = [(function(ids), function(mask)) for ids, mask in self.chunks]
+        batch.chunks = [Chunk(*map(function, chunk)) for chunk in self.chunks]
         return batch
 
 
@@ -102,12 +111,22 @@ def batches_by_length(ids: Sequence[Sequence[int]], most_tokens: int) -> Iterato
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> Chunk:
-    """Ids and mask, int [n, longest]; an empty row is one token of padding that counts."""
+    """The rows padded on the right; an empty row is one token of padding that counts."""
     lengths = np.array([max(1, len(row)) for row in rows])
     ids = np.full((len(rows), lengths.max()), pad, np.int64)
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     ids[mask] = np.concatenate([row or [pad] for row in rows])
-    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+    skipped = torch.tensor([getattr(row, "skip", 0) for row in rows], dtype=torch.int64)
+    return Chunk(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), skipped)
+
+
+def _with_skips(table: pa.Table, texts: list[list[int]]) -> list[list[int]]:
+    """The texts with the numbers of their first tokens that are not pooled, where the rows name them."""
+    if "anchor_skip" not in table.column_names:
+        return texts
+    negatives = [skip for row in table["negative_skips"].to_pylist() for skip in row]
+    skips = [*table["anchor_skip"].to_pylist(), *table["positive_skip"].to_pylist(), *negatives]
+    return [TokenizedText(ids, skip) for ids, skip in zip(texts, skips, strict=True)]
 
 
 def _scores(table: pa.Table, counts: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Writes pairs as rows of token ids, in the same format and order as packed text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline import keyed_random
 from data_pipeline.artifacts import storage
+from data_pipeline.pairs.text_form import TextForm, TokenizedText
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
@@ -22,9 +24,12 @@ from data_pipeline.text.clean import digest
 STREAM = "pairs"
 _SHARD_PAIRS = 16384
 
+Forms = tuple[TextForm, TextForm]
+"""Of anchors, and of positives and negatives."""
+PLAIN: Forms = (TextForm(), TextForm())
 
-Encode = Callable[[list[str]], NDArray[np.float32]]
-"""From n texts to vectors [n, d]."""
+Encode = Callable[[list[str], str], NDArray[np.float32]]
+"""From n texts and their side, `query` or `document`, to vectors [n, d]."""
 
 
 def build(
@@ -35,6 +40,7 @@ def build(
     max_length: int,
     actors: int,
     progress: Progress,
+    forms: Forms = PLAIN,
     teacher: Callable[[], Encode] | None = None,
 ) -> Manifest:
     """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest.
@@ -49,6 +55,7 @@ def build(
             "folder": folder,
             "max_length": max_length,
             "uri": tokenizer_uri,
+            "forms": forms,
         }
         for number, start in enumerate(range(0, len(pairs), _SHARD_PAIRS))
     ]
@@ -67,7 +74,7 @@ def text_key(text: str) -> int:
 def write_shard(job: dict[str, Any], teacher: Encode | None = None) -> Shard:
     """Tokenizes a job's pairs, writes them with the keys of their texts to a Parquet shard, and returns its manifest entry."""
     pairs: Pairs = job["pairs"]
-    table = tokenize_pairs(pairs, load_tokenizer(job["uri"]), job["max_length"])
+    table = tokenize_pairs(pairs, load_tokenizer(job["uri"]), job["max_length"], job["forms"])
     if teacher is not None:
         table = with_vectors(table, pairs, teacher)
     sha256 = format.write(storage.join(job["folder"], job["path"]), table)
@@ -84,18 +91,19 @@ def write_shard(job: dict[str, Any], teacher: Encode | None = None) -> Shard:
     )
 
 
-def tokenize_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_length: int) -> pa.Table:
-    """The pairs as rows of token ids, with the keys and scores of their texts.
+def tokenize_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_length: int, forms: Forms = PLAIN) -> pa.Table:
+    """The pairs as rows of token ids, with the keys and scores of their texts and, where tokens are not pooled, their numbers.
 
-    An anchor's ids begin with its prompt; its key is that of the anchor alone, so that it is recognised among the documents.
+    An anchor's ids begin with its prompts; its key is that of the anchor alone, so that it is recognised among the documents.
     """
+    of_queries, of_documents = (partial(form.tokenize, tokenizer, max_length=max_length) for form in forms)
+    ids = of_queries(pairs.queries), of_documents(pairs.positives), [of_documents(texts) for texts in pairs.negatives]
     kind = pa.list_(pa.int32())
-    negatives = [token_ids(tokenizer, texts, max_length) for texts in pairs.negatives]
-    return pa.table(
+    table = pa.table(
         {
-            "anchor": pa.array(token_ids(tokenizer, pairs.queries, max_length), kind),
-            "positive": pa.array(token_ids(tokenizer, pairs.positives, max_length), kind),
-            "negatives": pa.array(negatives, pa.list_(kind)),
+            "anchor": pa.array(ids[0], kind),
+            "positive": pa.array(ids[1], kind),
+            "negatives": pa.array(ids[2], pa.list_(kind)),
             "anchor_key": pa.array([text_key(text) for text in pairs.anchors], pa.int64()),
             "positive_key": pa.array([text_key(text) for text in pairs.positives], pa.int64()),
             "negative_keys": pa.array([[text_key(text) for text in texts] for texts in pairs.negatives], pa.list_(pa.int64())),
@@ -104,31 +112,38 @@ def tokenize_pairs(pairs: Pairs, tokenizer: PreTrainedTokenizerFast, max_length:
             "in_batch": pa.array(pairs.in_batch, pa.bool_()),
         }
     )
+    return _with_skips(table, *ids)
 
 
 def with_vectors(table: pa.Table, pairs: Pairs, teacher: Encode) -> pa.Table:
-    """The rows with a teacher's vectors of their texts, fp16. Each distinct text is encoded once."""
-    texts = {text: place for place, text in enumerate(dict.fromkeys(chain(pairs.queries, pairs.positives, *pairs.negatives)))}
-    vectors = teacher(list(texts)).astype(np.float16)
-
-    def column(of: Sequence[str]) -> pa.Array:
-        places = [texts[text] for text in of]
-        return pa.FixedSizeListArray.from_arrays(pa.array(vectors[places].ravel()), vectors.shape[1])
-
-    ends = np.cumsum([0, *map(len, pairs.negatives)], dtype=np.int32)
-    negatives = pa.ListArray.from_arrays(pa.array(ends), column(list(chain.from_iterable(pairs.negatives))))
+    """The rows with a teacher's vectors of their texts, fp16. Each distinct text of a side is encoded once."""
+    negatives = list(chain.from_iterable(pairs.negatives))
+    documents = _encoded([*pairs.positives, *negatives], "document", teacher)
+    ends = pa.array(np.cumsum([0, *map(len, pairs.negatives)], dtype=np.int32))
     columns = {
-        "anchor_vector": column(pairs.queries),
-        "positive_vector": column(pairs.positives),
-        "negative_vectors": negatives,
+        "anchor_vector": _encoded(pairs.queries, "query", teacher),
+        "positive_vector": documents[: len(pairs)],
+        "negative_vectors": pa.ListArray.from_arrays(ends, documents[len(pairs) :]),
     }
     for name, values in columns.items():
         table = table.append_column(name, values)
     return table
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> list[list[int]]:
-    """Ids of each text with special tokens, cut at `max_length`."""
-    if not texts:
-        return []
-    return tokenizer(texts, truncation=True, max_length=max_length, padding=False).input_ids
+def _encoded(texts: list[str], side: str, teacher: Encode) -> pa.Array:
+    """The vectors of the texts."""
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    vectors = teacher(list(distinct), side).astype(np.float16)[[distinct[text] for text in texts]]
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+
+def _with_skips(
+    table: pa.Table, anchors: list[TokenizedText], positives: list[TokenizedText], negatives: list[list[TokenizedText]]
+) -> pa.Table:
+    """Adds how many of each text's first tokens are not pooled, unless all are."""
+    skips = [[text.skip for text in texts] for texts in (anchors, positives, *negatives)]
+    if not any(map(any, skips)):
+        return table
+    for name, column in (("anchor_skip", skips[0]), ("positive_skip", skips[1])):
+        table = table.append_column(name, pa.array(column, pa.int32()))
+    return table.append_column("negative_skips", pa.array(skips[2:], pa.list_(pa.int32())))

@@ -9,6 +9,7 @@ from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.builders import BUILDERS
+from data_pipeline.pairs.text_form import template_text
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
 from ray_jobs.config import tables
@@ -173,8 +174,16 @@ class EmbedConfig:
     pooling: str = "mean"
     """How token vectors become one: mean, weightedmean (a token counts by its place), mean_sqrt_len_tokens, max, lasttoken or
     cls (the first token); the last two also spelt last and first."""
+    prompts: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
+    """Texts to put in front, by name: query in front of anchors, document in front of positives and negatives. Other names are
+    saved with the embedder. A cut text keeps its prompt."""
+    include_prompt: bool = field(default=True, metadata={"identity": False})
+    """Whether the tokens of a prompt are pooled like those of the text."""
+    template: str | None = field(default=None, metadata={"identity": False})
+    """What is written around a text, with {text} once or twice: echo ("{text} {text}", of which the second copy is pooled),
+    prompteol (which asks for the text in one word), or a template of your own."""
     max_length: int = 128
-    """Tokens of a text; longer texts are cut."""
+    """Tokens of a text, with its prompt and template; longer texts are cut."""
     chunk_tokens: int | None = field(default=None, metadata={"identity": False})
     """Tokens, with padding, that a worker encodes at once. A larger batch is encoded twice (GradCache), with the same gradient:
     `train.batch_size` has no limit. 2,048 on a CPU and 32,768 on a GPU when not given. If a device has no memory for them, the
@@ -203,6 +212,7 @@ class EmbedConfig:
         self._check_teacher()
         tables.check(self.builder, BUILDERS, "embed.builder")
         pooling_name(self.pooling)
+        self._check_template()
         if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:
             raise ConfigError(
                 f"a chunk holds at least one text: {self.chunk_tokens} is below max_length={self.max_length}.",
@@ -229,6 +239,14 @@ class EmbedConfig:
         if self.teacher is not None and not followed:
             fix = "Leave it out, or set embed.objective=[info_nce, embedding_distillation]."
             raise ConfigError("no loss follows a teacher's vectors.", "embed.teacher", fix)
+
+    def _check_template(self) -> None:
+        """Checks that the template names the text, and that its answer is what is pooled; else raises ConfigError."""
+        if self.template is None:
+            return
+        template_text(self.template)
+        if self.template == "prompteol" and pooling_name(self.pooling) != "lasttoken":
+            raise ConfigError("prompteol answers in its last token.", "embed.pooling", "Set embed.pooling=lasttoken.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

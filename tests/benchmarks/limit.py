@@ -55,7 +55,8 @@ def words(data: Limit) -> NDArray[np.float32]:
 
 def vectors(data: Limit, embedder: Embedder) -> NDArray[np.float32]:
     """Cosines [q, n]."""
-    return embedder.encode(list(data.queries.values())) @ embedder.encode(list(data.documents.values())).T
+    queries = embedder.encode(list(data.queries.values()), prompt_name="query")
+    return queries @ embedder.encode(list(data.documents.values()), prompt_name="document").T
 
 
 def recalls(data: Limit, scores: NDArray[np.float32]) -> dict[str, float]:

@@ -11,7 +11,8 @@ from data_pipeline.pairs.shards import tokenize_pairs
 from data_pipeline.pairs.text_pairs import Pairs
 from tests.conftest import FAMILIES, tiny_model
 from tests.ranks import on_ranks
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.engine import position_search
 from trainer.engine.position_search import Search
 from trainer.merging import probe

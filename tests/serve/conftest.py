@@ -13,7 +13,8 @@ from trainer.embedder_spec import EmbedderSpec
 def folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) -> str:
     path: Path = tmp_path_factory.mktemp("embedder")
     tokenizer = FAMILIES["wordpiece"](english)
-    spec = EmbedderSpec(max_length=24, dimensions=(32, 8))
+    prompts = {"query": "search: ", "sts": "similar: "}
+    spec = EmbedderSpec(max_length=24, dimensions=(32, 8), prompts=prompts, include_prompt=False)
     Embedder(tiny_model(tokenizer).bert, tokenizer, spec).save(str(path))
     return str(path)
 

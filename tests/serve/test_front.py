@@ -21,7 +21,7 @@ async def ones(rows: TokenIds, dimensions: int | None) -> np.ndarray:
 
 
 def client(encode: Callable = ones, **settings: int) -> TestClient:
-    backend = Backend(card=CARD, tokenize=lambda texts: [[ord(c) for c in text.strip()] for text in texts], encode=encode)
+    backend = Backend(card=CARD, tokenize=lambda texts, _: [[ord(c) for c in text.strip()] for text in texts], encode=encode)
     return TestClient(Front(ServeConfig(**settings), backend).api())
 
 

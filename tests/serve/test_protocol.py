@@ -35,6 +35,21 @@ def test_every_form_of_input_is_read(value, texts, rows) -> None:
     assert (request.texts, request.token_ids) == (texts, rows)
 
 
+def test_an_input_type_is_a_side_of_a_search_or_a_prompt_of_the_embedder() -> None:
+    assert parse(input="a").input_type is None
+    assert parse(input="a", input_type="query").input_type == "query"
+    with pytest.raises(RequestError, match=r"\"sts\" is not known. Ask for one of query, document, or leave it out."):
+        parse(input="a", input_type="sts")
+    with pytest.raises(RequestError, match="list of token ids has its prompt already"):
+        parse(input=[1, 2], input_type="query")
+    with pytest.raises(RequestError, match="is not known"):
+        parse(input="a", input_type=["query"])
+    card = ModelCard(name="tiny", dimensions=(32,), max_length=6, vocabulary=100, prompts=("query", "sts"))
+    body = json.dumps({"model": "tiny", "input": "a", "input_type": "sts"}).encode()
+    assert protocol.parse_request(body, card, 4).input_type == "sts"
+    assert protocol.models_body(card)["data"][0]["input_types"] == ["query", "document", "sts"]
+
+
 def test_missing_and_null_options_have_openais_defaults() -> None:
     assert parse(input="a") == parse(input="a", dimensions=None, encoding_format=None, user=None)
     assert not parse(input="a").is_base64

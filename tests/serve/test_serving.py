@@ -57,6 +57,14 @@ def test_a_text_too_long_is_cut_as_encode_cuts_it(url, embedder, floats) -> None
     assert np.abs(request_vectors(url, "tiny", texts, floats=floats) - embedder.encode(texts)).max() <= 1e-5
 
 
+def test_an_input_type_puts_its_prompt_in_front(client, embedder, english) -> None:
+    """Also where the prompt is not pooled, which token ids alone do not say."""
+    for name in ("query", "sts", "document"):
+        answer = client.embeddings.create(model="tiny", input=english[:40], extra_body={"input_type": name})
+        assert np.abs(vectors(answer) - embedder.encode(english[:40], prompt_name=name)).max() <= 1e-5
+    assert np.abs(embedder.encode(english[:40], prompt_name="query") - embedder.encode(english[:40])).max() > 1e-3
+
+
 def test_token_ids_give_the_vectors_of_their_texts(client, embedder, english) -> None:
     ids = embedder.tokenize(english[:10])
     several = vectors(client.embeddings.create(model="tiny", input=ids))

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 class Encoder(Protocol):
     """An `Embedder`, or vectors known beforehand."""
 
-    def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
-        """Unit vectors [n, d] of n texts."""
+    def encode(self, texts: Sequence[str], /, *, prompt_name: str | None = None) -> NDArray[np.float32]:
+        """Unit vectors [n, d] of n texts.
+
+        Args:
+            prompt_name: the side of a search on which they are, `query` or `document`; None if there are no sides.
+        """
         ...
 
 
@@ -22,10 +26,10 @@ class EncodesOnce:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        self._vectors: dict[tuple[str | None, ...], NDArray[np.float32]] = {}
 
-    def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
-        key = tuple(texts)
+    def encode(self, texts: Sequence[str], /, *, prompt_name: str | None = None) -> NDArray[np.float32]:
+        key = (prompt_name, *texts)
         if key not in self._vectors:
-            self._vectors[key] = self._encoder.encode(texts)
+            self._vectors[key] = self._encoder.encode(texts, prompt_name=prompt_name)
         return self._vectors[key]

@@ -36,7 +36,8 @@ class Isotropy:
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Sides, dict[str, Sides]]:
         """Of all text pairs and, if there are several languages, of the pairs of each."""
         sides = {"anchors": pairs.queries, "positives": pairs.positives}
-        vectors = {side: _unit(embedder.encode(texts)) for side, texts in sides.items()}
+        prompts = {"anchors": "query", "positives": "document"}
+        vectors = {side: _unit(embedder.encode(texts, prompt_name=prompts[side])) for side, texts in sides.items()}
 
         def among(places: list[int]) -> Sides:
             first = {side: list({texts[place]: place for place in places}.values()) for side, texts in sides.items()}

@@ -56,9 +56,9 @@ class RankedPairs:
 
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
         """The measures among all text pairs and, if there are several languages, among the pairs of each."""
-        anchors = Texts(_names(pairs.anchors), embedder.encode(pairs.queries))
+        anchors = Texts(_names(pairs.anchors), embedder.encode(pairs.queries, prompt_name="query"))
         positives, negatives = (
-            Texts(_names(texts), embedder.encode(texts))
+            Texts(_names(texts), embedder.encode(texts, prompt_name="document"))
             for texts in (pairs.positives, list(chain.from_iterable(pairs.negatives)))
         )
         owners = np.repeat(np.arange(len(pairs)), list(map(len, pairs.negatives)))

@@ -40,7 +40,8 @@ class Retrieval:
 
     def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
         """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
-        return scores(embedder.encode(pairs.queries), embedder.encode(pairs.positives), pairs)
+        anchors = embedder.encode(pairs.queries, prompt_name="query")
+        return scores(anchors, embedder.encode(pairs.positives, prompt_name="document"), pairs)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:

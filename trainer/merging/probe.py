@@ -40,7 +40,8 @@ def loss(embedder: Embedder, pairs: Pairs) -> float:
     """The mean InfoNCE loss of the pairs; the negatives of an anchor are all documents of other pairs and its own negatives."""
     owners = torch.tensor([*range(len(pairs)), *(pair for pair, texts in enumerate(pairs.negatives) for _ in texts)])
     negatives = [text for texts in pairs.negatives for text in texts]
-    vectors = [embedder.encode(texts) for texts in (pairs.queries, [*pairs.positives, *negatives])]
+    sides = (("query", pairs.queries), ("document", [*pairs.positives, *negatives]))
+    vectors = [embedder.encode(texts, prompt_name=name) for name, texts in sides]
     anchor_keys, positive_keys, negative_keys = map(_keys, (pairs.anchors, pairs.positives, negatives))
     no_partner = torch.full_like(negative_keys, NO_PARTNER)
     in_batch = torch.tensor(pairs.in_batch)

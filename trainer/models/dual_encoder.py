@@ -87,20 +87,21 @@ class DualEncoder(torch.nn.Module):
         )
         return PairVectors(_gathered(anchors) if needs.all_anchors else _alone(anchors), _gathered(_pad_to_longest(documents)))
 
-    def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def encode(self, ids: torch.Tensor, mask: torch.Tensor, skipped: torch.Tensor | None = None) -> torch.Tensor:
         """Unit vectors [n, d]; [n, exits + 1, d] with those of the objective's exits, the last layer's last."""
         behind = self.objective.needs.exits
         if behind and self._exits is None:  # not before: weights may be partitioned only now
             self._exits = Exits(self.model, behind)
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        vectors = self._unit(states, mask)
+        pooled = places(mask, skipped)
+        vectors = self._unit(states, pooled)
         if self._exits is None:
             return vectors
-        return torch.stack([*(self._unit(exit_states, mask) for exit_states in self._exits.take()), vectors], dim=1)
+        return torch.stack([*(self._unit(exit_states, pooled) for exit_states in self._exits.take()), vectors], dim=1)
 
-    def _unit(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _unit(self, states: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Pooled token states, fp32 [n, d]."""
-        return torch.nn.functional.normalize(self._pool(states, places(mask)).float(), dim=1)
+        return torch.nn.functional.normalize(self._pool(states, pooled).float(), dim=1)
 
 
 class Texts(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from data_pipeline.artifacts import storage
 from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs.batch import PairBatch
+from data_pipeline.pairs.text_form import TextForm
 from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, with_padding
 from trainer.embedder_spec import EmbedderSpec
@@ -37,6 +38,21 @@ class ContrastiveTask:
     @property
     def length(self) -> int:
         return self.spec.max_length
+
+    @property
+    def forms(self) -> tuple[TextForm, TextForm]:
+        """How anchors are written, and how positives and negatives are."""
+        return self.spec.form("query"), self.spec.form("document")
+
+    def check(self) -> None:
+        """Checks that prompts and template leave room for a text.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        tokenizer = load_tokenizer(self.model_uri)
+        for form in self.forms:
+            form.check(tokenizer, self.spec.max_length)
 
     def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_pipeline.pairs.batch import batches_by_length, pad_rows
-from data_pipeline.pairs.shards import token_ids
+from data_pipeline.pairs.batch import Chunk, batches_by_length, pad_rows
+from data_pipeline.pairs.text_form import TokenizedText
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards.build import load_tokenizer
 from trainer.collectives import from_first_rank
@@ -24,7 +24,7 @@ class HeldoutPairs:
     measure: ClassVar[str] = "retrieval"
     """The score that the run keeps."""
     pairs: Pairs
-    ids: list[list[int]]
+    ids: list[TokenizedText]
     """Token ids of all anchors, then of all positives."""
     pad: int
 
@@ -46,8 +46,9 @@ def choose(pairs: Pairs, most: int, task: ContrastiveTask) -> HeldoutPairs:
     chosen = pairs.take(places)
     tokenizer = with_padding(load_tokenizer(task.model_uri))
     pad = int(tokenizer.pad_token_id)
-    rows = token_ids(tokenizer, [*chosen.queries, *chosen.positives], task.length)
-    return HeldoutPairs(pairs=chosen, ids=[row or [pad] for row in rows], pad=pad)
+    sides = zip(task.forms, (chosen.queries, chosen.positives), strict=True)
+    rows = [row for form, texts in sides for row in form.tokenize(tokenizer, texts, task.length)]
+    return HeldoutPairs(pairs=chosen, ids=[row or TokenizedText([pad]) for row in rows], pad=pad)
 
 
 def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch.Tensor:
@@ -63,8 +64,8 @@ def _vectors(engine: Any, heldout: HeldoutPairs, rank: int, world: int) -> torch
         for start in range(0, len(dealt), world):
             mine = start + rank
             rows = dealt[mine % len(dealt)]
-            ids, mask = pad_rows([heldout.ids[row] for row in rows], heldout.pad)
-            vectors = engine.module((ids.to(engine.device), mask.to(engine.device)))
+            chunk = pad_rows([heldout.ids[row] for row in rows], heldout.pad)
+            vectors = engine.module(Chunk(*(part.to(engine.device) for part in chunk)))
             vectors = vectors if vectors.ndim == 2 else vectors[:, -1]
             if found is None:
                 found = vectors.new_zeros(len(heldout.ids), vectors.shape[1])

@@ -65,7 +65,7 @@ class Known:
     def __init__(self, vectors: dict[str, list[float]]) -> None:
         self._vectors = vectors
 
-    def encode(self, texts: list[str]) -> np.ndarray:
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
         return np.array([self._vectors[text] for text in texts], np.float32)
 
 

@@ -15,7 +15,8 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from tests.conftest import FAMILIES, tiny_model
 from tests.integration.conftest import write_rows
-from trainer.embedder import Embedder, EmbedderSpec
+from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""How a text is written before it is tokenized: a prompt in front of it, and a template around it.
+
+A template names the text once or twice. With two copies only the second one is pooled: in a causal model its tokens have read
+the whole text (echo embeddings, Springer et al. 2024, arXiv:2402.15449). PromptEOL asks for the text in one word, and the last
+token answers (Jiang et al. 2023, arXiv:2307.16645).
+
+A long text is cut, never its prompt or template, and both copies are cut at the same character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.errors import ConfigError
+from data_pipeline.tokenizers.template import template_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TEXT = "{text}"
+"""Stands for the text in a template; alone it is the template of a text without one."""
+TEMPLATES = {"echo": f"{TEXT} {TEXT}", "prompteol": f'This sentence: "{TEXT}" means in one word:"'}
+"""Templates of papers."""
+
+
+def template_text(requested: str) -> str:
+    """The template of a name, or a template that is written out.
+
+    Raises:
+        ConfigError: it does not name the text once or twice.
+    """
+    template = TEMPLATES.get(requested, requested)
+    if template.count(TEXT) not in (1, 2):
+        raise ConfigError(
+            f"{requested!r} is no template.",
+            "embed.template",
+            f"Choose one of {', '.join(TEMPLATES)}, or write {TEXT} once or twice.",
+        )
+    return template
+
+
+class TokenizedText(list[int]):
+    """Token ids of a text, special tokens included; the model reads the first `skip` of them, but they are not pooled."""
+
+    def __init__(self, ids: Sequence[int], skip: int = 0) -> None:
+        super().__init__(ids)
+        self.skip = min(skip, max(0, len(ids) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextForm:
+    """What stands around a text."""
+
+    prompt: str = ""
+    """Stands in front of the text, or of its template."""
+    template: str = TEXT
+    pools_prompt: bool = True
+    """Whether the tokens of the prompt are pooled like those of the text."""
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
+        """Ids of each text, cut at `max_length`; closing special tokens stay, except behind a template that ends with words."""
+        backend, (_, suffix) = tokenizer.backend_tokenizer, template_ids(tokenizer)
+        if self.template == TEXT:
+            skip = 0 if self.pools_prompt else _prompt_length(tokenizer, self.prompt)
+            encoded = backend.encode_batch_fast([self.prompt + text for text in texts])
+            return [TokenizedText(_cut(text.ids, max_length, suffix), skip) for text in encoded]
+        if not self.template.endswith(TEXT):  # its last word is to be the last token
+            closing, limit = len(suffix), max_length + len(suffix)
+        else:
+            closing, limit = 0, max_length
+        rows = backend.encode_batch([self._write(text) for text in texts])
+        fitted = [self._fit(backend, text, row, limit) for text, row in zip(texts, rows, strict=True)]
+        return [TokenizedText(row.ids[: len(row.ids) - closing], self._skipped(text, row)) for text, row in fitted]
+
+    def check(self, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+        """Checks that prompt and template leave room for a text.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        tokens = len(self.tokenize(tokenizer, [""], 1 << 20)[0])
+        if tokens >= max_length:
+            raise ConfigError(
+                f"prompt and template take {tokens} tokens ({self._write('')[:60]!r}), a text and they {max_length}.",
+                "max_length",
+                "Raise it, or shorten the prompt.",
+            )
+
+    def _write(self, text: str) -> str:
+        return self.prompt + text.join(self.template.split(TEXT))
+
+    def _fit(self, backend: Any, text: str, row: Any, limit: int) -> tuple[str, Any]:
+        """The text, as much of it as fits, and its encoding with the template."""
+        while len(row.ids) > limit and text:
+            excess = -(-(len(row.ids) - limit) // self.template.count(TEXT))
+            start = len(self.prompt) + self.template.index(TEXT)
+            ends = [
+                min(end, start + len(text)) - start for begin, end in row.offsets if start < end and begin < start + len(text)
+            ]
+            kept = ends[-excess - 1] if excess < len(ends) else 0
+            text = text[: min(kept, len(text) - 1)]
+            row = backend.encode(self._write(text))
+        return text, row
+
+    def _skipped(self, text: str, row: Any) -> int:
+        """How many tokens come before the second copy of the text, or before all but the prompt."""
+        copies = self.template.split(TEXT)
+        start = 0 if self.pools_prompt else len(self.prompt)
+        if len(copies) == 3:
+            start = len(self.prompt) + len(copies[0]) + len(text) + len(copies[1])
+        return 0 if start == 0 else next((place for place, (_, end) in enumerate(row.offsets) if end > start), len(row.ids))
+
+
+def _prompt_length(tokenizer: PreTrainedTokenizerFast, prompt: str) -> int:
+    """Tokens of the prompt without a closing special token, as sentence-transformers counts them."""
+    if not prompt:
+        return 0
+    ids = tokenizer.backend_tokenizer.encode(prompt).ids
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def _cut(ids: list[int], limit: int, suffix: tuple[int, ...]) -> list[int]:
+    """The first `limit` ids, of which the last are the closing special tokens where there is room for them."""
+    if len(ids) <= limit:
+        return ids
+    return ids[: limit - len(suffix)] + list(suffix) if len(suffix) < limit else ids[:limit]
