@@ -71,6 +71,8 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     chosen = tables.identities("objective", {name: getattr(settings.objectives, name) for name in settings.losses}, "info_nce")
     if settings.nested.is_used:
         chosen["nested"] = artifact.identity(settings.nested)
+    if settings.bidirectional:
+        chosen["bidirectional"] = True
     if settings.prompts:
         chosen |= {"prompts": settings.prompts, "include_prompt": settings.include_prompt}
     if settings.template is not None:
@@ -138,6 +140,7 @@ def _task(settings: EmbedConfig, model: str) -> ContrastiveTask:
     """The training of the model to an embedder."""
     return ContrastiveTask(
         model_uri=model,
+        bidirectional=settings.bidirectional,
         spec=EmbedderSpec(
             pooling=pooling_name(settings.pooling),
             max_length=settings.max_length,

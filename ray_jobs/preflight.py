@@ -158,7 +158,7 @@ def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None],
 
 def _check_embed_model(config: ScionConfig) -> None:
     """Checks that the model to embed exists and reads text, and that length, pooling, layer names and dropout fit it."""
-    from trainer.models import loading
+    from trainer.models import bidirectional, loading
 
     model = config.embed.model or config.source_model
     if config.embed.model is not None and not storage.exists(storage.join(model, "config.json")):
@@ -168,7 +168,10 @@ def _check_embed_model(config: ScionConfig) -> None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {model}", "Name a model that reads text.")
     _check_names(config.embed.train, lambda: loading.meta_encoder(settings), "embed.train")
     _check_length("embed.max_length", config.embed.max_length, settings, model)
-    check_pooling(config.embed.pooling, loading.is_causal(settings), model)
+    is_causal = loading.is_causal(settings)
+    if config.embed.bidirectional and is_causal:
+        bidirectional.check_config(settings, model)
+    check_pooling(config.embed.pooling, is_causal and not config.embed.bidirectional, model)
     _check_nested(config.embed.nested, settings)
     if config.pairs is None:
         _check_dropout(config.embed.model, settings)

@@ -174,6 +174,9 @@ class EmbedConfig:
     pooling: str = "mean"
     """How token vectors become one: mean, weightedmean (a token counts by its place), mean_sqrt_len_tokens, max, lasttoken or
     cls (the first token); the last two also spelt last and first."""
+    bidirectional: bool = field(default=False, metadata={"identity": False})
+    """Whether the causal mask of a decoder is dropped, so that every token reads the whole text. A model that was pretrained
+    with mntp has none already; encoders neither."""
     prompts: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
     """Texts to put in front, by name: query in front of anchors, document in front of positives and negatives. Other names are
     saved with the embedder. A cut text keeps its prompt."""

@@ -57,5 +57,6 @@ def read_task(store: Store) -> TrainedTask:
     if content["kind"] == "model":
         return TrainedTask(kind="model", task=LanguageModelTask(**settings), frozen=frozen, lora=lora)
     spec = EmbedderSpec.from_json(settings["spec"])
-    task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec)
+    bidirectional = bool(settings.get("bidirectional", False))
+    task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec, bidirectional=bidirectional)
     return TrainedTask(kind="embedder", task=task, frozen=frozen, lora=lora)

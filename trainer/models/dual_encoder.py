@@ -8,7 +8,7 @@ from torch.distributed.nn.functional import all_gather
 from transformers import PreTrainedModel
 
 from data_pipeline.pairs.batch import Chunk, PairBatch
-from trainer.models import forward_check
+from trainer.models import bidirectional, forward_check
 from trainer.models.exits import Exits
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck
@@ -42,8 +42,9 @@ class DualEncoder(torch.nn.Module):
         """Whether a text has the same vector in a padded batch as alone, by the model's own forward.
 
         Raises:
-            ModelError: it has another.
+            ModelError: it has another, or the model is to be bidirectional and is not.
         """
+        bidirectional.check_flow(self.model)
         return forward_check.check_padding(self, length)
 
     def use_check(self, found: ForwardCheck) -> None:

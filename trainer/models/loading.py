@@ -30,6 +30,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
 from data_pipeline.sources.models import hub_name
 from trainer.models import encoder_decoders, factored_embeddings, multimodal
+from trainer.models.bidirectional import is_bidirectional
 
 _POSITIONS_AFTER_PAD = {
     "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "xmod", "data2vec-text", "ibert",
@@ -203,8 +204,10 @@ def is_causal(config: PretrainedConfig) -> bool:
     """Whether tokens attend only to previous tokens.
 
     They do if the architecture has a causal head and no other, and the model is not saved as an encoder, as BertGeneration's
-    is.
+    is, or as bidirectional.
     """
+    if is_bidirectional(config):
+        return False
     architectures = tuple(config.architectures or ())
     if any(name.endswith(("Encoder", "EncoderModel")) for name in architectures):
         return False

@@ -105,11 +105,17 @@ def _sdpa(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, 
         raise NotImplementedError(f"SDPA does not support {unsupported}")
     has_position_bias = options.get("position_bias") is not None
     if options.get("dropout") and not has_position_bias and query.device.type == "cpu" and not torch.compiler.is_compiling():
-        if mask is None and getattr(module, "is_causal", False):
+        if mask is None and _looks_back(module, options):
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
         return cpu_dropout.attention(query, key, value, mask, scaling, options["dropout"]).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+
+def _looks_back(module: torch.nn.Module, options: dict[str, Any]) -> bool:
+    """Whether attention without a mask is causal: as the model's config says, else as the module does."""
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", False) if given is None else given)
 
 
 def _flex(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:

@@ -108,5 +108,5 @@ def check_pooling(requested: str, causal: bool, model: str) -> None:
         raise ConfigError(
             f"{model} is causal: its first token sees no other, so its vector is the same for every text.",
             f"embed.pooling={requested}",
-            "Choose lasttoken, weightedmean or mean.",
+            "Choose lasttoken, weightedmean or mean, or set embed.bidirectional=true.",
         )

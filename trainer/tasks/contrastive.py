@@ -17,6 +17,7 @@ from trainer.embedder import Embedder, with_padding
 from trainer.embedder_spec import EmbedderSpec
 from trainer.models import loading
 from trainer.models.adapters import Lora
+from trainer.models.bidirectional import make_bidirectional
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.load_trained import load_trained
 from trainer.objectives.info_nce import InfoNce
@@ -33,6 +34,8 @@ class ContrastiveTask:
     objective: Objective = field(default_factory=InfoNce)
     chunk_tokens: int = CHUNK_TOKENS["cpu"]
     """Tokens that a worker encodes at once, with padding; a larger batch is encoded twice (`passes/cached.py`)."""
+    bidirectional: bool = False
+    """Whether the causal mask of a decoder is dropped; an encoder has none."""
     passes: Literal["cached", "cached_per_chunk"] = "cached"
 
     @property
@@ -57,6 +60,8 @@ class ContrastiveTask:
     def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
             model = loading.encoder(folder, dtype, each)
+        if self.bidirectional and loading.is_causal(model.config):
+            make_bidirectional(model)
         return DualEncoder(model, self.spec.pooling, self.objective)
 
     def collator(self) -> Callable[[pa.Table], Batch]:

@@ -5,7 +5,15 @@ import sys
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, ViTConfig
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+)
 
 from data_pipeline.errors import ConfigError, ModelError
 from ray_jobs import preflight
@@ -105,13 +113,25 @@ def test_widths_and_exits_are_parts_of_the_model(path: str) -> None:
 
 
 def test_poolings_are_checked_against_the_model(path: str, decoder: str) -> None:
-    with pytest.raises(ConfigError, match="pooling 'max' is not known"):
-        configs.load(path, ["embed.pooling=max"])
+    with pytest.raises(ConfigError, match="pooling 'median' is not known"):
+        configs.load(path, ["embed.pooling=median"])
     given = [f"source_model={decoder}", "embed.max_length=64"]
     with pytest.raises(ConfigError, match="first token sees no other"):
         preflight.check(configs.load(path, [*given, "embed.pooling=cls"]), "embed")
     preflight.check(configs.load(path, [*given, "embed.pooling=last"]), "embed")
     preflight.check(configs.load(path, ["embed.pooling=cls"]), "embed")
+    preflight.check(configs.load(path, [*given, "embed.pooling=cls", "embed.bidirectional=true"]), "embed")
+    with pytest.raises(ConfigError, match="prompteol answers in its last token"):
+        configs.load(path, ["embed.template=prompteol"])
+
+
+def test_a_decoder_that_cannot_be_made_bidirectional_is_refused(path: str, tmp_path: Any) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    GPTNeoForCausalLM(GPTNeoConfig(**sizes)).save_pretrained(tmp_path / "neo")
+    given = [f"source_model={tmp_path}/neo", "embed.max_length=64"]
+    preflight.check(configs.load(path, given), "embed")
+    with pytest.raises(ModelError, match="gpt_neo cannot be made bidirectional"):
+        preflight.check(configs.load(path, [*given, "embed.bidirectional=true"]), "embed")
 
 
 def test_settings_that_a_job_does_not_use_are_not_checked(path: str, tmp_path: Any) -> None:

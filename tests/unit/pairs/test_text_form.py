@@ -62,7 +62,7 @@ def test_a_cut_text_keeps_its_prompt(english) -> None:
 def test_both_sides_may_be_asked_of_every_embedder_and_other_names_only_if_there(english) -> None:
     embedder = decoder(english, EmbedderSpec(max_length=16))
     assert np.array_equal(embedder.encode(["a file"], prompt_name="query"), embedder.encode(["a file"]))
-    with pytest.raises(ConfigError, match=r"no prompt 'sts'. It has no prompts"):
+    with pytest.raises(ConfigError, match=r"no prompt 'sts'. It has no prompts\."):
         embedder.encode(["a file"], prompt_name="sts")
     with pytest.raises(ConfigError, match="no prompt 'sts'"):
         EmbedderSpec(prompts=PROMPTS, default_prompt_name="sts")
