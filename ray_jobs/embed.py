@@ -12,9 +12,11 @@ from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import DataError
+from data_pipeline.feed.rank_feed import OrderedRows
 from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
+from data_pipeline.shards.manifest import Manifest
 from ray_jobs import pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
@@ -22,7 +24,7 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import ChainStart, Stage, main_start, require
-from ray_jobs.training import order_rows, resume_policy, train
+from ray_jobs.training import order_rows, resume_policy, shares, train
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.models.pooling import pooling_name
@@ -77,9 +79,15 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
         chosen |= {"prompts": settings.prompts, "include_prompt": settings.include_prompt}
     if settings.template is not None:
         chosen["template"] = template_text(settings.template)
+    chosen |= {name: value for name, value in _tasks(settings).items() if value != _tasks(EmbedConfig())[name]}
     if given_pairs:
         return chosen
     return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
+
+
+def _tasks(settings: EmbedConfig) -> dict[str, Any]:
+    """The settings that divide the steps among the tasks; the defaults are no part of an artefact's identity."""
+    return {"batches": settings.batches, "alpha": settings.alpha, "weights": settings.weights}
 
 
 def stage(config: ScionConfig, start: ChainStart) -> Stage:
@@ -113,7 +121,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
         forms=task.forms,
         teacher=None if settings.teacher is None else partial(_teacher, settings.teacher),
     )
-    rows = order_rows(settings.train, folder, manifest, {shards.STREAM: 1.0}, start.seed)
+    rows = _order(config, folder, manifest, start.seed, report)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
     result = train(config, settings.train, task, rows, spec(config, start), draft, report, heldout)
     for leftover in (cache, folder):
@@ -154,6 +162,20 @@ def _task(settings: EmbedConfig, model: str) -> ContrastiveTask:
         chunk_tokens=settings.chunk_tokens or max(settings.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"]),
         passes="cached" if settings.reduce == "once" else "cached_per_chunk",
     )
+
+
+def _order(config: ScionConfig, folder: str, manifest: Manifest, seed: int, report: Reporter) -> OrderedRows:
+    """The order of the pairs of all tasks. Notes which tasks are smaller than a batch, and how often they are read."""
+    settings = config.embed
+    sizes = {name: sum(shard.rows for shard in parts) for name, parts in manifest.streams.items()}
+    weights = shares(sizes, settings.weights, settings.alpha, "embed")
+    rows = order_rows(settings.train, folder, manifest, weights, seed, of_tasks=settings.batches)
+    if len(sizes) > 1:
+        report.note(pretrain.describe_passes(rows.order.passes(settings.train.steps), settings.train.steps))
+    small = [name for name, size in sizes.items() if size < settings.train.batch_size and weights[name]]
+    if len(sizes) > 1 and small and settings.batches == "one_task":
+        report.note(f"tasks with fewer pairs than a batch: {', '.join(small)}; a step has each of their pairs several times")
+    return rows
 
 
 def _accuracies(retrieval: dict[str, Any], steps: int) -> str:

@@ -7,15 +7,13 @@ from rich.console import Console
 
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
-from data_pipeline.errors import ConfigError
-from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.shards import manifest
 from ray_jobs import shard, transfer
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.job import Job
 from ray_jobs.stage import ChainStart, Stage, main_start, require
-from ray_jobs.training import order_rows, resume_policy, train
+from ray_jobs.training import order_rows, resume_policy, shares, train
 from trainer.monitoring import run_log
 from trainer.tasks.heldout_text import HeldoutText
 from trainer.tasks.language_modeling import LanguageModelTask
@@ -95,8 +93,8 @@ def train_on_shards(
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
     task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=seed)
     task.check()
-    weights = _weights(tokens, settings.weights, settings.alpha)
-    stages = tuple((part.until, _weights(tokens, part.weights, part.alpha)) for part in settings.stages)
+    weights = shares(tokens, settings.weights, settings.alpha, "pretrain")
+    stages = tuple((part.until, shares(tokens, part.weights, part.alpha, "pretrain")) for part in settings.stages)
     order = order_rows(settings.train, folder, rows, weights, seed, stages)
     report.note(describe_passes(order.order.passes(settings.train.steps), settings.train.steps))
     return train(
@@ -118,7 +116,7 @@ def train_on_shards(
 
 
 def describe_passes(found: dict[str, float], steps: int) -> str:
-    """A line on how often the run reads its text; of several languages the least and the most often."""
+    """A line on how often the run reads its text; of several languages or tasks the least and the most often."""
     least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
     times = f"{_number(found[least])} ({least}) to {_number(found[most])} times ({most})"
     line = f"{steps:,} steps read the text {times if least != most else f'{_number(found[most])} times'}"
@@ -127,18 +125,6 @@ def describe_passes(found: dict[str, float], steps: int) -> str:
 
 def _number(times: float) -> str:
     return f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
-
-
-def _weights(tokens: dict[str, int], given: dict[str, float], alpha: float) -> dict[str, float]:
-    """The shares of the languages: as given, without languages that are not named, or by temperature.
-
-    Raises:
-        ConfigError: a language has a share but no text.
-    """
-    unknown = sorted(set(given) - set(tokens))
-    if unknown:
-        raise ConfigError(f"there is no text in {unknown[0]}.", "pretrain.weights", f"There is: {', '.join(sorted(tokens))}.")
-    return {lang: given.get(lang, 0.0) for lang in tokens} if given else temperature_weights(tokens, alpha)
 
 
 def needs_ray(config: ScionConfig) -> bool:

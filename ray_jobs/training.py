@@ -1,6 +1,6 @@
 """What `pretrain` and `embed` share: the order of the rows, the run, and its workers."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from cluster.capacity import has_gpus, resolve_workers
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, ResumePolicy, Spec
+from data_pipeline.errors import ConfigError
 from data_pipeline.feed.rank_feed import OrderedRows
 from data_pipeline.feed.reader import NUMBERING_VERSION
+from data_pipeline.order.mixture import temperature_weights
 from data_pipeline.order.row_order import Phase, RowOrder
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs.config.schema import ScionConfig
@@ -32,14 +34,18 @@ def order_rows(
     weights: dict[str, float],
     seed: int,
     stages: tuple[tuple[int, dict[str, float]], ...] = (),
+    of_tasks: Literal["one_task", "mixed"] | None = None,
 ) -> OrderedRows:
     """The order of a run over the streams with a weight.
 
     Args:
         stages: phases of the mixture, each with its last step and other weights.
+        of_tasks: what a step is made of if the streams are tasks and the weights shares of rows; None for languages, whose
+            weights are shares of tokens.
     """
     order = RowOrder(
-        streams=manifest.order_streams(weights),
+        streams=manifest.order_streams(weights, of_tokens=of_tasks is None),
+        whole_steps=of_tasks == "one_task",
         batch=settings.batch_size,
         seed=seed,
         warmup=settings.sizes.warmup,
@@ -49,6 +55,18 @@ def order_rows(
         ),
     )
     return OrderedRows(order=order, folder=folder, manifest=manifest, micro_batch=settings.micro_batch)
+
+
+def shares(sizes: dict[str, int], given: dict[str, float], alpha: float, section: str) -> dict[str, float]:
+    """The shares of languages or tasks: as given, 0 where not named, or in proportion to size ** alpha.
+
+    Raises:
+        ConfigError: one has a share but no rows.
+    """
+    if unknown := sorted(set(given) - set(sizes)):
+        there = ", ".join(sorted(sizes))
+        raise ConfigError(f"there are no rows of {unknown[0]}.", f"{section}.weights", f"There are those of {there}.")
+    return {name: given.get(name, 0.0) for name in sizes} if given else temperature_weights(sizes, alpha)
 
 
 def resume_policy(section: object, name: str) -> ResumePolicy:

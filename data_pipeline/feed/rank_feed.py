@@ -204,6 +204,7 @@ def load(uri: str, folder: str | None) -> OrderedRows:
         warmup=tuple((until, batch) for until, batch in saved["warmup"]),
         stages=tuple(Phase(until=phase["until"], weights=tuple(phase["weights"])) for phase in saved["stages"]),
         window=saved["window"],
+        whole_steps=saved.get("whole_steps", False),  # runs from before there was a choice have none
     )
     was_given, folder = bool(folder), folder or content["folder"]
     exists = storage.exists(storage.join(folder, manifests.NAME))

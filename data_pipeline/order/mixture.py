@@ -1,4 +1,4 @@
-"""Divides the slots of a run among streams (languages), exactly and reproducibly.
+"""Divides the slots of a run, or its steps, among streams (languages, tasks), exactly and reproducibly.
 
 The rows of each stream fall due at equal intervals, and slots follow in order of due time (error diffusion). After any
 number of slots a stream of weight w out of K streams is within (1 + K w) / 2 rows of its share: its own count is within

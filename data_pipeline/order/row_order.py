@@ -7,7 +7,7 @@ Any slot is computed in constant time and memory, without the slots before it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,15 @@ class Slots:
         return Slots(**{name: getattr(self, name)[index] for name in self.__slots__})
 
 
+class _Mixture(NamedTuple):
+    """The slots [start, end) of a run, which a mixture divides among the streams, `together` slots at a time."""
+
+    weights: NDArray[np.int64]
+    start: int
+    end: int
+    together: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOrder:
     """The order of all rows of a run.
@@ -82,6 +91,8 @@ class RowOrder:
     stages: tuple[Phase, ...] = ()
     window: int = 16
     """Blocks among which the second level mixes rows."""
+    whole_steps: bool = False
+    """Whether the mixture divides the steps among the streams, so that all rows of a step are of one stream."""
 
     def __post_init__(self) -> None:
         empty = [stream.name for stream in self.streams if stream.rows == 0]
@@ -174,26 +185,35 @@ class RowOrder:
     def _assign(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The stream of each slot and its position in the stream, counted through all epochs and phases."""
         stream, position = np.empty_like(slots), np.empty_like(slots)
-        for weights, start, end in self._mixtures():
-            mine = np.flatnonzero((slots >= start) & (slots < end))
+        for part in self._mixtures():
+            mine = np.flatnonzero((slots >= part.start) & (slots < part.end))
             if len(mine):
-                stream[mine], inside = assign(weights, slots[mine] - start)
-                position[mine] = inside + self._counts(start)[stream[mine]]
+                turn, rest = np.divmod(slots[mine] - part.start, part.together)
+                stream[mine], turns = assign(part.weights, turn)
+                position[mine] = turns * part.together + rest + self._counts(part.start)[stream[mine]]
         return stream, position
 
-    def _mixtures(self) -> Iterator[tuple[NDArray[np.int64], int, int]]:
-        """The weights of each phase and its slots [start, end)."""
-        phases = [*(phase.weights for phase in self.stages), tuple(stream.weight for stream in self.streams)]
-        edges = [0, *(self.sizes.offset(phase.until) for phase in self.stages), LAST_SLOT]
-        for weights, (start, end) in zip(phases, pairwise(edges), strict=True):
-            yield quantise(np.array(weights)), start, end
+    def _mixtures(self) -> Iterator[_Mixture]:
+        """The parts of the run within which weights, and with whole steps the batch size, stay the same."""
+        ends = {phase.until for phase in self.stages} | ({until for until, _ in self.warmup} if self.whole_steps else set())
+        for first, last in zip([0, *sorted(ends)], [*sorted(ends), None], strict=True):
+            weights = next((phase.weights for phase in self.stages if first < phase.until), None)
+            yield _Mixture(
+                weights=quantise(np.array([stream.weight for stream in self.streams] if weights is None else weights)),
+                start=self.sizes.offset(first),
+                end=LAST_SLOT if last is None else self.sizes.offset(last),
+                together=self.sizes.size(first) if self.whole_steps else 1,
+            )
 
     def _counts(self, slots: int) -> NDArray[np.int64]:
         """Rows of each stream among the first `slots`."""
         rows = np.zeros(len(self.streams), np.int64)
-        for weights, start, end in self._mixtures():
-            if start < slots:
-                rows += counts(weights, min(slots, end) - start)
+        for part in self._mixtures():
+            if part.start < slots:
+                turns, rest = divmod(min(slots, part.end) - part.start, part.together)
+                rows += counts(part.weights, turns) * part.together
+                if rest:
+                    rows[assign(part.weights, np.array([turns]))[0][0]] += rest
         return rows
 
     def _shuffle(self, stream: Stream, epoch: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 | layout | columns |
 |---|---|
 | Scion | `anchor`, `positive` or `positives`, and those of `rows.KINDS` |
-| sentence-transformers | `anchor`, `positive`, `negative` or `negative_1` ..., `scores` (of `mine_hard_negatives`) |
+| sentence-transformers | `anchor`, `positive`, `negative` or `negative_1`, `negative_2` ..., and `scores` |
 | FlagEmbedding | `query`, `pos`, `neg`, `pos_scores`, `neg_scores`, `prompt`, `type` |
 
 All may have `id`, `lang`, `task`, `prompt` and `in_batch_negatives`; other columns are ignored. As in FlagEmbedding, pairs of a

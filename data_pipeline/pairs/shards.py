@@ -1,6 +1,6 @@
 """Writes pairs as rows of token ids, in the same format and order as packed text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ from data_pipeline.shards.manifest import Manifest, Shard
 from data_pipeline.text.clean import digest
 
 STREAM = "pairs"
+"""The stream of the pairs without a task."""
 _SHARD_PAIRS = 16384
 
 Forms = tuple[TextForm, TextForm]
@@ -45,25 +46,46 @@ def build(
 ) -> Manifest:
     """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest.
 
+    Each task is a stream of its own.
+
     Args:
         teacher: called once an actor, loads the encoder whose vectors of all texts the rows hold as well.
     """
+    tasks = by_task(pairs)
     jobs = [
         {
-            "pairs": pairs.take(range(start, min(start + _SHARD_PAIRS, len(pairs)))),
-            "path": f"{STREAM}/part-{number:05d}.parquet",
+            "pairs": pairs.take(places[start : start + _SHARD_PAIRS]),
+            "path": f"{below}/part-{number:05d}.parquet",
             "folder": folder,
             "max_length": max_length,
             "uri": tokenizer_uri,
             "forms": forms,
         }
-        for number, start in enumerate(range(0, len(pairs), _SHARD_PAIRS))
+        for below, places in zip(_folders(tasks), tasks.values(), strict=True)
+        for number, start in enumerate(range(0, len(places), _SHARD_PAIRS))
     ]
     shards = ray_map(write_shard, jobs, actors=actors, setup=teacher, progress=progress)
     tokenizer = load_tokenizer(tokenizer_uri)
-    manifest = Manifest(length=0, vocab_size=len(tokenizer), tokenizer=fingerprint(tokenizer), streams={STREAM: tuple(shards)})
+    streams = {
+        name: tuple(shard for shard in shards if shard.path.startswith(f"{below}/"))
+        for name, below in zip(tasks, _folders(tasks), strict=True)
+    }
+    manifest = Manifest(length=0, vocab_size=len(tokenizer), tokenizer=fingerprint(tokenizer), streams=streams)
     manifest.save(folder)
     return manifest
+
+
+def by_task(pairs: Pairs) -> dict[str, list[int]]:
+    """The places of each task's pairs, by name; `STREAM` for those without a task."""
+    places: dict[str, list[int]] = {}
+    for place, task in enumerate(pairs.tasks):
+        places.setdefault(task or STREAM, []).append(place)
+    return dict(sorted(places.items()))
+
+
+def _folders(tasks: Iterable[str]) -> list[str]:
+    """A folder for each task, numbered: the name of a task may be no name of a folder."""
+    return [name if name == STREAM else f"task-{number:03d}" for number, name in enumerate(tasks)]
 
 
 def text_key(text: str) -> int:

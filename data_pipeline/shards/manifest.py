@@ -50,17 +50,17 @@ class Manifest:
         """A Shard field's sum as a share of all token positions."""
         return self.total(field) / max(1, self.total("rows") * self.length)
 
-    def order_streams(self, weights: dict[str, float]) -> tuple[Stream, ...]:
-        """The order's streams, sorted by name, for the languages in `weights`.
+    def order_streams(self, weights: dict[str, float], *, of_tokens: bool = True) -> tuple[Stream, ...]:
+        """The order's streams, sorted by name, for the languages or tasks in `weights`.
 
-        Weights are shares of tokens: a stream whose rows hold more padding gets more rows.
+        Args:
+            of_tokens: weights are shares of tokens, so that a stream whose rows hold more padding gets more rows; else of rows.
         """
         parts = {name: self.streams[name] for name in sorted(weights)}
         rows = {name: sum(shard.rows for shard in shards) for name, shards in parts.items()}
         tokens = {name: sum(shard.tokens for shard in shards) for name, shards in parts.items()}
-        return tuple(
-            Stream(name=name, rows=rows[name], weight=weights[name] * rows[name] / max(1, tokens[name])) for name in parts
-        )
+        shares = {name: weights[name] * rows[name] / max(1, tokens[name]) if of_tokens else weights[name] for name in parts}
+        return tuple(Stream(name=name, rows=rows[name], weight=shares[name]) for name in parts)
 
     def save(self, folder: str) -> None:
         storage.write_bytes(storage.join(folder, NAME), self._json())

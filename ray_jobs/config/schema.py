@@ -194,6 +194,13 @@ class EmbedConfig:
     reduce: Literal["once", "per_chunk"] = field(default="once", metadata={"identity": False})
     """When the workers exchange the gradients of a batch in several chunks: once, which takes memory for a whole gradient, or
     chunk by chunk, which keeps it divided under ZeRO-2 and 3."""
+    batches: Literal["one_task", "mixed"] = field(default="one_task", metadata={"identity": False})
+    """Whether all pairs of a step have the same `task`, so that its negatives are of that task, or of any (`mixed`)."""
+    alpha: float = field(default=0.5, metadata={"identity": False})
+    """Tasks are drawn in proportion to pairs ** alpha: 1 as in the pairs, 0 equally often."""
+    weights: dict[str, float] = field(default_factory=dict, metadata={"identity": False})
+    """Shares of the tasks in the pairs, in place of alpha; tasks without a share are left out. `pairs` is the task of pairs
+    without one."""
     heldout_pairs: int = field(default=1000, metadata={"identity": False})
     """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None
@@ -214,6 +221,7 @@ class EmbedConfig:
             raise ConfigError(f"{self.objective} names a loss twice.", "embed.objective", "Name it once, and set its weight.")
         self._check_teacher()
         tables.check(self.builder, BUILDERS, "embed.builder")
+        _check_mixture(self.alpha, self.weights, "embed")
         pooling_name(self.pooling)
         self._check_template()
         if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:

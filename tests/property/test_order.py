@@ -154,6 +154,44 @@ def test_passes_are_what_the_steps_read(raw, steps: int) -> None:  # type: ignor
     assert order.passes(steps) == expected
 
 
+@given(STAGES, st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), max_size=3), st.integers(1, 60))
+@settings(max_examples=60)
+def test_a_step_of_whole_steps_is_of_one_stream_and_skips_no_row(raw, growth: list[tuple[int, int]], steps: int) -> None:  # type: ignore[no-untyped-def]
+    """Through warm-up and stages, by random access; each stream's rows come once before any comes twice."""
+    ends = np.cumsum([count for count, _ in growth]).tolist()
+    warmup = tuple(zip(ends, (batch for _, batch in growth), strict=True))
+    order = two(41, 23, stages=phases_of(raw), warmup=warmup, whole_steps=True)
+    parts = [order.step(step) for step in range(steps)]
+    assert all(len(set(part.stream.tolist())) == 1 for part in parts)
+    together = order.lookup(np.arange(order.sizes.offset(steps)))
+    assert np.array_equal(together.row, np.concatenate([part.row for part in parts]))
+    for number, stream in enumerate(order.streams):
+        mine = together.stream == number
+        assert together.epoch[mine].tolist() == (np.arange(mine.sum()) // stream.rows).tolist()
+        for epoch in range(int(together.epoch[mine].max(initial=-1)) + 1):
+            rows = together.row[mine & (together.epoch == epoch)].tolist()
+            assert len(set(rows)) == len(rows)
+    assert order.passes(steps) == {
+        stream.name: float((together.stream == number).sum()) / stream.rows for number, stream in enumerate(order.streams)
+    }
+
+
+def test_whole_steps_are_shared_like_slots() -> None:
+    order = two(300, 300, whole_steps=True)
+    assert [int(order.step(step).stream[0]) for step in range(200)] == order_of_slots(200)
+
+
+def order_of_slots(count: int) -> list[int]:
+    return two(300, 300).lookup(np.arange(count)).stream.tolist()
+
+
+def test_whole_steps_of_one_stream_are_what_its_slots_are() -> None:
+    plain, whole = (
+        RowOrder(streams=(Stream(name="a", rows=135),), batch=7, seed=1, whole_steps=each) for each in (False, True)
+    )
+    assert np.array_equal(plain.lookup(np.arange(300)).row, whole.lookup(np.arange(300)).row)
+
+
 def test_a_step_is_as_large_as_the_warm_up_says() -> None:
     order = two(300, 300, warmup=((2, 3), (5, 6)), batch=10)
     assert [order.sizes.size(step) for step in range(7)] == [3, 3, 6, 6, 6, 10, 10]
