@@ -122,9 +122,10 @@ def is_installed(package: str) -> bool:
 def _check_source_model(config: ScionConfig, job: str) -> None:
     """Checks that the source model exists and fits the job, the length of rows and the names in the settings of pretraining."""
     from trainer.models import loading
+    from trainer.tasks.language_modeling import check_objective
 
     source = _settings("source_model", config.source_model)
-    loading.kind(source, config.source_model)
+    kind = loading.kind(source, config.source_model)
     if job in _PRETRAINS and source.is_encoder_decoder:
         raise ModelError(
             "an encoder-decoder can be transferred and embedded, but not pretrained here.",
@@ -133,8 +134,9 @@ def _check_source_model(config: ScionConfig, job: str) -> None:
         )
     _check_length("shard.length", config.shard.length, source, config.source_model)
     runs = compared_configs(config).values() if job == "compare" else [config] if job in _PRETRAINS else []
-    for train in (run.pretrain.train for run in runs):
-        _check_names(train, lambda: loading.meta_language_model(source, config.source_model), "pretrain.train")
+    for settings in (run.pretrain for run in runs):
+        check_objective(source, kind, settings.objective == "mntp", config.source_model)
+        _check_names(settings.train, lambda: loading.meta_language_model(source, config.source_model), "pretrain.train")
 
 
 def _check_names(train: TrainConfig, made: Callable[[], PreTrainedModel | None], section: str) -> None:

@@ -34,7 +34,9 @@ _OFTEN = 50
 
 def spec(config: ScionConfig, start: ChainStart) -> Spec:
     """The specification of the pretrained model of the chain `start`; fingerprints its inputs."""
-    settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
+    settings: dict[str, Any] = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
+    if config.pretrain.objective != "auto":
+        settings["objective"] = config.pretrain.objective
     inputs = {"shards": shard.spec(config).id, "model": transfer.spec(config, start).id}
     return Spec(
         uri=start.at(config, "pretrain"),
@@ -91,7 +93,13 @@ def train_on_shards(
     folder, heldout_folder = storage.join(shards, "rows"), storage.join(shards, "heldout")
     rows = manifest.load(folder)
     tokens = {lang: sum(shard.tokens for shard in part) for lang, part in rows.streams.items()}
-    task = LanguageModelTask(model_uri=model, length=rows.length, probability=settings.probability, seed=seed)
+    task = LanguageModelTask(
+        model_uri=model,
+        length=rows.length,
+        probability=settings.probability,
+        seed=seed,
+        mntp=settings.objective == "mntp",
+    )
     task.check()
     weights = shares(tokens, settings.weights, settings.alpha, "pretrain")
     stages = tuple((part.until, shares(tokens, part.weights, part.alpha, "pretrain")) for part in settings.stages)

@@ -26,6 +26,7 @@ from trainer.checkpoints.store import WORKING, Store
 from trainer.ledger import audit, ledger
 from trainer.ledger.audit import History
 from trainer.models import loading
+from trainer.models.bidirectional import is_bidirectional
 from trainer.models.packed_lm import PackedLM
 from trainer.transfer import chain
 from trainer.transfer.factorise import with_factors, without_factors
@@ -185,8 +186,9 @@ def forward(folder: str, model: PreTrainedModel) -> CheckResult:
         kind = loading.kind_of(local)
     if kind not in ("masked", "causal"):
         return CheckResult(check="forward", detail=f"a {kind} model is not trained on packed rows")
+    is_causal = kind == "causal" and not is_bidirectional(model.config)
     try:
-        found = PackedLM(model, kind == "causal").check(min(_FORWARD, loading.max_length(model.config)))
+        found = PackedLM(model, is_causal).check(min(_FORWARD, loading.max_length(model.config)))
     except ModelError as error:
         return CheckResult(check="forward", detail="", failures=(str(error),))
     rows = "rows of one document" if found.path.kernel is None else f"packed rows, {found.path.kernel} attention"

@@ -2,6 +2,9 @@
 
 A row masks a fixed number of its ordinary tokens, the share `probability` rounded, so that all rows of a batch have about
 as many targets. Of these 80 % become the mask token, 10 % a random ordinary token, 10 % stay.
+
+Masked next-token prediction (BehnamGhader et al. 2024, arXiv:2404.05961, section 2.1) masks in the same way; the place before
+a masked token predicts it, as the model's head has learned in causal training. So a document's first token is never masked.
 """
 
 from dataclasses import dataclass
@@ -26,11 +29,15 @@ class Masker:
     """Random replacements are drawn below this."""
     probability: float
     seed: int
+    predicts_next: bool = False
+    """Whether the place before a masked token predicts it, in place of its own."""
 
     def __call__(self, table: pa.Table) -> TargetBatch:
         """Masks a table of the feed; rows of weight 0 get no targets."""
         ids, segment, positions = unpack_rows(table, self.length)
         candidates = (segment >= 0) & ~np.isin(ids, self.special_ids) & (table["weight"].to_numpy() > 0)[:, None]
+        if self.predicts_next:
+            candidates &= positions > 0
         keys = self._keys(table)
         # Masks the tokens with the lowest random numbers: an exact count, whatever the order of rows.
         chance = keyed_random.uniforms(keys[:, None], np.arange(self.length)[None])
@@ -40,7 +47,8 @@ class Masker:
         is_masked = rank < count[:, None]
         places = np.flatnonzero(is_masked)
         labels = ids.ravel()[places]
-        return target_batch(table, self._replace_tokens(ids, places, keys), (segment, positions), places, labels, causal=False)
+        inputs = self._replace_tokens(ids, places, keys)
+        return target_batch(table, inputs, (segment, positions), places - self.predicts_next, labels, causal=False)
 
     def _keys(self, table: pa.Table) -> np.ndarray:
         columns = (table[name].to_pylist() for name in ("stream", "epoch", "row"))

@@ -138,8 +138,11 @@ class PretrainConfig:
     """Continued pretraining, masked or causal."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(micro_batch=16))
+    objective: Literal["auto", "mntp"] = field(default="auto", metadata={"identity": False})
+    """What is predicted: auto is masked tokens for an encoder and the next token for a decoder. mntp drops a decoder's causal
+    mask, masks tokens and predicts each from the place before it (LLM2Vec): the first step from a decoder to an embedder."""
     probability: float = 0.15
-    """Share of the tokens that are masked; decoders ignore it."""
+    """Share of the tokens that are masked, 0.2 in LLM2Vec; decoders ignore it without mntp."""
     alpha: float = 0.3
     """Languages are drawn in proportion to tokens ** alpha: 1 as in the text, 0 equally often."""
     weights: dict[str, float] = field(default_factory=dict)

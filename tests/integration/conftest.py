@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.pairs.shards import STREAM, write_shard
+from data_pipeline.pairs.shards import PLAIN, STREAM, write_shard
 from data_pipeline.pairs.text_pairs import Pairs
 from data_pipeline.shards import build, corpus, manifest
 from data_pipeline.shards.manifest import Manifest
@@ -175,7 +175,8 @@ def pair_shards(pairs: list[dict[str, str]], tokenizer_uri: str, folder: str, ma
     anchors, positives = ([row[side] for row in pairs] for side in ("anchor", "positive"))
     path = f"{STREAM}/part-00000.parquet"
     columns = Pairs(ids=list(map(str, range(len(pairs)))), anchors=anchors, positives=positives, negatives=[[] for _ in pairs])
-    job = {"pairs": columns, "path": path, "folder": folder, "max_length": max_length, "uri": tokenizer_uri}
+    place = {"path": path, "folder": folder}
+    job = {"pairs": columns, "max_length": max_length, "uri": tokenizer_uri, "forms": PLAIN} | place
     manifest = Manifest(length=0, vocab_size=1, tokenizer="", streams={STREAM: (write_shard(job),)})
     manifest.save(folder)
     return manifest

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipeline.feed.target_batch import TargetBatch
-from trainer.models import forward_check
+from trainer.models import bidirectional, forward_check
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck, ForwardPath
 from trainer.models.graphs import compile_for_training
@@ -71,10 +71,11 @@ class PackedLM(torch.nn.Module):
         """Takes the leanest way whose logits are the model's own on each document alone, on this device, in this precision.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is none, or the model is to be bidirectional and is not.
         """
         found = forward_check.check(self, length)
         self.use_check(found)
+        bidirectional.check_flow(self.model.base_model)
         return found
 
     def use_check(self, found: ForwardCheck) -> None:
