@@ -1,5 +1,6 @@
 """`scion drift`: the newest version of an embedder, whose queries search the indexes of earlier versions as well."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs import text_pairs as pairs
+from ray_jobs import model_card
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
+from ray_jobs.model_card import Card
 from ray_jobs.stage import Stage
 from trainer import query_drift
 from trainer.embedder import Embedder
@@ -33,6 +36,7 @@ JOB = Job(
     required=("output",),
 )
 KIND = "embedder"
+PAPER = "Goswami et al., 2025 (arXiv:2506.00037)"
 Encoded = dict[tuple[int, int | None], list[Vectors]]
 """The vectors of several lists of texts, by width and depth."""
 
@@ -65,7 +69,10 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     embedder.compensations = _compensations(encoded, settings.kind)
     embedder.save(draft.uri)
     draft.metrics = {"kind": settings.kind, "queries": len(training), "rows": _rows(encoded, testing, settings.kind)}
-    return _described(list(settings.versions), draft.metrics["rows"])
+    described = _described(list(settings.versions), draft.metrics["rows"])
+    title = f"{os.path.basename(config.output.rstrip('/'))} embedder for earlier indexes"
+    model_card.write(draft.uri, Card(title=title, made=f"{described}.", parents=(newest,), papers=(PAPER,)))
+    return described
 
 
 def _sample(texts: list[str], most: int, seed: int) -> list[str]:

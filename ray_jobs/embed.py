@@ -1,6 +1,7 @@
 """`scion embed`: contrastive training of the pretrained model to a text embedder, on pairs or on lines of text."""
 
 import math
+import os
 from functools import partial
 from typing import Any
 
@@ -17,17 +18,19 @@ from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
-from ray_jobs import pretrain, shard
+from ray_jobs import model_card, pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
+from ray_jobs.model_card import Card
 from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, shares, train
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.models.pooling import pooling_name
+from trainer.objectives import OBJECTIVES
 from trainer.objectives.combined import Combined
 from trainer.objectives.nested import Nested
 from trainer.objectives.objective import Objective
@@ -129,10 +132,28 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter)
     history = result["history"]
     draft.metrics = {"history": history, "weights": settings.train.export_origin, "retrieval": result["evaluations"]}
     draft.metrics |= {name: result[name] for name in ("changes", "devices")}
+    model_card.write(draft.uri, _card(config, training, result["evaluations"]))
     first, last = history[0]["loss"], history[-1]["loss"]
     return (
         f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} in the first, {last:.3f} in the last"
         + _accuracies(result["evaluations"], settings.train.steps)
+    )
+
+
+def _card(config: ScionConfig, training: pairs.Pairs, evaluations: dict[str, Any]) -> Card:
+    """The card of the trained embedder."""
+    settings = config.embed
+    given = [settings.model] if settings.model is not None else [config.source_model]
+    data = config.pairs or config.text
+    return Card(
+        title=f"{os.path.basename(config.output.rstrip('/'))} embedder",
+        made=f"A text embedder, trained on {len(training):,} pairs in {settings.train.steps} steps.",
+        parents=tuple(given + [uri for uri in [settings.teacher] if uri is not None]),
+        data=(data,),
+        languages=tuple(training.langs),
+        papers=tuple(OBJECTIVES[name].paper for name in settings.losses),
+        test_pairs=config.test_pairs or "",
+        retrieval=evaluations.get(str(settings.train.steps), {}),
     )
 
 

@@ -1,5 +1,6 @@
 """`scion merge`: one embedder from several that share a vocabulary."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,13 @@ from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.shards import tokenize_pairs
 from data_pipeline.shards.build import load_tokenizer
-from ray_jobs import embed, pretrain
+from ray_jobs import embed, model_card, pretrain
 from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
+from ray_jobs.model_card import Card
 from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
@@ -130,10 +132,21 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         merged.save(draft.uri)
     name = config.merge.method
     draft.metrics = {"models": len(opened), "method": name, "papers": [MERGES[name].paper], "weights": recipe.weights}
+    model_card.write(draft.uri, _card(config, [*([] if base is None else [base]), *uris]))
     described = f"{len(opened)} embedders by {name}"
     if recipe.weights is None:
         return described
     return f"{described}, with weights {', '.join(f'{weight:.3g}' for weight in recipe.weights)}"
+
+
+def _card(config: ScionConfig, parents: list[str]) -> Card:
+    """The card of the merged embedder."""
+    return Card(
+        title=f"{os.path.basename(config.output.rstrip('/'))} merged embedder",
+        made=f"A text embedder, merged of {len(parents)} models by {config.merge.method}.",
+        parents=tuple(parents),
+        papers=(MERGES[config.merge.method].paper,),
+    )
 
 
 def _folder(model: Spec | str) -> str:
