@@ -29,7 +29,7 @@ from ray_jobs.stage import ChainStart, Stage, main_start, require
 from ray_jobs.training import order_rows, resume_policy, shares, train
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
-from trainer.models.pooling import pooling_name
+from trainer.models.pooling import LATENT_ATTENTION, pooling_name
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.combined import Combined
 from trainer.objectives.nested import Nested
@@ -76,6 +76,8 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
     chosen = tables.identities("objective", {name: getattr(settings.objectives, name) for name in settings.losses}, "info_nce")
     if settings.nested.is_used:
         chosen["nested"] = artifact.identity(settings.nested)
+    if pooling_name(settings.pooling) == LATENT_ATTENTION:
+        chosen["latents"] = settings.latents
     if settings.bidirectional:
         chosen["bidirectional"] = True
     if settings.prompts:
@@ -170,6 +172,7 @@ def _task(settings: EmbedConfig, model: str) -> ContrastiveTask:
     return ContrastiveTask(
         model_uri=model,
         bidirectional=settings.bidirectional,
+        latents=settings.latents,
         spec=EmbedderSpec(
             pooling=pooling_name(settings.pooling),
             max_length=settings.max_length,

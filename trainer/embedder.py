@@ -24,9 +24,9 @@ from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer import query_drift
 from trainer.embedder_spec import EmbedderSpec, read_spec, write_spec
-from trainer.models import loading
+from trainer.models import latent_attention, loading
 from trainer.models.exits import first_layers
-from trainer.models.pooling import POOLINGS, places
+from trainer.models.pooling import LATENT_ATTENTION, places, pooling_of
 from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
@@ -52,7 +52,6 @@ class Embedder:
         """Maps of queries to the spaces of earlier versions, which `scion drift` makes."""
         self.tokenizer = with_padding(tokenizer)
         self.spec = spec
-        self._pool = POOLINGS[spec.pooling]
         self._shallow: dict[int, PreTrainedModel] = {}
         """Models of some layers, by their number; they share the weights."""
         if model.config.pad_token_id is None:
@@ -71,6 +70,8 @@ class Embedder:
         with model_folder(os.fspath(uri)) as folder:
             model = loading.encoder(folder, dtype)
             spec = read_spec(folder, loading.max_length(model.config))
+            if spec.pooling == LATENT_ATTENTION:
+                latent_attention.attach(model, folder, latents=None)
             return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
 
     def __repr__(self) -> str:
@@ -186,7 +187,7 @@ class Embedder:
         chunk = pad_rows(sequences, int(self.tokenizer.pad_token_id))
         ids, mask, skipped = (part.to(self.model.device) for part in chunk)
         tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = self._pool(tokens, places(mask, skipped))[:, :width]
+        vectors = pooling_of(self.spec.pooling, self.model)(tokens, places(mask, skipped)).float()[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
 
 

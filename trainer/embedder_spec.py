@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.text_form import TEXT, TextForm
-from trainer.models.pooling import POOLINGS
+from trainer.models.pooling import LATENT_ATTENTION, NAMES, POOLINGS
 
 _FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -25,8 +25,9 @@ _ALWAYS = ("cls", "mean", "max", "lasttoken")
 """Poolings whose flags are always written; early versions do not know the others."""
 _SIDES: dict[str | None, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """Prompts of the two sides of a search, as sentence-transformers looks for them."""
-_REFUSAL = "scion.load_with_scion_Embedder_since_texts_have_a_template"
-"""In place of the package of modules: sentence-transformers knows no templates, refuses the folder, and names this."""
+_REFUSAL = "scion.load_it_with_scion_Embedder"
+"""In place of the package of modules, where texts have a template or the pooling has weights: sentence-transformers knows
+neither, refuses the folder, and names this."""
 _MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 """Modules of sentence-transformers that `Embedder` computes; dropout does nothing outside of a training."""
 
@@ -58,8 +59,8 @@ class EmbedderSpec:
         return cls(**content | {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")})
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(POOLINGS)}.")
+        if self.pooling not in NAMES:
+            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(NAMES)}.")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ConfigError(f"there is no prompt {self.default_prompt_name!r}.", "default_prompt_name", self._known_prompts())
 
@@ -116,7 +117,8 @@ def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
         width: of the model's output vectors.
     """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * spec.normalize
-    home = "sentence_transformers.models" if spec.template == TEXT else _REFUSAL
+    is_readable = spec.template == TEXT and spec.pooling != LATENT_ATTENTION
+    home = "sentence_transformers.models" if is_readable else _REFUSAL
     entries = [{"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"} for i, (path, kind) in enumerate(modules)]
     flags: dict[str, bool] = {flag: mode == spec.pooling for mode, flag in _FLAGS.items() if mode in (*_ALWAYS, spec.pooling)}
     if not spec.include_prompt:

@@ -16,7 +16,7 @@ from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
 from trainer.merging import MERGES
-from trainer.models.pooling import pooling_name
+from trainer.models.pooling import LATENT_ATTENTION, pooling_name
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.nested import NestedConfig
 from trainer.transfer import chain
@@ -176,7 +176,9 @@ class EmbedConfig:
     builders: BuilderSettings = field(default_factory=BuilderSettings, metadata={"identity": False})
     pooling: str = "mean"
     """How token vectors become one: mean, weightedmean (a token counts by its place), mean_sqrt_len_tokens, max, lasttoken or
-    cls (the first token); the last two also spelt last and first."""
+    cls (the first token), the last two also spelt last and first; or latentattention (NV-Embed), which is trained."""
+    latents: int = field(default=512, metadata={"identity": False})
+    """Rows of the dictionary of latentattention."""
     bidirectional: bool = field(default=False, metadata={"identity": False})
     """Whether the causal mask of a decoder is dropped, so that every token reads the whole text. A model that was pretrained
     with mntp has none already; encoders neither."""
@@ -227,6 +229,7 @@ class EmbedConfig:
         _check_mixture(self.alpha, self.weights, "embed")
         pooling_name(self.pooling)
         self._check_template()
+        self._check_latents()
         if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:
             raise ConfigError(
                 f"a chunk holds at least one text: {self.chunk_tokens} is below max_length={self.max_length}.",
@@ -253,6 +256,17 @@ class EmbedConfig:
         if self.teacher is not None and not followed:
             fix = "Leave it out, or set embed.objective=[info_nce, embedding_distillation]."
             raise ConfigError("no loss follows a teacher's vectors.", "embed.teacher", fix)
+
+    def _check_latents(self) -> None:
+        """Checks the settings of latent attention; else raises ConfigError."""
+        if self.latents < 1:
+            raise ConfigError(f"there must be at least one, got {self.latents}.", "embed.latents")
+        if pooling_name(self.pooling) == LATENT_ATTENTION and self.train.lora is not None:
+            raise ConfigError(
+                "adapters freeze all other weights, and those of latentattention must be trained.",
+                "embed.train.lora_rank",
+                "Leave it out, or take another pooling.",
+            )
 
     def _check_template(self) -> None:
         """Checks that the template names the text, and that its answer is what is pooled; else raises ConfigError."""

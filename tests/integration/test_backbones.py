@@ -64,3 +64,14 @@ def test_echo_and_a_bidirectional_decoder_are_trained(copy: Chain, ray_session, 
     )
     assert refused.returncode == 2
     assert "prompt and template take" in refused.stdout + refused.stderr
+
+
+def test_latent_attention_is_trained_with_partitioned_weights(copy: Chain, ray_session, decoder, pairs) -> None:
+    given = (f"embed.model={decoder}", "embed.pooling=latentattention", "embed.latents=6", "embed.train.zero_stage=3")
+    run(copy, "embed", *given, "embed.bidirectional=true", "embed.train.learning_rate=1e-2")
+    embedder = Embedder.load(str(copy.output / "embed"))
+    pooling = embedder.model.latent_pooling
+    assert pooling.latents.shape == (6, 32)
+    assert pooling.output.weight.abs().max() > 1e-3, "it begins at zero"
+    during = json.loads((copy.output / "embed" / "artifact.json").read_text())["metrics"]["retrieval"]
+    assert set(during) == {"0", "4"}

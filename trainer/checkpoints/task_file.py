@@ -57,6 +57,6 @@ def read_task(store: Store) -> TrainedTask:
     if content["kind"] == "model":
         return TrainedTask(kind="model", task=LanguageModelTask(**settings), frozen=frozen, lora=lora)
     spec = EmbedderSpec.from_json(settings["spec"])
-    bidirectional = bool(settings.get("bidirectional", False))
-    task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec, bidirectional=bidirectional)
+    later = {name: settings[name] for name in ("bidirectional", "latents") if name in settings}
+    task = ContrastiveTask(model_uri=settings["model_uri"], spec=spec, **later)
     return TrainedTask(kind="embedder", task=task, frozen=frozen, lora=lora)

@@ -12,7 +12,7 @@ from trainer.models import bidirectional, forward_check
 from trainer.models.exits import Exits
 from trainer.models.flops import Flops
 from trainer.models.forward_check import ForwardCheck
-from trainer.models.pooling import POOLINGS, places
+from trainer.models.pooling import places, pooling_of
 from trainer.objectives.info_nce import InfoNce
 from trainer.objectives.objective import NO_PARTNER, Gathered, Needs, Objective, PairVectors
 
@@ -32,7 +32,7 @@ class DualEncoder(torch.nn.Module):
         super().__init__()
         self.model = model
         self.objective = InfoNce() if objective is None else objective
-        self._pool = POOLINGS[pooling]
+        self._pooling = pooling
         self._exits: Exits | None = None
 
     def flops(self) -> Flops:
@@ -102,7 +102,8 @@ class DualEncoder(torch.nn.Module):
 
     def _unit(self, states: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Pooled token states, fp32 [n, d]."""
-        return torch.nn.functional.normalize(self._pool(states, pooled).float(), dim=1)
+        vectors = pooling_of(self._pooling, self.model)(states, pooled)
+        return torch.nn.functional.normalize(vectors.float(), dim=1)
 
 
 class Texts(NamedTuple):

@@ -7,7 +7,7 @@ for padding and for tokens that are left out, such as those of a prompt. So padd
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import ConfigError
 
@@ -81,19 +81,27 @@ POOLINGS: dict[str, Pooling] = {
     "mean_sqrt_len_tokens": mean_sqrt_length,
 }
 """Poolings by sentence-transformers' names of the modes."""
+LATENT_ATTENTION = "latentattention"
+"""A pooling with weights of its own (`latent_attention.py`), a part of the model."""
+NAMES = (*POOLINGS, LATENT_ATTENTION)
 ALIASES = {"last": "lasttoken", "first": "cls"}
 """Other names that people use."""
 
 
+def pooling_of(name: str, model: Any) -> Pooling:
+    """The pooling of a name; the one with weights is the model's `latent_pooling`."""
+    return model.latent_pooling if name == LATENT_ATTENTION else POOLINGS[name]
+
+
 def pooling_name(requested: str) -> str:
-    """The key of `POOLINGS` for a name or an alias.
+    """The entry of `NAMES` for a name or an alias.
 
     Raises:
         ConfigError: the name is unknown.
     """
     name = ALIASES.get(requested, requested)
-    if name not in POOLINGS:
-        choices = ", ".join([*POOLINGS, *ALIASES])
+    if name not in NAMES:
+        choices = ", ".join([*NAMES, *ALIASES])
         raise ConfigError(f"pooling {requested!r} is not known.", "embed.pooling", f"Choose one of: {choices}.")
     return name
 

@@ -15,11 +15,12 @@ from data_pipeline.pairs.text_form import TextForm
 from data_pipeline.shards.build import load_tokenizer
 from trainer.embedder import Embedder, with_padding
 from trainer.embedder_spec import EmbedderSpec
-from trainer.models import loading
+from trainer.models import latent_attention, loading
 from trainer.models.adapters import Lora
 from trainer.models.bidirectional import make_bidirectional
 from trainer.models.dual_encoder import DualEncoder
 from trainer.models.load_trained import load_trained
+from trainer.models.pooling import LATENT_ATTENTION
 from trainer.objectives.info_nce import InfoNce
 from trainer.objectives.objective import Objective
 from trainer.tasks.task import Batch
@@ -36,6 +37,8 @@ class ContrastiveTask:
     """Tokens that a worker encodes at once, with padding; a larger batch is encoded twice (`passes/cached.py`)."""
     bidirectional: bool = False
     """Whether the causal mask of a decoder is dropped; an encoder has none."""
+    latents: int = 512
+    """Rows of the dictionary of latent attention, where that pools."""
     passes: Literal["cached", "cached_per_chunk"] = "cached"
 
     @property
@@ -60,6 +63,8 @@ class ContrastiveTask:
     def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:
             model = loading.encoder(folder, dtype, each)
+            if self.spec.pooling == LATENT_ATTENTION:
+                latent_attention.attach(model, folder, self.latents)
         if self.bidirectional and loading.is_causal(model.config):
             make_bidirectional(model)
         return DualEncoder(model, self.spec.pooling, self.objective)

@@ -164,7 +164,7 @@ def test_sentence_transformers_refuses_a_folder_with_a_template(english, tmp_pat
 
     embedder = decoder(english, EmbedderSpec(max_length=40, template=TEMPLATES["echo"]))
     embedder.save(str(tmp_path))
-    with pytest.raises(ValueError, match="load_with_scion_Embedder"):
+    with pytest.raises(ValueError, match="load_it_with_scion_Embedder"):
         SentenceTransformer(str(tmp_path), device="cpu")
     again = Embedder.load(str(tmp_path))
     assert again.spec == embedder.spec
