@@ -36,7 +36,7 @@ def run_and_list_imports(*arguments: str) -> tuple[list[str], int, str]:
         (["pipelin", DEMO], 2, "Did you mean 'pipeline'?"),
         (["pipeline", DEMO, "nonsense=1"], 2, "nonsense"),
         (["pipeline", DEMO, "method=nonsense"], 2, "nonsense is not a method"),
-        (["embed", DEMO, "embed.pooling=max"], 2, "pooling 'max'"),
+        (["embed", DEMO, "embed.pooling=least"], 2, "pooling 'least'"),
         (["pipeline", DEMO, "output=nofs://bucket"], 2, "output=nofs://bucket"),
     ],
 )
