@@ -41,6 +41,19 @@ def template_text(requested: str) -> str:
     return template
 
 
+def check_template(requested: str | None, pooling: str) -> None:
+    """Checks a template, and that its answer is what is pooled.
+
+    Raises:
+        ConfigError: it names no text, or PromptEOL is not pooled by its last token.
+    """
+    if requested is None:
+        return
+    template_text(requested)
+    if requested == "prompteol" and pooling != "lasttoken":
+        raise ConfigError("prompteol answers in its last token.", "embed.pooling", "Set embed.pooling=lasttoken.")
+
+
 class TokenizedText(list[int]):
     """Token ids of a text, special tokens included; the model reads the first `skip` of them, but they are not pooled."""
 

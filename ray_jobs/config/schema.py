@@ -9,14 +9,14 @@ from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.builders import BUILDERS
-from data_pipeline.pairs.text_form import template_text
+from data_pipeline.pairs.text_form import check_template
 from data_pipeline.text.language import TAG_RULE, is_tag
 from data_pipeline.tokenizers.train import TokenizerConfig
 from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
 from trainer.merging import MERGES
-from trainer.models.pooling import LATENT_ATTENTION, pooling_name
+from trainer.models.pooling import check_latents, pooling_name
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.nested import NestedConfig
 from trainer.transfer import chain
@@ -227,9 +227,8 @@ class EmbedConfig:
         self._check_teacher()
         tables.check(self.builder, BUILDERS, "embed.builder")
         _check_mixture(self.alpha, self.weights, "embed")
-        pooling_name(self.pooling)
-        self._check_template()
-        self._check_latents()
+        check_template(self.template, pooling_name(self.pooling))
+        check_latents(self.latents, pooling_name(self.pooling), adapts=self.train.lora is not None)
         if self.chunk_tokens is not None and self.chunk_tokens < self.max_length:
             raise ConfigError(
                 f"a chunk holds at least one text: {self.chunk_tokens} is below max_length={self.max_length}.",
@@ -256,25 +255,6 @@ class EmbedConfig:
         if self.teacher is not None and not followed:
             fix = "Leave it out, or set embed.objective=[info_nce, embedding_distillation]."
             raise ConfigError("no loss follows a teacher's vectors.", "embed.teacher", fix)
-
-    def _check_latents(self) -> None:
-        """Checks the settings of latent attention; else raises ConfigError."""
-        if self.latents < 1:
-            raise ConfigError(f"there must be at least one, got {self.latents}.", "embed.latents")
-        if pooling_name(self.pooling) == LATENT_ATTENTION and self.train.lora is not None:
-            raise ConfigError(
-                "adapters freeze all other weights, and those of latentattention must be trained.",
-                "embed.train.lora_rank",
-                "Leave it out, or take another pooling.",
-            )
-
-    def _check_template(self) -> None:
-        """Checks that the template names the text, and that its answer is what is pooled; else raises ConfigError."""
-        if self.template is None:
-            return
-        template_text(self.template)
-        if self.template == "prompteol" and pooling_name(self.pooling) != "lasttoken":
-            raise ConfigError("prompteol answers in its last token.", "embed.pooling", "Set embed.pooling=lasttoken.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

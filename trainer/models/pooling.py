@@ -118,3 +118,22 @@ def check_pooling(requested: str, causal: bool, model: str) -> None:
             f"embed.pooling={requested}",
             "Choose lasttoken, weightedmean or mean, or set embed.bidirectional=true.",
         )
+
+
+def check_latents(latents: int, pooling: str, adapts: bool) -> None:
+    """Checks the settings of latent attention.
+
+    Args:
+        adapts: whether the model is trained by adapters.
+
+    Raises:
+        ConfigError: there are no latents, or adapters would freeze them.
+    """
+    if latents < 1:
+        raise ConfigError(f"there must be at least one, got {latents}.", "embed.latents")
+    if pooling == LATENT_ATTENTION and adapts:
+        raise ConfigError(
+            "adapters freeze all other weights, and those of latentattention must be trained.",
+            "embed.train.lora_rank",
+            "Leave it out, or take another pooling.",
+        )
