@@ -32,10 +32,14 @@ def ray_map(
     jobs: Sequence[Any],
     *,
     actors: int,
+    gpus: int = 0,
     setup: Callable[[], Any] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Any]:
     """`[function(job) for job in jobs]`, or `function(job, setup())` with `setup` called once per actor.
+
+    Args:
+        gpus: of an actor.
 
     Raises:
         ScionError: the first one that a worker raised.
@@ -50,6 +54,7 @@ def ray_map(
         fn_constructor_kwargs={"function": function, "setup": setup},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(rows)))),
         num_cpus=0.5,
+        num_gpus=gpus,
     )
     results: dict[int, Any] = {}
     for row in mapped.iter_rows():

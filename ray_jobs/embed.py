@@ -18,7 +18,7 @@ from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
-from ray_jobs import model_card, pretrain, shard
+from ray_jobs import mine, model_card, pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.schema import EmbedConfig, ScionConfig
 from ray_jobs.console import Reporter
@@ -39,7 +39,8 @@ from trainer.tasks.contrastive import ContrastiveTask
 
 JOB = Job(
     summary="contrastive training to an embedder",
-    reads="OUTPUT/pretrain, or any model with embed.model=FOLDER; pairs, or where there are none lines of the text",
+    reads="OUTPUT/pretrain, or any model with embed.model=FOLDER; pairs, or where there are none lines of the text; with "
+    "embed.mined OUTPUT/mine",
     writes="OUTPUT/embed: a sentence-transformers folder",
     keys=("pairs", "test_pairs", "embed"),
     after=("pretrain",),
@@ -57,6 +58,8 @@ def spec(config: ScionConfig, start: ChainStart) -> Spec:
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
     if config.embed.teacher is not None:
         inputs["teacher"] = model_fingerprint(config.embed.teacher, key="embed.teacher")
+    if config.embed.mined:
+        inputs["pairs"] = mine.spec(config).id
     inputs["model"] = pretrain.spec(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # The steps decide how many pairs are drawn from the text, so that a longer run has other pairs.
     grows = resume_policy(config.embed, "embed") if given_pairs else None
@@ -216,7 +219,8 @@ def _accuracies(retrieval: dict[str, Any], steps: int) -> str:
 def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart, cache: str, report: Reporter) -> pairs.Pairs:
     """The given pairs, refused if they overlap with `testing`; else pairs built from the training text, for all steps."""
     if config.pairs is not None:
-        training = pairs.load(config.pairs, cache, key="pairs")
+        given = mine.pairs_of(require(mine.spec(config), "mine")) if config.embed.mined else config.pairs
+        training = pairs.load(given, cache, key="pairs")
         pairs.check_disjoint(training, testing)
         pairs.check_learnable(training)
         _check_scores(config.embed, training)
@@ -251,6 +255,8 @@ def needs_ray(config: ScionConfig) -> bool:
         return False
     if config.embed.model is None:
         require(pretrain.spec(config, main_start(config)), "pretrain")
+    if config.embed.mined:
+        require(mine.spec(config), "mine")
     return True
 
 

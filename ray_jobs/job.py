@@ -15,7 +15,9 @@ from data_pipeline.errors import ConfigError
 
 COMMON = ("output", "seed", "workers", "min_workers", "worker_cpus")
 """Keys of every job."""
-_JOBS = ("pipeline", "shard", "transfer", "pretrain", "embed", "merge", "evaluate", "drift", "serve", "compare", "report")
+_JOBS = (
+    "pipeline", "shard", "transfer", "pretrain", "mine", "embed", "merge", "evaluate", "drift", "serve", "compare", "report",
+)  # fmt: skip
 _COMMANDS = ("verify", "status", "export", "diff")
 _FILES = {"report": "report/job.py"}
 """Modules that are not named after their job."""

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from data_pipeline.artifacts import storage
-from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
+from ray_jobs import embed, evaluate, merge, mine, pretrain, serve, shard, transfer
 from ray_jobs.config.load import save_config
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.inputs import ask_once
@@ -30,6 +30,8 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
         del jobs["embed"]
     made = {"shard": shard.stage(config)}
     for name, job in jobs.items():
+        if name == "embed" and config.embed.mined:
+            made["mine"] = mine.stage(config)
         made |= {storage.join(start.folder, name): job.stage(config, start) for start in starts(config)}
     if config.pairs is not None:
         made["merge"] = merge.stage(config)

@@ -21,6 +21,7 @@ from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
+from trainer.mining.config import MineConfig
 from trainer.models.pooling import check_pooling
 from trainer.objectives.nested import NestedConfig, check_widths
 from trainer.transfer import chain
@@ -61,6 +62,10 @@ def check(config: ScionConfig, job: str) -> None:
         _check_source_model(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
         _check_embed_model(config)
+    if config.embed.mined and config.pairs is None and job in ("embed", "pipeline"):
+        raise ConfigError("there are no pairs to mine negatives for.", "embed.mined", "Give pairs=, or leave it out.")
+    if job == "mine" or (job == "pipeline" and config.embed.mined):
+        _check_mining(config.mine)
 
 
 def _check_methods(config: ScionConfig) -> None:
@@ -177,6 +182,19 @@ def _check_embed_model(config: ScionConfig) -> None:
     _check_nested(config.embed.nested, settings)
     if config.pairs is None:
         _check_dropout(config.embed.model, settings)
+
+
+def _check_mining(mine: MineConfig) -> None:
+    """Checks that the models and the corpus of the mining are there, and that the teacher has one output."""
+    from trainer.mining import cross_encoder
+
+    for key, model in (("mine.model", mine.model), ("mine.teacher", mine.teacher)):
+        if model is not None:
+            _check_there(key, model)
+    if mine.corpus is not None:
+        documents.check(mine.corpus, key="mine.corpus")
+    if mine.teacher is not None:
+        cross_encoder.check(mine.teacher, mine.teacher_length)
 
 
 def _check_nested(nested: NestedConfig, settings: PretrainedConfig) -> None:

@@ -16,6 +16,7 @@ from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
 from trainer.merging import MERGES
+from trainer.mining.config import MineConfig
 from trainer.models.pooling import check_latents, pooling_name
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.nested import NestedConfig
@@ -199,6 +200,8 @@ class EmbedConfig:
     reduce: Literal["once", "per_chunk"] = field(default="once", metadata={"identity": False})
     """When the workers exchange the gradients of a batch in several chunks: once, which takes memory for a whole gradient, or
     chunk by chunk, which keeps it divided under ZeRO-2 and 3."""
+    mined: bool = field(default=False, metadata={"identity": False})
+    """Whether the training pairs are those of `scion mine`, with hard negatives and scores; a pipeline then mines them."""
     batches: Literal["one_task", "mixed"] = field(default="one_task", metadata={"identity": False})
     """Whether all pairs of a step have the same `task`, so that its negatives are of that task, or of any (`mixed`)."""
     alpha: float = field(default=0.5, metadata={"identity": False})
@@ -380,6 +383,7 @@ class ScionConfig:
     shard: ShardConfig = field(default_factory=ShardConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    mine: MineConfig = field(default_factory=MineConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -19,7 +19,7 @@ MODELS = (
 FURTHER = ("ranking", "isotropy", "sts")
 """The metrics beside retrieval."""
 STAGES = (
-    "shard", "transfer", "random/transfer", "pretrain", "random/pretrain", "embed", "random/embed",
+    "shard", "transfer", "random/transfer", "pretrain", "random/pretrain", "mine", "embed", "random/embed",
     "merge", "evaluate", "serve",
 )  # fmt: skip
 """All stages in the order of the pipeline; `random/` is the chain of the random control."""
