@@ -20,7 +20,8 @@ from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
 from ray_jobs import mine, model_card, pretrain, shard
 from ray_jobs.config import tables
-from ray_jobs.config.schema import EmbedConfig, ScionConfig
+from ray_jobs.config.embedders import EmbedConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job

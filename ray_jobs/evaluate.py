@@ -16,7 +16,8 @@ from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.graded_pairs import GradedPairs
 from ray_jobs import embed, merge, pretrain, transfer
-from ray_jobs.config.schema import EvaluateConfig, ScionConfig
+from ray_jobs.config.embedders import EvaluateConfig
+from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job

@@ -92,3 +92,15 @@ def _time_unit(
     with np.errstate(divide="ignore"):
         when = np.where(falls, (2 * before + 1) / weights[:, None], np.inf)
     return before, np.argsort(when, axis=0, kind="stable"), slots - before.sum(axis=0)
+
+
+def check_shares(alpha: float, weights: dict[str, float], where: str) -> None:
+    """Checks the proportions that a user gives.
+
+    Raises:
+        ConfigError: an alpha outside of 0 and 1, a negative weight, or no weight above 0.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}.", where)
+    if weights and (min(weights.values()) < 0 or max(weights.values()) == 0):
+        raise ConfigError(f"weights must be at least 0, and one of them above, got {weights}.", where)

@@ -13,7 +13,8 @@ from data_pipeline.artifacts import artifact
 from data_pipeline.errors import TrainingError
 from data_pipeline.feed.rank_feed import RankFeed
 from data_pipeline.order.row_order import Phase, RowOrder, Stream
-from ray_jobs.config.schema import EmbedConfig, PretrainConfig
+from ray_jobs.config.embedders import EmbedConfig
+from ray_jobs.config.schema import PretrainConfig
 from tests.unit.checkpoints.test_restore import Engine
 from trainer.checkpoints import restore
 from trainer.checkpoints.state import RunState, Skip

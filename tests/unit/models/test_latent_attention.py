@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import ConfigError, ModelError
-from ray_jobs.config.schema import EmbedConfig
+from ray_jobs.config.embedders import EmbedConfig
 from tests.conftest import tiny_model, wordpiece
 from trainer.config.train import TrainConfig
 from trainer.embedder import Embedder
