@@ -18,7 +18,7 @@ from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
-from ray_jobs import mine, model_card, pretrain, shard
+from ray_jobs import embed_stages, mine, model_card, pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.embedders import EmbedConfig
 from ray_jobs.config.schema import ScionConfig
@@ -47,24 +47,30 @@ JOB = Job(
     after=("pretrain",),
     instead="embed.model",
 )
-KIND = "embedder"
+KIND, FOLDER = "embedder", "embed"
 
 
-def spec(config: ScionConfig, start: ChainStart) -> Spec:
+def spec(config: ScionConfig, start: ChainStart, folder: str = FOLDER) -> Spec:
     """The specification of the embedding model of the chain `start`; fingerprints its inputs."""
     given_pairs = config.pairs is not None
     settings = {"embed": artifact.identity(config.embed) | _chosen(config.embed, given_pairs), "seed": start.seed}
-    given = config.embed.model
+    given = None if config.embed.stages else config.embed.model
     # Without pairs it learns from the sharded text, and test pairs change nothing.
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
     if config.embed.teacher is not None:
         inputs["teacher"] = model_fingerprint(config.embed.teacher, key="embed.teacher")
     if config.embed.mined:
         inputs["pairs"] = mine.spec(config).id
-    inputs["model"] = pretrain.spec(config, start).id if given is None else model_fingerprint(given, key="embed.model")
+    inputs["model"] = _source(config, start).id if given is None else model_fingerprint(given, key="embed.model")
     # The steps decide how many pairs are drawn from the text, so that a longer run has other pairs.
     grows = resume_policy(config.embed, "embed") if given_pairs else None
-    return Spec(uri=start.at(config, "embed"), kind=KIND, config=settings, inputs=inputs, resume_policy=grows)
+    return Spec(uri=start.at(config, folder), kind=KIND, config=settings, inputs=inputs, resume_policy=grows)
+
+
+def _source(config: ScionConfig, start: ChainStart) -> Spec:
+    """The artefact of the model that is trained: of the stage before, or the pretrained one."""
+    earlier = embed_stages.before(config)
+    return pretrain.spec(config, start) if earlier is None else spec(earlier.config, start, earlier.folder)
 
 
 def _objective(settings: EmbedConfig) -> Objective:
@@ -99,41 +105,49 @@ def _tasks(settings: EmbedConfig) -> dict[str, Any]:
     return {"batches": settings.batches, "alpha": settings.alpha, "weights": settings.weights}
 
 
-def stage(config: ScionConfig, start: ChainStart) -> Stage:
-    """The stage that trains the embedder of a chain; runs nothing yet."""
-    artifact_spec = spec(config, start)
+def stages(config: ScionConfig, start: ChainStart) -> dict[str, Stage]:
+    """The stages that train the embedder of a chain, by their folders, the last one last; runs nothing yet."""
+    return {one.folder: stage(one.config, start, one.folder) for one in embed_stages.every(config, FOLDER)}
+
+
+def stage(config: ScionConfig, start: ChainStart, folder: str = FOLDER) -> Stage:
+    """One training of the embedder of a chain; runs nothing yet."""
+    artifact_spec = spec(config, start, folder)
     return Stage(
-        name=f"embed {start.name}",
+        name=f"{folder} {start.name}",
         spec=artifact_spec,
-        fill=lambda draft, report: fill(config, start, draft, report),
+        fill=lambda draft, report: fill(config, start, draft, report, folder),
         is_resumable=True,
         training_uri=artifact_spec.uri,
     )
 
 
-def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter) -> str:
+def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter, folder: str = FOLDER) -> str:
     """Trains and writes the embedder, from the newest checkpoint of a killed run. Returns a line for the user."""
     settings, cache = config.embed, storage.join(draft.uri, "source")
-    model = require(pretrain.spec(config, start), "pretrain") if settings.model is None else settings.model
+    if settings.model is None or settings.stages:
+        model = require(_source(config, start), "embed" if settings.stages else "pretrain")
+    else:
+        model = settings.model
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     training = _training_pairs(config, testing, start, cache, report)
-    folder = storage.join(draft.uri, "pairs")
+    rows_folder = storage.join(draft.uri, "pairs")
     task = _task(settings, model)
     task.check()
     manifest = shards.build(
         training,
         model,
-        folder,
+        rows_folder,
         max_length=settings.max_length,
         actors=settings.actors,
         progress=report.part("tokenize pairs"),
         forms=task.forms,
         teacher=None if settings.teacher is None else partial(_teacher, settings.teacher),
     )
-    rows = _order(config, folder, manifest, start.seed, report)
+    rows = _order(config, rows_folder, manifest, start.seed, report)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
-    result = train(config, settings.train, task, rows, spec(config, start), draft, report, heldout)
-    for leftover in (cache, folder):
+    result = train(config, settings.train, task, rows, spec(config, start, folder), draft, report, heldout)
+    for leftover in (cache, rows_folder):
         storage.remove(leftover)
     history = result["history"]
     draft.metrics = {"history": history, "weights": settings.train.export_origin, "retrieval": result["evaluations"]}
@@ -252,7 +266,7 @@ def needs_ray(config: ScionConfig) -> bool:
     Raises:
         ArtifactError: what it trains is not there.
     """
-    if stage(config, main_start(config)).finished() is not None:
+    if all([one.finished() is not None for one in stages(config, main_start(config)).values()]):
         return False
     if config.embed.model is None:
         require(pretrain.spec(config, main_start(config)), "pretrain")
@@ -262,7 +276,8 @@ def needs_ray(config: ScionConfig) -> bool:
 
 
 def main(config: ScionConfig, console: Console) -> None:
-    stage(config, main_start(config)).run(console)
+    for one in stages(config, main_start(config)).values():
+        one.run(console)
 
 
 if __name__ == "__main__":

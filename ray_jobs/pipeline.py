@@ -32,7 +32,9 @@ def stages(config: ScionConfig) -> dict[str, Stage]:
     for name, job in jobs.items():
         if name == "embed" and config.embed.mined:
             made["mine"] = mine.stage(config)
-        made |= {storage.join(start.folder, name): job.stage(config, start) for start in starts(config)}
+        for start in starts(config):
+            of_chain = embed.stages(config, start) if name == "embed" else {name: job.stage(config, start)}
+            made |= {storage.join(start.folder, folder): stage for folder, stage in of_chain.items()}
     if config.pairs is not None:
         made["merge"] = merge.stage(config)
     made["evaluate"] = evaluate.stage(config, evaluate.pipeline_models(config))

@@ -17,6 +17,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.sources import documents
 from data_pipeline.sources.models import is_path
+from ray_jobs import embed_stages
 from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
@@ -88,6 +89,10 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
             _check_there(key, spec)
     if job == "drift":
         _check_versions(config)
+    if "pairs" in read or not table[job].keys:
+        for one in embed_stages.every(config, "embed")[:-1]:
+            if one.config.pairs is not None:
+                documents.check(one.config.pairs, key=f"pairs of {one.folder}")
     if config.evaluate.sts is not None and (not table[job].keys or "evaluate" in read):
         documents.check(config.evaluate.sts, key="evaluate.sts")
 

@@ -68,6 +68,9 @@ class EmbedConfig:
     weights: dict[str, float] = field(default_factory=dict, metadata={"identity": False})
     """Shares of the tasks in the pairs, in place of alpha; tasks without a share are left out. `pairs` is the task of pairs
     without one."""
+    stages: tuple[dict[str, Any], ...] = field(default=(), metadata={"identity": False})
+    """Trainings before this one, in order, such as `{name: weak, pairs: weak.jsonl, embed: {train: {steps: 5000}}}`; the first
+    starts from the model, each other from the result of the one before. Other settings are those of this training."""
     heldout_pairs: int = field(default=1000, metadata={"identity": False})
     """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None

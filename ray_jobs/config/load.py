@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ScionError, mask_passwords
 from ray_jobs.config import keys, yaml_text
-from ray_jobs.config.schema import AUTO, RUN_KEYS, RUN_RULE, ScionConfig
+from ray_jobs.config.schema import AUTO, RUN_KEYS, RUN_RULE, STAGE_KEYS, STAGE_RULE, ScionConfig
 from ray_jobs.job import jobs
 from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
@@ -26,6 +26,10 @@ from trainer.transfer.methods import METHODS
 _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
 _HEAD = b"# What this run was given, written by Scion.\n"
 _REQUIRED = ("text", "source_model", "output")
+
+
+_PARTIAL = {"compare.runs": (RUN_KEYS, RUN_RULE), "embed.stages": (STAGE_KEYS, STAGE_RULE)}
+"""Lists of parts of configurations: the keys of an item, and a rule for errors."""
 
 
 def load(path: str | None, overrides: list[str], job: str = "pipeline", values: Mapping[str, Any] | None = None) -> ScionConfig:
@@ -175,8 +179,8 @@ def _check_types(given: Any, where: str) -> Any:
         ConfigError: names the first that does not.
     """
     for name, hint, value in keys.values(OmegaConf.to_container(given), ScionConfig, where):
-        if name == "compare.runs" and isinstance(value, list):
-            _check_runs(value, f"{where}{name}")
+        if name in _PARTIAL and isinstance(value, list):
+            _check_parts(value, f"{where}{name}", *_PARTIAL[name])
         if value == MISSING or _has_reference(value):
             continue
         one = make_dataclass("One", [("value", hint, MISSING)])
@@ -190,14 +194,14 @@ def _check_types(given: Any, where: str) -> Any:
     return _type_items(given, ScionConfig)
 
 
-def _check_runs(runs: list[Any], where: str) -> None:
-    """Checks that each run of a comparison is a part of a configuration, with a name."""
-    for place, run in enumerate(runs):
-        if not isinstance(run, dict):
-            raise ConfigError(f"expected a section, got {keys.yaml_value(run)}.", f"{where}[{place}]", RUN_RULE)
-        for key in set(run) - {"name", *RUN_KEYS}:
-            raise ConfigError("a run has no such key.", f"{where}[{place}].{key}", RUN_RULE)
-        _check_types(_normalise(OmegaConf.create({key: run[key] for key in RUN_KEYS if key in run})), f"{where}[{place}].")
+def _check_parts(parts: list[Any], where: str, known: tuple[str, ...], rule: str) -> None:
+    """Checks that each item is a part of a configuration, with a name, of `known` keys."""
+    for place, part in enumerate(parts):
+        if not isinstance(part, dict):
+            raise ConfigError(f"expected a section, got {keys.yaml_value(part)}.", f"{where}[{place}]", rule)
+        for key in set(part) - {"name", *known}:
+            raise ConfigError("there is no such key here.", f"{where}[{place}].{key}", rule)
+        _check_types(_normalise(OmegaConf.create({key: part[key] for key in known if key in part})), f"{where}[{place}].")
 
 
 def _has_reference(value: Any) -> bool:

@@ -148,6 +148,9 @@ class PretrainConfig:
 
 RUN_KEYS = ("method", "transfer", "pretrain")
 """Sections in which the runs of a comparison may differ; all have the same shards."""
+STAGE_KEYS = ("pairs", "embed")
+"""Keys in which a stage of contrastive training may differ from the last one."""
+STAGE_RULE = f"A stage is a section such as {{name: weak, pairs: weak.jsonl, embed: ...}}, of name and {', '.join(STAGE_KEYS)}."
 RUN_RULE = f"A run is a section such as {{name: fast, method: focus, pretrain: ...}}, of name and {', '.join(RUN_KEYS)}."
 
 

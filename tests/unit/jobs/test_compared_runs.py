@@ -75,7 +75,7 @@ WRONG = {
     "[{pretrain: {train: {learning_rate: fast}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: expected number",
     "[{pretrain: {train: {learning_rate: .nan}}}]": r"compare\.runs\[0\]\.pretrain\.train\.learning_rate: .*finite",
     "[{pretrain: {train: {clip: -1.0}}}]": r"compare\.runs\[0\]\.pretrain\.train: .*clip",
-    "[{shard: {length: 32}}]": r"compare\.runs\[0\]\.shard: a run has no such key",
+    "[{shard: {length: 32}}]": r"compare\.runs\[0\]\.shard: there is no such key here",
     "[focus]": r"compare\.runs\[0\]: expected a section, got focus",
     "[{name: a/b}]": r"compare\.runs\[0\]\.name: 'a/b' is not the name of a folder",
     "[{method: fvt}, {method: fvt, transfer: {copy_shared: false}}]": r"compare\.runs\[1\]: two starts are called fvt",

@@ -1,0 +1,55 @@
+"""Trainings before the last one: `embed.stages`, each from the model of the one before, on pairs of its own."""
+
+import re
+from typing import Any, NamedTuple
+
+from data_pipeline.errors import ConfigError
+from ray_jobs.config.load import with_changes
+from ray_jobs.config.schema import STAGE_KEYS, ScionConfig
+
+_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
+"""A name is a part of a folder's name, also on object stores."""
+
+
+class Before(NamedTuple):
+    """The training before another."""
+
+    folder: str
+    """Of its artefact, below the chain's."""
+    config: ScionConfig
+
+
+def before(config: ScionConfig) -> Before | None:
+    """The training whose model a training starts from; None if it starts from the pretrained model or `embed.model`.
+
+    A stage has the settings of the last training, but for its own, and mines no negatives.
+
+    Raises:
+        ConfigError: two stages of one name, or a value out of its range.
+    """
+    if not config.embed.stages:
+        return None
+    *earlier, last = config.embed.stages
+    where = f"embed.stages[{len(earlier)}]"
+    name = str(last.get("name") or "")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
+    if name in [stage.get("name") for stage in earlier]:
+        raise ConfigError(f"two stages are called {name}.", where, "Give this one a name of its own.")
+    own: dict[str, Any] = {key: last[key] for key in STAGE_KEYS if key in last}
+    own["embed"] = {"mined": False} | dict(own.get("embed") or {}) | {"stages": list(earlier)}
+    changed = with_changes(config, own, where)
+    if changed.embed.mined:
+        raise ConfigError("negatives are mined for the last training only.", f"{where}.embed.mined", "Leave it out.")
+    return Before(folder=f"embed-{name}", config=changed)
+
+
+def every(config: ScionConfig, folder: str) -> list[Before]:
+    """All trainings in order, the last one with its own folder."""
+    found, one = [], Before(folder, config)
+    while True:
+        found.append(one)
+        earlier = before(one.config)
+        if earlier is None:
+            return found[::-1]
+        one = earlier
