@@ -31,9 +31,8 @@ def test_negatives_are_those_that_the_rules_leave(seed, excluded, negatives, fir
     config = MineConfig(negatives=negatives, first=first, last=first + span, margin=margin, relative_margin=relative,
                         max_score=max_score, teacher="x")  # fmt: skip
     made = draw(index, scores, excluded=excluded, positive_score=positive, keys=keys, key=seed, config=config)
-    bar = min(
-        positive - (-math.inf if margin is None else margin), positive - (-math.inf if relative is None else 0.6 * relative)
-    )
+    bars = [positive - margin] if margin is not None else []
+    bar = min([*bars, positive - positive * relative] if relative is not None else [*bars, math.inf])
     high = math.inf if max_score is None else max_score
     left = [int(text) for text, score in zip(index, scores, strict=True) if text not in excluded and score <= min(bar, high)]
     window = left[first - 1 : first + span]
@@ -62,9 +61,8 @@ def test_all_ranks_of_the_window_are_drawn_equally_often() -> None:
     keys = np.arange(COUNT)
     counts = np.zeros(COUNT)
     for key in range(2000):
-        made = draw(
-            keys, np.linspace(1, 0, COUNT), excluded=frozenset(), positive_score=1, keys=keys, key=key * 77, config=config
-        )
+        scores = np.linspace(1, 0, COUNT)
+        made = draw(keys, scores, excluded=frozenset(), positive_score=1, keys=keys, key=key * 77, config=config)
         counts[made.places] += 1
     assert set(np.flatnonzero(counts)) == set(range(5, 15))
     assert np.abs(counts[5:15] - 600).max() < 100  # 5 standard deviations

@@ -1,6 +1,6 @@
 """The nearest rows against a sort of all scores, for any blocks."""
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_the_nearest_rows_are_those_of_a_sort_whatever_the_blocks(
 ) -> None:
     left, right = rows(queries, 6, seed), rows(count, 6, seed + 1)
     edges = sorted({0, count, *(cut for cut in cuts if cut < count)})
-    found = nearest(left, [right[start:end] for start, end in itertools.pairwise(edges)], k)
+    found = nearest(left, [right[start:end] for start, end in pairwise(edges)], k)
     scores = products(left, right)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     kept = min(k, count)
