@@ -44,8 +44,8 @@ JOB = Job(
     "embed.mined OUTPUT/mine",
     writes="OUTPUT/embed: a sentence-transformers folder",
     keys=("pairs", "test_pairs", "embed"),
-    after=("pretrain",),
-    instead="embed.model",
+    after=("pretrain", "mine"),
+    instead=("embed.model",),
 )
 KIND, FOLDER = "embedder", "embed"
 

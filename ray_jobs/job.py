@@ -36,10 +36,10 @@ class Job:
     """Jobs whose artefacts it reads; it finds them by their settings."""
     required: tuple[str, ...] = ("text", "source_model", "output")
     """Keys without a default."""
-    instead: str = ""
-    """A key that names models in place of the artefacts of earlier jobs."""
+    instead: tuple[str, ...] = ()
+    """Keys of which any names models in place of the artefacts of earlier jobs."""
     required_with_instead: tuple[str, ...] = ("output",)
-    """Keys without a default where `instead` is given."""
+    """Keys without a default where one of `instead` is given."""
 
     def required_keys(self, value: Callable[[str], Any]) -> tuple[str, ...]:
         """The keys that must be given.
@@ -47,7 +47,7 @@ class Job:
         Args:
             value: returns the value of a key of the configuration.
         """
-        return self.required_with_instead if self.instead and value(self.instead) else self.required
+        return self.required_with_instead if any(map(value, self.instead)) else self.required
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

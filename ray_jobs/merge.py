@@ -37,7 +37,7 @@ JOB = Job(
     writes="OUTPUT/merge: the average of their weights, or what else merge.method makes of them",
     keys=("source_model", "pairs", "test_pairs", "merge"),
     after=("pretrain", "embed"),
-    instead="merge.models",
+    instead=("merge.models",),
 )
 KIND = "embedder"
 

@@ -39,7 +39,7 @@ JOB = Job(
     keys=("pairs", "test_pairs", "mine"),
     after=("pretrain",),
     required=("text", "source_model", "pairs", "output"),
-    instead="mine.model",
+    instead=("mine.model", "embed.model"),
     required_with_instead=("pairs", "output"),
 )
 KIND = "pairs"
@@ -52,9 +52,10 @@ _WORKING = "working"
 def spec(config: ScionConfig) -> Spec:
     """The specification of the mined pairs; fingerprints their inputs."""
     inputs = data_fingerprints(config, "pairs", "test_pairs", "mine.corpus")
-    given = config.mine.model or config.embed.model
-    key = "mine.model" if config.mine.model else "embed.model"
-    inputs["model"] = pretrain.spec(config, main_start(config)).id if given is None else model_fingerprint(given, key=key)
+    given = config.mine.model
+    inputs["model"] = (
+        pretrain.spec(config, main_start(config)).id if given is None else model_fingerprint(given, key="mine.model")
+    )
     if config.mine.teacher is not None:
         inputs["teacher"] = model_fingerprint(config.mine.teacher, key="mine.teacher")
     settings = artifact.identity(config.mine)
@@ -81,7 +82,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     problem = _candidates(config, training, testing, cache)
     storage.remove(cache)
     work = _Work(config, storage.join(draft.uri, _WORKING), report)
-    given = config.mine.model or config.embed.model
+    given = config.mine.model
     model = require(pretrain.spec(config, main_start(config)), "pretrain") if given is None else given
     mined = work.mine(training, problem, model)
     if config.mine.teacher is not None:
@@ -241,7 +242,7 @@ def needs_ray(config: ScionConfig) -> bool:
     """
     if stage(config).finished() is not None:
         return False
-    if config.mine.model is None and config.embed.model is None:
+    if config.mine.model is None:
         require(pretrain.spec(config, main_start(config)), "pretrain")
     return True
 

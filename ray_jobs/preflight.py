@@ -63,8 +63,8 @@ def check(config: ScionConfig, job: str) -> None:
         _check_source_model(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
         _check_embed_model(config)
-    if config.embed.mined and config.pairs is None and job in ("embed", "pipeline"):
-        raise ConfigError("there are no pairs to mine negatives for.", "embed.mined", "Give pairs=, or leave it out.")
+    if config.pairs is None and (job == "mine" or (config.embed.mined and job in ("embed", "pipeline"))):
+        raise ConfigError("there are no pairs to mine negatives for.", "pairs", "Give pairs=.")
     if job == "mine" or (job == "pipeline" and config.embed.mined):
         _check_mining(config.mine)
 

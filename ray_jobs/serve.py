@@ -28,7 +28,7 @@ JOB = Job(
     writes="nothing",
     keys=("test_pairs", "serve"),
     after=("embed",),
-    instead="serve.model",
+    instead=("serve.model",),
     required_with_instead=(),
 )
 KIND = "served"

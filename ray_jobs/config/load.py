@@ -109,13 +109,15 @@ def with_changes(config: ScionConfig, changes: Mapping[str, Any], where: str) ->
 
 
 def _decide_auto(config: ScionConfig) -> ScionConfig:
-    """Replaces `auto` by methods."""
+    """Replaces `auto` by methods, and names the model that mines where another one is embedded."""
     suitable = [
         name
         for name, entry in METHODS.items()
         if entry.learns_from != "donor"
         and (config.pairs or not chain.needs_pairs(name, partial(getattr, config.transfer.methods)))
     ]
+    if config.mine.model is None and config.embed.model is not None:
+        config = replace(config, mine=replace(config.mine, model=config.embed.model))
     compared = config.compare.methods or (() if config.compare.runs else (AUTO,))
     methods = dict.fromkeys(name for given in compared for name in (suitable if given == AUTO else [given]))
     method = ("focus" if config.pairs is None else "ramen") if config.method == AUTO else config.method
@@ -237,6 +239,11 @@ def with_absolute_paths(config: ScionConfig) -> ScionConfig:
         config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
     if config.evaluate.sts is not None and _on_disk(config.evaluate.sts):
         config = replace(config, evaluate=replace(config.evaluate, sts=storage.absolute(config.evaluate.sts)))
+    of_mining: dict[str, Any] = {
+        name: value for name in ("model", "corpus", "teacher") if (value := getattr(config.mine, name)) is not None
+    }
+    mining: dict[str, Any] = {name: storage.absolute(value) for name, value in of_mining.items() if _on_disk(value)}
+    config = replace(config, mine=replace(config.mine, **mining))
     found: dict[str, Any] = {
         name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
     }

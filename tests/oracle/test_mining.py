@@ -77,7 +77,8 @@ def test_negatives_are_those_of_sentence_transformers(pairs: Pairs, model: str, 
         files[name] = [blocks.encode({"texts": texts[part], "uri": f"{tmp_path}/{name}{number}"}, embedder)
                        for number, part in enumerate(blocks.cut(len(texts)))]  # fmt: skip
     asked = sorted({(query, place) for query, places in enumerate(problem.positives) for place in places})
-    job = {"queries": files["queries"][0], "texts": files["texts"], "count": problem.count, "k": config.last + max(map(len, problem.positives)),
+    job = {"queries": files["queries"][0], "texts": files["texts"], "count": problem.count,
+           "k": config.last + max(map(len, problem.positives)),
            "rows": [row for row, _ in asked], "places": [place for _, place in asked], "uri": f"{tmp_path}/found"}  # fmt: skip
     found = blocks.read(blocks.search(job))
     scores_of = dict(zip(asked, found["asked"].tolist(), strict=True))

@@ -46,9 +46,9 @@ def test_jobs_and_commands_exist(page: Path) -> None:
 
 def test_keys_exist(page: Path) -> None:
     names = {key.name for key in keys(ScionConfig)}
-    sections = {"shard", "transfer", "pretrain", "embed", "merge", "evaluate", "serve", "compare"}
+    sections = {"shard", "transfer", "pretrain", "mine", "embed", "merge", "evaluate", "serve", "compare"}
     for key in re.findall(
-        r"`((?:shard|transfer|pretrain|embed|merge|evaluate|serve|compare)\.[a-z_.]+)(?:=[^`]*)?`", page.read_text()
+        r"`((?:shard|transfer|pretrain|mine|embed|merge|evaluate|serve|compare)\.[a-z_.]+)(?:=[^`]*)?`", page.read_text()
     ):
         if "NAME" in key or key.endswith((".json", ".html", ".")) or key.partition(".")[0] not in sections:
             continue

@@ -28,6 +28,7 @@ from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
 EVIL = "</code><script>alert('$1^{')</script><img src=http://evil.example/x.png>"
+WITHOUT_MINING = [stage for stage in STAGES if stage != "mine"]
 SECONDS = (6.42, 9.31, 2.07, 61.3, 58.8, 24.6, 25.1, 0.61, 12.4, 8.03)
 
 
@@ -130,7 +131,7 @@ def artefacts(method: str) -> dict[str, Artifact]:
             seconds=s,
             versions=VERSIONS,
         )
-        for name, s in zip(STAGES, SECONDS, strict=True)
+        for name, s in zip(WITHOUT_MINING, SECONDS, strict=True)
         if name in held
     }
 
@@ -221,7 +222,7 @@ def test_the_summary_has_every_documented_key() -> None:
         "embed": [30, 30],
     }
     assert summary["serve"] == {"requests": 64, "max_abs_diff": 2.1e-7}
-    assert summary["seconds"] == dict(zip(STAGES, SECONDS, strict=True))
+    assert summary["seconds"] == dict(zip(WITHOUT_MINING, SECONDS, strict=True))
     assert (summary["versions"], summary["method"], summary["config"]) == (VERSIONS, "aligned", config())
 
 
