@@ -11,7 +11,7 @@ SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train lint format serve clean sample
+.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,14 @@ bench-train: $(ORACLE)/.ready ## training beside Hugging Face's Trainer, what Ra
 	$(ORACLE)/bin/python -m tests.benchmarks.train_cpu
 	$(ORACLE)/bin/python -m tests.benchmarks.ray_overhead
 	$(ORACLE)/bin/python -m tests.benchmarks.step_profile
+
+bench-embed: $(ORACLE)/.ready ## contrastive training beside sentence-transformers' cached loss, and LIMIT (about an hour on a CPU)
+	$(ORACLE)/bin/python -m trainer.deepspeed_bridge.build_ops
+	$(ORACLE)/bin/python -m tests.benchmarks.embed
+	$(ORACLE)/bin/python -m tests.benchmarks.limit
+
+bench-recipes: demo ## what each recipe for embedders changes, on the demo's model (about two hours on a CPU)
+	$(BIN)/python -m tests.benchmarks.recipes
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)
