@@ -38,7 +38,7 @@ JOB = Job(
 KIND = "embedder"
 PAPER = "Goswami et al., 2025 (arXiv:2506.00037)"
 Encoded = dict[tuple[int, int | None], list[Vectors]]
-"""The vectors of several lists of texts, by width and depth."""
+"""The vectors of training queries, queries and documents, by width and depth."""
 
 
 def spec(config: ScionConfig) -> Spec:
@@ -96,14 +96,16 @@ def _encode(
 
 @ray.remote(num_cpus=1)
 def encode(uri: str, texts: list[list[str]], at: list[tuple[int, int | None]]) -> Encoded:
-    """The vectors of each list of texts, on the GPU that Ray gives the task, if it gives one."""
+    """The vectors of training queries, of queries and of documents, on the GPU that Ray gives the task, if it gives one."""
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
     offered = [
         (width, layers) for width, layers in at if width in embedder.dimensions and layers in (None, *embedder.spec.layers)
     ]
-    return {(width, layers): [embedder.encode(some, width, layers) for some in texts] for width, layers in offered}
+    sides = zip(texts, ("query", "query", "document"), strict=True)
+    tokenized = [embedder.tokenize(some, prompt_name=side) for some, side in sides]
+    return {(width, layers): [embedder.encode_ids(ids, width, layers) for ids in tokenized] for width, layers in offered}
 
 
 def _compensations(encoded: dict[str, Encoded], kind: str) -> dict[Key, query_drift.Compensation]:

@@ -204,7 +204,7 @@ def _search(
         task=task,
         models=tuple(uris),
         settings=method,
-        pairs=tokenize_pairs(some, load_tokenizer(uris[-1]), spec.max_length),
+        pairs=tokenize_pairs(some, load_tokenizer(uris[-1]), spec.max_length, task.forms),
         seed=config.seed,
         threads=max(1, int(config.worker_cpus)),
     )

@@ -1,5 +1,6 @@
 """`scion drift`: an embedder whose queries search the indexes of earlier versions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,20 @@ def test_queries_of_the_new_version_search_the_old_index(
         vectors = served.encode(queries, dimensions=width, layers=layers, index="v1")
         assert vectors.shape[1] == (width or served.width)
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_map_is_of_queries_with_their_prompt(folder: Path, monkeypatch: pytest.MonkeyPatch, english: list[str]) -> None:
+    new = Embedder.load(str(folder / "new"))
+    spec = replace(new.spec, prompts={"query": "the help of the office: "})
+    Embedder(new.model, new.tokenizer, spec).save(str(folder / "prompted"))
+    draft, _ = run(
+        config(folder, f"drift.versions={{v1: {folder}/old, v2: {folder}/prompted}}", "drift.kind=mean"), monkeypatch
+    )
+    served, old = Embedder.load(draft.uri), Embedder.load(str(folder / "old"))
+    queries = [f"{text} ." for text in english[:40]]
+    gap = (old.encode(queries) - served.encode(queries, prompt_name="query")).mean(axis=0)
+    assert np.allclose(served.compensations["v1", served.width, None].shift, gap, atol=1e-6)
+    assert not np.allclose(gap, (old.encode(queries) - served.encode(queries)).mean(axis=0), atol=1e-4)
 
 
 def test_a_version_that_it_does_not_know_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
