@@ -43,7 +43,7 @@ JOB = Job(
     reads="OUTPUT/pretrain, or any model with embed.model=FOLDER; pairs, or where there are none lines of the text; with "
     "embed.mined OUTPUT/mine",
     writes="OUTPUT/embed: a sentence-transformers folder",
-    keys=("pairs", "test_pairs", "embed"),
+    keys=("text", "source_model", "pairs", "test_pairs", "embed"),
     after=("pretrain", "mine"),
     instead=("embed.model",),
 )

@@ -48,7 +48,7 @@ class Models:
     """Reads the tensors of all models, one column after the other; each call is a pass over all files."""
     score: Callable[[Sequence[float]], float]
     """The score that `Needs.probe` names, of sum_k weights_k theta_k."""
-    search: Callable[[], Sequence[float]]
+    search: Callable[[], Sequence[float]] = lambda: ()
     """The weights of the differences that a search finds on the cluster, by the method's settings."""
 
 

@@ -12,6 +12,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.pairs.shards import tokenize_pairs
 from data_pipeline.pairs.text_form import TEMPLATES, TextForm, template_text
+from data_pipeline.pairs.text_pairs import Pairs
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model, wordpiece
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
@@ -148,7 +149,8 @@ def test_training_encodes_a_text_as_the_embedder_does(english, settings) -> None
     embedder = decoder(english, spec)
     anchors, positives, negatives = english[:6], [*english[6:11], LONG], [[], [english[12]], [], english[13:15], [], []]
     forms = spec.form("query"), spec.form("document")
-    table = tokenize_pairs(anchors, positives, negatives, embedder.tokenizer, 40, forms)
+    pairs = Pairs(ids=anchors, anchors=anchors, positives=positives, negatives=negatives)
+    table = tokenize_pairs(pairs, embedder.tokenizer, 40, forms)
     table = table.append_column("stream", pa.array([0] * 6)).append_column("weight", pa.array([1.0] * 6))
     module = DualEncoder(embedder.model, spec.pooling)
     with torch.no_grad():
