@@ -107,12 +107,15 @@ class Draft:
 
 
 def identity(config: object) -> dict[str, Any]:
-    """The settings of a config dataclass that change the result: all but fields marked `identity: False`."""
+    """The settings of a config dataclass that change the result: all but fields marked `identity: False`.
+
+    Artefacts may be older than a setting. It is marked `identity: "unless default"`, and they stay valid.
+    """
     assert dataclasses.is_dataclass(config)
     values: dict[str, Any] = {}
     for setting in dataclasses.fields(config):
-        if setting.metadata.get("identity", True):
-            value = getattr(config, setting.name)
+        kind, value = setting.metadata.get("identity", True), getattr(config, setting.name)
+        if kind is True or (kind == "unless default" and value != setting.default):
             values[setting.name] = to_json(value)
     return values
 

@@ -32,7 +32,7 @@ logits exist for a block of anchors at a time, so that memory does not grow with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import ConfigError
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from data_pipeline.pairs.batch import PairBatch
 
 DIRECTIONS = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+_LATER = {"identity": "unless default"}
+"""Of settings that artefacts from before them lack."""
 BLOCK_LOGITS = 1 << 24
 """Logits of a block."""
 
@@ -66,13 +68,13 @@ class InfoNce:
     """Which negatives `hardness` concerns: those of other pairs, the pair's own, or both."""
     focal: float = 0.0
     """The exponent by which pairs that are already distinguished count less."""
-    progressive: bool = False
+    progressive: bool = field(default=False, metadata=_LATER)
     """Whether negatives that score above the positive count the more, the higher the positives of the batch score."""
-    margin: float | None = None
+    margin: float | None = field(default=None, metadata=_LATER)
     """Candidates whose cosine exceeds the positive's by more than this are no negatives; none is left out when not given."""
-    mixed_pairs: int = 0
+    mixed_pairs: int = field(default=0, metadata=_LATER)
     """Negatives to add for each anchor, each mixed from two of its hard ones."""
-    mixed_list: bool = False
+    mixed_list: bool = field(default=False, metadata=_LATER)
     """Whether to add a negative mixed from all of an anchor's hard ones."""
 
     def __post_init__(self) -> None:
@@ -144,7 +146,7 @@ class InfoNce:
         if reps.documents.in_batch is not None and len(logits) > 1:
             # A pair that shares no candidates has negatives in this direction only.
             shares = reps.documents.in_batch[reps.documents.first + rows]
-            losses = torch.where(shares, losses, forward.logsumexp(dim=1) - own)
+            losses = torch.where(shares, losses, logits["query_to_doc"].logsumexp(dim=1) - own)
         if self.focal:
             losses = losses * (1 - torch.exp(-losses.detach())).clamp_min(0) ** self.focal
         return losses

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from data_pipeline.artifacts import artifact
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.batch import PairBatch
 from tests.conftest import FAMILIES, tiny_model
@@ -264,6 +265,23 @@ def test_the_mixture_of_all_follows_its_formula() -> None:
         positive = math.exp(float(queries[row] @ documents[row]) / 0.05)
         before = positive * math.exp(float(plain[row]))  # the sum of all candidates
         assert float(mixed[row]) == pytest.approx(math.log((before + added) / positive), abs=1e-9)
+
+
+def test_pairs_that_share_no_candidates_have_mixed_negatives_in_all_directions() -> None:
+    """Their softmax is that of query_to_doc, whatever the other pairs are asked."""
+    queries, documents, counts = vectors(PAIRS, 0), vectors(PAIRS + 12, 1), [2, 2, 2, 2, 2, 2]
+    reps = shared(ragged_pairs(queries, documents, counts), [False] * PAIRS)
+    one_way, both_ways = (losses(InfoNce(directions=ways, mixed_list=True), reps) for ways in (ALL[:1], (ALL[0], ALL[2])))
+    assert torch.allclose(one_way, both_ways, atol=1e-12)
+    assert (both_ways > losses(InfoNce(), reps)).all()
+
+
+def test_artefacts_from_before_the_newer_settings_stay_valid() -> None:
+    old = {"temperature", "directions", "partition", "hardness", "hardness_of", "focal"}
+    assert set(artifact.identity(InfoNce())) == old
+    changed: dict[str, Any] = {"progressive": True, "margin": 0.0, "mixed_pairs": 1, "mixed_list": True}
+    for name, value in changed.items():
+        assert set(artifact.identity(InfoNce(**{name: value}))) == old | {name}
 
 
 def test_negatives_that_are_positives_are_not_mixed() -> None:
