@@ -4,19 +4,23 @@ https://huggingface.co/docs/hub/model-cards names the fields. Nothing is guessed
 card, and the card says so if there is none.
 """
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data_pipeline.artifacts import storage
-from data_pipeline.pairs.text_form import TEXT
+from data_pipeline.errors import mask_passwords
 from data_pipeline.sources.models import hub_name, is_path
-from trainer.embedder_spec import EmbedderSpec, read_spec
+from trainer.embedder_spec import EmbedderSpec, is_readable, read_spec
 
 FILE = "README.md"
+_FRONT_MATTER = re.compile(r"\s*---\s*?\n(.*?)\n---\s*?(?:\n|$)", re.DOTALL)
 _DIRECTIONS = {"forward": "from anchors to positives", "backward": "from positives to anchors"}
 
 
@@ -47,14 +51,15 @@ def write(folder: str, card: Card) -> None:
     """
     with storage.local_copy(folder, lambda name: name.endswith(".json") and "/" not in name) as local:
         spec = read_spec(local, 1 << 20)
-    text = str(ModelCard(f"---\n{_front_matter(card).to_yaml()}\n---\n\n{_body(card, spec)}"))
+    front = _front_matter(card).to_yaml()
+    text = mask_passwords(str(ModelCard(f"---\n{front}\n---\n\n{_body(card, spec)}")))
     with storage.local_output(folder) as local, open(os.path.join(local, FILE), "w", encoding="utf-8") as file:
         file.write(text)
 
 
 def _front_matter(card: Card) -> ModelCardData:
     """The fields of the hub."""
-    on_hub = [hub_name(parent)[0] for parent in card.parents if not is_path(parent) and not os.path.isdir(parent)]
+    on_hub = [hub_name(parent)[0] for parent in card.parents if not _is_folder(parent)]
     results = [
         EvalResult(
             task_type="retrieval",
@@ -79,15 +84,32 @@ def _front_matter(card: Card) -> ModelCardData:
     )
 
 
+def _is_folder(parent: str) -> bool:
+    """Whether it is a folder or a URI, and not a hub name."""
+    return "://" in parent or is_path(parent) or os.path.isdir(parent)
+
+
 def _licence(parents: Sequence[str]) -> str | None:
     """The licence that the first parent's own card names, None if there is none."""
     for parent in parents:
         path = storage.join(parent, FILE)
-        if (is_path(parent) or os.path.isdir(parent)) and storage.is_file(path):
-            found = ModelCard(storage.read_bytes(path).decode()).data.to_dict().get("license")
-            if found:
-                return str(found)
+        if _is_folder(parent) and storage.is_file(path) and (found := _named_licence(storage.read_bytes(path))):
+            return found
     return None
+
+
+def _named_licence(content: bytes) -> str | None:
+    """The licence in the front matter of somebody's card; None if it has none, or is not one that the hub can read.
+
+    A card of any content must not end a training that took days.
+    """
+    match = _FRONT_MATTER.match(content.decode(errors="replace"))
+    try:
+        fields = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return None
+    found = fields.get("license") if isinstance(fields, dict) else None
+    return str(found) if found else None
 
 
 def _body(card: Card, spec: EmbedderSpec) -> str:
@@ -105,7 +127,7 @@ def _usage(spec: EmbedderSpec) -> str:
     """How to load it."""
     prompt = ', prompt_name="query"' if "query" in spec.prompts else ""
     scion = f'import scion\n\nembedder = scion.Embedder.load("FOLDER")\nvectors = embedder.encode(["a text"]{prompt})'
-    if spec.template != TEXT:  # sentence-transformers cannot compute it
+    if not is_readable(spec):
         return f"## Use\n\n```python\n{scion}\n```"
     imported = "from sentence_transformers import SentenceTransformer"
     theirs = f'{imported}\n\nmodel = SentenceTransformer("FOLDER")\nvectors = model.encode(["a text"]{prompt})'
@@ -120,9 +142,14 @@ def _properties(spec: EmbedderSpec) -> str:
         "normalised": "yes" if spec.normalize else "no",
         "widths beside the full one": ", ".join(map(str, spec.dimensions)),
         "exits behind layers": ", ".join(map(str, spec.layers)),
-        "prompts": ", ".join(f"`{name}`: `{prompt}`" for name, prompt in spec.prompts.items()),
+        "prompts": ", ".join(f"`{name}`: `{_in_a_row(prompt)}`" for name, prompt in spec.prompts.items()),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+
+
+def _in_a_row(prompt: str) -> str:
+    """A prompt as a row of a table can hold it."""
+    return json.dumps(prompt, ensure_ascii=False)[1:-1].replace("|", "\\|") if set(prompt) & {"\n", "|"} else prompt
 
 
 def _origin(card: Card) -> str:

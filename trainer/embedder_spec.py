@@ -110,6 +110,11 @@ def read_spec(folder: str, longest: int) -> EmbedderSpec:
     )
 
 
+def is_readable(spec: EmbedderSpec) -> bool:
+    """Whether sentence-transformers computes the same vectors."""
+    return spec.template == TEXT and spec.pooling != LATENT_ATTENTION
+
+
 def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
     """Writes the files beside model and tokenizer.
 
@@ -117,8 +122,7 @@ def write_spec(spec: EmbedderSpec, folder: str, width: int) -> None:
         width: of the model's output vectors.
     """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * spec.normalize
-    is_readable = spec.template == TEXT and spec.pooling != LATENT_ATTENTION
-    home = "sentence_transformers.models" if is_readable else _REFUSAL
+    home = "sentence_transformers.models" if is_readable(spec) else _REFUSAL
     entries = [{"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"} for i, (path, kind) in enumerate(modules)]
     flags: dict[str, bool] = {flag: mode == spec.pooling for mode, flag in _FLAGS.items() if mode in (*_ALWAYS, spec.pooling)}
     if not spec.include_prompt:

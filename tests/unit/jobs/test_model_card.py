@@ -1,7 +1,9 @@
 """The model card, read by the hub's own library."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from huggingface_hub import ModelCard
 
@@ -67,6 +69,44 @@ def test_the_licence_is_that_of_the_source_model(folder: Path, tmp_path: Path) -
     loaded = ModelCard.load(folder / "README.md")
     assert loaded.data.license == "apache-2.0"
     assert "licence: apache-2.0, that of the model" in loaded.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"---\nlicense: [a\nfoo: : :\n---\n",
+        b"---\n- a\n---\n",
+        b"---\nlicense: \xe8\n",
+        b"---\nmodel-index:\n- name: x\n  results: 3\n---\n",
+        b"---\neval_results: 3\n---\n",
+    ],
+)
+def test_a_source_model_s_card_of_any_content_ends_no_training(content: bytes, folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "README.md").write_bytes(content)
+    model_card.write(str(folder), card(str(source)))
+    assert ModelCard.load(folder / "README.md").data.license is None
+
+
+def test_models_and_data_on_storage_are_no_hub_names_and_keep_their_passwords(folder: Path) -> None:
+    with fsspec.open("memory://bucket/model/README.md", "w") as file:
+        file.write("---\nlicense: mit\n---\n")
+    parents = ("memory://bucket/model", "ftp://me:secret@host/model")
+    model_card.write(str(folder), replace(card(*parents[:1], data=("https://me:secret@host/x.jsonl",)), made=parents[1]))
+    loaded = ModelCard.load(folder / "README.md")
+    assert (loaded.data.base_model, loaded.data.license) == (None, "mit")
+    assert "secret" not in loaded.content
+    assert "https://me:***@host/x.jsonl" in loaded.text
+
+
+def test_latent_attention_is_no_model_of_sentence_transformers(folder: Path) -> None:
+    spec = EmbedderSpec(pooling="latentattention", prompts={"query": "Instruct: a | b\nQuery: "})
+    write_spec(spec, str(folder), 128)
+    model_card.write(str(folder), card("org/model"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "from sentence_transformers" not in text
+    assert "| prompts | `query`: `Instruct: a \\| b\\nQuery: ` |\n" in text
 
 
 def test_an_embedder_without_scores_has_a_card(folder: Path) -> None:
