@@ -38,7 +38,9 @@ JOB = Job(
 KIND = "embedder"
 PAPER = "Goswami et al., 2025 (arXiv:2506.00037)"
 Encoded = dict[tuple[int, int | None], list[Vectors]]
-"""The vectors of training queries, queries and documents, by width and depth."""
+"""The vectors of several lists of texts, by width and depth."""
+_SIDES = ("query", "query", "document")
+"""Of the lists: what the map is fitted on, what searches, and what is found."""
 
 
 def spec(config: ScionConfig) -> Spec:
@@ -59,13 +61,13 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         ConfigError: the versions have no width and depth in common.
     """
     settings, cache = config.drift, storage.join(draft.uri, "source")
-    training = _sample(pairs.load(config.pairs, cache, key="pairs").anchors, settings.queries, config.seed)
+    training = _sample(pairs.load(config.pairs, cache, key="pairs").queries, settings.queries, config.seed)
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     storage.remove(cache)
     *_, newest = settings.versions.values()
     embedder = Embedder.load(newest)
     at = [(width, layers) for width in embedder.dimensions for layers in (None, *embedder.spec.layers)]
-    encoded = _encode(settings.versions, [training, testing.anchors, testing.positives], at, report)
+    encoded = _encode(settings.versions, [training, testing.queries, testing.positives], at, report)
     embedder.compensations = _compensations(encoded, settings.kind)
     embedder.save(draft.uri)
     draft.metrics = {"kind": settings.kind, "queries": len(training), "rows": _rows(encoded, testing, settings.kind)}
@@ -96,16 +98,19 @@ def _encode(
 
 @ray.remote(num_cpus=1)
 def encode(uri: str, texts: list[list[str]], at: list[tuple[int, int | None]]) -> Encoded:
-    """The vectors of training queries, of queries and of documents, on the GPU that Ray gives the task, if it gives one."""
+    """The vectors of each list of texts, with the prompt of its side, on the GPU that Ray gives the task, if it gives one."""
     embedder = Embedder.load(uri)
     if ray.get_gpu_ids() and torch.cuda.is_available():
         embedder.model.to("cuda")
     offered = [
         (width, layers) for width, layers in at if width in embedder.dimensions and layers in (None, *embedder.spec.layers)
     ]
-    sides = zip(texts, ("query", "query", "document"), strict=True)
-    tokenized = [embedder.tokenize(some, prompt_name=side) for some, side in sides]
-    return {(width, layers): [embedder.encode_ids(ids, width, layers) for ids in tokenized] for width, layers in offered}
+    return {
+        (width, layers): [
+            embedder.encode(some, width, layers, prompt_name=side) for side, some in zip(_SIDES, texts, strict=True)
+        ]
+        for width, layers in offered
+    }
 
 
 def _compensations(encoded: dict[str, Encoded], kind: str) -> dict[Key, query_drift.Compensation]:

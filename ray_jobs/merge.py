@@ -15,7 +15,6 @@ from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs import CHUNK_TOKENS
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.shards import tokenize_pairs
-from data_pipeline.shards.build import load_tokenizer
 from ray_jobs import embed, model_card, pretrain
 from ray_jobs.config import tables
 from ray_jobs.config.schema import ScionConfig
@@ -25,10 +24,10 @@ from ray_jobs.job import Job
 from ray_jobs.model_card import Card
 from ray_jobs.stage import Stage, main_start, require
 from trainer.embedder import Embedder
-from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation.retrieval import Retrieval
 from trainer.merging import MERGES, Merge, embedders, probe
 from trainer.merging.self_positioning import SelfPositioning
+from trainer.models.bidirectional import is_bidirectional
 from trainer.tasks.contrastive import ContrastiveTask
 
 JOB = Job(
@@ -126,7 +125,7 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         merging = embedders.Merging(
             models=[opened[uri] for uri in uris], base=None if base is None else opened[base], target=merged
         )
-        search = partial(_search, config, merged.spec, base or "", uris, some, draft, report)
+        search = partial(_search, config, merged, base or "", uris, some, draft, report)
         recipe = method(merging.ask(_measure(method, some), search))
         merging.fill(recipe, report.part("merge"))
         merged.save(draft.uri)
@@ -186,30 +185,43 @@ def _measure(method: Merge, some: pairs.Pairs) -> Callable[[Embedder], float]:
 
 def _search(
     config: ScionConfig,
-    spec: EmbedderSpec,
+    merged: Embedder,
     base: str,
     uris: list[str],
     some: pairs.Pairs,
     draft: Draft,
     report: Reporter,
 ) -> tuple[float, ...]:
-    """The weights of the models that the workers find."""
+    """The weights of the models that the workers find, for an embedder that is used as the merged one will be."""
     from trainer.engine.position_search import Search, search
 
+    spec = merged.spec
     method: SelfPositioning = config.merge.methods.self_positioning
     report.note(f"{method.steps} steps search the weights of {len(uris)} models on {len(some):,} pairs")
     chunk_tokens = max(spec.max_length, CHUNK_TOKENS["gpu" if has_gpus() else "cpu"])
-    task = ContrastiveTask(model_uri=base, spec=spec, objective=probe.LOSS, chunk_tokens=chunk_tokens)
+    task = ContrastiveTask(
+        model_uri=_absolute(base),
+        spec=spec,
+        objective=probe.LOSS,
+        chunk_tokens=chunk_tokens,
+        bidirectional=is_bidirectional(merged.model.config),
+        latents=None,
+    )
     given = Search(
         task=task,
-        models=tuple(uris),
+        models=tuple(map(_absolute, uris)),
         settings=method,
-        pairs=tokenize_pairs(some, load_tokenizer(uris[-1]), spec.max_length, task.forms),
+        pairs=tokenize_pairs(some, merged.tokenizer, spec.max_length, task.forms),
         seed=config.seed,
         threads=max(1, int(config.worker_cpus)),
     )
     workers = resolve_workers(config.workers)
     return search(given, draft.uri, workers=workers, worker_cpus=config.worker_cpus, gpu=has_gpus())
+
+
+def _absolute(model: str) -> str:
+    """A local folder by its absolute path: workers run in other directories."""
+    return storage.absolute(model) if os.path.isdir(model) else model
 
 
 def _accuracy(embedder: Embedder, some: pairs.Pairs) -> float:

@@ -129,7 +129,8 @@ class _Work:
     def mine(self, training: pairs.Pairs, problem: Candidates, model: str) -> pairs.Pairs:
         """The pairs with drawn negatives behind their own, all with the cosines of the model."""
         files = {
-            name: self._encode(name, texts, model) for name, texts in (("queries", problem.queries), ("texts", problem.texts))
+            name: self._encode(name, texts, side, model)
+            for name, texts, side in (("queries", problem.queries, "query"), ("texts", problem.texts, "document"))
         }
         found = self._search(files, problem)
         asked = dict(zip(_asked(problem), blocks.read_all(found, "asked").tolist(), strict=True))
@@ -158,9 +159,9 @@ class _Work:
             mined, positive_scores=positive, negative_scores=[[next(scores) for _ in texts] for texts in mined.negatives]
         )
 
-    def _encode(self, name: str, texts: list[str], model: str) -> list[str]:
-        """The files of the vectors of some texts."""
-        jobs = [{"texts": texts[part], "uri": uri} for part, uri in self._parts(name, len(texts))]
+    def _encode(self, name: str, texts: list[str], side: str, model: str) -> list[str]:
+        """The files of the vectors of some texts, with the model's prompt for their side."""
+        jobs = [{"texts": texts[part], "side": side, "uri": uri} for part, uri in self._parts(name, len(texts))]
         setup = partial(blocks.load_embedder, model)
         return ray_map(blocks.encode, jobs, setup=setup, progress=self._report.part(f"encode {name}"), **self._actors)
 

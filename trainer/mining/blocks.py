@@ -42,9 +42,9 @@ def load_teacher(uri: str, max_length: int) -> CrossEncoder:
 
 
 def encode(job: dict[str, Any], embedder: Embedder) -> str:
-    """Writes the unit vectors of a job's `texts`, on the grid of `normalise_rows`, to its `uri`."""
+    """Writes the unit vectors of a job's `texts` with the prompt of its `side`, on the grid of `normalise_rows`, to its `uri`."""
     if not storage.exists(job["uri"]):
-        unit, _ = normalise_rows(torch.from_numpy(embedder.encode(job["texts"])))
+        unit, _ = normalise_rows(torch.from_numpy(embedder.encode(job["texts"], prompt_name=job["side"])))
         write(job["uri"], {"vectors": unit.numpy()})
     return str(job["uri"])
 

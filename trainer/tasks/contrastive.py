@@ -37,8 +37,8 @@ class ContrastiveTask:
     """Tokens that a worker encodes at once, with padding; a larger batch is encoded twice (`passes/cached.py`)."""
     bidirectional: bool = False
     """Whether the causal mask of a decoder is dropped; an encoder has none."""
-    latents: int = 512
-    """Rows of the dictionary of latent attention, where that pools."""
+    latents: int | None = 512
+    """Rows of the dictionary of latent attention, where that pools; None for those of the model's own."""
     passes: Literal["cached", "cached_per_chunk"] = "cached"
 
     @property

@@ -18,6 +18,7 @@ from tests.conftest import FAMILIES, tiny_model
 from tests.integration.conftest import write_rows
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
+from trainer.evaluation.retrieval import metrics, ranks
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +83,26 @@ def test_queries_of_the_new_version_search_the_old_index(
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_the_map_is_of_queries_with_their_prompt(folder: Path, monkeypatch: pytest.MonkeyPatch, english: list[str]) -> None:
-    new = Embedder.load(str(folder / "new"))
-    spec = replace(new.spec, prompts={"query": "the help of the office: "})
-    Embedder(new.model, new.tokenizer, spec).save(str(folder / "prompted"))
-    draft, _ = run(
-        config(folder, f"drift.versions={{v1: {folder}/old, v2: {folder}/prompted}}", "drift.kind=mean"), monkeypatch
-    )
-    served, old = Embedder.load(draft.uri), Embedder.load(str(folder / "old"))
-    queries = [f"{text} ." for text in english[:40]]
-    gap = (old.encode(queries) - served.encode(queries, prompt_name="query")).mean(axis=0)
-    assert np.allclose(served.compensations["v1", served.width, None].shift, gap, atol=1e-6)
-    assert not np.allclose(gap, (old.encode(queries) - served.encode(queries)).mean(axis=0), atol=1e-4)
+def test_texts_are_encoded_with_the_prompts_of_their_sides(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, english: list[str]
+) -> None:
+    """The move is fitted on queries as they will be asked."""
+    sides = {"query": "Closes all ", "document": "Apply: "}
+    for name in ("old", "new"):
+        plain = Embedder.load(str(folder / name))
+        plain.spec = replace(plain.spec, prompts=sides)
+        plain.save(str(folder / f"{name}_prompted"))
+    versions = f"drift.versions={{v1: {folder}/old_prompted, v2: {folder}/new_prompted}}"
+    draft, _ = run(config(folder, versions), monkeypatch)
+    old, new = (Embedder.load(str(folder / f"{name}_prompted")) for name in ("old", "new"))
+    anchors, positives = [f"{text} ." for text in english[:80]], english[40:80]
+    before, after = (one.encode(anchors, prompt_name="query") for one in (old, new))
+    shift = Embedder.load(draft.uri).compensations["v1", new.width, None].shift
+    assert shift == pytest.approx((before - after)[:40].mean(axis=0), abs=1e-5)
+    documents = old.encode(positives, prompt_name="document")
+    stale = metrics(ranks(after[40:], documents, anchors[40:], positives))
+    found = next(row for row in draft.metrics["rows"] if (row["index"], row["queries"]) == ("v1", "v2"))
+    assert found["stale"]["mrr_at_10"] == pytest.approx(stale.mrr_at_10)
 
 
 def test_a_version_that_it_does_not_know_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> str:
 REFUSED = {
     "nonsense=1": "nonsense: there is no such key. `scion config` lists every key.",
     "pretrain.train.step=3": "pretrain.train.step: there is no such key. Did you mean pretrain.train.steps?",
-    "steps=3": "steps: there is no such key. Did you mean pretrain.train.steps, embed.train.steps or "
+    "steps=3": "steps: there is no such key. Did you mean pretrain.train.steps or embed.train.steps or "
     "merge.methods.self_positioning.steps?",
     "pretrain.train.lr=3": "pretrain.train.lr: there is no such key. Did you mean pretrain.train.learning_rate?",
     "embed.train.max_grad_norm=1": "embed.train.max_grad_norm: there is no such key. Did you mean embed.train.clip?",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
 from data_pipeline.artifacts.artifact import Draft
 from data_pipeline.errors import ConfigError, DataError, ModelError
@@ -24,6 +25,8 @@ from trainer.embedder_spec import EmbedderSpec
 from trainer.engine import position_search
 from trainer.merging import MERGES, probe
 from trainer.merging.self_positioning import SelfPositioning
+from trainer.models import latent_attention
+from trainer.models.bidirectional import is_bidirectional, make_bidirectional
 
 
 @pytest.fixture
@@ -129,6 +132,48 @@ def test_each_method_writes_an_embedder_that_names_its_paper(
     vectors = Embedder.load(draft.uri).encode(english[:3])
     assert np.isfinite(vectors).all()
     assert not (Path(draft.uri) / "source").exists()
+
+
+def test_the_search_reads_prompts_and_latents_as_the_merged_embedder_does(
+    folder: Path, english: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the folders are named from the working folder, which workers do not share."""
+    tokenizer = FAMILIES["wordpiece"](english)
+    spec = EmbedderSpec(max_length=24, pooling="latentattention", prompts={"query": f"{english[0]} "}, include_prompt=False)
+    for name in ("base", "a", "b"):
+        model = tiny_model(tokenizer).bert
+        latent_attention.attach(model, str(folder), latents=6)
+        Embedder(model, tokenizer, spec).save(str(folder / name))
+    asked: list[position_search.Search] = []
+    monkeypatch.setattr(position_search, "search", lambda given, uri, **_: (asked.append(given), (0.5, 0.5))[1])
+    monkeypatch.setattr(merge, "has_gpus", lambda: False)
+    monkeypatch.setattr(merge, "resolve_workers", lambda workers: 1)
+    monkeypatch.chdir(folder)
+    method = ["merge.method=self_positioning", "merge.base=base", "merge.models=[a,b]"]
+    run(alone(folder, f"pairs={folder}/pairs.parquet", *method))
+    (given,) = asked
+    assert (given.task.model_uri, *given.models) == tuple(str(folder / name) for name in ("base", "a", "b"))
+    assert len(given.task.module().model.latent_pooling.latents) == 6
+    (skip,) = set(given.pairs["anchor_skip"].to_pylist())
+    assert skip > 1
+    assert not any(given.pairs["positive_skip"].to_pylist())
+
+
+def test_the_search_drops_the_causal_mask_where_the_models_have_none(
+    folder: Path, english: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = FAMILIES["wordpiece"](english)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    for name in ("base", "a", "b"):
+        model = GPT2Model(GPT2Config(**sizes, architectures=["GPT2LMHeadModel"]))
+        model = model if name == "base" else make_bidirectional(model)
+        Embedder(model, tokenizer, EmbedderSpec(max_length=24)).save(str(folder / name))
+    asked: list[position_search.Search] = []
+    monkeypatch.setattr(position_search, "search", lambda given, uri, **_: (asked.append(given), (0.5, 0.5))[1])
+    monkeypatch.setattr(merge, "has_gpus", lambda: False)
+    monkeypatch.setattr(merge, "resolve_workers", lambda workers: 1)
+    run(alone(folder, f"pairs={folder}/pairs.parquet", "merge.method=self_positioning", f"merge.base={folder}/base"))
+    assert is_bidirectional(asked[0].task.module().model.config)
 
 
 def test_lm_cocktail_weighs_by_the_loss_of_its_package(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`scion mine` on one machine: what it writes is read at once, holds no positive, and is the same after an interruption."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray_jobs.console import Reporter
 from tests.integration.conftest import write_rows
 from tests.unit.mining.test_cross_encoder import teacher
 from tests.unit.shards.test_sample import in_this_process
+from trainer.embedder import Embedder
 from trainer.mining import blocks
 from trainer.mining.cross_encoder import CrossEncoder
 
@@ -97,6 +99,17 @@ def test_an_interrupted_mining_keeps_its_blocks_and_ends_the_same(
     monkeypatch.setattr(blocks, "write", lambda uri, arrays: (written.append(uri), write(uri, arrays)))
     assert repr(run(config, tmp_path / "parted")) == repr(whole)
     assert not set(written) & set(encoded)
+
+
+def test_the_model_reads_its_prompts(config: ScionConfig, tmp_path: Path, pairs: list[dict[str, str]]) -> None:
+    assert config.mine.model is not None
+    embedder = Embedder.load(config.mine.model)
+    embedder.spec = replace(embedder.spec, prompts={"query": pairs[80]["positive"], "passage": pairs[81]["positive"]})
+    embedder.save(str(tmp_path / "prompted"))
+    mined = run(load(str(tmp_path / "c.yaml"), [f"mine.model={tmp_path}/prompted"], "mine"), tmp_path / "mined")
+    queries = embedder.encode(mined.queries[:9], prompt_name="query")
+    documents = embedder.encode(mined.positives[:9], prompt_name="document")
+    assert mined.positive_scores[:9] == pytest.approx((queries * documents).sum(axis=1).tolist(), abs=1e-4)
 
 
 def test_a_teacher_s_scores_replace_the_cosines(config: ScionConfig, tmp_path: Path, english: list[str]) -> None:
