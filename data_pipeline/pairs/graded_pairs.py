@@ -1,5 +1,6 @@
 """Sentence pairs with a gold score of their similarity: `sentence1`, `sentence2`, `score`, optional `lang`."""
 
+import math
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ class GradedPairs:
 
 
 def load(spec: str | None, cache: str, *, key: str) -> GradedPairs:
-    """Reads and cleans the pairs at `spec`; empty if `spec` is None. Skips pairs without text on a side or without a score.
+    """Reads and cleans the pairs at `spec`; empty if `spec` is None. Skips pairs without text on a side or without a finite score.
 
     Raises:
         DataError: no file, a column that is missing or of another type, or no two pairs of different scores.
@@ -38,7 +39,7 @@ def load(spec: str | None, cache: str, *, key: str) -> GradedPairs:
         _check_types(table, f"{key}={unit.path}")
         for row in table.to_pylist():
             left, right = clean(row["sentence1"] or ""), clean(row["sentence2"] or "")
-            if left and right and row["score"] is not None:
+            if left and right and row["score"] is not None and math.isfinite(row["score"]):
                 pairs.lefts.append(left)
                 pairs.rights.append(right)
                 pairs.scores.append(float(row["score"]))

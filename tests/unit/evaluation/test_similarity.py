@@ -115,6 +115,13 @@ def test_wrong_rows_are_named(row: dict, message: str, tmp_path: Path) -> None:
     assert "evaluate.sts=" in str(error.value)
 
 
+def test_a_pair_whose_score_is_no_number_is_skipped(tmp_path: Path) -> None:
+    """pandas writes a missing number as NaN."""
+    table = pa.table({"sentence1": list("abc"), "sentence2": list("def"), "score": [1.0, float("nan"), 2.0]})
+    pq.write_table(table, tmp_path / "sts.parquet")
+    assert load(str(tmp_path / "sts.parquet"), str(tmp_path / "cache"), key="evaluate.sts").scores == [1.0, 2.0]
+
+
 def test_a_column_of_text_is_no_score(tmp_path: Path) -> None:
     pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "score": ["5"]}), tmp_path / "sts.parquet")
     with pytest.raises(DataError, match="column score holds string, not numbers"):
