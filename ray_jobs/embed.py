@@ -58,7 +58,7 @@ def spec(config: ScionConfig, start: ChainStart, folder: str = FOLDER) -> Spec:
     # Without pairs it learns from the sharded text, and test pairs change nothing.
     inputs = data_fingerprints(config, "pairs", "test_pairs") if given_pairs else {"text": shard.spec(config).id}
     if config.embed.teacher is not None:
-        inputs["teacher"] = model_fingerprint(config.embed.teacher, key="embed.teacher")
+        inputs["teacher"] = model_fingerprint(config.embed.teacher, key="embed.teacher", pools=True)
     if config.embed.mined:
         inputs["pairs"] = mine.spec(config).id
     inputs["model"] = _source(config, start).id if given is None else model_fingerprint(given, key="embed.model")
@@ -133,7 +133,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
     training = _training_pairs(config, testing, start, cache, report)
     rows_folder = storage.join(draft.uri, "pairs")
     task = _task(settings, model)
-    task.check()
+    task.check(prompts=training.prompts)
     manifest = shards.build(
         training,
         model,
@@ -143,6 +143,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
         progress=report.part("tokenize pairs"),
         forms=task.forms,
         teacher=None if settings.teacher is None else partial(_teacher, settings.teacher),
+        gpus=int(has_gpus() and settings.teacher is not None),
     )
     rows = _order(config, rows_folder, manifest, start.seed, report)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None

@@ -16,6 +16,7 @@ from data_pipeline.sources.models import is_path
 from ray_jobs.config.schema import ScionConfig
 
 _answers: ContextVar[dict[tuple[str, str], str] | None] = ContextVar("answers", default=None)
+_POOLING = "_Pooling/config.json"
 _WEIGHTS = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -36,26 +37,29 @@ def _once(kind: str, spec: str, ask: Callable[[], str]) -> str:
     return known[kind, spec] if (kind, spec) in known else known.setdefault((kind, spec), ask())
 
 
-def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: bool = False) -> str:
+def model_fingerprint(spec: str, *, key: str = "source_model", tokenizer_only: bool = False, pools: bool = False) -> str:
     """Changes when a file of the model folder changes. The fingerprint of a hub name is the name.
 
     Args:
         key: the setting that names the folder, for the error.
+        pools: whether the folder's own pooling is used, which sentence-transformers keeps in a folder below.
 
     Raises:
         ModelError: the path looks like a folder and does not exist.
     """
-    kind = "tokenizer" if tokenizer_only else "model"
-    return _once(kind, spec, partial(_model_fingerprint, spec, key, tokenizer_only))
+    kind = "tokenizer" if tokenizer_only else "embedder" if pools else "model"
+    return _once(kind, spec, partial(_model_fingerprint, spec, key, tokenizer_only, pools))
 
 
-def _model_fingerprint(spec: str, key: str, tokenizer_only: bool) -> str:
+def _model_fingerprint(spec: str, key: str, tokenizer_only: bool, pools: bool) -> str:
     """A hash of each file of the model or its tokenizer; the name itself for a hub model; ModelError if a folder is missing."""
     if "://" not in spec and not os.path.isdir(spec):
         if is_path(spec):
             raise ModelError("no such folder.", f"{key}={spec}", "Name a model folder or a hub name.")
         return f"hub:{spec}"
-    names = [name for name in storage.files(spec) if "/" not in name and name.endswith(_WEIGHTS)]
+    every = storage.files(spec)
+    names = [name for name in every if "/" not in name and name.endswith(_WEIGHTS)]
+    names += [name for name in every if pools and name.endswith(_POOLING)]
     if tokenizer_only:
         # config.json decides the class of the tokenizer, and whether the model is a decoder.
         parts = ("config.json", "tokenizer", "vocab", "special", "merges")

@@ -43,6 +43,7 @@ def build(
     progress: Progress,
     forms: Forms = PLAIN,
     teacher: Callable[[], Encode] | None = None,
+    gpus: int = 0,
 ) -> Manifest:
     """Writes the pairs below `folder` as shards of ids with special tokens, cut at `max_length`, and their manifest.
 
@@ -50,6 +51,7 @@ def build(
 
     Args:
         teacher: called once an actor, loads the encoder whose vectors of all texts the rows hold as well.
+        gpus: of an actor.
     """
     tasks = by_task(pairs)
     jobs = [
@@ -64,7 +66,7 @@ def build(
         for below, places in zip(_folders(tasks), tasks.values(), strict=True)
         for number, start in enumerate(range(0, len(places), _SHARD_PAIRS))
     ]
-    shards = ray_map(write_shard, jobs, actors=actors, setup=teacher, progress=progress)
+    shards = ray_map(write_shard, jobs, actors=actors, gpus=gpus, setup=teacher, progress=progress)
     tokenizer = load_tokenizer(tokenizer_uri)
     streams = {
         name: tuple(shard for shard in shards if shard.path.startswith(f"{below}/"))

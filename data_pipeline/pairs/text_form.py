@@ -87,16 +87,20 @@ class TextForm:
         fitted = [self._fit(backend, text, row, limit) for text, row in zip(texts, rows, strict=True)]
         return [TokenizedText(row.ids[: len(row.ids) - closing], self._skipped(text, row)) for text, row in fitted]
 
-    def check(self, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerFast, max_length: int, beginnings: Sequence[str] = ("",)) -> None:
         """Checks that prompt and template leave room for a text.
+
+        Args:
+            beginnings: what texts begin with, such as the prompts of rows.
 
         Raises:
             ConfigError: they do not.
         """
-        tokens = len(self.tokenize(tokenizer, [""], 1 << 20)[0])
-        if tokens >= max_length:
+        counts = [len(ids) for ids in self.tokenize(tokenizer, beginnings, 1 << 20)]
+        if (tokens := max(counts, default=0)) >= max_length:
+            longest = self._write(beginnings[counts.index(tokens)])
             raise ConfigError(
-                f"prompt and template take {tokens} tokens ({self._write('')[:60]!r}), a text and they {max_length}.",
+                f"prompt and template take {tokens} tokens ({longest[:60]!r}), a text and they {max_length}.",
                 "max_length",
                 "Raise it, or shorten the prompt.",
             )

@@ -50,15 +50,18 @@ class ContrastiveTask:
         """How anchors are written, and how positives and negatives are."""
         return self.spec.form("query"), self.spec.form("document")
 
-    def check(self) -> None:
+    def check(self, prompts: Collection[str] = ()) -> None:
         """Checks that prompts and template leave room for a text.
+
+        Args:
+            prompts: those of the rows, which stand in front of their anchors.
 
         Raises:
             ConfigError: they do not.
         """
-        tokenizer = load_tokenizer(self.model_uri)
-        for form in self.forms:
-            form.check(tokenizer, self.spec.max_length)
+        tokenizer, (of_queries, of_documents) = load_tokenizer(self.model_uri), self.forms
+        of_queries.check(tokenizer, self.spec.max_length, sorted({"", *prompts}))
+        of_documents.check(tokenizer, self.spec.max_length)
 
     def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
         with storage.local_copy(self.model_uri) as folder:

@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.artifacts import storage
 from ray_jobs import compare, pipeline
 from ray_jobs.config.load import load
+from ray_jobs.inputs import model_fingerprint
 from tests.flaky_storage import Flaky, flaky  # noqa: F401
 
 
@@ -27,3 +28,16 @@ def test_a_pipeline_asks_a_store_once(stages, flaky: type[Flaky], source_folder:
     storage.write_bytes("flaky://run/corpus/0.txt", b"other text\n")
     changed = stages(config)
     assert all(changed[name].spec.id != stage.spec.id for name, stage in first.items() if name != "report")
+
+
+def test_the_pooling_of_sentence_transformers_is_a_part_of_an_embedder(tmp_path: Path) -> None:
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    found = []
+    for mode in ("mean", "cls"):
+        pooling.write_text(mode)
+        found.append([model_fingerprint(str(tmp_path), pools=pools) for pools in (False, True)])
+    (model, embedder), (same, other) = found
+    assert model == same
+    assert embedder != other

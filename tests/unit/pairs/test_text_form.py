@@ -18,6 +18,7 @@ from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.models.dual_encoder import DualEncoder
 from trainer.objectives.objective import Needs
+from trainer.tasks.contrastive import ContrastiveTask
 
 PROMPTS = {"query": "Search for: ", "document": "Title: "}
 LONG = "click the button and choose a file " * 20
@@ -58,6 +59,16 @@ def test_a_cut_text_keeps_its_prompt(english) -> None:
     assert embedder.tokenizer.decode(ids[1:-1]).startswith(PROMPTS["query"] + "click")
     with pytest.raises(ConfigError, match=r"prompt and template take \d+ tokens"):
         embedder.encode(["a"], prompt=LONG)
+
+
+@pytest.mark.parametrize("template", ["{text}", "echo"])
+def test_a_prompt_of_a_row_that_leaves_no_room_for_its_anchor_is_refused(template: str, english, tmp_path) -> None:
+    """All anchors would be the same text."""
+    Embedder(tiny_model(wordpiece(english)).bert, wordpiece(english), EmbedderSpec(max_length=24)).save(str(tmp_path))
+    task = ContrastiveTask(model_uri=str(tmp_path), spec=EmbedderSpec(max_length=24, template=template_text(template)))
+    task.check(prompts=["", "Apply "])
+    with pytest.raises(ConfigError, match=r"take \d\d+ tokens \('Apply Apply .*a text and they 24"):
+        task.check(prompts=["Apply ", "Apply " * 24])
 
 
 def test_both_sides_may_be_asked_of_every_embedder_and_other_names_only_if_there(english) -> None:
