@@ -1,6 +1,7 @@
 """Trainings before the last one: `embed.stages`, each from the model of the one before, on pairs of its own."""
 
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import ConfigError
@@ -38,7 +39,9 @@ def before(config: ScionConfig) -> Before | None:
         raise ConfigError(f"two stages are called {name}.", where, "Give this one a name of its own.")
     own: dict[str, Any] = {key: last[key] for key in STAGE_KEYS if key in last}
     own["embed"] = {"mined": False} | dict(own.get("embed") or {}) | {"stages": list(earlier)}
-    changed = with_changes(config, own, where)
+    # A section of names replaces that of the last training: its tasks may be others.
+    named: dict[str, Any] = {key: {} for key in ("weights", "prompts") if key in own["embed"]}
+    changed = with_changes(replace(config, embed=replace(config.embed, **named)), own, where)
     if changed.embed.mined:
         raise ConfigError("negatives are mined for the last training only.", f"{where}.embed.mined", "Leave it out.")
     return Before(folder=f"embed-{name}", config=changed)

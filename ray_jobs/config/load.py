@@ -105,7 +105,7 @@ def with_changes(config: ScionConfig, changes: Mapping[str, Any], where: str) ->
     except ConfigError as error:
         raise ConfigError(error.what, f"{where}.{error.where}", error.fix) from None
     assert isinstance(found, ScionConfig)
-    return _decide_auto(found)
+    return with_absolute_paths(_decide_auto(found))
 
 
 def _decide_auto(config: ScionConfig) -> ScionConfig:
@@ -235,8 +235,14 @@ def _type_items(given: Any, section: type) -> Any:
 def with_absolute_paths(config: ScionConfig) -> ScionConfig:
     """Makes local paths absolute: workers run in other directories."""
     paths = {name: getattr(config, name) for name in _PATHS}
-    if config.embed.model is not None and _on_disk(config.embed.model):
-        config = replace(config, embed=replace(config.embed, model=storage.absolute(config.embed.model)))
+    of_embedding: dict[str, Any] = {
+        name: storage.absolute(value)
+        for name in ("model", "teacher")
+        if (value := getattr(config.embed, name)) is not None and _on_disk(value)
+    }
+    config = replace(config, embed=replace(config.embed, **of_embedding))
+    versions = {name: storage.absolute(uri) if _on_disk(uri) else uri for name, uri in config.drift.versions.items()}
+    config = replace(config, drift=replace(config.drift, versions=versions))
     if config.evaluate.sts is not None and _on_disk(config.evaluate.sts):
         config = replace(config, evaluate=replace(config.evaluate, sts=storage.absolute(config.evaluate.sts)))
     of_mining: dict[str, Any] = {

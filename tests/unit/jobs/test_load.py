@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.shards import corpus
 from ray_jobs import shard
-from ray_jobs.config.load import load, save_config, to_dict, to_yaml
+from ray_jobs.config.load import load, save_config, to_dict, to_yaml, with_absolute_paths
 from ray_jobs.config.yaml_text import parse
 from tests.integration.conftest import write_rows
 from tests.unit.shards.test_sample import in_this_process
@@ -227,3 +227,14 @@ def test_a_reference_may_stand_in_a_list_and_in_a_map(path: str) -> None:
     found = load(path, given, "merge")
     assert list(found.merge.models) == [f"{found.output}/a", f"{found.output}/b"]
     assert found.pretrain.weights == {"el": found.pretrain.alpha}
+
+
+def test_embedders_are_named_by_their_absolute_folders(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors and tasks that load them run in other directories."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    teacher = ["embed.objective=[info_nce,embedding_distillation]", "embed.teacher=old"]
+    found = with_absolute_paths(load(path, [*teacher, "drift.versions={v1: old, v2: ./new, v3: org/model}"]))
+    assert found.embed.teacher == f"{tmp_path}/old"
+    assert found.drift.versions == {"v1": f"{tmp_path}/old", "v2": f"{tmp_path}/new", "v3": "org/model"}
