@@ -62,7 +62,8 @@ def check(config: ScionConfig, job: str) -> None:
     if job in _PACKED:
         _check_source_model(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
-        _check_embed_model(config)
+        for one in embed_stages.every(config, "embed"):
+            _check_embed_model(one.config)
     if config.pairs is None and (job == "mine" or (config.embed.mined and job in ("embed", "pipeline"))):
         raise ConfigError("there are no pairs to mine negatives for.", "pairs", "Give pairs=.")
     if job == "mine" or (job == "pipeline" and config.embed.mined):
@@ -183,8 +184,11 @@ def _check_embed_model(config: ScionConfig) -> None:
     is_causal = loading.is_causal(settings)
     if config.embed.bidirectional and is_causal:
         bidirectional.check_config(settings, model)
-    check_pooling(config.embed.pooling, is_causal and not config.embed.bidirectional, model)
+    becomes_bidirectional = config.embed.bidirectional or (config.embed.model is None and config.pretrain.objective == "mntp")
+    check_pooling(config.embed.pooling, is_causal and not becomes_bidirectional, model)
     _check_nested(config.embed.nested, settings)
+    if config.embed.teacher is not None:
+        _check_teacher(config.embed.teacher, settings)
     if config.pairs is None:
         _check_dropout(config.embed.model, settings)
 
@@ -209,6 +213,20 @@ def _check_nested(nested: NestedConfig, settings: PretrainedConfig) -> None:
     check_widths(nested.widths, getattr(settings.get_text_config(), "hidden_size", math.inf))
     if nested.exits and (model := loading.meta_encoder(settings)) is not None:
         exits.check_exits(model, nested.exits)
+
+
+def _check_teacher(teacher: str, settings: PretrainedConfig) -> None:
+    """Checks that the teacher's vectors are as wide as the student's, or wider: it encodes all texts before the first step."""
+    of_teacher = _settings("embed.teacher", teacher)
+    widths = [getattr(one.get_text_config(), "hidden_size", None) for one in (settings, of_teacher)]
+    projected = [getattr(one.get_text_config(), "word_embed_proj_dim", None) for one in (settings, of_teacher)]
+    ours, theirs = (other or width for width, other in zip(widths, projected, strict=True))
+    if ours is not None and theirs is not None and ours > theirs:
+        raise ConfigError(
+            f"its vectors have {theirs} dimensions, the student's {ours}.",
+            f"embed.teacher={teacher}",
+            "Take a teacher of the same width or a wider one.",
+        )
 
 
 def _check_dropout(given: str | None, settings: PretrainedConfig) -> None:

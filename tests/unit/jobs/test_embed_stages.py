@@ -64,6 +64,18 @@ def test_the_pipeline_runs_all_of_them_in_order(folder: Path) -> None:
     assert names[start : start + 3] == ["embed-weak", "embed-middle", "embed"]
 
 
+def test_a_stage_has_paths_tasks_and_prompts_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers run in other directories; and the tasks of the last training may be none of its own."""
+    monkeypatch.chdir(folder)
+    own = "{name: weak, pairs: weak.parquet, embed: {model: base, weights: {a: 1}, prompts: {document: 'd: '}}}"
+    last = ["embed.weights={b: 2, c: 1}", "embed.prompts={query: 'q: '}"]
+    first, second = embed_stages.every(config(folder, f"embed.stages=[{own}]", *last), "embed")
+    assert (first.config.pairs, first.config.embed.model) == (f"{folder}/weak.parquet", f"{folder}/base")
+    assert first.config.embed.weights == {"a": 1.0}
+    assert first.config.embed.prompts == {"document": "d: "}
+    assert second.config.embed.weights == {"b": 2.0, "c": 1.0}
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -74,9 +86,10 @@ def test_the_pipeline_runs_all_of_them_in_order(folder: Path) -> None:
         ("[{name: a, embed: {train: {steps: many}}}]", r"embed.stages\[0\].embed.train.steps.*expected integer"),
         ("[{name: a, embed: {max_length: 1}}]", r"embed.stages\[0\]"),
         ("[{name: a, pairs: nowhere.parquet}]", "pairs of embed-a"),
+        ("[{name: a, embed: {max_length: 4000}}]", "rows of 4,000 tokens do not fit"),
         ("[{name: a, embed: {mined: true}}]", "mined for the last training only"),
     ],
 )
 def test_a_stage_that_cannot_work_is_refused_at_the_start(folder: Path, stages: str, message: str) -> None:
     with pytest.raises(ScionError, match=message):
-        preflight.check(config(folder, f"embed.stages={stages}"), "pipeline")
+        preflight.check(config(folder, f"embed.stages={stages}", "shard.length=64"), "pipeline")

@@ -188,3 +188,16 @@ def test_a_library_that_only_a_run_of_a_comparison_needs_is_missed(path: str, mo
     runs = "compare.runs=[{name: thin, pretrain: {train: {lora_rank: 4}}}]"
     with pytest.raises(ConfigError, match="peft is not installed"):
         preflight.check(configs.load(path, [runs], "compare"), "compare")
+
+
+def test_a_teacher_of_narrower_vectors_is_refused_before_it_encodes_all_texts(path: str, decoder: str) -> None:
+    values = ["embed.objective=[info_nce,embedding_distillation]", f"embed.teacher={decoder}"]
+    with pytest.raises(ConfigError, match=r"embed\.teacher=.*its vectors have 8 dimensions, the student's \d+"):
+        preflight._check_embed_model(configs.load(path, values))
+
+
+def test_the_first_token_of_a_decoder_reads_all_others_after_mntp(path: str, decoder: str) -> None:
+    values = [f"source_model={decoder}", "embed.pooling=cls", "embed.max_length=32"]
+    with pytest.raises(ConfigError, match="is causal"):
+        preflight._check_embed_model(configs.load(path, values))
+    preflight._check_embed_model(configs.load(path, [*values, "pretrain.objective=mntp"]))
