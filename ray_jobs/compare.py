@@ -130,7 +130,7 @@ def _retrieval(
         if loading.kind_of(folder) != "masked":
             return None
     found = {name: evaluate.score.remote(uri, testing, {"retrieval": Retrieval()}) for name, uri in models.items()}
-    return {name: ray.get(score)["retrieval"][0] for name, score in found.items()}
+    return {name: ray.get(score)["retrieval"].scores for name, score in found.items()}
 
 
 def _evaluated_on_the_way(config: ScionConfig) -> ScionConfig:

@@ -45,7 +45,9 @@ _SIDES = ("query", "query", "document")
 
 def spec(config: ScionConfig) -> Spec:
     inputs = data_fingerprints(config, "pairs", "test_pairs")
-    inputs |= {name: model_fingerprint(uri, key=f"drift.versions.{name}", pools=True) for name, uri in config.drift.versions.items()}
+    inputs |= {
+        name: model_fingerprint(uri, key=f"drift.versions.{name}", pools=True) for name, uri in config.drift.versions.items()
+    }
     settings = {"drift": {"versions": list(config.drift.versions), "kind": config.drift.kind, "queries": config.drift.queries}}
     return Spec(uri=config.at("drift"), kind=KIND, config=settings | {"seed": config.seed}, inputs=inputs)
 

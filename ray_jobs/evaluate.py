@@ -1,7 +1,9 @@
 """`scion evaluate`: scores on held-out pairs and bits per byte of held-out text, for each model and its random control."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -12,9 +14,7 @@ from cluster.capacity import has_gpus
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError
-from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs import text_pairs as pairs
-from data_pipeline.pairs.graded_pairs import GradedPairs
 from ray_jobs import embed, merge, pretrain, transfer
 from ray_jobs.config.embedders import EvaluateConfig
 from ray_jobs.config.schema import ScionConfig
@@ -25,18 +25,19 @@ from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 from trainer.evaluation.encoder import EncodesOnce
-from trainer.evaluation.similarity import similarity
+from trainer.evaluation.measured import Measured, differences
+from trainer.evaluation.tasks import TASKS
 
 JOB = Job(
     summary="retrieval on held-out pairs, bits per byte of held-out text",
-    reads="source_model, the models that the jobs before it have made, test_pairs and evaluate.sts",
+    reads="source_model, the models that the jobs before it have made, test_pairs and the files of evaluate",
     writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs",
     keys=("source_model", "test_pairs", "evaluate"),
     after=("transfer", "pretrain", "embed", "merge"),
 )
 KIND = "evaluation"
-Scores = tuple[dict[str, Any], dict[str, dict[str, Any]]]
-"""Of one metric: of all pairs, and by language."""
+_BASE = "source_model"
+"""The model from which the differences of the others are measured."""
 Models = dict[str, Spec | str]
 """The models to compare, by their names in the report: folders, or specifications of artefacts."""
 
@@ -47,14 +48,14 @@ def pipeline_models(config: ScionConfig) -> Models:
 
 
 def finished_models(config: ScionConfig) -> Models:
-    """The finished ones; if there are pairs or evaluate.sts, also the embedder that `scion embed` trained on text."""
-    every = _models(config, embedders=bool(config.pairs or config.test_pairs or config.evaluate.sts))
+    """The finished ones; if there are pairs or other test sets, also the embedder that `scion embed` trained on text."""
+    every = _models(config, embedders=bool(config.pairs or config.test_pairs or config.evaluate.files))
     return {name: model for name, model in every.items() if isinstance(model, str) or artifact.find(model) is not None}
 
 
 def _models(config: ScionConfig, embedders: bool) -> Models:
     """The source model and those of each chain, the user's last; trained and merged embedders only with `embedders`."""
-    models: Models = {"source_model": config.source_model}
+    models: Models = {_BASE: config.source_model}
     for start in reversed(starts(config)):
         models[f"{start.name}_untrained"] = transfer.spec(config, start)
         models[f"{start.name}_pretrained"] = pretrain.spec(config, start)
@@ -64,7 +65,7 @@ def _models(config: ScionConfig, embedders: bool) -> Models:
 
 
 def spec(config: ScionConfig, compared: Models) -> Spec:
-    inputs = data_fingerprints(config, "test_pairs", "evaluate.sts")
+    inputs = data_fingerprints(config, "test_pairs", *(f"evaluate.{name}" for name in TASKS))
     for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
     return Spec(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
@@ -93,12 +94,13 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     draft.metrics = {"bits_per_byte": bits_per_byte(compared)}
     cache = storage.join(draft.uri, "source")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
-    graded = graded_pairs.load(config.evaluate.sts, cache, key="evaluate.sts")
+    files = config.evaluate.files
+    sets = {name: TASKS[name].load(spec, cache, key=f"evaluate.{name}") for name, spec in files.items()}
     storage.remove(cache)
     if config.pairs is not None and not testing:
         report.note("retrieval is not measured: there are no test_pairs")
-    if testing or graded:
-        draft.metrics |= _scores(config, uris, testing, graded, report)
+    if testing or sets:
+        draft.metrics |= _scores(config, uris, testing, sets, report)
     elif not draft.metrics["bits_per_byte"]:
         raise ArtifactError(
             "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
@@ -118,26 +120,38 @@ def bits_per_byte(compared: Models) -> dict[str, float]:
 
 
 def _scores(
-    config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, graded: GradedPairs, report: Reporter
+    config: ScionConfig, uris: dict[str, str], testing: pairs.Pairs, sets: dict[str, Any], report: Reporter
 ) -> dict[str, Any]:
-    """Of each metric its scores by model, and by language where there are several."""
+    """Of each metric its scores by model, by language where there are several, and the differences from the source model."""
     metrics = {name: getattr(config.evaluate.settings, name) for name in config.evaluate.metrics if testing}
     gpus = int(has_gpus())
-    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics, graded): model for model, uri in uris.items()}
-    found: dict[str, dict[str, Scores]] = {}
+    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics, sets): model for model, uri in uris.items()}
+    found: dict[str, dict[str, Measured]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
         done, _ = ray.wait([task for task in running if running[task] not in found], num_returns=1)
         found[running[done[0]]] = ray.get(done[0])
+    made = collect({model: found[model] for model in uris})
+    counts = {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
+    return made | counts if testing else made
+
+
+def collect(found: dict[str, dict[str, Measured]]) -> dict[str, Any]:
+    """The metrics of the artefact, from what was measured of each model; the first is the one that others are compared with."""
+    base, *others = found
     made: dict[str, Any] = {}
-    for name in found[next(iter(uris))]:
-        made[name] = {model: found[model][name][0] for model in uris}
-        made[f"{name}_by_language"] = {model: found[model][name][1] for model in uris if found[model][name][1]}
-    return (
-        made
-        if not testing
-        else made | {"pairs": len(testing), "pairs_by_language": dict(sorted(Counter(testing.langs).items()))}
-    )
+    apart: dict[str, Any] = {}
+    for name in found[base]:
+        by_model = {model: found[model][name] for model in found}
+        made[name] = {model: one.scores for model, one in by_model.items()}
+        made[f"{name}_by_language"] = {model: one.by_language for model, one in by_model.items() if one.by_language}
+        if by_model[base].replicates:
+            apart[name] = {model: differences(by_model[model], by_model[base]) for model in others}
+    return made | ({"differences": apart} if others and apart else {})
+
+
+_FIGURES = {"sts": ("spearman", "Spearman {:.3f} with the gold scores")}
+"""Of each task the measure in the line for the user."""
 
 
 def _last_figures(metrics: dict[str, Any]) -> str:
@@ -148,17 +162,20 @@ def _last_figures(metrics: dict[str, Any]) -> str:
         ways = metrics["retrieval"][last]
         forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
         figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
-    if "sts" in metrics:
-        last = [name for name in metrics["sts"] if name != "merged"][-1]
-        figures.append(f"Spearman {metrics['sts'][last]['spearman']:.3f} with the gold scores")
+    for task, (measure, form) in _FIGURES.items():
+        if task in metrics:
+            last = [name for name in metrics[task] if name != "merged"][-1]
+            figures.append(form.format(metrics[task][last][measure]))
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)
 
 
 @ray.remote(num_cpus=1)
-def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric], graded: GradedPairs) -> dict[str, Scores]:
-    """Each metric of the embedder, or any encoder, in the folder, and `sts` where there are graded pairs.
+def score(
+    uri: str, testing: pairs.Pairs, metrics: dict[str, Metric], sets: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Measured]:
+    """Each metric of the embedder, or any encoder, in the folder, and each task of `sets` on its test set.
 
     On the GPU that Ray gives the task, if it gives one.
     """
@@ -167,7 +184,7 @@ def score(uri: str, testing: pairs.Pairs, metrics: dict[str, Metric], graded: Gr
         embedder.model.to("cuda")
     once = EncodesOnce(embedder)
     found = {name: metric(once, testing) for name, metric in metrics.items()}
-    return found | ({"sts": similarity(once, graded)} if graded else {})
+    return found | {name: TASKS[name].measure(once, test_set) for name, test_set in sets.items()}
 
 
 def main(config: ScionConfig, console: Console) -> None:

@@ -226,7 +226,7 @@ def _absolute(model: str) -> str:
 
 def _accuracy(embedder: Embedder, some: pairs.Pairs) -> float:
     """The mean accuracy at 1 of both directions."""
-    ways, _ = Retrieval()(embedder, some)
+    ways = Retrieval()(embedder, some).scores
     return float(ways["forward"]["accuracy_at_1"] + ways["backward"]["accuracy_at_1"]) / 2
 
 

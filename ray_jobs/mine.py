@@ -54,7 +54,9 @@ def spec(config: ScionConfig) -> Spec:
     inputs = data_fingerprints(config, "pairs", "test_pairs", "mine.corpus")
     given = config.mine.model
     inputs["model"] = (
-        pretrain.spec(config, main_start(config)).id if given is None else model_fingerprint(given, key="mine.model", pools=True)
+        pretrain.spec(config, main_start(config)).id
+        if given is None
+        else model_fingerprint(given, key="mine.model", pools=True)
     )
     if config.mine.teacher is not None:
         inputs["teacher"] = model_fingerprint(config.mine.teacher, key="mine.teacher")

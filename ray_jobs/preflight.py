@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
+from trainer.evaluation.tasks import TASKS
 from trainer.mining.config import MineConfig
 from trainer.models.pooling import check_pooling
 from trainer.objectives.nested import NestedConfig, check_widths
@@ -94,8 +96,19 @@ def _check_inputs(config: ScionConfig, job: str) -> None:
         for one in embed_stages.every(config, "embed")[:-1]:
             if one.config.pairs is not None:
                 documents.check(one.config.pairs, key=f"pairs of {one.folder}")
-    if config.evaluate.sts is not None and (not table[job].keys or "evaluate" in read):
-        documents.check(config.evaluate.sts, key="evaluate.sts")
+    if not table[job].keys or "evaluate" in read:
+        for name, spec in config.evaluate.files.items():
+            _check_test_set(name, spec)
+
+
+def _check_test_set(name: str, spec: str) -> None:
+    """Checks that a test set exists, and reads it if it is on this machine, so that wrong columns are found before the work."""
+    key = f"evaluate.{name}"
+    if documents.check(spec, key=key) and "://" not in spec:
+        with tempfile.TemporaryDirectory() as cache:
+            TASKS[name].load(spec, cache, key=key)
+    if (package := TASKS[name].package) is not None and not is_installed(package):
+        raise ConfigError(f"{package} is not installed.", key, "pip install 'scion-lm[probes]'")
 
 
 def _check_versions(config: ScionConfig) -> None:

@@ -58,13 +58,16 @@ def resolve(spec: str, cache: str, *, key: str) -> list[str]:
     return [_uncompressed(path, storage.join(cache, key, str(number)), key) for number, path in enumerate(paths)]
 
 
-def check(spec: str, *, key: str) -> None:
+def check(spec: str, *, key: str) -> bool:
     """Refuses a path, glob or URI without readable files. Does not check that a dataset of that name exists.
+
+    Returns:
+        Whether it names files, not a dataset.
 
     Raises:
         DataError: no such file, or an unsupported kind of file.
     """
-    _source_files(spec, key)
+    return bool(_source_files(spec, key))
 
 
 def fingerprint(spec: str, *, key: str) -> str:

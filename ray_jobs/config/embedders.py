@@ -10,6 +10,7 @@ from data_pipeline.pairs.text_form import check_template
 from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
+from trainer.evaluation.tasks import TASKS
 from trainer.merging import MERGES
 from trainer.models.pooling import check_latents, pooling_name
 from trainer.objectives import OBJECTIVES
@@ -154,10 +155,16 @@ class EvaluateConfig:
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     def __post_init__(self) -> None:
-        if self.sts == "":
-            raise ConfigError("it is empty.", "evaluate.sts", "Name a file, or leave the key out.")
+        for name, spec in self.files.items():
+            if not spec:
+                raise ConfigError("it is empty.", f"evaluate.{name}", "Name a file, or leave the key out.")
         for name in self.metrics:
             tables.check(name, METRICS, "evaluate.metrics")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The test sets that are given, by task."""
+        return {name: spec for name in TASKS if (spec := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

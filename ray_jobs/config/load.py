@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from trainer.transfer import chain
 from trainer.transfer.methods import METHODS
 
 _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer")
+_MINED = ("model", "corpus", "teacher")
 _HEAD = b"# What this run was given, written by Scion.\n"
 _REQUIRED = ("text", "source_model", "output")
 
@@ -234,28 +235,22 @@ def _type_items(given: Any, section: type) -> Any:
 
 def with_absolute_paths(config: ScionConfig) -> ScionConfig:
     """Makes local paths absolute: workers run in other directories."""
-    paths = {name: getattr(config, name) for name in _PATHS}
-    of_embedding: dict[str, Any] = {
-        name: storage.absolute(value)
-        for name in ("model", "teacher")
-        if (value := getattr(config.embed, name)) is not None and _on_disk(value)
-    }
-    config = replace(config, embed=replace(config.embed, **of_embedding))
+    of_evaluation = tuple(config.evaluate.files)
+    for section, names in (("embed", ("model", "teacher")), ("mine", _MINED), ("evaluate", of_evaluation)):
+        part = getattr(config, section)
+        config = replace(config, **{section: replace(part, **_absolute(part, names))})
     versions = {name: storage.absolute(uri) if _on_disk(uri) else uri for name, uri in config.drift.versions.items()}
     config = replace(config, drift=replace(config.drift, versions=versions))
-    if config.evaluate.sts is not None and _on_disk(config.evaluate.sts):
-        config = replace(config, evaluate=replace(config.evaluate, sts=storage.absolute(config.evaluate.sts)))
-    of_mining: dict[str, Any] = {
-        name: value for name in ("model", "corpus", "teacher") if (value := getattr(config.mine, name)) is not None
-    }
-    mining: dict[str, Any] = {name: storage.absolute(value) for name, value in of_mining.items() if _on_disk(value)}
-    config = replace(config, mine=replace(config.mine, **mining))
-    found: dict[str, Any] = {
-        name: storage.absolute(value) for name, value in paths.items() if value is not None and _on_disk(value)
-    }
+    found = _absolute(config, _PATHS)
     # These are paths even if they do not exist yet.
     found |= {name: storage.absolute(value) for name in ("output", "shards") if (value := getattr(config, name))}
     return replace(config, **found)
+
+
+def _absolute(section: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The absolute paths of those settings that name existing files."""
+    values = {name: getattr(section, name) for name in names}
+    return {name: storage.absolute(value) for name, value in values.items() if value is not None and _on_disk(value)}
 
 
 def to_yaml(config: ScionConfig) -> str:

@@ -16,6 +16,7 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.job import Job
 from ray_jobs.report import page, plots
+from ray_jobs.report.score_tables import ScoreTable, marks_note, score_tables
 from ray_jobs.report.summary import Summary, before_and_after, summarize, to_json
 from ray_jobs.stage import Stage, require, starts
 
@@ -88,8 +89,10 @@ def show(config: ScionConfig, specs: dict[str, Spec], console: Console) -> None:
         console.print(retrieval_table(summary))
     if summary["bits_per_byte"]:
         console.print(bits_table(summary))
-    for table in [*page.score_tables(summary), *page.language_tables(summary)]:
+    for table in [*score_tables(summary), *page.language_tables(summary)]:
         console.print(score_table(table))
+    if marks := marks_note(summary):
+        console.print(Text(marks))
     console.print(Text(f"report: {config.at(PAGE)}"))
 
 
@@ -102,11 +105,12 @@ def retrieval_table(summary: Summary) -> Table:
             # Three short lines, so the table fits into 80 columns.
             table.add_column(way.replace("→ ", "→\n") + f"\n{metric}", justify="right", no_wrap=True)
     for row in page.retrieval_rows(summary):
-        table.add_row(row["model"], *(Text(text, style="bold" if best else "") for text, best, _ in row["cells"]))
+        cells = (Text(text + mark, style="bold" if best else "") for text, best, _, mark in row["cells"])
+        table.add_row(row["model"], *cells)
     return table
 
 
-def score_table(content: page.ScoreTable) -> Table:
+def score_table(content: ScoreTable) -> Table:
     table = Table(content.columns[0], title=content.title, title_justify="left", box=SIMPLE_HEAD)
     for column in content.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)

@@ -1,8 +1,7 @@
 """Renders the report as one self-contained HTML file: styles and images are inline."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from data_pipeline.artifacts import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
+from ray_jobs.report.score_tables import ScoreTable, interval_text, join, mark, marks_note, score_tables
 from ray_jobs.report.summary import Summary, before_and_after, best, languages, models, starts
 from trainer.engine.changes import describe
 
@@ -33,6 +33,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         figures=figures(summary),
         rows=retrieval_rows(summary),
         scores=score_tables(summary),
+        marks=marks_note(summary),
         languages=language_tables(summary),
         facts=facts(summary),
         changes=[f"{stage} {describe(change)}" for stage, changes in summary["changes"].items() for change in changes],
@@ -94,34 +95,19 @@ def _bits(summary: Summary) -> list[dict[str, Any]]:
 
 
 def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
-    """The retrieval table; a cell is (text, whether it is the best of its column, interval)."""
-    scores = {model: [(summary["retrieval"][model][way], metric) for way, metric in _COLUMNS] for model in models(summary)}
-    best = [max(way[metric] for way, metric in column) for column in zip(*scores.values(), strict=True)]
+    """The retrieval table; a cell is (text, whether it is the best of its column, interval, mark of a difference)."""
+    apart = summary.get("differences", {}).get("retrieval", {})
+    scores = summary["retrieval"]
+    best = {(way, name): max(scores[model][way][name] for model in models(summary)) for way, name in _COLUMNS}
+
+    def cell(model: str, way: str, name: str) -> tuple[str, bool, str, str]:
+        own = scores[model][way]
+        sign = mark(apart.get(model, {}).get(way, {}).get(name))
+        return f"{own[name]:.3f}", own[name] == best[way, name], interval_text(own.get(f"{name}_interval")), sign
+
     return [
-        {
-            "model": plots.model_label(model),
-            "cells": [
-                (f"{way[metric]:.3f}", way[metric] == top, _interval(way.get(f"{metric}_interval")))
-                for (way, metric), top in zip(row, best, strict=True)
-            ],
-        }
-        for model, row in scores.items()
+        {"model": plots.model_label(model), "cells": [cell(model, *column) for column in _COLUMNS]} for model in models(summary)
     ]
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    """Empty for artefacts of versions without intervals."""
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreTable:
-    """A table with one record per language or model; the first column is its name."""
-
-    title: str
-    reading: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def language_tables(summary: Summary) -> list[ScoreTable]:
@@ -135,16 +121,16 @@ def language_tables(summary: Summary) -> list[ScoreTable]:
     text = [
         [
             row["lang"],
-            _join(row["pieces"] or (None, None), " → ", "{:.2f}"),
-            *(_join(ends, " → ", "{:.3f}") for ends in row["bits"].values()),
+            join(row["pieces"] or (None, None), " → ", "{:.2f}"),
+            *(join(ends, " → ", "{:.3f}") for ends in row["bits"].values()),
         ]
         for row in rows
     ]
     pairs = [
         [
             row["lang"],
-            _join([row["pairs"]], "", "{:,}"),
-            *(_join(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
+            join([row["pairs"]], "", "{:,}"),
+            *(join(both or (None, None), " / ", "{:.3f}") for both in row["accuracy"].values()),
         ]
         for row in rows
     ]
@@ -168,64 +154,6 @@ def language_tables(summary: Summary) -> list[ScoreTable]:
             rows=pairs,
         ),
     ]
-
-
-def score_tables(summary: Summary) -> list[ScoreTable]:
-    """The scores beside retrieval, one table for each metric that was measured."""
-    measured = summary.get("scores", {})  # not in summaries of versions without these metrics
-    tables = {"ranking": _ranking_table, "isotropy": _isotropy_table, "sts": _similarity_table}
-    return [
-        table({plots.model_label(model): scores for model, scores in measured[name].items()})
-        for name, table in tables.items()
-        if name in measured
-    ]
-
-
-def _ranking_table(scores: Mapping[str, Any]) -> ScoreTable:
-    ways = next(iter(scores.values())).values()
-    documents = " and ".join(f"{way['documents']:,}" for way in ways)
-    columns = {"nDCG@10": "ndcg_at_10", "MAP@100": "map_at_100", "recall@100": "recall_at_100"}
-    return ScoreTable(
-        title=f"ranking: {plots.FORWARD} / {plots.BACKWARD}",
-        reading=f"{plots.FORWARD} / {plots.BACKWARD}, among {documents} documents, hard negatives included. "
-        "summary.json has the 95% intervals.",
-        columns=["model", *columns],
-        rows=[
-            [model, *(_join([way[name] for way in ways.values()], " / ", "{:.3f}") for name in columns.values())]
-            for model, ways in scores.items()
-        ],
-    )
-
-
-def _isotropy_table(scores: Mapping[str, Any]) -> ScoreTable:
-    return ScoreTable(
-        title="isotropy: anchors / positives",
-        reading="Anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the mean "
-        "cosine is that of any two texts.",
-        columns=["model", "IsoScore", "mean cosine"],
-        rows=[
-            [model, *(_join([side[name] for side in sides.values()], " / ", "{:.3f}") for name in ("isoscore", "mean_cosine"))]
-            for model, sides in scores.items()
-        ],
-    )
-
-
-def _similarity_table(scores: Mapping[str, Any]) -> ScoreTable:
-    pairs = next(iter(scores.values()))["pairs"]
-    return ScoreTable(
-        title=f"similarity on {pairs:,} sentence pairs",
-        reading=f"The correlation of the cosine with the gold score of {pairs:,} sentence pairs, and Spearman's 95% interval.",
-        columns=["model", "Spearman", "95% interval", "Pearson"],
-        rows=[
-            [model, f"{own['spearman']:.3f}", _interval(own["spearman_interval"]), f"{own['pearson']:.3f}"]
-            for model, own in scores.items()
-        ],
-    )
-
-
-def _join(values: Sequence[float | None], mark: str, form: str) -> str:
-    """The numbers of a cell as text; "none" where one is missing."""
-    return "none" if None in values else mark.join(form.format(value) for value in values)
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:

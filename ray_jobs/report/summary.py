@@ -47,6 +47,7 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "retrieval": _by_model(evaluation.get("retrieval", {})),
         "retrieval_by_language": evaluation.get("retrieval_by_language", {}),
         "scores": {name: _by_model(evaluation[name]) for name in FURTHER if name in evaluation},
+        "differences": {name: _by_model(models) for name, models in evaluation.get("differences", {}).items()},
         "pairs": evaluation.get("pairs", 0),
         "pairs_by_language": evaluation.get("pairs_by_language", {}),
         "bits_per_byte": {start: metrics["bits_per_byte"] for start, metrics in pretrainings.items()},

@@ -110,7 +110,7 @@ def scores(source: str, settings: dict[str, Any], pairs: Pairs) -> dict[str, flo
         make_bidirectional(model)
     tokenizer: PreTrainedTokenizerFast = tokenizers.load(source)
     embedder = Embedder(model, tokenizer, EmbedderSpec(max_length=toy_source.LENGTH, **options))
-    ways, _ = Retrieval()(embedder, pairs)
+    ways = Retrieval()(embedder, pairs).scores
     return {name: (ways["forward"][name] + ways["backward"][name]) / 2 for name in ("accuracy_at_1", "mrr_at_10")}
 
 

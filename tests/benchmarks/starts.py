@@ -203,9 +203,8 @@ def accuracy(case: Case, model: Any) -> float:
     embedder = Embedder(model.eval().base_model, case.problem.target, EmbedderSpec(max_length=LENGTH))
     anchors, positives = (list(side) for side in zip(*case.text.test, strict=True))
     names = [str(number) for number in range(len(anchors))]
-    ways, _ = retrieval.Retrieval()(
-        embedder, Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names))
-    )
+    pairs = Pairs(ids=names, anchors=anchors, positives=positives, negatives=[[]] * len(names))
+    ways = retrieval.Retrieval()(embedder, pairs).scores
     return round(statistics.fmean(ways[way]["accuracy_at_1"] for way in ways), 4)
 
 

@@ -34,7 +34,7 @@ def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: lis
     scores = copy.artifact("embed")["metrics"]["retrieval"]
     assert set(scores) == {"0", "2", "4"}
     for step, name in (("2", "embed-step-2"), ("4", "embed")):
-        assert scores[step] == retrieval.Retrieval()(Embedder.load(str(copy.output / name)), testing)[0]
+        assert scores[step] == retrieval.Retrieval()(Embedder.load(str(copy.output / name)), testing).scores
     last = " / ".join(f"{scores['4'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
     assert f"to {last} on test pairs" in process.stdout
     console = Console(file=io.StringIO(), width=120)

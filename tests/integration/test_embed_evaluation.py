@@ -93,7 +93,8 @@ def test_retrieval_in_training_is_that_of_the_embedder_that_is_exported(
     for scores, folder in ((before, source_folder), (after, f"{tmp_path}/embedder")):
         embedder = Embedder.load(folder)
         embedder.spec = run.task.spec
-        ways, by_language = retrieval.Retrieval()(embedder, subset)
+        measured = retrieval.Retrieval()(embedder, subset)
+        ways, by_language = measured.scores, measured.by_language
         assert json.loads(json.dumps([ways, by_language])) == [scores["retrieval"], scores["by_language"]]
     theirs = TranslationEvaluator(subset.anchors, subset.positives, write_csv=False)(
         SentenceTransformer(f"{tmp_path}/embedder", device="cpu")

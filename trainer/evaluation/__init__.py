@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from data_pipeline.table import Row
 from trainer.evaluation.isotropy import Isotropy
+from trainer.evaluation.measured import Measured
 from trainer.evaluation.ranked_pairs import RankedPairs
 from trainer.evaluation.retrieval import Retrieval
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 class Metric(Protocol):
     """A metric: a frozen dataclass whose fields are its settings."""
 
-    def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Scores as JSON objects: over all text pairs, and by language if there are several."""
+    def __call__(self, embedder: Encoder, pairs: Pairs) -> Measured:
+        """The scores over all text pairs, and by language if there are several."""
         ...
 
 

@@ -13,19 +13,34 @@ from numpy.typing import NDArray
 from data_pipeline import keyed_random
 
 SAMPLES = 2_000
+Values = NDArray[np.float64]
 _BLOCK = 1 << 20
 """Draws at once."""
 
 
-def intervals(n: int, statistics: Callable[[NDArray[np.int64]], Mapping[str, NDArray[np.float64]]]) -> dict[str, list[float]]:
-    """The middle 95 % of each statistic over samples of n queries, as [low, high].
+def replicates(n: int, statistics: Callable[[NDArray[np.int64]], Mapping[str, Values]]) -> dict[str, Values]:
+    """The values [`SAMPLES`] of each statistic on the samples of n queries.
 
     Args:
         statistics: takes the places of the queries in b samples [b, n]; returns the values [b] by name.
     """
     blocks = [statistics(places) for places in samples(n)]
-    by_name = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    return {name: np.quantile(values, (0.025, 0.975)).tolist() for name, values in by_name.items()}
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def means(values: Mapping[str, Values]) -> dict[str, Values]:
+    """The mean of each score on the samples, [`SAMPLES`].
+
+    Args:
+        values: the scores [n] of the queries by name.
+    """
+    n = len(next(iter(values.values())))
+    return replicates(n, lambda places: {name: scores[places].mean(axis=1) for name, scores in values.items()})
+
+
+def intervals(found: Mapping[str, Values]) -> dict[str, list[float]]:
+    """The middle 95 % of the replicates of each score, as [low, high] under NAME_interval."""
+    return {f"{name}_interval": np.quantile(values, (0.025, 0.975)).tolist() for name, values in found.items()}
 
 
 def samples(n: int) -> Iterator[NDArray[np.int64]]:

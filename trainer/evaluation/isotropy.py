@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluation.measured import Measured
+
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
     from trainer.evaluation.encoder import Encoder
@@ -33,7 +35,7 @@ class Isotropy:
     same texts.
     """
 
-    def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Sides, dict[str, Sides]]:
+    def __call__(self, embedder: Encoder, pairs: Pairs) -> Measured:
         """Of all text pairs and, if there are several languages, of the pairs of each."""
         sides = {"anchors": pairs.queries, "positives": pairs.positives}
         prompts = {"anchors": "query", "positives": "document"}
@@ -46,7 +48,7 @@ class Isotropy:
         langs = sorted(set(pairs.langs))
         places = {lang: [place for place, other in enumerate(pairs.langs) if other == lang] for lang in langs}
         by_language = {lang: among(places[lang]) for lang in langs} if len(langs) > 1 else {}
-        return among(list(range(len(pairs)))), by_language
+        return Measured(scores=among(list(range(len(pairs)))), by_language=by_language)
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.text.clean import digest
 from trainer.evaluation import bootstrap, ranking
+from trainer.evaluation.measured import Measured
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -54,7 +55,7 @@ class RankedPairs:
     Difference from `retrieval`: ties stand in the order of a hash of the texts, which knows nothing of relevance.
     """
 
-    def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+    def __call__(self, embedder: Encoder, pairs: Pairs) -> Measured:
         """The measures among all text pairs and, if there are several languages, among the pairs of each."""
         anchors = Texts(_names(pairs.anchors), embedder.encode(pairs.queries, prompt_name="query"))
         positives, negatives = (
@@ -63,31 +64,31 @@ class RankedPairs:
         )
         owners = np.repeat(np.arange(len(pairs)), list(map(len, pairs.negatives)))
 
-        def among(places: NDArray[np.int64]) -> Ways:
+        def among(places: NDArray[np.int64]) -> tuple[Ways, Ways]:
             left, right = anchors.take(places), positives.take(places)
             others = negatives.take(np.flatnonzero(np.isin(owners, places)))
-            return {"forward": _scores(left, right, right + others), "backward": _scores(right, left, left)}
+            ways = {"forward": _scores(left, right, right + others), "backward": _scores(right, left, left)}
+            return {way: both[0] for way, both in ways.items()}, {way: both[1] for way, both in ways.items()}
 
         langs = np.array(pairs.langs)
         names = sorted(set(pairs.langs))
-        by_language = {lang: among(np.flatnonzero(langs == lang)) for lang in names} if len(names) > 1 else {}
-        return among(np.arange(len(pairs))), by_language
+        by_language = {lang: among(np.flatnonzero(langs == lang))[0] for lang in names} if len(names) > 1 else {}
+        scores, replicates = among(np.arange(len(pairs)))
+        return Measured(scores=scores, by_language=by_language, replicates=replicates)
 
 
 def _names(texts: list[str]) -> list[str]:
     return [digest(text).hex() for text in texts]
 
 
-def _scores(queries: Texts, answers: Texts, documents: Texts) -> dict[str, Any]:
-    """The measures of one direction; `answers` names a relevant document of each query."""
+def _scores(queries: Texts, answers: Texts, documents: Texts) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """The measures of one direction and their replicates; `answers` names a relevant document of each query."""
     ranked = rank(queries, answers, documents)
     values = ranking.measure(ranked, MEASURES)
-    ends = bootstrap.intervals(
-        len(ranked.found), lambda places: {name: scores[places].mean(axis=1) for name, scores in values.items()}
-    )
+    replicates = bootstrap.means(values)
     scores = {name: float(value.mean()) for name, value in values.items()}
     counts = {"queries": len(ranked.found), "documents": len(set(documents.names))}
-    return scores | {f"{name}_interval": both for name, both in ends.items()} | counts
+    return scores | bootstrap.intervals(replicates) | counts, replicates
 
 
 def rank(queries: Texts, answers: Texts, documents: Texts) -> ranking.Ranked:

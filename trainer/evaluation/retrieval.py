@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.text.clean import digest
+from trainer.evaluation import bootstrap
+from trainer.evaluation.measured import Measured
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -38,10 +40,17 @@ Ways = dict[str, dict[str, Any]]
 class Retrieval:
     """Accuracy at 1 and MRR at 10, in both directions."""
 
-    def __call__(self, embedder: Encoder, pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
+    def __call__(self, embedder: Encoder, pairs: Pairs) -> Measured:
         """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
         anchors = embedder.encode(pairs.queries, prompt_name="query")
-        return scores(anchors, embedder.encode(pairs.positives, prompt_name="document"), pairs)
+        positives = embedder.encode(pairs.positives, prompt_name="document")
+        of_all, by_language = scores(anchors, positives, pairs)
+        ways = ranks_both_ways(anchors, positives, pairs.anchors, pairs.positives)
+        replicates = {
+            way: bootstrap.means({"accuracy_at_1": (rank == 1).astype(np.float64), "mrr_at_10": _reciprocal(rank)})
+            for way, rank in ways.items()
+        }
+        return Measured(scores=of_all, by_language=by_language, replicates=replicates)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
@@ -49,16 +58,24 @@ def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: 
 
     def metrics_among(indices: NDArray[np.int64]) -> Ways:
         left, right = ([texts[index] for index in indices] for texts in (pairs.anchors, pairs.positives))
-        return {
-            "forward": asdict(metrics(ranks(anchors[indices], positives[indices], left, right))),
-            "backward": asdict(metrics(ranks(positives[indices], anchors[indices], right, left))),
-        }
+        ways = ranks_both_ways(anchors[indices], positives[indices], left, right)
+        return {way: asdict(metrics(rank)) for way, rank in ways.items()}
 
     langs = sorted(set(pairs.langs))
     by_language = (
         {lang: metrics_among(np.flatnonzero(np.array(pairs.langs) == lang)) for lang in langs} if len(langs) > 1 else {}
     )
     return metrics_among(np.arange(len(pairs))), by_language
+
+
+def ranks_both_ways(
+    anchors: NDArray[np.float32], positives: NDArray[np.float32], anchor_texts: list[str], positive_texts: list[str]
+) -> dict[str, NDArray[np.int64]]:
+    """The ranks of both directions, see `ranks`."""
+    return {
+        "forward": ranks(anchors, positives, anchor_texts, positive_texts),
+        "backward": ranks(positives, anchors, positive_texts, anchor_texts),
+    }
 
 
 def ranks(
@@ -95,7 +112,7 @@ def metrics(rank: NDArray[np.int64]) -> OneWay:
     """Accuracy at 1 and the mean reciprocal rank, 0 for ranks beyond 10."""
     from scipy.stats import binomtest
 
-    correct, reciprocal = int((rank == 1).sum()), np.where(rank <= 10, 1.0 / rank, 0.0)
+    correct, reciprocal = int((rank == 1).sum()), _reciprocal(rank)
     interval = binomtest(correct, len(rank)).proportion_ci(0.95, method="wilson")
     return OneWay(
         accuracy_at_1=correct / len(rank),
@@ -103,6 +120,10 @@ def metrics(rank: NDArray[np.int64]) -> OneWay:
         accuracy_at_1_interval=[float(interval.low), float(interval.high)],
         mrr_at_10_interval=_bootstrap_interval(reciprocal),
     )
+
+
+def _reciprocal(rank: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(rank <= 10, 1.0 / rank, 0.0)
 
 
 def _bootstrap_interval(values: NDArray[np.float64]) -> list[float]:

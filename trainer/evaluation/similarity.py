@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation import bootstrap
+from trainer.evaluation.measured import Measured
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.graded_pairs import GradedPairs
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 
 
-def similarity(embedder: Encoder, pairs: GradedPairs) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def similarity(embedder: Encoder, pairs: GradedPairs) -> Measured:
     """Spearman's and Pearson's correlation of all pairs and, if there are several languages, of the pairs of each."""
     cosines = _cosines(embedder.encode(pairs.lefts), embedder.encode(pairs.rights))
     gold, langs = np.array(pairs.scores), np.array(pairs.langs)
     names = sorted(set(pairs.langs))
-    by_language = {lang: scores(cosines[langs == lang], gold[langs == lang]) for lang in names} if len(names) > 1 else {}
-    return scores(cosines, gold), by_language
+    by_language = {lang: scores(cosines[langs == lang], gold[langs == lang])[0] for lang in names} if len(names) > 1 else {}
+    of_all, replicates = scores(cosines, gold)
+    return Measured(scores=of_all, by_language=by_language, replicates=replicates)
 
 
 def _cosines(lefts: NDArray[np.float32], rights: NDArray[np.float32]) -> Numbers:
@@ -31,11 +33,11 @@ def _cosines(lefts: NDArray[np.float32], rights: NDArray[np.float32]) -> Numbers
     return np.einsum("nd,nd->n", *units)
 
 
-def scores(cosines: Numbers, gold: Numbers) -> dict[str, Any]:
-    """Both correlations, their bootstrap intervals, and the number of pairs."""
+def scores(cosines: Numbers, gold: Numbers) -> tuple[dict[str, Any], dict[str, Numbers]]:
+    """Both correlations, their bootstrap intervals and the number of pairs; and the replicates of the correlations."""
     found = {name: float(value[0]) for name, value in correlations(cosines[None], gold[None]).items()}
-    ends = bootstrap.intervals(len(gold), lambda places: correlations(cosines[places], gold[places]))
-    return found | {f"{name}_interval": both for name, both in ends.items()} | {"pairs": len(gold)}
+    replicates = bootstrap.replicates(len(gold), lambda places: correlations(cosines[places], gold[places]))
+    return found | bootstrap.intervals(replicates) | {"pairs": len(gold)}, replicates
 
 
 def correlations(cosines: Numbers, gold: Numbers) -> dict[str, Numbers]:

@@ -6,8 +6,9 @@ from scipy import stats
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from data_pipeline.pairs.text_pairs import Pairs
-from trainer.evaluation import METRICS, bootstrap
+from trainer.evaluation import METRICS, bootstrap, similarity
 from trainer.evaluation.encoder import EncodesOnce
+from trainer.evaluation.measured import Measured, differences
 from trainer.evaluation.ranked_pairs import RankedPairs
 
 
@@ -54,7 +55,7 @@ def test_scores_are_those_of_sentence_transformers(way: str) -> None:
         for row in scores
     ]
     theirs = evaluator.compute_metrics(hits)
-    ours = RankedPairs()(Known(), pairs)[0][way]
+    ours = RankedPairs()(Known(), pairs).scores[way]
     expected = {
         "ndcg_at_10": theirs["ndcg@k"][10],
         "mrr_at_10": theirs["mrr@k"][10],
@@ -76,22 +77,23 @@ def test_a_hard_negative_is_a_document() -> None:
             return super().encode(["anchor" if text == "negative" else text for text in texts])
 
     pairs = Pairs(ids=["1"], anchors=["anchor"], positives=["positive"], negatives=[["negative"]], langs=["el"])
-    ways, _ = RankedPairs()(Copies(), pairs)
+    ways = RankedPairs()(Copies(), pairs).scores
     assert [ways[way]["mrr_at_10"] for way in ("forward", "backward")] == [0.5, 1.0]
     assert [ways[way]["documents"] for way in ("forward", "backward")] == [2, 1]
 
 
 def test_a_language_is_searched_among_its_own_pairs() -> None:
     pairs = some_pairs(60, ("el", "tr"))
-    whole, by_language = RankedPairs()(Known(), pairs)
+    measured = RankedPairs()(Known(), pairs)
+    whole, by_language = measured.scores, measured.by_language
     own = [place for place, lang in enumerate(pairs.langs) if lang == "tr"]
     parts = {name: [getattr(pairs, name)[place] for place in own] for name in ("ids", "anchors", "positives", "negatives")}
-    assert by_language["tr"] == RankedPairs()(Known(), Pairs(**parts, langs=["tr"] * len(own)))[0] != whole
+    assert by_language["tr"] == RankedPairs()(Known(), Pairs(**parts, langs=["tr"] * len(own))).scores != whole
 
 
 def test_intervals_are_those_of_scipy() -> None:
     values = np.random.default_rng(0).random(200) ** 2
-    ours = bootstrap.intervals(200, lambda places: {"mean": values[places].mean(axis=1)})["mean"]
+    ours = bootstrap.intervals(bootstrap.means({"mean": values}))["mean_interval"]
     theirs = stats.bootstrap((values,), np.mean, n_resamples=9_999, method="percentile").confidence_interval
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
@@ -103,8 +105,11 @@ def test_samples_are_the_same_for_every_model() -> None:
     assert places.shape == (bootstrap.SAMPLES, 64)
     assert set(np.unique(places)) == set(range(64))
     assert np.array_equal(places, np.concatenate(list(bootstrap.samples(64))))
-    low, high = bootstrap.intervals(64, lambda drawn: {"gain": ((values + 0.125)[drawn] - values[drawn]).mean(axis=1)})["gain"]
-    assert low == high == 0.125
+    base, better = (
+        Measured(scores={"gain": own.mean()}, replicates=bootstrap.means({"gain": own})) for own in (values, values + 0.125)
+    )
+    assert differences(better, base)["gain"] == {"difference": 0.125, "interval": [0.125, 0.125], "is_significant": True}
+    assert not differences(base, base)["gain"]["is_significant"]
 
 
 def test_metrics_share_the_vectors_of_a_list_of_texts() -> None:
@@ -117,6 +122,36 @@ def test_metrics_share_the_vectors_of_a_list_of_texts() -> None:
 
     embedder, pairs = Counting(), some_pairs(40)
     once = EncodesOnce(embedder)
-    scores = [METRICS[name].config()(once, pairs) for name in METRICS]
+    scores = [METRICS[name].config()(once, pairs).scores for name in METRICS]
     assert embedder.calls == 3, "anchors, positives and negatives"
-    assert scores == [METRICS[name].config()(Known(), pairs) for name in METRICS]
+    assert scores == [METRICS[name].config()(Known(), pairs).scores for name in METRICS]
+
+
+def test_the_interval_of_a_difference_is_that_of_a_paired_bootstrap() -> None:
+    """Of Spearman's correlation of two models on the same pairs, against SciPy's bootstrap of the difference."""
+    draw = np.random.default_rng(2)
+    gold, noise = draw.normal(size=150), draw.normal(size=(2, 150))
+    models = [gold + noise[0], gold + 0.9 * noise[0] + 0.4 * noise[1]]
+    measured = [similarity.scores(one, gold) for one in models]
+    found = differences(*(Measured(scores=scores, replicates=replicates) for scores, replicates in measured))["spearman"]
+
+    def gap(*columns: np.ndarray) -> float:
+        return stats.spearmanr(columns[0], columns[2]).statistic - stats.spearmanr(columns[1], columns[2]).statistic
+
+    theirs = stats.bootstrap(
+        (*models, gold), gap, paired=True, n_resamples=1_999, method="percentile", vectorized=False, rng=0
+    ).confidence_interval
+    assert found["difference"] == pytest.approx(gap(*models, gold), abs=1e-12)
+    assert found["interval"] == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    alone = [scores["spearman_interval"] for scores, _ in measured]
+    assert found["interval"][1] - found["interval"][0] < min(high - low for low, high in alone), "pairing sharpens"
+
+
+@pytest.mark.parametrize("name", ["retrieval", "ranking"])
+def test_a_model_does_not_differ_from_itself(name: str) -> None:
+    measured = METRICS[name].config()(Known(), some_pairs(60))
+    found = differences(measured, measured)
+    assert set(found) == {"forward", "backward"}
+    for way in found.values():
+        assert all(one == {"difference": 0.0, "interval": [0.0, 0.0], "is_significant": False} for one in way.values())
+        assert "accuracy_at_1" in way

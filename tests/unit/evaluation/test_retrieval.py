@@ -88,11 +88,12 @@ def test_a_language_is_searched_among_its_own_pairs() -> None:
         negatives=[[]] * 4,
         langs=["el", "el", "tr", "tr"],
     )
-    whole, by_language = retrieval.Retrieval()(Known(vectors), pairs)
+    measured = retrieval.Retrieval()(Known(vectors), pairs)
+    whole, by_language = measured.scores, measured.by_language
     assert whole["forward"]["accuracy_at_1"] == 0.5
     assert {lang: ways["forward"]["accuracy_at_1"] for lang, ways in by_language.items()} == {"el": 1.0, "tr": 1.0}
     alone = Pairs(ids=["1"], anchors=["a"], positives=["el a"], negatives=[[]], langs=["el"])
-    assert retrieval.Retrieval()(Known(vectors), alone)[1] == {}
+    assert retrieval.Retrieval()(Known(vectors), alone).by_language == {}
 
 
 def test_pairs_may_name_their_language(tmp_path) -> None:

@@ -1,8 +1,10 @@
 """Which models an evaluation compares, and on what, depending on the files of the user."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.artifacts import artifact
@@ -13,6 +15,8 @@ from ray_jobs import evaluate, preflight
 from ray_jobs.config.load import load, with_absolute_paths
 from ray_jobs.config.schema import ScionConfig
 from tests.integration.conftest import write_rows
+from trainer.evaluation import bootstrap
+from trainer.evaluation.measured import Measured
 
 BASE = ["source_model", "random_untrained", "random_pretrained", "transferred_untrained", "transferred_pretrained"]
 WITH_EMBEDDERS = [
@@ -70,9 +74,11 @@ def test_graded_pairs_change_the_artefact_only_where_they_are_given(config: Scio
 
 def test_graded_pairs_are_scored_without_test_pairs(config: ScionConfig, tmp_path: Path) -> None:
     graded = graded_pairs.load(config.evaluate.sts, str(tmp_path / "cache"), key="evaluate.sts")
-    scores = evaluate.score._function(config.source_model, Pairs(ids=[], anchors=[], positives=[], negatives=[]), {}, graded)
+    scores = evaluate.score._function(
+        config.source_model, Pairs(ids=[], anchors=[], positives=[], negatives=[]), {}, {"sts": graded}
+    )
     assert set(scores) == {"sts"}
-    assert scores["sts"][0]["pairs"] == 4
+    assert scores["sts"].scores["pairs"] == 4
 
 
 def test_a_missing_file_of_graded_pairs_is_found_at_the_start(config: ScionConfig) -> None:
@@ -90,3 +96,29 @@ def test_the_path_of_graded_pairs_is_made_absolute(
     monkeypatch.chdir(tmp_path)
     relative = replace(config, evaluate=replace(config.evaluate, sts="sts.parquet"))
     assert with_absolute_paths(relative).evaluate.sts == f"{tmp_path}/sts.parquet"
+
+
+def test_a_wrong_column_is_found_at_the_start(config: ScionConfig, tmp_path: Path) -> None:
+    write_rows(tmp_path / "wrong.parquet", [{"sentence1": "a", "sentence2": "b", "similarity": 1.0}])
+    wrong = replace(config, evaluate=replace(config.evaluate, sts=f"{tmp_path}/wrong.parquet"))
+    with pytest.raises(DataError, match="column score is missing") as error:
+        preflight.check(wrong, "evaluate")
+    assert "evaluate.sts=" in str(error.value)
+
+
+def test_each_model_is_compared_with_the_source_model() -> None:
+    """On the same samples: the better one is better on each of them. A model that is measured alone differs from none."""
+    values = np.random.default_rng(0).random(80)
+
+    def measured(own: np.ndarray) -> dict[str, Measured]:
+        scores = Measured(scores={"map": float(own.mean()), "queries": 80}, replicates=bootstrap.means({"map": own}))
+        return {"reranking": scores, "isotropy": Measured(scores={"isoscore": 0.5})}
+
+    made = evaluate.collect({"source_model": measured(values), "transferred_trained": measured(values + 0.25)})
+    assert set(made["reranking"]) == {"source_model", "transferred_trained"}
+    assert set(made["differences"]) == {"reranking"}
+    found = made["differences"]["reranking"]["transferred_trained"]["map"]
+    assert found["is_significant"]
+    assert [found["difference"], *found["interval"]] == pytest.approx([0.25] * 3)
+    assert json.loads(json.dumps(made)) == made
+    assert "differences" not in evaluate.collect({"source_model": measured(values)})

@@ -23,6 +23,7 @@ from ray_jobs.config import load as configs
 from ray_jobs.config.schema import CompareConfig
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
+from ray_jobs.report.score_tables import score_tables
 from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
@@ -185,16 +186,41 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
-    ranking, isotropy, similarity = page.score_tables(summary)
+    ranking, isotropy, similarity = score_tables(summary)
     assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
     assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
     assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
-    assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "0.690"]
+    assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "–", "0.690"]
     html = page_of(summary)
     assert "Further scores" in html
     assert "0.650 to 0.760" in html
-    assert page.score_tables(summary_of()) == []
+    assert score_tables(summary_of()) == []
     assert "Further scores" not in page_of(summary_of())
+    assert "▲" not in html
+
+
+def test_differences_from_the_source_model_that_are_significant_are_marked() -> None:
+    """In the table of retrieval, in the further ones, and in the terminal; a note says what the marks mean."""
+    held = artefacts("aligned")
+    held["evaluate"].metrics.update(further_scores(("source_model", "transferred_trained")))
+    better = {"difference": 0.042, "interval": [0.01, 0.071], "is_significant": True}
+    worse = {"difference": -0.05, "interval": [-0.08, -0.02], "is_significant": True}
+    same = {"difference": 0.001, "interval": [-0.02, 0.03], "is_significant": False}
+    held["evaluate"].metrics["differences"] = {
+        "retrieval": {"transferred_trained": {"forward": {"accuracy_at_1": better, "mrr_at_10": same}}},
+        "ranking": {"transferred_trained": {"forward": {"ndcg_at_10": better}, "backward": {"ndcg_at_10": worse}}},
+        "sts": {"transferred_trained": {"spearman": better}},
+    }
+    summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
+    ranking, _, similarity = score_tables(summary)
+    assert [row[1] for row in ranking.rows] == ["0.812 / 0.812", "0.812 ▲ / 0.812 ▼"]
+    assert [row[3] for row in similarity.rows] == ["–", "+0.042, +0.010 to +0.071 ▲"]
+    marks = {row["model"]: [cell[-1] for cell in row["cells"]] for row in page.retrieval_rows(summary)}
+    assert marks[plots.model_label("transferred_trained")] == [" ▲", "", "", ""]
+    assert not any(marks[plots.model_label("source_model")])
+    assert "better and worse than the source model" in page_of(summary)
 
 
 def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
@@ -321,7 +347,7 @@ def test_the_headlines_compare_source_and_transferred_both_ways() -> None:
 def test_the_best_of_each_column_is_marked_even_if_two_share_it() -> None:
     summary = summary_of()
     summary["retrieval"]["merged"] = summary["retrieval"]["transferred_trained"]
-    best = {row["model"]: [is_best for _, is_best, _ in row["cells"]] for row in page.retrieval_rows(summary)}
+    best = {row["model"]: [is_best for _, is_best, *_ in row["cells"]] for row in page.retrieval_rows(summary)}
     assert best.pop("merged") == best.pop("transferred, trained") == [True] * 4
     assert not any(any(row) for row in best.values())
 

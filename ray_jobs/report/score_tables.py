@@ -1,0 +1,132 @@
+"""Tables of the scores beside retrieval, one for each metric, and the marks of differences that are significant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_jobs.report import plots
+from ray_jobs.report.summary import Summary
+
+BETTER, WORSE = " ▲", " ▼"
+_NOTE = (
+    "▲ and ▼: better and worse than the source model. The 95% interval of the difference, by paired bootstrap on the same "
+    "samples, does not contain 0."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreTable:
+    """A table with one record per language or model; the first column is its name."""
+
+    title: str
+    reading: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def score_tables(summary: Summary) -> list[ScoreTable]:
+    """The scores beside retrieval, one table for each metric that was measured."""
+    # Neither is in summaries of versions without these metrics.
+    measured, apart = summary.get("scores", {}), summary.get("differences", {})
+    tables = {"ranking": _ranking_table, "isotropy": _isotropy_table, "sts": _similarity_table}
+    return [
+        table(
+            {plots.model_label(model): scores for model, scores in measured[name].items()},
+            {plots.model_label(model): found for model, found in apart.get(name, {}).items()},
+        )
+        for name, table in tables.items()
+        if name in measured
+    ]
+
+
+def marks_note(summary: Summary) -> str:
+    """What the marks mean; empty if there are none."""
+    return _NOTE if any(map(mark, _leaves(summary.get("differences", {})))) else ""
+
+
+def _leaves(differences: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The differences of all metrics and models."""
+    for value in differences.values():
+        if "is_significant" in value:
+            yield value
+        else:
+            yield from _leaves(value)
+
+
+def mark(difference: Mapping[str, Any] | None) -> str:
+    """The mark of a difference that is significant; empty for any other, and for the source model itself."""
+    if difference is None or not difference["is_significant"]:
+        return ""
+    return BETTER if difference["difference"] > 0 else WORSE
+
+
+def interval_text(ends: Sequence[float] | None, form: str = ".3f") -> str:
+    """Empty for artefacts of versions without intervals."""
+    return "" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
+
+
+def difference_text(difference: Mapping[str, Any] | None) -> str:
+    """The difference from the source model with its interval and its mark; a dash for the source model itself."""
+    if difference is None:
+        return "–"
+    return f"{difference['difference']:+.3f}, {interval_text(difference['interval'], '+.3f')}{mark(difference)}"
+
+
+def join(values: Sequence[float | None], separator: str, form: str, marks: Sequence[str] = ()) -> str:
+    """The numbers of a cell as text, each with its mark; "none" where one is missing."""
+    marks = marks or [""] * len(values)
+    texts = [form.format(value) + sign for value, sign in zip(values, marks, strict=True)] if None not in values else ["none"]
+    return separator.join(texts)
+
+
+def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    ways = next(iter(scores.values())).values()
+    documents = " and ".join(f"{way['documents']:,}" for way in ways)
+    columns = {"nDCG@10": "ndcg_at_10", "MAP@100": "map_at_100", "recall@100": "recall_at_100"}
+
+    def cell(model: str, ways: Mapping[str, Any], name: str) -> str:
+        marks = [mark(apart.get(model, {}).get(way, {}).get(name)) for way in ways]
+        return join([way[name] for way in ways.values()], " / ", "{:.3f}", marks)
+
+    return ScoreTable(
+        title=f"ranking: {plots.FORWARD} / {plots.BACKWARD}",
+        reading=f"Ranking, {plots.FORWARD} / {plots.BACKWARD}, among {documents} documents, hard negatives included. "
+        "summary.json has the 95% intervals.",
+        columns=["model", *columns],
+        rows=[[model, *(cell(model, ways, name) for name in columns.values())] for model, ways in scores.items()],
+    )
+
+
+def _isotropy_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    return ScoreTable(
+        title="isotropy: anchors / positives",
+        reading="Isotropy, anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the mean "
+        "cosine is that of any two texts.",
+        columns=["model", "IsoScore", "mean cosine"],
+        rows=[
+            [model, *(join([side[name] for side in sides.values()], " / ", "{:.3f}") for name in ("isoscore", "mean_cosine"))]
+            for model, sides in scores.items()
+        ],
+    )
+
+
+def _similarity_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    pairs = next(iter(scores.values()))["pairs"]
+    return ScoreTable(
+        title=f"similarity on {pairs:,} text pairs",
+        reading=f"Similarity: the correlation of the cosine with the gold score of {pairs:,} text pairs. Intervals are of "
+        "Spearman's correlation, difference is that from the source model.",
+        columns=["model", "Spearman", "95% interval", "difference", "Pearson"],
+        rows=[
+            [
+                model,
+                f"{own['spearman']:.3f}",
+                interval_text(own["spearman_interval"]),
+                difference_text(apart.get(model, {}).get("spearman")),
+                f"{own['pearson']:.3f}",
+            ]
+            for model, own in scores.items()
+        ],
+    )

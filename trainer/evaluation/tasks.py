@@ -1,0 +1,26 @@
+"""Evaluations on test sets of their own: a row says how `evaluate.NAME=FILE` is read, and which metric measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.pairs import graded_pairs
+from trainer.evaluation.measured import Measured
+from trainer.evaluation.similarity import similarity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A test set and its metric."""
+
+    load: Callable[..., Any]
+    """`load(spec, cache, key=...)` reads the test set; DataError if its columns or values are wrong."""
+    measure: Callable[..., Measured]
+    """Takes an `Encoder` and the test set."""
+    package: str | None = None
+    """A package that is needed and is not one of Scion's own."""
+
+
+TASKS: dict[str, Task] = {"sts": Task(load=graded_pairs.load, measure=similarity)}
