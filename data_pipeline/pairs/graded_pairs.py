@@ -1,13 +1,18 @@
-"""Sentence pairs with a gold score of their similarity: `sentence1`, `sentence2`, `score`, optional `lang`."""
+"""Pairs of sentences or words with a gold score of their similarity.
+
+The columns are `sentence1`, `sentence2` and `score`, or, as in WordSim-353 and SimLex-999, `word1`, `word2` and `score`; and
+optional `lang`.
+"""
 
 import math
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from data_pipeline.errors import DataError
+from data_pipeline.pairs import rows
 from data_pipeline.sources import documents
 from data_pipeline.text.clean import clean
+
+_SIDES = (("sentence1", "sentence2"), ("word1", "word2"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +40,12 @@ def load(spec: str | None, cache: str, *, key: str) -> GradedPairs:
     if spec is None:
         return pairs
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
-        table = documents.read(unit, ("sentence1", "sentence2", "score"), ("lang",), key=key)
-        _check_types(table, f"{key}={unit.path}")
+        names = documents.columns(unit, key=key)
+        sides = next((both for both in _SIDES if set(both) <= set(names)), _SIDES[0])
+        table = documents.read(unit, (*sides, "score"), ("lang",), key=key)
+        rows.check_types(table, f"{key}={unit.path}", dict.fromkeys(sides, rows.TEXT) | {"score": rows.NUMBER})
         for row in table.to_pylist():
-            left, right = clean(row["sentence1"] or ""), clean(row["sentence2"] or "")
+            left, right = (clean(row[name] or "") for name in sides)
             if left and right and row["score"] is not None and math.isfinite(row["score"]):
                 pairs.lefts.append(left)
                 pairs.rights.append(right)
@@ -47,14 +54,3 @@ def load(spec: str | None, cache: str, *, key: str) -> GradedPairs:
     if len(set(pairs.scores)) < 2:
         raise DataError("no two pairs with text have different scores.", f"{key}={spec}", "Give pairs of several scores.")
     return pairs
-
-
-def _check_types(table: pa.Table, where: str) -> None:
-    """Checks that sentences hold text, and scores numbers; else raises DataError."""
-    for name in ("sentence1", "sentence2", "score"):
-        kind = table.schema.field(name).type if name in table.column_names else pa.null()
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        if not pa.types.is_null(kind) and not (is_number if name == "score" else is_text):
-            expected = "numbers" if name == "score" else "text"
-            raise DataError(f"column {name} holds {kind}, not {expected}.", where, f"Write it as a column of {expected}.")

@@ -11,6 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.text.clean import clean
 
 TEXT, TEXTS, NUMBER, NUMBERS, FLAG = "text", "lists of text", "numbers", "lists of numbers", "true or false"
+LABEL = "text or whole numbers"
 KINDS = {
     "anchor": TEXT,
     "positive": TEXT,
@@ -103,10 +104,14 @@ def _scored(texts: list[str | None], scores: list[float | None] | None, side: st
     return [(cleaned, one) for text, one in zip(texts, numbers, strict=True) if (cleaned := clean(text or ""))]
 
 
-def check_types(table: pa.Table, where: str) -> None:
-    """Checks that each column holds what it should, or nothing; else raises DataError."""
+def check_types(table: pa.Table, where: str, kinds: Mapping[str, str] = KINDS | _ELSEWHERE) -> None:
+    """Checks that each column holds what it should, or nothing; else raises DataError.
+
+    Args:
+        kinds: what each column holds; the columns of pairs when not given.
+    """
     for name in table.column_names:
-        kind, expected = table.schema.field(name).type, (KINDS | _ELSEWHERE).get(re.sub(r"^negative_\d+$", "negative", name))
+        kind, expected = table.schema.field(name).type, kinds.get(re.sub(r"^negative_\d+$", "negative", name))
         is_list = expected in (TEXTS, NUMBERS)
         if expected is None or pa.types.is_null(kind):
             continue
@@ -119,7 +124,7 @@ def check_types(table: pa.Table, where: str) -> None:
 
 
 _LISTS = {TEXTS: "lists of strings", NUMBERS: "lists of numbers"}
-_COLUMNS = {TEXT: "a column of strings", NUMBER: "a column of numbers", FLAG: "a column of booleans", **_LISTS}
+_COLUMNS = {TEXT: "a column of strings", LABEL: "a column of strings or integers", NUMBER: "a column of numbers", FLAG: "a column of booleans", **_LISTS}
 
 
 def _holds(kind: pa.DataType, expected: str) -> bool:
@@ -128,6 +133,8 @@ def _holds(kind: pa.DataType, expected: str) -> bool:
         return True
     if expected in (TEXT, TEXTS):
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if expected == LABEL:
+        return _holds(kind, TEXT) or bool(pa.types.is_integer(kind))
     if expected == FLAG:
         return bool(pa.types.is_boolean(kind))
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
