@@ -150,7 +150,12 @@ def collect(found: dict[str, dict[str, Measured]]) -> dict[str, Any]:
     return made | ({"differences": apart} if others and apart else {})
 
 
-_FIGURES = {"sts": ("spearman", "Spearman {:.3f} with the gold scores")}
+_FIGURES = {
+    "sts": ("spearman", "Spearman {:.3f} with the gold scores"),
+    "classification": ("accuracy", "accuracy {:.3f} of a classifier"),
+    "clustering": ("v_measure", "V-measure {:.3f} of clusters"),
+    "reranking": ("map", "MAP {:.3f} of reranking"),
+}
 """Of each task the measure in the line for the user."""
 
 

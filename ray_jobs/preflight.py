@@ -108,7 +108,7 @@ def _check_test_set(name: str, spec: str) -> None:
         with tempfile.TemporaryDirectory() as cache:
             TASKS[name].load(spec, cache, key=key)
     if (package := TASKS[name].package) is not None and not is_installed(package):
-        raise ConfigError(f"{package} is not installed.", key, "pip install 'scion-lm[probes]'")
+        raise ConfigError("scikit-learn is not installed.", key, "pip install 'scion-lm[probes]'")
 
 
 def _check_versions(config: ScionConfig) -> None:

@@ -8,10 +8,11 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -137,15 +138,25 @@ def columns(unit: Unit, *, key: str) -> list[str]:
     return _patiently_named(unit.path, unit, key)
 
 
-def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key: str) -> pa.Table:
+def read(
+    unit: Unit,
+    columns: tuple[str, ...],
+    optional: tuple[str, ...],
+    *,
+    key: str,
+    types: Mapping[str, pa.DataType] = MappingProxyType({}),
+) -> pa.Table:
     """The records of a unit with `columns`, and those of `optional` that the file has.
+
+    Args:
+        types: of columns of JSONL files that mean something else here than their names mean elsewhere.
 
     Raises:
         DataError: a column is missing, a line is not JSON or has a value of the wrong type, or the bytes are not UTF-8; names
             file and line.
     """
     suffix = os.path.splitext(unit.path)[1].lower()
-    table = _patiently_read(unit.path, unit, columns, optional, key)
+    table = _patiently_read(unit.path, unit, columns, optional, key, types)
     missing = [name for name in columns if name not in table.column_names]
     if missing and (len(table) or suffix in PARQUET + TEXT):
         raise DataError(
@@ -156,13 +167,15 @@ def read(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], *, key
     return table.select([name for name in columns + optional if name in table.column_names])
 
 
-def _read(path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str) -> pa.Table:
+def _read(
+    path: str, unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...], key: str, types: Mapping[str, pa.DataType]
+) -> pa.Table:
     """The records of a unit of the file at `path`, with those of the columns that it has."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in PARQUET:
         return _read_parquet(unit, columns, optional, key)
     if suffix in JSONL:
-        return _read_jsonl(unit, columns + optional, key)
+        return _read_jsonl(unit, dict.fromkeys(columns + optional) | dict(types), key)
     return pa.table({"text": pa.array([_decode(unit, at, line, key) for at, line in _lines(unit)], pa.string())})
 
 
@@ -226,21 +239,26 @@ def _read_parquet(unit: Unit, columns: tuple[str, ...], optional: tuple[str, ...
             raise DataError(f"damaged ({reason(error)}).", f"{key}={unit.path}", "Write it again.") from error
 
 
-def _read_jsonl(unit: Unit, wanted: tuple[str, ...], key: str) -> pa.Table:
-    """The columns of all lines; null where a line lacks a value, and everywhere in columns that are not `wanted`."""
+def _read_jsonl(unit: Unit, wanted: Mapping[str, pa.DataType | None], key: str) -> pa.Table:
+    """The columns of all lines; null where a line lacks a value, and everywhere in columns that are not `wanted`.
+
+    Args:
+        wanted: columns and their types, None for the type that the name says.
+    """
     rows = [(at, _parse_json_line(unit, at, line, key)) for at, line in _lines(unit)]
     names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {}
     for name in names:
-        values = [_value(unit, at, name, row.get(name), key) if name in wanted else None for at, row in rows]
-        columns[name] = pa.array(values, json_values.arrow_type(name))
+        kind = wanted.get(name) or json_values.arrow_type(name)
+        values = [_value(unit, at, name, row.get(name), kind, key) if name in wanted else None for at, row in rows]
+        columns[name] = pa.array(values, kind)
     return pa.table(columns)
 
 
-def _value(unit: Unit, at: int, name: str, value: Any, key: str) -> Any:
+def _value(unit: Unit, at: int, name: str, value: Any, kind: pa.DataType, key: str) -> Any:
     """A value of a line as its column stores it; DataError for another type."""
     try:
-        return json_values.parse(name, value)
+        return json_values.parse(name, value, kind)
     except ValueError as error:
         raise DataError(f"{name} in the line at byte {at} is {error}.", f"{key}={unit.path}", "Correct the line.") from error
 

@@ -20,7 +20,7 @@ _EXPECTED = {
     _NUMBERS: "a list of numbers",
     pa.bool_(): "true or false",
 }
-_LABELS = ("id", "lang")
+_LABELS = ("id", "lang", "label")
 """Columns of text that may also hold numbers."""
 
 
@@ -29,15 +29,18 @@ def arrow_type(name: str) -> pa.DataType:
     return _TYPES.get(name, pa.string())
 
 
-def parse(name: str, value: Any) -> Any:
+def parse(name: str, value: Any, kind: pa.DataType | None = None) -> Any:
     """The value as its column stores it; null stays null, also within a list of numbers.
+
+    Args:
+        kind: the type of the column, if not that of its name.
 
     Raises:
         ValueError: it has another type; says which was expected.
     """
     if value is None:
         return None
-    kind = arrow_type(name)
+    kind = arrow_type(name) if kind is None else kind
     if pa.types.is_list(kind):
         if isinstance(value, list):
             items = [_scalar(kind.value_type, item) for item in value]

@@ -150,8 +150,15 @@ class EvaluateConfig:
     """Any of retrieval (accuracy at 1 and MRR at 10, both ways), ranking (also nDCG, MAP and recall, with the hard negatives as
     documents) and isotropy (how evenly the vectors use their dimensions), on test_pairs=."""
     sts: str | None = None
-    """Sentence pairs with columns sentence1, sentence2 and score, optional lang, in the formats of text=: the correlation of
-    cosine and score is measured on them."""
+    """Sentence pairs with columns sentence1, sentence2 and score, or pairs of words with word1, word2 and score, optional lang, in
+    the formats of text=: the correlation of cosine and score is measured on them."""
+    classification: str | None = None
+    """Texts with columns text and label, optional split (train or test), else a fifth of each label is for the test: accuracy
+    and macro-averaged F1 of a logistic regression on the vectors."""
+    clustering: str | None = None
+    """Texts with columns text and label: V-measure of k-means on the vectors, with a cluster for each label."""
+    reranking: str | None = None
+    """Queries with columns query, and the lists positive and negative: MAP and MRR at 10 of these candidates by cosine."""
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     def __post_init__(self) -> None:

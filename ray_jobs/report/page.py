@@ -98,7 +98,7 @@ def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
     """The retrieval table; a cell is (text, whether it is the best of its column, interval, mark of a difference)."""
     apart = summary.get("differences", {}).get("retrieval", {})
     scores = summary["retrieval"]
-    best = {(way, name): max(scores[model][way][name] for model in models(summary)) for way, name in _COLUMNS}
+    best = {(way, name): max((scores[model][way][name] for model in models(summary)), default=0.0) for way, name in _COLUMNS}
 
     def cell(model: str, way: str, name: str) -> tuple[str, bool, str, str]:
         own = scores[model][way]

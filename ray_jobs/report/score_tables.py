@@ -30,7 +30,14 @@ def score_tables(summary: Summary) -> list[ScoreTable]:
     """The scores beside retrieval, one table for each metric that was measured."""
     # Neither is in summaries of versions without these metrics.
     measured, apart = summary.get("scores", {}), summary.get("differences", {})
-    tables = {"ranking": _ranking_table, "isotropy": _isotropy_table, "sts": _similarity_table}
+    tables = {
+        "ranking": _ranking_table,
+        "isotropy": _isotropy_table,
+        "sts": _similarity_table,
+        "classification": _classification_table,
+        "clustering": _clustering_table,
+        "reranking": _reranking_table,
+    }
     return [
         table(
             {plots.model_label(model): scores for model, scores in measured[name].items()},
@@ -119,14 +126,51 @@ def _similarity_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Sc
         reading=f"Similarity: the correlation of the cosine with the gold score of {pairs:,} text pairs. Intervals are of "
         "Spearman's correlation, difference is that from the source model.",
         columns=["model", "Spearman", "95% interval", "difference", "Pearson"],
-        rows=[
-            [
-                model,
-                f"{own['spearman']:.3f}",
-                interval_text(own["spearman_interval"]),
-                difference_text(apart.get(model, {}).get("spearman")),
-                f"{own['pearson']:.3f}",
-            ]
-            for model, own in scores.items()
-        ],
+        rows=_compared(scores, apart, "spearman", "pearson"),
     )
+
+
+def _classification_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    sizes = next(iter(scores.values()))
+    return ScoreTable(
+        title=f"classification of {sizes['test']:,} texts",
+        reading=f"Classification: a logistic regression on the vectors of {sizes['train']:,} texts of {sizes['labels']:,} labels, "
+        f"measured on {sizes['test']:,} others. Intervals and differences are of the accuracy.",
+        columns=["model", "accuracy", "95% interval", "difference", "macro F1"],
+        rows=_compared(scores, apart, "accuracy", "f1"),
+    )
+
+
+def _clustering_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    sizes = next(iter(scores.values()))
+    return ScoreTable(
+        title=f"clustering of {sizes['texts']:,} texts",
+        reading=f"Clustering of {sizes['texts']:,} texts of {sizes['labels']:,} labels by k-means: mean and standard deviation over "
+        "the seeds.",
+        columns=["model", "V-measure"],
+        rows=[[model, f"{own['v_measure']:.3f} ± {own['v_measure_std']:.3f}"] for model, own in scores.items()],
+    )
+
+
+def _reranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    queries = next(iter(scores.values()))["queries"]
+    return ScoreTable(
+        title=f"reranking of the candidates of {queries:,} queries",
+        reading=f"Reranking of the candidates of {queries:,} queries. Intervals and differences are of the MAP.",
+        columns=["model", "MAP", "95% interval", "difference", "MRR@10"],
+        rows=_compared(scores, apart, "map", "mrr_at_10"),
+    )
+
+
+def _compared(scores: Mapping[str, Any], apart: Mapping[str, Any], main: str, other: str) -> list[list[str]]:
+    """Of each model a score, its interval, its difference from the source model, and another score."""
+    return [
+        [
+            model,
+            f"{own[main]:.3f}",
+            interval_text(own[f"{main}_interval"]),
+            difference_text(apart.get(model, {}).get(main)),
+            f"{own[other]:.3f}",
+        ]
+        for model, own in scores.items()
+    ]

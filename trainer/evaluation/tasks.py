@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.pairs import graded_pairs
+from data_pipeline.pairs import candidates, graded_pairs, labelled_texts
+from trainer.evaluation.classification import classification
+from trainer.evaluation.clustering import clustering
 from trainer.evaluation.measured import Measured
+from trainer.evaluation.reranking import reranking
 from trainer.evaluation.similarity import similarity
 
 
@@ -23,4 +26,9 @@ class Task:
     """A package that is needed and is not one of Scion's own."""
 
 
-TASKS: dict[str, Task] = {"sts": Task(load=graded_pairs.load, measure=similarity)}
+TASKS: dict[str, Task] = {
+    "sts": Task(load=graded_pairs.load, measure=similarity),
+    "classification": Task(load=labelled_texts.load, measure=classification, package="sklearn"),
+    "clustering": Task(load=labelled_texts.load, measure=clustering, package="sklearn"),
+    "reranking": Task(load=candidates.load, measure=reranking),
+}

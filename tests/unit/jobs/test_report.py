@@ -186,11 +186,14 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
-    ranking, isotropy, similarity = score_tables(summary)
+    ranking, isotropy, similarity, classes, clusters, reranked = score_tables(summary)
     assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
     assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
     assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
     assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "–", "0.690"]
+    assert classes.rows[1][1:] == ["0.900", "0.850 to 0.950", "–", "0.800"]
+    assert clusters.rows[1][1:] == ["0.400 ± 0.020"]
+    assert reranked.rows[1][1:] == ["0.550", "0.500 to 0.600", "–", "0.660"]
     html = page_of(summary)
     assert "Further scores" in html
     assert "0.650 to 0.760" in html
@@ -214,7 +217,7 @@ def test_differences_from_the_source_model_that_are_significant_are_marked() -> 
     summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
-    ranking, _, similarity = score_tables(summary)
+    ranking, _, similarity, *_ = score_tables(summary)
     assert [row[1] for row in ranking.rows] == ["0.812 / 0.812", "0.812 ▲ / 0.812 ▼"]
     assert [row[3] for row in similarity.rows] == ["–", "+0.042, +0.010 to +0.071 ▲"]
     marks = {row["model"]: [cell[-1] for cell in row["cells"]] for row in page.retrieval_rows(summary)}
@@ -228,7 +231,17 @@ def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
     way = {"ndcg_at_10": 0.812, "map_at_100": 0.79, "recall_at_100": 0.95, "queries": 500, "documents": 730}
     sides = {"anchors": {"isoscore": 0.12, "mean_cosine": 0.431}, "positives": {"isoscore": 0.2, "mean_cosine": 0.5}}
     similarity = {"spearman": 0.71, "spearman_interval": [0.65, 0.76], "pearson": 0.69, "pairs": 1500}
-    found = {"ranking": {"forward": way, "backward": way}, "isotropy": sides, "sts": similarity}
+    classes = {"accuracy": 0.9, "accuracy_interval": [0.85, 0.95], "f1": 0.8, "f1_interval": [0.7, 0.9]}
+    clusters = {"v_measure": 0.4, "v_measure_std": 0.02, "v_measures": [0.38, 0.4, 0.42], "texts": 300, "labels": 5}
+    reranked = {"map": 0.55, "map_interval": [0.5, 0.6], "mrr_at_10": 0.66, "mrr_at_10_interval": [0.6, 0.7]}
+    found = {
+        "ranking": {"forward": way, "backward": way},
+        "isotropy": sides,
+        "sts": similarity,
+        "classification": classes | {"train": 240, "test": 60, "labels": 5},
+        "clustering": clusters,
+        "reranking": reranked | {"queries": 361, "documents": 7_000},
+    }
     return {name: dict.fromkeys(models, scores) for name, scores in found.items()}
 
 
