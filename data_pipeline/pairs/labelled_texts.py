@@ -57,5 +57,7 @@ def _check_splits(found: LabelledTexts, where: str) -> None:
     of_training = {label for label, split in zip(found.labels, found.splits, strict=True) if split == TRAIN}
     if len(of_training) < 2 or TEST not in found.splits:
         raise DataError(
-            "a classifier needs training texts of two labels, and test texts.", where, "Change the column split, or leave it out."
+            "a classifier needs training texts of two labels, and test texts.",
+            where,
+            "Change the column split, or leave it out.",
         )

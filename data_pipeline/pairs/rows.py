@@ -124,7 +124,13 @@ def check_types(table: pa.Table, where: str, kinds: Mapping[str, str] = KINDS | 
 
 
 _LISTS = {TEXTS: "lists of strings", NUMBERS: "lists of numbers"}
-_COLUMNS = {TEXT: "a column of strings", LABEL: "a column of strings or integers", NUMBER: "a column of numbers", FLAG: "a column of booleans", **_LISTS}
+_COLUMNS = {
+    TEXT: "a column of strings",
+    LABEL: "a column of strings or integers",
+    NUMBER: "a column of numbers",
+    FLAG: "a column of booleans",
+    **_LISTS,
+}
 
 
 def _holds(kind: pa.DataType, expected: str) -> bool:

@@ -31,4 +31,6 @@ def clustering(embedder: Encoder, labelled: LabelledTexts) -> Measured:
         clusters = MiniBatchKMeans(count, batch_size=_BATCH, n_init="auto", random_state=seed).fit_predict(vectors)
         found.append(float(v_measure_score(labelled.labels, clusters)))
     counts = {"texts": len(labelled), "labels": count}
-    return Measured(scores={"v_measure": float(np.mean(found)), "v_measure_std": float(np.std(found)), "v_measures": found} | counts)
+    return Measured(
+        scores={"v_measure": float(np.mean(found)), "v_measure_std": float(np.std(found)), "v_measures": found} | counts
+    )

@@ -23,7 +23,10 @@ def reranking(embedder: Encoder, candidates: Candidates) -> Measured:
     texts = list(dict.fromkeys(chain.from_iterable([*candidates.positives, *candidates.negatives])))
     place = {text: number for number, text in enumerate(texts)}
     name = {text: digest(text).hex() for text in texts}
-    queries, documents = embedder.encode(candidates.queries, prompt_name="query"), embedder.encode(texts, prompt_name="document")
+    queries, documents = (
+        embedder.encode(candidates.queries, prompt_name="query"),
+        embedder.encode(texts, prompt_name="document"),
+    )
     run, judged = {}, {}
     columns = zip(candidates.queries, candidates.positives, candidates.negatives, strict=True)
     for number, (_, positives, negatives) in enumerate(columns):

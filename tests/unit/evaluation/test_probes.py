@@ -131,7 +131,12 @@ def write(path: Path, rows: list[dict]) -> str:
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_test_sets_are_read_from_both_formats(kind: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    labels = [{"text": "one", "label": 1}, {"text": " two ", "label": 2}, {"text": "", "label": 2}, {"text": "none", "label": None}]
+    labels = [
+        {"text": "one", "label": 1},
+        {"text": " two ", "label": 2},
+        {"text": "", "label": 2},
+        {"text": "none", "label": None},
+    ]
     found = labelled_texts.load(write(tmp_path / f"a.{kind}", labels), cache, key="evaluate.clustering")
     assert found == LabelledTexts(texts=["one", "two"], labels=["1", "2"])
     ranked = [
