@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from trainer.merging.merge import Models, Needs, Recipe, weighted_sum
 
 
@@ -39,7 +39,15 @@ class LmCocktail:
         return Needs(probe="loss")
 
     def __call__(self, models: Models) -> Recipe:
-        weights = self._softmax([models.score([float(i == k) for i in range(models.count)]) for k in range(models.count)])
+        """The recipe.
+
+        Raises:
+            ModelError: the loss of a model is not finite.
+        """
+        losses = [models.score([float(i == k) for i in range(models.count)]) for k in range(models.count)]
+        if wrong := [number for number, loss in enumerate(losses) if not math.isfinite(loss)]:
+            raise ModelError(f"the loss of model {wrong[0]} is not finite.", "merge.models", "Leave it out.")
+        weights = self._softmax(losses)
         return Recipe(merge=lambda column: weighted_sum(column.models, weights), weights=weights)
 
     def _softmax(self, losses: list[float]) -> tuple[float, ...]:

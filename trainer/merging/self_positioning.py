@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from trainer.merging.merge import Column, Models, Needs, Recipe, add_differences
 
 if TYPE_CHECKING:
@@ -56,7 +56,14 @@ class SelfPositioning:
         return Needs(base=True, probe="search", least=1)
 
     def __call__(self, models: Models) -> Recipe:
+        """The recipe.
+
+        Raises:
+            ModelError: the search left the numbers.
+        """
         weights = tuple(models.search())
+        if not all(map(math.isfinite, weights)):
+            raise ModelError("the search found no weights, the loss is not finite.", "self_positioning", "Check the models.")
 
         def merge(column: Column) -> torch.Tensor:
             return add_differences(column, weights)

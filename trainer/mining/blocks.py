@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.artifacts import storage
+from data_pipeline.errors import ModelError
 from trainer.embedder import Embedder
 from trainer.mining.cross_encoder import CrossEncoder
 from trainer.mining.nearest import nearest
@@ -42,9 +43,15 @@ def load_teacher(uri: str, max_length: int) -> CrossEncoder:
 
 
 def encode(job: dict[str, Any], embedder: Embedder) -> str:
-    """Writes the unit vectors of a job's `texts` with the prompt of its `side`, on the grid of `normalise_rows`, to its `uri`."""
+    """Writes the unit vectors of a job's `texts` with the prompt of its `side`, on the grid of `normalise_rows`, to its `uri`.
+
+    Raises:
+        ModelError: a vector is not finite.
+    """
     if not storage.exists(job["uri"]):
-        unit, _ = normalise_rows(torch.from_numpy(embedder.encode(job["texts"], prompt_name=job["side"])))
+        vectors = embedder.encode(job["texts"], prompt_name=job["side"])
+        _check_finite(np.isfinite(vectors).all(axis=1), job["texts"], "vector", "mine.model")
+        unit, _ = normalise_rows(torch.from_numpy(vectors))
         write(job["uri"], {"vectors": unit.numpy()})
     return str(job["uri"])
 
@@ -79,10 +86,23 @@ def search(job: dict[str, Any]) -> str:
 
 
 def score(job: dict[str, Any], teacher: CrossEncoder) -> str:
-    """Writes the teacher's scores of a job's `lefts` and `rights` to its `uri`."""
+    """Writes the teacher's scores of a job's `lefts` and `rights` to its `uri`.
+
+    Raises:
+        ModelError: a score is not finite.
+    """
     if not storage.exists(job["uri"]):
-        write(job["uri"], {"scores": teacher.score(job["lefts"], job["rights"])})
+        scores = teacher.score(job["lefts"], job["rights"])
+        _check_finite(np.isfinite(scores), job["rights"], "score", "mine.teacher")
+        write(job["uri"], {"scores": scores})
     return str(job["uri"])
+
+
+def _check_finite(is_finite: NDArray[np.bool_], texts: Sequence[str], what: str, key: str) -> None:
+    """Checks what a model says of texts; else raises ModelError. A text of score NaN would be the nearest of all."""
+    if not is_finite.all():
+        text = texts[int(is_finite.argmin())]
+        raise ModelError(f"the {what} of a text is not finite: {text[:60]!r}.", key, "Take another model, or leave the text out.")
 
 
 def write(uri: str, arrays: Arrays) -> None:

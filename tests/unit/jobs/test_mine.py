@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.artifacts import storage
@@ -110,6 +111,21 @@ def test_the_model_reads_its_prompts(config: ScionConfig, tmp_path: Path, pairs:
     queries = embedder.encode(mined.queries[:9], prompt_name="query")
     documents = embedder.encode(mined.positives[:9], prompt_name="document")
     assert mined.positive_scores[:9] == pytest.approx((queries * documents).sum(axis=1).tolist(), abs=1e-4)
+
+
+def test_a_vector_that_is_not_finite_is_no_neighbour_of_all(
+    config: ScionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Embedder.encode
+
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        vectors = encode(*arguments, **settings)
+        vectors[3, 0] = np.nan
+        return vectors
+
+    monkeypatch.setattr(Embedder, "encode", broken)
+    with pytest.raises(ModelError, match=r"mine\.model: the vector of a text is not finite"):
+        run(config, tmp_path / "mined")
 
 
 def test_a_teacher_s_scores_replace_the_cosines(config: ScionConfig, tmp_path: Path, english: list[str]) -> None:

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from trainer.merging.greedy_soup import GreedySoup
 from trainer.merging.lm_cocktail import LmCocktail
 from trainer.merging.merge import Column, Merge, Models
 from trainer.merging.model_stock import ModelStock
+from trainer.merging.self_positioning import SelfPositioning
 from trainer.merging.slerp import Slerp
 from trainer.merging.task_arithmetic import TaskArithmetic
 from trainer.merging.ties import Ties
@@ -37,7 +38,7 @@ def trained(base: list[torch.Tensor], count: int, spread: float = 0.1) -> list[l
 
 def merge(method: Merge, models: list[list[torch.Tensor]], base: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
     columns = [Column([one[place] for one in models], None if base is None else base[place]) for place in range(len(models[0]))]
-    recipe = method(Models(count=len(models), columns=lambda: iter(columns), score=lambda weights: 0.0))
+    recipe = method(Models(count=len(models), columns=lambda: iter(columns), score=lambda weights: 0.0, search=lambda: ()))
     return [recipe.merge(column) for column in columns]
 
 
@@ -183,7 +184,7 @@ def scored(method: Merge, score: dict[tuple[int, ...], float]) -> tuple[tuple[fl
         asked.append(members)
         return score[members]
 
-    recipe = method(Models(count=3, columns=lambda: iter(()), score=measure))
+    recipe = method(Models(count=3, columns=lambda: iter(()), score=measure, search=lambda: ()))
     assert recipe.weights is not None
     return recipe.weights, asked
 
@@ -219,3 +220,10 @@ def test_lm_cocktail_is_a_softmax_of_losses() -> None:
 def test_settings_out_of_range_are_refused(method: type, settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         method(**settings)
+
+
+def test_weights_that_are_no_numbers_make_no_model() -> None:
+    models = Models(count=2, columns=lambda: iter(()), score=lambda weights: math.nan, search=lambda: (math.nan, 0.5))
+    for method in (LmCocktail(), SelfPositioning()):
+        with pytest.raises(ModelError, match="not finite"):
+            method(models)
