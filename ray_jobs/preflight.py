@@ -64,8 +64,8 @@ def check(config: ScionConfig, job: str) -> None:
     if job in _PACKED:
         _check_source_model(config, job)
     if job == "embed" or (job == "pipeline" and config.pairs is not None):
-        for one in embed_stages.every(config, "embed"):
-            _check_embed_model(one.config)
+        for stage in embed_stages.every(config, "embed"):
+            _check_embed_model(stage.config)
     if config.pairs is None and (job == "mine" or (config.embed.mined and job in ("embed", "pipeline"))):
         raise ConfigError("there are no pairs to mine negatives for.", "pairs", "Give pairs=.")
     if job == "mine" or (job == "pipeline" and config.embed.mined):

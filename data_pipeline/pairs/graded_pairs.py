@@ -31,7 +31,7 @@ class GradedPairs:
 
 
 def load(spec: str | None, cache: str, *, key: str) -> GradedPairs:
-    """Reads and cleans the pairs at `spec`; empty if `spec` is None. Skips pairs without text on a side or without a finite score.
+    """Reads and cleans the pairs at `spec`; empty if `spec` is None. Skips pairs without text on a side or a finite score.
 
     Raises:
         DataError: no file, a column that is missing or of another type, or no two pairs of different scores.

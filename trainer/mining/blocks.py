@@ -50,7 +50,7 @@ def encode(job: dict[str, Any], embedder: Embedder) -> str:
     """
     if not storage.exists(job["uri"]):
         vectors = embedder.encode(job["texts"], prompt_name=job["side"])
-        _check_finite(np.isfinite(vectors).all(axis=1), job["texts"], "vector", "mine.model")
+        _check_finite(np.isfinite(vectors.sum(axis=1)), job["texts"], "vector", "mine.model")
         unit, _ = normalise_rows(torch.from_numpy(vectors))
         write(job["uri"], {"vectors": unit.numpy()})
     return str(job["uri"])
@@ -102,7 +102,9 @@ def _check_finite(is_finite: NDArray[np.bool_], texts: Sequence[str], what: str,
     """Checks what a model says of texts; else raises ModelError. A text of score NaN would be the nearest of all."""
     if not is_finite.all():
         text = texts[int(is_finite.argmin())]
-        raise ModelError(f"the {what} of a text is not finite: {text[:60]!r}.", key, "Take another model, or leave the text out.")
+        raise ModelError(
+            f"the {what} of a text is not finite: {text[:60]!r}.", key, "Take another model, or leave the text out."
+        )
 
 
 def write(uri: str, arrays: Arrays) -> None:
