@@ -253,7 +253,11 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
 def _check_scores(settings: EmbedConfig, training: pairs.Pairs) -> None:
     """Checks that there are scores if a loss follows them; else raises DataError."""
     followed = [name for name in settings.losses if getattr(settings.objectives, name).needs.scores]
-    if followed and not any(math.isfinite(score) for scores in training.negative_scores for score in scores):
+    if any(math.isfinite(score) for scores in training.negative_scores for score in scores):
+        return
+    if any(map(math.isfinite, training.positive_scores)):
+        followed = [name for name in followed if name != "dse"]  # the others compare the documents of a pair
+    if followed:
         raise DataError(
             f"{followed[0]} follows a teacher's scores, and no row has negative_scores.",
             "pairs",
