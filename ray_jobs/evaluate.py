@@ -26,7 +26,8 @@ from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 from trainer.evaluation.encoder import EncodesOnce
 from trainer.evaluation.measured import Measured, differences
-from trainer.evaluation.tasks import TASKS
+from trainer.evaluation.probes import PROBES
+from trainer.evaluation.speed import speed
 
 JOB = Job(
     summary="retrieval on held-out pairs, bits per byte of held-out text",
@@ -65,7 +66,7 @@ def _models(config: ScionConfig, embedders: bool) -> Models:
 
 
 def spec(config: ScionConfig, compared: Models) -> Spec:
-    inputs = data_fingerprints(config, "test_pairs", *(f"evaluate.{name}" for name in TASKS))
+    inputs = data_fingerprints(config, "test_pairs", *(f"evaluate.{name}" for name in PROBES))
     for name, model in compared.items():
         inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
     return Spec(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
@@ -95,7 +96,7 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
     cache = storage.join(draft.uri, "source")
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     files = config.evaluate.files
-    sets = {name: TASKS[name].load(spec, cache, key=f"evaluate.{name}") for name, spec in files.items()}
+    sets = {name: PROBES[name].load(spec, cache, key=f"evaluate.{name}") for name, spec in files.items()}
     storage.remove(cache)
     if config.pairs is not None and not testing:
         report.note("retrieval is not measured: there are no test_pairs")
@@ -125,7 +126,9 @@ def _scores(
     """Of each metric its scores by model, by language where there are several, and the differences from the source model."""
     metrics = {name: getattr(config.evaluate.settings, name) for name in config.evaluate.metrics if testing}
     gpus = int(has_gpus())
-    running = {score.options(num_gpus=gpus).remote(uri, testing, metrics, sets): model for model, uri in uris.items()}
+    running = {
+        score.options(num_gpus=gpus).remote(uri, testing, metrics, sets, is_timed=True): model for model, uri in uris.items()
+    }
     found: dict[str, dict[str, Measured]] = {}
     while len(found) < len(running):
         report("encode", len(found), len(running))
@@ -156,7 +159,7 @@ _FIGURES = {
     "clustering": ("v_measure", "V-measure {:.3f} of clusters"),
     "reranking": ("map", "MAP {:.3f} of reranking"),
 }
-"""Of each task the measure in the line for the user."""
+"""Of each probe the measure in the line for the user."""
 
 
 def _last_figures(metrics: dict[str, Any]) -> str:
@@ -167,10 +170,10 @@ def _last_figures(metrics: dict[str, Any]) -> str:
         ways = metrics["retrieval"][last]
         forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
         figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
-    for task, (measure, form) in _FIGURES.items():
-        if task in metrics:
-            last = [name for name in metrics[task] if name != "merged"][-1]
-            figures.append(form.format(metrics[task][last][measure]))
+    for probe, (measure, form) in _FIGURES.items():
+        if probe in metrics:
+            last = [name for name in metrics[probe] if name != "merged"][-1]
+            figures.append(form.format(metrics[probe][last][measure]))
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)
@@ -178,9 +181,13 @@ def _last_figures(metrics: dict[str, Any]) -> str:
 
 @ray.remote(num_cpus=1)
 def score(
-    uri: str, testing: pairs.Pairs, metrics: dict[str, Metric], sets: Mapping[str, Any] = MappingProxyType({})
+    uri: str,
+    testing: pairs.Pairs,
+    metrics: dict[str, Metric],
+    sets: Mapping[str, Any] = MappingProxyType({}),
+    is_timed: bool = False,
 ) -> dict[str, Measured]:
-    """Each metric of the embedder, or any encoder, in the folder, and each task of `sets` on its test set.
+    """Each metric of the embedder, or any encoder, in the folder, each probe of `sets` on its test set, and the speed.
 
     On the GPU that Ray gives the task, if it gives one.
     """
@@ -189,7 +196,10 @@ def score(
         embedder.model.to("cuda")
     once = EncodesOnce(embedder)
     found = {name: metric(once, testing) for name, metric in metrics.items()}
-    return found | {name: TASKS[name].measure(once, test_set) for name, test_set in sets.items()}
+    found |= {name: PROBES[name].measure(once, test_set) for name, test_set in sets.items()}
+    if is_timed and testing:
+        found["speed"] = Measured(scores=speed(embedder, [*testing.anchors, *testing.positives]))
+    return found
 
 
 def main(config: ScionConfig, console: Console) -> None:

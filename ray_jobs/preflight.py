@@ -23,7 +23,7 @@ from ray_jobs.compared_runs import compared_configs
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import jobs
 from trainer.config.train import TrainConfig
-from trainer.evaluation.tasks import TASKS
+from trainer.evaluation.probes import PROBES
 from trainer.mining.config import MineConfig
 from trainer.models.pooling import check_pooling
 from trainer.objectives.nested import NestedConfig, check_widths
@@ -106,8 +106,8 @@ def _check_test_set(name: str, spec: str) -> None:
     key = f"evaluate.{name}"
     if documents.check(spec, key=key) and "://" not in spec:
         with tempfile.TemporaryDirectory() as cache:
-            TASKS[name].load(spec, cache, key=key)
-    if (package := TASKS[name].package) is not None and not is_installed(package):
+            PROBES[name].load(spec, cache, key=key)
+    if (package := PROBES[name].package) is not None and not is_installed(package):
         raise ConfigError("scikit-learn is not installed.", key, "pip install 'scion-lm[probes]'")
 
 

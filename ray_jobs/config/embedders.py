@@ -10,7 +10,6 @@ from data_pipeline.pairs.text_form import check_template
 from ray_jobs.config import tables
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
-from trainer.evaluation.tasks import TASKS
 from trainer.merging import MERGES
 from trainer.models.pooling import check_latents, pooling_name
 from trainer.objectives import OBJECTIVES
@@ -20,6 +19,8 @@ ObjectiveSettings: Any = tables.sections("ObjectiveSettings", OBJECTIVES)
 BuilderSettings: Any = tables.sections("BuilderSettings", BUILDERS)
 MergeSettings: Any = tables.sections("MergeSettings", MERGES)
 MetricSettings: Any = tables.sections("MetricSettings", METRICS)
+TEST_SETS = ("sts", "classification", "clustering", "reranking")
+"""The rows of `trainer.evaluation.probes.PROBES`, whose module imports too much for a configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,8 @@ class EvaluateConfig:
     """Any of retrieval (accuracy at 1 and MRR at 10, both ways), ranking (also nDCG, MAP and recall, with the hard negatives as
     documents) and isotropy (how evenly the vectors use their dimensions), on test_pairs=."""
     sts: str | None = None
-    """Sentence pairs with columns sentence1, sentence2 and score, or pairs of words with word1, word2 and score, optional lang, in
-    the formats of text=: the correlation of cosine and score is measured on them."""
+    """Pairs of sentences with columns sentence1, sentence2 and score, or of words with word1, word2 and score, optional lang,
+    in the formats of text=: the correlation of cosine and score is measured on them."""
     classification: str | None = None
     """Texts with columns text and label, optional split (train or test), else a fifth of each label is for the test: accuracy
     and macro-averaged F1 of a logistic regression on the vectors."""
@@ -170,8 +171,8 @@ class EvaluateConfig:
 
     @property
     def files(self) -> dict[str, str]:
-        """The test sets that are given, by task."""
-        return {name: spec for name in TASKS if (spec := getattr(self, name)) is not None}
+        """The test sets that are given, by probe."""
+        return {name: spec for name in TEST_SETS if (spec := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

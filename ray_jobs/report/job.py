@@ -114,8 +114,8 @@ def score_table(content: ScoreTable) -> Table:
     table = Table(content.columns[0], title=content.title, title_justify="left", box=SIMPLE_HEAD)
     for column in content.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
-    for row in content.rows:
-        table.add_row(*row)
+    for name, *cells in content.rows:
+        table.add_row(name, *(cell.replace(", ", "\n") for cell in cells))
     return table
 
 

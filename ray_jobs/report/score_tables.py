@@ -37,6 +37,7 @@ def score_tables(summary: Summary) -> list[ScoreTable]:
         "classification": _classification_table,
         "clustering": _clustering_table,
         "reranking": _reranking_table,
+        "speed": _speed_table,
     }
     return [
         table(
@@ -77,7 +78,7 @@ def interval_text(ends: Sequence[float] | None, form: str = ".3f") -> str:
 def difference_text(difference: Mapping[str, Any] | None) -> str:
     """The difference from the source model with its interval and its mark; a dash for the source model itself."""
     if difference is None:
-        return "–"
+        return "-"
     return f"{difference['difference']:+.3f}, {interval_text(difference['interval'], '+.3f')}{mark(difference)}"
 
 
@@ -109,8 +110,8 @@ def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Score
 def _isotropy_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
     return ScoreTable(
         title="isotropy: anchors / positives",
-        reading="Isotropy, anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the mean "
-        "cosine is that of any two texts.",
+        reading="Isotropy, anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the "
+        "mean cosine is that of any two texts.",
         columns=["model", "IsoScore", "mean cosine"],
         rows=[
             [model, *(join([side[name] for side in sides.values()], " / ", "{:.3f}") for name in ("isoscore", "mean_cosine"))]
@@ -134,8 +135,8 @@ def _classification_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -
     sizes = next(iter(scores.values()))
     return ScoreTable(
         title=f"classification of {sizes['test']:,} texts",
-        reading=f"Classification: a logistic regression on the vectors of {sizes['train']:,} texts of {sizes['labels']:,} labels, "
-        f"measured on {sizes['test']:,} others. Intervals and differences are of the accuracy.",
+        reading=f"Classification: a logistic regression on the vectors of {sizes['train']:,} texts of {sizes['labels']:,} "
+        f"labels, measured on {sizes['test']:,} others. Intervals and differences are of the accuracy.",
         columns=["model", "accuracy", "95% interval", "difference", "macro F1"],
         rows=_compared(scores, apart, "accuracy", "f1"),
     )
@@ -145,8 +146,8 @@ def _clustering_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreT
     sizes = next(iter(scores.values()))
     return ScoreTable(
         title=f"clustering of {sizes['texts']:,} texts",
-        reading=f"Clustering of {sizes['texts']:,} texts of {sizes['labels']:,} labels by k-means: mean and standard deviation over "
-        "the seeds.",
+        reading=f"Clustering of {sizes['texts']:,} texts of {sizes['labels']:,} labels by k-means: mean and standard "
+        "deviation over the seeds.",
         columns=["model", "V-measure"],
         rows=[[model, f"{own['v_measure']:.3f} ± {own['v_measure_std']:.3f}"] for model, own in scores.items()],
     )
@@ -159,6 +160,16 @@ def _reranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Sco
         reading=f"Reranking of the candidates of {queries:,} queries. Intervals and differences are of the MAP.",
         columns=["model", "MAP", "95% interval", "difference", "MRR@10"],
         rows=_compared(scores, apart, "map", "mrr_at_10"),
+    )
+
+
+def _speed_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    return ScoreTable(
+        title="speed of encoding",
+        reading=f"Speed: {next(iter(scores.values()))['texts']:,} texts of the test pairs on one CPU core or the GPU, the "
+        "median of three passes. Other models were measured at the same time, so compare with care.",
+        columns=["model", "texts per second", "tokens per second"],
+        rows=[[model, f"{own['texts_per_second']:,.0f}", f"{own['tokens_per_second']:,.0f}"] for model, own in scores.items()],
     )
 
 

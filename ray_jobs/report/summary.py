@@ -16,7 +16,7 @@ MODELS = (
     "source_model", "random_untrained", "random_pretrained", "random_trained",
     "transferred_untrained", "transferred_pretrained", "transferred_trained", "merged",
 )  # fmt: skip
-FURTHER = ("ranking", "isotropy", "sts", "classification", "clustering", "reranking")
+FURTHER = ("ranking", "isotropy", "sts", "classification", "clustering", "reranking", "speed")
 """The metrics beside retrieval."""
 STAGES = (
     "shard", "transfer", "random/transfer", "pretrain", "random/pretrain", "mine", "embed", "random/embed",

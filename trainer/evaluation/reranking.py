@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def reranking(embedder: Encoder, candidates: Candidates) -> Measured:
     """MAP over all candidates, and MRR at 10.
 
-    A text that is a candidate twice is one candidate, and relevant if it is a positive. Ties stand in the order of a hash of the
-    texts.
+    A text that is a candidate twice is one candidate, and relevant if it is a positive. Ties stand in the order of a hash of
+    the texts.
     """
     texts = list(dict.fromkeys(chain.from_iterable([*candidates.positives, *candidates.negatives])))
     place = {text: number for number, text in enumerate(texts)}

@@ -19,8 +19,8 @@ from data_pipeline.pairs.labelled_texts import LabelledTexts
 from data_pipeline.sources import documents
 from tests.unit.evaluation.test_ranked_pairs import Known
 from trainer.evaluation import classification, clustering
+from trainer.evaluation.probes import PROBES
 from trainer.evaluation.reranking import reranking
-from trainer.evaluation.tasks import TASKS
 
 TEXTS = [f"text {number}" for number in range(120)]
 LABELS = ["common" if number % 4 else "rare" if number % 8 else "odd" for number in range(120)]
@@ -156,7 +156,7 @@ def test_test_sets_are_read_from_both_formats(kind: str, tmp_path: Path) -> None
     [
         ("classification", [{"text": "a", "class": "x"}], "column label is missing"),
         ("classification", [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "fewer than two labels"),
-        ("clustering", [{"text": "a", "label": 0.5}, {"text": "b", "label": 1.5}], "column label holds double, not text or whole"),
+        ("clustering", [{"text": "a", "label": 0.5}, {"text": "b", "label": 1.5}], "column label holds double, not text"),
         ("classification", [{"text": t, "label": t, "split": s} for t, s in zip("abc", ("train", "dev", "test"), strict=True)],
          "split holds 'dev'"),
         ("classification", [{"text": t, "label": t, "split": s} for t, s in zip("ab", ("train", "test"), strict=True)],
@@ -169,7 +169,7 @@ def test_test_sets_are_read_from_both_formats(kind: str, tmp_path: Path) -> None
 def test_wrong_files_are_refused_by_name(task: str, rows: list[dict], message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "data.parquet", rows)
     with pytest.raises(DataError, match=message) as error:
-        TASKS[task].load(path, str(tmp_path / "cache"), key=f"evaluate.{task}")
+        PROBES[task].load(path, str(tmp_path / "cache"), key=f"evaluate.{task}")
     assert f"evaluate.{task}=" in str(error.value)
 
 

@@ -12,11 +12,13 @@ from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import evaluate, preflight
+from ray_jobs.config.embedders import TEST_SETS
 from ray_jobs.config.load import load, with_absolute_paths
 from ray_jobs.config.schema import ScionConfig
 from tests.integration.conftest import write_rows
 from trainer.evaluation import bootstrap
 from trainer.evaluation.measured import Measured
+from trainer.evaluation.probes import PROBES
 
 BASE = ["source_model", "random_untrained", "random_pretrained", "transferred_untrained", "transferred_pretrained"]
 WITH_EMBEDDERS = [
@@ -96,6 +98,20 @@ def test_the_path_of_graded_pairs_is_made_absolute(
     monkeypatch.chdir(tmp_path)
     relative = replace(config, evaluate=replace(config.evaluate, sts="sts.parquet"))
     assert with_absolute_paths(relative).evaluate.sts == f"{tmp_path}/sts.parquet"
+
+
+def test_each_probe_has_its_key() -> None:
+    assert tuple(PROBES) == TEST_SETS
+
+
+def test_a_missing_library_is_found_at_the_start(config: ScionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "topics.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    probed = replace(config, evaluate=replace(config.evaluate, clustering=f"{tmp_path}/topics.parquet"))
+    preflight.check(probed, "evaluate")
+    monkeypatch.setattr(preflight, "is_installed", lambda name: name != "sklearn")
+    with pytest.raises(ConfigError, match="scikit-learn is not installed") as error:
+        preflight.check(probed, "evaluate")
+    assert "scion-lm[probes]" in str(error.value)
 
 
 def test_a_wrong_column_is_found_at_the_start(config: ScionConfig, tmp_path: Path) -> None:

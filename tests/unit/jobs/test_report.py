@@ -186,14 +186,15 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
-    ranking, isotropy, similarity, classes, clusters, reranked = score_tables(summary)
+    ranking, isotropy, similarity, classes, clusters, reranked, speed = score_tables(summary)
     assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
     assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
     assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
-    assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "–", "0.690"]
-    assert classes.rows[1][1:] == ["0.900", "0.850 to 0.950", "–", "0.800"]
+    assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "-", "0.690"]
+    assert classes.rows[1][1:] == ["0.900", "0.850 to 0.950", "-", "0.800"]
     assert clusters.rows[1][1:] == ["0.400 ± 0.020"]
-    assert reranked.rows[1][1:] == ["0.550", "0.500 to 0.600", "–", "0.660"]
+    assert reranked.rows[1][1:] == ["0.550", "0.500 to 0.600", "-", "0.660"]
+    assert speed.rows[1][1:] == ["1,234", "45,679"]
     html = page_of(summary)
     assert "Further scores" in html
     assert "0.650 to 0.760" in html
@@ -219,7 +220,7 @@ def test_differences_from_the_source_model_that_are_significant_are_marked() -> 
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
     ranking, _, similarity, *_ = score_tables(summary)
     assert [row[1] for row in ranking.rows] == ["0.812 / 0.812", "0.812 ▲ / 0.812 ▼"]
-    assert [row[3] for row in similarity.rows] == ["–", "+0.042, +0.010 to +0.071 ▲"]
+    assert [row[3] for row in similarity.rows] == ["-", "+0.042, +0.010 to +0.071 ▲"]
     marks = {row["model"]: [cell[-1] for cell in row["cells"]] for row in page.retrieval_rows(summary)}
     assert marks[plots.model_label("transferred_trained")] == [" ▲", "", "", ""]
     assert not any(marks[plots.model_label("source_model")])
@@ -241,6 +242,7 @@ def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
         "classification": classes | {"train": 240, "test": 60, "labels": 5},
         "clustering": clusters,
         "reranking": reranked | {"queries": 361, "documents": 7_000},
+        "speed": {"texts_per_second": 1234.5, "tokens_per_second": 45_678.9, "texts": 128},
     }
     return {name: dict.fromkeys(models, scores) for name, scores in found.items()}
 

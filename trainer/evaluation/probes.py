@@ -1,4 +1,4 @@
-"""Evaluations on test sets of their own: a row says how `evaluate.NAME=FILE` is read, and which metric measures it."""
+"""Probes: a row says how the test set `evaluate.NAME=FILE` is read, and which metric measures it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.evaluation.similarity import similarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Probe:
     """A test set and its metric."""
 
     load: Callable[..., Any]
@@ -26,9 +26,9 @@ class Task:
     """A package that is needed and is not one of Scion's own."""
 
 
-TASKS: dict[str, Task] = {
-    "sts": Task(load=graded_pairs.load, measure=similarity),
-    "classification": Task(load=labelled_texts.load, measure=classification, package="sklearn"),
-    "clustering": Task(load=labelled_texts.load, measure=clustering, package="sklearn"),
-    "reranking": Task(load=candidates.load, measure=reranking),
+PROBES: dict[str, Probe] = {
+    "sts": Probe(load=graded_pairs.load, measure=similarity),
+    "classification": Probe(load=labelled_texts.load, measure=classification, package="sklearn"),
+    "clustering": Probe(load=labelled_texts.load, measure=clustering, package="sklearn"),
+    "reranking": Probe(load=candidates.load, measure=reranking),
 }
