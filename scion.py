@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ray_jobs.verify import verify
     from trainer.embedder import Embedder
     from trainer.embedder_spec import EmbedderSpec
+    from trainer.evaluation.mteb_encoder import mteb_encoder
     from trainer.transfer.in_process import GraftedModel, transfer
     from trainer.transfer.methods import methods
     from trainer.transfer.plan import Provenance, TransferPlan
@@ -38,6 +39,7 @@ __all__ = [
     "TransferPlan",
     "__version__",
     "methods",
+    "mteb_encoder",
     "run",
     "transfer",
     "verify",
@@ -54,6 +56,7 @@ _HOMES = {
     "TokenizerConfig": "data_pipeline.tokenizers.train",
     "TransferPlan": "trainer.transfer.plan",
     "methods": "trainer.transfer.methods",
+    "mteb_encoder": "trainer.evaluation.mteb_encoder",
     "run": "ray_jobs.run",
     "transfer": "trainer.transfer.in_process",
     "verify": "ray_jobs.verify",

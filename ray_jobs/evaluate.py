@@ -15,7 +15,7 @@ from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.errors import ArtifactError
 from data_pipeline.pairs import text_pairs as pairs
-from ray_jobs import embed, merge, pretrain, transfer
+from ray_jobs import embed, merge, mteb_results, pretrain, transfer
 from ray_jobs.config.embedders import EvaluateConfig
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
@@ -32,7 +32,7 @@ from trainer.evaluation.speed import speed
 JOB = Job(
     summary="retrieval on held-out pairs, bits per byte of held-out text",
     reads="source_model, the models that the jobs before it have made, test_pairs and the files of evaluate",
-    writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs",
+    writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs; mteb/ for mteb's tools",
     keys=("source_model", "test_pairs", "evaluate"),
     after=("transfer", "pretrain", "embed", "merge"),
 )
@@ -102,6 +102,8 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
         report.note("retrieval is not measured: there are no test_pairs")
     if testing or sets:
         draft.metrics |= _scores(config, uris, testing, sets, report)
+        for path, content in mteb_results.files(draft.metrics, spec(config, compared).inputs):
+            storage.write_bytes(storage.join(draft.uri, "mteb", path), content)
     elif not draft.metrics["bits_per_byte"]:
         raise ArtifactError(
             "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
