@@ -29,6 +29,7 @@ PUBLIC = {
     "TransferPlan",
     "__version__",
     "methods",
+    "mteb_encoder",
     "run",
     "transfer",
     "verify",
