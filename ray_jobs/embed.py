@@ -43,7 +43,7 @@ JOB = Job(
     reads="OUTPUT/pretrain, or any model with embed.model=FOLDER; pairs, or where there are none lines of the text; with "
     "embed.mined OUTPUT/mine",
     writes="OUTPUT/embed: a sentence-transformers folder",
-    keys=("text", "source_model", "pairs", "test_pairs", "embed"),
+    keys=("pairs", "test_pairs", "embed"),
     after=("pretrain", "mine"),
     instead=("embed.model",),
 )
@@ -164,13 +164,12 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
 def _card(config: ScionConfig, training: pairs.Pairs, evaluations: dict[str, Any]) -> Card:
     """The card of the trained embedder."""
     settings = config.embed
-    given = [settings.model] if settings.model is not None else [config.source_model]
-    data = config.pairs or config.text
+    parents, data = model_card.origin(config)
     return Card(
         title=f"{os.path.basename(config.output.rstrip('/'))} embedder",
         made=f"A text embedder, trained on {len(training):,} pairs in {settings.train.steps} steps.",
-        parents=tuple(given + [uri for uri in [settings.teacher] if uri is not None]),
-        data=(data,),
+        parents=parents,
+        data=data,
         languages=tuple(training.langs),
         papers=tuple(OBJECTIVES[name].paper for name in settings.losses),
         test_pairs=config.test_pairs or "",

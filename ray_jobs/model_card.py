@@ -17,6 +17,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import mask_passwords
 from data_pipeline.sources.models import hub_name, is_path
+from ray_jobs import embed_stages
+from ray_jobs.config.schema import ScionConfig
 from trainer.embedder_spec import EmbedderSpec, is_readable, read_spec
 
 FILE = "README.md"
@@ -41,6 +43,13 @@ class Card:
     test_pairs: str = ""
     retrieval: dict[str, Any] = field(default_factory=dict)
     """Accuracy at 1 and MRR at 10 of both directions on `test_pairs`; empty if nothing was measured."""
+
+
+def origin(config: ScionConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The models and the data from which `scion embed` makes an embedder."""
+    parents = (config.embed.model or config.source_model, config.embed.teacher)
+    data = (stage.config.pairs or stage.config.text for stage in embed_stages.every(config, "embed"))
+    return tuple(filter(None, parents)), tuple(dict.fromkeys(filter(None, data)))
 
 
 def write(folder: str, card: Card) -> None:

@@ -36,13 +36,14 @@ def some_pairs(pairs: list[dict], langs: list[str]) -> Pairs:
 
 def test_scores_are_json_and_the_same_again(metric: Metric, embedder: Embedder, pairs: list[dict]) -> None:
     given = some_pairs(pairs, ["el"])
-    scores, by_language = metric(embedder, given)
-    assert json.loads(json.dumps(scores)) == scores
-    assert by_language == {}
-    assert metric(embedder, given) == (scores, {})
+    measured = metric(embedder, given)
+    assert json.loads(json.dumps(measured.scores)) == measured.scores
+    assert measured.by_language == {}
+    again = metric(embedder, given)
+    assert (again.scores, again.by_language) == (measured.scores, {})
 
 
 def test_each_of_several_languages_has_its_scores(metric: Metric, embedder: Embedder, pairs: list[dict]) -> None:
-    scores, by_language = metric(embedder, some_pairs(pairs, ["el", "tr"]))
-    assert set(by_language) == {"el", "tr"}
-    assert all(set(one) == set(scores) for one in by_language.values())
+    measured = metric(embedder, some_pairs(pairs, ["el", "tr"]))
+    assert set(measured.by_language) == {"el", "tr"}
+    assert all(set(one) == set(measured.scores) for one in measured.by_language.values())
