@@ -84,6 +84,7 @@ class Halves:
 """The mean cosine of different anchors, for the test."""
 from __future__ import annotations
 from dataclasses import dataclass
+from trainer.evaluation.measured import Measured
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -97,7 +98,8 @@ class Spread:
             return {"mean_cosine": float(np.mean(vectors @ vectors.T))}
         langs = sorted(set(pairs.langs))
         places = {lang: [n for n, one in enumerate(pairs.langs) if one == lang] for lang in langs}
-        return score(list(range(len(pairs)))), {lang: score(places[lang]) for lang in langs} if len(langs) > 1 else {}
+        by_language = {lang: score(places[lang]) for lang in langs} if len(langs) > 1 else {}
+        return Measured(scores=score(list(range(len(pairs)))), by_language=by_language)
 ''',
     "trainer/merging/last.py": '''
 """The last model, for the test."""
