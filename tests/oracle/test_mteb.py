@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import mteb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gensim.models import KeyedVectors
@@ -26,13 +27,14 @@ from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs.graded_pairs import GradedPairs
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import evaluate, mteb_results
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, SAMPLE
 from tests.unit.evaluation.test_ranked_pairs import Known
 from trainer.evaluation import METRICS
 from trainer.evaluation.similarity import similarity
 
-ANCHORS = [f"How do I press button {number}?" for number in range(40)]
-POSITIVES = [f"Press the button with the number {number}." for number in range(40)]
+# Halves of long paragraphs: vectors of texts that differ in one word tie in fp32.
+PARAGRAPHS = [text.split() for text in pq.read_table(SAMPLE / "pairs.parquet")["anchor"].to_pylist()[::40] if len(text) > 120]
+ANCHORS, POSITIVES = ([" ".join(words[half::2]) for words in PARAGRAPHS[:40]] for half in (0, 1))
 GOLD = [float(number * 7 % 6) for number in range(40)]
 
 
