@@ -118,10 +118,10 @@ class CrampedPairs:
         module, most = self.task.module(each), self.most
         encode = module.encode
 
-        def cramped(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def cramped(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
             if torch.is_grad_enabled() and ids.numel() > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return encode(ids, mask)
+            return encode(ids, *others)
 
         module.encode = cramped
         return module

@@ -26,7 +26,7 @@ SIZES = {lang: max(2, 900 // (place + 1)) for place, lang in enumerate(LANGS)}
 
 
 def in_this_process(function: Callable[..., Any], jobs: list[Any], **settings: Any) -> list[Any]:
-    extra = [settings["setup"]()] if "setup" in settings else []
+    extra = [settings["setup"]()] if settings.get("setup") else []
     return [function(job, *extra) for job in jobs]
 
 
