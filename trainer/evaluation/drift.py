@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer import query_drift
+from trainer.evaluation.measured import by_language
 from trainer.evaluation.retrieval import metrics, ranks
 
 if TYPE_CHECKING:
@@ -55,18 +57,14 @@ def matrix(
 
 def _scores(queries: Vectors, documents: Vectors, pairs: Pairs) -> dict[str, Any]:
     """Accuracy at 1 and MRR at 10 from anchors to positives, of all pairs and by language if there are several."""
-    langs = np.array(pairs.langs)
-    names = sorted(set(pairs.langs))
 
-    def among(places: np.ndarray) -> dict[str, float]:
+    def among(places: NDArray[np.int64]) -> dict[str, Any]:
         left, right = ([texts[place] for place in places] for texts in (pairs.anchors, pairs.positives))
         one_way = metrics(ranks(queries[places], documents[places], left, right))
         return {"accuracy_at_1": one_way.accuracy_at_1, "mrr_at_10": one_way.mrr_at_10}
 
-    every: dict[str, Any] = among(np.arange(len(langs)))
-    if len(names) > 1:
-        every["by_language"] = {name: among(np.flatnonzero(langs == name)) for name in names}
-    return every
+    of_each = by_language(pairs.langs, among)
+    return among(np.arange(len(pairs))) | ({"by_language": of_each} if of_each else {})
 
 
 def recovered(row: Mapping[str, Any], fresh: Mapping[str, Any]) -> float | None:

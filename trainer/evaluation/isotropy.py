@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluation.measured import Measured
+from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -41,14 +41,11 @@ class Isotropy:
         prompts = {"anchors": "query", "positives": "document"}
         vectors = {side: _unit(embedder.encode(texts, prompt_name=prompts[side])) for side, texts in sides.items()}
 
-        def among(places: list[int]) -> Sides:
+        def among(places: NDArray[np.int64]) -> Sides:
             first = {side: list({texts[place]: place for place in places}.values()) for side, texts in sides.items()}
             return {side: asdict(spread(vectors[side][first[side]])) for side in sides}
 
-        langs = sorted(set(pairs.langs))
-        places = {lang: [place for place, other in enumerate(pairs.langs) if other == lang] for lang in langs}
-        by_language = {lang: among(places[lang]) for lang in langs} if len(langs) > 1 else {}
-        return Measured(scores=among(list(range(len(pairs)))), by_language=by_language)
+        return Measured(scores=among(np.arange(len(pairs))), by_language=by_language(pairs.langs, among))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

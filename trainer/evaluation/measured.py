@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,12 @@ class Measured:
     replicates: dict[str, Any] = field(default_factory=dict)
     """The values [b] of scores on b bootstrap samples, under their names and as deeply nested as `scores`; none of scores
     without an interval. Sample i has the same queries for every model."""
+
+
+def by_language(langs: Sequence[str], among: Callable[[NDArray[np.int64]], T]) -> dict[str, T]:
+    """What `among` says of the places of each language, in alphabetical order; empty if there is only one."""
+    names, of_each = np.unique(np.array(langs), return_inverse=True)
+    return {str(name): among(np.flatnonzero(of_each == number)) for number, name in enumerate(names)} if len(names) > 1 else {}
 
 
 def differences(model: Measured, base: Measured) -> dict[str, Any]:

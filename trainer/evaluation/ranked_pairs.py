@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.text.clean import digest
 from trainer.evaluation import bootstrap, ranking
-from trainer.evaluation.measured import Measured
+from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -70,11 +70,9 @@ class RankedPairs:
             ways = {"forward": _scores(left, right, right + others), "backward": _scores(right, left, left)}
             return {way: both[0] for way, both in ways.items()}, {way: both[1] for way, both in ways.items()}
 
-        langs = np.array(pairs.langs)
-        names = sorted(set(pairs.langs))
-        by_language = {lang: among(np.flatnonzero(langs == lang))[0] for lang in names} if len(names) > 1 else {}
+        of_each = by_language(pairs.langs, lambda places: among(places)[0])
         scores, replicates = among(np.arange(len(pairs)))
-        return Measured(scores=scores, by_language=by_language, replicates=replicates)
+        return Measured(scores=scores, by_language=of_each, replicates=replicates)
 
 
 def _names(texts: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.text.clean import digest
 from trainer.evaluation import bootstrap
-from trainer.evaluation.measured import Measured
+from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.text_pairs import Pairs
@@ -44,28 +44,35 @@ class Retrieval:
         """The metrics among all text pairs and, if there are several languages, among the pairs of each."""
         anchors = embedder.encode(pairs.queries, prompt_name="query")
         positives = embedder.encode(pairs.positives, prompt_name="document")
-        of_all, by_language = scores(anchors, positives, pairs)
-        ways = ranks_both_ways(anchors, positives, pairs.anchors, pairs.positives)
+        ways, of_each = _ranked(anchors, positives, pairs)
         replicates = {
             way: bootstrap.means({"accuracy_at_1": (rank == 1).astype(np.float64), "mrr_at_10": _reciprocal(rank)})
             for way, rank in ways.items()
         }
-        return Measured(scores=of_all, by_language=by_language, replicates=replicates)
+        return Measured(scores=_metrics(ways), by_language=of_each, replicates=replicates)
 
 
 def scores(anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs) -> tuple[Ways, dict[str, Ways]]:
     """The metrics from unit vectors [n, d] of the sides of n text pairs: of all, and by language if there are several."""
 
-    def metrics_among(indices: NDArray[np.int64]) -> Ways:
-        left, right = ([texts[index] for index in indices] for texts in (pairs.anchors, pairs.positives))
-        ways = ranks_both_ways(anchors[indices], positives[indices], left, right)
-        return {way: asdict(metrics(rank)) for way, rank in ways.items()}
+    ways, of_each = _ranked(anchors, positives, pairs)
+    return _metrics(ways), of_each
 
-    langs = sorted(set(pairs.langs))
-    by_language = (
-        {lang: metrics_among(np.flatnonzero(np.array(pairs.langs) == lang)) for lang in langs} if len(langs) > 1 else {}
-    )
-    return metrics_among(np.arange(len(pairs))), by_language
+
+def _ranked(
+    anchors: NDArray[np.float32], positives: NDArray[np.float32], pairs: Pairs
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, Ways]]:
+    """The ranks of both directions among all pairs, and the metrics by language."""
+
+    def among(places: NDArray[np.int64]) -> Ways:
+        left, right = ([texts[place] for place in places] for texts in (pairs.anchors, pairs.positives))
+        return _metrics(ranks_both_ways(anchors[places], positives[places], left, right))
+
+    return ranks_both_ways(anchors, positives, pairs.anchors, pairs.positives), by_language(pairs.langs, among)
+
+
+def _metrics(ways: dict[str, NDArray[np.int64]]) -> Ways:
+    return {way: asdict(metrics(rank)) for way, rank in ways.items()}
 
 
 def ranks_both_ways(

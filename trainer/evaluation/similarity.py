@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation import bootstrap
-from trainer.evaluation.measured import Measured
+from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
     from data_pipeline.pairs.graded_pairs import GradedPairs
@@ -20,11 +20,10 @@ Numbers = NDArray[np.float64]
 def similarity(embedder: Encoder, pairs: GradedPairs) -> Measured:
     """Spearman's and Pearson's correlation of all pairs and, if there are several languages, of the pairs of each."""
     cosines = _cosines(embedder.encode(pairs.lefts), embedder.encode(pairs.rights))
-    gold, langs = np.array(pairs.scores), np.array(pairs.langs)
-    names = sorted(set(pairs.langs))
-    by_language = {lang: scores(cosines[langs == lang], gold[langs == lang])[0] for lang in names} if len(names) > 1 else {}
+    gold = np.array(pairs.scores)
+    of_each = by_language(pairs.langs, lambda places: scores(cosines[places], gold[places])[0])
     of_all, replicates = scores(cosines, gold)
-    return Measured(scores=of_all, by_language=by_language, replicates=replicates)
+    return Measured(scores=of_all, by_language=of_each, replicates=replicates)
 
 
 def _cosines(lefts: NDArray[np.float32], rights: NDArray[np.float32]) -> Numbers:
