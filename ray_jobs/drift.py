@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from rich.console import Console
 
 from cluster.capacity import has_gpus
@@ -101,9 +100,7 @@ def _encode(
 @ray.remote(num_cpus=1)
 def encode(uri: str, texts: list[list[str]], at: list[tuple[int, int | None]]) -> Encoded:
     """The vectors of each list of texts, with the prompt of its side, on the GPU that Ray gives the task, if it gives one."""
-    embedder = Embedder.load(uri)
-    if ray.get_gpu_ids() and torch.cuda.is_available():
-        embedder.model.to("cuda")
+    embedder = Embedder.load_on_device(uri)
     offered = [
         (width, layers) for width, layers in at if width in embedder.dimensions and layers in (None, *embedder.spec.layers)
     ]

@@ -5,8 +5,6 @@ import os
 from functools import partial
 from typing import Any
 
-import ray
-import torch
 from rich.console import Console
 
 from cluster.capacity import has_gpus
@@ -179,9 +177,7 @@ def _card(config: ScionConfig, training: pairs.Pairs, evaluations: dict[str, Any
 
 def _teacher(uri: str) -> shards.Encode:
     """The encoder in a folder, for an actor; on the GPU that Ray gives it, if it gives one."""
-    embedder = Embedder.load(uri)
-    if ray.get_gpu_ids() and torch.cuda.is_available():
-        embedder.model.to("cuda")
+    embedder = Embedder.load_on_device(uri)
     return lambda texts, side: embedder.encode(texts, prompt_name=side)
 
 

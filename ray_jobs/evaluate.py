@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-import torch
 from rich.console import Console
 
 from cluster.capacity import has_gpus
@@ -193,9 +192,7 @@ def score(
 
     On the GPU that Ray gives the task, if it gives one.
     """
-    embedder = Embedder.load(uri)
-    if ray.get_gpu_ids() and torch.cuda.is_available():
-        embedder.model.to("cuda")
+    embedder = Embedder.load_on_device(uri)
     once = EncodesOnce(embedder)
     found = {name: metric(once, testing) for name, metric in metrics.items()}
     found |= {name: PROBES[name].measure(once, test_set) for name, test_set in sets.items()}

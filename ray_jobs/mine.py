@@ -28,6 +28,7 @@ from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
 from ray_jobs.stage import Stage, main_start, require
+from trainer.embedder import Embedder
 from trainer.mining import blocks
 from trainer.mining.candidates import Candidates, arrange
 from trainer.mining.choose import Drawn, draw
@@ -164,7 +165,7 @@ class _Work:
     def _encode(self, name: str, texts: list[str], side: str, model: str) -> list[str]:
         """The files of the vectors of some texts, with the model's prompt for their side."""
         jobs = [{"texts": texts[part], "side": side, "uri": uri} for part, uri in self._parts(name, len(texts))]
-        setup = partial(blocks.load_embedder, model)
+        setup = partial(Embedder.load_on_device, model)
         return ray_map(blocks.encode, jobs, setup=setup, progress=self._report.part(f"encode {name}"), **self._actors)
 
     def _search(self, files: dict[str, list[str]], problem: Candidates) -> list[str]:

@@ -74,6 +74,13 @@ class Embedder:
                 latent_attention.attach(model, folder, latents=None)
             return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
 
+    @classmethod
+    def load_on_device(cls, uri: str) -> "Embedder":
+        """As `load`, on this process's own device: for tasks and actors of Ray."""
+        embedder = cls.load(uri)
+        embedder.model.to(own_device())
+        return embedder
+
     def __repr__(self) -> str:
         return f"Embedder({self.model.config.model_type}, {self.spec})"
 
@@ -189,6 +196,15 @@ class Embedder:
         tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = pooling_of(self.spec.pooling, self.model)(tokens, places(mask, skipped)).float()[:, :width]
         return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
+
+
+def own_device() -> torch.device:
+    """The GPU that Ray gives this process, if it gives one, or that there is without Ray; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    import ray
+
+    return torch.device("cpu" if ray.is_initialized() and not ray.get_gpu_ids() else "cuda")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError
-from trainer.embedder import Embedder
+from trainer.embedder import Embedder, own_device
 from trainer.mining.cross_encoder import CrossEncoder
 from trainer.mining.nearest import nearest
 from trainer.transfer.search.exact import normalise_rows
@@ -28,17 +28,10 @@ def cut(count: int, size: int = BLOCK) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def load_embedder(uri: str) -> Embedder:
-    """An embedder on this process's GPU, if it has one."""
-    embedder = Embedder.load(uri)
-    embedder.model.to(_device())
-    return embedder
-
-
 def load_teacher(uri: str, max_length: int) -> CrossEncoder:
-    """A cross-encoder on this process's GPU, if it has one."""
+    """A cross-encoder on this process's own device."""
     teacher = CrossEncoder.load(uri, max_length)
-    teacher.model.to(_device())
+    teacher.model.to(own_device())
     return teacher
 
 
@@ -65,7 +58,7 @@ def search(job: dict[str, Any]) -> str:
     """
     if storage.exists(job["uri"]):
         return str(job["uri"])
-    queries = torch.from_numpy(read(job["queries"])["vectors"]).to(_device())
+    queries = torch.from_numpy(read(job["queries"])["vectors"]).to(own_device())
     rows, places = (np.array(job[name], np.int64) for name in ("rows", "places"))
     scores = np.zeros(len(rows))
 
@@ -123,7 +116,3 @@ def read(uri: str) -> Arrays:
 def read_all(uris: Sequence[str], name: str) -> NDArray[Any]:
     """One array of each file, concatenated."""
     return np.concatenate([read(uri)[name] for uri in uris]) if uris else np.zeros(0)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

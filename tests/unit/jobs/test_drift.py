@@ -60,7 +60,6 @@ def run(given: ScionConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Draft, str
     monkeypatch.setattr(drift, "encode", Here())
     monkeypatch.setattr(drift, "has_gpus", lambda: False)
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(ray, "get_gpu_ids", list)
     draft = Draft(uri=given.at("drift"))
     return draft, drift.fill(given, draft, Reporter(lambda what, done, total: None))
 
