@@ -47,6 +47,7 @@ from trainer.engine.passes import PASSES
 from trainer.engine.setup import make_engine
 from trainer.engine.step import optimizer_step, set_rates
 from trainer.evaluation import retrieval
+from trainer.mining.nearest import nearest
 from trainer.models.exits import first_layers
 from trainer.objectives.combined import Combined
 from trainer.objectives.embedding_distillation import EmbeddingDistillation
@@ -55,6 +56,7 @@ from trainer.objectives.nested import Nested, NestedConfig
 from trainer.objectives.objective import Objective
 from trainer.objectives.score_distillation import Dse, MarginMse, ScoreKl
 from trainer.tasks.contrastive import ContrastiveTask
+from trainer.transfer.search.exact import normalise_rows
 
 MODEL = "runs/demo/random/pretrain"
 LENGTH, WORDS, TEST = 48, 12, 1000
@@ -180,13 +182,11 @@ def batch(seed: int, steps: int) -> dict[str, dict[str, float]]:
 
 def with_negatives(pairs: Pairs, embedder: Embedder, count: int = 5) -> Pairs:
     """Pairs with the positives at ranks 11 to 60 of an embedder's search, at even distances."""
-    queries, documents = embedder.encode(pairs.anchors), embedder.encode(pairs.positives)
+    queries, documents = (normalise_rows(torch.from_numpy(embedder.encode(s)))[0] for s in (pairs.anchors, pairs.positives))
     negatives = []
-    for start in range(0, len(pairs), 512):
-        nearest = np.argsort(-(queries[start : start + 512] @ documents.T), axis=1)[:, :61]
-        for place, row in enumerate(nearest, start):
-            others = [other for other in row if pairs.positives[other] != pairs.positives[place]][10:60]
-            negatives.append([pairs.positives[other] for other in others[:: len(others) // count][:count]])
+    for place, row in enumerate(nearest(queries, [documents], 61).rows.tolist()):
+        others = [other for other in row if pairs.positives[other] != pairs.positives[place]][10:60]
+        negatives.append([pairs.positives[other] for other in others[:: len(others) // count][:count]])
     return Pairs(ids=pairs.ids, anchors=pairs.anchors, positives=pairs.positives, negatives=negatives)
 
 
@@ -300,10 +300,8 @@ def merge(seed: int, steps: int) -> dict[str, dict[str, float]]:
         return {"first task": both[0], "second task": both[1], "mean": sum(both) / 2}
 
     some = [probe.sample(part, 500, seed) for part in parts]
-    together = some[0].take(range(len(some[0])))
-    joined = {
-        side: [*getattr(together, side), *getattr(some[1], side)] for side in ("ids", "anchors", "positives", "negatives")
-    }
+    sides = ("ids", "anchors", "positives", "negatives")
+    joined = {side: [*getattr(some[0], side), *getattr(some[1], side)] for side in sides}
     task = ContrastiveTask(model_uri=MODEL, spec=models[0].spec, objective=probe.LOSS)
     given = Search(
         task=task,
