@@ -1,17 +1,15 @@
 """The starts that `scion compare` compares: methods, and runs with other settings."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from data_pipeline.errors import ConfigError
+from ray_jobs.config.keys import check_folder_name
 from ray_jobs.config.load import with_changes
 from ray_jobs.config.schema import RUN_KEYS, ScionConfig
 from trainer.transfer import chain
 
-_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
-"""A name is a folder, also on object stores."""
 _WHERE = "compare.runs"
 CONTROL = "random"
 """The baseline of the comparison."""
@@ -28,8 +26,7 @@ def compared_configs(config: ScionConfig) -> dict[str, ScionConfig]:
         where = f"{_WHERE}[{place}]"
         own = with_changes(config, {key: run[key] for key in RUN_KEYS if key in run}, where)
         name = str(run.get("name") or own.method)
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
+        check_folder_name(name, f"{where}.name")
         if name in found:
             raise ConfigError(f"two starts are called {name}.", where, "Give this one a name of its own.")
         if name == CONTROL and (own.method != CONTROL or set(run) - {"name", "method"}):

@@ -1,15 +1,12 @@
 """Trainings before the last one: `embed.stages`, each from the model of the one before, on pairs of its own."""
 
-import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import ConfigError
+from ray_jobs.config.keys import check_folder_name
 from ray_jobs.config.load import with_changes
 from ray_jobs.config.schema import STAGE_KEYS, ScionConfig
-
-_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
-"""A name is a part of a folder's name, also on object stores."""
 
 
 class Before(NamedTuple):
@@ -33,8 +30,7 @@ def before(config: ScionConfig) -> Before | None:
     *earlier, last = config.embed.stages
     where = f"embed.stages[{len(earlier)}]"
     name = str(last.get("name") or "")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is not the name of a folder.", f"{where}.name", "Use letters, digits, _, ., + and -.")
+    check_folder_name(name, f"{where}.name")
     if name in [stage.get("name") for stage in earlier]:
         raise ConfigError(f"two stages are called {name}.", where, "Give this one a name of its own.")
     own: dict[str, Any] = {key: last[key] for key in STAGE_KEYS if key in last}

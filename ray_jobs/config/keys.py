@@ -28,6 +28,7 @@ NAMES_ELSEWHERE = {
     "torch_compile": "compile", "lora_r": "lora_rank", "mlm_probability": "probability", "model_name_or_path": "source_model",
 }  # fmt: skip
 """Names of our keys in transformers' Trainer, peft and others, where they are spelt differently."""
+_FOLDER_NAME = re.compile(r"[\w+-][\w.+-]*", re.ASCII)
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
@@ -63,6 +64,16 @@ def item_type(hint: Any) -> type | None:
     """The dataclass of a list's items, if it has one."""
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
     return inner if is_dataclass(inner) and isinstance(inner, type) else None
+
+
+def check_folder_name(name: str, where: str) -> None:
+    """Checks that a name that the user gives can be (a part of) the name of a folder, also on object stores.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _FOLDER_NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not the name of a folder.", where, "Use letters, digits, _, ., + and -.")
 
 
 def type_name(hint: Any) -> str:
