@@ -86,21 +86,13 @@ def _chosen(settings: EmbedConfig, given_pairs: bool) -> dict[str, Any]:
         chosen["nested"] = artifact.identity(settings.nested)
     if pooling_name(settings.pooling) == LATENT_ATTENTION:
         chosen["latents"] = settings.latents
-    if settings.bidirectional:
-        chosen["bidirectional"] = True
     if settings.prompts:
         chosen |= {"prompts": settings.prompts, "include_prompt": settings.include_prompt}
     if settings.template is not None:
         chosen["template"] = template_text(settings.template)
-    chosen |= {name: value for name, value in _tasks(settings).items() if value != _tasks(EmbedConfig())[name]}
     if given_pairs:
         return chosen
     return chosen | tables.identity("builder", builder, getattr(settings.builders, builder), default="simcse")
-
-
-def _tasks(settings: EmbedConfig) -> dict[str, Any]:
-    """The settings that divide the steps among the tasks; the defaults are no part of an artefact's identity."""
-    return {"batches": settings.batches, "alpha": settings.alpha, "weights": settings.weights}
 
 
 def stages(config: ScionConfig, start: ChainStart) -> dict[str, Stage]:

@@ -34,9 +34,7 @@ _OFTEN = 50
 
 def spec(config: ScionConfig, start: ChainStart) -> Spec:
     """The specification of the pretrained model of the chain `start`; fingerprints its inputs."""
-    settings: dict[str, Any] = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
-    if config.pretrain.objective != "auto":
-        settings["objective"] = config.pretrain.objective
+    settings = {"pretrain": artifact.identity(config.pretrain), "seed": start.seed}
     inputs = {"shards": shard.spec(config).id, "model": transfer.spec(config, start).id}
     return Spec(
         uri=start.at(config, "pretrain"),

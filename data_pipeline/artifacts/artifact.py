@@ -115,7 +115,8 @@ def identity(config: object) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for setting in dataclasses.fields(config):
         kind, value = setting.metadata.get("identity", True), getattr(config, setting.name)
-        if kind is True or (kind == "unless default" and value != setting.default):
+        default = setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
+        if kind is True or (kind == "unless default" and value != default):
             values[setting.name] = to_json(value)
     return values
 

@@ -41,7 +41,7 @@ class EmbedConfig:
     cls (the first token), the last two also spelt last and first; or latentattention (NV-Embed), which is trained."""
     latents: int = field(default=512, metadata={"identity": False})
     """Rows of the dictionary of latentattention."""
-    bidirectional: bool = field(default=False, metadata={"identity": False})
+    bidirectional: bool = field(default=False, metadata={"identity": "unless default"})
     """Whether the causal mask of a decoder is dropped, so that every token reads the whole text. A model that was pretrained
     with mntp has none already; encoders neither."""
     prompts: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
@@ -63,11 +63,11 @@ class EmbedConfig:
     chunk by chunk, which keeps it divided under ZeRO-2 and 3."""
     mined: bool = field(default=False, metadata={"identity": False})
     """Whether the training pairs are those of `scion mine`, with hard negatives and scores; a pipeline then mines them."""
-    batches: Literal["one_task", "mixed"] = field(default="one_task", metadata={"identity": False})
+    batches: Literal["one_task", "mixed"] = field(default="one_task", metadata={"identity": "unless default"})
     """Whether all pairs of a step have the same `task`, so that its negatives are of that task, or of any (`mixed`)."""
-    alpha: float = field(default=0.5, metadata={"identity": False})
+    alpha: float = field(default=0.5, metadata={"identity": "unless default"})
     """Tasks are drawn in proportion to pairs ** alpha: 1 as in the pairs, 0 equally often."""
-    weights: dict[str, float] = field(default_factory=dict, metadata={"identity": False})
+    weights: dict[str, float] = field(default_factory=dict, metadata={"identity": "unless default"})
     """Shares of the tasks in the pairs, in place of alpha; tasks without a share are left out. `pairs` is the task of pairs
     without one."""
     stages: tuple[dict[str, Any], ...] = field(default=(), metadata={"identity": False})

@@ -123,7 +123,7 @@ class PretrainConfig:
     """Continued pretraining, masked or causal."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(micro_batch=16))
-    objective: Literal["auto", "mntp"] = field(default="auto", metadata={"identity": False})
+    objective: Literal["auto", "mntp"] = field(default="auto", metadata={"identity": "unless default"})
     """What is predicted: auto is masked tokens for an encoder and the next token for a decoder. mntp drops a decoder's causal
     mask, masks tokens and predicts each from the place before it (LLM2Vec): the first step from a decoder to an embedder."""
     probability: float = 0.15
