@@ -131,10 +131,11 @@ class MergeConfig:
     models: tuple[str, ...] = ()
     """Folders of embedders; when empty, the embedder before and after its contrastive training."""
     base: str | None = field(default=None, metadata={"identity": False})
-    """The model from which the others were trained, for methods that merge what they changed: task_arithmetic, ties and
-    model_stock. The pretrained model when not given."""
+    """The model from which the others were trained, for methods that merge what they changed: task_arithmetic, ties,
+    model_stock and self_positioning. The pretrained model when not given."""
     method: str = field(default="uniform", metadata={"identity": False})
-    """How weights are merged: uniform is their average; greedy_soup and lm_cocktail measure the models on training pairs."""
+    """How weights are merged: uniform is their average; greedy_soup and lm_cocktail measure the models on training
+    pairs, and self_positioning searches the weights on them."""
     methods: MergeSettings = field(default_factory=MergeSettings, metadata={"identity": False})
 
     def __post_init__(self) -> None:
