@@ -73,8 +73,8 @@ def test_negatives_are_those_of_sentence_transformers(pairs: Pairs, model: str, 
     problem = arrange(pairs, None)
     embedder = Embedder.load(model)
     files = {}
-    for name, texts in (("queries", problem.queries), ("texts", problem.texts)):
-        files[name] = [blocks.encode({"texts": texts[part], "uri": f"{tmp_path}/{name}{number}"}, embedder)
+    for name, side, texts in (("queries", "query", problem.queries), ("texts", "document", problem.texts)):
+        files[name] = [blocks.encode({"texts": texts[part], "side": side, "uri": f"{tmp_path}/{name}{number}"}, embedder)
                        for number, part in enumerate(blocks.cut(len(texts)))]  # fmt: skip
     asked = sorted({(query, place) for query, places in enumerate(problem.positives) for place in places})
     job = {"queries": files["queries"][0], "texts": files["texts"], "count": problem.count,
