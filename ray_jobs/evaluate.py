@@ -25,6 +25,7 @@ from trainer.embedder import Embedder
 from trainer.evaluation import Metric
 from trainer.evaluation.encoder import EncodesOnce
 from trainer.evaluation.measured import Measured, differences
+from trainer.evaluation.nested import nested
 from trainer.evaluation.probes import PROBES
 from trainer.evaluation.speed import speed
 
@@ -145,11 +146,11 @@ def collect(found: dict[str, dict[str, Measured]]) -> dict[str, Any]:
     base, *others = found
     made: dict[str, Any] = {}
     apart: dict[str, Any] = {}
-    for name in found[base]:
-        by_model = {model: found[model][name] for model in found}
+    for name in dict.fromkeys(name for measured in found.values() for name in measured):
+        by_model = {model: measured[name] for model, measured in found.items() if name in measured}
         made[name] = {model: one.scores for model, one in by_model.items()}
         made[f"{name}_by_language"] = {model: one.by_language for model, one in by_model.items() if one.by_language}
-        if by_model[base].replicates:
+        if base in by_model and by_model[base].replicates:
             apart[name] = {model: differences(by_model[model], by_model[base]) for model in others}
     return made | ({"differences": apart} if others and apart else {})
 
@@ -188,9 +189,10 @@ def score(
     sets: Mapping[str, Any] = MappingProxyType({}),
     is_timed: bool = False,
 ) -> dict[str, Measured]:
-    """Each metric of the embedder, or any encoder, in the folder, each probe of `sets` on its test set, and the speed.
+    """Each metric of the embedder, or any encoder, in the folder, and each probe of `sets` on its test set.
 
-    On the GPU that Ray gives the task, if it gives one.
+    With `is_timed` also the speed and, of a nested embedder, retrieval at its widths and depths. On the GPU that Ray gives the
+    task, if it gives one.
     """
     embedder = Embedder.load_on_device(uri)
     once = EncodesOnce(embedder)
@@ -198,6 +200,8 @@ def score(
     found |= {name: PROBES[name].measure(once, test_set) for name, test_set in sets.items()}
     if is_timed and testing:
         found["speed"] = Measured(scores=speed(embedder, [*testing.anchors, *testing.positives]))
+        if embedder.spec.layers or len(embedder.dimensions) > 1:
+            found["nested"] = Measured(scores=nested(embedder, testing))
     return found
 
 

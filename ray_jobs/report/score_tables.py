@@ -38,6 +38,7 @@ def score_tables(summary: Summary) -> list[ScoreTable]:
         "clustering": _clustering_table,
         "reranking": _reranking_table,
         "speed": _speed_table,
+        "nested": _nested_table,
     }
     return [
         table(
@@ -170,6 +171,24 @@ def _speed_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
         "median of three passes. Other models were measured at the same time, so compare with care.",
         columns=["model", "texts per second", "tokens per second"],
         rows=[[model, f"{own['texts_per_second']:,.0f}", f"{own['tokens_per_second']:,.0f}"] for model, own in scores.items()],
+    )
+
+
+def _nested_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    """A record for each depth and width of each model."""
+
+    def cells(form: Mapping[str, Any]) -> list[str]:
+        both = [
+            join([way[name] for way in form["retrieval"].values()], " / ", "{:.3f}") for name in ("accuracy_at_1", "mrr_at_10")
+        ]
+        return [str(form["layers"] or "all"), str(form["dimensions"]), *both, f"{form['texts_per_second']:,.0f}"]
+
+    return ScoreTable(
+        title=f"widths and depths: {plots.FORWARD} / {plots.BACKWARD}",
+        reading=f"Retrieval with the first values of a vector, behind all layers or some, {plots.FORWARD} / {plots.BACKWARD}. "
+        "Fewer layers encode faster, fewer values take less memory and search faster.",
+        columns=["model", "layers", "dimensions", "accuracy@1", "MRR@10", "texts per second"],
+        rows=[[model, *cells(form)] for model, own in scores.items() for form in own["forms"]],
     )
 
 

@@ -16,7 +16,7 @@ MODELS = (
     "source_model", "random_untrained", "random_pretrained", "random_trained",
     "transferred_untrained", "transferred_pretrained", "transferred_trained", "merged",
 )  # fmt: skip
-FURTHER = ("ranking", "isotropy", "sts", "classification", "clustering", "reranking", "speed")
+FURTHER = ("ranking", "isotropy", "sts", "classification", "clustering", "reranking", "speed", "nested")
 """The metrics beside retrieval."""
 STAGES = (
     "shard", "transfer", "random/transfer", "pretrain", "random/pretrain", "mine", "embed", "random/embed",

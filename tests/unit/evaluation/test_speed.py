@@ -11,7 +11,7 @@ class Slow:
     def __init__(self, seconds: list[float]) -> None:
         self.seconds, self.now, self.texts = seconds, 0.0, []
 
-    def encode(self, texts: list[str]) -> None:
+    def encode(self, texts: list[str], *, layers: int | None = None) -> None:
         self.texts.append(texts)
         self.now += self.seconds[len(self.texts) - 1]
 

@@ -186,7 +186,7 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     summary = summarize(held, {"random": "random", "transferred": ""}, config("aligned"))
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
-    ranking, isotropy, similarity, classes, clusters, reranked, speed = score_tables(summary)
+    ranking, isotropy, similarity, classes, clusters, reranked, speed, nested = score_tables(summary)
     assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
     assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
     assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
@@ -195,6 +195,8 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     assert clusters.rows[1][1:] == ["0.400 ± 0.020"]
     assert reranked.rows[1][1:] == ["0.550", "0.500 to 0.600", "-", "0.660"]
     assert speed.rows[1][1:] == ["1,234", "45,679"]
+    assert nested.rows[1][1:4] == ["3", "64", "0.500 / 0.250"]
+    assert nested.rows[1][-1] == "2,469"
     html = page_of(summary)
     assert "Further scores" in html
     assert "0.650 to 0.760" in html
@@ -243,6 +245,7 @@ def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
         "clustering": clusters,
         "reranking": reranked | {"queries": 361, "documents": 7_000},
         "speed": {"texts_per_second": 1234.5, "tokens_per_second": 45_678.9, "texts": 128},
+        "nested": {"forms": [{"layers": 3, "dimensions": 64, "retrieval": scores(0.5, 0.25), "texts_per_second": 2469.1}]},
     }
     return {name: dict.fromkeys(models, scores) for name, scores in found.items()}
 
