@@ -392,8 +392,18 @@ def local_output(uri: str) -> Iterator[str]:
     if is_local(uri):
         os.makedirs(path := filesystem(uri)[1], exist_ok=True)
         yield path
+        _open_to_readers(path)
         return
     with tempfile.TemporaryDirectory(prefix="scion-") as folder:
         yield folder
         with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
             list(pool.map(lambda name: put_file(join(uri, name), os.path.join(folder, name)), files(folder)))
+
+
+def _open_to_readers(folder: str) -> None:
+    """Gives the folder's weights the permissions of other new files: safetensors writes them for their owner alone."""
+    for name in files(folder):
+        if name.endswith(".safetensors"):
+            path = os.path.join(folder, name)
+            with suppress(PermissionError):  # another user wrote it
+                os.chmod(path, os.stat(path).st_mode | os.stat(os.path.dirname(path)).st_mode & 0o666)

@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,26 @@ def make_engine(module: Any, config: TrainConfig, micro_batch: int, accumulation
 
 def slow_reasons(module: Any, config: TrainConfig) -> list[str]:
     """What in this set-up costs speed, in words (`specs/performance.md`). Call it after the engine is made."""
-    trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad and weight.ndim > 1]
-    unaligned = [name for name, weight in trained if weight.data_ptr() % _ALIGNED]
+    unaligned = [name for name, weight in _multiplied(module) if weight.data_ptr() % _ALIGNED]
     on_gpu = torch.cuda.is_available()
     reasons = {
-        f"{len(unaligned)} matrices, {', '.join(unaligned[:2])} first, do not lie at multiples of {_ALIGNED} bytes, so that "
-        "products take slow kernels: one before them has an odd number of entries": bool(unaligned),
+        f"of {len(unaligned)} of the matrices, such as {', '.join(unaligned[:1])}, the addresses are no multiples of {_ALIGNED} "
+        "bytes, so that products take slow kernels: one before them has an odd number of entries": bool(unaligned),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": on_gpu and config.precision == "fp32",
         "not compiled: train.compile=true": on_gpu and not config.uses_compile(True) and bool(module.compilable_layers()),
         "the optimizer works in the host's memory": config.offload is not None,
         "activations are computed twice": config.activation_checkpointing,
     }
     return [*module.slow_reasons(), *(reason for reason, holds in reasons.items() if holds)]
+
+
+def _multiplied(module: Any) -> Iterator[tuple[str, Any]]:
+    """The trained matrices that products read: not those of embeddings, unless a head shares them."""
+    for prefix, part in module.named_modules():
+        if not isinstance(part, torch.nn.Embedding):
+            for name, weight in part.named_parameters(prefix, recurse=False):
+                if weight.requires_grad and weight.ndim > 1:
+                    yield name, weight
 
 
 def device_name() -> str:

@@ -48,11 +48,10 @@ class GraftedModel:
         Raises:
             OSError: the folder cannot be written.
         """
-        folder = os.fspath(folder)
-        os.makedirs(folder, exist_ok=True)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.plan.save(folder)
+        with storage.local_output(os.fspath(folder)) as local:
+            self.model.save_pretrained(local)
+            self.tokenizer.save_pretrained(local)
+            self.plan.save(local)
 
 
 def transfer(

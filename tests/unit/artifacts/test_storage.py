@@ -6,10 +6,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fsspec import Callback
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from safetensors.numpy import save_file
 
 from data_pipeline.artifacts import fingerprints, retries, storage
 from data_pipeline.artifacts.lease import Lease
@@ -356,3 +358,12 @@ def test_colons_in_a_local_path_are_no_chain_of_file_systems(tmp_path: Path) -> 
     storage.write_bytes(f"{uri}/b", b"two")
     assert storage.files(uri) == ["a", "b"]
     assert (tmp_path / "c::d" / "run" / "b").read_bytes() == b"two"
+
+
+def test_weights_can_be_read_by_whoever_reads_other_new_files(tmp_path: Path) -> None:
+    """safetensors writes them for their owner alone; a server may run as somebody else."""
+    with storage.local_output(str(tmp_path / "model")) as folder:
+        save_file({"weight": np.zeros(2, np.float32)}, f"{folder}/model.safetensors")
+        Path(folder, "config.json").touch()
+    weights, config = (Path(folder, name).stat().st_mode for name in ("model.safetensors", "config.json"))
+    assert weights == config
