@@ -35,10 +35,11 @@ JOB = Job(
     writes="OUTPUT/evaluate: accuracy@1 and MRR@10, both ways; bits per byte where there are no pairs; mteb/ for mteb's tools",
     keys=("source_model", "test_pairs", "evaluate"),
     after=("transfer", "pretrain", "embed", "merge"),
+    instead=("embed.model", "evaluate.models"),
 )
 KIND = "evaluation"
 _BASE = "source_model"
-"""The model from which the differences of the others are measured."""
+"""The first of a chain: `embed.model`, else `source_model`."""
 Models = dict[str, Spec | str]
 """The models to compare, by their names in the report: folders, or specifications of artefacts."""
 
@@ -55,20 +56,29 @@ def finished_models(config: ScionConfig) -> Models:
 
 
 def _models(config: ScionConfig, embedders: bool) -> Models:
-    """The source model and those of each chain, the user's last; trained and merged embedders only with `embedders`."""
-    models: Models = {_BASE: config.source_model}
-    for start in reversed(starts(config)):
-        models[f"{start.name}_untrained"] = transfer.spec(config, start)
-        models[f"{start.name}_pretrained"] = pretrain.spec(config, start)
+    """The source model and those of each chain, the user's last, then `evaluate.models`.
+
+    Trained and merged embedders only with `embedders`.
+    """
+    models: Models = {}
+    if base := config.embed.model or config.source_model:
+        models[_BASE] = base
+    for start in reversed(starts(config)) if base else ():
+        if config.embed.model is None:
+            models[f"{start.name}_untrained"] = transfer.spec(config, start)
+            models[f"{start.name}_pretrained"] = pretrain.spec(config, start)
         if embedders:
             models[f"{start.name}_trained"] = embed.spec(config, start)
-    return models | {"merged": merge.spec(config)} if embedders else models
+    if embedders and (config.merge.models or (base and config.embed.model is None)):
+        models["merged"] = merge.spec(config)
+    return models | config.evaluate.models
 
 
 def spec(config: ScionConfig, compared: Models) -> Spec:
     inputs = data_fingerprints(config, "test_pairs", *(f"evaluate.{name}" for name in PROBES))
     for name, model in compared.items():
-        inputs[name] = model_fingerprint(model) if isinstance(model, str) else model.id
+        key = f"evaluate.models.{name}" if name in config.evaluate.models else name
+        inputs[name] = model_fingerprint(model, key=key) if isinstance(model, str) else model.id
     return Spec(uri=config.at("evaluate"), kind=KIND, config=_chosen(config.evaluate), inputs=inputs)
 
 
@@ -105,10 +115,11 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
         for path, content in mteb_results.files(draft.metrics, spec(config, compared).inputs):
             storage.write_bytes(storage.join(draft.uri, "mteb", path), content)
     elif not draft.metrics["bits_per_byte"]:
-        raise ArtifactError(
-            "no model is pretrained, and there are no pairs.", config.output, "Run `scion pretrain` first, or give test_pairs=."
+        fix = (
+            "Run `scion pretrain` first, or give test_pairs=." if config.source_model else "Give test_pairs= or evaluate.sts=."
         )
-    return _last_figures(draft.metrics)
+        raise ArtifactError("no model is pretrained, and there are no pairs.", config.output, fix)
+    return _last_figures(draft.metrics, set(config.evaluate.models))
 
 
 def bits_per_byte(compared: Models) -> dict[str, float]:
@@ -164,18 +175,22 @@ _FIGURES = {
 """Of each probe the measure in the line for the user."""
 
 
-def _last_figures(metrics: dict[str, Any]) -> str:
-    """The figures of the last model of the user's chain."""
+def _last_figures(metrics: dict[str, Any], others: set[str]) -> str:
+    """The figures of the last model of the user's chain, else of the last of the `others`."""
     figures = []
+
+    def of_last(by_model: dict[str, Any]) -> Any:
+        """The scores of that model."""
+        chain = [name for name in by_model if name != "merged" and name not in others]
+        return by_model[(chain or list(by_model))[-1]]
+
     if "retrieval" in metrics:
-        last = [name for name in metrics["retrieval"] if name != "merged"][-1]
-        ways = metrics["retrieval"][last]
+        ways = of_last(metrics["retrieval"])
         forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
         figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
     for probe, (measure, form) in _FIGURES.items():
         if probe in metrics:
-            last = [name for name in metrics[probe] if name != "merged"][-1]
-            figures.append(form.format(metrics[probe][last][measure]))
+            figures.append(form.format(of_last(metrics[probe])[measure]))
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
 """Jobs with rows of `shard.length` tokens."""
 _PRETRAINS = ("pretrain", "compare", "pipeline")
-_CHAINED = ("pipeline", "evaluate", "merge", "report")
 """Jobs on the whole chain of models."""
 _OF_HEADS = ("classif", "summary", "cls")
 """Parts of the names of dropout rates outside the layers."""
@@ -51,7 +50,7 @@ def check(config: ScionConfig, job: str) -> None:
         ConfigError: names the setting.
         ModelError: a named model does not exist, or cannot be pretrained.
     """
-    if config.embed.model is not None and job in _CHAINED:
+    if config.embed.model is not None and (job == "pipeline" or (job == "merge" and not config.merge.models)):
         raise ConfigError(
             f"`scion {job}` embeds the model that it pretrained.", "embed.model", "Leave it out, or use `scion embed`."
         )
@@ -68,6 +67,8 @@ def check(config: ScionConfig, job: str) -> None:
             _check_embed_model(stage.config)
     if config.pairs is None and (job == "mine" or (config.embed.mined and job in ("embed", "pipeline"))):
         raise ConfigError("there are no pairs to mine negatives for.", "pairs", "Give pairs=.")
+    if job in ("evaluate", "pipeline"):
+        _check_compared(config.evaluate.models)
     if job == "mine" or (job == "pipeline" and config.embed.mined):
         _check_mining(config.mine)
 
@@ -254,6 +255,16 @@ def _check_dropout(given: str | None, settings: PretrainedConfig) -> None:
             "pairs",
             "Give pairs=, or a source model whose config.json names a dropout above 0.",
         )
+
+
+def _check_compared(models: Mapping[str, str]) -> None:
+    """Checks that the models of `evaluate.models` exist; their weights are not read."""
+    for name, model in models.items():
+        key = f"evaluate.models.{name}"
+        try:
+            _settings(key, model)
+        except ModelError as error:
+            raise ModelError(error.what, f"{key}={model}", error.fix) from None
 
 
 def _settings(key: str, spec: str) -> PretrainedConfig:

@@ -32,8 +32,8 @@ class ChainStart:
 
 
 def main_start(config: ScionConfig) -> ChainStart:
-    """The start of the user's chain."""
-    name = "random" if _is_random(config) else "transferred"
+    """The start of the user's chain: a transfer, or the model that is given as `embed.model`."""
+    name = "model" if config.embed.model else "random" if _is_random(config) else "transferred"
     return ChainStart(name=name, method=config.method, folder="", seed=config.seed)
 
 
@@ -45,7 +45,8 @@ def control_start(config: ScionConfig) -> ChainStart:
 
 def starts(config: ScionConfig) -> tuple[ChainStart, ...]:
     """The starts of a pipeline's chains, the user's first."""
-    return tuple(dict.fromkeys((main_start(config), control_start(config)))) if config.control else (main_start(config),)
+    has_control = config.control and config.embed.model is None
+    return tuple(dict.fromkeys((main_start(config), control_start(config)))) if has_control else (main_start(config),)
 
 
 def _is_random(config: ScionConfig) -> bool:

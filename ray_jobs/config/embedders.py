@@ -8,6 +8,7 @@ from data_pipeline.order.mixture import check_shares
 from data_pipeline.pairs.builders import BUILDERS
 from data_pipeline.pairs.text_form import check_template
 from ray_jobs.config import tables
+from ray_jobs.config.keys import check_folder_name
 from trainer.config.train import TrainConfig
 from trainer.evaluation import METRICS
 from trainer.merging import MERGES
@@ -19,6 +20,8 @@ ObjectiveSettings: Any = tables.sections("ObjectiveSettings", OBJECTIVES)
 BuilderSettings: Any = tables.sections("BuilderSettings", BUILDERS)
 MergeSettings: Any = tables.sections("MergeSettings", MERGES)
 MetricSettings: Any = tables.sections("MetricSettings", METRICS)
+_OF_CHAINS = ("source_model", "random_", "transferred_", "model_")
+"""How the names of a run's own models begin."""
 TEST_SETS = ("sts", "classification", "clustering", "reranking")
 """The rows of `trainer.evaluation.probes.PROBES`, whose module imports too much for a configuration."""
 
@@ -161,6 +164,8 @@ class EvaluateConfig:
     """Texts with columns text and label: V-measure of k-means on the vectors, with a cluster for each label."""
     reranking: str | None = None
     """Queries with columns query, and the lists positive and negative: MAP and MRR at 10 of these candidates by cosine."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Other models to compare, folders or hub names by the names that the report gives them, such as `{e5: models/e5}`."""
     settings: MetricSettings = field(default_factory=MetricSettings)
 
     def __post_init__(self) -> None:
@@ -169,6 +174,10 @@ class EvaluateConfig:
                 raise ConfigError("it is empty.", f"evaluate.{name}", "Name a file, or leave the key out.")
         for name in self.metrics:
             tables.check(name, METRICS, "evaluate.metrics")
+        for name in self.models:
+            check_folder_name(name, "evaluate.models")
+            if name == "merged" or name.startswith(_OF_CHAINS):
+                raise ConfigError(f"{name} is the name of a model of the run.", "evaluate.models", "Choose another name.")
 
     @property
     def files(self) -> dict[str, str]:

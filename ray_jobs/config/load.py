@@ -239,8 +239,10 @@ def with_absolute_paths(config: ScionConfig) -> ScionConfig:
     for section, names in (("embed", ("model", "teacher")), ("mine", _MINED), ("evaluate", of_evaluation)):
         part = getattr(config, section)
         config = replace(config, **{section: replace(part, **_absolute(part, names))})
-    versions = {name: storage.absolute(uri) if _on_disk(uri) else uri for name, uri in config.drift.versions.items()}
-    config = replace(config, drift=replace(config.drift, versions=versions))
+    for section, name in (("drift", "versions"), ("evaluate", "models")):
+        part = getattr(config, section)
+        uris = {one: storage.absolute(uri) if _on_disk(uri) else uri for one, uri in getattr(part, name).items()}
+        config = replace(config, **{section: replace(part, **{name: uris})})
     found = _absolute(config, _PATHS)
     # These are paths even if they do not exist yet.
     found |= {name: storage.absolute(value) for name in ("output", "shards") if (value := getattr(config, name))}

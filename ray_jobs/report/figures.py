@@ -51,7 +51,7 @@ def figures(summary: Summary) -> list[Figure]:
         *([_bits_per_byte(summary)] if summary["bits_per_byte"] else []),
         *(_loss(summary, job, *names) for job, *names in losses if summary["loss"][job]),
         *([_retrieval_in_training(summary)] if summary["retrieval_in_training"] else []),
-        _fertility(summary),
+        *([_fertility(summary)] if summary["fertility"] else []),
         *([_provenance(summary)] if summary["provenance"] else []),
         _seconds(summary),
     ]
@@ -64,11 +64,11 @@ def _retrieval(summary: Summary) -> Figure:
     def both(model: str) -> str:
         return _both_ways(scores[model])
 
-    last = best(summary)
+    first, last = models(summary)[0], best(summary)
     values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in models(summary))
     return Figure(
         name="retrieval",
-        title=f"Accuracy@1 both ways: {both('source_model')} with the source model, {both(last)} {plots.model_label(last)}",
+        title=f"Accuracy@1 both ways: {both(first)} {plots.model_label(first)}, {both(last)} {plots.model_label(last)}",
         image=plots.retrieval(summary),
         alt=f"Bar chart of accuracy@1, {plots.FORWARD} / {plots.BACKWARD}: {values}.",
         reading="The longer the bar, the more texts find their other side at rank 1; compare bars of the same shade"

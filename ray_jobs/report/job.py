@@ -10,6 +10,7 @@ from rich.text import Text
 
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
+from data_pipeline.errors import ArtifactError
 from ray_jobs import embed, evaluate, merge, pretrain, serve, shard, transfer
 from ray_jobs.config.load import save_config, to_dict, to_yaml
 from ray_jobs.config.schema import ScionConfig
@@ -26,6 +27,7 @@ JOB = Job(
     writes="OUTPUT/report.html and OUTPUT/summary.json",
     keys=("test_pairs",),
     after=("shard", "transfer", "pretrain", "embed", "merge", "evaluate", "serve"),
+    instead=("embed.model", "evaluate.models"),
 )
 KIND = "report"
 PAGE, SUMMARY = "report.html", "summary.json"
@@ -33,10 +35,17 @@ PAGE, SUMMARY = "report.html", "summary.json"
 
 def finished_specs(config: ScionConfig) -> dict[str, Spec]:
     """The specs of the finished artefacts, by the name of the stage in the summary."""
-    specs = {"shard": shard.spec(config)}
-    for name, spec_of in (("transfer", transfer.spec), ("pretrain", pretrain.spec), ("embed", embed.spec)):
-        specs |= {storage.join(start.folder, name): spec_of(config, start) for start in starts(config)}
-    specs |= {"merge": merge.spec(config), "serve": serve.spec(config)}
+    specs: dict[str, Spec] = {}
+    if config.source_model and config.embed.model is None:
+        specs["shard"] = shard.spec(config)
+        for start in starts(config):
+            specs[storage.join(start.folder, "transfer")] = transfer.spec(config, start)
+            specs[storage.join(start.folder, "pretrain")] = pretrain.spec(config, start)
+    if config.embed.model or config.source_model:
+        specs |= {storage.join(start.folder, "embed"): embed.spec(config, start) for start in starts(config)}
+        specs["serve"] = serve.spec(config)
+    if config.merge.models or (config.source_model and config.embed.model is None):
+        specs["merge"] = merge.spec(config)
     specs["evaluate"] = evaluate.spec(config, evaluate.finished_models(config))
     return {name: spec for name, spec in specs.items() if artifact.find(spec, replace=name == "evaluate") is not None}
 
@@ -76,7 +85,10 @@ def needs_ray(config: ScionConfig) -> bool:
 
 def main(config: ScionConfig, console: Console) -> None:
     specs = finished_specs(config)
-    require(shard.spec(config), "shard")
+    if config.source_model and config.embed.model is None:
+        require(shard.spec(config), "shard")
+    elif not specs:
+        raise ArtifactError("no stage is finished.", config.output, "Run `scion embed` or `scion evaluate` first.")
     stage(config, specs).run(console)
     show(config, specs, console)
 
@@ -111,7 +123,8 @@ def retrieval_table(summary: Summary) -> Table:
 
 
 def score_table(content: ScoreTable) -> Table:
-    table = Table(content.columns[0], title=content.title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=content.title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(content.columns[0], no_wrap=True)
     for column in content.columns[1:]:
         table.add_column(column.replace(", ", "\n"), justify="right", no_wrap=True)
     for name, *cells in content.rows:

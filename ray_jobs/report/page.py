@@ -10,7 +10,7 @@ from data_pipeline.artifacts import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.score_tables import ScoreTable, interval_text, join, mark, marks_note, score_tables
-from ray_jobs.report.summary import Summary, before_and_after, best, languages, models, starts
+from ray_jobs.report.summary import MODELS, Summary, before_and_after, best, languages, models, starts
 from trainer.engine.changes import describe
 
 _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
@@ -23,12 +23,18 @@ def render(summary: Summary, config_yaml: str) -> str:
         summary: the result of `summary.summarize`, or the content of `summary.json`.
         config_yaml: the resolved config as in `config.yaml`.
     """
+    config, job = summary["config"], "pipeline" if summary["data"] else "embed"
+    given = config.get("embed", {}).get("model")
     return fill_template(
         "template.html.j2",
         summary=summary,
-        config=summary["config"],
+        config=config,
+        grafted=given is None and bool(config["source_model"]),
+        source=given or config["source_model"],
+        trained=bool(summary["loss"]["embed"]),
+        others=any(model not in MODELS for model in models(summary)),
         config_yaml=config_yaml,
-        command=f"scion pipeline {shlex.quote(storage.join(summary['config']['output'], 'config.yaml'))}",
+        command=f"scion {job} {shlex.quote(storage.join(config['output'], 'config.yaml'))}",
         headlines=headlines(summary),
         figures=figures(summary),
         rows=retrieval_rows(summary),
@@ -62,6 +68,8 @@ def fill_template(template: str, **values: Any) -> str:
 def headlines(summary: Summary) -> list[dict[str, Any]]:
     """The numbers at the top, each with the numbers to compare it with."""
     entries = [*_accuracies(summary), *_bits(summary)]
+    if not summary["fertility"]:
+        return entries
     old, new = (summary["fertility"][name]["pieces_per_word"] for name in ("source", "target"))
     against = [f"old tokenizer {old:.2f}"]
     return [*entries, {"label": "pieces per word", "of": "new tokenizer", "value": f"{new:.2f}", "against": against}]
@@ -159,15 +167,15 @@ def language_tables(summary: Summary) -> list[ScoreTable]:
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """Facts about the data and the models of the run, as (name, value)."""
     data, serve = summary["data"], summary["serve"]
-    entries = [
-        ("Documents", _fates(data["documents"])),
-        (
-            "Packed rows",
-            f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens "
-            f"({data['tokens']:,} tokens, {data['padding_share']:.1%} padding)",
-        ),
-        ("Held-out rows", f"{data['rows']['heldout']:,}"),
-    ]
+    entries = []
+    if data:
+        tokens = f"{data['tokens']:,} tokens, {data['padding_share']:.1%} padding"
+        entries = [
+            ("Documents", _fates(data["documents"])),
+            ("Packed rows", f"{data['rows']['rows']:,} of {summary['config']['shard']['length']} tokens ({tokens})"),
+            ("Held-out rows", f"{data['rows']['heldout']:,}"),
+            ("Data set id", str(data["dataset"])),
+        ]
     if summary["pairs"]:
         entries.append(("Held-out pairs", f"{summary['pairs']:,}"))
     if summary["parameters"]:
@@ -182,7 +190,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
                 f"{serve['max_abs_diff']:.1e}",
             )
         )
-    return [*entries, ("Data set id", str(data["dataset"]))]
+    return entries
 
 
 def _fates(documents: Mapping[str, int]) -> str:

@@ -18,13 +18,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ray_jobs.report.summary import STAGES, Summary, before_and_after, models, starts
+from ray_jobs.report.summary import MODELS, STAGES, Summary, before_and_after, models, starts
 
 FORWARD, BACKWARD = "anchor → positive", "positive → anchor"
 _INK, _MUTED, _RULE = "#1f2933", "#52606d", "#c5ccd3"
 _COLOURS = {
     "random": "#d55e00",
     "transferred": "#0072b2",
+    "model": "#0072b2",
     "merged": "#00805f",
     "source": "#6b7280",
     "shared": "#4b5563",
@@ -51,7 +52,7 @@ def retrieval(summary: Summary) -> str:
         figure = _figure(0.56 * len(compared) + 1.0)
         axes = figure.add_subplot()
         for place, model in enumerate(compared):
-            colour = _COLOURS[model.split("_")[0]]
+            colour = _COLOURS[model.split("_")[0] if model in MODELS else "shared"]
             for shift, way, fill in ((-0.19, "forward", colour), (0.19, "backward", _tint(colour))):
                 value = summary["retrieval"][model][way]["accuracy_at_1"]
                 bar = axes.barh(place + shift, value, 0.34, color=fill, edgecolor=colour, linewidth=0.8)
@@ -238,6 +239,8 @@ def seconds(summary: Summary) -> str:
 
 def model_label(model: str) -> str:
     """The label of a model: "random, untrained" for `random_untrained`."""
+    if model not in MODELS:
+        return model
     return model.replace("_", " ") if model == "source_model" else model.replace("_", ", ")
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.report import plots
-from ray_jobs.report.summary import Summary
+from ray_jobs.report.summary import Summary, by_model
 
 BETTER, WORSE = " ▲", " ▼"
 _NOTE = (
-    "▲ and ▼: better and worse than the source model. The 95% interval of the difference, by paired bootstrap on the same "
+    "▲ and ▼: better and worse than the first model. The 95% interval of the difference, by paired bootstrap on the same "
     "samples, does not contain 0."
 )
 
@@ -42,7 +42,7 @@ def score_tables(summary: Summary) -> list[ScoreTable]:
     }
     return [
         table(
-            {plots.model_label(model): scores for model, scores in measured[name].items()},
+            {plots.model_label(model): scores for model, scores in by_model(measured[name]).items()},
             {plots.model_label(model): found for model, found in apart.get(name, {}).items()},
         )
         for name, table in tables.items()
@@ -65,7 +65,7 @@ def _leaves(differences: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def mark(difference: Mapping[str, Any] | None) -> str:
-    """The mark of a difference that is significant; empty for any other, and for the source model itself."""
+    """The mark of a difference that is significant; empty for any other, and for the first model itself."""
     if difference is None or not difference["is_significant"]:
         return ""
     return BETTER if difference["difference"] > 0 else WORSE
@@ -77,7 +77,7 @@ def interval_text(ends: Sequence[float] | None, form: str = ".3f") -> str:
 
 
 def difference_text(difference: Mapping[str, Any] | None) -> str:
-    """The difference from the source model with its interval and its mark; a dash for the source model itself."""
+    """The difference from the first model with its interval and its mark; a dash for the first model itself."""
     if difference is None:
         return "-"
     return f"{difference['difference']:+.3f}, {interval_text(difference['interval'], '+.3f')}{mark(difference)}"
@@ -91,8 +91,8 @@ def join(values: Sequence[float | None], separator: str, form: str, marks: Seque
 
 
 def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
-    ways = next(iter(scores.values())).values()
-    documents = " and ".join(f"{way['documents']:,}" for way in ways)
+    ways = _ways(next(iter(scores.values())))
+    documents = " and ".join(f"{way['documents']:,}" for way in ways.values())
     columns = {"nDCG@10": "ndcg_at_10", "MAP@100": "map_at_100", "recall@100": "recall_at_100"}
 
     def cell(model: str, ways: Mapping[str, Any], name: str) -> str:
@@ -104,7 +104,7 @@ def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Score
         reading=f"Ranking, {plots.FORWARD} / {plots.BACKWARD}, among {documents} documents, hard negatives included. "
         "summary.json has the 95% intervals.",
         columns=["model", *columns],
-        rows=[[model, *(cell(model, ways, name) for name in columns.values())] for model, ways in scores.items()],
+        rows=[[model, *(cell(model, _ways(own), name) for name in columns.values())] for model, own in scores.items()],
     )
 
 
@@ -126,7 +126,7 @@ def _similarity_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Sc
     return ScoreTable(
         title=f"similarity on {pairs:,} text pairs",
         reading=f"Similarity: the correlation of the cosine with the gold score of {pairs:,} text pairs. Intervals are of "
-        "Spearman's correlation, difference is that from the source model.",
+        "Spearman's correlation, difference is that from the first model.",
         columns=["model", "Spearman", "95% interval", "difference", "Pearson"],
         rows=_compared(scores, apart, "spearman", "pearson"),
     )
@@ -174,26 +174,30 @@ def _speed_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
     )
 
 
+def _ways(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of both directions in the order of the headings; `summary.json` sorts them by name."""
+    return {way: scores[way] for way in ("forward", "backward")}
+
+
 def _nested_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
     """A record for each depth and width of each model."""
 
     def cells(form: Mapping[str, Any]) -> list[str]:
-        both = [
-            join([way[name] for way in form["retrieval"].values()], " / ", "{:.3f}") for name in ("accuracy_at_1", "mrr_at_10")
-        ]
+        ways = _ways(form["retrieval"]).values()
+        both = [join([way[name] for way in ways], " / ", "{:.3f}") for name in ("accuracy_at_1", "mrr_at_10")]
         return [str(form["layers"] or "all"), str(form["dimensions"]), *both, f"{form['texts_per_second']:,.0f}"]
 
     return ScoreTable(
         title=f"widths and depths: {plots.FORWARD} / {plots.BACKWARD}",
         reading=f"Retrieval with the first values of a vector, behind all layers or some, {plots.FORWARD} / {plots.BACKWARD}. "
         "Fewer layers encode faster, fewer values take less memory and search faster.",
-        columns=["model", "layers", "dimensions", "accuracy@1", "MRR@10", "texts per second"],
+        columns=["model", "layers", "width", "accuracy@1", "MRR@10", "texts/s"],
         rows=[[model, *cells(form)] for model, own in scores.items() for form in own["forms"]],
     )
 
 
 def _compared(scores: Mapping[str, Any], apart: Mapping[str, Any], main: str, other: str) -> list[list[str]]:
-    """Of each model a score, its interval, its difference from the source model, and another score."""
+    """Of each model a score, its interval, its difference from the first model, and another score."""
     return [
         [
             model,

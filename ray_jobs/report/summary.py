@@ -11,11 +11,12 @@ Summary = dict[str, Any]
 SCHEMA = 1
 """The version of `summary.schema.json`, which defines the keys; incremented if a key changes its meaning or is removed."""
 
-STARTS = ("random", "transferred")
+STARTS = ("random", "transferred", "model")
 MODELS = (
     "source_model", "random_untrained", "random_pretrained", "random_trained",
-    "transferred_untrained", "transferred_pretrained", "transferred_trained", "merged",
+    "transferred_untrained", "transferred_pretrained", "transferred_trained", "model_trained", "merged",
 )  # fmt: skip
+"""The run's own models; other models come behind them."""
 FURTHER = ("ranking", "isotropy", "sts", "classification", "clustering", "reranking", "speed", "nested")
 """The metrics beside retrieval."""
 STAGES = (
@@ -26,7 +27,7 @@ STAGES = (
 
 
 def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], config: Mapping[str, Any]) -> Summary:
-    """Summarises the finished artefacts; the shards must be among them.
+    """Summarises the finished artefacts.
 
     The result does not depend on the date or on the machine that builds it; keys without an artefact are empty.
 
@@ -36,7 +37,7 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         config: the resolved config.
     """
     chains = {start: chain for start in STARTS if start in folders and (chain := _chain(artifacts, folders[start]))}
-    shard, evaluation = artifacts["shard"].metrics, artifacts["evaluate"].metrics if "evaluate" in artifacts else {}
+    shard, evaluation = (artifacts[name].metrics if name in artifacts else {} for name in ("shard", "evaluate"))
     transfers = {start: chain["transfer"].metrics for start, chain in chains.items() if "transfer" in chain}
     user_metrics = list(transfers.values())[-1] if transfers else {}
     pretrainings = {start: chain["pretrain"].metrics for start, chain in chains.items() if "pretrain" in chain}
@@ -44,10 +45,10 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "schema": SCHEMA,
         "method": config["method"],
         "paper": user_metrics.get("paper", ""),
-        "retrieval": _by_model(evaluation.get("retrieval", {})),
+        "retrieval": by_model(evaluation.get("retrieval", {})),
         "retrieval_by_language": evaluation.get("retrieval_by_language", {}),
-        "scores": {name: _by_model(evaluation[name]) for name in FURTHER if name in evaluation},
-        "differences": {name: _by_model(models) for name, models in evaluation.get("differences", {}).items()},
+        "scores": {name: by_model(evaluation[name]) for name in FURTHER if name in evaluation},
+        "differences": {name: by_model(models) for name, models in evaluation.get("differences", {}).items()},
         "pairs": evaluation.get("pairs", 0),
         "pairs_by_language": evaluation.get("pairs_by_language", {}),
         "bits_per_byte": {start: metrics["bits_per_byte"] for start, metrics in pretrainings.items()},
@@ -57,9 +58,9 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "provenance": {start: metrics["provenance"] for start, metrics in transfers.items()},
         "placed": user_metrics.get("placed", {}),
         "parameters": user_metrics.get("parameters"),
-        "fertility": shard["fertility"],
-        "fertility_by_language": shard["fertility_by_language"],
-        "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset")},
+        "fertility": shard.get("fertility", {}),
+        "fertility_by_language": shard.get("fertility_by_language", {}),
+        "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset") if shard},
         "merged_models": artifacts["merge"].metrics["models"] if "merge" in artifacts else 0,
         "serve": {name: artifacts["serve"].metrics[name] for name in ("requests", "max_abs_diff")}
         if "serve" in artifacts
@@ -78,8 +79,9 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
     }
 
 
-def _by_model(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {model: scores[model] for model in MODELS if model in scores}
+def by_model(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores in the order of the run, the own models first; `summary.json` sorts them by name."""
+    return {model: scores[model] for model in (*MODELS, *scores) if model in scores}
 
 
 def to_json(summary: Summary) -> bytes:
@@ -94,12 +96,13 @@ def starts(summary: Summary) -> tuple[str, ...]:
 
 def models(summary: Summary) -> list[str]:
     """The models with retrieval scores, in order."""
-    return [model for model in MODELS if model in summary["retrieval"]]
+    return list(by_model(summary["retrieval"]))
 
 
 def best(summary: Summary) -> str:
-    """The last model of the user's chain that has retrieval scores."""
-    return [model for model in models(summary) if model != "merged"][-1]
+    """The last model of the user's chain that has retrieval scores; if none has, the last of the others."""
+    chain = [model for model in models(summary) if model in MODELS and model != "merged"]
+    return (chain or models(summary))[-1]
 
 
 def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], tuple[int, float]]:

@@ -82,8 +82,8 @@ def slow_reasons(module: Any, config: TrainConfig) -> list[str]:
     unaligned = [name for name, weight in _multiplied(module) if weight.data_ptr() % _ALIGNED]
     on_gpu = torch.cuda.is_available()
     reasons = {
-        f"of {len(unaligned)} of the matrices, such as {', '.join(unaligned[:1])}, the addresses are no multiples of {_ALIGNED} "
-        "bytes, so that products take slow kernels: one before them has an odd number of entries": bool(unaligned),
+        f"of {len(unaligned)} of the matrices, such as {', '.join(unaligned[:1])}, the addresses are no multiples of "
+        f"{_ALIGNED} bytes, so that products take slow kernels: one before them has an odd number of entries": bool(unaligned),
         "fp32 on a GPU: train.precision=bf16 is several times as fast": on_gpu and config.precision == "fp32",
         "not compiled: train.compile=true": on_gpu and not config.uses_compile(True) and bool(module.compilable_layers()),
         "the optimizer works in the host's memory": config.offload is not None,

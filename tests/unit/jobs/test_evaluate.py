@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.artifacts import artifact
-from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.errors import ConfigError, DataError, ModelError
 from data_pipeline.pairs import graded_pairs
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import evaluate, preflight
-from ray_jobs.config.embedders import TEST_SETS
+from ray_jobs.config.embedders import TEST_SETS, EvaluateConfig
 from ray_jobs.config.load import load, with_absolute_paths
 from ray_jobs.config.schema import ScionConfig
 from tests.integration.conftest import write_rows
@@ -56,6 +56,41 @@ def test_the_models_that_are_compared(
     monkeypatch.setattr(artifact, "find", lambda plan: plan)
     assert sorted(evaluate.pipeline_models(config)) == sorted(pipeline)
     assert sorted(evaluate.finished_models(config)) == sorted(alone)
+
+
+def given_model(tmp_path: Path, source_folder: str, **evaluated: object) -> ScionConfig:
+    """A configuration of `scion embed` alone: no text and no source model."""
+    write_rows(tmp_path / "pairs.parquet", [{"anchor": "a", "positive": "b"}])
+    files = dict.fromkeys(("pairs", "test_pairs"), f"{tmp_path}/pairs.parquet")
+    values = {"output": f"{tmp_path}/run", "embed": {"model": source_folder}, "evaluate": evaluated} | files
+    return load(None, [], "evaluate", values=values)
+
+
+def test_an_embedder_of_a_given_model_is_compared_with_it(tmp_path: Path, source_folder: str, monkeypatch) -> None:
+    config = given_model(tmp_path, source_folder, models={"peer": source_folder})
+    preflight.check(config, "evaluate")
+    assert list(evaluate.finished_models(config)) == ["source_model", "peer"]
+    monkeypatch.setattr(artifact, "find", lambda plan: plan)
+    models = evaluate.finished_models(config)
+    assert list(models) == ["source_model", "model_trained", "peer"]
+    assert models["source_model"] == models["peer"] == source_folder
+    with_text = replace(config, text="t.jsonl", source_model="another")
+    assert evaluate.finished_models(with_text)["source_model"] == source_folder
+
+
+def test_any_models_are_compared_without_a_run(tmp_path: Path, source_folder: str) -> None:
+    """Relative folders are found by workers in other directories."""
+    models = {"a": source_folder, "b": "org/on-a-hub"}
+    config = load(None, [], "evaluate", values={"output": f"{tmp_path}/run", "evaluate": {"models": models}})
+    assert evaluate.finished_models(config) == models
+    with pytest.raises(ModelError, match=r"evaluate.models.b"):
+        preflight.check(config, "evaluate")
+
+
+@pytest.mark.parametrize("name", ["merged", "source_model", "random_trained", "a/b"])
+def test_the_names_of_other_models_are_their_own(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate.models"):
+        EvaluateConfig(models={name: "folder"})
 
 
 @pytest.fixture

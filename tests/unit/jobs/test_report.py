@@ -24,11 +24,13 @@ from ray_jobs.config.schema import CompareConfig
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.score_tables import score_tables
-from ray_jobs.report.summary import MODELS, STAGES, STARTS, Summary, summarize, to_json
+from ray_jobs.report.summary import MODELS, STAGES, Summary, summarize, to_json
 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
 EVIL = "</code><script>alert('$1^{')</script><img src=http://evil.example/x.png>"
+STARTS = ("random", "transferred")
+OF_GRAFTS = [model for model in MODELS if not model.startswith("model_")]
 WITHOUT_MINING = [stage for stage in STAGES if stage != "mine"]
 SECONDS = (6.42, 9.31, 2.07, 61.3, 58.8, 24.6, 25.1, 0.61, 12.4, 8.03)
 
@@ -103,7 +105,7 @@ def metrics(method: str) -> dict[str, dict[str, Any]]:
         },
         "merge": {"models": 2},
         "evaluate": {
-            "retrieval": {m: scores(v, 0.93 * v) for m, v in zip(MODELS, values, strict=True)},
+            "retrieval": {m: scores(v, 0.93 * v) for m, v in zip(OF_GRAFTS, values, strict=True)},
             "retrieval_by_language": {},
             "pairs": 500,
             "pairs_by_language": {"el": 500},
@@ -188,7 +190,7 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
     ranking, isotropy, similarity, classes, clusters, reranked, speed, nested = score_tables(summary)
     assert ranking.columns == ["model", "nDCG@10", "MAP@100", "recall@100"]
-    assert [row[1:] for row in ranking.rows] == [["0.812 / 0.812", "0.790 / 0.790", "0.950 / 0.950"]] * 2
+    assert [row[1:] for row in ranking.rows] == [["0.812 / 0.623", "0.790 / 0.790", "0.950 / 0.950"]] * 2
     assert isotropy.rows[0][1:] == ["0.120 / 0.200", "0.431 / 0.500"]
     assert similarity.rows[1][1:] == ["0.710", "0.650 to 0.760", "-", "0.690"]
     assert classes.rows[1][1:] == ["0.900", "0.850 to 0.950", "-", "0.800"]
@@ -197,6 +199,7 @@ def test_further_scores_have_a_table_for_each_metric() -> None:
     assert speed.rows[1][1:] == ["1,234", "45,679"]
     assert nested.rows[1][1:4] == ["3", "64", "0.500 / 0.250"]
     assert nested.rows[1][-1] == "2,469"
+    assert score_tables(json.loads(to_json(summary))) == score_tables(summary)
     html = page_of(summary)
     assert "Further scores" in html
     assert "0.650 to 0.760" in html
@@ -221,24 +224,25 @@ def test_differences_from_the_source_model_that_are_significant_are_marked() -> 
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validate(json.loads(to_json(summary)), schema, cls=jsonschema.Draft202012Validator)
     ranking, _, similarity, *_ = score_tables(summary)
-    assert [row[1] for row in ranking.rows] == ["0.812 / 0.812", "0.812 ▲ / 0.812 ▼"]
+    assert [row[1] for row in ranking.rows] == ["0.812 / 0.623", "0.812 ▲ / 0.623 ▼"]
     assert [row[3] for row in similarity.rows] == ["-", "+0.042, +0.010 to +0.071 ▲"]
     marks = {row["model"]: [cell[-1] for cell in row["cells"]] for row in page.retrieval_rows(summary)}
     assert marks[plots.model_label("transferred_trained")] == [" ▲", "", "", ""]
     assert not any(marks[plots.model_label("source_model")])
-    assert "better and worse than the source model" in page_of(summary)
+    assert "better and worse than the first model" in page_of(summary)
 
 
 def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
     """As `scion evaluate` writes them."""
     way = {"ndcg_at_10": 0.812, "map_at_100": 0.79, "recall_at_100": 0.95, "queries": 500, "documents": 730}
+    back = way | {"ndcg_at_10": 0.623, "documents": 700}
     sides = {"anchors": {"isoscore": 0.12, "mean_cosine": 0.431}, "positives": {"isoscore": 0.2, "mean_cosine": 0.5}}
     similarity = {"spearman": 0.71, "spearman_interval": [0.65, 0.76], "pearson": 0.69, "pairs": 1500}
     classes = {"accuracy": 0.9, "accuracy_interval": [0.85, 0.95], "f1": 0.8, "f1_interval": [0.7, 0.9]}
     clusters = {"v_measure": 0.4, "v_measure_std": 0.02, "v_measures": [0.38, 0.4, 0.42], "texts": 300, "labels": 5}
     reranked = {"map": 0.55, "map_interval": [0.5, 0.6], "mrr_at_10": 0.66, "mrr_at_10_interval": [0.6, 0.7]}
     found = {
-        "ranking": {"forward": way, "backward": way},
+        "ranking": {"forward": way, "backward": back},
         "isotropy": sides,
         "sts": similarity,
         "classification": classes | {"train": 240, "test": 60, "labels": 5},
@@ -252,7 +256,7 @@ def further_scores(models: tuple[str, ...]) -> dict[str, Any]:
 
 def test_the_summary_has_every_documented_key() -> None:
     summary = summary_of()
-    assert set(summary["retrieval"]) == set(MODELS)
+    assert set(summary["retrieval"]) == set(OF_GRAFTS)
     for ways in summary["retrieval"].values():
         assert {way: set(values) for way, values in ways.items()} == {
             way: {"accuracy_at_1", "mrr_at_10", "accuracy_at_1_interval", "mrr_at_10_interval"}
@@ -270,6 +274,24 @@ def test_the_summary_has_every_documented_key() -> None:
     assert (summary["versions"], summary["method"], summary["config"]) == (VERSIONS, "aligned", config())
 
 
+def test_an_embedder_of_a_given_model_has_a_page_without_a_transfer() -> None:
+    """Its own models come first, then those that the user names."""
+    held = {name: artefacts("aligned")[name] for name in ("embed", "evaluate")}
+    names = ("peer", "model_trained", "source_model")
+    held["evaluate"].metrics["retrieval"] = {name: scores(0.5, 0.4) for name in names}
+    given = config() | {"source_model": "", "embed": {"model": "models/minilm"}}
+    summary = summarize(held, {"model": ""}, given)
+    jsonschema.validate(json.loads(to_json(summary)), json.loads(SCHEMA.read_text()), cls=jsonschema.Draft202012Validator)
+    assert [row["model"] for row in page.retrieval_rows(summary)] == ["source model", "model, trained", "peer"]
+    read = Reader(page_of(json.loads(to_json(summary))))
+    assert "An embedder and its training" in read.text
+    assert "models/minilm" in read.text
+    assert "Other models are those of evaluate.models" in read.text
+    assert "scion embed /out/config.yaml" in read.text
+    for absent in ("Grafted", "pieces per word", "Packed rows", "Untrained"):
+        assert absent not in read.text
+
+
 def of_languages(*langs: str) -> dict[str, Any]:
     """A summary of text in several languages; the last one has no pairs."""
     summary = summary_of()
@@ -282,7 +304,7 @@ def of_languages(*langs: str) -> dict[str, Any]:
     summary["fertility_by_language"] = dict.fromkeys(langs, pieces)
     summary["pairs_by_language"] = dict.fromkeys(langs[:-1], 1250)
     summary["retrieval_by_language"] = {
-        model: {lang: scores(0.5 + place / 10, 0.25) for place, lang in enumerate(langs[:-1])} for model in MODELS
+        model: {lang: scores(0.5 + place / 10, 0.25) for place, lang in enumerate(langs[:-1])} for model in OF_GRAFTS
     }
     return summary
 
