@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.batch import batches_by_length, pad_rows
-from data_pipeline.pairs.text_form import TextForm, TokenizedText
+from data_pipeline.pairs.text_form import TEXT, TextForm, TokenizedText
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
 from trainer import query_drift
 from trainer.embedder_spec import EmbedderSpec, read_spec, write_spec
 from trainer.models import latent_attention, loading
 from trainer.models.exits import first_layers
-from trainer.models.pooling import LATENT_ATTENTION, places, pooling_of
+from trainer.models.pooling import LATENT_ATTENTION, check_pooling, places, pooling_of
 from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
@@ -45,10 +44,18 @@ class Embedder:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         spec: EmbedderSpec,
-        compensations: Mapping[query_drift.Key, Compensation] = MappingProxyType({}),
+        compensations: Mapping[query_drift.Key, Compensation] | None = None,
     ) -> None:
+        """
+        Raises:
+            ConfigError: the vectors of this model and pooling would not depend on the text, or the pooling has no weights.
+        """
+        reads_once = spec.template.count(TEXT) == 1  # the first token of a second copy has read the first
+        check_pooling(spec.pooling, reads_once and loading.is_causal(model.config), type(model).__name__)
+        if spec.pooling == LATENT_ATTENTION and not hasattr(model, latent_attention.NAME):
+            raise ConfigError("the model has no latent attention.", f"pooling={spec.pooling}", "Train it with `scion embed`.")
         self.model = model.eval()
-        self.compensations = compensations
+        self.compensations = dict(compensations or {})
         """Maps of queries to the spaces of earlier versions, which `scion drift` makes."""
         self.tokenizer = with_padding(tokenizer)
         self.spec = spec
@@ -58,18 +65,22 @@ class Embedder:
             model.config.pad_token_id = tokenizer.pad_token_id
 
     @classmethod
-    def load(cls, uri: str | os.PathLike[str], dtype: loading.Dtype = torch.float32) -> "Embedder":
+    def load(
+        cls, uri: str | os.PathLike[str], dtype: loading.Dtype = torch.float32, spec: EmbedderSpec | None = None
+    ) -> "Embedder":
         """Loads an embedder, or any model folder or hub name.
 
         Args:
             dtype: of the weights; weights that are stored in it are mapped from their file and not read.
+            spec: in place of the folder's own, to use a language model without a training.
 
         Raises:
             ModelError: the model or the tokenizer is missing, or the pooling is unknown.
+            ConfigError: the spec does not fit the model.
         """
         with model_folder(os.fspath(uri)) as folder:
             model = loading.encoder(folder, dtype)
-            spec = read_spec(folder, loading.max_length(model.config))
+            spec = spec or read_spec(folder, loading.max_length(model.config))
             if spec.pooling == LATENT_ATTENTION:
                 latent_attention.attach(model, folder, latents=None)
             return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))

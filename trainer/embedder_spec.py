@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipeline.errors import ConfigError, ModelError
-from data_pipeline.pairs.text_form import TEXT, TextForm
-from trainer.models.pooling import LATENT_ATTENTION, NAMES, POOLINGS
+from data_pipeline.pairs.text_form import TEXT, TextForm, check_template, template_text
+from trainer.models.pooling import LATENT_ATTENTION, POOLINGS, pooling_name
 
 _FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -37,6 +37,7 @@ class EmbedderSpec:
     """How token vectors become text vectors; the content of `embed.json`."""
 
     pooling: str = "mean"
+    """As `embed.pooling`."""
     normalize: bool = True
     max_length: int = 128
     """Tokens, including special tokens; longer texts are truncated."""
@@ -51,7 +52,7 @@ class EmbedderSpec:
     include_prompt: bool = True
     """Whether the tokens of a prompt are pooled."""
     template: str = TEXT
-    """What is written around a text, as in `TextForm`."""
+    """What is written around a text: echo, prompteol, or a text with {text} once or twice."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "EmbedderSpec":
@@ -59,8 +60,9 @@ class EmbedderSpec:
         return cls(**content | {name: tuple(content.get(name, ())) for name in ("dimensions", "layers")})
 
     def __post_init__(self) -> None:
-        if self.pooling not in NAMES:
-            raise ConfigError(f"{self.pooling!r} is not a pooling.", "pooling", f"Choose one of: {', '.join(NAMES)}.")
+        object.__setattr__(self, "pooling", pooling_name(self.pooling))
+        check_template(self.template, self.pooling)
+        object.__setattr__(self, "template", template_text(self.template))
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ConfigError(f"there is no prompt {self.default_prompt_name!r}.", "default_prompt_name", self._known_prompts())
 

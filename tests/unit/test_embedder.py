@@ -1,6 +1,7 @@
 """One encode path: equal in any batch, and equal to sentence-transformers."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.batch import batches_by_length
-from tests.conftest import FAMILIES, tiny_model
+from data_pipeline.pairs.text_form import TEMPLATES
+from tests.conftest import FAMILIES, tiny_decoder, tiny_model
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.models import loading
@@ -118,3 +120,40 @@ def test_an_unknown_pooling_is_rejected(model_folder) -> None:
 def test_a_folder_without_a_model_is_named(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         loading.encoder(str(tmp_path))
+
+
+@pytest.fixture
+def decoder_folder(english, tmp_path) -> str:
+    tokenizer = FAMILIES["byte_level"](english)
+    tiny_decoder(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("template", "pooling"), [("echo", "mean"), ("prompteol", "last")])
+def test_a_language_model_embeds_by_the_name_of_a_template(decoder_folder, english, template: str, pooling: str) -> None:
+    """A name that was taken as the template itself gave every text the same vector."""
+    spec = EmbedderSpec(template=template, pooling=pooling, max_length=64)
+    named = Embedder.load(decoder_folder, spec=spec)
+    written = Embedder.load(decoder_folder, spec=replace(spec, template=TEMPLATES[template]))
+    vectors = named.encode(english[:2])
+    assert np.array_equal(vectors, written.encode(english[:2]))
+    assert vectors[0] @ vectors[1] < 0.999
+
+
+@pytest.mark.parametrize("template", ["no text", "", "{text} {text} {text}"])
+def test_a_template_without_the_text_is_refused_in_python_too(template: str) -> None:
+    with pytest.raises(ConfigError, match="template"):
+        EmbedderSpec(template=template)
+
+
+@pytest.mark.parametrize(("pooling", "reason"), [("first", "is causal"), ("latentattention", "no latent attention")])
+def test_a_pooling_that_the_model_cannot_have_is_refused(decoder_folder, pooling: str, reason: str) -> None:
+    whole = Embedder.load(decoder_folder)
+    with pytest.raises(ConfigError, match=reason):
+        Embedder(whole.model, whole.tokenizer, EmbedderSpec(pooling=pooling))
+
+
+def test_an_embedder_can_be_copied(model_folder, english) -> None:
+    embedder = deepcopy(Embedder.load(model_folder))
+    assert np.array_equal(embedder.encode(english[:2]), Embedder.load(model_folder).encode(english[:2]))
