@@ -96,13 +96,18 @@ def _worker_environment(is_elastic: bool) -> dict[str, str]:
 def _start_error(error: Exception, address: str | None) -> ClusterError:
     """The ClusterError to raise when `ray.init` has failed, with the cause and advice that fits it. Raises nothing itself."""
     where = f"RAY_ADDRESS={address}" if address else "ray"
-    reason = str(error.__cause__ or error).strip().splitlines()[0]  # the cause names a missing token
+    lines = str(error.__cause__ or error).strip().splitlines()  # the cause names a missing token
+    reason = lines[-1].strip() if "Traceback" in lines[0] else lines[0]
     if address:
         fix = "Unset RAY_ADDRESS to run on this machine."
     elif "missing packages" in reason:
         fix = "Install all parts of Ray: pip install 'ray[default,train,data,serve]'."
     else:
         fix = "Run it again when the machine is less busy."
+    if "auth" in reason.lower():
+        return ClusterError(
+            f"the cluster refused this session ({reason}).", where, "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+        )
     return ClusterError(f"no cluster ({reason}).", where, fix)
 
 

@@ -74,7 +74,9 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     draft.metrics = {"kind": settings.kind, "queries": len(training), "rows": _rows(encoded, testing, settings.kind)}
     described = _described(list(settings.versions), draft.metrics["rows"])
     title = f"{os.path.basename(config.output.rstrip('/'))} embedder for earlier indexes"
-    model_card.write(draft.uri, Card(title=title, made=f"{described}.", parents=(newest,), papers=(PAPER,)))
+    indexes = tuple(settings.versions)
+    card = Card(title=title, made=f"{described}.", parents=(newest,), papers=(PAPER,), indexes=indexes)
+    model_card.write(draft.uri, card)
     return described
 
 
@@ -113,13 +115,13 @@ def encode(uri: str, texts: list[list[str]], at: list[tuple[int, int | None]]) -
 
 
 def _compensations(encoded: dict[str, Encoded], kind: str) -> dict[Key, query_drift.Compensation]:
-    """From the last version to each earlier one, at the widths and depths that both have.
+    """From the last version to each earlier one, at the widths and depths that both have; its own index needs no move.
 
     Raises:
         ConfigError: a version has no width and depth of the last one.
     """
     *earlier, newest = encoded
-    made = {}
+    made = {(newest, *at): query_drift.unmoved(at[0]) for at in encoded[newest]}
     for version in earlier:
         for (width, layers), (queries, *_) in encoded[version].items():
             made[version, width, layers] = query_drift.fit(kind, encoded[newest][width, layers][0], queries)
@@ -151,7 +153,7 @@ def _described(versions: list[str], rows: list[dict[str, Any]]) -> str:
     stale, moved, fresh = first["stale"], first["compensated"], found[versions[-1], versions[-1]]["stale"]
     scores = ", ".join(
         f"{row['mrr_at_10']:.3f} {name}"
-        for row, name in ((stale, "stale"), (moved, "compensated"), (fresh, "with a new index"))
+        for row, name in ((stale, "as it is"), (moved, "with moved queries"), (fresh, "on an index of its own"))
     )
     return f"MRR@10 of {versions[-1]} on the index of {versions[0]}: {scores}"
 

@@ -200,11 +200,11 @@ def _order(config: ScionConfig, folder: str, manifest: Manifest, seed: int, repo
     sizes = {name: sum(shard.rows for shard in parts) for name, parts in manifest.streams.items()}
     weights = shares(sizes, settings.weights, settings.alpha, "embed")
     rows = order_rows(settings.train, folder, manifest, weights, seed, of_tasks=settings.batches)
-    if len(sizes) > 1:
-        report.note(pretrain.describe_passes(rows.order.passes(settings.train.steps), settings.train.steps))
+    report.note(pretrain.describe_passes(rows.order.passes(settings.train.steps), settings.train.steps, "pairs"))
     small = [name for name, size in sizes.items() if size < settings.train.batch_size and weights[name]]
-    if len(sizes) > 1 and small and settings.batches == "one_task":
-        report.note(f"tasks with fewer pairs than a batch: {', '.join(small)}; a step has each of their pairs several times")
+    if small and (len(sizes) == 1 or settings.batches == "one_task"):
+        which = "there are" if len(sizes) == 1 else f"{', '.join(small)} have"
+        report.note(f"{which} fewer pairs than a batch: a step has each of them several times")
     return rows
 
 
@@ -227,6 +227,9 @@ def _training_pairs(config: ScionConfig, testing: pairs.Pairs, start: ChainStart
         pairs.check_disjoint(training, testing)
         pairs.check_learnable(training)
         _check_scores(config.embed, training)
+        _check_negatives(config.embed, training)
+        if training.empty_rows:
+            report.note(f"{training.empty_rows:,} rows of pairs= are left out: one side has no text")
         return training
     settings = config.embed.train
     builder = getattr(config.embed.builders, config.embed.builder)
@@ -250,6 +253,23 @@ def _check_scores(settings: EmbedConfig, training: pairs.Pairs) -> None:
             "pairs",
             "Add them, with negatives and positive_score, or take another embed.objective.",
         )
+
+
+def _check_negatives(settings: EmbedConfig, training: pairs.Pairs) -> None:
+    """Checks that some pair has the hard negatives that info_nce is asked to mix or to weigh; else raises DataError."""
+    if "info_nce" not in settings.losses:
+        return
+    loss = settings.objectives.info_nce
+    wanted = {"mixed_pairs": 2 * bool(loss.mixed_pairs), "mixed_list": 2 * loss.mixed_list}
+    wanted["hardness_of"] = int(bool(loss.hardness) and loss.hardness_of == "hard")
+    most = max(map(len, training.negatives), default=0)
+    for name, least in wanted.items():
+        if most < least:
+            raise DataError(
+                f"{name} needs {least} negatives of a pair, and no pair has more than {most}.",
+                "pairs",
+                f"Add negatives (`scion mine` finds some), or leave embed.objectives.info_nce.{name} out.",
+            )
 
 
 def needs_ray(config: ScionConfig) -> bool:

@@ -167,12 +167,13 @@ def collect(found: dict[str, dict[str, Measured]]) -> dict[str, Any]:
 
 
 _FIGURES = {
+    "ranking": ("ndcg_at_10", "nDCG@10 {:.3f} anchor → positive"),
     "sts": ("spearman", "Spearman {:.3f} with the gold scores"),
     "classification": ("accuracy", "accuracy {:.3f} of a classifier"),
     "clustering": ("v_measure", "V-measure {:.3f} of clusters"),
     "reranking": ("map", "MAP {:.3f} of reranking"),
 }
-"""Of each probe the measure in the line for the user."""
+"""Of each metric beside retrieval the measure in the line for the user."""
 
 
 def _last_figures(metrics: dict[str, Any], others: set[str]) -> str:
@@ -190,7 +191,8 @@ def _last_figures(metrics: dict[str, Any], others: set[str]) -> str:
         figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
     for probe, (measure, form) in _FIGURES.items():
         if probe in metrics:
-            figures.append(form.format(of_last(metrics[probe])[measure]))
+            scores = of_last(metrics[probe])
+            figures.append(form.format(scores.get("forward", scores)[measure]))
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)

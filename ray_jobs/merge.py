@@ -69,6 +69,8 @@ def chosen(config: ScionConfig) -> Chosen:
         assert before is not None
         after = embed.spec(config, main_start(config))
         models = (after,) if base is before else (before, after)
+    if len(set(given.models)) < len(given.models):
+        raise ConfigError("a model is named twice.", "merge.models", "Name each once.")
     if base in models:
         raise ConfigError(
             f"{base} is merged, too: it does not differ from itself.", "merge.base", "Take it out of merge.models."
@@ -130,20 +132,22 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
         merging.fill(recipe, report.part("merge"))
         merged.save(draft.uri)
     name = config.merge.method
-    draft.metrics = {"models": len(opened), "method": name, "papers": [MERGES[name].paper], "weights": recipe.weights}
-    model_card.write(draft.uri, _card(config, [*([] if base is None else [base]), *uris]))
-    described = f"{len(opened)} embedders by {name}"
+    draft.metrics = {"models": len(uris), "method": name, "papers": [MERGES[name].paper], "weights": recipe.weights}
+    model_card.write(draft.uri, _card(config, uris, base))
+    described = f"{len(uris)} embedders by {name}"
     if recipe.weights is None:
         return described
     return f"{described}, with weights {', '.join(f'{weight:.3g}' for weight in recipe.weights)}"
 
 
-def _card(config: ScionConfig, parents: list[str]) -> Card:
+def _card(config: ScionConfig, models: list[str], base: str | None) -> Card:
     """The card of the merged embedder."""
+    name = os.path.basename(config.output.rstrip("/"))
+    beside = "" if base is None else ", which were trained from another"
     return Card(
-        title=f"{os.path.basename(config.output.rstrip('/'))} merged embedder",
-        made=f"A text embedder, merged of {len(parents)} models by {config.merge.method}.",
-        parents=tuple(parents),
+        title=f"{name} merged embedder",
+        made=f"A text embedder, merged from {len(models)} models{beside} by {config.merge.method}.",
+        parents=(*filter(None, [base]), *models),
         papers=(MERGES[config.merge.method].paper,),
     )
 

@@ -37,6 +37,8 @@ class Card:
     """The models that it was made from: folders and hub names."""
     data: tuple[str, ...] = ()
     """The training data: files and names of data sets."""
+    indexes: tuple[str, ...] = ()
+    """Versions whose indexes its queries can search, its own the last."""
     languages: tuple[str, ...] = ()
     """Tags of the languages of the data."""
     papers: tuple[str, ...] = ()
@@ -123,13 +125,13 @@ def _named_licence(content: bytes) -> str | None:
 
 def _body(card: Card, spec: EmbedderSpec) -> str:
     """The text of the card."""
-    parts = [f"# {card.title}", card.made, _usage(spec), _properties(spec), _origin(card)]
+    parts = [f"# {card.title}", card.made, _usage(spec), _indexes(card.indexes), _properties(spec), _origin(card)]
     if card.retrieval:
         measures = {way: (one["accuracy_at_1"], one["mrr_at_10"]) for way, one in card.retrieval.items()}
         rows = [f"| {_DIRECTIONS[way]} | {accuracy:.3f} | {mrr:.3f} |" for way, (accuracy, mrr) in measures.items()]
         head = f"## Evaluation\n\nRetrieval on `{os.path.basename(card.test_pairs)}`:"
         parts.append("\n".join([head, "", "| | accuracy at 1 | MRR at 10 |", "|---|---|---|", *rows]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _usage(spec: EmbedderSpec) -> str:
@@ -141,6 +143,16 @@ def _usage(spec: EmbedderSpec) -> str:
     imported = "from sentence_transformers import SentenceTransformer"
     theirs = f'{imported}\n\nmodel = SentenceTransformer("FOLDER")\nvectors = model.encode(["a text"]{prompt})'
     return f"## Use\n\n```python\n{theirs}\n```\n\nor\n\n```python\n{scion}\n```"
+
+
+def _indexes(versions: Sequence[str]) -> str:
+    """How queries search the indexes of earlier versions; empty if there are none."""
+    if not versions:
+        return ""
+    *earlier, own = (f"`{version}`" for version in versions)
+    call = f'queries = embedder.encode(["a query"], prompt_name="query", index="{versions[0]}")'
+    indexes = f"Documents are embedded anew by this model ({own}), or stay in an index of {', '.join(earlier)}."
+    return f"{indexes} Queries name the index that they search; only Scion can move them:\n\n```python\n{call}\n```"
 
 
 def _properties(spec: EmbedderSpec) -> str:

@@ -188,9 +188,7 @@ def _check_embed_model(config: ScionConfig) -> None:
     from trainer.models import bidirectional, loading
 
     model = config.embed.model or config.source_model
-    if config.embed.model is not None and not storage.exists(storage.join(model, "config.json")):
-        raise ConfigError("there is no model folder.", f"embed.model={model}", "Name a folder that save_pretrained wrote.")
-    settings = _settings("source_model", model)
+    settings = _settings("source_model" if config.embed.model is None else "embed.model", model)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {model}", "Name a model that reads text.")
     _check_names(config.embed.train, lambda: loading.meta_encoder(settings), "embed.train")

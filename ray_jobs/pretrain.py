@@ -121,11 +121,11 @@ def train_on_shards(
     )
 
 
-def describe_passes(found: dict[str, float], steps: int) -> str:
-    """A line on how often the run reads its text; of several languages or tasks the least and the most often."""
+def describe_passes(found: dict[str, float], steps: int, what: str = "text") -> str:
+    """A line on how often the run reads its text or pairs; of several languages or tasks the least and the most often."""
     least, most = (choose(found, key=found.__getitem__) for choose in (min, max))
     times = f"{_number(found[least])} ({least}) to {_number(found[most])} times ({most})"
-    line = f"{steps:,} steps read the text {times if least != most else f'{_number(found[most])} times'}"
+    line = f"{steps:,} steps read the {what} {times if least != most else f'{_number(found[most])} times'}"
     return line if found[most] < _OFTEN else f"{line}; {max(1, round(steps / found[most])):,} would read it once"
 
 

@@ -117,7 +117,7 @@ def _quality(attempts: Attempts) -> list[tuple[str, str]]:
         rows.append(("loss", f"{done[-1]['loss']:.4f}"))
         by_stream = {name: part["loss"] for entry in done[-_RECENT:] for name, part in entry["streams"].items()}
         if len(by_stream) > 1:
-            rows.append(("by language", ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(by_stream.items()))))
+            rows.append(("by stream", ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(by_stream.items()))))
     if scores and "retrieval" in scores[-1]:
         last = scores[-1]
         accuracies = " / ".join(f"{last['retrieval'][way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipeline.errors import ConfigError, ModelError
-from data_pipeline.pairs.text_form import TEXT, TextForm, check_template, template_text
+from data_pipeline.pairs.text_form import SIDES, TEXT, TextForm, check_template, template_text
 from trainer.models.pooling import LATENT_ATTENTION, POOLINGS, pooling_name
 
 _FLAGS = {
@@ -23,8 +23,6 @@ _FLAGS = {
 """Each pooling's flag in the `config.json` of sentence-transformers' Pooling."""
 _ALWAYS = ("cls", "mean", "max", "lasttoken")
 """Poolings whose flags are always written; early versions do not know the others."""
-_SIDES: dict[str | None, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
-"""Prompts of the two sides of a search, as sentence-transformers looks for them."""
 _REFUSAL = "scion.load_it_with_scion_Embedder"
 """In place of the package of modules, where texts have a template or the pooling has weights: sentence-transformers knows
 neither, refuses the folder, and names this."""
@@ -77,8 +75,8 @@ class EmbedderSpec:
             ConfigError: there is no prompt of this name.
         """
         if prompt is None:
-            wanted = next((name for name in _SIDES.get(prompt_name, (prompt_name,)) if name in self.prompts), None)
-            if wanted is None and prompt_name is not None and prompt_name not in _SIDES:
+            wanted = next((name for name in SIDES.get(prompt_name, (prompt_name,)) if name in self.prompts), None)
+            if wanted is None and prompt_name is not None and prompt_name not in SIDES:
                 raise ConfigError(f"this embedder has no prompt {prompt_name!r}.", "prompt_name", self._known_prompts())
             name = self.default_prompt_name if wanted is None else wanted
             prompt = "" if name is None else self.prompts[name]

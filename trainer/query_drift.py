@@ -62,6 +62,11 @@ Key = tuple[str, int, int | None]
 """A version, a width, and the number of layers, None for all."""
 
 
+def unmoved(width: int) -> Compensation:
+    """That of an embedder's own index."""
+    return Compensation(None, np.zeros(width))
+
+
 def mean(new: NDArray[np.float64], old: NDArray[np.float64]) -> Compensation:
     return Compensation(None, (old - new).mean(axis=0))
 

@@ -9,7 +9,9 @@ A long text is cut, never its prompt or template, and both copies are cut at the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 TEXT = "{text}"
 """Stands for the text in a template; alone it is the template of a text without one."""
+SIDES: dict[str | None, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Names of the prompts of the two sides of a search, as sentence-transformers looks for them."""
 TEMPLATES = {"echo": f"{TEXT} {TEXT}", "prompteol": f'This sentence: "{TEXT}" means in one word:"'}
 """Templates of papers."""
 
@@ -34,7 +38,7 @@ def template_text(requested: str) -> str:
     template = TEMPLATES.get(requested, requested)
     if template.count(TEXT) not in (1, 2):
         raise ConfigError(
-            f"{requested!r} is no template.",
+            f"the template {requested!r} does not contain the text once or twice.",
             "embed.template",
             f"Choose one of {', '.join(TEMPLATES)}, or write {TEXT} once or twice.",
         )
@@ -52,6 +56,18 @@ def check_template(requested: str | None, pooling: str) -> None:
     template_text(requested)
     if requested == "prompteol" and pooling != "lasttoken":
         raise ConfigError("prompteol answers in its last token.", "embed.pooling", "Set embed.pooling=lasttoken.")
+
+
+def check_prompt_names(names: Iterable[str]) -> None:
+    """Refuses a name that is nearly that of a side: no text of the training would have its prompt.
+
+    Raises:
+        ConfigError: names the side.
+    """
+    sides = tuple(itertools.chain.from_iterable(SIDES.values()))
+    for name in names:
+        if name not in sides and (near := difflib.get_close_matches(name, sides, 1, 0.65)):
+            raise ConfigError(f"no text would have the prompt {name!r}.", "embed.prompts", f"Did you mean {near[0]}?")
 
 
 class TokenizedText(list[int]):
@@ -100,7 +116,7 @@ class TextForm:
         if (tokens := max(counts, default=0)) >= max_length:
             longest = self._write(beginnings[counts.index(tokens)])
             raise ConfigError(
-                f"prompt and template take {tokens} tokens ({longest[:60]!r}), a text and they {max_length}.",
+                f"prompt and template take {tokens} of {max_length} tokens ({longest[:60]!r}), which leaves none for a text.",
                 "max_length",
                 "Raise it, or shorten the prompt.",
             )

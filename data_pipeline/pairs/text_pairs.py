@@ -8,7 +8,8 @@ as well (`layouts`).
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.pairs import layouts, rows
@@ -42,6 +43,8 @@ class Pairs:
     """What stands in front of the anchor when a model reads it."""
     in_batch: list[bool] = field(default_factory=list)
     """Whether documents of other pairs are negatives of this one, and its documents are theirs."""
+    empty_rows: int = 0
+    """Rows of the files that gave no pair: one side has no text."""
 
     def __post_init__(self) -> None:
         count = len(self.anchors)
@@ -60,7 +63,8 @@ class Pairs:
         """The pairs as columns, in their order."""
         columns = tuple(zip(*pairs, strict=True)) or ((),) * len(Pair._fields)
         names = (_PLURALS.get(name, f"{name}s") for name in Pair._fields)
-        return cls(**{name: list(column) for name, column in zip(names, columns, strict=True)})
+        made: dict[str, Any] = {name: list(column) for name, column in zip(names, columns, strict=True)}
+        return cls(**made)
 
     @property
     def queries(self) -> list[str]:
@@ -69,8 +73,9 @@ class Pairs:
 
     def take(self, places: Sequence[int]) -> "Pairs":
         """Some of the pairs, in the order of `places`."""
-        columns = {column.name: getattr(self, column.name) for column in fields(self)}
-        return Pairs(**{name: [values[place] for place in places] if values else [] for name, values in columns.items()})
+        columns = {column.name: getattr(self, column.name) for column in fields(self) if column.name != "empty_rows"}
+        made: dict[str, Any] = {name: [values[n] for n in places] if values else [] for name, values in columns.items()}
+        return Pairs(**made)
 
 
 _PLURALS = {"negatives": "negatives", "negative_scores": "negative_scores", "in_batch": "in_batch"}
@@ -85,7 +90,8 @@ def load(spec: str | None, cache: str, *, key: str) -> Pairs:
     """
     if spec is None:
         return Pairs.of([])
-    pairs = Pairs.of(_read(spec, cache, key))
+    empty: Counter[str] = Counter()
+    pairs = replace(Pairs.of(_read(spec, cache, key, empty)), empty_rows=empty["rows"])
     if not pairs.ids:
         raise DataError("no pair with text on both sides.", f"{key}={spec}", "Give rows with `anchor` and `positive`.")
     if repeated := next((name for name, count in Counter(pairs.ids).items() if count > 1), None):
@@ -93,13 +99,15 @@ def load(spec: str | None, cache: str, *, key: str) -> Pairs:
     return pairs
 
 
-def _read(spec: str, cache: str, key: str) -> Iterator[Pair]:
-    """The pairs of all rows of all files."""
+def _read(spec: str, cache: str, key: str, empty: Counter[str]) -> Iterator[Pair]:
+    """The pairs of all rows of all files; counts the `rows` that have none in `empty`."""
     for unit in documents.units(documents.resolve(spec, cache, key=key)):
         for number, row in enumerate(layouts.read(unit, key=key)):
             # The key keeps the ids of train/pairs.jsonl and test/pairs.jsonl apart.
             name = f"{key}/{documents.row_id(unit, number)}" if row.get("id") is None else str(row["id"])
-            yield from rows.pairs_of(row, name, f"{key}={unit.path}, the row {name}")
+            found = list(rows.pairs_of(row, name, f"{key}={unit.path}, the row {name}"))
+            empty["rows"] += not found
+            yield from found
 
 
 def check_learnable(pairs: Pairs) -> None:

@@ -260,7 +260,8 @@ def _value(unit: Unit, at: int, name: str, value: Any, kind: pa.DataType, key: s
     try:
         return json_values.parse(name, value, kind)
     except ValueError as error:
-        raise DataError(f"{name} in the line at byte {at} is {error}.", f"{key}={unit.path}", "Correct the line.") from error
+        number = _line_number(unit, at)
+        raise DataError(f"{name} in line {number} is {error}.", f"{key}={unit.path}", "Correct the line.") from error
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
@@ -312,15 +313,20 @@ class ClockedReader(io.RawIOBase):
 
 
 def _parse_json_line(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
-    """A line parsed as a JSON object; DataError that names the file and byte `at` if it is anything else."""
+    """A line parsed as a JSON object; DataError that names the file and the line if it is anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"the line at byte {at} is not JSON that can be read ({error}).", f"{key}={unit.path}", "Correct the line."
-        ) from error
+        if at == 0 and line.startswith(b"["):
+            row = []
+        else:
+            what = f"line {_line_number(unit, at)} is not JSON that can be read ({error})."
+            raise DataError(what, f"{key}={unit.path}", "Correct the line.") from error
+    if at == 0 and isinstance(row, list):
+        fix = "Write one object on each line, as pandas does with `to_json(orient='records', lines=True)`."
+        raise DataError("it is a JSON array.", f"{key}={unit.path}", fix)
     if not isinstance(row, dict):
-        raise DataError(f"the line at byte {at} is not a JSON object.", f"{key}={unit.path}", "Correct the line.")
+        raise DataError(f"line {_line_number(unit, at)} is not a JSON object.", f"{key}={unit.path}", "Correct the line.")
     return row
 
 
@@ -328,4 +334,14 @@ def _decode(unit: Unit, at: int, line: bytes, key: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"the line at byte {at} is not UTF-8.", f"{key}={unit.path}", "Convert the file.") from error
+        raise DataError(f"line {_line_number(unit, at)} is not UTF-8.", f"{key}={unit.path}", "Convert the file.") from error
+
+
+def _line_number(unit: Unit, at: int) -> int:
+    """The number of the line that begins at a byte, counted from 1; for errors, since it reads the file up to there."""
+    count = 1
+    with _open(unit.path) as file:
+        while at > 0 and (piece := file.read(min(at, MAX_READ))):
+            count += piece.count(b"\n")
+            at -= len(piece)
+    return count

@@ -20,6 +20,8 @@ _EXPECTED = {
     _NUMBERS: "a list of numbers",
     pa.bool_(): "true or false",
 }
+_MOST_SHOWN = 60
+"""Characters of a wrong value in an error."""
 _LABELS = ("id", "lang", "label")
 """Columns of text that may also hold numbers."""
 
@@ -50,7 +52,8 @@ def parse(name: str, value: Any, kind: pa.DataType | None = None) -> Any:
         return str(value)
     elif (found := _scalar(kind, value)) is not None:
         return found
-    raise ValueError(f"{json.dumps(value)[:60]}, not {_EXPECTED[kind]}")
+    shown = json.dumps(value, ensure_ascii=False)
+    raise ValueError(f"{shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '…'}, not {_EXPECTED[kind]}")
 
 
 def _scalar(kind: pa.DataType, value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from data_pipeline.errors import ConfigError
 from data_pipeline.order.mixture import check_shares
 from data_pipeline.pairs.builders import BUILDERS
-from data_pipeline.pairs.text_form import check_template
+from data_pipeline.pairs.text_form import check_prompt_names, check_template
 from ray_jobs.config import tables
 from ray_jobs.config.keys import check_folder_name
 from trainer.config.train import TrainConfig
@@ -95,6 +95,7 @@ class EmbedConfig:
         if len(set(self.losses)) < len(self.losses):
             raise ConfigError(f"{self.objective} names a loss twice.", "embed.objective", "Name it once, and set its weight.")
         self._check_teacher()
+        check_prompt_names(self.prompts)
         tables.check(self.builder, BUILDERS, "embed.builder")
         check_shares(self.alpha, self.weights, "embed")
         check_template(self.template, pooling_name(self.pooling))

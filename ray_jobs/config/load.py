@@ -55,7 +55,8 @@ def load(path: str | None, overrides: list[str], job: str = "pipeline", values: 
         missing = [name for name in _REQUIRED if OmegaConf.is_missing(given, name)]
         needed = [name for name in missing if name in jobs()[job].required_keys(lambda key: OmegaConf.select(given, key))]
         if needed:
-            raise ConfigError(f"{', '.join(needed)} must be given.", where, f"Add `{needed[0]}:` or {needed[0]}=...")
+            others = "".join(f", or {name}=..." for name in jobs()[job].instead)
+            raise ConfigError(f"{', '.join(needed)} must be given.", where, f"Add `{needed[0]}:` or {needed[0]}=...{others}")
         config = _to_dataclasses(OmegaConf.merge(given, dict.fromkeys(missing, "")))
         for name in (*_PATHS, "output", "shards"):
             if getattr(config, name) == "" and name not in missing:

@@ -35,11 +35,11 @@ class MineConfig:
     """Actors that encode, search and score, each with a GPU if there are GPUs; the negatives are the same for any number."""
 
     def __post_init__(self) -> None:
-        if self.negatives < 0 or not 1 <= self.first <= self.last or self.actors < 1 or self.teacher_length < 4:
-            raise ConfigError(
-                "negatives must be at least 0, 1 <= first <= last, actors at least 1, teacher_length at least 4.",
-                "mine",
-            )
+        for name, least in {"negatives": 0, "first": 1, "actors": 1, "teacher_length": 4}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"it must be at least {least}, got {getattr(self, name)}.", f"mine.{name}")
+        if self.last < self.first:
+            raise ConfigError(f"the last rank, {self.last}, comes before mine.first={self.first}.", "mine.last", "Raise it.")
         if self.negatives > self.last - self.first + 1:
             raise ConfigError(
                 f"ranks {self.first} to {self.last} have fewer than {self.negatives} texts.",

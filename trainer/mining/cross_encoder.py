@@ -66,6 +66,11 @@ def check(uri: str, max_length: int) -> None:
         ModelError: it has several outputs, or too few positions.
     """
     config = loading.model_config(uri)
+    architectures = config.architectures or []
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ModelError(
+            f"it is a {architectures[0]}, no cross-encoder.", f"mine.teacher={uri}", "Name a sequence-classification model."
+        )
     if config.num_labels != 1:
         raise ModelError(
             f"it has {config.num_labels} outputs.", f"mine.teacher={uri}", "Name a sequence-classification model with one."

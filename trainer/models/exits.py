@@ -58,7 +58,7 @@ def check_exits(model: PreTrainedModel, behind: tuple[int, ...]) -> None:
     layers: Any = model.get_submodule(layer_list(model))
     if wrong := [count for count in behind if not 0 < count < len(layers)]:
         raise ModelError(
-            f"it has {len(layers)} layers: an exit behind layer {wrong[0]} is none.",
+            f"it has {len(layers)} layers, so that there is no exit behind layer {wrong[0]}.",
             type(model).__name__,
             "Change embed.nested.exits.",
         )

@@ -121,7 +121,10 @@ def check_widths(widths: tuple[int, ...], full: float) -> None:
         ConfigError: one is as wide as `full`, or wider.
     """
     if wrong := [width for width in widths if width >= full]:
-        raise ConfigError(f"the model's vectors have {full} values, {wrong[0]} are no part.", "embed.nested.widths")
+        raise ConfigError(
+            f"the model's vectors have {full} values, so that a width of {wrong[0]} is not a part of them.",
+            "embed.nested.widths",
+        )
 
 
 def _at(reps: PairVectors, exit_number: int) -> PairVectors:

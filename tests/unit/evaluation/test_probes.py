@@ -175,7 +175,7 @@ def test_wrong_files_are_refused_by_name(task: str, rows: list[dict], message: s
 
 def test_a_line_with_one_text_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", [{"query": "a", "positive": "b", "negative": ["c"]}])
-    with pytest.raises(DataError, match='positive in the line at byte 0 is "b", not a list of texts'):
+    with pytest.raises(DataError, match='positive in line 1 is "b", not a list of texts'):
         candidates.load(path, str(tmp_path / "cache"), key="evaluate.reranking")
 
 

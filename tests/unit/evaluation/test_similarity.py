@@ -101,7 +101,7 @@ def test_graded_pairs_are_read_from_both_formats(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"sentence1": "a", "sentence2": "b", "score": "high"}, "score in the line at byte 0 is \"high\", not a number"),
+        ({"sentence1": "a", "sentence2": "b", "score": "high"}, "score in line 1 is \"high\", not a number"),
         ({"sentence1": "a", "sentence2": "b", "score": True}, "not a number"),
         ({"sentence1": "a", "sentence2": "b"}, "column score is missing"),
         ({"sentence1": "a", "sentence2": "b", "score": 3}, "different scores"),

@@ -71,11 +71,15 @@ def test_queries_of_the_new_version_search_the_old_index(
     rows = {(row["index"], row["queries"]): row for row in draft.metrics["rows"]}
     stale, moved = (rows["v1", "v2"][name]["mrr_at_10"] for name in ("stale", "compensated"))
     assert moved > stale + 0.05
-    assert line.startswith(f"MRR@10 of v2 on the index of v1: {stale:.3f} stale, {moved:.3f} compensated, ")
+    assert line.startswith(f"MRR@10 of v2 on the index of v1: {stale:.3f} as it is, {moved:.3f} with moved queries, ")
     served, old = Embedder.load(draft.uri), Embedder.load(str(folder / "old"))
     queries = [f"{text} ." for text in english[40:60]]
     before = old.encode(queries)
     assert (served.encode(queries, index="v1") * before).sum() > (served.encode(queries) * before).sum()
+    assert np.allclose(served.encode(queries, index="v2"), served.encode(queries), atol=1e-6)
+    card = Path(draft.uri, "README.md").read_text()
+    assert 'index="v1"' in card
+    assert "this model (`v2`), or stay in an index of `v1`" in card
     for width, layers in ((8, None), (None, 1), (8, 1)):
         vectors = served.encode(queries, dimensions=width, layers=layers, index="v1")
         assert vectors.shape[1] == (width or served.width)

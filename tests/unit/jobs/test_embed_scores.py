@@ -1,6 +1,8 @@
-"""Which scores of a teacher the losses need."""
+"""Which scores of a teacher and which negatives the losses need."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import embed
 from ray_jobs.config.embedders import EmbedConfig
+from trainer.objectives.info_nce import InfoNce
 
 
 def pairs(positive: float, negative: float) -> Pairs:
@@ -22,3 +25,21 @@ def test_dse_follows_the_scores_of_positives_alone() -> None:
         with pytest.raises(DataError, match="follows a teacher's scores, and no row has negative_scores"):
             embed._check_scores(EmbedConfig(objective=objective), pairs(positive, math.nan))
         embed._check_scores(EmbedConfig(objective=objective), pairs(positive, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "least"),
+    [
+        ({"mixed_pairs": 2}, "mixed_pairs", 2),
+        ({"mixed_list": True}, "mixed_list", 2),
+        ({"hardness": 5.0, "hardness_of": "hard"}, "hardness_of", 1),
+    ],
+)
+def test_losses_on_hard_negatives_need_them(settings: dict[str, Any], name: str, least: int) -> None:
+    """They trained as if the setting was not there."""
+    given = {"info_nce": InfoNce(**settings)}
+    config = EmbedConfig(objectives=replace(EmbedConfig().objectives, **given))
+    few, many = (Pairs(ids=["1"], anchors=["a"], positives=["b"], negatives=[["c"] * n]) for n in (least - 1, least))
+    embed._check_negatives(config, many)
+    with pytest.raises(DataError, match=rf"{name} needs {least} negatives of a pair, and no pair has more than {least - 1}"):
+        embed._check_negatives(config, few)

@@ -147,7 +147,7 @@ def test_a_teacher_s_scores_replace_the_cosines(config: ScionConfig, tmp_path: P
     [
         (["mine.model=./none"], ConfigError, r"mine\.model=.*none: no such folder"),
         (["mine.teacher=./none", "mine.negatives=0"], ConfigError, r"mine\.teacher=.*none: no such folder"),
-        (["mine.teacher={source}"], ModelError, r"it has 2 outputs"),
+        (["mine.teacher={source}"], ModelError, r"it is a BertForMaskedLM, no cross-encoder"),
     ],
 )
 def test_what_cannot_be_read_is_refused_before_the_work(

@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "an embedder of which all is frozen": ("embed", ["embed.train.frozen=[body,embeddings]"], r"embed\.train\.frozen"),
     "text at storage that is not known": ("shard", ["text=foo://b/x.txt"], r"foo://b/x\.txt: this kind of storage is not"),
-    "a model for embed that is not there": ("embed", ["embed.model=/some"], "no model folder"),
+    "a model for embed that is not there": ("embed", ["embed.model=/some"], "embed.model=/some: no such folder"),
 }
 
 
@@ -106,9 +106,11 @@ def test_inputs_that_a_job_does_not_read_may_be_elsewhere(path: str) -> None:
 
 def test_widths_and_exits_are_parts_of_the_model(path: str) -> None:
     preflight.check(configs.load(path, ["embed.nested.widths=[16, 8]", "embed.nested.exits=[1]"]), "embed")
-    with pytest.raises(ConfigError, match=r"embed.nested.widths: the model's vectors have \d+ values, 4096 are no part"):
+    with pytest.raises(
+        ConfigError, match=r"embed.nested.widths: the model's vectors have \d+ values, so that a width of 4096 is not"
+    ):
         preflight.check(configs.load(path, ["embed.nested.widths=[4096]"]), "embed")
-    with pytest.raises(ModelError, match=r"it has 2 layers: an exit behind layer 2 is none"):
+    with pytest.raises(ModelError, match=r"it has 2 layers, so that there is no exit behind layer 2"):
         preflight.check(configs.load(path, ["embed.nested.exits=[2]"]), "embed")
 
 

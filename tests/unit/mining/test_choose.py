@@ -96,8 +96,8 @@ def test_texts_of_pairs_are_no_candidates_beside_a_corpus_and_forbidden_ones_nev
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"first": 0}, "1 <= first <= last"),
-        ({"first": 9, "last": 8}, "1 <= first <= last"),
+        ({"first": 0}, "mine.first: it must be at least 1, got 0"),
+        ({"first": 9, "last": 8}, "mine.last: the last rank, 8, comes before mine.first=9"),
         ({"first": 1, "last": 4}, "ranks 1 to 4 have fewer than 5 texts"),
         ({"margin": -0.1}, "mine.margin: it must be at least 0"),
         ({"negatives": 0}, "nothing to mine and no teacher"),

@@ -55,7 +55,7 @@ def test_a_head_without_trained_weights_is_refused(tmp_path: Path, english: list
     folder = teacher(tmp_path / "teacher", english)
     BertForSequenceClassification.from_pretrained(folder).bert.save_pretrained(folder)
     config = BertConfig.from_pretrained(folder)
-    config.num_labels = 1
+    config.num_labels, config.architectures = 1, None
     config.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"classifier.* is not in its weights"):
         CrossEncoder.load(folder, 48)

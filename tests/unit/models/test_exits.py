@@ -85,5 +85,5 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
 
 @pytest.mark.parametrize("count", [0, 4, 7])
 def test_an_exit_lies_within_the_model(count: int) -> None:
-    with pytest.raises(ModelError, match=f"it has 4 layers: an exit behind layer {count} is none"):
+    with pytest.raises(ModelError, match=f"it has 4 layers, so that there is no exit behind layer {count}"):
         Exits(AutoModel.from_config(KINDS["bert"]), (count,))

@@ -81,5 +81,5 @@ def test_settings_that_make_no_loss_are_refused(settings: dict[str, Any], messag
 
 def test_a_width_is_below_the_full_one() -> None:
     reps = gathered_pairs(vectors(PAIRS, 0), vectors(PAIRS, 1), list(range(PAIRS)), list(range(100, 100 + PAIRS)))
-    with pytest.raises(ConfigError, match="the model's vectors have 8 values, 8 are no part"):
+    with pytest.raises(ConfigError, match="the model's vectors have 8 values, so that a width of 8 is not"):
         losses(Nested(inner=ONE_WAY, config=NestedConfig(widths=(8,))), reps)

@@ -96,7 +96,7 @@ def test_columns_of_no_layout_are_ignored(tmp_path: Path) -> None:
             {"query": "a", "positive": "b"},
             "column anchor is missing; the file has query, positive.*FlagEmbedding, query, pos and neg",
         ),
-        ({"query": "a", "pos": "b"}, 'pos in the line at byte 0 is "b", not a list of texts'),
+        ({"query": "a", "pos": "b"}, 'pos in line 1 is "b", not a list of texts'),
     ],
 )
 def test_an_ambiguous_or_unknown_file_is_refused(row: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def test_a_row_with_several_positives_becomes_a_pair_for_each(tmp_path: Path) ->
     assert pairs.negative_scores == [[0.5], [0.5], []]
 
 
+def test_rows_without_text_on_a_side_are_counted(tmp_path: Path) -> None:
+    pairs = load(tmp_path, ROW, ROW | {"id": "2", "positive": None}, ROW | {"id": "3", "anchor": " "})
+    assert (pairs.ids, pairs.empty_rows) == (["1"], 2)
+
+
 def test_a_negative_without_text_goes_with_its_score(tmp_path: Path) -> None:
     pairs = load(tmp_path, ROW | {"negatives": ["n", "", "m"], "negative_scores": [1, 2, 3]})
     assert (pairs.negatives, pairs.negative_scores) == ([["n", "m"]], [[1.0, 3.0]])
@@ -77,7 +82,7 @@ def test_parquet_holds_the_same_rows(tmp_path: Path) -> None:
         ({"positive_scores": [1]}, "positive_scores is for a list of positives. Write positive_score"),
         ({"positive": None, "positives": ["p"], "positive_score": 1}, "positive_score is for one positive"),
         ({"positive_score": math.inf}, "a positive score is infinite"),
-        ({"positive_score": "high"}, 'positive_score in the line at byte 0 is "high", not a number'),
+        ({"positive_score": "high"}, 'positive_score in line 1 is "high", not a number'),
         ({"positive_score": True}, "is true, not a number"),
         ({"negatives": ["n"], "negative_scores": ["x"]}, "not a list of numbers"),
         ({"in_batch_negatives": 0}, "is 0, not true or false"),

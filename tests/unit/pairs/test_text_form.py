@@ -13,6 +13,7 @@ from data_pipeline.pairs.batch import PairBatch
 from data_pipeline.pairs.shards import tokenize_pairs
 from data_pipeline.pairs.text_form import TEMPLATES, TextForm, template_text
 from data_pipeline.pairs.text_pairs import Pairs
+from ray_jobs.config.embedders import EmbedConfig
 from tests.conftest import FAMILIES, tiny_decoder, tiny_model, wordpiece
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
@@ -57,7 +58,7 @@ def test_a_cut_text_keeps_its_prompt(english) -> None:
     ids = embedder.tokenize([LONG], "query")[0]
     assert len(ids) == 16
     assert embedder.tokenizer.decode(ids[1:-1]).startswith(PROMPTS["query"] + "click")
-    with pytest.raises(ConfigError, match=r"prompt and template take \d+ tokens"):
+    with pytest.raises(ConfigError, match=r"prompt and template take \d+ of 16 tokens"):
         embedder.encode(["a"], prompt=LONG)
 
 
@@ -67,7 +68,7 @@ def test_a_prompt_of_a_row_that_leaves_no_room_for_its_anchor_is_refused(templat
     Embedder(tiny_model(wordpiece(english)).bert, wordpiece(english), EmbedderSpec(max_length=24)).save(str(tmp_path))
     task = ContrastiveTask(model_uri=str(tmp_path), spec=EmbedderSpec(max_length=24, template=template_text(template)))
     task.check(prompts=["", "Apply "])
-    with pytest.raises(ConfigError, match=r"take \d\d+ tokens \('Apply Apply .*a text and they 24"):
+    with pytest.raises(ConfigError, match=r"take \d\d+ of 24 tokens \('Apply Apply .*none for a text"):
         task.check(prompts=["Apply ", "Apply " * 24])
 
 
@@ -183,3 +184,10 @@ def test_sentence_transformers_refuses_a_folder_with_a_template(english, tmp_pat
     embedder.spec = replace(embedder.spec, template="{text}")
     embedder.save(str(tmp_path))
     assert json.loads((tmp_path / "modules.json").read_text())[0]["type"] == "sentence_transformers.models.Transformer"
+
+
+@pytest.mark.parametrize(("name", "side"), [("querry", "query"), ("queries", "query"), ("documents", "document")])
+def test_a_prompt_that_is_nearly_that_of_a_side_is_refused(name: str, side: str) -> None:
+    EmbedConfig(prompts={"query": "q: ", "passage": "p: ", "sts": "s: "})
+    with pytest.raises(ConfigError, match=rf"embed.prompts: no text would have the prompt '{name}'. Did you mean {side}"):
+        EmbedConfig(prompts={name: "x: "})

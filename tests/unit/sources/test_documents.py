@@ -162,7 +162,7 @@ def test_the_error_for_a_value_of_the_wrong_type_names_its_line(
     name: str, value: object, expected: str, tmp_path: Path
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": "fine"} | {name: value})
-    with pytest.raises(DataError, match=f"{name} in the line at byte 17 is .* not {expected}"):
+    with pytest.raises(DataError, match=f"{name} in line 2 is .* not {expected}"):
         table(path, ("text",), ("lang", "negatives"))
 
 
@@ -258,7 +258,7 @@ class TestOnAStore:
 
 def test_the_error_for_a_damaged_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "deep.jsonl").write_text('{"text": ' + "[" * 100_000)
-    with pytest.raises(DataError, match=r"deep\.jsonl: the line at byte 0 is not JSON that can be read"):
+    with pytest.raises(DataError, match=r"deep\.jsonl: line 1 is not JSON that can be read"):
         texts([str(tmp_path / "deep.jsonl")])
     pq.write_table(pa.table({"text": [f"line {n}" for n in range(1000)]}), path := tmp_path / "page.parquet")
     content = bytearray(path.read_bytes())
@@ -281,3 +281,21 @@ def test_a_file_of_unknown_size_is_read_to_its_end(tmp_path: Path, monkeypatch: 
     (tmp_path / "x.txt").write_text("\n".join(LINES))
     monkeypatch.setattr(LocalFileSystem, "size", lambda self, path: None)
     assert texts([str(tmp_path / "x.txt")]) == LINES
+
+
+def test_a_wrong_line_is_named_by_its_number(tmp_path: Path) -> None:
+    lines = ['{"text": "ναι"}', "", '{"text": "όχι"}', "{broken"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    [unit] = documents.units(documents.resolve(str(path), str(tmp_path / "cache"), key="text"))
+    with pytest.raises(DataError, match=r"a\.jsonl: line 4 is not JSON"):
+        documents.read(unit, ("text",), (), key="text")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_not_jsonl(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps([{"text": "a"}], indent=indent))
+    [unit] = documents.units(documents.resolve(str(path), str(tmp_path / "cache"), key="text"))
+    with pytest.raises(DataError, match=r"it is a JSON array\. .* one object on each line"):
+        documents.read(unit, ("text",), (), key="text")
