@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipeline.pairs import CHUNK_TOKENS, shards
 from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.sources.models import model_folder
 from ray_jobs import embed_stages, mine, model_card, pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.embedders import EmbedConfig
@@ -118,7 +120,7 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
     if settings.model is None or settings.stages:
         model = require(_source(config, start), "embed" if settings.stages else "pretrain")
     else:
-        model = settings.model
+        model = _given_model(settings.model, config.at("hub"))
     testing = pairs.load(config.test_pairs, cache, key="test_pairs")
     training = _training_pairs(config, testing, start, cache, report)
     rows_folder = storage.join(draft.uri, "pairs")
@@ -149,6 +151,18 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
         f"{settings.train.steps} steps on {len(training):,} pairs, loss {first:.3f} in the first, {last:.3f} in the last"
         + _accuracies(result["evaluations"], settings.train.steps)
     )
+
+
+def _given_model(model: str, folder: str) -> str:
+    """A model that every node can read, also later: one of the hub is copied to `folder`."""
+    if "://" in model or os.path.isdir(model):
+        return model
+    uri = storage.join(folder, model.replace("/", "--"))
+    if not storage.exists(storage.join(uri, "config.json")):
+        with model_folder(model) as local, storage.local_output(uri) as copy:
+            shutil.copytree(local, copy, ignore=shutil.ignore_patterns("config.json"), dirs_exist_ok=True)
+            shutil.copy(os.path.join(local, "config.json"), copy)  # the last file says that all are there
+    return uri
 
 
 def _card(config: ScionConfig, training: pairs.Pairs, evaluations: dict[str, Any]) -> Card:

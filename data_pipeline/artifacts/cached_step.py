@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from data_pipeline.artifacts import storage
+from data_pipeline.artifacts import fingerprints, storage
 
 
 def cached_step(
@@ -24,7 +24,7 @@ def cached_step(
         return dict(record["answer"])
     storage.remove(uri)
     result, files = make()
-    hashes = {path: storage.sha256(storage.join(folder, path)) for path in files}
+    hashes = {path: fingerprints.sha256(storage.join(folder, path)) for path in files}
     content = {"key": dict(key), "files": hashes, "answer": result}
     storage.write_bytes(uri, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return result
@@ -43,4 +43,4 @@ def _read(uri: str) -> dict[str, Any] | None:
 
 def _are_unchanged(folder: str, hashes: Mapping[str, str]) -> bool:
     files = ((storage.join(folder, path), sha256) for path, sha256 in hashes.items())
-    return all(storage.exists(uri) and storage.sha256(uri) == sha256 for uri, sha256 in files)
+    return all(storage.exists(uri) and fingerprints.sha256(uri) == sha256 for uri, sha256 in files)

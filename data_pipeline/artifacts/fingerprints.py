@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from data_pipeline.artifacts import storage
-from data_pipeline.artifacts.retries import with_retries
+from data_pipeline.artifacts.retries import request_clock, with_retries
 
 _CHECKSUM_FIELDS = ("ETag", "etag", "md5Hash")
 """Fields of an object store's listing that identify the content."""
@@ -18,6 +18,20 @@ SETTLE_SECONDS = 2.0
 """After this time without a change, another change gets another timestamp on any file system."""
 _fingerprints: dict[tuple[int, ...], str] = {}
 """Cache of this process, keyed by `_state`."""
+
+
+def _sha256(uri: str) -> str:
+    """SHA-256 of a file's content."""
+    fs, path = storage.filesystem(uri)
+    digest, progress = hashlib.sha256(), request_clock()
+    with fs.open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            progress.restart()
+    return digest.hexdigest()
+
+
+sha256 = with_retries(_sha256, storage.download_seconds)
 
 
 @with_retries

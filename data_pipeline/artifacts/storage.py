@@ -6,7 +6,6 @@ storage that does not answer never counts as empty. Every function is idempotent
 
 import errno
 import glob
-import hashlib
 import os
 import posixpath
 import re
@@ -299,20 +298,6 @@ def download_seconds(uri: str) -> float:
     """Longest time that the download of a file should take; 0 if the store does not report its size."""
     fs, path = filesystem(uri)
     return int(info(fs, path).get("size") or 0) / _MIN_BYTES_PER_SECOND
-
-
-def _sha256(uri: str) -> str:
-    """SHA-256 of a file's content."""
-    fs, path = filesystem(uri)
-    digest, progress = hashlib.sha256(), request_clock()
-    with fs.open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            progress.restart()
-    return digest.hexdigest()
-
-
-sha256 = with_retries(_sha256, download_seconds)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline.artifacts import storage
+from data_pipeline.artifacts import fingerprints, storage
 from data_pipeline.artifacts.cached_step import cached_step
 from data_pipeline.ray_map import Progress, ray_map
 from data_pipeline.shards import format
@@ -80,7 +80,7 @@ def pack_file(job: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[s
             shards[lang] = _pack_language(job, lang, texts, tokenizer)
         return {lang: asdict(shard) for lang, shard in shards.items()}, [shard.path for shard in shards.values()]
 
-    key = {"text": storage.sha256(job["path"]), "tokenizer": fingerprint(tokenizer)}
+    key = {"text": fingerprints.sha256(job["path"]), "tokenizer": fingerprint(tokenizer)}
     key |= {name: job[name] for name in ("length", "packing")}
     return cached_step(job["folder"], f"{job['name']}.json", key, make)
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from transformers import PreTrainedTokenizerFast
 
-from data_pipeline.artifacts import storage
+from data_pipeline.artifacts import fingerprints, storage
 from data_pipeline.artifacts.check_result import CheckResult
 from data_pipeline.errors import ScionError
 from data_pipeline.shards import corpus, format
@@ -50,7 +50,7 @@ def _shard_problem(folder: str, shard: Shard) -> str:
     uri = storage.join(folder, shard.path)
     if not storage.exists(uri):
         return "missing"
-    changed = storage.sha256(uri) != shard.sha256
+    changed = fingerprints.sha256(uri) != shard.sha256
     try:
         table = format.read_groups(uri)
     except ScionError as error:

@@ -79,7 +79,8 @@ class EmbedConfig:
     heldout_pairs: int = field(default=1000, metadata={"identity": False})
     """Test pairs on which retrieval is measured during the training, at even distances; all if there are fewer."""
     model: str | None = None
-    """A model folder that `scion embed` trains in place of the pretrained model."""
+    """The model that `scion embed` trains in place of the pretrained model, a folder or hub name; one of the hub is copied to
+    OUTPUT/hub."""
     teacher: str | None = field(default=None, metadata={"identity": False})
     """An embedder whose vectors the loss embedding_distillation follows, a folder or hub name, of any architecture and
     vocabulary. Every text of the pairs is encoded by it once, before the training."""

@@ -84,6 +84,7 @@ def needs_ray(config: ScionConfig) -> bool:
 
 
 def main(config: ScionConfig, console: Console) -> None:
+    """Reports on what is finished; a transfer needs its shards, an embedder of a given model any stage."""
     specs = finished_specs(config)
     if config.source_model and config.embed.model is None:
         require(shard.spec(config), "shard")
@@ -123,6 +124,7 @@ def retrieval_table(summary: Summary) -> Table:
 
 
 def score_table(content: ScoreTable) -> Table:
+    """The terminal's table of a metric. Prints nothing."""
     table = Table(title=content.title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column(content.columns[0], no_wrap=True)
     for column in content.columns[1:]:

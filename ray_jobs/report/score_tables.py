@@ -91,6 +91,7 @@ def join(values: Sequence[float | None], separator: str, form: str, marks: Seque
 
 
 def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    """nDCG, MAP and recall in both directions, with the marks of each."""
     ways = _ways(next(iter(scores.values())))
     documents = " and ".join(f"{way['documents']:,}" for way in ways.values())
     columns = {"nDCG@10": "ndcg_at_10", "MAP@100": "map_at_100", "recall@100": "recall_at_100"}
@@ -109,6 +110,7 @@ def _ranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Score
 
 
 def _isotropy_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    """How evenly the vectors of both sides use their dimensions."""
     return ScoreTable(
         title="isotropy: anchors / positives",
         reading="Isotropy, anchors / positives. IsoScore is 1 if the vectors vary equally in all directions, 0 if in one; the "
@@ -122,6 +124,7 @@ def _isotropy_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTab
 
 
 def _similarity_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    """Correlations with gold scores."""
     pairs = next(iter(scores.values()))["pairs"]
     return ScoreTable(
         title=f"similarity on {pairs:,} text pairs",
@@ -133,6 +136,7 @@ def _similarity_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Sc
 
 
 def _classification_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    """Accuracy and macro F1 of a classifier on the vectors."""
     sizes = next(iter(scores.values()))
     return ScoreTable(
         title=f"classification of {sizes['test']:,} texts",
@@ -144,6 +148,7 @@ def _classification_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -
 
 
 def _clustering_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    """V-measure of clusters, mean and deviation over the seeds."""
     sizes = next(iter(scores.values()))
     return ScoreTable(
         title=f"clustering of {sizes['texts']:,} texts",
@@ -155,6 +160,7 @@ def _clustering_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreT
 
 
 def _reranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> ScoreTable:
+    """MAP and MRR of given candidates."""
     queries = next(iter(scores.values()))["queries"]
     return ScoreTable(
         title=f"reranking of the candidates of {queries:,} queries",
@@ -165,6 +171,7 @@ def _reranking_table(scores: Mapping[str, Any], apart: Mapping[str, Any]) -> Sco
 
 
 def _speed_table(scores: Mapping[str, Any], _: Mapping[str, Any]) -> ScoreTable:
+    """Texts and tokens per second."""
     return ScoreTable(
         title="speed of encoding",
         reading=f"Speed: {next(iter(scores.values()))['texts']:,} texts of the test pairs on one CPU core or the GPU, the "

@@ -37,9 +37,15 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         config: the resolved config.
     """
     chains = {start: chain for start in STARTS if start in folders and (chain := _chain(artifacts, folders[start]))}
-    shard, evaluation = (artifacts[name].metrics if name in artifacts else {} for name in ("shard", "evaluate"))
+    names = ("shard", "evaluate", "serve")
+    shard, evaluation, served = (artifacts[name].metrics if name in artifacts else {} for name in names)
+
+    def of_stages(metric: str) -> dict[str, Any]:
+        """A metric of the stages that have it."""
+        return {name: found for name in STAGES if name in artifacts and (found := artifacts[name].metrics.get(metric))}
+
     transfers = {start: chain["transfer"].metrics for start, chain in chains.items() if "transfer" in chain}
-    user_metrics = list(transfers.values())[-1] if transfers else {}
+    user_metrics = [{}, *transfers.values()][-1]
     pretrainings = {start: chain["pretrain"].metrics for start, chain in chains.items() if "pretrain" in chain}
     return {
         "schema": SCHEMA,
@@ -62,18 +68,10 @@ def summarize(artifacts: Mapping[str, Artifact], folders: Mapping[str, str], con
         "fertility_by_language": shard.get("fertility_by_language", {}),
         "data": {name: shard[name] for name in ("documents", "rows", "tokens", "padding_share", "dataset") if shard},
         "merged_models": artifacts["merge"].metrics["models"] if "merge" in artifacts else 0,
-        "serve": {name: artifacts["serve"].metrics[name] for name in ("requests", "max_abs_diff")}
-        if "serve" in artifacts
-        else {},
+        "serve": {name: served[name] for name in ("requests", "max_abs_diff") if served},
         "seconds": {name: artifacts[name].seconds for name in STAGES if name in artifacts},
-        "devices": {
-            name: artifacts[name].metrics["devices"]
-            for name in STAGES
-            if name in artifacts and "devices" in artifacts[name].metrics
-        },
-        "changes": {
-            name: changes for name in STAGES if name in artifacts and (changes := artifacts[name].metrics.get("changes"))
-        },
+        "devices": of_stages("devices"),
+        "changes": of_stages("changes"),
         "versions": _versions(artifacts.values()),
         "config": dict(config),
     }

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.artifacts import lease, storage
+from data_pipeline.artifacts import fingerprints, lease, storage
 from data_pipeline.artifacts.artifact import READER_PREFIX
 from data_pipeline.artifacts.lease import Lease
 from data_pipeline.errors import CorruptError
@@ -213,7 +213,7 @@ class Store:
         """Checks that a checkpoint's file has the SHA-256 `expected`; CorruptError if it differs or the file is missing."""
         uri = storage.join(self.uri, name, path)
         try:
-            actual = storage.sha256(uri)
+            actual = fingerprints.sha256(uri)
         except FileNotFoundError as error:
             raise CorruptError(_CHANGED, uri) from error
         if actual != expected:

@@ -42,6 +42,7 @@ def differences(model: Measured, base: Measured) -> dict[str, Any]:
 
 
 def _differences(own: Mapping, other: Mapping, own_replicates: Mapping, other_replicates: Mapping) -> dict[str, Any]:
+    """`differences` of mappings that are nested alike."""
     found = {}
     for name, values in own_replicates.items():
         if isinstance(values, Mapping):

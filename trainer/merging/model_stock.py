@@ -36,6 +36,7 @@ class ModelStock:
 
 
 def _merge(column: Column) -> torch.Tensor:
+    """The base and the share t of the mean difference, t = k cos / (1 + (k - 1) cos) for k models (section 4.1)."""
     assert column.base is not None
     found = list(differences(column))
     cosine = _mean_cosine(found)

@@ -45,6 +45,7 @@ class LatentAttention(torch.nn.Module):
             torch.nn.init.zeros_(weight)
 
     def forward(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, d] of token vectors [B, L, d]; `places` as in `pooling`."""
         tokens = tokens.to(self.latents.dtype)
         query = self._split(self.query(self.norm(tokens)).flatten(0, 1))
         key, value = (self._split(part) for part in self.key_value(self.latent_norm(self.latents)).chunk(2, dim=-1))

@@ -64,6 +64,7 @@ class ContrastiveTask:
         of_documents.check(tokenizer, self.spec.max_length)
 
     def module(self, each: loading.WeightCallback | None = None, dtype: loading.Dtype = torch.float32) -> DualEncoder:
+        """The model with its pooling and objective; `each` as in `loading.encoder`."""
         with storage.local_copy(self.model_uri) as folder:
             model = loading.encoder(folder, dtype, each)
             if self.spec.pooling == LATENT_ATTENTION:

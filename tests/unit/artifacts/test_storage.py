@@ -50,7 +50,7 @@ def test_every_error_of_the_storage_is_an_os_error(error: Exception) -> None:
 
     for ask in (
         lambda: storage.read_bytes("flaky://run/a"),
-        lambda: storage.sha256("flaky://run/a"),
+        lambda: fingerprints.sha256("flaky://run/a"),
         lambda: storage.write_bytes("flaky://run/b", b""),
         lambda: storage.remove("flaky://run/a"),
         copied,
@@ -214,7 +214,7 @@ def test_a_request_without_an_answer_times_out_and_is_retried(tmp_path: Path, mo
     format.write("flaky://run/part.parquet", rows := pa.table({"row": list(range(100))}))
     assert format.read_groups("flaky://run/part.parquet").equals(rows)
     Flaky.fault = lambda operation, path: released.wait() and None
-    for ask in (storage.exists, storage.files, storage.remove, storage.read_bytes, storage.sha256, storage.expand):
+    for ask in (storage.exists, storage.files, storage.remove, storage.read_bytes, fingerprints.sha256, storage.expand):
         with pytest.raises(TimeoutError, match="no answer"):
             ask("flaky://run/many")
     released.set()

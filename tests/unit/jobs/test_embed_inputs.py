@@ -1,11 +1,13 @@
-"""Which scores of a teacher and which negatives the losses need."""
+"""What `scion embed` needs of its inputs: scores of a teacher, hard negatives, and the model to train."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import DataError
 from data_pipeline.pairs.text_pairs import Pairs
 from ray_jobs import embed
@@ -43,3 +45,13 @@ def test_losses_on_hard_negatives_need_them(settings: dict[str, Any], name: str,
     embed._check_negatives(config, many)
     with pytest.raises(DataError, match=rf"{name} needs {least} negatives of a pair, and no pair has more than {least - 1}"):
         embed._check_negatives(config, few)
+
+
+def test_a_model_of_the_hub_is_copied_to_where_all_nodes_read(source_folder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"org/model": source_folder}[name])
+    uri = embed._given_model("org/model@v1", str(tmp_path / "hub"))
+    assert uri == f"{tmp_path}/hub/org--model@v1"
+    assert sorted(storage.files(uri)) == sorted(storage.files(source_folder))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    assert embed._given_model("org/model@v1", str(tmp_path / "hub")) == uri
+    assert embed._given_model(source_folder, "") == source_folder
