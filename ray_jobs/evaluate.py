@@ -1,7 +1,7 @@
 """`scion evaluate`: scores on held-out pairs and bits per byte of held-out text, for each model and its random control."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
+from ray_jobs.report.summary import model_label
 from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
@@ -119,7 +120,7 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
             "Run `scion pretrain` first, or give test_pairs=." if config.source_model else "Give test_pairs= or evaluate.sts=."
         )
         raise ArtifactError("no model is pretrained, and there are no pairs.", config.output, fix)
-    return _last_figures(draft.metrics, set(config.evaluate.models))
+    return _last_figures(draft.metrics, config.evaluate.models)
 
 
 def bits_per_byte(compared: Models) -> dict[str, float]:
@@ -176,26 +177,28 @@ _FIGURES = {
 """Of each metric beside retrieval the measure in the line for the user."""
 
 
-def _last_figures(metrics: dict[str, Any], others: set[str]) -> str:
-    """The figures of the last model of the user's chain, else of the last of the `others`."""
+def _last_figures(metrics: dict[str, Any], others: Collection[str]) -> str:
+    """The figures of one model as a line: the last of the user's chain, else the merged one, else the last of all."""
     figures = []
-
-    def of_last(by_model: dict[str, Any]) -> Any:
-        """The scores of that model."""
-        chain = [name for name in by_model if name != "merged" and name not in others]
-        return by_model[(chain or list(by_model))[-1]]
-
-    if "retrieval" in metrics:
-        ways = of_last(metrics["retrieval"])
-        forward, backward = (f"{ways[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
-        figures.append(f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor")
-    for probe, (measure, form) in _FIGURES.items():
-        if probe in metrics:
-            scores = of_last(metrics[probe])
-            figures.append(form.format(scores.get("forward", scores)[measure]))
+    found = {name: metrics[name] for name in ("retrieval", *_FIGURES) if name in metrics}
+    if found:
+        names = list(next(iter(found.values())))
+        chain = [name for name in names if name not in (_BASE, "merged", *others)]
+        model = (chain or [name for name in names if name == "merged"] or names)[-1]
+        figures = [_figure(name, by_model[model]) for name, by_model in found.items()]
+        figures[0] = f"{model_label(model)}: {figures[0]}"
     if bits := list(metrics["bits_per_byte"].values()):
         figures.append(f"{bits[-1]:.3f} bits per byte of held-out text")
     return ", ".join(figures)
+
+
+def _figure(name: str, scores: Mapping[str, Any]) -> str:
+    """The main score of a metric, with its name."""
+    if name == "retrieval":
+        forward, backward = (f"{scores[way]['accuracy_at_1']:.3f}" for way in ("forward", "backward"))
+        return f"accuracy@1 {forward} anchor → positive, {backward} positive → anchor"
+    measure, form = _FIGURES[name]
+    return form.format(scores.get("forward", scores)[measure])
 
 
 @ray.remote(num_cpus=1)

@@ -111,10 +111,10 @@ def stage(config: ScionConfig) -> Stage:
 
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
-    """Writes the merged embedder, with the tokenizer and pooling of the last model. Returns a line for the user.
+    """Writes the merged embedder, with the tokenizer of the last model. Returns a line for the user.
 
     Raises:
-        ModelError: too few or too many models for the method, or models with other tokenizers or shapes.
+        ModelError: too few or too many models for the method, or models with other tokenizers, shapes or poolings.
     """
     method, selection = _method(config), chosen(config)
     uris = [_folder(model) for model in selection.models]
@@ -122,8 +122,11 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     _check_count(config.merge.method, method, len(uris))
     opened = {uri: embedders.open_mapped(uri) for uri in ([] if base is None else [base]) + uris}
     embedders.check_alike(opened)
+    specs = {uri: opened[uri].spec for uri in uris if embedders.is_embedder(uri)}
     some = _probe_pairs(config, method, draft)
     with embedders.scratch(uris[-1]) as merged:
+        if specs:
+            merged.spec = embedders.common_spec(specs)
         merging = embedders.Merging(
             models=[opened[uri] for uri in uris], base=None if base is None else opened[base], target=merged
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_jobs.report import plots
-from ray_jobs.report.summary import Summary, before_and_after, best, models, starts
+from ray_jobs.report.summary import Summary, before_and_after, best, model_label, models, starts
 
 ORIGINS = {
     "special_role": "the old token with the same role (padding, mask, ...)",
@@ -65,10 +65,10 @@ def _retrieval(summary: Summary) -> Figure:
         return _both_ways(scores[model])
 
     first, last = models(summary)[0], best(summary)
-    values = "; ".join(f"{plots.model_label(model)} {both(model)}" for model in models(summary))
+    values = "; ".join(f"{model_label(model)} {both(model)}" for model in models(summary))
     return Figure(
         name="retrieval",
-        title=f"Accuracy@1 both ways: {both(first)} {plots.model_label(first)}, {both(last)} {plots.model_label(last)}",
+        title=f"Accuracy@1 both ways: {both(first)} {model_label(first)}, {both(last)} {model_label(last)}",
         image=plots.retrieval(summary),
         alt=f"Bar chart of accuracy@1, {plots.FORWARD} / {plots.BACKWARD}: {values}.",
         reading="The longer the bar, the more texts find their other side at rank 1; compare bars of the same shade"

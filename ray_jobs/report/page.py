@@ -10,7 +10,7 @@ from data_pipeline.artifacts import storage
 from ray_jobs.report import plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.score_tables import ScoreTable, interval_text, join, mark, marks_note, score_tables
-from ray_jobs.report.summary import MODELS, Summary, before_and_after, best, languages, models, starts
+from ray_jobs.report.summary import MODELS, Summary, before_and_after, best, languages, model_label, models, starts
 from trainer.engine.changes import describe
 
 _COLUMNS = tuple((way, metric) for way in ("forward", "backward") for metric in ("accuracy_at_1", "mrr_at_10"))
@@ -43,7 +43,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         languages=language_tables(summary),
         facts=facts(summary),
         changes=[f"{stage} {describe(change)}" for stage, changes in summary["changes"].items() for change in changes],
-        best=plots.model_label(best(summary)) if summary["retrieval"] else "",
+        best=model_label(best(summary)) if summary["retrieval"] else "",
         same_start=starts(summary) == ("random",),
         compared=len(starts(summary)) > 1,
         forward=plots.FORWARD,
@@ -113,9 +113,7 @@ def retrieval_rows(summary: Summary) -> list[dict[str, Any]]:
         sign = mark(apart.get(model, {}).get(way, {}).get(name))
         return f"{own[name]:.3f}", own[name] == best[way, name], interval_text(own.get(f"{name}_interval")), sign
 
-    return [
-        {"model": plots.model_label(model), "cells": [cell(model, *column) for column in _COLUMNS]} for model in models(summary)
-    ]
+    return [{"model": model_label(model), "cells": [cell(model, *column) for column in _COLUMNS]} for model in models(summary)]
 
 
 def language_tables(summary: Summary) -> list[ScoreTable]:
@@ -142,7 +140,7 @@ def language_tables(summary: Summary) -> list[ScoreTable]:
         ]
         for row in rows
     ]
-    models = [f"accuracy@1, {plots.model_label(model)}" for model in rows[0]["accuracy"]]
+    models = [f"accuracy@1, {model_label(model)}" for model in rows[0]["accuracy"]]
     tables = [
         ScoreTable(
             title="text by language, before → after",

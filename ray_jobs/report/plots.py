@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ray_jobs.report.summary import MODELS, STAGES, Summary, before_and_after, models, starts
+from ray_jobs.report.summary import MODELS, STAGES, Summary, before_and_after, model_label, models, starts
 
 FORWARD, BACKWARD = "anchor → positive", "positive → anchor"
 _INK, _MUTED, _RULE = "#1f2933", "#52606d", "#c5ccd3"
@@ -235,13 +235,6 @@ def seconds(summary: Summary) -> str:
         axes.margins(x=0.12)
         axes.set_xlabel(f"time ({unit})")
         return _uri(figure)
-
-
-def model_label(model: str) -> str:
-    """The label of a model: "random, untrained" for `random_untrained`."""
-    if model not in MODELS:
-        return model
-    return model.replace("_", " ") if model == "source_model" else model.replace("_", ", ")
 
 
 def start_label(start: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.report import plots
-from ray_jobs.report.summary import Summary, by_model
+from ray_jobs.report.summary import Summary, by_model, model_label
 
 BETTER, WORSE = " ▲", " ▼"
 _NOTE = (
@@ -42,8 +42,8 @@ def score_tables(summary: Summary) -> list[ScoreTable]:
     }
     return [
         table(
-            {plots.model_label(model): scores for model, scores in by_model(measured[name]).items()},
-            {plots.model_label(model): found for model, found in apart.get(name, {}).items()},
+            {model_label(model): scores for model, scores in by_model(measured[name]).items()},
+            {model_label(model): found for model, found in apart.get(name, {}).items()},
         )
         for name, table in tables.items()
         if name in measured

@@ -82,6 +82,13 @@ def by_model(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {model: scores[model] for model in (*MODELS, *scores) if model in scores}
 
 
+def model_label(model: str) -> str:
+    """The label of a model: "random, untrained" for `random_untrained`."""
+    if model not in MODELS:
+        return model
+    return model.replace("_", " ") if model == "source_model" else model.replace("_", ", ")
+
+
 def to_json(summary: Summary) -> bytes:
     """The bytes of `summary.json`, with sorted keys, so two runs can be compared line by line."""
     return (json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

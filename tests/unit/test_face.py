@@ -256,7 +256,7 @@ def test_an_object_is_shown_in_a_line(graft: scion.GraftedModel, source_folder: 
 
 
 def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(scion.ScionError, match=r"'maximum' is not a pooling. Choose one of: "):
+    with pytest.raises(scion.ScionError, match=r"pooling 'maximum' is not known. Choose one of: "):
         scion.EmbedderSpec(pooling="maximum")
 
 

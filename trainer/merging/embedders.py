@@ -11,17 +11,22 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from data_pipeline.sources.models import model_folder
 from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 from trainer.merging.merge import Column, Models, Recipe, weighted_sum
 from trainer.models import encoder_decoders, loading, multimodal
 
+_OF_TEXTS = ("pooling", "normalize", "template", "prompts", "include_prompt")
+"""Settings that decide how a text is read and pooled."""
 LISTED = 20
 """Most differences in a message."""
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -71,6 +76,39 @@ def check_alike(embedders: Mapping[str, Embedder]) -> None:
             names[0],
             "Merge models of one architecture with the same tokenizer: equal rows must stand for equal tokens.",
         )
+
+
+def common_spec(specs: Mapping[str, EmbedderSpec]) -> EmbedderSpec:
+    """The spec of a merge of embedders: that of the last, with the widths and exits for which all were trained.
+
+    Args:
+        specs: by the names that errors use, at least one.
+
+    Raises:
+        ModelError: two of them read or pool texts differently.
+    """
+    *_, (last, spec) = specs.items()
+    for name, other in specs.items():
+        for key in _OF_TEXTS:
+            if (own := getattr(other, key)) != (expected := getattr(spec, key)):
+                raise ModelError(
+                    f"its {key} is {own!r}, and that of {last} is {expected!r}: their vectors mean different things.",
+                    name,
+                    "Merge embedders that read and pool texts alike.",
+                )
+    shared: dict[str, Any] = {
+        key: tuple(value for value in getattr(spec, key) if all(value in getattr(other, key) for other in specs.values()))
+        for key in ("dimensions", "layers")
+    }
+    return replace(spec, **shared)
+
+
+def is_embedder(uri: str) -> bool:
+    """Whether a folder says how texts are pooled; a language model does not."""
+    if "://" in uri:
+        return storage.exists(storage.join(uri, "modules.json"))
+    with model_folder(uri) as folder:
+        return os.path.exists(os.path.join(folder, "modules.json"))
 
 
 def _differences(name: str, embedder: Embedder, first: Embedder) -> Iterator[str]:

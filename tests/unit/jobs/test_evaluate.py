@@ -93,6 +93,24 @@ def test_the_names_of_other_models_are_their_own(name: str) -> None:
         EvaluateConfig(models={name: "folder"})
 
 
+def test_the_line_for_the_user_names_its_model() -> None:
+    """Of a merge it gave the figures of the source model."""
+    ways = {way: {"accuracy_at_1": 0.5} for way in ("forward", "backward")}
+    base = {"source_model": ways}
+    for models, label in (
+        (base | {"merged": ways}, "merged"),
+        (base | {"transferred_trained": ways, "merged": ways, "e5": ways}, "transferred, trained"),
+        (base | {"e5": ways}, "e5"),
+        (base, "source model"),
+    ):
+        line = evaluate._last_figures({"retrieval": models, "bits_per_byte": {}}, ["e5"])
+        assert line == f"{label}: accuracy@1 0.500 anchor → positive, 0.500 positive → anchor"
+    ranked = {"ranking": {"merged": {"forward": {"ndcg_at_10": 0.25}}}, "bits_per_byte": {"random_pretrained": 1.5}}
+    assert evaluate._last_figures(ranked, []) == (
+        "merged: nDCG@10 0.250 anchor → positive, 1.500 bits per byte of held-out text"
+    )
+
+
 @pytest.fixture
 def config(tmp_path: Path, source_folder: str) -> ScionConfig:
     """Without test pairs, with graded pairs."""

@@ -24,7 +24,7 @@ from ray_jobs.config.schema import CompareConfig
 from ray_jobs.report import job, page, plots
 from ray_jobs.report.figures import figures
 from ray_jobs.report.score_tables import score_tables
-from ray_jobs.report.summary import MODELS, STAGES, Summary, summarize, to_json
+from ray_jobs.report.summary import MODELS, STAGES, Summary, model_label, summarize, to_json
 
 SCHEMA = Path(job.__file__).parent / "summary.schema.json"
 VERSIONS = {"torch": "2.13.0", "ray": "2.60.0", "transformers": "5.14.1"}
@@ -227,8 +227,8 @@ def test_differences_from_the_source_model_that_are_significant_are_marked() -> 
     assert [row[1] for row in ranking.rows] == ["0.812 / 0.623", "0.812 ▲ / 0.623 ▼"]
     assert [row[3] for row in similarity.rows] == ["-", "+0.042, +0.010 to +0.071 ▲"]
     marks = {row["model"]: [cell[-1] for cell in row["cells"]] for row in page.retrieval_rows(summary)}
-    assert marks[plots.model_label("transferred_trained")] == [" ▲", "", "", ""]
-    assert not any(marks[plots.model_label("source_model")])
+    assert marks[model_label("transferred_trained")] == [" ▲", "", "", ""]
+    assert not any(marks[model_label("source_model")])
     assert "better and worse than the first model" in page_of(summary)
 
 

@@ -175,3 +175,17 @@ def test_memory_does_not_grow_with_the_number_of_models(method: str, english, tm
     print(peaks)
     assert peaks[6] < peaks[2] + 10, peaks
     assert peaks[6] < 100, peaks  # less than one model
+
+
+def test_a_merge_has_the_widths_and_exits_of_all_embedders(folders: list[str]) -> None:
+    both = folders[1:]
+    assert [embedders.is_embedder(folder) for folder in folders] == [False, True, True]
+    specs = [EmbedderSpec(dimensions=(16, 8), layers=(1,), max_length=24), EmbedderSpec(dimensions=(8,), max_length=30)]
+    assert embedders.common_spec(dict(zip(both, specs, strict=True))) == EmbedderSpec(dimensions=(8,), max_length=30)
+    assert embedders.common_spec({both[0]: specs[0]}) == specs[0]
+
+
+@pytest.mark.parametrize("other", [{"pooling": "max"}, {"prompts": {"query": "q: "}}, {"template": "echo"}])
+def test_embedders_that_read_texts_differently_are_refused(other: dict) -> None:
+    with pytest.raises(ModelError, match=rf"^a: its {next(iter(other))} is .* and that of b is .* read and pool texts alike"):
+        embedders.common_spec({"a": EmbedderSpec(**other), "b": EmbedderSpec()})
