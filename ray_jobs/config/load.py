@@ -257,8 +257,10 @@ def _absolute(section: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def to_yaml(config: ScionConfig) -> str:
-    """The resolved configuration as it is written beside a run, without passwords."""
-    return str(mask_passwords(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    """The resolved configuration as it is written beside a run, without passwords and keys that the job did not need."""
+    given = OmegaConf.structured(config)
+    needed = OmegaConf.masked_copy(given, [name for name in given if name not in _REQUIRED or given[name]])
+    return str(mask_passwords(OmegaConf.to_yaml(needed)))
 
 
 def save_config(config: ScionConfig) -> None:

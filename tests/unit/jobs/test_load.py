@@ -238,3 +238,10 @@ def test_embedders_are_named_by_their_absolute_folders(path: str, tmp_path: Path
     found = with_absolute_paths(load(path, [*teacher, "drift.versions={v1: old, v2: ./new, v3: org/model}"]))
     assert found.embed.teacher == f"{tmp_path}/old"
     assert found.drift.versions == {"v1": f"{tmp_path}/old", "v2": f"{tmp_path}/new", "v3": "org/model"}
+
+
+def test_the_written_configuration_of_a_job_without_text_can_be_read_again(tmp_path: Path) -> None:
+    values = {"output": str(tmp_path), "pairs": "a.jsonl", "embed": {"model": "models/minilm"}}
+    config = load(None, [], "embed", values=values)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "config.yaml"), [], "embed") == config
