@@ -47,3 +47,14 @@ def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: lis
     assert facts["pooling"] == "lasttoken"
     assert copy.artifact("embed")["metrics"]["weights"]["made_from"] == "the optimizer's fp32 weights"
     assert scion(*command).stdout.count("kept") == 1
+    evaluated = scion("evaluate", *command[1:], f"evaluate.models.before={folder}")
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert f"model, trained: accuracy@1 {last.replace(' /', ' anchor → positive,')} positive → anchor" in evaluated.stdout
+    found = copy.artifact("evaluate")["metrics"]["retrieval"]
+    assert set(found) == {"source_model", "model_trained", "before"}
+    assert found["source_model"] == found["before"]
+    assert found["model_trained"] == scores["4"]
+    reported = scion("report", *command[1:], f"evaluate.models.before={folder}")
+    assert reported.returncode == 0, reported.stdout + reported.stderr
+    assert "An embedder and its training" in (copy.output / "report.html").read_text()
+    assert scion("embed", str(copy.output / "config.yaml")).stdout.count("kept") == 1
