@@ -320,7 +320,8 @@ def _parse_json_line(unit: Unit, at: int, line: bytes, key: str) -> dict[str, An
         if at == 0 and line.startswith(b"["):
             row = []
         else:
-            what = f"line {_line_number(unit, at)} is not JSON that can be read ({error})."
+            why = f"{error.msg} at its character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            what = f"line {_line_number(unit, at)} is not JSON that can be read ({why})."
             raise DataError(what, f"{key}={unit.path}", "Correct the line.") from error
     if at == 0 and isinstance(row, list):
         fix = "Write one object on each line, as pandas does with `to_json(orient='records', lines=True)`."

@@ -48,7 +48,7 @@ class TestText:
         path = copy.folder / "bad.jsonl"
         path.write_text('{"text": "one"}\n{"text": "two"\n')
         message = refusal("shard", copy.config, f"text={path}")
-        assert "byte 16" in message
+        assert "line 2 is not JSON that can be read (Expecting ',' delimiter at its character 15)" in message
         assert "bad.jsonl" in message
 
     def test_a_missing_file_or_dataset_is_refused(self, copy: Chain) -> None:
