@@ -23,7 +23,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         summary: the result of `summary.summarize`, or the content of `summary.json`.
         config_yaml: the resolved config as in `config.yaml`.
     """
-    config, job = summary["config"], "pipeline" if summary["data"] else "embed"
+    config = summary["config"]
     given = config.get("embed", {}).get("model")
     return fill_template(
         "template.html.j2",
@@ -34,7 +34,7 @@ def render(summary: Summary, config_yaml: str) -> str:
         trained=bool(summary["loss"]["embed"]),
         others=any(model not in MODELS for model in models(summary)),
         config_yaml=config_yaml,
-        command=f"scion {job} {shlex.quote(storage.join(config['output'], 'config.yaml'))}",
+        command=_command(summary),
         headlines=headlines(summary),
         figures=figures(summary),
         rows=retrieval_rows(summary),
@@ -50,6 +50,13 @@ def render(summary: Summary, config_yaml: str) -> str:
         backward=plots.BACKWARD,
         vocabulary=sum(summary["provenance"][starts(summary)[-1]].values()) if starts(summary) else 0,
     )
+
+
+def _command(summary: Summary) -> str:
+    """What reproduces the run: the pipeline, or the jobs of an embedder of a given model."""
+    path = shlex.quote(storage.join(summary["config"]["output"], "config.yaml"))
+    own = [job for job in ("mine", "embed", "merge", "evaluate") if job in summary["seconds"]]
+    return " && ".join(f"scion {job} {path}" for job in (["pipeline"] if summary["data"] else [*own, "report"]))
 
 
 def fill_template(template: str, **values: Any) -> str:
