@@ -78,7 +78,7 @@ bench-embed: $(ORACLE)/.ready ## contrastive training beside sentence-transforme
 	$(ORACLE)/bin/python -m tests.benchmarks.embed
 	$(ORACLE)/bin/python -m tests.benchmarks.limit
 
-bench-recipes: demo ## what each recipe for embedders changes, on the demo's model (about two hours on a CPU)
+bench-recipes: demo ## what each recipe for embedders changes, on the demo's model (many hours on a CPU; it goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.recipes
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
