@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _PACKED = ("shard", "transfer", "pretrain", "compare", "pipeline")
 """Jobs with rows of `shard.length` tokens."""
 _PRETRAINS = ("pretrain", "compare", "pipeline")
-"""Jobs on the whole chain of models."""
+"""Jobs that pretrain."""
 _OF_HEADS = ("classif", "summary", "cls")
 """Parts of the names of dropout rates outside the layers."""
 _TEXTS = ("text", "test_text", "pairs", "test_pairs")

@@ -314,18 +314,15 @@ class ClockedReader(io.RawIOBase):
 
 def _parse_json_line(unit: Unit, at: int, line: bytes, key: str) -> dict[str, Any]:
     """A line parsed as a JSON object; DataError that names the file and the line if it is anything else."""
+    if at == 0 and line.startswith(b"["):
+        fix = "Write one object on each line, as pandas does with `to_json(orient='records', lines=True)`."
+        raise DataError("it is a JSON array.", f"{key}={unit.path}", fix)
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        if at == 0 and line.startswith(b"["):
-            row = []
-        else:
-            why = f"{error.msg} at its character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            what = f"line {_line_number(unit, at)} is not JSON that can be read ({why})."
-            raise DataError(what, f"{key}={unit.path}", "Correct the line.") from error
-    if at == 0 and isinstance(row, list):
-        fix = "Write one object on each line, as pandas does with `to_json(orient='records', lines=True)`."
-        raise DataError("it is a JSON array.", f"{key}={unit.path}", fix)
+        why = f"{error.msg} at its character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        what = f"line {_line_number(unit, at)} is not JSON that can be read ({why})."
+        raise DataError(what, f"{key}={unit.path}", "Correct the line.") from error
     if not isinstance(row, dict):
         raise DataError(f"line {_line_number(unit, at)} is not a JSON object.", f"{key}={unit.path}", "Correct the line.")
     return row
