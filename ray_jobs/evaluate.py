@@ -1,7 +1,7 @@
 """`scion evaluate`: scores on held-out pairs and bits per byte of held-out text, for each model and its random control."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints, model_fingerprint
 from ray_jobs.job import Job
-from ray_jobs.report.summary import model_label
+from ray_jobs.report.summary import last_model, model_label
 from ray_jobs.stage import Stage, require, starts
 from trainer.embedder import Embedder
 from trainer.evaluation import Metric
@@ -65,12 +65,12 @@ def _models(config: ScionConfig, embedders: bool) -> Models:
     if base := config.embed.model or config.source_model:
         models[_BASE] = base
     for start in reversed(starts(config)) if base else ():
-        if config.embed.model is None:
+        if config.has_transfer:
             models[f"{start.name}_untrained"] = transfer.spec(config, start)
             models[f"{start.name}_pretrained"] = pretrain.spec(config, start)
         if embedders:
             models[f"{start.name}_trained"] = embed.spec(config, start)
-    if embedders and (config.merge.models or (base and config.embed.model is None)):
+    if embedders and (config.merge.models or config.has_transfer):
         models["merged"] = merge.spec(config)
     return models | config.evaluate.models
 
@@ -120,7 +120,7 @@ def fill(config: ScionConfig, compared: Models, draft: Draft, report: Reporter) 
             "Run `scion pretrain` first, or give test_pairs=." if config.source_model else "Give test_pairs= or evaluate.sts=."
         )
         raise ArtifactError("no model is pretrained, and there are no pairs.", config.output, fix)
-    return _last_figures(draft.metrics, config.evaluate.models)
+    return _last_figures(draft.metrics)
 
 
 def bits_per_byte(compared: Models) -> dict[str, float]:
@@ -177,14 +177,12 @@ _FIGURES = {
 """Of each metric beside retrieval the measure in the line for the user."""
 
 
-def _last_figures(metrics: dict[str, Any], others: Collection[str]) -> str:
-    """The figures of one model as a line: the last of the user's chain, else the merged one, else the last of all."""
+def _last_figures(metrics: dict[str, Any]) -> str:
+    """The figures of the last model as a line."""
     figures = []
     found = {name: metrics[name] for name in ("retrieval", *_FIGURES) if name in metrics}
     if found:
-        names = list(next(iter(found.values())))
-        chain = [name for name in names if name not in (_BASE, "merged", *others)]
-        model = (chain or [name for name in names if name == "merged"] or names)[-1]
+        model = last_model(list(next(iter(found.values()))))
         figures = [_figure(name, by_model[model]) for name, by_model in found.items()]
         figures[0] = f"{model_label(model)}: {figures[0]}"
     if bits := list(metrics["bits_per_byte"].values()):
@@ -221,7 +219,7 @@ def score(
     if is_timed and testing:
         found["speed"] = Measured(scores=speed(embedder, [*testing.anchors, *testing.positives]))
         if embedder.spec.layers or len(embedder.dimensions) > 1:
-            found["nested"] = Measured(scores=nested(embedder, testing))
+            found["nested"] = Measured(scores=nested(embedder, once, testing))
     return found
 
 

@@ -45,8 +45,8 @@ def control_start(config: ScionConfig) -> ChainStart:
 
 def starts(config: ScionConfig) -> tuple[ChainStart, ...]:
     """The starts of a pipeline's chains, the user's first."""
-    has_control = config.control and config.embed.model is None
-    return tuple(dict.fromkeys((main_start(config), control_start(config)))) if has_control else (main_start(config),)
+    controls = (control_start(config),) if config.control and config.has_transfer else ()
+    return tuple(dict.fromkeys((main_start(config), *controls)))
 
 
 def _is_random(config: ScionConfig) -> bool:

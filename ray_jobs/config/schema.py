@@ -266,6 +266,11 @@ class ScionConfig:
             if value is not None and self.min_workers not in (None, self.workers):
                 raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
 
+    @property
+    def has_transfer(self) -> bool:
+        """Whether the chain of models begins with a transfer, and not with a given model."""
+        return bool(self.source_model) and self.embed.model is None
+
     def at(self, stage: str) -> str:
         """The folder of a stage's artefact."""
         return storage.join(self.output, stage)

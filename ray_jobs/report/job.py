@@ -36,7 +36,7 @@ PAGE, SUMMARY = "report.html", "summary.json"
 def finished_specs(config: ScionConfig) -> dict[str, Spec]:
     """The specs of the finished artefacts, by the name of the stage in the summary."""
     specs: dict[str, Spec] = {}
-    if config.source_model and config.embed.model is None:
+    if config.has_transfer:
         specs["shard"] = shard.spec(config)
         for start in starts(config):
             specs[storage.join(start.folder, "transfer")] = transfer.spec(config, start)
@@ -44,7 +44,7 @@ def finished_specs(config: ScionConfig) -> dict[str, Spec]:
     if config.embed.model or config.source_model:
         specs |= {storage.join(start.folder, "embed"): embed.spec(config, start) for start in starts(config)}
         specs["serve"] = serve.spec(config)
-    if config.merge.models or (config.source_model and config.embed.model is None):
+    if config.merge.models or config.has_transfer:
         specs["merge"] = merge.spec(config)
     specs["evaluate"] = evaluate.spec(config, evaluate.finished_models(config))
     return {name: spec for name, spec in specs.items() if artifact.find(spec, replace=name == "evaluate") is not None}
@@ -86,7 +86,7 @@ def needs_ray(config: ScionConfig) -> bool:
 def main(config: ScionConfig, console: Console) -> None:
     """Reports on what is finished; a transfer needs its shards, an embedder of a given model any stage."""
     specs = finished_specs(config)
-    if config.source_model and config.embed.model is None:
+    if config.has_transfer:
         require(shard.spec(config), "shard")
     elif not specs:
         raise ArtifactError("no stage is finished.", config.output, "Run `scion embed` or `scion evaluate` first.")

@@ -1,7 +1,7 @@
 """The results of a run as one dict: the content of `summary.json`, and the only input of the page and the plots."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.artifacts.artifact import Artifact
@@ -105,9 +105,14 @@ def models(summary: Summary) -> list[str]:
 
 
 def best(summary: Summary) -> str:
-    """The last model of the user's chain that has retrieval scores; if none has, the last of the others."""
-    chain = [model for model in models(summary) if model in MODELS and model != "merged"]
-    return (chain or models(summary))[-1]
+    """The model with retrieval scores that the run is about, see `last_model`."""
+    return last_model(models(summary))
+
+
+def last_model(names: Sequence[str]) -> str:
+    """The last model that the run has made: of its chain, else the merged one; if it has made none, the last of all."""
+    made = [name for name in names if name in MODELS and name not in ("source_model", "merged")]
+    return (made or [name for name in names if name == "merged"] or names)[-1]
 
 
 def before_and_after(summary: Summary, start: str) -> tuple[tuple[int, float], tuple[int, float]]:

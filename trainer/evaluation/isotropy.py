@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluation.encoder import unit_rows
 from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Isotropy:
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return unit_rows(wide)
 
 
 def spread(vectors: NDArray[np.float64]) -> Spread:

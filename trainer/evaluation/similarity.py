@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation import bootstrap
+from trainer.evaluation.encoder import unit_rows
 from trainer.evaluation.measured import Measured, by_language
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def similarity(embedder: Encoder, pairs: GradedPairs) -> Measured:
 
 def _cosines(lefts: NDArray[np.float32], rights: NDArray[np.float32]) -> Numbers:
     wide = [vectors.astype(np.float64) for vectors in (lefts, rights)]
-    units = [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) for vectors in wide]
+    units = [unit_rows(vectors) for vectors in wide]
     return np.einsum("nd,nd->n", *units)
 
 

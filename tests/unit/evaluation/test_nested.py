@@ -12,8 +12,9 @@ from tests.conftest import FAMILIES, tiny_model
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.evaluation import METRICS
+from trainer.evaluation.encoder import EncodesOnce, unit_rows
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.nested import cut, nested
+from trainer.evaluation.nested import nested
 from trainer.evaluation.retrieval import Retrieval
 
 
@@ -42,7 +43,7 @@ class At:
 
 
 def test_each_width_and_depth_scores_as_an_embedder_that_is_asked_for_it(embedder: Embedder, starts: Pairs) -> None:
-    forms = nested(embedder, starts)["forms"]
+    forms = nested(embedder, EncodesOnce(embedder), starts)["forms"]
     assert [(form["layers"], form["dimensions"]) for form in forms] == [
         (layers, width) for layers in (None, 1) for width in (32, 8, 4)
     ]
@@ -55,7 +56,7 @@ def test_each_width_and_depth_scores_as_an_embedder_that_is_asked_for_it(embedde
 
 def test_a_cut_vector_is_of_unit_length_and_zeros_stay_zeros() -> None:
     vectors = np.array([[3.0, 4.0, 9.0], [0.0, 0.0, 1.0]], np.float32)
-    assert np.allclose(cut(vectors, 2), [[0.6, 0.8], [0.0, 0.0]])
+    assert np.allclose(unit_rows(vectors[:, :2]), [[0.6, 0.8], [0.0, 0.0]])
 
 
 def test_only_nested_embedders_have_these_scores(embedder: Embedder, starts: Pairs, tmp_path) -> None:

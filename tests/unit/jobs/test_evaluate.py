@@ -103,12 +103,10 @@ def test_the_line_for_the_user_names_its_model() -> None:
         (base | {"e5": ways}, "e5"),
         (base, "source model"),
     ):
-        line = evaluate._last_figures({"retrieval": models, "bits_per_byte": {}}, ["e5"])
+        line = evaluate._last_figures({"retrieval": models, "bits_per_byte": {}})
         assert line == f"{label}: accuracy@1 0.500 anchor → positive, 0.500 positive → anchor"
     ranked = {"ranking": {"merged": {"forward": {"ndcg_at_10": 0.25}}}, "bits_per_byte": {"random_pretrained": 1.5}}
-    assert evaluate._last_figures(ranked, []) == (
-        "merged: nDCG@10 0.250 anchor → positive, 1.500 bits per byte of held-out text"
-    )
+    assert evaluate._last_figures(ranked) == ("merged: nDCG@10 0.250 anchor → positive, 1.500 bits per byte of held-out text")
 
 
 @pytest.fixture
