@@ -49,6 +49,9 @@ _LATER = {"identity": "unless default"}
 """Of settings that artefacts from before them lack."""
 BLOCK_LOGITS = 1 << 24
 """Logits of a block."""
+TIE = 1e-5
+"""Cosines that differ by less are equal. Two texts that the cut to max_length makes equal differ in rounding, which depends on
+the batches they are encoded in; a threshold between them would make the loss depend on the number of workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +169,7 @@ class InfoNce:
         is_positive = (places[None] == candidates.first + rows[:, None]) & (near != far)
         logits = cosines / self.temperature
         if level is not None:
-            above = (cosines.detach() > positive) & ~is_positive
+            above = (cosines.detach() > positive + TIE) & ~is_positive
             logits = torch.where(above, level + cosines.detach(), 1.0) * logits
         if self.hardness and direction == "query_to_doc":
             concerned = {"in_batch": ~is_own_pair, "hard": is_own_pair & ~is_positive, "all": ~is_positive}[self.hardness_of]
@@ -178,7 +181,7 @@ class InfoNce:
         if near == far:
             hidden = hidden | is_own_pair
         if self.margin is not None:
-            hidden = hidden | (cosines.detach() > positive + self.margin)
+            hidden = hidden | (cosines.detach() > positive + self.margin + TIE)
         return logits.masked_fill(hidden & ~is_positive, float("-inf"))
 
 

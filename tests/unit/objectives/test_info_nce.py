@@ -221,6 +221,19 @@ def test_progressive_weights_follow_their_formula_and_have_no_gradient() -> None
         assert torch.allclose(own, other, atol=1e-12)
 
 
+@pytest.mark.parametrize("changed", [{"progressive": True}, {"margin": 0.0}])
+def test_rounding_does_not_decide_about_candidates_as_close_as_the_positive(changed: dict[str, Any]) -> None:
+    """Two texts that the cut to max_length makes equal have vectors that differ in rounding, by the batch they stood in."""
+    queries, positives = vectors(PAIRS, 0), vectors(PAIRS, 1)
+    keys = list(range(PAIRS)), list(range(100, 100 + 2 * PAIRS))
+    nudge = 1e-7 * queries
+    below, above = (
+        losses(InfoNce(**changed), gathered_pairs(queries, torch.cat([positives, positives + sign * nudge]), *keys))
+        for sign in (-1, 1)
+    )
+    assert torch.allclose(below, above, atol=1e-5, rtol=0)
+
+
 def ragged_pairs(queries: torch.Tensor, documents: torch.Tensor, counts: list[int]) -> PairVectors:
     """Pairs of one rank, pair i with counts[i] hard negatives."""
     pairs = len(queries)
