@@ -102,7 +102,7 @@ def _encode(
 @ray.remote(num_cpus=1)
 def encode(uri: str, texts: list[list[str]], at: list[tuple[int, int | None]]) -> Encoded:
     """The vectors of each list of texts, with the prompt of its side, on the GPU that Ray gives the task, if it gives one."""
-    embedder = Embedder.load_on_device(uri)
+    embedder = Embedder.load_for_inference(uri)
     offered = [
         (width, layers) for width, layers in at if width in embedder.dimensions and layers in (None, *embedder.spec.layers)
     ]

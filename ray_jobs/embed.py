@@ -183,7 +183,7 @@ def _card(config: ScionConfig, training: pairs.Pairs, evaluations: dict[str, Any
 
 def _teacher(uri: str) -> shards.Encode:
     """The encoder in a folder, for an actor; on the GPU that Ray gives it, if it gives one."""
-    embedder = Embedder.load_on_device(uri)
+    embedder = Embedder.load_for_inference(uri)
     return lambda texts, side: embedder.encode(texts, prompt_name=side)
 
 

@@ -212,7 +212,7 @@ def score(
     With `is_timed` also the speed and, of a nested embedder, retrieval at its widths and depths. On the GPU that Ray gives the
     task, if it gives one.
     """
-    embedder = Embedder.load_on_device(uri)
+    embedder = Embedder.load_for_inference(uri)
     once = EncodesOnce(embedder)
     found = {name: metric(once, testing) for name, metric in metrics.items()}
     found |= {name: PROBES[name].measure(once, test_set) for name, test_set in sets.items()}

@@ -165,7 +165,7 @@ class _Work:
     def _encode(self, name: str, texts: list[str], side: str, model: str) -> list[str]:
         """The files of the vectors of some texts, with the model's prompt for their side."""
         jobs = [{"texts": texts[part], "side": side, "uri": uri} for part, uri in self._parts(name, len(texts))]
-        setup = partial(Embedder.load_on_device, model)
+        setup = partial(Embedder.load_for_inference, model)
         return ray_map(blocks.encode, jobs, setup=setup, progress=self._report.part(f"encode {name}"), **self._actors)
 
     def _search(self, files: dict[str, list[str]], problem: Candidates) -> list[str]:

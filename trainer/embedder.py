@@ -25,6 +25,7 @@ from trainer import query_drift
 from trainer.embedder_spec import EmbedderSpec, read_spec, write_spec
 from trainer.models import latent_attention, loading
 from trainer.models.exits import first_layers
+from trainer.models.onednn_linear import use_onednn
 from trainer.models.pooling import LATENT_ATTENTION, check_pooling, places, pooling_of
 from trainer.query_drift import Compensation
 
@@ -86,10 +87,11 @@ class Embedder:
             return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
 
     @classmethod
-    def load_on_device(cls, uri: str) -> "Embedder":
-        """As `load`, on this process's own device: for tasks and actors of Ray."""
+    def load_for_inference(cls, uri: str, device: str | torch.device | None = None) -> "Embedder":
+        """As `load`, to encode only: it cannot be saved. Runs on this process's own device when none is given."""
         embedder = cls.load(uri)
-        embedder.model.to(own_device())
+        embedder.model.to(own_device() if device is None else device)
+        use_onednn(embedder.model)
         return embedder
 
     def __repr__(self) -> str:

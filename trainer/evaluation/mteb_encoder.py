@@ -35,7 +35,7 @@ class MtebEncoder:
         Args:
             model_name: a folder, or any model that `Embedder.load` takes.
             revision: under which mteb keeps the results.
-            device: where it computes; the CPU when not given.
+            device: where it computes; a GPU if there is one, when not given.
             dimensions, layers: of the vectors, as in `Embedder.encode`.
             name: the model's name in mteb, `organisation/model`; made of the folder's name when not given.
 
@@ -48,9 +48,7 @@ class MtebEncoder:
             if error.name != "mteb":
                 raise
             raise ConfigError("mteb is not installed.", "mteb_encoder", "pip install mteb") from None
-        self.embedder = Embedder.load(model_name)
-        if device is not None:
-            self.embedder.model.to(device)
+        self.embedder = Embedder.load_for_inference(model_name, device)
         self.dimensions, self.layers = dimensions, layers
         self._name = name or f"scion/{os.path.basename(os.path.normpath(model_name))}"
         self._revision = revision
