@@ -23,9 +23,14 @@ _WORKER_ENV = {
 _START, _START_SECONDS, _ELASTIC_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300", "20"
 """Time that Ray Train waits for room for all workers, and for a run that may continue with fewer: for a while Ray still
 counts the room of a machine that is gone."""
-_LOCAL_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_LOCAL_ENV = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 """Environment of a local cluster. Its only node cannot be drained, so a training needs no watcher process. Its workers are few
-and polled often, so that the end of a training is noticed sooner."""
+and polled often, so that the end of a training is noticed sooner. On a busy machine Ray Serve's proxy takes longer to start
+than the 5 s after which Serve kills it and starts another."""
 _OBJECT_STORE_BYTES = 512 << 20
 _CONNECT_SECONDS = 10
 

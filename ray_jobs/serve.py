@@ -1,16 +1,21 @@
 """`scion serve`: serves the embedder at an OpenAI-compatible endpoint until Ctrl-C.
 
-A pipeline checks the server and stops it.
+One replica on one machine needs no Ray; several, or a cluster at RAY_ADDRESS, are served by Ray Serve. A pipeline checks both
+kinds of server and stops them.
 """
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
 
-from cluster.serve.app import serve_locally
 from cluster.serve.check import compare
+from cluster.serve.config import ServeConfig
+from cluster.serve.process import serve_in_process
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.pairs import text_pairs as pairs
@@ -51,11 +56,40 @@ def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     key = _pairs_key(config)
     testing = pairs.load(getattr(config, key), storage.join(draft.uri, "source"), key=key)
     storage.remove(storage.join(draft.uri, "source"))
-    report("ask", 0, 1)
-    with serve_locally(replace(config.serve, model=model, port=0)) as url:
-        found = compare(url, Embedder.load(model), testing.anchors[:_MAX_PAIRS] + testing.positives[:_MAX_PAIRS])
-    draft.metrics = found
-    return f"{found['requests']} requests, largest difference from encode {found['max_abs_diff']:.1e}"
+    texts, embedder = testing.anchors[:_MAX_PAIRS] + testing.positives[:_MAX_PAIRS], Embedder.load(model)
+    settings = replace(config.serve, model=model, port=0)
+    found = []
+    for uses_ray in (False, True):
+        report("ask", int(uses_ray), 2)
+        with server(settings, uses_ray) as url:
+            found.append(compare(url, embedder, texts))
+    draft.metrics = {
+        "requests": sum(one["requests"] for one in found),
+        "max_abs_diff": max(one["max_abs_diff"] for one in found),
+    }
+    return f"{draft.metrics['requests']} requests, largest difference from encode {draft.metrics['max_abs_diff']:.1e}"
+
+
+@contextmanager
+def server(config: ServeConfig, uses_ray: bool) -> Iterator[str]:
+    """Serves while the block runs, in this process or on the Ray cluster. Yields the base URL for OpenAI's clients.
+
+    Raises:
+        ScionError: of `serve_in_process` or `serve_on_ray`.
+    """
+    if uses_ray:
+        from cluster.serve.app import serve_on_ray  # Ray takes a second to import
+
+        with serve_on_ray(config) as url:
+            yield url
+    else:
+        with serve_in_process(config) as url:
+            yield url
+
+
+def needs_ray(config: ScionConfig) -> bool:
+    """Whether the model is served by Ray Serve."""
+    return config.serve.replicas > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _pairs_key(config: ScionConfig) -> str:
@@ -66,7 +100,7 @@ def _pairs_key(config: ScionConfig) -> str:
 def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
     model = config.serve.model or require(embed.spec(config, main_start(config)), "embed")
-    with serve_locally(replace(config.serve, model=model)) as url:
+    with server(replace(config.serve, model=model), needs_ray(config)) as url:
         console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False, markup=False)
         try:
             while True:

@@ -159,18 +159,36 @@ class Embedder:
         Raises:
             ConfigError: the embedder was not trained for this width or depth.
         """
-        if layers is not None and layers not in self.spec.layers:
-            offered = f"Ask for one of {self.spec.layers}." if self.spec.layers else "Leave it out."
-            raise ConfigError(f"this embedder has no exit behind {layers} layers.", "layers", offered)
+        self._check_layers(layers)
         if dimensions is not None and dimensions not in self.dimensions:
             raise ConfigError(
                 f"this embedder has no {dimensions} dimensions.", "dimensions", f"Ask for one of {self.dimensions}."
             )
-        vectors = torch.empty(len(ids), dimensions or self.dimensions[0])
+        vectors = np.empty((len(ids), dimensions or self.width), np.float32)
+        for indices in batches_by_length(ids, BATCH_TOKENS):
+            vectors[indices] = self.finish(self.pooled([ids[index] for index in indices], layers), dimensions)
+        return vectors
+
+    def pooled(self, ids: Sequence[Sequence[int]], layers: int | None = None) -> NDArray[np.float32]:
+        """What `finish` makes vectors of, [n, width], of n lists of token ids in one forward pass.
+
+        Raises:
+            ConfigError: the embedder was not trained for this depth.
+        """
+        self._check_layers(layers)
+        # An empty text has no tokens if the tokenizer inserts none: `pad_rows` gives it one.
+        chunk = pad_rows(ids, int(self.tokenizer.pad_token_id))
+        token_ids, mask, skipped = (part.to(self.model.device) for part in chunk)
         with torch.inference_mode():
-            for indices in batches_by_length(ids, BATCH_TOKENS):
-                vectors[indices] = self._forward([ids[index] for index in indices], vectors.shape[1], self._model_of(layers))
-        return vectors.numpy()
+            states = self._model_of(layers)(input_ids=token_ids, attention_mask=mask).last_hidden_state.float()
+            vectors = pooling_of(self.spec.pooling, self.model)(states, places(mask, skipped))
+        found: NDArray[np.float32] = vectors.float().cpu().numpy()
+        return found
+
+    def finish(self, pooled: NDArray[np.float32], dimensions: int | None = None) -> NDArray[np.float32]:
+        """Vectors [n, dimensions] of pooled states: the first `dimensions` values, normalised."""
+        vectors = torch.from_numpy(pooled)[:, :dimensions]
+        return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).numpy()
 
     def save(self, uri: str) -> None:
         """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
@@ -201,14 +219,10 @@ class Embedder:
             self._shallow[layers] = first_layers(self.model, layers)
         return self._shallow[layers]
 
-    def _forward(self, sequences: list[Sequence[int]], width: int, model: PreTrainedModel) -> torch.Tensor:
-        """The embeddings of token sequences, float32 [n, width] on the CPU, padded and encoded in one forward pass."""
-        # An empty text has no tokens if the tokenizer inserts none: `pad_rows` gives it one.
-        chunk = pad_rows(sequences, int(self.tokenizer.pad_token_id))
-        ids, mask, skipped = (part.to(self.model.device) for part in chunk)
-        tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = pooling_of(self.spec.pooling, self.model)(tokens, places(mask, skipped)).float()[:, :width]
-        return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).cpu()
+    def _check_layers(self, layers: int | None) -> None:
+        if layers is not None and layers not in self.spec.layers:
+            offered = f"Ask for one of {self.spec.layers}." if self.spec.layers else "Leave it out."
+            raise ConfigError(f"this embedder has no exit behind {layers} layers.", "layers", offered)
 
 
 def own_device() -> torch.device:

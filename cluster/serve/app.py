@@ -5,31 +5,24 @@ than it saved, and both had to load torch. The tokenizer and torch release the G
 The price: a single replica answers a request, however large it is.
 """
 
-import asyncio
-import errno
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
+from starlette.applications import Starlette
 
-from cluster.serve import batching
-from cluster.serve.batching import Piece, Vectors
-from cluster.serve.config import ServeConfig
-from cluster.serve.front import Backend, Front
-from cluster.serve.protocol import ModelCard, TokenIds
+from cluster.serve.address import listen
+from cluster.serve.config import ServeConfig, require_model
+from cluster.serve.front import Front
+from cluster.serve.model import ServedModel
 from data_pipeline.errors import ClusterError, ConfigError
-from trainer.embedder import Embedder
 
 _APP = "embedder"
 _REPORT_SECONDS = 0.3
@@ -39,48 +32,13 @@ _log = logging.getLogger("ray.serve")
 
 
 class EmbedderReplica:
-    """A replica of the model. Encodes all waiting rows together whenever the model is free."""
+    """A replica of the model, with the same front as a server without Ray."""
 
     def __init__(self, config: ServeConfig) -> None:
-        # One thread per reserved core: with torch's default every replica would use all cores of the machine.
-        torch.set_num_threads(config.cpus_per_replica)
-        self._embedder = embedder = Embedder.load(config.model)
-        if config.gpu:
-            embedder.model.to("cuda")
-        embedder.encode_ids([[0]])  # a warm-up: the first request does not pay for starting threads and kernels
-        # Serve refuses an item above the batch size, even alone: a batch has room for the longest row.
-        self._budget = max(config.max_batch_tokens, embedder.spec.max_length)
-        self._encode_batch.set_max_batch_size(self._budget)
-        self._encode_batch.set_batch_wait_timeout_s(config.batch_wait_s)
-        self._free = asyncio.Event()
-        self._free.set()
-        backend = Backend(card=_card(config.name, embedder), tokenize=embedder.tokenize, encode=self._encode)
-        self._front = Front(config, backend)
+        self._front = Front(config, ServedModel(config, _cpus(config)))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return self._front.api()
-
-    async def _encode(self, rows: TokenIds, dimensions: int | None) -> Vectors:
-        pieces = batching.pieces(rows, dimensions, self._budget)
-        return np.concatenate(await asyncio.gather(*[self._encode_piece(piece) for piece in pieces]))
-
-    async def _encode_piece(self, piece: Piece) -> Vectors:
-        """The vectors of a piece, float32 [n, A], encoded in a batch with other waiting pieces; raises the model's error."""
-        # Serve closes a batch on a timer, also while the model is busy, and would then run a queue of tiny batches.
-        # Pieces that wait until the model is free join one batch.
-        await self._free.wait()
-        result: Vectors | Exception = await self._encode_batch(piece)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    @serve.batch(batch_size_fn=batching.cost, max_concurrent_batches=1)
-    async def _encode_batch(self, batch: list[Piece]) -> list[Vectors | Exception]:
-        self._free.clear()
-        try:
-            return await asyncio.to_thread(batching.encode_batch, batch, self._embedder.encode_ids)
-        finally:
-            self._free.set()
 
 
 def build_app(config: ServeConfig) -> serve.Application:
@@ -89,14 +47,13 @@ def build_app(config: ServeConfig) -> serve.Application:
     Raises:
         ConfigError: no model is named.
     """
-    if not config.model:
-        raise ConfigError("no model is named.", "serve.model", "Name an embedder's folder, URI or hub name.")
+    require_model(config)
     if os.path.isdir(config.model):
         config = replace(config, model=os.path.abspath(config.model))  # a replica may start in another folder
     deployment = serve.deployment(
         serve.ingress()(EmbedderReplica),
         num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": int(config.gpu)},
+        ray_actor_options={"num_cpus": _cpus(config), "num_gpus": int(config.gpu)},
         max_ongoing_requests=1 << 20,  # the front limits requests, with errors in OpenAI's format
         graceful_shutdown_wait_loop_s=0.2,  # interval of the check that the last answers are sent
         max_constructor_retry_count=1,  # a model that cannot be loaded is reported at once
@@ -122,7 +79,7 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 
 @contextmanager
-def serve_locally(config: ServeConfig) -> Iterator[str]:
+def serve_on_ray(config: ServeConfig) -> Iterator[str]:
     """Serves on the initialised Ray cluster while the block runs. Yields the base URL for OpenAI's clients.
 
     Raises:
@@ -132,7 +89,8 @@ def serve_locally(config: ServeConfig) -> Iterator[str]:
     """
     application = build_app(config)
     _check_cluster_can_serve(config)
-    port = _free_port(config.host, config.port)
+    with listen(config.host, config.port) as listener:  # checked here: Serve's proxy would share its port with another proxy
+        port = listener.getsockname()[1]
     with _quiet():
         try:
             http = {"host": config.host, "port": port}
@@ -179,26 +137,12 @@ def _check_cluster_can_serve(config: ServeConfig) -> None:
     if serve.status().proxies:
         fix = "Stop that one with `serve shutdown`, or deploy next to it with `serve deploy`."
         raise ClusterError("this Ray cluster serves something already.", "serve", fix)
-    needed = {"CPU": config.replicas * config.cpus_per_replica, "GPU": config.replicas * config.gpu}
+    needed = {"CPU": config.replicas * _cpus(config), "GPU": config.replicas * config.gpu}
     have = ray.cluster_resources()
     for kind, count in needed.items():
         if have.get(kind, 0) < count:
             what = f"{config.replicas} copies of the model need {count} {kind}s, the cluster has {have.get(kind, 0):g}."
             raise ClusterError(what, "serve.replicas", "Lower it, or add nodes.")  # Serve itself would wait for ever
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Checked here, because Serve's proxy would share its port with another proxy."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released is free
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            what = f"port {port} is in use." if in_use else f"cannot listen on {host} port {port} ({error.strerror})."
-            fix = "Choose another with serve.port=, or 0 for a free one." if in_use else "Change serve.host= or serve.port=."
-            raise ClusterError(what, "serve.port" if in_use else "serve.host", fix) from error
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -212,8 +156,5 @@ def _quiet() -> Iterator[None]:
         _log.setLevel(level)
 
 
-def _card(name: str, embedder: Embedder) -> ModelCard:
-    vocabulary = min(len(embedder.tokenizer), int(embedder.model.config.vocab_size))
-    length = embedder.spec.max_length
-    prompts = tuple(embedder.spec.prompts)
-    return ModelCard(name=name, dimensions=embedder.dimensions, max_length=length, vocabulary=vocabulary, prompts=prompts)
+def _cpus(config: ServeConfig) -> int:
+    return config.cpus_per_replica or 1

@@ -27,14 +27,12 @@ class ServeConfig:
     """0 chooses a free port."""
     replicas: int = _machine_setting(1)
     """Replicas of the model, each with its own CPUs or GPU."""
-    cpus_per_replica: int = _machine_setting(1)
-    """Cores that Ray reserves for a replica, and threads of its forward pass."""
+    cpus_per_replica: int | None = _machine_setting(None)
+    """Threads of a forward pass, and cores that Ray reserves for a replica: by default all of this machine, or one on Ray."""
     gpu: bool = _machine_setting(False)
     """Whether each replica gets a GPU."""
     max_batch_tokens: int = 16384
-    """Tokens that are encoded together, of one request or of many. A longer text is encoded alone."""
-    batch_wait_s: float = 0.002
-    """How long an idle replica waits for more requests before it starts."""
+    """Padded tokens that are encoded together, at most. A longer text is encoded alone."""
     max_inputs: int = 2048
     """Texts in one request."""
     max_body_bytes: int = 2 * 1024 * 1024
@@ -44,11 +42,19 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         for key in _COUNTS:
-            if getattr(self, key) < 1:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, key)}.", f"serve.{key}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"must be within 0 and 65535, got {self.port}.", "serve.port", "0 chooses a free one.")
-        if self.batch_wait_s < 0:
-            raise ConfigError(f"must not be negative, got {self.batch_wait_s}.", "serve.batch_wait_s")
         if not self.name:
             raise ConfigError("must not be empty.", "serve.name", "Requests give it as their model.")
+
+
+def require_model(config: ServeConfig) -> None:
+    """Checks that the settings name a model.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if not config.model:
+        raise ConfigError("no model is named.", "serve.model", "Name an embedder's folder, URI or hub name.")

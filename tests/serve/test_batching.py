@@ -1,59 +1,171 @@
-"""Which rows are encoded together; a failure stays with its request."""
+"""Which rows are encoded together; requests take turns; a failure stays with its request."""
 
-from itertools import pairwise
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.serve import batching
-from cluster.serve.batching import Piece
+from cluster.serve.batching import Batcher, Budget, measure_budget, next_pass
+from cluster.serve.protocol import TokenIds
 
+BUDGET = Budget(overhead=10.0, most=1000)
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
-def rows_of(lengths: list[int]) -> list[list[int]]:
-    return [[number] * length for number, length in enumerate(lengths)]
+def rows_of(lengths: list[int], first: int = 0) -> list[list[int]]:
+    return [[first + number] * length for number, length in enumerate(lengths)]
 
 
-def encode(rows: list[list[int]], dimensions: int | None) -> np.ndarray:
-    """Vectors that hold the number and length of their row, and the requested width."""
-    return np.array([[row[0], len(row), dimensions or 0] for row in rows], dtype=np.float32)
+def encode(rows: TokenIds, layers: int | None = None) -> np.ndarray:
+    """Vectors that hold the number and length of their row, and the layers."""
+    return np.array([[row[0], len(row), layers or 0] for row in rows], dtype=np.float32)
+
+
+class Recorder:
+    """An encoder that remembers its passes. It waits in the first one until it is released."""
+
+    def __init__(self) -> None:
+        self.passes: list[list[list[int]]] = []
+        self.began, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, rows: TokenIds, layers: int | None) -> np.ndarray:
+        self.passes.append([list(row) for row in rows])
+        self.began.set()
+        assert self.released.wait(10)
+        return encode(rows, layers)
+
+
+@pytest.fixture
+def batcher() -> Iterator[Callable[..., Batcher]]:
+    made: list[Batcher] = []
+
+    def make(encode: Callable, budget: Budget = BUDGET) -> Batcher:
+        made.append(Batcher(encode, budget))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @settings(deadline=None)
-@given(lengths, st.integers(40, 200))
-def test_pieces_keep_every_row_in_order_and_within_the_budget(lengths, budget) -> None:
-    rows = rows_of(lengths)
-    pieces = batching.pieces(rows, 8, budget)
-    assert [row for piece in pieces for row in piece.rows] == rows
-    assert all(piece.rows and batching.cost([piece]) <= budget for piece in pieces)
-    assert all(piece.dimensions == 8 for piece in pieces)
+@given(st.lists(st.tuples(lengths, st.sampled_from([None, 2, 4])), min_size=1, max_size=6), st.integers(8, 60))
+def test_each_request_gets_its_own_vectors_in_order(requests, overhead) -> None:
+    batcher = Batcher(encode, Budget(overhead=overhead, most=300))
+    futures = [batcher.submit(rows_of(lengths, 100 * n), layers) for n, (lengths, layers) in enumerate(requests)]
+    for number, ((lengths, layers), future) in enumerate(zip(requests, futures, strict=True)):
+        assert np.array_equal(future.result(10), encode(rows_of(lengths, 100 * number), layers))
+    batcher.close()
 
 
 @settings(deadline=None)
-@given(lengths, st.integers(40, 200))
-def test_no_two_pieces_in_a_row_would_fit_in_one(lengths, budget) -> None:
-    pieces = batching.pieces(rows_of(lengths), None, budget)
-    assert all(one.tokens + len(two.rows[0]) > budget for one, two in pairwise(pieces))
+@given(st.lists(lengths, min_size=2, max_size=6), st.integers(8, 60))
+def test_a_pass_keeps_within_its_budget_and_has_little_padding(requests, overhead) -> None:
+    sizes: list[list[int]] = []
+
+    def recording(rows: TokenIds, layers: int | None) -> np.ndarray:
+        sizes.append([len(row) for row in rows])
+        return encode(rows, layers)
+
+    budget = Budget(overhead=overhead, most=300)
+    batcher = Batcher(recording, budget)
+    for future in [batcher.submit(rows_of(lengths)) for lengths in requests]:
+        future.result(10)
+    batcher.close()
+    assert sum(map(len, sizes)) == sum(map(len, requests))
+    for size in sizes:
+        padded = len(size) * max(size)
+        assert len(size) == 1 or padded <= budget.of_pass
+        assert padded - sum(size) <= overhead * len(size)
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(lengths, st.sampled_from([None, 8, 16])), min_size=1, max_size=5))
-def test_each_piece_gets_its_own_vectors_at_its_own_width(requests) -> None:
-    batch = [Piece(rows=rows_of(lengths), dimensions=dimensions) for lengths, dimensions in requests]
-    for piece, vectors in zip(batch, batching.encode_batch(batch, encode), strict=True):
-        assert np.array_equal(vectors, encode(piece.rows, piece.dimensions))
+def test_a_short_request_does_not_wait_for_anothers_thousand_texts(batcher) -> None:
+    recorder = Recorder()
+    serving = batcher(recorder)
+    many = serving.submit(rows_of([5] * 1000))
+    assert recorder.began.wait(10)
+    short = serving.submit([[7777] * 6])
+    recorder.released.set()
+    many.result(10)
+    short.result(10)
+    turns = [number for number, rows in enumerate(recorder.passes) if [7777] * 6 in rows]
+    assert turns == [1]
+    assert len(recorder.passes[0]) <= BUDGET.of_request // 5 < BUDGET.of_pass // 5
 
 
-def test_a_piece_that_fails_leaves_the_others_alone() -> None:
-    def failing(rows: list[list[int]], dimensions: int | None) -> np.ndarray:
-        if any(row[0] == 13 for row in rows):
+def test_short_requests_of_many_share_a_pass(batcher) -> None:
+    recorder = Recorder()
+    serving = batcher(recorder)
+    first = serving.submit([[1]])
+    assert recorder.began.wait(10)
+    futures = [serving.submit([[number] * 3]) for number in range(30)]
+    recorder.released.set()
+    for future in (first, *futures):
+        future.result(10)
+    assert [len(rows) for rows in recorder.passes] == [1, 30]
+
+
+def test_the_rows_of_a_cancelled_request_are_not_encoded(batcher) -> None:
+    recorder = Recorder()
+    serving = batcher(recorder)
+    first, second = serving.submit([[1]]), serving.submit([[2] * 30])
+    assert recorder.began.wait(10)
+    third = serving.submit([[3]])
+    assert second.cancel()
+    recorder.released.set()
+    assert np.array_equal(third.result(10), encode([[3]]))
+    assert first.done()
+    assert [[2] * 30] not in recorder.passes
+
+
+def test_a_row_that_fails_fails_its_request_alone(batcher) -> None:
+    def failing(rows: TokenIds, layers: int | None) -> np.ndarray:
+        if any(row[0] >= 1000 for row in rows):
             raise MemoryError("out of memory")
-        return encode(rows, dimensions)
+        return encode(rows, layers)
 
-    batch = [Piece(rows=[[number, number]], dimensions=None) for number in (1, 13, 2)]
-    first, second, third = batching.encode_batch(batch, failing)
-    assert isinstance(second, MemoryError)
-    assert np.array_equal(first, [[1, 2, 0]])
-    assert np.array_equal(third, [[2, 2, 0]])
+    serving = batcher(failing)
+    bad = serving.submit([[1], [1001], [2], [1002]])
+    good = [serving.submit([[number]]) for number in range(20)]
+    assert isinstance(bad.exception(10), MemoryError)
+    for number, future in enumerate(good):
+        assert np.array_equal(future.result(10), encode([[number]]))
+    assert np.array_equal(serving.submit([[5]]).result(10), encode([[5]]))
+
+
+def test_closing_answers_what_waits_and_takes_no_more() -> None:
+    recorder = Recorder()
+    batcher = Batcher(recorder, BUDGET)
+    futures: list[Future] = [batcher.submit(rows_of([30, 2, 9])) for _ in range(5)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    recorder.released.set()
+    closing.join(10)
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError, match="closed"):
+        batcher.submit([[1]])
+
+
+@pytest.mark.parametrize(
+    ("fixed", "per_token", "sizes"),
+    [(0.02, 0.0005, (40, 160, 360)), (0.001, 0.001, (8, 32, 72)), (0.02, 0.0, (24784, 16384, 16384))],
+)
+def test_the_budget_follows_from_the_time_of_a_pass_without_tokens(fixed, per_token, sizes, monkeypatch) -> None:
+    clock = [0.0]
+
+    def timed(rows: TokenIds, layers: int | None) -> np.ndarray:
+        clock[0] += fixed + per_token * sum(map(len, rows))
+        return encode(rows, layers)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    budget = measure_budget(timed, longest=512, most=16384)
+    assert (budget.overhead, budget.of_request, budget.of_pass) == pytest.approx(sizes, rel=0.1)
+
+
+def test_without_requests_there_is_no_pass() -> None:
+    assert next_pass([], BUDGET) == []

@@ -12,18 +12,18 @@ import numpy as np
 import openai
 import pytest
 
-from cluster.serve.app import serve_locally
+from cluster.serve.app import serve_on_ray
 from cluster.serve.check import compare, request_vectors
 from cluster.serve.config import ServeConfig
-from data_pipeline.errors import ClusterError
+from cluster.serve.process import serve_in_process
 from trainer.embedder import Embedder
 
 
-@pytest.fixture(scope="module")
-def url(ray_session: None, folder: str) -> Iterator[str]:
+@pytest.fixture(scope="module", params=[serve_in_process, serve_on_ray])
+def url(request: pytest.FixtureRequest, ray_session: None, folder: str) -> Iterator[str]:
     """Limits so low that requests are split, and a budget below the longest row."""
     config = ServeConfig(model=folder, name="tiny", port=0, max_batch_tokens=20, max_inputs=300, max_body_bytes=100_000)
-    with serve_locally(config) as base_url:
+    with request.param(config) as base_url:
         yield base_url
 
 
@@ -137,12 +137,6 @@ def test_models_and_health_are_answered(client, url) -> None:
     [model] = client.models.list().data
     assert (model.id, model.max_length, model.dimensions) == ("tiny", 24, [32, 8])
     assert send(url.removesuffix("/v1"), "/health") == (200, {"status": "ok"})
-
-
-def test_a_second_server_on_the_same_ray_is_refused_and_the_first_goes_on(client, url, folder) -> None:
-    with pytest.raises(ClusterError, match="serves something already"), serve_locally(ServeConfig(model=folder, port=0)):
-        pass
-    assert client.models.list().data
 
 
 def test_the_embedder_of_the_folder_is_the_one_that_is_compared(embedder: Embedder) -> None:

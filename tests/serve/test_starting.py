@@ -1,10 +1,11 @@
 """Settings and states in which a server refuses to start."""
 
 import socket
+import urllib.request
 
 import pytest
 
-from cluster.serve.app import app, build_app, serve_locally
+from cluster.serve.app import app, build_app, serve_on_ray
 from cluster.serve.config import ServeConfig
 from data_pipeline.errors import ClusterError, ConfigError
 
@@ -20,7 +21,6 @@ from data_pipeline.errors import ClusterError, ConfigError
         ("max_queued_requests", 0),
         ("port", 65536),
         ("port", -1),
-        ("batch_wait_s", -0.1),
         ("name", ""),
     ],
 )
@@ -57,27 +57,36 @@ def test_a_port_in_use_is_named_before_anything_starts(ray_session, folder) -> N
         port = listener.getsockname()[1]
         with (
             pytest.raises(ClusterError, match=rf"port {port} is in use\. Choose another with serve\.port="),
-            serve_locally(ServeConfig(model=folder, port=port)),
+            serve_on_ray(ServeConfig(model=folder, port=port)),
         ):
             pass
 
 
 def test_an_address_of_another_machine_is_refused(ray_session, folder) -> None:
     config = ServeConfig(model=folder, host="203.0.113.1", port=0)
-    with pytest.raises(ClusterError, match=r"serve\.host: cannot listen on 203\.0\.113\.1"), serve_locally(config):
+    with pytest.raises(ClusterError, match=r"serve\.host: cannot listen on 203\.0\.113\.1"), serve_on_ray(config):
         pass
 
 
 @pytest.mark.parametrize(("settings", "kind"), [({"replicas": 1000}, "CPU"), ({"gpu": True}, "GPU")])
 def test_more_copies_than_the_cluster_has_room_for_are_refused(ray_session, folder, settings, kind) -> None:
     config = ServeConfig(model=folder, port=0, **settings)
-    with pytest.raises(ClusterError, match=f"need .* {kind}s, the cluster has"), serve_locally(config):
+    with pytest.raises(ClusterError, match=f"need .* {kind}s, the cluster has"), serve_on_ray(config):
         pass
 
 
 def test_a_model_that_does_not_load_ends_the_start_with_the_reason(ray_session, tmp_path) -> None:
     with (
         pytest.raises(ClusterError, match=r"the server did not start: model .*: the folder has no config\.json"),
-        serve_locally(ServeConfig(model=str(tmp_path), port=0)),
+        serve_on_ray(ServeConfig(model=str(tmp_path), port=0)),
     ):
         pass
+
+
+def test_a_second_server_on_the_same_ray_is_refused_and_the_first_goes_on(ray_session, folder) -> None:
+    config = ServeConfig(model=folder, port=0)
+    with serve_on_ray(config) as first:
+        with pytest.raises(ClusterError, match="serves something already"), serve_on_ray(config):
+            pass
+        with urllib.request.urlopen(f"{first}/models", timeout=60) as answer:
+            assert answer.status == 200

@@ -1,0 +1,120 @@
+"""Measures an endpoint under load: so many clients that each send their next request after an answer, or a fixed rate."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from urllib.parse import SplitResult, urlsplit
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What clients saw. Times are of whole requests, in milliseconds."""
+
+    requests: int
+    errors: int
+    """Requests without an answer of status 200."""
+    per_second: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class Connection:
+    """A connection that sends one request after another, with as little work as possible beside the server's."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, body: bytes) -> int:
+        """The status of the answer to a JSON body.
+
+        Raises:
+            OSError: the server cannot be reached.
+            asyncio.IncompleteReadError: it closed the connection without an answer.
+        """
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._url.hostname, port(self._url), ssl=self._url.scheme == "https")
+        reader, writer = self._streams
+        lines = f"POST {self._url.path} HTTP/1.1\r\nHost: {self._url.netloc}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        return int(head.split(b" ", 2)[1])
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+def port(url: SplitResult) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: float) -> Measured:
+    """Each client sends its next request when it has the answer to the last one."""
+    times: list[float] = []
+    errors = 0
+    began = time.perf_counter()
+
+    async def client(number: int) -> None:
+        nonlocal errors
+        connection = Connection(url)
+        for body in cycle([*bodies[number % len(bodies) :], *bodies[: number % len(bodies)]]):
+            sent = time.perf_counter()
+            if sent - began > seconds:
+                break
+            errors += not await _answered(connection, body)
+            times.append(time.perf_counter() - sent)
+        connection.close()
+
+    await asyncio.gather(*map(client, range(clients)))
+    return _measured(times, errors, time.perf_counter() - began)
+
+
+async def open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: float, seed: int = 0) -> Measured:
+    """Requests at random moments (Poisson), whether or not earlier ones are answered.
+
+    Args:
+        rate: requests/s on average.
+    """
+    rng = np.random.default_rng(seed)
+    moments = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    idle: list[Connection] = []
+    times: list[float] = []
+    errors = 0
+    began = time.perf_counter()
+
+    async def request(moment: float, body: bytes) -> None:
+        nonlocal errors
+        await asyncio.sleep(began + moment - time.perf_counter())
+        connection = idle.pop() if idle else Connection(url)
+        errors += not await _answered(connection, body)
+        times.append(time.perf_counter() - began - moment)
+        idle.append(connection)
+
+    await asyncio.gather(*[request(moment, bodies[n % len(bodies)]) for n, moment in enumerate(moments)])
+    for connection in idle:
+        connection.close()
+    return _measured(times, errors, time.perf_counter() - began)
+
+
+async def _answered(connection: Connection, body: bytes) -> bool:
+    """Whether the request was answered with status 200; a broken connection is opened again for the next one."""
+    try:
+        return await connection.post(body) == 200
+    except (OSError, asyncio.IncompleteReadError):
+        connection.close()
+        return False
+
+
+def _measured(times: list[float], errors: int, seconds: float) -> Measured:
+    p50, p95, p99 = (round(1000 * float(value), 2) for value in np.percentile(times, [50, 95, 99]))
+    count = len(times)
+    return Measured(requests=count, errors=errors, per_second=round(count / seconds, 1), p50=p50, p95=p95, p99=p99)
