@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ORACLE := .venv-oracle
+INFINITY := .venv-infinity
 CONF := ray_jobs/conf/demo.yaml
 SEEDS ?= 5
 GPU_PYTHON ?= $(BIN)/python
@@ -11,7 +12,7 @@ SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes lint format serve clean sample
+.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes bench-serve lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +81,15 @@ bench-embed: $(ORACLE)/.ready ## contrastive training beside sentence-transforme
 
 bench-recipes: demo ## what each recipe for embedders changes, on the demo's model (many hours on a CPU; it goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.recipes
+
+$(INFINITY)/.ready:
+	$(PYTHON) -m venv $(INFINITY)
+	$(INFINITY)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" "infinity-emb[server,torch]==0.0.78" \
+		"transformers==4.49.*" "optimum==1.24.*" "sentence-transformers==3.4.*" "click<8.2"
+	@touch $(INFINITY)/.ready
+
+bench-serve: $(STAMP) $(INFINITY)/.ready ## the endpoint under load beside infinity (about 20 minutes on a CPU)
+	$(BIN)/python -m tests.benchmarks.serve --peer $(INFINITY)
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)

@@ -123,6 +123,9 @@ class Batcher:
     def _run(self) -> None:
         while taken := self._take():
             self._encode_pass(taken)
+            served = {id(one): one for one, _ in taken}.values()
+            with self._changed:  # requests that came during the pass are ahead of those that it served
+                self._turns.extend(one for one in served if one.left)
 
     def _take(self) -> _Pass:
         """The rows of the next pass, as soon as there are any; none once the batcher is closed and has done its work."""
@@ -133,9 +136,8 @@ class Batcher:
                     break
                 self._changed.wait()
             taken = next_pass(self._turns, self._budget)
-            served = {id(waiting) for waiting, _ in taken}
-            later = [waiting for waiting in self._turns if id(waiting) in served and waiting.left]
-            self._turns = deque([waiting for waiting in self._turns if id(waiting) not in served] + later)
+            served = {id(one) for one, _ in taken}
+            self._turns = deque(one for one in self._turns if id(one) not in served)
         return taken
 
     def _encode_pass(self, taken: _Pass) -> None:

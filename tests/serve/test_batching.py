@@ -84,18 +84,19 @@ def test_a_pass_keeps_within_its_budget_and_has_little_padding(requests, overhea
         assert padded - sum(size) <= overhead * len(size)
 
 
-def test_a_short_request_does_not_wait_for_anothers_thousand_texts(batcher) -> None:
+@pytest.mark.parametrize("length", [5, 40])
+def test_a_short_request_does_not_wait_for_anothers_thousand_texts(batcher, length) -> None:
+    """It begins the next pass, whether or not the other's texts have a length at which they can join it."""
     recorder = Recorder()
     serving = batcher(recorder)
-    many = serving.submit(rows_of([5] * 1000))
+    many = serving.submit(rows_of([length] * 1000))
     assert recorder.began.wait(10)
     short = serving.submit([[7777] * 6])
     recorder.released.set()
-    many.result(10)
     short.result(10)
-    turns = [number for number, rows in enumerate(recorder.passes) if [7777] * 6 in rows]
-    assert turns == [1]
-    assert len(recorder.passes[0]) <= BUDGET.of_request // 5 < BUDGET.of_pass // 5
+    many.result(10)
+    assert recorder.passes[1][0] == [7777] * 6
+    assert len(recorder.passes[0]) * length <= BUDGET.of_request < BUDGET.of_pass
 
 
 def test_short_requests_of_many_share_a_pass(batcher) -> None:
