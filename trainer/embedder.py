@@ -6,6 +6,7 @@ files it uses mean pooling and normalises.
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -109,8 +110,10 @@ class Embedder:
             ids = torch.tensor([[self.tokenizer.pad_token_id]], device=self.model.device)
             return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[-1])
 
-    def tokenize(self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None) -> list[TokenizedText]:
-        """Token ids of the texts as `encode_ids` reads them: with prompt and special tokens, truncated to `max_length`.
+    def tokenize(
+        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None, *, is_cut: bool = True
+    ) -> list[TokenizedText]:
+        """Token ids of the texts as `encode_ids` reads them: with prompt and special tokens, and cut to `max_length`.
 
         Raises:
             ConfigError: there is no prompt of this name, or it leaves no room for a text.
@@ -118,7 +121,7 @@ class Embedder:
         form = self.spec.form(prompt_name, prompt)
         if form != TextForm():
             form.check(self.tokenizer, self.spec.max_length)
-        return form.tokenize(self.tokenizer, texts, self.spec.max_length)
+        return form.tokenize(self.tokenizer, texts, self.spec.max_length if is_cut else sys.maxsize)
 
     def encode(
         self,
@@ -147,7 +150,7 @@ class Embedder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
         vectors = self.encode_ids(self.tokenize(texts, prompt_name, prompt), dimensions, layers)
-        return vectors if index is None else self._compensation(index, vectors.shape[1], layers).queries(vectors)
+        return vectors if index is None else self.compensation(index, vectors.shape[1], layers).queries(vectors)
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], dimensions: int | None = None, layers: int | None = None
@@ -185,21 +188,16 @@ class Embedder:
         found: NDArray[np.float32] = vectors.float().cpu().numpy()
         return found
 
-    def finish(self, pooled: NDArray[np.float32], dimensions: int | None = None) -> NDArray[np.float32]:
-        """Vectors [n, dimensions] of pooled states: the first `dimensions` values, normalised."""
+    def finish(
+        self, pooled: NDArray[np.float32], dimensions: int | None = None, is_normalized: bool | None = None
+    ) -> NDArray[np.float32]:
+        """Vectors [n, dimensions] of pooled states: the first `dimensions` values, normalised as the spec says by default."""
         vectors = torch.from_numpy(pooled)[:, :dimensions]
-        return (torch.nn.functional.normalize(vectors, dim=1) if self.spec.normalize else vectors).numpy()
+        if is_normalized is None:
+            is_normalized = self.spec.normalize
+        return (torch.nn.functional.normalize(vectors, dim=1) if is_normalized else vectors).numpy()
 
-    def save(self, uri: str) -> None:
-        """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
-        with model_output(uri) as folder:
-            self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-            self.tokenizer.model_max_length = self.spec.max_length
-            self.tokenizer.save_pretrained(folder)
-            write_spec(self.spec, folder, self.width)
-            query_drift.save(folder, self.compensations)
-
-    def _compensation(self, index: str, width: int, layers: int | None) -> Compensation:
+    def compensation(self, index: str, width: int, layers: int | None) -> Compensation:
         """The map of queries to the space of an earlier version.
 
         Raises:
@@ -210,6 +208,15 @@ class Embedder:
             fix = f"Ask for one of: {', '.join(known)}." if known else "Make it with `scion drift`."
             raise ConfigError(f"this embedder cannot search an index of {index!r}.", "index", fix)
         return self.compensations[index, width, layers]
+
+    def save(self, uri: str) -> None:
+        """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
+        with model_output(uri) as folder:
+            self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+            self.tokenizer.model_max_length = self.spec.max_length
+            self.tokenizer.save_pretrained(folder)
+            write_spec(self.spec, folder, self.width)
+            query_drift.save(folder, self.compensations)
 
     def _model_of(self, layers: int | None) -> PreTrainedModel:
         """The model without the layers behind the first `layers`."""

@@ -8,7 +8,7 @@ The price: a single replica answers a request, however large it is.
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -19,6 +19,7 @@ from ray import serve
 from starlette.applications import Starlette
 
 from cluster.serve.address import listen
+from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig, require_model
 from cluster.serve.front import Front
 from cluster.serve.model import ServedModel
@@ -34,8 +35,8 @@ _log = logging.getLogger("ray.serve")
 class EmbedderReplica:
     """A replica of the model, with the same front as a server without Ray."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._front = Front(config, ServedModel(config, _cpus(config)))
+    def __init__(self, config: ServeConfig, keys: Sequence[str]) -> None:
+        self._front = Front(config, ServedModel(config, _cpus(config)), keys or read_keys())
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._front.api()
@@ -58,7 +59,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,  # interval of the check that the last answers are sent
         max_constructor_retry_count=1,  # a model that cannot be loaded is reported at once
     )
-    return deployment.bind(config)
+    return deployment.bind(config, read_keys())
 
 
 def app(args: dict[str, Any]) -> serve.Application:

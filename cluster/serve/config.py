@@ -38,7 +38,9 @@ class ServeConfig:
     max_body_bytes: int = 2 * 1024 * 1024
     """Bytes of a request; a larger one is answered with 413."""
     max_queued_requests: int = 256
-    """Requests that may wait or run at the same time; one more is answered with 503."""
+    """Requests that may wait or run at the same time; one more is answered with 429."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may ask, such as https://example.org; ["*"] for all."""
 
     def __post_init__(self) -> None:
         for key in _COUNTS:

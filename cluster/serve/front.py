@@ -5,17 +5,20 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.serve import protocol
+from cluster.serve import answers, protocol
+from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
 from cluster.serve.config import ServeConfig
-from cluster.serve.protocol import EmbeddingRequest, ModelCard, RequestError, TokenIds
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds
+from cluster.serve.responses import error_response, json_response
 
 _log = logging.getLogger("scion.serve")
 _LARGE = 8192
@@ -32,20 +35,24 @@ class Model(Protocol):
 
     card: ModelCard
 
-    def tokenize(self, texts: Sequence[str], prompt_name: str | None, /) -> TokenIds:
-        """Token ids of texts with the named prompt."""
+    def tokenize(self, asked: EmbeddingRequest, /) -> TokenIds:
+        """Token ids of the texts of a request."""
         ...
 
-    async def encode(self, rows: TokenIds, dimensions: int | None, /) -> Vectors:
-        """Vectors of checked token ids, cut to the given width."""
+    async def encode(self, rows: TokenIds, output: Output, /) -> Vectors:
+        """Vectors of checked token ids."""
         ...
 
 
 class Front:
     """Checks, tokenizes and encodes requests, and answers them. Handles all errors of a request."""
 
-    def __init__(self, config: ServeConfig, model: Model) -> None:
-        self._config, self._model = config, model
+    def __init__(self, config: ServeConfig, model: Model, keys: Sequence[str] = ()) -> None:
+        """
+        Args:
+            keys: of which a request needs one, if there are any.
+        """
+        self._config, self._model, self._keys = config, model, keys
         self._ongoing = 0
 
     def api(self) -> Starlette:
@@ -53,35 +60,53 @@ class Front:
         routes = [
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/ready", self._health, methods=["GET"]),
         ]
-        handlers = {RequestError: _error_response, HTTPException: _no_route}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        layers = []
+        if self._config.cors_origins:
+            origins = list(self._config.cors_origins)
+            layers.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+        if self._keys:
+            layers.append(Middleware(RequireKey, keys=self._keys))
+        handlers = {RequestError: _refuse, HTTPException: _no_route, ClientDisconnect: _nobody}
+        return Starlette(routes=routes, middleware=layers, exception_handlers=handlers)
 
     async def _embeddings(self, request: Request) -> Response:
-        """Handles `POST /v1/embeddings`; RequestError 503 if too many requests are ongoing."""
+        """Handles `POST /v1/embeddings`; RequestError 429 if too many requests are ongoing."""
         body = await _read_body(request, self._config.max_body_bytes)
         if self._ongoing >= self._config.max_queued_requests:
-            raise RequestError("the server is busy.", "", "Send the request again in a second.", 503, "overloaded")
+            raise RequestError("the server is busy.", "", "Send the request again in a second.", 429, "overloaded")
         self._ongoing += 1  # only now: a client that sends slowly takes no place
         try:
-            return _json(await self._answer(body, request))
+            return json_response(await self._answer(body, request))
         finally:
             self._ongoing -= 1
 
+    async def _tokenize(self, request: Request) -> Response:
+        """Handles `POST /tokenize`: the ids that `/v1/embeddings` makes of the texts of the same body."""
+        body = await _read_body(request, self._config.max_body_bytes)
+        _, rows = await _call(self._check, body, is_large=len(body) > _LARGE)
+        return json_response(answers.tokens(rows, self._model.card))
+
     async def _models(self, request: Request) -> Response:
-        return _json(orjson.dumps(protocol.models_body(self._model.card)))
+        return json_response(answers.models(self._model.card))
+
+    async def _one_model(self, request: Request) -> Response:
+        protocol.check_model(request.path_params["name"], self._model.card)
+        return json_response(answers.model(self._model.card))
 
     async def _health(self, request: Request) -> Response:
-        return _json(b'{"status":"ok"}')  # answered by the process that holds the model, once it is loaded
+        return json_response(b'{"status":"ok"}')  # answered by the process that holds the model, once it is loaded and warm
 
     async def _answer(self, body: bytes, request: Request) -> bytes:
         """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
         try:
             asked, rows = await _call(self._check, body, is_large=len(body) > _LARGE)
-            vectors = await _unless_gone(self._model.encode(rows, asked.dimensions), request)
-            is_large = vectors.nbytes > _LARGE
-            return await _call(protocol.response_body, vectors, rows, asked, self._model.card, is_large=is_large)
+            vectors = await _unless_gone(self._model.encode(rows, asked.output), request)
+            return await _call(answers.embeddings, vectors, rows, asked, self._model.card, is_large=vectors.nbytes > _LARGE)
         except (RequestError, ClientDisconnect):
             raise
         except Exception as error:  # any error of the model
@@ -91,8 +116,8 @@ class Front:
 
     def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
         asked = protocol.parse_request(body, self._model.card, self._config.max_inputs)
-        rows: TokenIds = self._model.tokenize(asked.texts, asked.input_type) if asked.texts else asked.token_ids
-        protocol.check_tokenized(rows)
+        rows: TokenIds = self._model.tokenize(asked) if asked.texts else asked.token_ids
+        protocol.check_tokenized(rows, self._model.card)
         return asked, rows
 
 
@@ -144,18 +169,19 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, "application/json")
-
-
-async def _error_response(request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _json(orjson.dumps(error.body()), error.status, {"Retry-After": "1"} if error.status == 503 else None)
+    return error_response(error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    fix = "Known: POST /v1/embeddings, GET /v1/models, GET /health."
+    fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /health, GET /ready."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
-    return await _error_response(request, RequestError(what, "", fix, error.status_code, code))
+    return error_response(RequestError(what, "", fix, error.status_code, code))
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Ends a request whose client has left; the answer goes nowhere."""
+    return Response(status_code=499)

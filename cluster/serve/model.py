@@ -8,7 +8,9 @@ import torch
 
 from cluster.serve.batching import Batcher, Vectors, measure_budget
 from cluster.serve.config import ServeConfig
-from cluster.serve.protocol import ModelCard, TokenIds
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
+from data_pipeline.pairs.text_form import TEXT
+from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
 
 
@@ -28,29 +30,45 @@ class ServedModel:
         # Its measurements also start threads and kernels, for which no request has to wait then.
         budget = measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._batcher = Batcher(embedder.pooled, budget)
-        self.card = ModelCard(
-            name=config.name,
-            dimensions=embedder.dimensions,
-            max_length=embedder.spec.max_length,
-            vocabulary=min(len(embedder.tokenizer), int(embedder.model.config.vocab_size)),
-            prompts=tuple(embedder.spec.prompts),
-        )
-        self.tokenize = embedder.tokenize
+        self.card = _card(config.name, embedder)
         # What is here by now stays. To look through it again costs every request of that moment 0.2 s.
         gc.collect()
         gc.freeze()
 
-    async def encode(self, rows: TokenIds, dimensions: int | None) -> Vectors:
-        """Vectors [n, dimensions] of n lists of token ids, as `Embedder.encode_ids`; raises the model's error.
+    def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
+        """Token ids of the texts of a request, with the prompt that it asks for."""
+        return self._embedder.tokenize(asked.texts, asked.input_type, is_cut=asked.is_cut)
+
+    async def encode(self, rows: TokenIds, output: Output) -> Vectors:
+        """Vectors [n, d] of n lists of token ids, as `Embedder.encode` makes them; raises the model's error.
 
         A caller that is cancelled frees the model of the rows that it has not begun.
         """
-        pooled = await asyncio.wrap_future(self._batcher.submit(rows))
-        return self._embedder.finish(pooled, dimensions)
+        pooled = await asyncio.wrap_future(self._batcher.submit(rows, output.layers))
+        vectors = self._embedder.finish(pooled, output.dimensions, output.is_normalized)
+        if output.index is None:
+            return vectors
+        return self._embedder.compensation(output.index, vectors.shape[1], output.layers).queries(vectors)
 
     def close(self) -> None:
         """Ends the batcher once it has encoded what waits."""
         self._batcher.close()
+
+
+def _card(name: str, embedder: Embedder) -> ModelCard:
+    spec = embedder.spec
+    prefix, suffix = template_ids(embedder.tokenizer)
+    return ModelCard(
+        name=name,
+        dimensions=embedder.dimensions,
+        max_length=spec.max_length,
+        vocabulary=min(len(embedder.tokenizer), int(embedder.model.config.vocab_size)),
+        prompts=tuple(spec.prompts),
+        layers=spec.layers,
+        indexes=tuple(embedder.compensations),
+        prefix=prefix,
+        suffix=suffix if spec.template.endswith(TEXT) else (),
+    )
 
 
 def usable_cores() -> int:

@@ -10,6 +10,7 @@ import uvicorn
 import uvloop
 
 from cluster.serve.address import listen
+from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig, require_model
 from cluster.serve.front import Front
 from cluster.serve.model import ServedModel, usable_cores
@@ -33,7 +34,7 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     listener = listen(config.host, config.port)
     model = ServedModel(config, config.cpus_per_replica or usable_cores())
     settings = uvicorn.Config(
-        Front(config, model).api(),
+        Front(config, model, read_keys()).api(),
         access_log=False,
         log_level="warning",
         lifespan="off",

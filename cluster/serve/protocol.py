@@ -1,17 +1,17 @@
-"""OpenAI's embeddings protocol: parses and checks request bodies, and builds response bodies. Pure functions.
+"""OpenAI's embeddings protocol, and what Scion adds to it: parses and checks request bodies. Pure functions.
 
-Token inputs include special tokens, as `Embedder.tokenize` returns them. A text that is too long is cut, as in
-`Embedder.encode`; a list of token ids that is too long is refused, because only its sender can cut it well.
+What a request asks for is done or refused, never ignored. Token inputs include special tokens, as `Embedder.tokenize` and
+`/tokenize` return them: ids without them are of another tokenizer, as langchain sends them by default, and would get wrong
+vectors. A text that is too long is cut, as in `Embedder.encode`; a list of token ids that is too long is refused, because only
+its sender can cut it well.
 """
 
-import base64
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 
@@ -20,8 +20,13 @@ TokenIds = Sequence[Sequence[int]]
 
 SIDES = ("query", "document")
 """What a text may be in a search; every embedder can be asked for both."""
-_CREATED = 1735689600
-"""Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
+OUTPUT_DTYPES = ("float", "binary", "ubinary")
+"""Kinds of values: float32, or a bit for each, packed into int8 or uint8 as sentence-transformers packs them."""
+KEYS = (
+    "model", "input", "encoding_format", "dimensions", "user",
+    "input_type", "prompt_name", "truncate", "layer", "output_dtype", "index_version", "normalize",
+)  # fmt: skip
+"""Keys of a request. The first five are OpenAI's."""
 
 
 class RequestError(UserError):
@@ -53,6 +58,27 @@ class ModelCard:
     """Upper bound of token ids, exclusive."""
     prompts: tuple[str, ...] = ()
     """Names of the prompts that a request may ask for, beside `query` and `document`."""
+    layers: tuple[int, ...] = ()
+    """Numbers of layers behind which a vector may be taken."""
+    indexes: tuple[tuple[str, int, int | None], ...] = ()
+    """Versions, widths and layers of the earlier indexes that a query may search."""
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    """Special tokens before and after each text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Which vectors a request asks for."""
+
+    dimensions: int | None = None
+    layers: int | None = None
+    index: str | None = None
+    """The version whose index the queries search."""
+    is_normalized: bool | None = None
+    """As the embedder does it if None."""
+    dtype: str = "float"
+    is_base64: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,35 +87,69 @@ class EmbeddingRequest:
 
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
-    dimensions: int | None
-    is_base64: bool
     input_type: str | None = None
     """The name of the prompt in front of the texts; the embedder's default prompt when not given."""
+    is_cut: bool = True
+    """Whether a text that is too long is cut, and not refused."""
+    output: Output = field(default_factory=Output)
 
 
 def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
-    """Parses and checks the body of `POST /v1/embeddings`. Ignores unknown keys.
+    """Parses and checks the body of `POST /v1/embeddings` or `POST /tokenize`.
 
     Raises:
         RequestError: the request is invalid; has the status to answer and a message that says what is wrong, where, and how
             to fix it.
     """
     content = _object(body)
-    _check_model(content.get("model"), card)
+    _check_keys(content)
+    check_model(content.get("model"), card)
     if content.get("user") is not None and not isinstance(content["user"], str):
         raise RequestError(f"must be a string, got {_kind(content['user'])}.", "user", "Leave it out or send a string.")
     texts, rows = _inputs(content.get("input"), card, max_inputs)
+    input_type = _input_type(content, card, bool(texts))
     return EmbeddingRequest(
         texts=texts,
         token_ids=rows,
-        dimensions=_dimensions(content.get("dimensions"), card),
-        is_base64=_is_base64(content.get("encoding_format")),
-        input_type=_input_type(content.get("input_type"), card, bool(texts)),
+        input_type=input_type,
+        is_cut=_one_of(content, "truncate", ("end", "none")) == "end",
+        output=_output(content, card, input_type),
     )
 
 
-def check_tokenized(rows: TokenIds) -> None:
-    """Refuses texts without tokens.
+def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) -> Output:
+    output = Output(
+        dimensions=_number(content, "dimensions", card.dimensions),
+        layers=_number(content, "layer", card.layers),
+        index=content.get("index_version"),
+        is_normalized=content.get("normalize"),
+        dtype=_one_of(content, "output_dtype", OUTPUT_DTYPES),
+        is_base64=_one_of(content, "encoding_format", ("float", "base64")) == "base64",
+    )
+    if not isinstance(output.is_normalized, bool | None):
+        raise RequestError(f"must be true or false, got {_kind(output.is_normalized)}.", "normalize", "Leave it out.")
+    width = output.dimensions or card.dimensions[0]
+    if output.dtype != "float" and width % 8:
+        what = f"packs 8 values into a byte, and {width} are no multiple of 8."
+        raise RequestError(what, "output_dtype", "Ask for other dimensions, or for float.")
+    if output.index is not None:
+        _check_index(output, width, card, input_type)
+    return output
+
+
+def _check_index(output: Output, width: int, card: ModelCard, input_type: str | None) -> None:
+    """RequestError 409 if a query cannot be moved to the space of this index."""
+    known = sorted({version for version, *at in card.indexes if at == [width, output.layers]})
+    if output.index not in known:
+        fix = f"Known at these dimensions and layers: {', '.join(known)}." if known else "Make it with `scion drift`."
+        raise RequestError(f"there is no index {_short(output.index)}.", "index_version", fix, 409, "unknown_index_version")
+    if input_type == "document" or output.is_normalized is False:
+        what = "moves unit vectors of queries to an earlier index."
+        raise RequestError(what, "index_version", "Leave it out for documents, and normalize for queries.")
+
+
+def check_tokenized(rows: TokenIds, card: ModelCard) -> None:
+    """Refuses texts without tokens, and those that are too long and are not to be cut.
 
     Raises:
         RequestError: names the first such input.
@@ -97,30 +157,9 @@ def check_tokenized(rows: TokenIds) -> None:
     for index, row in enumerate(rows):
         if not row:
             raise RequestError("the tokenizer leaves no token of this text.", f"input[{index}]", "Leave this text out.")
-
-
-def response_body(vectors: NDArray[np.float32], rows: TokenIds, request: EmbeddingRequest, card: ModelCard) -> bytes:
-    """The response body of a request whose tokenized inputs are `rows`."""
-    embeddings: list[str] | list[NDArray[np.float32]]
-    if request.is_base64:
-        embeddings = [base64.b64encode(vector.tobytes()).decode() for vector in vectors.astype("<f4")]
-    else:
-        embeddings = list(np.ascontiguousarray(vectors))
-    tokens = sum(map(len, rows))
-    content = {
-        "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(embeddings)],
-        "model": card.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def models_body(card: ModelCard) -> dict[str, Any]:
-    """The response body of `GET /v1/models`: OpenAI's list, with the dimensions and the longest input of the embedder."""
-    entry = {"id": card.name, "object": "model", "created": _CREATED, "owned_by": "scion"}
-    offered = {"dimensions": list(card.dimensions), "max_length": card.max_length, "input_types": list(_input_types(card))}
-    return {"object": "list", "data": [entry | offered]}
+        if len(row) > card.max_length:
+            what = f"has {len(row)} tokens, more than {card.max_length}."
+            raise RequestError(what, f"input[{index}]", "Send a shorter text, or leave truncate out.")
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -134,7 +173,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _check_model(model: Any, card: ModelCard) -> None:
+def check_model(model: Any, card: ModelCard) -> None:
+    """RequestError 404 if there is no model of this name."""
     if not isinstance(model, str):
         what = "is missing." if model is None else f"must be a string, got {_kind(model)}."
         raise RequestError(what, "model", f"Send {card.name!r}.")
@@ -142,38 +182,55 @@ def _check_model(model: Any, card: ModelCard) -> None:
         raise RequestError(f"there is no model {model!r}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
 
 
-def _dimensions(dimensions: Any, card: ModelCard) -> int | None:
-    """The requested length of the vectors, None for the model's default; RequestError if the model does not offer it."""
-    if dimensions is None:
+def _check_keys(content: dict[str, Any]) -> None:
+    """RequestError for a key that is not known: to ignore it would answer another question than the one that was asked."""
+    for key in content:
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, 1)
+            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(KEYS)}."
+            raise RequestError("is not known.", key, fix, 400, "unknown_parameter")
+
+
+def _number(content: dict[str, Any], key: str, offered: tuple[int, ...]) -> int | None:
+    """The requested number, None for the model's default; RequestError if the model does not offer it."""
+    value = content.get(key)
+    if value is None:
         return None
-    offered = ", ".join(map(str, card.dimensions))
-    if type(dimensions) is not int:  # not isinstance: True is an int
-        raise RequestError(f"must be a whole number, got {_kind(dimensions)}.", "dimensions", f"Ask for one of {offered}.")
-    if dimensions not in card.dimensions:
-        raise RequestError(f"this model has no {dimensions} dimensions.", "dimensions", f"Ask for one of {offered}.")
-    return dimensions
+    fix = f"Ask for one of {', '.join(map(str, offered))}." if offered else "Leave it out."
+    if type(value) is not int:  # not isinstance: True is an int
+        raise RequestError(f"must be a whole number, got {_kind(value)}.", key, fix)
+    if value not in offered:
+        raise RequestError(f"this model does not offer {value}.", key, fix)
+    return value
 
 
-def _input_types(card: ModelCard) -> tuple[str, ...]:
+def _one_of(content: dict[str, Any], key: str, offered: tuple[str, ...]) -> str:
+    """The requested value, the first one if there is none."""
+    value = content.get(key)
+    if value is None:
+        return offered[0]
+    if value not in offered:
+        raise RequestError(f"{_short(value)} is not known.", key, f"Ask for {' or '.join(map(repr, offered))}.")
+    return str(value)
+
+
+def input_types(card: ModelCard) -> tuple[str, ...]:
+    """What `input_type` may be."""
     return tuple(dict.fromkeys((*SIDES, *card.prompts)))
 
 
-def _input_type(name: Any, card: ModelCard, has_texts: bool) -> str | None:
+def _input_type(content: dict[str, Any], card: ModelCard, has_texts: bool) -> str | None:
     """The requested prompt; RequestError if there is none of this name, or no text in front of which it could stand."""
-    if name is None:
-        return None
-    offered = ", ".join(_input_types(card))
-    if name not in _input_types(card):
-        raise RequestError(f"{_short(name)} is not known.", "input_type", f"Ask for one of {offered}, or leave it out.")
-    if not has_texts:
-        raise RequestError("a list of token ids has its prompt already.", "input_type", "Leave it out, or send texts.")
-    return str(name)
-
-
-def _is_base64(encoding: Any) -> bool:
-    if encoding not in (None, "float", "base64"):
-        raise RequestError(f"{_short(encoding)} is not known.", "encoding_format", "Ask for 'float' or 'base64'.")
-    return bool(encoding == "base64")
+    names = {key: content[key] for key in ("input_type", "prompt_name") if content.get(key) is not None}
+    offered = ", ".join(input_types(card))
+    for key, name in names.items():
+        if name not in input_types(card):
+            raise RequestError(f"{_short(name)} is not known.", key, f"Ask for one of {offered}, or leave it out.")
+        if not has_texts:
+            raise RequestError("a list of token ids has its prompt already.", key, "Leave it out, or send texts.")
+    if len(set(names.values())) == 2:
+        raise RequestError("names another prompt than input_type.", "prompt_name", "Leave one of them out.")
+    return next(iter(names.values()), None)
 
 
 def _inputs(inputs: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
@@ -220,6 +277,11 @@ def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
         if not 0 <= token < card.vocabulary:
             what = f"token id {token} is not within 0 and {card.vocabulary - 1}."
             raise RequestError(what, f"{where}[{index}]", "Send ids of this model's own tokenizer, or the text itself.")
+    begins, ends = row[: len(card.prefix)] == list(card.prefix), row[len(row) - len(card.suffix) :] == list(card.suffix)
+    if not (begins and ends):
+        what = f"does not begin with {list(card.prefix)} and end with {list(card.suffix)}, this model's special tokens."
+        fix = "Send the text itself, or ids from /tokenize; langchain sends texts with check_embedding_ctx_length=False."
+        raise RequestError(what, where, fix, 400, "other_tokenizer")
     return tuple(row)
 
 

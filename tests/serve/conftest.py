@@ -1,12 +1,14 @@
-"""An embedder of two widths."""
+"""An embedder of two widths and two depths, whose queries can search the index of an earlier version."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import FAMILIES, tiny_model
 from trainer.embedder import Embedder
 from trainer.embedder_spec import EmbedderSpec
+from trainer.query_drift import Compensation
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +16,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) -> str:
     path: Path = tmp_path_factory.mktemp("embedder")
     tokenizer = FAMILIES["wordpiece"](english)
     prompts = {"query": "search: ", "sts": "similar: "}
-    spec = EmbedderSpec(max_length=24, dimensions=(32, 8), prompts=prompts, include_prompt=False)
-    Embedder(tiny_model(tokenizer).bert, tokenizer, spec).save(str(path))
+    spec = EmbedderSpec(max_length=24, dimensions=(32, 8), layers=(1,), prompts=prompts, include_prompt=False)
+    rng = np.random.default_rng(0)
+    moves = {("old", 32, None): rng.normal(0, 0.1, 32), ("old", 8, 1): rng.normal(0, 0.1, 8)}
+    compensations = {key: Compensation(None, shift) for key, shift in moves.items()}
+    Embedder(tiny_model(tokenizer).bert, tokenizer, spec, compensations).save(str(path))
     return str(path)
 
 

@@ -1,22 +1,26 @@
 """The HTTP front end with a backend that needs no model."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.serve import front
+from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
-from cluster.serve.protocol import ModelCard, TokenIds
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
 
-CARD = ModelCard(name="tiny", dimensions=(2,), max_length=6, vocabulary=200)
-ASK = {"model": "tiny", "input": "a"}
+CARD = ModelCard(name="org/tiny", dimensions=(2,), max_length=6, vocabulary=200)
+ASK = {"model": "org/tiny", "input": "a"}
 
 
-async def ones(rows: TokenIds, dimensions: int | None) -> np.ndarray:
+async def ones(rows: TokenIds, output: Output) -> np.ndarray:
     return np.ones((len(rows), 2), dtype=np.float32)
 
 
@@ -28,12 +32,12 @@ class Stub:
     def __init__(self, encode: Callable) -> None:
         self.encode = encode
 
-    def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> TokenIds:
-        return [[ord(c) for c in text.strip()] for text in texts]
+    def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
+        return [[ord(c) for c in text.strip()] for text in asked.texts]
 
 
-def client(encode: Callable = ones, **settings: int) -> TestClient:
-    return TestClient(Front(ServeConfig(**settings), Stub(encode)).api())
+def client(encode: Callable = ones, keys: Sequence[str] = (), **settings: Any) -> TestClient:
+    return TestClient(Front(ServeConfig(**settings), Stub(encode), keys).api())
 
 
 def test_a_request_is_answered() -> None:
@@ -42,10 +46,11 @@ def test_a_request_is_answered() -> None:
     assert answer.json()["data"] == [{"object": "embedding", "index": 0, "embedding": [1.0, 1.0]}]
 
 
-def test_the_routes_are_these_three() -> None:
+def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
-    assert routes == {("/v1/embeddings", "POST"), ("/v1/models", "GET", "HEAD"), ("/health", "GET", "HEAD")}
+    asked = {"/v1/models", "/v1/models/{name:path}", "/health", "/ready"}
+    assert routes == {("/v1/embeddings", "POST"), ("/tokenize", "POST")} | {(path, "GET", "HEAD") for path in asked}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_a_text_without_tokens_is_refused() -> None:
 
 
 def test_a_failing_model_is_a_server_error_without_details() -> None:
-    async def failing(rows: TokenIds, dimensions: int | None) -> np.ndarray:
+    async def failing(rows: TokenIds, output: Output) -> np.ndarray:
         raise RuntimeError("secret detail")
 
     answer = client(failing).post("/v1/embeddings", json=ASK)
@@ -91,10 +96,10 @@ def test_a_failing_model_is_a_server_error_without_details() -> None:
 def test_a_full_server_sends_the_client_away_and_takes_the_next_one_later() -> None:
     started, release = asyncio.Event(), asyncio.Event()
 
-    async def slow(rows: TokenIds, dimensions: int | None) -> np.ndarray:
+    async def slow(rows: TokenIds, output: Output) -> np.ndarray:
         started.set()
         await release.wait()
-        return await ones(rows, dimensions)
+        return await ones(rows, output)
 
     with client(slow, max_queued_requests=1) as server, ThreadPoolExecutor() as pool:
         first = pool.submit(server.post, "/v1/embeddings", json=ASK)
@@ -103,6 +108,104 @@ def test_a_full_server_sends_the_client_away_and_takes_the_next_one_later() -> N
         server.portal.call(release.set)
         assert first.result().status_code == 200
         assert server.post("/v1/embeddings", json=ASK).status_code == 200
-    assert refused.status_code == 503
+    assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_one_model_is_shown_and_another_not_found() -> None:
+    assert client().get("/v1/models/org/tiny").json()["id"] == "org/tiny"
+    answer = client().get("/v1/models/gpt")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_texts_are_tokenized_as_they_would_be_embedded() -> None:
+    answer = client().post("/tokenize", json=ASK | {"input": ["a", "bc"]})
+    assert [entry["tokens"] for entry in answer.json()["data"]] == [[97], [98, 99]]
+    assert client().post("/tokenize", json=ASK | {"input": ""}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer no", 401),
+        ("Bearer b", 200),
+        ("bearer a", 200),
+        ("Basic a", 401),
+        ("Bearer \u00e9", 401),
+        ("a", 401),
+    ],
+)
+def test_where_there_are_keys_a_request_needs_one(header, status) -> None:
+    server = client(keys=("a", "b"))
+    headers = {} if header is None else {"Authorization": header.encode()}
+    for answer in (server.post("/v1/embeddings", json=ASK, headers=headers), server.get("/v1/models", headers=headers)):
+        assert answer.status_code == status
+    assert server.get("/health").status_code == server.get("/ready").status_code == 200
+
+
+def test_a_missing_key_is_refused_in_openais_format() -> None:
+    answer = client(keys=("a",)).get("/v1/models")
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_keys_are_read_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("SCION_API_KEYS", " one, two,,")
+    assert read_keys() == ("one", "two")
+    monkeypatch.delenv("SCION_API_KEYS")
+    assert read_keys() == ()
+
+
+def test_web_pages_of_named_origins_may_ask_also_where_there_are_keys() -> None:
+    server = client(cors_origins=("https://a.example",), keys=("k",))
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, is_allowed in (("https://a.example", True), ("https://b.example", False)):
+        answer = server.options("/v1/embeddings", headers={"Origin": origin} | asking)
+        assert (answer.headers.get("access-control-allow-origin") == origin) is is_allowed
+        assert (answer.status_code == 200) is is_allowed
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch) -> None:
+    monkeypatch.setattr(front, "_BODY_SECONDS", 0.05)
+
+    async def run() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(30)
+            return {}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await client().app({"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": []}, receive, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 408
+
+
+def test_the_texts_of_a_client_that_left_are_not_encoded() -> None:
+    was_cancelled = asyncio.Event()
+
+    async def slow(rows: TokenIds, output: Output) -> np.ndarray:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            was_cancelled.set()
+        return await ones(rows, output)
+
+    async def run() -> None:
+        messages = iter([{"type": "http.request", "body": json.dumps(ASK).encode()}, {"type": "http.disconnect"}])
+
+        async def receive() -> dict[str, Any]:
+            return next(messages)
+
+        async def send(message: dict[str, Any]) -> None:
+            assert message.get("status", 499) == 499
+
+        await client(slow).app({"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": []}, receive, send)
+        await asyncio.sleep(0)
+        assert was_cancelled.is_set()
+
+    asyncio.run(asyncio.wait_for(run(), 10))

@@ -1,19 +1,25 @@
-"""Requests, responses, and a message for every kind of invalid request."""
+"""Requests, and a message for every kind of invalid one."""
 
-import base64
 import json
 import pickle
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.serve import protocol
-from cluster.serve.protocol import ModelCard, RequestError
+from cluster.serve.protocol import ModelCard, Output, RequestError
 
-CARD = ModelCard(name="tiny", dimensions=(32, 8), max_length=6, vocabulary=100)
+CARD = ModelCard(
+    name="tiny",
+    dimensions=(32, 8, 4),
+    max_length=6,
+    vocabulary=100,
+    layers=(1, 2),
+    indexes=(("old", 32, None), ("older", 8, 1)),
+)
 
 
 def parse(**keys: Any) -> protocol.EmbeddingRequest:
@@ -47,19 +53,48 @@ def test_an_input_type_is_a_side_of_a_search_or_a_prompt_of_the_embedder() -> No
     card = ModelCard(name="tiny", dimensions=(32,), max_length=6, vocabulary=100, prompts=("query", "sts"))
     body = json.dumps({"model": "tiny", "input": "a", "input_type": "sts"}).encode()
     assert protocol.parse_request(body, card, 4).input_type == "sts"
-    assert protocol.models_body(card)["data"][0]["input_types"] == ["query", "document", "sts"]
+    assert protocol.input_types(card) == ("query", "document", "sts")
 
 
 def test_missing_and_null_options_have_openais_defaults() -> None:
     assert parse(input="a") == parse(input="a", dimensions=None, encoding_format=None, user=None)
-    assert not parse(input="a").is_base64
-    assert parse(input="a").dimensions is None
+    assert parse(input="a").output == Output()
 
 
-def test_known_options_are_read_and_unknown_keys_ignored() -> None:
-    request = parse(input="a", dimensions=8, encoding_format="base64", user="me", input_type="query")
-    assert request.dimensions == 8
-    assert request.is_base64
+def test_known_options_are_read() -> None:
+    options = {"dimensions": 8, "layer": 1, "normalize": True, "output_dtype": "ubinary", "index_version": "older"}
+    request = parse(input="a", encoding_format="base64", user="me", prompt_name="query", truncate="none", **options)
+    expected = Output(dimensions=8, layers=1, index="older", is_normalized=True, dtype="ubinary", is_base64=True)
+    assert request.output == expected
+    assert (request.input_type, request.is_cut) == ("query", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({"index_version": "older"}, "Known at these dimensions and layers: old."),
+        ({"index_version": "new", "dimensions": 8, "layer": 1}, "Known at these dimensions and layers: older."),
+        ({"index_version": "old", "layer": 2}, "Make it with `scion drift`."),
+        ({"index_version": ["old"]}, "Known at these dimensions and layers: old."),
+    ],
+)
+def test_an_index_that_cannot_be_searched_is_a_conflict_that_names_the_others(options, known) -> None:
+    with pytest.raises(RequestError, match="there is no index") as caught:
+        parse(input="a", **options)
+    assert (caught.value.status, caught.value.code, caught.value.where) == (409, "unknown_index_version", "index_version")
+    assert caught.value.fix == known
+
+
+def test_ids_of_another_tokenizer_are_refused_where_its_special_tokens_tell() -> None:
+    card = replace(CARD, prefix=(2,), suffix=(3,))
+    for ids, is_ours in (([2, 7, 3], True), ([2, 3], True), ([7, 8], False), ([2, 7], False), ([7, 3], False), ([3], False)):
+        body = json.dumps({"model": "tiny", "input": [[2, 5, 3], ids]}).encode()
+        if is_ours:
+            assert protocol.parse_request(body, card, 4).token_ids[1] == tuple(ids)
+            continue
+        with pytest.raises(RequestError, match=r"input\[1\]: does not begin with \[2\] and end with \[3\]") as caught:
+            protocol.parse_request(body, card, 4)
+        assert caught.value.code == "other_tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -84,12 +119,24 @@ def test_known_options_are_read_and_unknown_keys_ignored() -> None:
         ({"input": [-1]}, "input[0]", "token id -1 is not within 0 and 99"),
         ({"input": [[1] * 7]}, "input[0]", "has 7 token ids, more than 6"),
         ({"input": ["a"] * 5}, "input", "has 5 inputs, more than 4"),
-        ({"input": "a", "dimensions": 9}, "dimensions", "has no 9 dimensions. Ask for one of 32, 8."),
+        ({"input": "a", "dimensions": 9}, "dimensions", "does not offer 9. Ask for one of 32, 8, 4."),
         ({"input": "a", "dimensions": "8"}, "dimensions", "must be a whole number, got string"),
         ({"input": "a", "dimensions": True}, "dimensions", "got boolean"),
-        ({"input": "a", "encoding_format": "int8"}, "encoding_format", "\"int8\" is not known. Ask for 'float'"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format", "\"int8\" is not known. Ask for 'float' or 'base64'"),
         ({"input": "a", "encoding_format": ["float"]}, "encoding_format", "is not known"),
         ({"input": "a", "user": 3}, "user", "must be a string, got number"),
+        ({"input": "a", "layer": 3}, "layer", "does not offer 3. Ask for one of 1, 2."),
+        ({"input": "a", "layer": "1"}, "layer", "must be a whole number"),
+        ({"input": "a", "truncate": "start"}, "truncate", "\"start\" is not known. Ask for 'end' or 'none'"),
+        ({"input": "a", "output_dtype": "int8"}, "output_dtype", "\"int8\" is not known. Ask for 'float' or 'binary'"),
+        ({"input": "a", "output_dtype": "binary", "dimensions": 4}, "output_dtype", "4 are no multiple of 8"),
+        ({"input": "a", "normalize": "yes"}, "normalize", "must be true or false, got string"),
+        ({"input": "a", "prompt_name": "x"}, "prompt_name", '"x" is not known'),
+        ({"input": "a", "prompt_name": "query", "input_type": "document"}, "prompt_name", "names another prompt"),
+        ({"input": "a", "index_version": "old", "input_type": "document"}, "index_version", "Leave it out for documents"),
+        ({"input": "a", "index_version": "old", "normalize": False}, "index_version", "moves unit vectors"),
+        ({"input": "a", "dimension": 8}, "dimension", "is not known. Did you mean dimensions?"),
+        ({"input": "a", "zzz": 8}, "zzz", "is not known. Known: model, input"),
         ({"input": "a", "model": None}, "model", "is missing. Send 'tiny'"),
         ({"input": "a", "model": 3}, "model", "must be a string, got number"),
     ],
@@ -132,7 +179,7 @@ _json = st.recursive(
 
 
 @settings(deadline=None)
-@given(keys=st.dictionaries(st.sampled_from(["model", "input", "dimensions", "encoding_format", "user", "x"]), _json))
+@given(keys=st.dictionaries(st.sampled_from([*protocol.KEYS, "x"]), _json))
 def test_any_json_is_either_read_or_refused(keys) -> None:
     body = json.dumps({"model": "tiny"} | keys).encode()
     try:
@@ -145,28 +192,9 @@ def test_any_json_is_either_read_or_refused(keys) -> None:
 
 def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(RequestError, match=r"input\[1\]: the tokenizer leaves no token"):
-        protocol.check_tokenized([[1], []])
-
-
-@pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_an_answer_has_every_vector_in_order_and_the_tokens_used(encoding) -> None:
-    vectors = np.array([[0.1, -2.5], [1e-8, 3.0]], dtype=np.float32)
-    request = parse(input=["a", "b"], encoding_format=encoding)
-    response = json.loads(protocol.response_body(vectors, [[2, 3], [2, 9, 3]], request, CARD))
-    assert response["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-    assert (response["object"], response["model"]) == ("list", "tiny")
-    assert [entry["index"] for entry in response["data"]] == [0, 1]
-    embeddings = [entry["embedding"] for entry in response["data"]]
-    if encoding == "base64":
-        embeddings = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in embeddings]
-    assert np.array_equal(np.array(embeddings, dtype=np.float32), vectors)
-
-
-def test_the_list_of_models_says_what_may_be_asked() -> None:
-    [model] = protocol.models_body(CARD)["data"]
-    assert (model["id"], model["object"]) == ("tiny", "model")
-    assert (model["dimensions"], model["max_length"]) == ([32, 8], 6)
-    assert isinstance(model["created"], int)
+        protocol.check_tokenized([[1], []], CARD)
+    with pytest.raises(RequestError, match=r"input\[1\]: has 7 tokens, more than 6"):
+        protocol.check_tokenized([[1], [1] * 7], CARD)
 
 
 def test_an_error_survives_the_trip_between_processes() -> None:

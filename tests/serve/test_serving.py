@@ -80,6 +80,57 @@ def test_fewer_dimensions_are_cut_and_normalised(client, embedder, english) -> N
     assert np.abs(short - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({"layer": 1}, {"layers": 1}),
+        ({"layer": 1, "dimensions": 8}, {"layers": 1, "dimensions": 8}),
+        ({"index_version": "old", "input_type": "query"}, {"index": "old", "prompt_name": "query"}),
+        ({"index_version": "old", "layer": 1, "dimensions": 8}, {"index": "old", "layers": 1, "dimensions": 8}),
+        ({"prompt_name": "sts"}, {"prompt_name": "sts"}),
+    ],
+)
+def test_options_give_the_vectors_that_encode_gives_for_them(client, embedder, english, asked, options) -> None:
+    width = {key: asked[key] for key in asked if key == "dimensions"}
+    extra = {key: value for key, value in asked.items() if key != "dimensions"}
+    answer = client.embeddings.create(model="tiny", input=english[:40], extra_body=extra, **width)
+    assert np.abs(vectors(answer) - embedder.encode(english[:40], **options)).max() <= 1e-5
+    assert np.abs(vectors(answer) - embedder.encode(english[:40], options.get("dimensions"))).max() > 1e-3
+
+
+def test_depths_at_the_same_time_get_their_own_vectors(client, embedder, english) -> None:
+    def call(layers: int | None) -> float:
+        answer = client.embeddings.create(model="tiny", input=english[:30], extra_body={"layer": layers})
+        return float(np.abs(vectors(answer) - embedder.encode(english[:30], layers=layers)).max())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(call, [None, 1] * 10)) <= 1e-5
+
+
+def test_vectors_may_keep_their_length(client, embedder, english) -> None:
+    answer = vectors(client.embeddings.create(model="tiny", input=english[:5], extra_body={"normalize": False}))
+    lengths = np.linalg.norm(answer, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).min() > 0.1
+    assert np.abs(answer / lengths - embedder.encode(english[:5])).max() <= 1e-5
+
+
+def test_bits_are_the_signs_of_the_vectors(client, embedder, english) -> None:
+    extra = {"output_dtype": "ubinary"}
+    answer = client.embeddings.create(model="tiny", input=english[:9], encoding_format="float", extra_body=extra)
+    packed = np.array([entry.embedding for entry in answer.data], dtype=np.uint8)
+    assert np.array_equal(np.unpackbits(packed, axis=1), embedder.encode(english[:9]) > 0)
+
+
+def test_a_text_that_is_too_long_is_refused_where_it_is_not_to_be_cut(client) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\]: has \d+ tokens, more than 24"):
+        client.embeddings.create(model="tiny", input=["click", "click the button " * 50], extra_body={"truncate": "none"})
+
+
+def test_ids_of_another_tokenizer_are_refused(client) -> None:
+    with pytest.raises(openai.BadRequestError, match="this model's special tokens"):
+        client.embeddings.create(model="tiny", input=[[9, 10, 11]])
+
+
 def test_usage_counts_the_tokens_after_the_cut(client, embedder) -> None:
     texts = ["click the button " * 50, "click"]
     answer = client.embeddings.create(model="tiny", input=texts)

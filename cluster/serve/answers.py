@@ -1,0 +1,70 @@
+"""Bodies of responses, in the form of OpenAI's where it has one. Pure functions."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from cluster.serve.protocol import OUTPUT_DTYPES, EmbeddingRequest, ModelCard, TokenIds, input_types
+
+_CREATED = 1735689600
+"""Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
+
+
+def embeddings(vectors: NDArray[np.float32], rows: TokenIds, asked: EmbeddingRequest, card: ModelCard) -> bytes:
+    """The answer to a request whose tokenized inputs are `rows`."""
+    values = quantized(vectors, asked.output.dtype)
+    entries: list[Any] = list(values)
+    if asked.output.is_base64:  # little-endian, as clients read it
+        entries = [base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode() for value in values]
+    tokens = sum(map(len, rows))
+    content = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(entries)],
+        "model": card.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def quantized(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """The vectors as they are, or a bit for each value above 0: [n, d / 8], the first value in the highest bit."""
+    if dtype == "float":
+        return np.ascontiguousarray(vectors)
+    bits = np.packbits(vectors > 0, axis=1)
+    return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def models(card: ModelCard) -> bytes:
+    """The list of models."""
+    return orjson.dumps({"object": "list", "data": [_entry(card)]})
+
+
+def model(card: ModelCard) -> bytes:
+    """One model."""
+    return orjson.dumps(_entry(card))
+
+
+def tokens(rows: TokenIds, card: ModelCard) -> bytes:
+    """Token ids of texts, as `/v1/embeddings` takes them."""
+    data = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
+    return orjson.dumps({"object": "list", "data": data, "model": card.name})
+
+
+def _entry(card: ModelCard) -> dict[str, Any]:
+    """A model as OpenAI lists it, and what may be asked of it."""
+    indexes = [{"index_version": version, "dimensions": width, "layer": layers} for version, width, layers in card.indexes]
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": "scion",
+        "dimensions": card.dimensions,
+        "layers": card.layers,
+        "max_length": card.max_length,
+        "input_types": input_types(card),
+        "output_dtypes": OUTPUT_DTYPES,
+        "index_versions": indexes,
+    }
