@@ -13,13 +13,11 @@ from functools import partial
 
 from rich.console import Console
 
-from cluster.serve.check import compare
 from cluster.serve.config import ServeConfig
 from cluster.serve.process import serve_in_process
 from data_pipeline.artifacts import artifact, storage
 from data_pipeline.artifacts.artifact import Draft, Spec
 from data_pipeline.pairs import text_pairs as pairs
-from ray_jobs import embed
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.console import Reporter
 from ray_jobs.inputs import data_fingerprints
@@ -42,7 +40,7 @@ _MAX_PAIRS = 500
 
 
 def spec(config: ScionConfig) -> Spec:
-    inputs = {"model": embed.spec(config, main_start(config)).id, **data_fingerprints(config, _pairs_key(config))}
+    inputs = {"model": _embedder(config).id, **data_fingerprints(config, _pairs_key(config))}
     return Spec(uri=config.at("serve"), kind=KIND, config={"serve": artifact.identity(config.serve)}, inputs=inputs)
 
 
@@ -52,7 +50,9 @@ def stage(config: ScionConfig) -> Stage:
 
 def fill(config: ScionConfig, draft: Draft, report: Reporter) -> str:
     """Starts the server on a free port, compares its answers to the openai client with `encode`, and stops it."""
-    model = require(embed.spec(config, main_start(config)), "embed")
+    from cluster.serve.check import compare  # openai takes half a second to import, for which a server should not wait
+
+    model = require(_embedder(config), "embed")
     key = _pairs_key(config)
     testing = pairs.load(getattr(config, key), storage.join(draft.uri, "source"), key=key)
     storage.remove(storage.join(draft.uri, "source"))
@@ -92,6 +92,13 @@ def needs_ray(config: ScionConfig) -> bool:
     return config.serve.replicas > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
 
+def _embedder(config: ScionConfig) -> Spec:
+    """The embedder of the run."""
+    from ray_jobs import embed  # takes a second to import, which a server with serve.model does not need
+
+    return embed.spec(config, main_start(config))
+
+
 def _pairs_key(config: ScionConfig) -> str:
     """The key of the pairs whose texts are sent to the server."""
     return "pairs" if config.test_pairs is None else "test_pairs"
@@ -99,7 +106,7 @@ def _pairs_key(config: ScionConfig) -> str:
 
 def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
-    model = config.serve.model or require(embed.spec(config, main_start(config)), "embed")
+    model = config.serve.model or require(_embedder(config), "embed")
     with server(replace(config.serve, model=model), needs_ray(config)) as url:
         console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False, markup=False)
         try:

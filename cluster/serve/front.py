@@ -54,6 +54,8 @@ class Front:
         """
         self._config, self._model, self._keys = config, model, keys
         self._ongoing = 0
+        self.is_draining = False
+        """Whether answers end their connections, because the server is about to."""
 
     def api(self) -> Starlette:
         """The routes. Their errors have OpenAI's format."""
@@ -81,7 +83,8 @@ class Front:
             raise RequestError("the server is busy.", "", "Send the request again in a second.", 429, "overloaded")
         self._ongoing += 1  # only now: a client that sends slowly takes no place
         try:
-            return json_response(await self._answer(body, request))
+            answer = await self._answer(body, request)
+            return json_response(answer, headers={"Connection": "close"} if self.is_draining else None)
         finally:
             self._ongoing -= 1
 

@@ -45,6 +45,8 @@ class Connection:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
         await reader.readexactly(int(length.partition(b":")[2]))
+        if b"\r\nconnection: close" in head:
+            self.close()
         return int(head.split(b" ", 2)[1])
 
     def close(self) -> None:
@@ -70,7 +72,8 @@ async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: 
             sent = time.perf_counter()
             if sent - began > seconds:
                 break
-            errors += not await _answered(connection, body)
+            is_answered = await _answered(connection, body)
+            errors += not is_answered  # in a line of its own: other clients count while this one waits
             times.append(time.perf_counter() - sent)
         connection.close()
 
@@ -95,7 +98,8 @@ async def open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: flo
         nonlocal errors
         await asyncio.sleep(began + moment - time.perf_counter())
         connection = idle.pop() if idle else Connection(url)
-        errors += not await _answered(connection, body)
+        is_answered = await _answered(connection, body)
+        errors += not is_answered
         times.append(time.perf_counter() - began - moment)
         idle.append(connection)
 

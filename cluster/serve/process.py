@@ -19,6 +19,8 @@ _DRAIN_SECONDS = 25
 """Time for accepted requests to be answered; Kubernetes kills a pod 30 s after it asks it to end."""
 _IDLE_SECONDS = 75
 """Time after which an idle connection is closed."""
+_FAREWELL_SECONDS = 0.5
+"""Time in which answers ask clients to leave. A connection that is closed without a word may have a request on its way."""
 
 
 @contextmanager
@@ -33,8 +35,9 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     require_model(config)
     listener = listen(config.host, config.port)
     model = ServedModel(config, config.cpus_per_replica or usable_cores())
+    front = Front(config, model, read_keys())
     settings = uvicorn.Config(
-        Front(config, model, read_keys()).api(),
+        front.api(),
         access_log=False,
         log_level="warning",
         lifespan="off",
@@ -51,6 +54,8 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
         host, port = listener.getsockname()
         yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
     finally:
+        front.is_draining = True
+        time.sleep(_FAREWELL_SECONDS)
         server.should_exit = True
         thread.join()
         model.close()

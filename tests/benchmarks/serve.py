@@ -4,7 +4,7 @@
 
 All servers hold the same all-MiniLM-L6-v2 in fp32, with one thread for the model, and are asked over loopback by the same
 clients (cluster/serve/load.py). infinity-emb 0.0.78 runs in an environment of its own, with BetterTransformer. `scion` is one
-process; `scion-ray` is a replica on Ray Serve. Texts are titles and paragraphs of the sample.
+process; `scion-ray` is a replica on Ray Serve, behind its HAProxy. Texts are titles and paragraphs of the sample.
 
 short, mixed   1, 8, 32 and 128 clients that each wait for an answer: texts of 6 to 10 tokens; a fifth of them of 120
 many           1 and 4 clients that send 64 mixed texts at once
@@ -51,12 +51,14 @@ from cluster.session import ray_session
 from cluster.serve.app import serve_on_ray
 from cluster.serve.config import ServeConfig
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 model, name, port = sys.argv[1:]
-with ray_session(workers=1, worker_cpus=1.0, address=None), serve_on_ray(ServeConfig(model=model, name=name, port=int(port))):
-    signal.pause()
+with ray_session(workers=1, worker_cpus=1.0, address=None):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with serve_on_ray(ServeConfig(model=model, name=name, port=int(port))):
+        signal.pause()
 """
 """What `scion serve` does where RAY_ADDRESS is set, on a Ray of its own."""
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}
 
 
 def texts(embedder: Embedder) -> tuple[list[str], list[str]]:
@@ -103,7 +105,7 @@ def command(side: str, port: int, peer: str, folder: str) -> list[str]:
 def server(side: str, peer: str, folder: str) -> Iterator[tuple[str, dict[str, float]]]:
     """A running server: the URL of its embeddings, its seconds to start, and its memory."""
     port = 8200 + sum(map(ord, side)) % 100
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"} | HAPROXY
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command(side, port, peer, folder), stdout=log, stderr=log, env=environment)
