@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.serve import answers, protocol
+from cluster.serve import answers, openapi, protocol
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
 from cluster.serve.config import ServeConfig
@@ -64,6 +65,7 @@ class Front:
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._health, methods=["GET"]),
         ]
@@ -100,6 +102,9 @@ class Front:
     async def _one_model(self, request: Request) -> Response:
         protocol.check_model(request.path_params["name"], self._model.card)
         return json_response(answers.model(self._model.card))
+
+    async def _openapi(self, request: Request) -> Response:
+        return json_response(orjson.dumps(openapi.document(self._model.card, self._config)))
 
     async def _health(self, request: Request) -> Response:
         return json_response(b'{"status":"ok"}')  # answered by the process that holds the model, once it is loaded and warm
@@ -180,9 +185,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /health, GET /ready."
+    fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
-    return error_response(RequestError(what, "", fix, error.status_code, code))
+    response = error_response(RequestError(what, "", fix, error.status_code, code))
+    response.headers.update(error.headers or {})  # the methods that are allowed
+    return response
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

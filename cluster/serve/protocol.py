@@ -22,6 +22,8 @@ SIDES = ("query", "document")
 """What a text may be in a search; every embedder can be asked for both."""
 OUTPUT_DTYPES = ("float", "binary", "ubinary")
 """Kinds of values: float32, or a bit for each, packed into int8 or uint8 as sentence-transformers packs them."""
+TRUNCATIONS = ("end", "none")
+"""Whether a text that is too long is cut at its end, or refused."""
 KEYS = (
     "model", "input", "encoding_format", "dimensions", "user",
     "input_type", "prompt_name", "truncate", "layer", "output_dtype", "index_version", "normalize",
@@ -112,7 +114,7 @@ def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingReq
         texts=texts,
         token_ids=rows,
         input_type=input_type,
-        is_cut=_one_of(content, "truncate", ("end", "none")) == "end",
+        is_cut=_one_of(content, "truncate", TRUNCATIONS) == "end",
         output=_output(content, card, input_type),
     )
 

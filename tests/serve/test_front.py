@@ -49,7 +49,7 @@ def test_a_request_is_answered() -> None:
 def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
-    asked = {"/v1/models", "/v1/models/{name:path}", "/health", "/ready"}
+    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready"}
     assert routes == {("/v1/embeddings", "POST"), ("/tokenize", "POST")} | {(path, "GET", "HEAD") for path in asked}
 
 
@@ -67,6 +67,7 @@ def test_a_wrong_path_or_method_names_the_right_ones(method, path, status, code)
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == code
     assert "Known: POST /v1/embeddings" in answer.json()["error"]["message"]
+    assert ("allow" in answer.headers) is (status == 405)
 
 
 def test_a_body_over_the_limit_is_refused() -> None:
