@@ -183,6 +183,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
+    """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
     fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."

@@ -66,6 +66,7 @@ async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: 
     began = time.perf_counter()
 
     async def client(number: int) -> None:
+        """Sends all bodies again and again, beginning at one of its own."""
         nonlocal errors
         connection = Connection(url)
         for body in cycle([*bodies[number % len(bodies) :], *bodies[: number % len(bodies)]]):
@@ -95,6 +96,7 @@ async def open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: flo
     began = time.perf_counter()
 
     async def request(moment: float, body: bytes) -> None:
+        """Sends a body at its moment, by a connection that waits for none."""
         nonlocal errors
         await asyncio.sleep(began + moment - time.perf_counter())
         connection = idle.pop() if idle else Connection(url)

@@ -56,6 +56,7 @@ class ServedModel:
 
 
 def _card(name: str, embedder: Embedder) -> ModelCard:
+    """What requests may ask of the embedder."""
     spec = embedder.spec
     prefix, suffix = template_ids(embedder.tokenizer)
     return ModelCard(

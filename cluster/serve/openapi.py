@@ -45,6 +45,7 @@ def document(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
 
 
 def _operation(path: str, summary: str, body: str | None, answer: str) -> dict[str, Any]:
+    """A method of a path: the names of its body, if it takes one, and of its answer."""
     responses = {"200": {"description": summary, "content": _json(answer)}}
     if path not in ("/health", "/ready"):
         responses |= {status: {"description": text, "content": _json("Error")} for status, text in _ERRORS.items()}

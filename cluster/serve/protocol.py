@@ -120,6 +120,7 @@ def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingReq
 
 
 def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) -> Output:
+    """The vectors that a request asks for; RequestError if the model does not offer them."""
     output = Output(
         dimensions=_number(content, "dimensions", card.dimensions),
         layers=_number(content, "layer", card.layers),
