@@ -4,11 +4,11 @@ import hmac
 import os
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.serve.protocol import RequestError
 from cluster.serve.responses import error_response
+from data_pipeline.errors import ConfigError
 
 ENVIRONMENT = "SCION_API_KEYS"
 """Not a setting of a configuration, which is printed, saved and sent around."""
@@ -17,26 +17,35 @@ _OPEN = ("/health", "/ready")
 
 
 def read_keys() -> tuple[str, ...]:
-    """The keys in the environment, which are separated by commas."""
-    return tuple(filter(None, (key.strip() for key in os.environ.get(ENVIRONMENT, "").split(","))))
+    """The keys in the environment, which are separated by commas.
+
+    Raises:
+        ConfigError: the variable is set and names no key: without one the server would be open.
+    """
+    given = os.environ.get(ENVIRONMENT)
+    keys = tuple(filter(None, (key.strip() for key in (given or "").split(","))))
+    if given is not None and not keys:
+        raise ConfigError("it names no key.", ENVIRONMENT, "Unset it to serve without keys, or write KEY,KEY.")
+    return keys
 
 
 class RequireKey:
     """Answers requests without a known key with 401."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app, self._keys = app, [key.encode() for key in keys]
+        self._app, self._keys = app, [os.fsencode(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN and not self._is_known(Headers(scope=scope)):
+        if scope["type"] == "http" and scope["path"] not in _OPEN and not self._is_known(scope):
             what, fix = "the API key is missing or wrong.", "Send the header `Authorization: Bearer KEY`."
             response = error_response(RequestError(what, "", fix, 401, "invalid_api_key"))
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _is_known(self, headers: Headers) -> bool:
-        kind, _, key = headers.get("authorization", "").partition(" ")
+    def _is_known(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, key = given.replace(b"\t", b" ").partition(b" ")
         # All keys are compared, in constant time: how long it takes says nothing about them.
-        matches = [hmac.compare_digest(key.strip().encode(), known) for known in self._keys]
-        return kind.lower() == "bearer" and any(matches)
+        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        return bool(kind.lower() == b"bearer" and any(matches))

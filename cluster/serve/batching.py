@@ -56,7 +56,7 @@ def measure_budget(encode: Encode, longest: int, most: int) -> Budget:
     length = min(16, longest)
     small, large = (seconds(encode, [[0] * length] * rows) for rows in (1, 32))
     per_token = max(large - small, 0.02 * large) / (31 * length)  # a GPU takes as long for both
-    return Budget(overhead=max(8.0, small / per_token - length), most=max(most, longest))
+    return Budget(overhead=max(8.0, small / per_token - length), most=most)
 
 
 def seconds(encode: Encode, rows: TokenIds) -> float:
@@ -104,7 +104,13 @@ class Batcher:
 
         The future gets the model's error if one of the rows cannot be encoded. Rows of a cancelled future are not encoded, if
         no pass has taken them.
+
+        Raises:
+            ValueError: there are no rows.
+            RuntimeError: the batcher is closed.
         """
+        if not rows:
+            raise ValueError("there are no rows to encode")
         waiting = _Waiting(rows, layers, sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True))
         with self._changed:
             if self._is_closed:
@@ -113,10 +119,13 @@ class Batcher:
             self._changed.notify()
         return waiting.future
 
-    def close(self) -> None:
-        """Encodes what waits, then ends the thread."""
+    def close(self, drops_waiting: bool = False) -> None:
+        """Encodes what waits, or drops it; then ends the thread."""
         with self._changed:
             self._is_closed = True
+            if drops_waiting:
+                for waiting in self._turns:
+                    waiting.future.cancel()
             self._changed.notify()
         self._thread.join()
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import orjson
@@ -55,8 +57,8 @@ class Front:
         """
         self._config, self._model, self._keys = config, model, keys
         self._ongoing = 0
-        self.is_draining = False
-        """Whether answers end their connections, because the server is about to."""
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="large")
+        """For large bodies, few at a time: one of a megabyte takes hundreds while it is tokenized."""
 
     def api(self) -> Starlette:
         """The routes. Their errors have OpenAI's format."""
@@ -75,26 +77,38 @@ class Front:
             layers.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
         if self._keys:
             layers.append(Middleware(RequireKey, keys=self._keys))
-        handlers = {RequestError: _refuse, HTTPException: _no_route, ClientDisconnect: _nobody}
+        handlers = {RequestError: _refuse, HTTPException: _no_route, ClientDisconnect: _nobody, Exception: _fail}
         return Starlette(routes=routes, middleware=layers, exception_handlers=handlers)
 
     async def _embeddings(self, request: Request) -> Response:
-        """Handles `POST /v1/embeddings`; RequestError 429 if too many requests are ongoing."""
-        body = await _read_body(request, self._config.max_body_bytes)
-        if self._ongoing >= self._config.max_queued_requests:
-            raise RequestError("the server is busy.", "", "Send the request again in a second.", 429, "overloaded")
-        self._ongoing += 1  # only now: a client that sends slowly takes no place
-        try:
-            answer = await self._answer(body, request)
-            return json_response(answer, headers={"Connection": "close"} if self.is_draining else None)
-        finally:
-            self._ongoing -= 1
+        """Handles `POST /v1/embeddings`."""
+        with _not_given_up():
+            body = await _read_body(request, self._config.max_body_bytes)
+            with self._place():
+                return json_response(await self._answer(body, request))
 
     async def _tokenize(self, request: Request) -> Response:
         """Handles `POST /tokenize`: the ids that `/v1/embeddings` makes of the texts of the same body."""
-        body = await _read_body(request, self._config.max_body_bytes)
-        _, rows = await _call(self._check, body, is_large=len(body) > _LARGE)
+        with _not_given_up():
+            body = await _read_body(request, self._config.max_body_bytes)
+            with self._place():
+                _, rows = await self._call(self._check, body, is_large=len(body) > _LARGE)
+        protocol.check_sendable(rows)
         return json_response(answers.tokens(rows, self._model.card))
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the ongoing requests; RequestError 429 if there is none.
+
+        A request takes it when its body is there: a client that sends slowly takes none.
+        """
+        if self._ongoing >= self._config.max_queued_requests:
+            raise RequestError("the server is busy.", "", "Send the request again in a second.", 429, "overloaded")
+        self._ongoing += 1
+        try:
+            yield
+        finally:
+            self._ongoing -= 1
 
     async def _models(self, request: Request) -> Response:
         return json_response(answers.models(self._model.card))
@@ -112,15 +126,23 @@ class Front:
     async def _answer(self, body: bytes, request: Request) -> bytes:
         """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
         try:
-            asked, rows = await _call(self._check, body, is_large=len(body) > _LARGE)
+            asked, rows = await self._call(self._check, body, is_large=len(body) > _LARGE)
             vectors = await _unless_gone(self._model.encode(rows, asked.output), request)
-            return await _call(answers.embeddings, vectors, rows, asked, self._model.card, is_large=vectors.nbytes > _LARGE)
+            return await self._call(
+                answers.embeddings, vectors, rows, asked, self._model.card, is_large=vectors.nbytes > _LARGE
+            )
         except (RequestError, ClientDisconnect):
             raise
         except Exception as error:  # any error of the model
             _log.error("the embedder failed on a request", exc_info=error)
             what = "the embedder failed on this request."
             raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
+
+    async def _call(self, function: Callable[..., _Result], *arguments: object, is_large: bool) -> _Result:
+        """Calls a function; in a thread if its input is large, since it would keep other requests waiting."""
+        if not is_large:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
         asked = protocol.parse_request(body, self._model.card, self._config.max_inputs)
@@ -129,9 +151,14 @@ class Front:
         return asked, rows
 
 
-async def _call(function: Callable[..., _Result], *arguments: object, is_large: bool) -> _Result:
-    """Calls a function; in a thread if its input is large, since it would keep other requests waiting."""
-    return await asyncio.to_thread(function, *arguments) if is_large else function(*arguments)
+@contextmanager
+def _not_given_up() -> Iterator[None]:
+    """RequestError 503 where the block is cancelled: the time in which an ending server answers is over."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        fix = "Send the request to another, or again later."
+        raise RequestError("the server ends.", "", fix, 503, "shutting_down") from error
 
 
 async def _unless_gone(vectors: Awaitable[Vectors], request: Request) -> Vectors:
@@ -196,3 +223,9 @@ async def _no_route(request: Request, error: Exception) -> Response:
 async def _nobody(request: Request, error: Exception) -> Response:
     """Ends a request whose client has left; the answer goes nowhere."""
     return Response(status_code=499)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """The answer to a request on which the server's own code failed; Starlette raises the error again, into the log."""
+    what, fix = "the server failed on this request.", "The server's log has the cause."
+    return error_response(RequestError(what, "", fix, 500, "internal_error"))

@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import os
+from pathlib import Path
 
 import torch
 
 from cluster.serve.batching import Batcher, Vectors, measure_budget
 from cluster.serve.config import ServeConfig
-from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds, input_types
+from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
@@ -24,13 +26,18 @@ class ServedModel:
 
         Raises:
             ModelError: the model cannot be loaded.
+            ConfigError: there is no GPU, or a prompt leaves no room for a text.
         """
+        if config.gpu and not torch.cuda.is_available():
+            raise ConfigError("there is no GPU.", "serve.gpu", "Set it to false, or serve where torch finds one.")
         torch.set_num_threads(threads)
         self._embedder = embedder = Embedder.load_for_inference(config.model, "cuda" if config.gpu else "cpu")
         # Its measurements also start threads and kernels, for which no request has to wait then.
         budget = measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._batcher = Batcher(embedder.pooled, budget)
         self.card = _card(config.name, embedder)
+        for name in (None, *input_types(self.card)):
+            embedder.tokenize([], name)  # refuses a prompt that leaves no room for a text
         # What is here by now stays. To look through it again costs every request of that moment 0.2 s.
         gc.collect()
         gc.freeze()
@@ -50,9 +57,9 @@ class ServedModel:
             return vectors
         return self._embedder.compensation(output.index, vectors.shape[1], output.layers).queries(vectors)
 
-    def close(self) -> None:
-        """Ends the batcher once it has encoded what waits."""
-        self._batcher.close()
+    def close(self, drops_waiting: bool = False) -> None:
+        """Ends the batcher once it has encoded what waits, or has dropped it."""
+        self._batcher.close(drops_waiting)
 
 
 def _card(name: str, embedder: Embedder) -> ModelCard:
@@ -67,11 +74,17 @@ def _card(name: str, embedder: Embedder) -> ModelCard:
         prompts=tuple(spec.prompts),
         layers=spec.layers,
         indexes=tuple(embedder.compensations),
+        takes_ids=spec.template.count(TEXT) == 1,
         prefix=prefix,
         suffix=suffix if spec.template.endswith(TEXT) else (),
     )
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use, by its affinity and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores

@@ -24,6 +24,8 @@ OUTPUT_DTYPES = ("float", "binary", "ubinary")
 """Kinds of values: float32, or a bit for each, packed into int8 or uint8 as sentence-transformers packs them."""
 TRUNCATIONS = ("end", "none")
 """Whether a text that is too long is cut at its end, or refused."""
+_SHORT = 40
+"""Characters of a value in a message."""
 KEYS = (
     "model", "input", "encoding_format", "dimensions", "user",
     "input_type", "prompt_name", "truncate", "layer", "output_dtype", "index_version", "normalize",
@@ -64,6 +66,8 @@ class ModelCard:
     """Numbers of layers behind which a vector may be taken."""
     indexes: tuple[tuple[str, int, int | None], ...] = ()
     """Versions, widths and layers of the earlier indexes that a query may search."""
+    takes_ids: bool = True
+    """Whether a request may have token ids: they do not say which of them are pooled, as echo embeddings need."""
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     """Special tokens before and after each text."""
@@ -165,6 +169,17 @@ def check_tokenized(rows: TokenIds, card: ModelCard) -> None:
             raise RequestError(what, f"input[{index}]", "Send a shorter text, or leave truncate out.")
 
 
+def check_sendable(rows: TokenIds) -> None:
+    """Refuses to give out token ids that would not have the vectors of their texts.
+
+    Raises:
+        RequestError: not all tokens of a row are pooled, which its ids do not say.
+    """
+    if any(getattr(row, "skip", 0) for row in rows):
+        what = "not all tokens of such a text are pooled, which token ids do not say."
+        raise RequestError(what, "input_type", "Send the texts themselves to /v1/embeddings.")
+
+
 def _object(body: bytes) -> dict[str, Any]:
     """The body parsed as a JSON object; RequestError if it is anything else."""
     try:
@@ -182,7 +197,7 @@ def check_model(model: Any, card: ModelCard) -> None:
         what = "is missing." if model is None else f"must be a string, got {_kind(model)}."
         raise RequestError(what, "model", f"Send {card.name!r}.")
     if model != card.name:
-        raise RequestError(f"there is no model {model!r}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
+        raise RequestError(f"there is no model {_short(model)}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
 
 
 def _check_keys(content: dict[str, Any]) -> None:
@@ -191,7 +206,7 @@ def _check_keys(content: dict[str, Any]) -> None:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
             fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(KEYS)}."
-            raise RequestError("is not known.", key, fix, 400, "unknown_parameter")
+            raise RequestError("is not known.", key[:_SHORT], fix, 400, "unknown_parameter")
 
 
 def _number(content: dict[str, Any], key: str, offered: tuple[int, ...]) -> int | None:
@@ -268,7 +283,9 @@ def _text(text: str, where: str) -> str:
 
 
 def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
-    """The input's token ids as a tuple; RequestError if there are none, too many, or one is outside of the vocabulary."""
+    """The input's token ids as a tuple; RequestError if there are none, too many, or others than those of this model."""
+    if not card.takes_ids:
+        raise RequestError("this model pools a part of the tokens, which ids do not say.", where, "Send the text itself.")
     if not row:
         raise RequestError("is an empty list of token ids.", where, "Leave it out, or send at least one id.")
     if len(row) > card.max_length:
@@ -296,5 +313,7 @@ def _kind(value: Any) -> str:
 
 def _short(value: Any) -> str:
     """A value, shortened for a message."""
+    if isinstance(value, list | dict):
+        return f"a {_kind(value)}"
     text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else text[:40] + "..."
+    return text if len(text) <= _SHORT else text[:_SHORT] + "..."

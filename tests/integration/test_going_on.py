@@ -126,7 +126,8 @@ def test_another_zero_stage_has_the_same_rows_and_the_same_losses_but_for_roundi
     more = {"offload": "all"} if after == 3 else {}
     changed = run(shards, source_folder, str(tmp_path / "changed"), steps=9, zero_stage=after, **more)
     result = fit_run(changed)
-    assert np.abs(np.array([entry["loss"] for entry in result["history"]]) - expected).max() < 1e-5
+    # Other stages add in another order: 3e-6 has been seen.
+    np.testing.assert_allclose([entry["loss"] for entry in result["history"]], expected, rtol=3e-5)
     assert result["changes"][0]["settings"] == {"zero_stage": [before, after]}
     assert clean(changed)
 

@@ -152,6 +152,43 @@ def test_closing_answers_what_waits_and_takes_no_more() -> None:
         batcher.submit([[1]])
 
 
+def test_closing_at_once_drops_what_waits() -> None:
+    recorder = Recorder()
+    batcher = Batcher(recorder, BUDGET)
+    first = batcher.submit([[1]])
+    assert recorder.began.wait(10)
+    later = [batcher.submit([[number] * 30] * 100) for number in range(5)]
+    closing = threading.Thread(target=batcher.close, args=(True,))
+    closing.start()
+    while not all(future.cancelled() for future in later):
+        time.sleep(0.01)
+    recorder.released.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert np.array_equal(first.result(0), encode([[1]]))
+    assert len(recorder.passes) == 1
+
+
+def test_a_request_without_rows_is_refused(batcher) -> None:
+    serving = batcher(encode)
+    with pytest.raises(ValueError, match="no rows"):
+        serving.submit([])
+    assert np.array_equal(serving.submit([[5]]).result(10), encode([[5]]))
+
+
+def test_no_pass_exceeds_the_bound_of_the_settings(batcher) -> None:
+    sizes: list[int] = []
+
+    def recording(rows: TokenIds, layers: int | None) -> np.ndarray:
+        sizes.append(len(rows) * max(map(len, rows)))
+        return encode(rows, layers)
+
+    serving = batcher(recording, measure_budget(encode, longest=512, most=64))
+    for future in [serving.submit([[number] * 10] * 20) for number in range(10)]:
+        future.result(10)
+    assert max(sizes) <= 64
+
+
 @pytest.mark.parametrize(
     ("fixed", "per_token", "sizes"),
     [(0.02, 0.0005, (40, 160, 360)), (0.001, 0.001, (8, 32, 72)), (0.02, 0.0, (24784, 16384, 16384))],

@@ -15,6 +15,7 @@ from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
+from data_pipeline.errors import ConfigError
 
 CARD = ModelCard(name="org/tiny", dimensions=(2,), max_length=6, vocabulary=200)
 ASK = {"model": "org/tiny", "input": "a"}
@@ -84,6 +85,52 @@ def test_a_text_without_tokens_is_refused() -> None:
     assert answer.json()["error"]["param"] == "input[1]"
 
 
+def test_a_failing_tokenizer_is_a_server_error_in_openais_format() -> None:
+    class Broken(Stub):
+        def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
+            raise RuntimeError("secret detail")
+
+    app = Front(ServeConfig(), Broken(ones)).api()
+    for path in ("/v1/embeddings", "/tokenize"):
+        answer = TestClient(app, raise_server_exceptions=False).post(path, json=ASK)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "secret" not in answer.text
+
+
+def test_tokenizing_takes_a_place_too() -> None:
+    server = Front(ServeConfig(max_queued_requests=1), Stub(ones))
+    with server._place():
+        assert TestClient(server.api()).post("/tokenize", json=ASK).status_code == 429
+    assert TestClient(server.api()).post("/tokenize", json=ASK).status_code == 200
+
+
+def test_a_request_that_an_ending_server_gives_up_is_sent_elsewhere() -> None:
+    async def slow(rows: TokenIds, output: Output) -> np.ndarray:
+        await asyncio.sleep(30)
+        return await ones(rows, output)
+
+    async def run() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+        bodies = iter([{"type": "http.request", "body": json.dumps(ASK).encode()}])
+
+        async def receive() -> dict[str, Any]:
+            return next(bodies, None) or await asyncio.sleep(30, {})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/v1/embeddings", "method": "POST", "headers": []}
+        task = asyncio.ensure_future(client(slow).app(scope, receive, send))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await task
+        return sent
+
+    first, second = asyncio.run(run())
+    assert first["status"] == 503
+    assert json.loads(second["body"])["error"]["code"] == "shutting_down"
+
+
 def test_a_failing_model_is_a_server_error_without_details() -> None:
     async def failing(rows: TokenIds, output: Output) -> np.ndarray:
         raise RuntimeError("secret detail")
@@ -134,12 +181,13 @@ def test_texts_are_tokenized_as_they_would_be_embedded() -> None:
         ("Bearer b", 200),
         ("bearer a", 200),
         ("Basic a", 401),
-        ("Bearer \u00e9", 401),
+        ("Bearer κλει", 401),
+        ("Bearer κλειδί", 200),
         ("a", 401),
     ],
 )
 def test_where_there_are_keys_a_request_needs_one(header, status) -> None:
-    server = client(keys=("a", "b"))
+    server = client(keys=("a", "b", "κλειδί"))
     headers = {} if header is None else {"Authorization": header.encode()}
     for answer in (server.post("/v1/embeddings", json=ASK, headers=headers), server.get("/v1/models", headers=headers)):
         assert answer.status_code == status
@@ -156,6 +204,9 @@ def test_keys_are_read_from_the_environment(monkeypatch) -> None:
     assert read_keys() == ("one", "two")
     monkeypatch.delenv("SCION_API_KEYS")
     assert read_keys() == ()
+    monkeypatch.setenv("SCION_API_KEYS", " ,")
+    with pytest.raises(ConfigError, match="it names no key"):
+        read_keys()
 
 
 def test_web_pages_of_named_origins_may_ask_also_where_there_are_keys() -> None:

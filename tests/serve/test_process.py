@@ -2,38 +2,46 @@
 
 import asyncio
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.serve import load
+from cluster.serve import connection, load
 from cluster.serve.config import ServeConfig
 from cluster.serve.load import Connection, closed_loop, open_loop
 from cluster.serve.process import serve_in_process
-from data_pipeline.errors import ClusterError, ModelError
+from data_pipeline.errors import ClusterError, ConfigError, ModelError
 
 BODY = json.dumps({"model": "embedder", "input": "click the button"}).encode()
 
 
 def test_no_accepted_request_is_lost_when_the_server_ends(folder: str) -> None:
-    """Each of 32 clients is answered until its connection is refused."""
+    """Each client is answered until its connection is refused, also with errors, and on connections of one request."""
     statuses: list[int] = []
     broken: list[BaseException] = []
+    bodies = {"embeddings": BODY, "wrong": b"{", "alone": BODY}
 
-    async def client(url: str) -> None:
+    async def client(url: str, kind: str) -> None:
         connection = Connection(f"{url}/embeddings")
         while True:
             try:
-                statuses.append(await connection.post(BODY))
-            except ConnectionRefusedError:
-                return
+                statuses.append(await connection.post(bodies[kind]))
+                if kind == "alone":
+                    connection.close()
             except (OSError, asyncio.IncompleteReadError) as error:
-                broken.append(error)
+                if "Connect call failed" not in str(error):  # a connection that is refused has no request
+                    broken.append(error)
                 return
 
     async def clients(url: str) -> None:
-        await asyncio.gather(*[client(url) for _ in range(32)])
+        await asyncio.gather(*[client(url, kind) for kind in bodies for _ in range(12)])
 
     with serve_in_process(ServeConfig(model=folder, port=0)) as url:
         thread = threading.Thread(target=lambda: asyncio.run(clients(url)))
@@ -43,7 +51,80 @@ def test_no_accepted_request_is_lost_when_the_server_ends(folder: str) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert not broken
-    assert set(statuses) == {200}
+    assert set(statuses) == {200, 400}
+
+
+def raw(url: str, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What the server answers to these bytes, until it closes the connection or is silent for 2 s."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=2) as client:
+        answer = b""
+        try:
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause)
+            while received := client.recv(65536):
+                answer += received
+        except (TimeoutError, ConnectionResetError, BrokenPipeError):
+            pass
+    return answer
+
+
+def post(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST /v1/embeddings HTTP/1.1", b"Host: a", b"Content-Length: %d" % len(body), *headers, b"", body]
+    return b"\r\n".join(lines)
+
+
+def test_an_offer_to_speak_http2_does_not_lose_the_body(folder: str) -> None:
+    """As Java's HttpClient makes it."""
+    offer = (
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Upgrade: h2c",
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    )
+    with serve_in_process(ServeConfig(model=folder, port=0)) as url:
+        assert raw(url, post(BODY, *offer)).startswith(b"HTTP/1.1 200")
+        text = json.dumps({"model": "embedder", "input": "Upgrade: h2c"}).encode()
+        assert raw(url, post(text, *offer)).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_refused(folder: str) -> None:
+    with serve_in_process(ServeConfig(model=folder, port=0)) as url:
+        head = b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1_000_000
+        pieces = [head[start : start + 40_000] for start in range(0, len(head), 40_000)]
+        assert b" 200 " not in raw(url, *pieces, b"\r\n\r\n", pause=0.01)
+        assert raw(url, post(BODY, b"X: " + b"a" * 30_000)).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_that_says_nothing_is_closed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.3)
+    with serve_in_process(ServeConfig(model=folder, port=0)) as url:
+        for parts in ([b""], [b"GET /health HTTP/1.1\r\n"], [post(BODY), b"GET /hea"]):
+            began = time.perf_counter()
+            raw(url, *parts)
+            assert time.perf_counter() - began < 1.5
+        slow = post(BODY)
+        assert raw(url, slow[: len(slow) - 5], slow[-5:], pause=0.6).startswith(b"HTTP/1.1 200")
+
+
+def test_a_second_interruption_ends_the_server_at_once(folder: str) -> None:
+    """The real command: the first one waits for accepted requests, the second one does not."""
+    config = Path(folder).parent / "serve.yaml"
+    config.write_text("output: unused\n")
+    command = [sys.executable, "-m", "ray_jobs.cli", "serve", str(config), f"serve.model={folder}", "serve.port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    url = process.stdout.readline().strip()
+    stalled = socket.create_connection(("127.0.0.1", load.port(load.urlsplit(url))))
+    stalled.sendall(post(BODY)[:-5])
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    stalled.close()
 
 
 def test_clients_count_requests_and_errors(folder: str) -> None:
@@ -71,6 +152,7 @@ def test_the_port_of_an_address(url: str, port: int) -> None:
     [
         ({"host": "203.0.113.1"}, ClusterError, r"serve\.host: cannot listen on 203\.0\.113\.1"),
         ({"model": "nowhere"}, ModelError, "nowhere"),
+        ({"gpu": True}, ConfigError, r"serve\.gpu: there is no GPU"),
     ],
 )
 def test_what_prevents_the_start_is_named(folder: str, settings: dict[str, Any], error: type, message: str) -> None:

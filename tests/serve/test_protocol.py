@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.serve import protocol
 from cluster.serve.protocol import ModelCard, Output, RequestError
+from data_pipeline.pairs.text_form import TokenizedText
 
 CARD = ModelCard(
     name="tiny",
@@ -85,6 +86,30 @@ def test_an_index_that_cannot_be_searched_is_a_conflict_that_names_the_others(op
     assert caught.value.fix == known
 
 
+def test_ids_are_refused_where_they_do_not_say_what_is_pooled() -> None:
+    with pytest.raises(RequestError, match="pools a part of the tokens"):
+        protocol.parse_request(b'{"model": "tiny", "input": [1, 2]}', replace(CARD, takes_ids=False), 4)
+    with pytest.raises(RequestError, match="not all tokens of such a text are pooled"):
+        protocol.check_sendable([TokenizedText([1, 2, 3], 0), TokenizedText([1, 2, 3], 1)])
+
+
+@pytest.mark.parametrize("key", ["model", "truncate", "encoding_format", "input_type", "output_dtype", "index_version", "user"])
+def test_a_value_of_any_size_is_refused_in_a_short_message(key) -> None:
+    deep: Any = "a"
+    for _ in range(300):
+        deep = [deep]
+    for value in (deep, "x" * 100_000):
+        if key == "user" and isinstance(value, str):
+            continue
+        body = {"model": "tiny", "input": "a", key: value}
+        with pytest.raises(RequestError) as caught:
+            protocol.parse_request(json.dumps(body).encode(), CARD, 4)
+        assert len(json.dumps(caught.value.body())) < 1000
+    with pytest.raises(RequestError) as caught:
+        parse(**{"input": "a", "k" * 100_000: 1})
+    assert len(json.dumps(caught.value.body())) < 1000
+
+
 def test_ids_of_another_tokenizer_are_refused_where_its_special_tokens_tell() -> None:
     card = replace(CARD, prefix=(2,), suffix=(3,))
     for ids, is_ours in (([2, 7, 3], True), ([2, 3], True), ([7, 8], False), ([2, 7], False), ([7, 3], False), ([3], False)):
@@ -154,7 +179,7 @@ def test_a_wrong_request_is_refused_with_the_place_and_the_remedy(keys, param, m
 
 
 def test_an_unknown_model_is_not_found_and_the_served_one_named() -> None:
-    with pytest.raises(RequestError, match=r"there is no model 'gpt'\. Served here: tiny") as caught:
+    with pytest.raises(RequestError, match=r'there is no model "gpt"\. Served here: tiny') as caught:
         parse(input="a", model="gpt")
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
