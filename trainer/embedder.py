@@ -150,7 +150,7 @@ class Embedder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
         vectors = self.encode_ids(self.tokenize(texts, prompt_name, prompt), dimensions, layers)
-        return vectors if index is None else self.compensation(index, vectors.shape[1], layers).queries(vectors)
+        return self.for_index(index, vectors, layers)
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], dimensions: int | None = None, layers: int | None = None
@@ -197,17 +197,20 @@ class Embedder:
             is_normalized = self.spec.normalize
         return (torch.nn.functional.normalize(vectors, dim=1) if is_normalized else vectors).numpy()
 
-    def compensation(self, index: str, width: int, layers: int | None) -> Compensation:
-        """The map of queries to the space of an earlier version.
+    def for_index(self, index: str | None, queries: NDArray[np.float32], layers: int | None = None) -> NDArray[np.float32]:
+        """Queries [n, d] in the space of an earlier version, whose index they search; as they are for None.
 
         Raises:
-            ConfigError: there is none for this version, width and depth.
+            ConfigError: there is no map to this version for their width and depth.
         """
+        if index is None:
+            return queries
+        width = queries.shape[1]
         if (index, width, layers) not in self.compensations:
             known = sorted({version for version, *rest in self.compensations if rest == [width, layers]})
             fix = f"Ask for one of: {', '.join(known)}." if known else "Make it with `scion drift`."
             raise ConfigError(f"this embedder cannot search an index of {index!r}.", "index", fix)
-        return self.compensations[index, width, layers]
+        return self.compensations[index, width, layers].queries(queries)
 
     def save(self, uri: str) -> None:
         """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""

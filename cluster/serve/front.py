@@ -92,7 +92,7 @@ class Front:
         with _not_given_up():
             body = await _read_body(request, self._config.max_body_bytes)
             with self._place():
-                _, rows = await self._call(self._check, body, is_large=len(body) > _LARGE)
+                _, rows = await self._call(self._check, body, size=len(body))
         protocol.check_sendable(rows)
         return json_response(answers.tokens(rows, self._model.card))
 
@@ -126,11 +126,9 @@ class Front:
     async def _answer(self, body: bytes, request: Request) -> bytes:
         """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
         try:
-            asked, rows = await self._call(self._check, body, is_large=len(body) > _LARGE)
+            asked, rows = await self._call(self._check, body, size=len(body))
             vectors = await _unless_gone(self._model.encode(rows, asked.output), request)
-            return await self._call(
-                answers.embeddings, vectors, rows, asked, self._model.card, is_large=vectors.nbytes > _LARGE
-            )
+            return await self._call(answers.embeddings, vectors, rows, asked, self._model.card, size=vectors.nbytes)
         except (RequestError, ClientDisconnect):
             raise
         except Exception as error:  # any error of the model
@@ -138,9 +136,9 @@ class Front:
             what = "the embedder failed on this request."
             raise RequestError(what, "", "The server's log has the cause.", 500, "internal_error") from error
 
-    async def _call(self, function: Callable[..., _Result], *arguments: object, is_large: bool) -> _Result:
-        """Calls a function; in a thread if its input is large, since it would keep other requests waiting."""
-        if not is_large:
+    async def _call(self, function: Callable[..., _Result], *arguments: object, size: int) -> _Result:
+        """Calls a function; in a thread if its input of so many bytes is large: it would keep other requests waiting."""
+        if size <= _LARGE:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 

@@ -53,9 +53,7 @@ class ServedModel:
         """
         pooled = await asyncio.wrap_future(self._batcher.submit(rows, output.layers))
         vectors = self._embedder.finish(pooled, output.dimensions, output.is_normalized)
-        if output.index is None:
-            return vectors
-        return self._embedder.compensation(output.index, vectors.shape[1], output.layers).queries(vectors)
+        return self._embedder.for_index(output.index, vectors, output.layers)
 
     def close(self, drops_waiting: bool = False) -> None:
         """Ends the batcher once it has encoded what waits, or has dropped it."""

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cluster.serve.config import ServeConfig
-from cluster.serve.protocol import OUTPUT_DTYPES, TRUNCATIONS, ModelCard, input_types
+from cluster.serve.protocol import ENCODINGS, OUTPUT_DTYPES, TRUNCATIONS, ModelCard, input_types
 
 _ERRORS = {
     "400": "The request is wrong: the message says what, where, and what to do.",
@@ -15,6 +15,7 @@ _ERRORS = {
     "413": "The body is too large.",
     "429": "The server is busy; `Retry-After` says when to come back.",
     "500": "The model failed on this request.",
+    "503": "The server ends.",
 }
 
 
@@ -90,7 +91,7 @@ def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     properties = {
         "model": {"const": card.name},
         "input": {"anyOf": inputs},
-        "encoding_format": _choice("float", "base64"),
+        "encoding_format": _choice(*ENCODINGS),
         "dimensions": _choice(*card.dimensions),
         "user": {"type": ["string", "null"]},
         "input_type": _choice(*input_types(card)),

@@ -22,6 +22,7 @@ SIDES = ("query", "document")
 """What a text may be in a search; every embedder can be asked for both."""
 OUTPUT_DTYPES = ("float", "binary", "ubinary")
 """Kinds of values: float32, or a bit for each, packed into int8 or uint8 as sentence-transformers packs them."""
+ENCODINGS = ("float", "base64")
 TRUNCATIONS = ("end", "none")
 """Whether a text that is too long is cut at its end, or refused."""
 _SHORT = 40
@@ -131,7 +132,7 @@ def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) ->
         index=content.get("index_version"),
         is_normalized=content.get("normalize"),
         dtype=_one_of(content, "output_dtype", OUTPUT_DTYPES),
-        is_base64=_one_of(content, "encoding_format", ("float", "base64")) == "base64",
+        is_base64=_one_of(content, "encoding_format", ENCODINGS) == "base64",
     )
     if not isinstance(output.is_normalized, bool | None):
         raise RequestError(f"must be true or false, got {_kind(output.is_normalized)}.", "normalize", "Leave it out.")

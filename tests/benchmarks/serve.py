@@ -90,9 +90,9 @@ def bodies(embedder: Embedder) -> dict[str, list[bytes]]:
 
 def command(side: str, port: int, peer: str, folder: str) -> list[str]:
     if side == "infinity":
-        options = {"model-id": folder, "served-model-name": NAME, "port": port, "device": "cpu", "engine": "torch"}
-        pairs = [text for name, value in (options | {"dtype": "float32"}).items() for text in (f"--{name}", str(value))]
-        return [f"{peer}/bin/infinity_emb", "v2", *pairs, "--bettertransformer"]
+        named = ["--model-id", folder, "--served-model-name", NAME, "--port", str(port)]
+        kind = ["--device", "cpu", "--engine", "torch", "--dtype", "float32", "--bettertransformer"]
+        return [f"{peer}/bin/infinity_emb", "v2", *named, *kind]
     if side == "scion-ray":
         return [sys.executable, "-c", ON_RAY, folder, NAME, str(port)]
     config = Path(tempfile.mkdtemp()) / "serve.yaml"
