@@ -22,7 +22,10 @@ from cluster.serve.address import listen
 from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig, require_model
 from cluster.serve.front import Front
+from cluster.serve.log import write_log
+from cluster.serve.metrics import RayMetrics
 from cluster.serve.model import ServedModel
+from cluster.serve.tracing import tracing_from_environment
 from data_pipeline.errors import ClusterError, ConfigError
 
 _APP = "embedder"
@@ -36,7 +39,14 @@ class EmbedderReplica:
     """A replica of the model, with the same front as a server without Ray."""
 
     def __init__(self, config: ServeConfig, keys: Sequence[str]) -> None:
-        self._front = Front(config, ServedModel(config, _cpus(config)), keys or read_keys())
+        write_log(config.request_log)
+        self._model = ServedModel(config, _cpus(config), recorder := RayMetrics())
+        self._front = Front(config, self._model, keys or read_keys(), recorder, tracing_from_environment())
+
+    def check_health(self) -> None:
+        """Ray Serve replaces a replica for which this raises an error."""
+        if self._model.is_stuck:
+            raise RuntimeError("a forward pass does not end")
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._front.api()

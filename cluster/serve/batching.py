@@ -7,10 +7,15 @@ and no timer stands between a free model and waiting work.
 A pass costs time without any token in it. `Budget` expresses this overhead in tokens, and the sizes of passes follow from it:
 a request takes up to 4 times the overhead of a pass (four fifths of the model's full speed), all requests together up to 9
 times (nine tenths). On a CPU these are some hundred tokens, on a GPU thousands.
+
+A pass that lasts far longer than it should, as a GPU that hangs, is not waited for: its requests and all that wait fail, and
+so does what comes, until it ends.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections import deque
@@ -22,10 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.serve.protocol import TokenIds
+from cluster.serve.request_record import RequestRecord
 
+_log = logging.getLogger("scion.serve")
 Vectors = NDArray[np.float32]
 Encode = Callable[[TokenIds, int | None], Vectors]
 """Vectors [n, D] of n lists of token ids, by the first layers of the model, or by all."""
+_WATCH_SECONDS = 1.0
+_STUCK_SECONDS, _STUCK_TIMES = 30.0, 20.0
+"""A pass is stuck after so many seconds, and so many times what its tokens should take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,8 @@ class Budget:
     """Tokens that could be encoded in the time that a pass costs without any."""
     most: int
     """Padded tokens of a pass, at most; a longer text is encoded alone."""
+    token_seconds: float = 0.0
+    """Time of a token in a large pass."""
 
     @property
     def of_request(self) -> int:
@@ -56,7 +68,7 @@ def measure_budget(encode: Encode, longest: int, most: int) -> Budget:
     length = min(16, longest)
     small, large = (seconds(encode, [[0] * length] * rows) for rows in (1, 32))
     per_token = max(large - small, 0.02 * large) / (31 * length)  # a GPU takes as long for both
-    return Budget(overhead=max(8.0, small / per_token - length), most=most)
+    return Budget(overhead=max(8.0, small / per_token - length), most=most, token_seconds=per_token)
 
 
 def seconds(encode: Encode, rows: TokenIds) -> float:
@@ -78,6 +90,7 @@ class _Waiting:
     layers: int | None
     left: list[int]
     """Places of rows that no pass has taken, the longest first."""
+    record: RequestRecord
     vectors: dict[int, Vectors] = field(default_factory=dict)
     """By place, of the rows that are encoded."""
     future: Future[Vectors] = field(default_factory=Future)
@@ -87,20 +100,41 @@ _Pass = list[tuple[_Waiting, int]]
 """Requests and places of their rows."""
 
 
+class ModelStuck(Exception):
+    """A forward pass does not end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassReport:
+    """A forward pass that has ended."""
+
+    seconds: float
+    texts: int
+    tokens: int
+    padding: int
+    """Tokens of padding."""
+    waiting: int
+    """Texts that no pass has taken."""
+
+
 class Batcher:
     """Encodes the rows of requests, as many at a time as the model encodes well."""
 
-    def __init__(self, encode: Encode, budget: Budget) -> None:
-        self._encode, self._budget = encode, budget
+    def __init__(self, encode: Encode, budget: Budget, on_pass: Callable[[PassReport], None] | None = None) -> None:
+        self._encode, self._budget, self._on_pass = encode, budget, on_pass
+        self._running: _Pass = []
+        self._deadline = math.inf
+        """When the running pass is taken for stuck, by `time.perf_counter`."""
         self._turns: deque[_Waiting] = deque()
         """Requests with rows left, in the order of their turns."""
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def submit(self, rows: TokenIds, layers: int | None = None) -> Future[Vectors]:
-        """The vectors [n, D] of n rows, in the future.
+    def submit(self, rows: TokenIds, layers: int | None = None, record: RequestRecord | None = None) -> Future[Vectors]:
+        """The vectors [n, D] of n rows, in the future; notes in the record when its passes begin and end.
 
         The future gets the model's error if one of the rows cannot be encoded. Rows of a cancelled future are not encoded, if
         no pass has taken them.
@@ -108,10 +142,14 @@ class Batcher:
         Raises:
             ValueError: there are no rows.
             RuntimeError: the batcher is closed.
+            ModelStuck: the running pass does not end.
         """
         if not rows:
             raise ValueError("there are no rows to encode")
-        waiting = _Waiting(rows, layers, sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True))
+        if self.is_stuck:
+            raise ModelStuck
+        longest_first = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)
+        waiting = _Waiting(rows, layers, longest_first, record or RequestRecord())
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the batcher is closed")
@@ -127,12 +165,29 @@ class Batcher:
                 for waiting in self._turns:
                     waiting.future.cancel()
             self._changed.notify()
-        self._thread.join()
+        while self._thread.is_alive() and not self.is_stuck:
+            self._thread.join(_WATCH_SECONDS)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the running pass lasts far longer than it should."""
+        return time.perf_counter() > self._deadline
+
+    def _watch(self) -> None:
+        """Raises `ModelStuck` in all requests while the running pass is stuck."""
+        while not self._is_closed:
+            time.sleep(_WATCH_SECONDS)
+            if self.is_stuck:
+                _log.error("a forward pass does not end: its requests and all that wait are answered with 503")
+                with self._changed:
+                    for waiting in (*dict(self._running), *self._turns):
+                        if _starts(waiting.future):
+                            waiting.future.set_exception(ModelStuck())
 
     def _run(self) -> None:
         while taken := self._take():
             self._encode_pass(taken)
-            served = {id(one): one for one, _ in taken}.values()
+            served = dict(taken)
             with self._changed:  # requests that came during the pass are ahead of those that it served
                 self._turns.extend(one for one in served if one.left)
 
@@ -151,8 +206,14 @@ class Batcher:
 
     def _encode_pass(self, taken: _Pass) -> None:
         """Encodes a pass; if it fails, each half of it, down to the row that fails."""
+        rows = [waiting.rows[place] for waiting, place in taken]
+        padded = len(rows) * max(map(len, rows))
+        self._running, began = taken, time.perf_counter()
+        self._deadline = began + _STUCK_SECONDS + _STUCK_TIMES * (self._budget.overhead + padded) * self._budget.token_seconds
+        for waiting, _ in taken:
+            waiting.record.taken = waiting.record.taken or began
         try:
-            vectors = self._encode([waiting.rows[place] for waiting, place in taken], taken[0][0].layers)
+            vectors = self._encode(rows, taken[0][0].layers)
         except Exception as error:  # any error of the model, such as running out of memory
             if len(taken) > 1:
                 self._encode_pass(taken[: len(taken) // 2])
@@ -160,11 +221,22 @@ class Batcher:
             elif _starts(taken[0][0].future):
                 taken[0][0].future.set_exception(error)
             return
+        finally:
+            self._deadline = math.inf
+        self._report(rows, padded, time.perf_counter() - began)
         for (waiting, place), vector in zip(taken, vectors, strict=True):
             waiting.vectors[place] = vector
-        for waiting in {id(one): one for one, _ in taken}.values():
+        for waiting in dict(taken):
             if len(waiting.vectors) == len(waiting.rows) and _starts(waiting.future):
+                waiting.record.encoded = time.perf_counter()
                 waiting.future.set_result(np.stack([waiting.vectors[place] for place in range(len(waiting.rows))]))
+
+    def _report(self, rows: TokenIds, padded: int, seconds: float) -> None:
+        if self._on_pass is not None:
+            with self._changed:
+                waiting = sum(len(one.left) for one in self._turns)
+            tokens = sum(map(len, rows))
+            self._on_pass(PassReport(seconds=seconds, texts=len(rows), tokens=tokens, padding=padded - tokens, waiting=waiting))
 
 
 def _starts(future: Future[Vectors]) -> bool:

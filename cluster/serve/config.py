@@ -42,6 +42,9 @@ class ServeConfig:
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may ask, such as https://example.org; ["*"] for all."""
 
+    request_log: bool = _machine_setting(False)
+    """Whether each request is a line of JSON in the server's log."""
+
     def __post_init__(self) -> None:
         for key in _COUNTS:
             if getattr(self, key) is not None and getattr(self, key) < 1:

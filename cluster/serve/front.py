@@ -5,9 +5,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 import orjson
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,8 +22,12 @@ from cluster.serve import answers, openapi, protocol
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
 from cluster.serve.config import ServeConfig
+from cluster.serve.metrics import Prometheus, Recorder
+from cluster.serve.observe import Observe
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds
+from cluster.serve.request_record import current
 from cluster.serve.responses import error_response, json_response
+from cluster.serve.tracing import Tracing
 
 _log = logging.getLogger("scion.serve")
 _LARGE = 8192
@@ -38,6 +44,11 @@ class Model(Protocol):
 
     card: ModelCard
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a forward pass does not end."""
+        ...
+
     def tokenize(self, asked: EmbeddingRequest, /) -> TokenIds:
         """Token ids of the texts of a request."""
         ...
@@ -50,12 +61,21 @@ class Model(Protocol):
 class Front:
     """Checks, tokenizes and encodes requests, and answers them. Handles all errors of a request."""
 
-    def __init__(self, config: ServeConfig, model: Model, keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        model: Model,
+        keys: Sequence[str] = (),
+        recorder: Recorder | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         """
         Args:
             keys: of which a request needs one, if there are any.
+            recorder: of the metrics; one with a page at /metrics when not given.
         """
-        self._config, self._model, self._keys = config, model, keys
+        self._config, self._model, self._keys, self._tracing = config, model, keys, tracing
+        self._recorder = recorder or Prometheus()
         self._ongoing = 0
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="large")
         """For large bodies, few at a time: one of a megabyte takes hundreds while it is tokenized."""
@@ -71,7 +91,10 @@ class Front:
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._health, methods=["GET"]),
         ]
-        layers = []
+        if isinstance(self._recorder, Prometheus):
+            routes.append(Route("/metrics", self._metrics, methods=["GET"]))
+        known = {route.endpoint: route.path for route in routes}
+        layers = [Middleware(Observe, routes=known, recorder=self._recorder, tracing=self._tracing)]
         if self._config.cors_origins:
             origins = list(self._config.cors_origins)
             layers.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
@@ -92,7 +115,7 @@ class Front:
         with _not_given_up():
             body = await _read_body(request, self._config.max_body_bytes)
             with self._place():
-                _, rows = await self._call(self._check, body, size=len(body))
+                _, rows = await self._checked(body)
         protocol.check_sendable(rows)
         return json_response(answers.tokens(rows, self._model.card))
 
@@ -120,13 +143,18 @@ class Front:
     async def _openapi(self, request: Request) -> Response:
         return json_response(orjson.dumps(openapi.document(self._model.card, self._config)))
 
+    async def _metrics(self, request: Request) -> Response:
+        assert isinstance(self._recorder, Prometheus)
+        return Response(self._recorder.page(), media_type=CONTENT_TYPE)
+
     async def _health(self, request: Request) -> Response:
-        return json_response(b'{"status":"ok"}')  # answered by the process that holds the model, once it is loaded and warm
+        # Answered by the process that holds the model, once it is loaded and warm.
+        return json_response(b'{"status":"stuck"}', 503) if self._model.is_stuck else json_response(b'{"status":"ok"}')
 
     async def _answer(self, body: bytes, request: Request) -> bytes:
         """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
         try:
-            asked, rows = await self._call(self._check, body, size=len(body))
+            asked, rows = await self._checked(body)
             vectors = await _unless_gone(self._model.encode(rows, asked.output), request)
             return await self._call(answers.embeddings, vectors, rows, asked, self._model.card, size=vectors.nbytes)
         except (RequestError, ClientDisconnect):
@@ -141,6 +169,14 @@ class Front:
         if size <= _LARGE:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _checked(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
+        """The request of a body, and the token ids of its texts."""
+        record = current()
+        record.read = perf_counter()
+        asked, rows = await self._call(self._check, body, size=len(body))
+        record.tokenized, record.texts, record.tokens = perf_counter(), len(rows), sum(map(len, rows))
+        return asked, rows
 
     def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
         asked = protocol.parse_request(body, self._model.card, self._config.max_inputs)

@@ -34,10 +34,13 @@ def document(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     paths |= {path: {"get": _operation(path, summary, None, answer)} for path, (summary, answer) in get.items()}
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     one = _operation("/v1/models/model", "One model", None, "Model") | {"parameters": [name]}
+    metrics = {"200": {"description": "Metrics of this process", "content": {"text/plain": {"schema": {"type": "string"}}}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Scion embeddings", "version": version("scion-lm")},
-        "paths": paths | {"/v1/models/{model}": {"get": one}},
+        "paths": paths
+        | {"/v1/models/{model}": {"get": one}}
+        | {"/metrics": {"get": {"operationId": "metrics", "summary": "Metrics for Prometheus", "responses": metrics}}},
         "components": {
             "schemas": _schemas(card, config),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -15,7 +15,10 @@ from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig, require_model
 from cluster.serve.connection import Connection
 from cluster.serve.front import Front
+from cluster.serve.log import write_log
+from cluster.serve.metrics import Prometheus
 from cluster.serve.model import ServedModel, usable_cores
+from cluster.serve.tracing import tracing_from_environment
 from data_pipeline.errors import ClusterError
 
 _DRAIN_SECONDS = 25
@@ -33,13 +36,14 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     Raises:
         ClusterError: the port is in use, or the address is not this machine's.
         ModelError: the model cannot be loaded.
-        ConfigError: no model is named.
+        ConfigError: no model is named, or traces are asked for without OpenTelemetry.
     """
     require_model(config)
-    keys = read_keys()
+    keys, tracing = read_keys(), tracing_from_environment()
+    write_log(config.request_log)
     with listen(config.host, config.port) as listener:
-        model = ServedModel(config, config.cpus_per_replica or usable_cores())
-        server = uvicorn.Server(_settings(Front(config, model, keys).api()))
+        model = ServedModel(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
+        server = uvicorn.Server(_settings(Front(config, model, keys, recorder, tracing).api()))
         thread = threading.Thread(target=_run, args=(server, listener), name="front")
         thread.start()
         try:
@@ -51,6 +55,8 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
             yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
         finally:
             _end(server, listener, thread, model)
+            if tracing is not None:
+                tracing.close()
 
 
 def _settings(api: Starlette) -> uvicorn.Config:

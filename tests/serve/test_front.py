@@ -29,6 +29,7 @@ class Stub:
     """A model whose tokens are characters."""
 
     card = CARD
+    is_stuck = False
 
     def __init__(self, encode: Callable) -> None:
         self.encode = encode
@@ -50,7 +51,7 @@ def test_a_request_is_answered() -> None:
 def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
-    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready"}
+    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready", "/metrics"}
     assert routes == {("/v1/embeddings", "POST"), ("/tokenize", "POST")} | {(path, "GET", "HEAD") for path in asked}
 
 
