@@ -18,7 +18,7 @@ from data_pipeline.pairs import text_pairs as pairs
 from data_pipeline.pairs.text_form import TEXT, template_text
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.sources.models import model_folder
-from ray_jobs import embed_stages, mine, model_card, pretrain, shard
+from ray_jobs import calibration, embed_stages, mine, model_card, pretrain, shard
 from ray_jobs.config import tables
 from ray_jobs.config.embedders import EmbedConfig
 from ray_jobs.config.schema import ScionConfig
@@ -140,6 +140,8 @@ def fill(config: ScionConfig, start: ChainStart, draft: Draft, report: Reporter,
     rows = _order(config, rows_folder, manifest, start.seed, report)
     heldout = heldout_pairs.choose(testing, settings.heldout_pairs, task) if testing else None
     result = train(config, settings.train, task, rows, spec(config, start, folder), draft, report, heldout)
+    report("calibrate", 0, 1)
+    calibration.add(draft.uri, training)
     for leftover in (cache, rows_folder):
         storage.remove(leftover)
     history = result["history"]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from data_pipeline.pairs.batch import batches_by_length, pad_rows
 from data_pipeline.pairs.text_form import TEXT, TextForm, TokenizedText
 from data_pipeline.sources.models import model_folder
 from data_pipeline.tokenizers import train as tokenizers
-from trainer import query_drift
+from trainer import quantization, query_drift
 from trainer.embedder_spec import EmbedderSpec, read_spec, write_spec
 from trainer.models import latent_attention, loading
 from trainer.models.exits import first_layers
 from trainer.models.onednn_linear import use_onednn
 from trainer.models.pooling import LATENT_ATTENTION, check_pooling, places, pooling_of
+from trainer.quantization import Calibration
 from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
@@ -47,6 +49,7 @@ class Embedder:
         tokenizer: PreTrainedTokenizerFast,
         spec: EmbedderSpec,
         compensations: Mapping[query_drift.Key, Compensation] | None = None,
+        calibrations: Mapping[quantization.Key, Calibration] | None = None,
     ) -> None:
         """
         Raises:
@@ -59,6 +62,8 @@ class Embedder:
         self.model = model.eval()
         self.compensations = dict(compensations or {})
         """Maps of queries to the spaces of earlier versions, which `scion drift` makes."""
+        self.calibrations = dict(calibrations or {})
+        """Ranges of values by width and depth, for vectors of bytes; `scion embed` measures them."""
         self.tokenizer = with_padding(tokenizer)
         self.spec = spec
         self._shallow: dict[int, PreTrainedModel] = {}
@@ -85,7 +90,8 @@ class Embedder:
             spec = spec or read_spec(folder, loading.max_length(model.config))
             if spec.pooling == LATENT_ATTENTION:
                 latent_attention.attach(model, folder, latents=None)
-            return cls(model, tokenizers.load(folder), spec, query_drift.load(folder))
+            maps, ranges = query_drift.load(folder), quantization.load(folder)
+            return cls(model, tokenizers.load(folder), spec, maps, ranges)
 
     @classmethod
     def load_for_inference(cls, uri: str, device: str | torch.device | None = None) -> "Embedder":
@@ -111,17 +117,23 @@ class Embedder:
             return int(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[-1])
 
     def tokenize(
-        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None, *, is_cut: bool = True
+        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None, *, truncate: str = "end"
     ) -> list[TokenizedText]:
         """Token ids of the texts as `encode_ids` reads them: with prompt and special tokens, and cut to `max_length`.
 
+        Args:
+            truncate: where a text that is too long is cut: `end`, `start`, or `none` for nowhere.
+
         Raises:
-            ConfigError: there is no prompt of this name, or it leaves no room for a text.
+            ConfigError: there is no prompt of this name, it leaves no room for a text, or its template must keep the start.
         """
+        if truncate == "start" and self.spec.template != TEXT:
+            raise ConfigError("a text in a template is cut at its end only.", "truncate", "Ask for end or none.")
         form = self.spec.form(prompt_name, prompt)
         if form != TextForm():
             form.check(self.tokenizer, self.spec.max_length)
-        return form.tokenize(self.tokenizer, texts, self.spec.max_length if is_cut else sys.maxsize)
+        limit = sys.maxsize if truncate == "none" else self.spec.max_length
+        return form.tokenize(self.tokenizer, texts, limit, keeps_end=truncate == "start")
 
     def encode(
         self,
@@ -132,7 +144,8 @@ class Embedder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         index: str | None = None,
-    ) -> NDArray[np.float32]:
+        output_dtype: str = "float",
+    ) -> NDArray[Any]:
         """Vectors [n, d] of n texts.
 
         Args:
@@ -142,15 +155,16 @@ class Embedder:
                 a search, may be asked of every embedder.
             prompt: a text to put in front, in place of a named one.
             index: an earlier version of the embedder, whose vectors are in the index that these queries search.
+            output_dtype: `float`, `int8` or `uint8` for bytes, `binary` or `ubinary` for bits, [n, d / 8].
 
         Raises:
-            ConfigError: `texts` is no list of texts, there is no such prompt or version, or the embedder was not trained for
-                this width or depth.
+            ConfigError: `texts` is no list of texts, there is no such prompt, version or type, or the embedder was not trained
+                or calibrated for this width or depth.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("expected a list of texts.", "encode", 'Write encode(["..."]).')
         vectors = self.encode_ids(self.tokenize(texts, prompt_name, prompt), dimensions, layers)
-        return self.for_index(index, vectors, layers)
+        return self.quantized(self.for_index(index, vectors, layers), output_dtype, layers)
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], dimensions: int | None = None, layers: int | None = None
@@ -212,6 +226,16 @@ class Embedder:
             raise ConfigError(f"this embedder cannot search an index of {index!r}.", "index", fix)
         return self.compensations[index, width, layers].queries(queries)
 
+    def quantized(self, vectors: NDArray[np.float32], dtype: str, layers: int | None = None) -> NDArray[Any]:
+        """Vectors [n, d] of the embedder in another type; ConfigError as `quantization.quantize`."""
+        return quantization.quantize(vectors, dtype, self.calibrations.get((vectors.shape[1], layers)))
+
+    def calibrate(self, ids: Sequence[Sequence[int]]) -> None:
+        """Measures the ranges of values at each width and depth, by n lists of token ids."""
+        for layers in (None, *self.spec.layers):
+            whole = self.encode_ids(ids, layers=layers)
+            self.calibrations |= {(width, layers): quantization.fit(self.finish(whole, width)) for width in self.dimensions}
+
     def save(self, uri: str) -> None:
         """Writes a sentence-transformers folder (the layout that all versions since 2 read) with `embed.json`."""
         with model_output(uri) as folder:
@@ -220,6 +244,7 @@ class Embedder:
             self.tokenizer.save_pretrained(folder)
             write_spec(self.spec, folder, self.width)
             query_drift.save(folder, self.compensations)
+            quantization.save(folder, self.calibrations)
 
     def _model_of(self, layers: int | None) -> PreTrainedModel:
         """The model without the layers behind the first `layers`."""

@@ -5,6 +5,7 @@ than it saved, and both had to load torch. The tokenizer and torch release the G
 The price: a single replica answers a request, however large it is.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -20,11 +21,11 @@ from starlette.applications import Starlette
 
 from cluster.serve.address import listen
 from cluster.serve.api_keys import read_keys
-from cluster.serve.config import ServeConfig, require_model
+from cluster.serve.config import ServeConfig, require_model, with_models
 from cluster.serve.front import Front
+from cluster.serve.loading import Loader
 from cluster.serve.log import write_log
 from cluster.serve.metrics import RayMetrics
-from cluster.serve.model import ServedModel
 from cluster.serve.tracing import tracing_from_environment
 from data_pipeline.errors import ClusterError, ConfigError
 
@@ -40,12 +41,23 @@ class EmbedderReplica:
 
     def __init__(self, config: ServeConfig, keys: Sequence[str]) -> None:
         write_log(config.request_log)
-        self._model = ServedModel(config, _cpus(config), recorder := RayMetrics())
-        self._front = Front(config, self._model, keys or read_keys(), recorder, tracing_from_environment())
+        self._config, self._loader = config, Loader(config, _cpus(config), recorder := RayMetrics())
+        self._front = Front(config, self._loader.shelf, keys or read_keys(), recorder, tracing_from_environment())
+
+    async def reconfigure(self, user_config: dict[str, dict[str, str]]) -> None:
+        """Serves other models without a restart; Ray Serve calls it when `user_config` of the deployment changes.
+
+        Args:
+            user_config: `models`, folders, URIs or hub names by name, and `aliases`, in place of those of the settings.
+        """
+        if unknown := user_config.keys() - {"models", "aliases"}:
+            raise ConfigError("there is no such setting.", f"user_config.{min(unknown)}", "Known: models, aliases.")
+        config = with_models(self._config, user_config.get("models"), user_config.get("aliases"))
+        await asyncio.to_thread(self._loader.reload, config)
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises an error."""
-        if self._model.is_stuck:
+        if self._loader.batcher.is_stuck:
             raise RuntimeError("a forward pass does not end")
 
     def __serve_build_asgi_app__(self) -> Starlette:

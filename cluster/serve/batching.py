@@ -1,5 +1,7 @@
 """Deals the waiting texts of all requests into forward passes, on one thread that never idles while texts wait.
 
+The thread serves all models of a process: two passes at a time would only share the same cores or the same GPU.
+
 Requests take turns. A pass begins with the shortest texts of the request whose turn it is, and texts of the others join while
 the padding that they add costs less than a pass of their own. So a short request does not wait for another's thousand texts,
 and no timer stands between a free model and waiting work.
@@ -22,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +33,7 @@ from cluster.serve.protocol import TokenIds
 from cluster.serve.request_record import RequestRecord
 
 _log = logging.getLogger("scion.serve")
-Vectors = NDArray[np.float32]
+Vectors = NDArray[Any]
 Encode = Callable[[TokenIds, int | None], Vectors]
 """Vectors [n, D] of n lists of token ids, by the first layers of the model, or by all."""
 _WATCH_SECONDS = 1.0
@@ -56,6 +59,18 @@ class Budget:
     @property
     def of_pass(self) -> int:
         return min(self.most, int(9 * self.overhead))
+
+    def seconds(self, tokens: int) -> float:
+        """Of a pass with so many padded tokens."""
+        return (self.overhead + tokens) * self.token_seconds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """A model, and how much it takes at a time."""
+
+    encode: Encode
+    budget: Budget
 
 
 def measure_budget(encode: Encode, longest: int, most: int) -> Budget:
@@ -86,6 +101,7 @@ def seconds(encode: Encode, rows: TokenIds) -> float:
 class _Waiting:
     """A request, or what is left of it."""
 
+    encoder: Encoder
     rows: TokenIds
     layers: int | None
     left: list[int]
@@ -118,10 +134,10 @@ class PassReport:
 
 
 class Batcher:
-    """Encodes the rows of requests, as many at a time as the model encodes well."""
+    """Encodes the rows of requests, as many at a time as their model encodes well."""
 
-    def __init__(self, encode: Encode, budget: Budget, on_pass: Callable[[PassReport], None] | None = None) -> None:
-        self._encode, self._budget, self._on_pass = encode, budget, on_pass
+    def __init__(self, on_pass: Callable[[PassReport], None] | None = None) -> None:
+        self._on_pass = on_pass
         self._running: _Pass = []
         self._deadline = math.inf
         """When the running pass is taken for stuck, by `time.perf_counter`."""
@@ -133,7 +149,9 @@ class Batcher:
         self._thread.start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def submit(self, rows: TokenIds, layers: int | None = None, record: RequestRecord | None = None) -> Future[Vectors]:
+    def submit(
+        self, encoder: Encoder, rows: TokenIds, layers: int | None = None, record: RequestRecord | None = None
+    ) -> Future[Vectors]:
         """The vectors [n, D] of n rows, in the future; notes in the record when its passes begin and end.
 
         The future gets the model's error if one of the rows cannot be encoded. Rows of a cancelled future are not encoded, if
@@ -149,7 +167,7 @@ class Batcher:
         if self.is_stuck:
             raise ModelStuck
         longest_first = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)
-        waiting = _Waiting(rows, layers, longest_first, record or RequestRecord())
+        waiting = _Waiting(encoder, rows, layers, longest_first, record or RequestRecord())
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the batcher is closed")
@@ -186,8 +204,13 @@ class Batcher:
 
     def _run(self) -> None:
         while taken := self._take():
-            self._encode_pass(taken)
             served = dict(taken)
+            try:
+                self._encode_pass(taken)
+            except Exception as error:  # beside the model, such as no memory for the vectors; the thread must not end
+                for waiting in served:
+                    if _starts(waiting.future):
+                        waiting.future.set_exception(error)
             with self._changed:  # requests that came during the pass are ahead of those that it served
                 self._turns.extend(one for one in served if one.left)
 
@@ -199,7 +222,7 @@ class Batcher:
                 if self._turns or self._is_closed:
                     break
                 self._changed.wait()
-            taken = next_pass(self._turns, self._budget)
+            taken = next_pass(self._turns)
             served = {id(one) for one, _ in taken}
             self._turns = deque(one for one in self._turns if id(one) not in served)
         return taken
@@ -208,12 +231,13 @@ class Batcher:
         """Encodes a pass; if it fails, each half of it, down to the row that fails."""
         rows = [waiting.rows[place] for waiting, place in taken]
         padded = len(rows) * max(map(len, rows))
+        first = taken[0][0]
         self._running, began = taken, time.perf_counter()
-        self._deadline = began + _STUCK_SECONDS + _STUCK_TIMES * (self._budget.overhead + padded) * self._budget.token_seconds
+        self._deadline = began + _STUCK_SECONDS + _STUCK_TIMES * first.encoder.budget.seconds(padded)
         for waiting, _ in taken:
             waiting.record.taken = waiting.record.taken or began
         try:
-            vectors = self._encode(rows, taken[0][0].layers)
+            vectors = first.encoder.encode(rows, first.layers)
         except Exception as error:  # any error of the model, such as running out of memory
             if len(taken) > 1:
                 self._encode_pass(taken[: len(taken) // 2])
@@ -244,16 +268,17 @@ def _starts(future: Future[Vectors]) -> bool:
     return not future.done() and future.set_running_or_notify_cancel()
 
 
-def next_pass(turns: Sequence[_Waiting], budget: Budget) -> _Pass:
-    """Takes rows from the requests for one pass, which all need the same layers.
+def next_pass(turns: Sequence[_Waiting]) -> _Pass:
+    """Takes rows from the requests for one pass, which all need the same layers of the same model.
 
     Empty if there are no requests; else it has the shortest row of the first one.
     """
     taken: _Pass = []
     longest = 0
     for waiting in turns:
-        if waiting.layers != turns[0].layers:
+        if (waiting.encoder, waiting.layers) != (turns[0].encoder, turns[0].layers):
             continue
+        budget = waiting.encoder.budget
         own = 0
         while waiting.left:
             length = len(waiting.rows[waiting.left[-1]])

@@ -1,6 +1,6 @@
 """The settings of a served embedder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_pipeline.errors import ConfigError
@@ -21,6 +21,10 @@ class ServeConfig:
     """Folder, URI or hub name of the embedder."""
     name: str = "embedder"
     """The `model` of requests."""
+    models: dict[str, str] = field(default_factory=dict)
+    """More embedders: folders, URIs or hub names by the `model` of requests."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """More names for `model` of requests, and the served name for which each stands."""
     host: str = _machine_setting("127.0.0.1")
     """The address to listen on; 0.0.0.0 for all of the machine."""
     port: int = _machine_setting(8000)
@@ -42,6 +46,8 @@ class ServeConfig:
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may ask, such as https://example.org; ["*"] for all."""
 
+    gzip: bool = _machine_setting(False)
+    """Whether answers are compressed for clients that accept it, which most do: for slow networks."""
     request_log: bool = _machine_setting(False)
     """Whether each request is a line of JSON in the server's log."""
 
@@ -51,8 +57,31 @@ class ServeConfig:
                 raise ConfigError(f"must be at least 1, got {getattr(self, key)}.", f"serve.{key}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"must be within 0 and 65535, got {self.port}.", "serve.port", "0 chooses a free one.")
-        if not self.name:
-            raise ConfigError("must not be empty.", "serve.name", "Requests give it as their model.")
+        for name in (self.name, *self.models, *self.aliases):
+            if not name or "@" in name:
+                raise ConfigError(
+                    f"must be without @ and not empty, got {name!r}.", "serve.name", "Requests give it as their model."
+                )
+        if self.name in self.models:
+            raise ConfigError(
+                f"{self.name!r} is the name of serve.model.", "serve.models", "Choose another, or set serve.name."
+            )
+        for alias, name in self.aliases.items():
+            if name not in (self.name, *self.models) or alias in (self.name, *self.models):
+                fix = f"An alias is a new name for one of {', '.join((self.name, *self.models))}."
+                raise ConfigError(f"{alias!r} cannot stand for {name!r}.", "serve.aliases", fix)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder, URI or hub name of each model, by its name."""
+        return {self.name: self.model, **self.models}
+
+
+def with_models(config: ServeConfig, models: dict[str, str] | None, aliases: dict[str, str] | None) -> ServeConfig:
+    """The settings with other models and aliases, where these are given; ConfigError as for the settings themselves."""
+    others = dict(config.models if models is None else models)
+    own = others.pop(config.name, config.model)
+    return replace(config, model=own, models=others, aliases=config.aliases if aliases is None else aliases)
 
 
 def require_model(config: ServeConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import orjson
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -14,48 +14,40 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.serve import answers, openapi, protocol
+from cluster.serve import answers, openapi, protocol, rerank
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
+from cluster.serve.compression import unpacked
 from cluster.serve.config import ServeConfig
 from cluster.serve.metrics import Prometheus, Recorder
+from cluster.serve.models import Model, Shelf
 from cluster.serve.observe import Observe
-from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds
+from cluster.serve.protocol import EmbeddingRequest, ModelCard, RequestError, TokenIds
 from cluster.serve.request_record import current
+from cluster.serve.rerank import RerankRequest
 from cluster.serve.responses import error_response, json_response
 from cluster.serve.tracing import Tracing
 
 _log = logging.getLogger("scion.serve")
 _LARGE = 8192
 """Bytes of a body from which on parsing it would keep other requests waiting longer than a thread takes to start."""
+_COMPRESSED = 1024
+"""Bytes of an answer from which on it is compressed."""
 _BODY_SECONDS = 30.0
 """Time for a client to send a body."""
 _PATIENCE_SECONDS = 0.05
 """Time after which the front begins to watch whether the client is still there."""
 _Result = TypeVar("_Result")
-
-
-class Model(Protocol):
-    """The model behind the front."""
-
-    card: ModelCard
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a forward pass does not end."""
-        ...
-
-    def tokenize(self, asked: EmbeddingRequest, /) -> TokenIds:
-        """Token ids of the texts of a request."""
-        ...
-
-    async def encode(self, rows: TokenIds, output: Output, /) -> Vectors:
-        """Vectors of checked token ids."""
-        ...
+_Asked = TypeVar("_Asked", EmbeddingRequest, RerankRequest)
+_Check = Callable[[bytes], tuple[Model, _Asked, TokenIds]]
+"""Checks a body: the model that it asks for, the request, and the token ids of its texts."""
+_Write = Callable[[Vectors, TokenIds, _Asked, ModelCard], bytes]
+"""Writes an answer's JSON body."""
 
 
 class Front:
@@ -64,7 +56,7 @@ class Front:
     def __init__(
         self,
         config: ServeConfig,
-        model: Model,
+        shelf: Shelf,
         keys: Sequence[str] = (),
         recorder: Recorder | None = None,
         tracing: Tracing | None = None,
@@ -74,7 +66,7 @@ class Front:
             keys: of which a request needs one, if there are any.
             recorder: of the metrics; one with a page at /metrics when not given.
         """
-        self._config, self._model, self._keys, self._tracing = config, model, keys, tracing
+        self._config, self._shelf, self._keys, self._tracing = config, shelf, keys, tracing
         self._recorder = recorder or Prometheus()
         self._ongoing = 0
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="large")
@@ -86,8 +78,10 @@ class Front:
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
+            Route("/v1/rerank", self._rerank, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/openapi.json", self._openapi, methods=["GET"]),
+            Route("/info", self._info, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._health, methods=["GET"]),
         ]
@@ -95,6 +89,8 @@ class Front:
             routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         known = {route.endpoint: route.path for route in routes}
         layers = [Middleware(Observe, routes=known, recorder=self._recorder, tracing=self._tracing)]
+        if self._config.gzip:
+            layers.append(Middleware(GZipMiddleware, minimum_size=_COMPRESSED, compresslevel=1))
         if self._config.cors_origins:
             origins = list(self._config.cors_origins)
             layers.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
@@ -105,19 +101,20 @@ class Front:
 
     async def _embeddings(self, request: Request) -> Response:
         """Handles `POST /v1/embeddings`."""
-        with _not_given_up():
-            body = await _read_body(request, self._config.max_body_bytes)
-            with self._place():
-                return json_response(await self._answer(body, request))
+        return await self._answer(request, self._check, answers.embeddings)
+
+    async def _rerank(self, request: Request) -> Response:
+        """Handles `POST /v1/rerank`."""
+        return await self._answer(request, self._check_rerank, rerank.answer)
 
     async def _tokenize(self, request: Request) -> Response:
         """Handles `POST /tokenize`: the ids that `/v1/embeddings` makes of the texts of the same body."""
         with _not_given_up():
             body = await _read_body(request, self._config.max_body_bytes)
             with self._place():
-                _, rows = await self._checked(body)
+                model, _, rows = await self._checked(self._check, body)
         protocol.check_sendable(rows)
-        return json_response(answers.tokens(rows, self._model.card))
+        return json_response(answers.tokens(rows, model.card))
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -134,29 +131,39 @@ class Front:
             self._ongoing -= 1
 
     async def _models(self, request: Request) -> Response:
-        return json_response(answers.models(self._model.card))
+        return json_response(answers.models(self._shelf.models.cards, self._shelf.models.aliases))
 
     async def _one_model(self, request: Request) -> Response:
-        protocol.check_model(request.path_params["name"], self._model.card)
-        return json_response(answers.model(self._model.card))
+        return json_response(answers.model(self._shelf.models.find(request.path_params["name"]).card))
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(orjson.dumps(openapi.document(self._model.card, self._config)))
+        return json_response(orjson.dumps(openapi.document(self._shelf.models.cards, self._config)))
+
+    async def _info(self, request: Request) -> Response:
+        return json_response(answers.info(self._shelf.models.cards, self._config))
 
     async def _metrics(self, request: Request) -> Response:
         assert isinstance(self._recorder, Prometheus)
         return Response(self._recorder.page(), media_type=CONTENT_TYPE)
 
     async def _health(self, request: Request) -> Response:
-        # Answered by the process that holds the model, once it is loaded and warm.
-        return json_response(b'{"status":"stuck"}', 503) if self._model.is_stuck else json_response(b'{"status":"ok"}')
+        # Answered by the process that holds the models, once they are loaded and warm.
+        is_stuck = any(model.is_stuck for model in self._shelf.models.by_name.values())
+        return json_response(b'{"status":"stuck"}', 503) if is_stuck else json_response(b'{"status":"ok"}')
 
-    async def _answer(self, body: bytes, request: Request) -> bytes:
-        """The JSON body of the response to a request body; logs any error of the model and turns it into RequestError 500."""
+    async def _answer(self, request: Request, check: _Check[_Asked], write: _Write[_Asked]) -> Response:
+        """The response to a request for vectors, of which `write` makes the JSON body; RequestError 500 for a model's error."""
+        with _not_given_up():
+            body = await _read_body(request, self._config.max_body_bytes)
+            with self._place():
+                return json_response(await self._encoded(request, body, check, write))
+
+    async def _encoded(self, request: Request, body: bytes, check: _Check[_Asked], write: _Write[_Asked]) -> bytes:
+        """The JSON body of the response; logs any error of the model and turns it into RequestError 500."""
         try:
-            asked, rows = await self._checked(body)
-            vectors = await _unless_gone(self._model.encode(rows, asked.output), request)
-            return await self._call(answers.embeddings, vectors, rows, asked, self._model.card, size=vectors.nbytes)
+            model, asked, rows = await self._checked(check, body)
+            vectors = await _unless_gone(model.encode(rows, asked.output), request)
+            return await self._call(write, vectors, rows, asked, model.card, size=vectors.nbytes)
         except (RequestError, ClientDisconnect):
             raise
         except Exception as error:  # any error of the model
@@ -170,19 +177,27 @@ class Front:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def _checked(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
-        """The request of a body, and the token ids of its texts."""
+    async def _checked(self, check: _Check[_Asked], body: bytes) -> tuple[Model, _Asked, TokenIds]:
+        """The model and the request of a body, and the token ids of its texts."""
         record = current()
         record.read = perf_counter()
-        asked, rows = await self._call(self._check, body, size=len(body))
+        model, asked, rows = await self._call(check, body, size=len(body))
         record.tokenized, record.texts, record.tokens = perf_counter(), len(rows), sum(map(len, rows))
-        return asked, rows
+        return model, asked, rows
 
-    def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
-        asked = protocol.parse_request(body, self._model.card, self._config.max_inputs)
-        rows: TokenIds = self._model.tokenize(asked) if asked.texts else asked.token_ids
-        protocol.check_tokenized(rows, self._model.card)
-        return asked, rows
+    def _check(self, body: bytes) -> tuple[Model, EmbeddingRequest, TokenIds]:
+        content = protocol.read_object(body)
+        model = self._shelf.models.find(content.get("model"))
+        asked = protocol.parse_request(content, model.card, self._config.max_inputs)
+        rows: TokenIds = model.tokenize(asked) if asked.texts else asked.token_ids
+        protocol.check_tokenized(rows, model.card)
+        return model, asked, rows
+
+    def _check_rerank(self, body: bytes) -> tuple[Model, RerankRequest, TokenIds]:
+        content = protocol.read_object(body)
+        model = self._shelf.models.find(content.get("model"))
+        asked = rerank.parse_request(content, model.card, self._config.max_inputs)
+        return model, asked, rerank.tokenize(asked, model.tokenize, model.card)
 
 
 @contextmanager
@@ -235,7 +250,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
     except TimeoutError as error:
         what = f"the body did not arrive within {_BODY_SECONDS:g} s."
         raise RequestError(what, "", "Send the request again.", 408, "request_timeout") from error
-    return bytes(body)
+    return unpacked(bytes(body), request.headers.get("content-encoding", "identity"), limit)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -247,7 +262,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
+    fix = "Known: POST /v1/embeddings, POST /v1/rerank, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))
     response.headers.update(error.headers or {})  # the methods that are allowed

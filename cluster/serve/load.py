@@ -26,8 +26,9 @@ class Measured:
 class Connection:
     """A connection that sends one request after another, with as little work as possible beside the server's."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = urlsplit(url)
+        self._key = "" if key is None else f"Authorization: Bearer {key}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, body: bytes) -> int:
@@ -41,7 +42,7 @@ class Connection:
             self._streams = await asyncio.open_connection(self._url.hostname, port(self._url), ssl=self._url.scheme == "https")
         reader, writer = self._streams
         lines = f"POST {self._url.path} HTTP/1.1\r\nHost: {self._url.netloc}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(f"{lines}{self._key}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
         await reader.readexactly(int(length.partition(b":")[2]))
@@ -59,8 +60,8 @@ def port(url: SplitResult) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
 
 
-async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: float) -> Measured:
-    """Each client sends its next request when it has the answer to the last one."""
+async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: float, key: str | None = None) -> Measured:
+    """Each client sends its next request when it has the answer to the last one; with an API key where there is one."""
     times: list[float] = []
     errors = 0
     began = time.perf_counter()
@@ -68,7 +69,7 @@ async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: 
     async def client(number: int) -> None:
         """Sends all bodies again and again, beginning at one of its own."""
         nonlocal errors
-        connection = Connection(url)
+        connection = Connection(url, key)
         for body in cycle([*bodies[number % len(bodies) :], *bodies[: number % len(bodies)]]):
             sent = time.perf_counter()
             if sent - began > seconds:
@@ -82,11 +83,14 @@ async def closed_loop(url: str, bodies: Sequence[bytes], clients: int, seconds: 
     return _measured(times, errors, time.perf_counter() - began)
 
 
-async def open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: float, seed: int = 0) -> Measured:
+async def open_loop(
+    url: str, bodies: Sequence[bytes], rate: float, seconds: float, key: str | None = None, seed: int = 0
+) -> Measured:
     """Requests at random moments (Poisson), whether or not earlier ones are answered.
 
     Args:
         rate: requests/s on average.
+        key: the API key, where there is one.
     """
     rng = np.random.default_rng(seed)
     moments = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
@@ -99,7 +103,7 @@ async def open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: flo
         """Sends a body at its moment, by a connection that waits for none."""
         nonlocal errors
         await asyncio.sleep(began + moment - time.perf_counter())
-        connection = idle.pop() if idle else Connection(url)
+        connection = idle.pop() if idle else Connection(url, key)
         is_answered = await _answered(connection, body)
         errors += not is_answered
         times.append(time.perf_counter() - began - moment)

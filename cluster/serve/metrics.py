@@ -81,6 +81,8 @@ class RayMetrics:
         self._instruments = {name: instrument(name, metric) for name, metric in METRICS.items()}
 
     def record(self, name: str, value: float, *labels: str) -> None:
+        if METRICS[name].is_counter and not value:
+            return  # Ray's counters refuse to add nothing
         tags = dict(zip(METRICS[name].labels, labels, strict=True))
         _method(METRICS[name], self._instruments[name])(value, tags=tags)
 

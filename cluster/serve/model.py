@@ -1,32 +1,38 @@
-"""The model that a server holds: loaded, warm, and behind a batcher."""
+"""A model that a server holds: loaded, warm, and behind the batcher."""
 
 import asyncio
-import gc
+import hashlib
 import os
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from cluster.serve.batching import Batcher, ModelStuck, PassReport, Vectors, measure_budget
+from cluster.serve.batching import Batcher, Budget, Encoder, ModelStuck, Vectors, measure_budget
 from cluster.serve.config import ServeConfig
-from cluster.serve.metrics import Recorder
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds, input_types
 from cluster.serve.request_record import current
+from data_pipeline.artifacts.artifact import FINISHED
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
 
+_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
+"""Files that decide what the vectors are."""
+_RUN_FOLDERS = {"log", "ledger"}
+"""What a training leaves beside its model."""
+
 
 class ServedModel:
     """An embedder that encodes the texts of many requests together."""
 
-    def __init__(self, config: ServeConfig, threads: int, recorder: Recorder) -> None:
+    def __init__(self, name: str, folder: str, config: ServeConfig, batcher: Batcher, budget: Budget | None = None) -> None:
         """
         Args:
-            threads: of a forward pass on the CPU.
-            recorder: of the metrics of forward passes.
+            name: of the model in requests.
+            folder: its local folder.
+            batcher: gets the passes of all models of this process.
+            budget: measured when not given.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -34,24 +40,20 @@ class ServedModel:
         """
         if config.gpu and not torch.cuda.is_available():
             raise ConfigError("there is no GPU.", "serve.gpu", "Set it to false, or serve where torch finds one.")
-        torch.set_num_threads(threads)
-        self._embedder = embedder = Embedder.load_for_inference(config.model, "cuda" if config.gpu else "cpu")
+        self._embedder = embedder = Embedder.load_for_inference(folder, "cuda" if config.gpu else "cpu")
         # Its measurements also start threads and kernels, for which no request has to wait then.
-        budget = measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
-        self._batcher = Batcher(embedder.pooled, budget, partial(_record, recorder))
-        self.card = _card(config.name, embedder)
-        for name in (None, *input_types(self.card)):
-            embedder.tokenize([], name)  # refuses a prompt that leaves no room for a text
-        # What is here by now stays. To look through it again costs every request of that moment 0.2 s.
-        gc.collect()
-        gc.freeze()
+        self.budget = budget or measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
+        self._encoder, self._batcher = Encoder(embedder.pooled, self.budget), batcher
+        self.card = _card(name, version_of(folder), embedder)
+        for prompt in (None, *input_types(self.card)):
+            embedder.tokenize([], prompt)  # refuses a prompt that leaves no room for a text
 
     def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
         """Token ids of the texts of a request, with the prompt that it asks for."""
-        return self._embedder.tokenize(asked.texts, asked.input_type, is_cut=asked.is_cut)
+        return self._embedder.tokenize(asked.texts, asked.input_type, truncate=asked.truncate)
 
     async def encode(self, rows: TokenIds, output: Output) -> Vectors:
-        """Vectors [n, d] of n lists of token ids, as `Embedder.encode` makes them; raises the model's error.
+        """Values [n, d] of n lists of token ids, as `Embedder.encode` makes them; raises the model's error.
 
         A caller that is cancelled frees the model of the rows that it has not begun.
 
@@ -59,43 +61,47 @@ class ServedModel:
             RequestError: 503, a forward pass does not end.
         """
         try:
-            pooled = await asyncio.wrap_future(self._batcher.submit(rows, output.layers, current()))
+            pooled = await asyncio.wrap_future(self._batcher.submit(self._encoder, rows, output.layers, current()))
         except ModelStuck as error:
             fix = "Send the request to another server; this one has to be started again."
             raise RequestError("the model does not answer.", "", fix, 503, "model_stuck") from error
         vectors = self._embedder.finish(pooled, output.dimensions, output.is_normalized)
-        return self._embedder.for_index(output.index, vectors, output.layers)
+        vectors = self._embedder.for_index(output.index, vectors, output.layers)
+        return self._embedder.quantized(vectors, output.dtype, output.layers)
 
     @property
     def is_stuck(self) -> bool:
         """Whether a forward pass does not end."""
         return self._batcher.is_stuck
 
-    def close(self, drops_waiting: bool = False) -> None:
-        """Ends the batcher once it has encoded what waits, or has dropped it."""
-        self._batcher.close(drops_waiting)
+
+def version_of(folder: str) -> str:
+    """Identity of an embedder: twelve digits of the SHA-256 of its files. Two folders have the same only if they are equal."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in _FILES and path.name != FINISHED):
+        parts = path.relative_to(folder).parts
+        if not set(parts) & _RUN_FOLDERS:
+            digest.update("/".join(parts).encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
-def _record(recorder: Recorder, report: PassReport) -> None:
-    recorder.record("scion_pass_seconds", report.seconds)
-    recorder.record("scion_pass_texts", report.texts)
-    recorder.record("scion_tokens_total", report.tokens)
-    recorder.record("scion_padding_tokens_total", report.padding)
-    recorder.record("scion_waiting_texts", report.waiting)
-
-
-def _card(name: str, embedder: Embedder) -> ModelCard:
+def _card(name: str, version: str, embedder: Embedder) -> ModelCard:
     """What requests may ask of the embedder."""
     spec = embedder.spec
     prefix, suffix = template_ids(embedder.tokenizer)
     return ModelCard(
         name=name,
+        version=version,
         dimensions=embedder.dimensions,
         max_length=spec.max_length,
         vocabulary=min(len(embedder.tokenizer), int(embedder.model.config.vocab_size)),
         prompts=tuple(spec.prompts),
         layers=spec.layers,
         indexes=tuple(embedder.compensations),
+        calibrated=tuple(embedder.calibrations),
+        has_template=embedder.spec.template != TEXT,
         takes_ids=spec.template.count(TEXT) == 1,
         prefix=prefix,
         suffix=suffix if spec.template.endswith(TEXT) else (),

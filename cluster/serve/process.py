@@ -1,6 +1,7 @@
 """Serves in this process, without Ray: an event loop in one thread, the model in another."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -12,12 +13,14 @@ from starlette.applications import Starlette
 
 from cluster.serve.address import listen
 from cluster.serve.api_keys import read_keys
+from cluster.serve.batching import Batcher
 from cluster.serve.config import ServeConfig, require_model
 from cluster.serve.connection import Connection
 from cluster.serve.front import Front
+from cluster.serve.loading import Loader
 from cluster.serve.log import write_log
 from cluster.serve.metrics import Prometheus
-from cluster.serve.model import ServedModel, usable_cores
+from cluster.serve.model import usable_cores
 from cluster.serve.tracing import tracing_from_environment
 from data_pipeline.errors import ClusterError
 
@@ -42,8 +45,8 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     keys, tracing = read_keys(), tracing_from_environment()
     write_log(config.request_log)
     with listen(config.host, config.port) as listener:
-        model = ServedModel(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
-        server = uvicorn.Server(_settings(Front(config, model, keys, recorder, tracing).api()))
+        loader = Loader(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
+        server = uvicorn.Server(_settings(Front(config, loader.shelf, keys, recorder, tracing).api()))
         thread = threading.Thread(target=_run, args=(server, listener), name="front")
         thread.start()
         try:
@@ -52,11 +55,29 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
                 if not thread.is_alive():
                     raise ClusterError("the server ended as it started.", "serve", "Its log has the cause.")
                 time.sleep(0.005)
-            yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
+            with _reloading(loader, config):
+                yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
         finally:
-            _end(server, listener, thread, model)
+            _end(server, listener, thread, loader.batcher)
             if tracing is not None:
                 tracing.close()
+
+
+@contextmanager
+def _reloading(loader: Loader, config: ServeConfig) -> Iterator[None]:
+    """Reloads models whose files have changed at SIGHUP, where the block runs in the main thread of a Unix process."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+
+    def reload(*_: object) -> None:
+        threading.Thread(target=loader.reload, args=(config,), name="reload", daemon=True).start()
+
+    before = signal.signal(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _settings(api: Starlette) -> uvicorn.Config:
@@ -79,7 +100,7 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
     asyncio.run(server.serve(sockets=[listener]))
 
 
-def _end(server: uvicorn.Server, listener: socket.socket, thread: threading.Thread, model: ServedModel) -> None:
+def _end(server: uvicorn.Server, listener: socket.socket, thread: threading.Thread, batcher: Batcher) -> None:
     """Answers what is accepted, and ends the server; at a second interruption without the answers."""
     farewell = (b"connection", b"close")
     try:
@@ -90,9 +111,9 @@ def _end(server: uvicorn.Server, listener: socket.socket, thread: threading.Thre
         server.server_state.default_headers.append(farewell)
         server.should_exit = True
         thread.join()
-        model.close()
+        batcher.close()
     except KeyboardInterrupt:
         server.should_exit = server.force_exit = True
-        model.close(drops_waiting=True)
+        batcher.close(drops_waiting=True)
         thread.join()
         raise

@@ -14,17 +14,14 @@ from typing import Any
 import orjson
 
 from data_pipeline.errors import UserError
+from trainer.quantization import BITS, BYTES, DTYPES
 
 TokenIds = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
 
 SIDES = ("query", "document")
 """What a text may be in a search; every embedder can be asked for both."""
-OUTPUT_DTYPES = ("float", "binary", "ubinary")
-"""Kinds of values: float32, or a bit for each, packed into int8 or uint8 as sentence-transformers packs them."""
 ENCODINGS = ("float", "base64")
-TRUNCATIONS = ("end", "none")
-"""Whether a text that is too long is cut at its end, or refused."""
 _SHORT = 40
 """Characters of a value in a message."""
 KEYS = (
@@ -56,6 +53,8 @@ class ModelCard:
     """The properties of the served model against which requests are checked."""
 
     name: str
+    version: str = ""
+    """Identity of its files."""
     dimensions: tuple[int, ...]
     """Allowed widths, the full one first."""
     max_length: int
@@ -67,11 +66,20 @@ class ModelCard:
     """Numbers of layers behind which a vector may be taken."""
     indexes: tuple[tuple[str, int, int | None], ...] = ()
     """Versions, widths and layers of the earlier indexes that a query may search."""
+    calibrated: tuple[tuple[int, int | None], ...] = ()
+    """Widths and layers at which vectors can be bytes."""
+    has_template: bool = False
+    """Whether words stand around a text, which is then cut at its end only."""
     takes_ids: bool = True
     """Whether a request may have token ids: they do not say which of them are pooled, as echo embeddings need."""
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     """Special tokens before and after each text."""
+
+    @property
+    def id(self) -> str:
+        """The model as answers name it: NAME@VERSION."""
+        return f"{self.name}@{self.version}" if self.version else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,30 +104,28 @@ class EmbeddingRequest:
     token_ids: tuple[tuple[int, ...], ...]
     input_type: str | None = None
     """The name of the prompt in front of the texts; the embedder's default prompt when not given."""
-    is_cut: bool = True
-    """Whether a text that is too long is cut, and not refused."""
+    truncate: str = "end"
+    """Where a text that is too long is cut; it is refused for `none`."""
     output: Output = field(default_factory=Output)
 
 
-def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
-    """Parses and checks the body of `POST /v1/embeddings` or `POST /tokenize`.
+def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int) -> EmbeddingRequest:
+    """Checks the body of `POST /v1/embeddings` or `POST /tokenize` to the model of the card.
 
     Raises:
         RequestError: the request is invalid; has the status to answer and a message that says what is wrong, where, and how
             to fix it.
     """
-    content = _object(body)
-    _check_keys(content)
-    check_model(content.get("model"), card)
+    check_keys(content, KEYS)
     if content.get("user") is not None and not isinstance(content["user"], str):
-        raise RequestError(f"must be a string, got {_kind(content['user'])}.", "user", "Leave it out or send a string.")
+        raise RequestError(f"must be a string, got {kind_of(content['user'])}.", "user", "Leave it out or send a string.")
     texts, rows = _inputs(content.get("input"), card, max_inputs)
     input_type = _input_type(content, card, bool(texts))
     return EmbeddingRequest(
         texts=texts,
         token_ids=rows,
         input_type=input_type,
-        is_cut=_one_of(content, "truncate", TRUNCATIONS) == "end",
+        truncate=_one_of(content, "truncate", truncations(card)),
         output=_output(content, card, input_type),
     )
 
@@ -131,13 +137,15 @@ def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) ->
         layers=_number(content, "layer", card.layers),
         index=content.get("index_version"),
         is_normalized=content.get("normalize"),
-        dtype=_one_of(content, "output_dtype", OUTPUT_DTYPES),
+        dtype=_one_of(content, "output_dtype", DTYPES),
         is_base64=_one_of(content, "encoding_format", ENCODINGS) == "base64",
     )
     if not isinstance(output.is_normalized, bool | None):
-        raise RequestError(f"must be true or false, got {_kind(output.is_normalized)}.", "normalize", "Leave it out.")
+        raise RequestError(f"must be true or false, got {kind_of(output.is_normalized)}.", "normalize", "Leave it out.")
     width = output.dimensions or card.dimensions[0]
-    if output.dtype != "float" and width % 8:
+    if output.dtype in BYTES:
+        _check_calibrated(output, width, card)
+    if output.dtype in BITS and width % 8:
         what = f"packs 8 values into a byte, and {width} are no multiple of 8."
         raise RequestError(what, "output_dtype", "Ask for other dimensions, or for float.")
     if output.index is not None:
@@ -145,12 +153,22 @@ def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) ->
     return output
 
 
+def _check_calibrated(output: Output, width: int, card: ModelCard) -> None:
+    """RequestError if the ranges of the values are not known."""
+    if (width, output.layers) not in card.calibrated:
+        fix = "Ask for float or binary, or train the embedder with `scion embed`, which calibrates it."
+        raise RequestError("this model is not calibrated for bytes at this width and depth.", "output_dtype", fix)
+    if output.index is not None or output.is_normalized is not None:
+        what = "is calibrated for the embedder's own vectors."
+        raise RequestError(what, "output_dtype", "Ask for float, or leave index_version and normalize out.")
+
+
 def _check_index(output: Output, width: int, card: ModelCard, input_type: str | None) -> None:
     """RequestError 409 if a query cannot be moved to the space of this index."""
     known = sorted({version for version, *at in card.indexes if at == [width, output.layers]})
     if output.index not in known:
         fix = f"Known at these dimensions and layers: {', '.join(known)}." if known else "Make it with `scion drift`."
-        raise RequestError(f"there is no index {_short(output.index)}.", "index_version", fix, 409, "unknown_index_version")
+        raise RequestError(f"there is no index {shortened(output.index)}.", "index_version", fix, 409, "unknown_index_version")
     if input_type == "document" or output.is_normalized is False:
         what = "moves unit vectors of queries to an earlier index."
         raise RequestError(what, "index_version", "Leave it out for documents, and normalize for queries.")
@@ -181,32 +199,23 @@ def check_sendable(rows: TokenIds) -> None:
         raise RequestError(what, "input_type", "Send the texts themselves to /v1/embeddings.")
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes) -> dict[str, Any]:
     """The body parsed as a JSON object; RequestError if it is anything else."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the body is not JSON ({error}).", "", 'Send {"model": ..., "input": ...}.') from error
     if not isinstance(content, dict):
-        raise RequestError(f"the body must be an object, got {_kind(content)}.", "", 'Send {"model": ..., "input": ...}.')
+        raise RequestError(f"the body must be an object, got {kind_of(content)}.", "", 'Send {"model": ..., "input": ...}.')
     return content
 
 
-def check_model(model: Any, card: ModelCard) -> None:
-    """RequestError 404 if there is no model of this name."""
-    if not isinstance(model, str):
-        what = "is missing." if model is None else f"must be a string, got {_kind(model)}."
-        raise RequestError(what, "model", f"Send {card.name!r}.")
-    if model != card.name:
-        raise RequestError(f"there is no model {_short(model)}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
-
-
-def _check_keys(content: dict[str, Any]) -> None:
+def check_keys(content: dict[str, Any], known: Sequence[str]) -> None:
     """RequestError for a key that is not known: to ignore it would answer another question than the one that was asked."""
     for key in content:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(KEYS)}."
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
             raise RequestError("is not known.", key[:_SHORT], fix, 400, "unknown_parameter")
 
 
@@ -217,7 +226,7 @@ def _number(content: dict[str, Any], key: str, offered: tuple[int, ...]) -> int 
         return None
     fix = f"Ask for one of {', '.join(map(str, offered))}." if offered else "Leave it out."
     if type(value) is not int:  # not isinstance: True is an int
-        raise RequestError(f"must be a whole number, got {_kind(value)}.", key, fix)
+        raise RequestError(f"must be a whole number, got {kind_of(value)}.", key, fix)
     if value not in offered:
         raise RequestError(f"this model does not offer {value}.", key, fix)
     return value
@@ -229,8 +238,18 @@ def _one_of(content: dict[str, Any], key: str, offered: tuple[str, ...]) -> str:
     if value is None:
         return offered[0]
     if value not in offered:
-        raise RequestError(f"{_short(value)} is not known.", key, f"Ask for {' or '.join(map(repr, offered))}.")
+        raise RequestError(f"{shortened(value)} is not known.", key, f"Ask for {' or '.join(map(repr, offered))}.")
     return str(value)
+
+
+def truncations(card: ModelCard) -> tuple[str, ...]:
+    """What `truncate` may be: where a text that is too long is cut; `none` refuses it."""
+    return ("end", "none") if card.has_template else ("end", "start", "none")
+
+
+def output_dtypes(card: ModelCard) -> tuple[str, ...]:
+    """What `output_dtype` may be, at some width and depth."""
+    return tuple(dtype for dtype in DTYPES if dtype not in BYTES or card.calibrated)
 
 
 def input_types(card: ModelCard) -> tuple[str, ...]:
@@ -244,7 +263,7 @@ def _input_type(content: dict[str, Any], card: ModelCard, has_texts: bool) -> st
     offered = ", ".join(input_types(card))
     for key, name in names.items():
         if name not in input_types(card):
-            raise RequestError(f"{_short(name)} is not known.", key, f"Ask for one of {offered}, or leave it out.")
+            raise RequestError(f"{shortened(name)} is not known.", key, f"Ask for one of {offered}, or leave it out.")
         if not has_texts:
             raise RequestError("a list of token ids has its prompt already.", key, "Leave it out, or send texts.")
     if len(set(names.values())) == 2:
@@ -258,7 +277,7 @@ def _inputs(inputs: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, .
         return (_text(inputs, "input"),), ()
     fix = "Send a text, a list of texts, a list of token ids, or a list of such lists."
     if not isinstance(inputs, list):
-        what = "is missing." if inputs is None else f"must be a string or a list, got {_kind(inputs)}."
+        what = "is missing." if inputs is None else f"must be a string or a list, got {kind_of(inputs)}."
         raise RequestError(what, "input", fix)
     if not inputs:
         raise RequestError("is an empty list.", "input", fix)
@@ -269,8 +288,8 @@ def _inputs(inputs: Any, card: ModelCard, max_inputs: int) -> tuple[tuple[str, .
     kind = type(inputs[0])
     for index, entry in enumerate(inputs):
         if not isinstance(entry, str | list) or type(entry) is not kind:
-            alike = f" like input[0], a {_kind(inputs[0])}" if isinstance(inputs[0], str | list) else ""
-            raise RequestError(f"is a {_kind(entry)}, must be a text or a list of token ids{alike}.", f"input[{index}]", fix)
+            alike = f" like input[0], a {kind_of(inputs[0])}" if isinstance(inputs[0], str | list) else ""
+            raise RequestError(f"is a {kind_of(entry)}, must be a text or a list of token ids{alike}.", f"input[{index}]", fix)
     if kind is str:
         return tuple(_text(text, f"input[{index}]") for index, text in enumerate(inputs)), ()
     return (), tuple(_row(row, f"input[{index}]", card) for index, row in enumerate(inputs))
@@ -294,7 +313,7 @@ def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
         raise RequestError(what, where, "Send fewer, or the text itself, which is then cut.")
     for index, token in enumerate(row):
         if type(token) is not int:
-            raise RequestError(f"is a {_kind(token)}, must be a token id.", f"{where}[{index}]", "Do not mix kinds.")
+            raise RequestError(f"is a {kind_of(token)}, must be a token id.", f"{where}[{index}]", "Do not mix kinds.")
         if not 0 <= token < card.vocabulary:
             what = f"token id {token} is not within 0 and {card.vocabulary - 1}."
             raise RequestError(what, f"{where}[{index}]", "Send ids of this model's own tokenizer, or the text itself.")
@@ -306,15 +325,15 @@ def _row(row: list[Any], where: str, card: ModelCard) -> tuple[int, ...]:
     return tuple(row)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """The JSON type of a value."""
     kinds = {str: "string", list: "list", dict: "object", bool: "boolean", int: "number", float: "number"}
     return "null" if value is None else kinds[type(value)]
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value, shortened for a message."""
     if isinstance(value, list | dict):
-        return f"a {_kind(value)}"
+        return f"a {kind_of(value)}"
     text = orjson.dumps(value).decode()
     return text if len(text) <= _SHORT else text[:_SHORT] + "..."

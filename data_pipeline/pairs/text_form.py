@@ -88,12 +88,21 @@ class TextForm:
     pools_prompt: bool = True
     """Whether the tokens of the prompt are pooled like those of the text."""
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> list[TokenizedText]:
-        """Ids of each text, cut at `max_length`; closing special tokens stay, except behind a template that ends with words."""
-        backend, (_, suffix) = tokenizer.backend_tokenizer, template_ids(tokenizer)
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int, *, keeps_end: bool = False
+    ) -> list[TokenizedText]:
+        """Ids of each text, cut to `max_length`; closing special tokens stay, except behind a template that ends with words.
+
+        Args:
+            keeps_end: cuts a text that is too long at its start; not where there is a template.
+        """
+        backend, (prefix, suffix) = tokenizer.backend_tokenizer, template_ids(tokenizer)
         if self.template == TEXT:
             skip = 0 if self.pools_prompt else _prompt_length(tokenizer, self.prompt)
             encoded = backend.encode_batch_fast([self.prompt + text for text in texts])
+            if keeps_end:
+                head = _prompt_length(tokenizer, self.prompt) or len(prefix)
+                return [TokenizedText(_cut_start(text.ids, max_length, head), skip) for text in encoded]
             return [TokenizedText(_cut(text.ids, max_length, suffix), skip) for text in encoded]
         if not self.template.endswith(TEXT):  # its last word is to be the last token
             closing, limit = len(suffix), max_length + len(suffix)
@@ -159,3 +168,8 @@ def _cut(ids: list[int], limit: int, suffix: tuple[int, ...]) -> list[int]:
     if len(ids) <= limit:
         return ids
     return ids[: limit - len(suffix)] + list(suffix) if len(suffix) < limit else ids[:limit]
+
+
+def _cut_start(ids: list[int], limit: int, head: int) -> list[int]:
+    """The first `head` ids, which are no part of the text, and the last ones, as many as there is room for."""
+    return ids if len(ids) <= limit else ids[:head] + ids[len(ids) - (limit - head) :]

@@ -20,7 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, english: list[str]) -> str:
     rng = np.random.default_rng(0)
     moves = {("old", 32, None): rng.normal(0, 0.1, 32), ("old", 8, 1): rng.normal(0, 0.1, 8)}
     compensations = {key: Compensation(None, shift) for key, shift in moves.items()}
-    Embedder(tiny_model(tokenizer).bert, tokenizer, spec, compensations).save(str(path))
+    embedder = Embedder(tiny_model(tokenizer).bert, tokenizer, spec, compensations)
+    embedder.calibrate(embedder.tokenize(english))
+    embedder.save(str(path))
     return str(path)
 
 

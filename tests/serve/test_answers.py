@@ -10,6 +10,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from cluster.serve import answers
 from cluster.serve.protocol import EmbeddingRequest, Output
 from tests.serve.test_protocol import CARD
+from trainer.quantization import quantize
 
 ROWS = [[2, 3], [2, 9, 3]]
 
@@ -43,14 +44,14 @@ def test_bits_are_packed_as_sentence_transformers_packs_them(dtype, is_base64) -
     vectors = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
     vectors[0, 0] = 0.0
     theirs = quantize_embeddings(vectors, precision=dtype)
-    found = entries(vectors, dtype=dtype, is_base64=is_base64)
+    found = entries(quantize(vectors, dtype), is_base64=is_base64)
     if is_base64:
         found = [np.frombuffer(base64.b64decode(text), dtype=theirs.dtype) for text in found]
     assert np.array_equal(np.array(found), theirs)
 
 
 def test_the_list_of_models_says_what_may_be_asked() -> None:
-    [model] = json.loads(answers.models(CARD))["data"]
+    [model] = json.loads(answers.models([CARD], {}))["data"]
     assert model == json.loads(answers.model(CARD))
     assert (model["id"], model["object"]) == ("tiny", "model")
     assert (model["dimensions"], model["max_length"], model["layers"]) == ([32, 8, 4], 6, [1, 2])

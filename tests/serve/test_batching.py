@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.serve.batching import Batcher, Budget, measure_budget, next_pass
+from cluster.serve.batching import Batcher, Budget, Encoder, measure_budget, next_pass
 from cluster.serve.protocol import TokenIds
 
 BUDGET = Budget(overhead=10.0, most=1000)
@@ -24,6 +24,19 @@ def rows_of(lengths: list[int], first: int = 0) -> list[list[int]]:
 def encode(rows: TokenIds, layers: int | None = None) -> np.ndarray:
     """Vectors that hold the number and length of their row, and the layers."""
     return np.array([[row[0], len(row), layers or 0] for row in rows], dtype=np.float32)
+
+
+class Serving:
+    """A batcher with one model."""
+
+    def __init__(self, encode: Callable, budget: Budget = BUDGET) -> None:
+        self.batcher, self.encoder = Batcher(), Encoder(encode, budget)
+
+    def submit(self, rows: TokenIds, layers: int | None = None) -> Future:
+        return self.batcher.submit(self.encoder, rows, layers)
+
+    def close(self, drops_waiting: bool = False) -> None:
+        self.batcher.close(drops_waiting)
 
 
 class Recorder:
@@ -41,11 +54,11 @@ class Recorder:
 
 
 @pytest.fixture
-def batcher() -> Iterator[Callable[..., Batcher]]:
-    made: list[Batcher] = []
+def batcher() -> Iterator[Callable[..., Serving]]:
+    made: list[Serving] = []
 
-    def make(encode: Callable, budget: Budget = BUDGET) -> Batcher:
-        made.append(Batcher(encode, budget))
+    def make(encode: Callable, budget: Budget = BUDGET) -> Serving:
+        made.append(Serving(encode, budget))
         return made[-1]
 
     yield make
@@ -56,7 +69,7 @@ def batcher() -> Iterator[Callable[..., Batcher]]:
 @settings(deadline=None)
 @given(st.lists(st.tuples(lengths, st.sampled_from([None, 2, 4])), min_size=1, max_size=6), st.integers(8, 60))
 def test_each_request_gets_its_own_vectors_in_order(requests, overhead) -> None:
-    batcher = Batcher(encode, Budget(overhead=overhead, most=300))
+    batcher = Serving(encode, Budget(overhead=overhead, most=300))
     futures = [batcher.submit(rows_of(lengths, 100 * n), layers) for n, (lengths, layers) in enumerate(requests)]
     for number, ((lengths, layers), future) in enumerate(zip(requests, futures, strict=True)):
         assert np.array_equal(future.result(10), encode(rows_of(lengths, 100 * number), layers))
@@ -73,7 +86,7 @@ def test_a_pass_keeps_within_its_budget_and_has_little_padding(requests, overhea
         return encode(rows, layers)
 
     budget = Budget(overhead=overhead, most=300)
-    batcher = Batcher(recording, budget)
+    batcher = Serving(recording, budget)
     for future in [batcher.submit(rows_of(lengths)) for lengths in requests]:
         future.result(10)
     batcher.close()
@@ -141,7 +154,7 @@ def test_a_row_that_fails_fails_its_request_alone(batcher) -> None:
 
 def test_closing_answers_what_waits_and_takes_no_more() -> None:
     recorder = Recorder()
-    batcher = Batcher(recorder, BUDGET)
+    batcher = Serving(recorder)
     futures: list[Future] = [batcher.submit(rows_of([30, 2, 9])) for _ in range(5)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
@@ -154,7 +167,7 @@ def test_closing_answers_what_waits_and_takes_no_more() -> None:
 
 def test_closing_at_once_drops_what_waits() -> None:
     recorder = Recorder()
-    batcher = Batcher(recorder, BUDGET)
+    batcher = Serving(recorder)
     first = batcher.submit([[1]])
     assert recorder.began.wait(10)
     later = [batcher.submit([[number] * 30] * 100) for number in range(5)]
@@ -206,4 +219,31 @@ def test_the_budget_follows_from_the_time_of_a_pass_without_tokens(fixed, per_to
 
 
 def test_without_requests_there_is_no_pass() -> None:
-    assert next_pass([], BUDGET) == []
+    assert next_pass([]) == []
+
+
+def test_models_take_turns_and_share_no_pass(batcher) -> None:
+    recorder = Recorder()
+    serving = batcher(recorder)
+    first = serving.submit([[1]])
+    assert recorder.began.wait(10)
+    other = Encoder(lambda rows, layers: -encode(rows, layers), BUDGET)
+    futures = [serving.submit([[2]]), serving.batcher.submit(other, [[3]]), serving.submit([[4]])]
+    recorder.released.set()
+    found = [future.result(10) for future in (first, *futures)]
+    assert [float(vectors[0, 0]) for vectors in found] == [1, 2, -3, 4]
+    assert recorder.passes == [[[1]], [[2], [4]]]
+
+
+def test_an_error_beside_the_model_fails_its_requests_and_the_next_are_answered() -> None:
+    reports = iter([ValueError("no metrics")])
+
+    def on_pass(report: object) -> None:
+        for error in reports:
+            raise error
+
+    batcher, encoder = Batcher(on_pass), Encoder(encode, BUDGET)
+    with pytest.raises(ValueError, match="no metrics"):
+        batcher.submit(encoder, [[1]]).result(10)
+    assert np.array_equal(batcher.submit(encoder, [[2]]).result(10), encode([[2]]))
+    batcher.close()

@@ -14,6 +14,7 @@ from cluster.serve import front
 from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
+from cluster.serve.models import Models, Shelf
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
 from data_pipeline.errors import ConfigError
 
@@ -39,7 +40,11 @@ class Stub:
 
 
 def client(encode: Callable = ones, keys: Sequence[str] = (), **settings: Any) -> TestClient:
-    return TestClient(Front(ServeConfig(**settings), Stub(encode), keys).api())
+    return TestClient(Front(ServeConfig(**settings), shelf(Stub(encode)), keys).api())
+
+
+def shelf(model: Stub) -> Shelf:
+    return Shelf(Models({model.card.name: model}))
 
 
 def test_a_request_is_answered() -> None:
@@ -51,8 +56,10 @@ def test_a_request_is_answered() -> None:
 def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
-    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready", "/metrics"}
-    assert routes == {("/v1/embeddings", "POST"), ("/tokenize", "POST")} | {(path, "GET", "HEAD") for path in asked}
+    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/info", "/health", "/ready", "/metrics"}
+    assert routes == {(path, "POST") for path in ("/v1/embeddings", "/v1/rerank", "/tokenize")} | {
+        (path, "GET", "HEAD") for path in asked
+    }
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,7 @@ def test_a_failing_tokenizer_is_a_server_error_in_openais_format() -> None:
         def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
             raise RuntimeError("secret detail")
 
-    app = Front(ServeConfig(), Broken(ones)).api()
+    app = Front(ServeConfig(), shelf(Broken(ones))).api()
     for path in ("/v1/embeddings", "/tokenize"):
         answer = TestClient(app, raise_server_exceptions=False).post(path, json=ASK)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
@@ -99,7 +106,7 @@ def test_a_failing_tokenizer_is_a_server_error_in_openais_format() -> None:
 
 
 def test_tokenizing_takes_a_place_too() -> None:
-    server = Front(ServeConfig(max_queued_requests=1), Stub(ones))
+    server = Front(ServeConfig(max_queued_requests=1), shelf(Stub(ones)))
     with server._place():
         assert TestClient(server.api()).post("/tokenize", json=ASK).status_code == 429
     assert TestClient(server.api()).post("/tokenize", json=ASK).status_code == 200

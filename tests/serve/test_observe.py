@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from cluster.serve import batching
-from cluster.serve.batching import Batcher, Budget, ModelStuck, PassReport
+from cluster.serve.batching import Batcher, Budget, Encoder, ModelStuck, PassReport
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
 from cluster.serve.log import JsonLines
@@ -20,7 +20,7 @@ from cluster.serve.metrics import METRICS, Prometheus, RayMetrics
 from cluster.serve.protocol import Output, TokenIds
 from cluster.serve.request_record import current
 from cluster.serve.tracing import Tracing, tracing_from_environment
-from tests.serve.test_front import ASK, Stub, client
+from tests.serve.test_front import ASK, Stub, client, shelf
 
 MILLISECOND = 1_000_000
 
@@ -124,7 +124,7 @@ def test_an_error_of_the_model_names_its_request(lines: list[str]) -> None:
 def test_a_trace_has_a_span_for_each_phase() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(exporter)
-    asked = TestClient(Front(ServeConfig(), Stub(timed), tracing=tracing).api())
+    asked = TestClient(Front(ServeConfig(), shelf(Stub(timed)), tracing=tracing).api())
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     before = time.time_ns()
     asked.post("/v1/embeddings", json=ASK, headers={"traceparent": parent})
@@ -149,7 +149,8 @@ def test_traces_are_sent_where_the_environment_says(monkeypatch: pytest.MonkeyPa
 def test_ray_takes_every_metric() -> None:
     recorder = RayMetrics()
     for name, metric in METRICS.items():
-        recorder.record(name, 1, *metric.labels)
+        for value in (0, 1, 2.5):
+            recorder.record(name, value, *metric.labels)
 
 
 def test_both_recorders_have_the_same_metrics() -> None:
@@ -159,8 +160,9 @@ def test_both_recorders_have_the_same_metrics() -> None:
 
 def test_a_pass_is_reported_with_its_padding() -> None:
     reports: list[PassReport] = []
-    batcher = Batcher(lambda rows, layers: np.ones((len(rows), 2), np.float32), Budget(overhead=8, most=64), reports.append)
-    batcher.submit([[1, 2, 3], [1, 2]]).result()
+    batcher = Batcher(reports.append)
+    encoder = Encoder(lambda rows, layers: np.ones((len(rows), 2), np.float32), Budget(overhead=8, most=64))
+    batcher.submit(encoder, [[1, 2, 3], [1, 2]]).result()
     batcher.close()
     report = reports[0]
     assert (report.texts, report.tokens, report.padding, report.waiting) == (2, 5, 1, 0)
@@ -175,23 +177,23 @@ def test_a_pass_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         ends.wait()
         return np.ones((len(rows), 2), np.float32)
 
-    batcher = Batcher(hang, Budget(overhead=8, most=64))
-    running, waiting = batcher.submit([[1]]), batcher.submit([[2]] * 99)
+    batcher, encoder = Batcher(), Encoder(hang, Budget(overhead=8, most=64))
+    running, waiting = batcher.submit(encoder, [[1]]), batcher.submit(encoder, [[2]] * 99)
     for future in (running, waiting):
         with pytest.raises(ModelStuck):
             future.result(timeout=5)
     with pytest.raises(ModelStuck):
-        batcher.submit([[3]])
+        batcher.submit(encoder, [[3]])
     ends.set()
     while batcher.is_stuck:
         time.sleep(0.01)
-    assert batcher.submit([[4]]).result(timeout=5).shape == (1, 2)
+    assert batcher.submit(encoder, [[4]]).result(timeout=5).shape == (1, 2)
     batcher.close()
 
 
 def test_a_stuck_server_is_not_healthy() -> None:
     stub = Stub(timed)
-    asked = TestClient(Front(ServeConfig(), stub).api())
+    asked = TestClient(Front(ServeConfig(), shelf(stub)).api())
     assert asked.get("/health").status_code == 200
     stub.is_stuck = True
     assert asked.get("/health").status_code == asked.get("/ready").status_code == 503

@@ -1,6 +1,7 @@
 """The OpenAPI document allows what the parser allows."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -10,17 +11,20 @@ from hypothesis import strategies as st
 
 from cluster.serve import openapi, protocol
 from cluster.serve.config import ServeConfig
+from cluster.serve.models import Models
 from cluster.serve.protocol import RequestError
 from tests.serve.test_front import client
 from tests.serve.test_protocol import CARD
 
-DOCUMENT = openapi.document(CARD, ServeConfig(max_inputs=4))
+DOCUMENT = openapi.document([CARD], ServeConfig(max_inputs=4))
+MODELS = Models({"tiny": SimpleNamespace(card=CARD)})
 VALIDATOR = jsonschema.Draft202012Validator(DOCUMENT["components"]["schemas"]["Request"])
 
 
 def refusal(keys: dict[str, Any]) -> RequestError | None:
     try:
-        protocol.parse_request(json.dumps(keys).encode(), CARD, 4)
+        MODELS.find(keys.get("model"))
+        protocol.parse_request(keys, CARD, 4)
     except RequestError as error:
         return error
     return None
@@ -45,7 +49,7 @@ VALUES = {
     "encoding_format": ["float", "base64", "int8", 3],
     "dimensions": [32, 8, 4, 9, "8", True, 8.5],
     "user": ["me", 3],
-    "truncate": ["end", "none", "start"],
+    "truncate": ["end", "none", "start", "left"],
     "layer": [1, 2, 3],
     "output_dtype": ["float", "ubinary", "int8"],
     "normalize": [True, False, "yes"],

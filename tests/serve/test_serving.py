@@ -121,6 +121,29 @@ def test_bits_are_the_signs_of_the_vectors(client, embedder, english) -> None:
     assert np.array_equal(np.unpackbits(packed, axis=1), embedder.encode(english[:9]) > 0)
 
 
+@pytest.mark.parametrize(("dtype", "layer"), [("int8", None), ("uint8", 1)])
+def test_bytes_are_those_of_encode_but_for_the_rounding_of_the_batch(client, embedder, english, dtype, layer) -> None:
+    extra = {"output_dtype": dtype, "layer": layer}
+    answer = client.embeddings.create(model="tiny", input=english[:30], encoding_format="float", extra_body=extra)
+    values = np.array([entry.embedding for entry in answer.data])
+    difference = values - embedder.encode(english[:30], layers=layer, output_dtype=dtype).astype(int)
+    assert np.abs(difference).max() <= 1
+    assert (difference != 0).mean() < 0.01
+
+
+def test_a_text_is_cut_at_its_start_where_asked(client, embedder) -> None:
+    text = "click the button " * 50 + "and save the file"
+    for name in (None, "query"):
+        extra = {"truncate": "start", "input_type": name}
+        answer = vectors(client.embeddings.create(model="tiny", input=[text], extra_body=extra))
+        ids = embedder.tokenize([text], name, truncate="start")
+        end = embedder.tokenize(["and save the file"], name)[0][-5:]
+        assert len(ids[0]) == 24
+        assert ids[0][-5:] == end
+        assert ids[0][:3] == embedder.tokenize([text], name)[0][:3]
+        assert np.abs(answer - embedder.encode_ids(ids)).max() <= 1e-5
+
+
 def test_a_text_that_is_too_long_is_refused_where_it_is_not_to_be_cut(client) -> None:
     with pytest.raises(openai.BadRequestError, match=r"input\[1\]: has \d+ tokens, more than 24"):
         client.embeddings.create(model="tiny", input=["click", "click the button " * 50], extra_body={"truncate": "none"})

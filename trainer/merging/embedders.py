@@ -190,7 +190,7 @@ def scratch(uri: str) -> Iterator[Embedder]:
         OSError: the temporary folder has no room for the weights.
     """
     embedder = open_mapped(uri)
-    embedder.compensations = {}  # the merged model drifts otherwise
+    embedder.compensations, embedder.calibrations = {}, {}  # the merged model drifts otherwise, and has other ranges
     with tempfile.TemporaryDirectory(prefix="scion-merge-") as folder:
         for number, tensor in enumerate(_unique(embedder).values()):
             if tensor.is_floating_point():

@@ -1,0 +1,188 @@
+"""Several models by name and version, aliases, and new versions while requests are answered."""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import openai
+import pytest
+
+from cluster.serve.config import ServeConfig, with_models
+from cluster.serve.load import Connection
+from cluster.serve.loading import Loader
+from cluster.serve.metrics import Prometheus
+from cluster.serve.model import version_of
+from cluster.serve.models import Models
+from cluster.serve.process import serve_in_process
+from cluster.serve.protocol import RequestError
+from data_pipeline.errors import ConfigError
+from tests.serve.test_protocol import CARD
+from trainer.embedder import Embedder
+
+TEXTS = ["click the button", "save", "open the file with the other program"]
+
+
+def model(name: str) -> SimpleNamespace:
+    return SimpleNamespace(card=replace(CARD, name=name, version="a1b2"))
+
+
+SERVED = Models({"org/tiny": model("org/tiny"), "old": model("old")}, {"text-embedding-3-small": "org/tiny"})
+
+
+@pytest.mark.parametrize("asked", ["org/tiny", "org/tiny@a1b2", "text-embedding-3-small", "text-embedding-3-small@a1b2"])
+def test_a_model_has_a_name_aliases_and_a_version(asked: str) -> None:
+    assert SERVED.find(asked).card.id == "org/tiny@a1b2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        (None, 400, "is missing. Served here: org/tiny, old, text-embedding-3-small"),
+        (7, 400, "must be a string, got number"),
+        ("tiny", 404, 'there is no model "tiny"'),
+        ("old@ffff", 404, 'version "ffff" is not served, but a1b2. Ask for old@a1b2, or for old'),
+        ("old@", 404, 'version "" is not served'),
+        ("x" * 1000, 404, 'there is no model "xxx'),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(asked, status, message) -> None:
+    with pytest.raises(RequestError) as error:
+        SERVED.find(asked)
+    assert (error.value.status, error.value.where) == (status, "model")
+    assert message in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a@b"}, "without @"),
+        ({"models": {"": "x"}}, "not empty"),
+        ({"models": {"embedder": "x"}}, "is the name of serve.model"),
+        ({"aliases": {"a": "b"}}, "'a' cannot stand for 'b'. An alias is a new name for one of embedder"),
+        ({"aliases": {"embedder": "embedder"}}, "cannot stand for"),
+    ],
+)
+def test_names_that_mean_nothing_or_two_things_are_refused(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServeConfig(**settings)
+
+
+def test_a_deployment_may_get_other_models() -> None:
+    config = ServeConfig(model="a", models={"more": "b"}, aliases={"alias": "more"})
+    assert with_models(config, None, None) == config
+    rolled = with_models(config, {"embedder": "a2", "third": "c"}, {"alias": "third"})
+    assert rolled.folders == {"embedder": "a2", "third": "c"}
+    assert rolled.aliases == {"alias": "third"}
+
+
+@pytest.fixture
+def versions(folder: str, tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders whose embedders differ."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(folder, first)
+    embedder = Embedder.load(folder)
+    for parameter in embedder.model.parameters():
+        parameter.data = parameter.data * 1.1
+    embedder.save(str(second))
+    return first, second
+
+
+def test_a_version_is_that_of_the_files(versions: tuple[Path, Path]) -> None:
+    first, second = versions
+    before = version_of(str(first))
+    assert before != version_of(str(second))
+    (first / "log").mkdir()
+    (first / "log" / "0.json").write_text("{}")
+    (first / "artifact.json").write_text("{}")
+    assert version_of(str(first)) == before
+    spec = json.loads((first / "embed.json").read_text())
+    (first / "embed.json").write_text(json.dumps(spec | {"normalize": False}))
+    assert version_of(str(first)) != before
+
+
+def test_several_models_are_served_by_name(versions: tuple[Path, Path]) -> None:
+    first, second = map(str, versions)
+    config = ServeConfig(model=first, models={"second": second}, aliases={"newest": "second"}, port=0)
+    with serve_in_process(config) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        ids = [entry.id for entry in client.models.list()]
+        found = {name: np.array([e.embedding for e in client.embeddings.create(model=name, input=TEXTS).data]) for name in ids}
+        answer = client.embeddings.create(model="newest", input="save")
+    assert ids == ["embedder", "second", "newest"]
+    assert answer.model == f"second@{version_of(second)}"
+    for name, folder in {"embedder": first, "second": second, "newest": second}.items():
+        assert np.abs(found[name] - Embedder.load(folder).encode(TEXTS)).max() < 1e-5
+    assert np.abs(found["second"] - found["embedder"]).max() > 1e-3
+
+
+def test_a_new_version_is_served_without_a_failed_request(versions: tuple[Path, Path]) -> None:
+    """Its folder takes the place of the first one's, as when a link is moved; SIGHUP makes the server look."""
+    first, second = versions
+    link = first.parent / "current"
+    link.symlink_to(first)
+    config = ServeConfig(model=str(link), port=0)
+    body = json.dumps({"model": "embedder", "input": TEXTS}).encode()
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    async def ask(url: str) -> None:
+        connection = Connection(f"{url}/embeddings")
+        while not is_over.is_set():
+            statuses.append(await connection.post(body))
+        connection.close()
+
+    async def clients(url: str) -> None:
+        await asyncio.gather(*[ask(url) for _ in range(8)])
+
+    with serve_in_process(config) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        thread = threading.Thread(target=lambda: asyncio.run(clients(url)))
+        thread.start()
+        link.unlink()
+        link.symlink_to(second)
+        os.kill(os.getpid(), signal.SIGHUP)
+        wanted = f"embedder@{version_of(str(second))}"
+        for _ in range(600):
+            answer = client.embeddings.create(model="embedder", input=TEXTS)
+            if answer.model == wanted:
+                break
+            time.sleep(0.05)
+        after = len(statuses)
+        while len(statuses) < after + 50:
+            time.sleep(0.01)
+        is_over.set()
+        thread.join(30)
+    assert answer.model == wanted
+    vectors = np.array([entry.embedding for entry in answer.data])
+    assert np.abs(vectors - Embedder.load(second).encode(TEXTS)).max() < 1e-5
+    assert set(statuses) == {200}
+
+
+def test_a_reload_keeps_what_has_not_changed_and_what_cannot_be_replaced(versions, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("scion.serve"), "propagate", True)
+    first, second = map(str, versions)
+    config = ServeConfig(model=first, models={"second": second})
+    loader = Loader(config, 1, Prometheus())
+
+    def served() -> dict[str, int]:
+        return {name: id(model) for name, model in loader.shelf.models.by_name.items()}
+
+    before = served()
+    loader.reload(config)
+    assert served() == before
+    shutil.rmtree(second)
+    with caplog.at_level("ERROR"):
+        loader.reload(config)
+    assert served() == before
+    assert "the models stay as they are" in caplog.text
+    loader.reload(with_models(config, {"embedder": first}, None))
+    assert served() == {"embedder": before["embedder"]}
+    loader.batcher.close()
