@@ -39,7 +39,7 @@ def test_a_mistake_is_shown_as_the_endpoint_words_it(folder: str, capsys) -> Non
     with serve_in_process(ServeConfig(model=folder, port=0)) as url:
         with pytest.raises(ClusterError, match=r"answers 400: .*does not offer 9"):
             bench.command([url, "request={dimensions: 9}"], Console())
-        with pytest.raises(ClusterError, match="answers 404: .*no model"):
+        with pytest.raises(ClusterError, match=r"answers 404: .*no model"):
             bench.command([url, "model=gpt"], Console())
 
 

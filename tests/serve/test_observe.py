@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 
 import numpy as np
+import promql_parser
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +17,7 @@ from cluster.serve import batching
 from cluster.serve.batching import Batcher, Budget, Encoder, ModelStuck, PassReport
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
+from cluster.serve.grafana import dashboard
 from cluster.serve.log import JsonLines
 from cluster.serve.metrics import METRICS, Prometheus, RayMetrics
 from cluster.serve.protocol import Output, TokenIds
@@ -197,3 +200,18 @@ def test_a_stuck_server_is_not_healthy() -> None:
     assert asked.get("/health").status_code == 200
     stub.is_stuck = True
     assert asked.get("/health").status_code == asked.get("/ready").status_code == 503
+
+
+@pytest.mark.parametrize("prefix", ["", "ray_"])
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(prefix: str) -> None:
+    asked = client(timed)
+    asked.post("/v1/embeddings", json=ASK)
+    known = {sample.name for family in text_string_to_metric_families(asked.get("/metrics").text) for sample in family.samples}
+    queries = [target["expr"] for panel in dashboard(prefix)["panels"] for target in panel["targets"]]
+    names = {name for query in queries for name in re.findall(rf"{prefix}scion_\w+", query)}
+    assert {name.removeprefix(prefix) for name in names} <= known
+    assert len(names) >= 12
+    labels = {label for query in queries for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
+    assert labels == {"le", "route", "status"}
+    for query in queries:
+        promql_parser.parse(query.replace("$__rate_interval", "1m"))
