@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ORACLE := .venv-oracle
 INFINITY := .venv-infinity
+CLIENTS := .venv-clients
 CONF := ray_jobs/conf/demo.yaml
 SEEDS ?= 5
 GPU_PYTHON ?= $(BIN)/python
@@ -12,7 +13,7 @@ SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes bench-serve lint format serve clean sample
+.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes bench-serve clients lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -98,6 +99,14 @@ $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	DS_BUILD_OPS=0 $(ORACLE)/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,sources]'
 	$(ORACLE)/bin/python -m pip install --quiet --no-deps -r tests/oracle/peers.txt
 	@touch $(ORACLE)/.ready
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	@touch $(CLIENTS)/.ready
+
+clients: $(STAMP) $(CLIENTS)/.ready ## the endpoint asked by langchain, llama-index, LiteLLM and Cohere's client, unchanged (2 minutes)
+	SCION_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider --confcutdir tests/clients -c /dev/null tests/clients
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .

@@ -79,6 +79,7 @@ class Front:
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
             Route("/v1/rerank", self._rerank, methods=["POST"]),
+            Route("/v2/rerank", self._rerank, methods=["POST"]),  # where Cohere's client asks
             Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/openapi.json", self._openapi, methods=["GET"]),
             Route("/info", self._info, methods=["GET"]),

@@ -4,12 +4,14 @@
 
 All servers hold the same all-MiniLM-L6-v2 in fp32, with one thread for the model, and are asked over loopback by the same
 clients (cluster/serve/load.py). infinity-emb 0.0.78 runs in an environment of its own, with BetterTransformer. `scion` is one
-process; `scion-ray` is a replica on Ray Serve, behind its HAProxy. Texts are titles and paragraphs of the sample.
+process; `scion-ray` is a replica on Ray Serve, behind its HAProxy; both also offer vectors behind three of the six layers.
+Texts are titles and paragraphs of the sample.
 
 short, mixed   1, 8, 32 and 128 clients that each wait for an answer: texts of 6 to 10 tokens; a fifth of them of 120
 many           1 and 4 clients that send 64 mixed texts at once
 poisson        random arrivals of mixed texts at 50 and 80 % of what infinity served to 32 clients
 neighbour      short requests of one client while another sends 1,024 mixed texts, again and again; and without that one
+half           the loads of 32 clients, and 64 texts of one client, by three of the six layers (`layer`; ours only)
 
 The sides take turns. The last line is one JSON object: medians for each side and load, and the ratios of requests a second to
 infinity's.
@@ -28,7 +30,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from tests.benchmarks.embed import model_folder
 from trainer.embedder import Embedder
 
 CLIENTS = (1, 8, 32, 128)
+HALF = ("short, 32", "mixed, 32", "many, 1")
 LONG_SHARE, LONG = 0.2, 120
 WAIT_SECONDS = 120
 SHORT_TOKENS = (6, 10)
@@ -152,7 +155,29 @@ async def measure(url: str, sent: dict[str, list[bytes]], rates: Sequence[float]
     busy, _ = await asyncio.gather(
         closed_loop(url, sent["short"], 1, 2 * seconds), closed_loop(url, sent["neighbour"], 1, 2 * seconds)
     )
-    return found | {"neighbour, busy": busy}
+    found["neighbour, busy"] = busy
+    if "half short" in sent:
+        for load in HALF:
+            kind, _, clients = load.partition(", ")
+            found[f"half, {load}"] = await closed_loop(url, sent[f"half {kind}"], int(clients), seconds)
+    return found
+
+
+def with_exit(folder: str, target: str) -> str:
+    """The embedder of a folder, which also offers vectors behind half of its layers."""
+    embedder = Embedder.load(folder)
+    half = embedder.model.config.num_hidden_layers // 2
+    Embedder(embedder.model, embedder.tokenizer, replace(embedder.spec, layers=(half,))).save(target)
+    return target
+
+
+def at_half_depth(sent: dict[str, list[bytes]], layer: int) -> dict[str, list[bytes]]:
+    """The requests, and the same for vectors behind so many layers."""
+    half = {
+        f"half {kind}": [json.dumps(json.loads(body) | {"layer": layer}).encode() for body in all_]
+        for kind, all_ in sent.items()
+    }
+    return sent | half
 
 
 def main(argv: list[str]) -> None:
@@ -163,14 +188,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sides", nargs="+", default=["infinity", "scion", "scion-ray"])
     options = parser.parse_args(argv)
     folder = os.path.abspath(model_folder())
+    own = with_exit(folder, tempfile.mkdtemp())
     sent = bodies(Embedder.load(folder))
+    of_ours = at_half_depth(sent, Embedder.load(own).spec.layers[0])
     rounds: dict[str, list[dict[str, Measured]]] = {side: [] for side in options.sides}
     facts: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
     rates: list[float] = []
     for _ in range(options.repeats):
         for side in options.sides:
-            with server(side, options.peer, folder) as (url, seen):
-                rounds[side].append(asyncio.run(measure(url, sent, rates, options.seconds)))
+            is_peer = side == "infinity"
+            with server(side, options.peer, folder if is_peer else own) as (url, seen):
+                rounds[side].append(asyncio.run(measure(url, sent if is_peer else of_ours, rates, options.seconds)))
             facts[side].append(seen)
             if not rates:
                 rates = [share * rounds[side][0]["mixed, 32"].per_second for share in (0.5, 0.8)]
@@ -189,12 +217,15 @@ def summary(rounds: list[dict[str, Measured]], facts: list[dict[str, float]]) ->
 
 
 def ratios(sides: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Requests a second by infinity's; for Poisson arrivals, infinity's 95th percentile by ours."""
+    """Requests a second by infinity's, its 95th percentiles by ours, and requests a second at half depth by those at full."""
     peer = sides.get("infinity", {"loads": {}})["loads"]
     found: dict[str, dict[str, float]] = {}
     for side in (name for name in sides if name != "infinity"):
         own = sides[side]["loads"]
         found[side] = {load: round(own[load]["per_second"] / peer[load]["per_second"], 2) for load in own if load in peer}
+        found[side] |= {
+            f"half, {load}": round(own[f"half, {load}"]["per_second"] / own[load]["per_second"], 2) for load in HALF
+        }
         found[side] |= {f"p95, {load}": round(peer[load]["p95"] / own[load]["p95"], 2) for load in own if load in peer}
     return found
 

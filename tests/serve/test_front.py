@@ -57,7 +57,7 @@ def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
     asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/info", "/health", "/ready", "/metrics"}
-    assert routes == {(path, "POST") for path in ("/v1/embeddings", "/v1/rerank", "/tokenize")} | {
+    assert routes == {(path, "POST") for path in ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/tokenize")} | {
         (path, "GET", "HEAD") for path in asked
     }
 
