@@ -71,4 +71,6 @@ def _entry(card: ModelCard) -> dict[str, Any]:
         "input_types": input_types(card),
         "output_dtypes": output_dtypes(card),
         "index_versions": indexes,
+        "precision": card.precision,
+        "lowest_cosine": card.lowest_cosine,
     }

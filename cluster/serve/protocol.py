@@ -72,6 +72,9 @@ class ModelCard:
     """Whether words stand around a text, which is then cut at its end only."""
     takes_ids: bool = True
     """Whether a request may have token ids: they do not say which of them are pooled, as echo embeddings need."""
+    precision: str = "fp32"
+    lowest_cosine: float | None = None
+    """Of a vector in this precision with that in fp32, measured at the start; None for fp32."""
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     """Special tokens before and after each text."""

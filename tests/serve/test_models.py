@@ -26,6 +26,7 @@ from cluster.serve.process import serve_in_process
 from cluster.serve.protocol import RequestError
 from data_pipeline.errors import ConfigError
 from tests.serve.test_protocol import CARD
+from tests.serve.test_serving import send
 from trainer.embedder import Embedder
 
 TEXTS = ["click the button", "save", "open the file with the other program"]
@@ -186,3 +187,17 @@ def test_a_reload_keeps_what_has_not_changed_and_what_cannot_be_replaced(version
     loader.reload(with_models(config, {"embedder": first}, None))
     assert served() == {"embedder": before["embedder"]}
     loader.batcher.close()
+
+
+def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> None:
+    with serve_in_process(ServeConfig(model=folder, port=0, precision="bf16")) as url:
+        with openai.OpenAI(base_url=url, api_key="none") as client:
+            answer = client.embeddings.create(model="embedder", input=TEXTS)
+        [model] = send(url.removesuffix("/v1"), "/info")[1]["models"]
+    vectors, exact = np.array([entry.embedding for entry in answer.data]), embedder.encode(TEXTS)
+    assert model["precision"] == "bf16"
+    assert 0.98 < model["lowest_cosine"] < 1
+    assert (vectors * exact).sum(axis=1).min() > model["lowest_cosine"] - 0.01
+    assert np.abs(vectors - exact).max() > 1e-5
+    with pytest.raises(ConfigError, match="'fp8' is not known. Choose fp32 or bf16"):
+        ServeConfig(precision="fp8")
