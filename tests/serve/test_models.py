@@ -199,5 +199,5 @@ def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> N
     assert 0.98 < model["lowest_cosine"] < 1
     assert (vectors * exact).sum(axis=1).min() > model["lowest_cosine"] - 0.01
     assert np.abs(vectors - exact).max() > 1e-5
-    with pytest.raises(ConfigError, match="'fp8' is not known. Choose fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"'fp8' is not known\. Choose fp32 or bf16"):
         ServeConfig(precision="fp8")
