@@ -1,13 +1,19 @@
 """Bodies of responses, in the form of OpenAI's where it has one. Pure functions."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from cluster.serve.config import ServeConfig
 from cluster.serve.protocol import OUTPUT_DTYPES, EmbeddingRequest, ModelCard, TokenIds, input_types
+from data_pipeline.tokenizers.pieces import Pieces
+
+TextPieces = tuple[Pieces, Pieces | None]
+"""The pieces of a text, and those of the source tokenizer where the server knows it."""
 
 _CREATED = 1735689600
 """Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
@@ -37,23 +43,31 @@ def quantized(vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
 
 
-def models(card: ModelCard) -> bytes:
+def models(card: ModelCard, config: ServeConfig) -> bytes:
     """The list of models."""
-    return orjson.dumps({"object": "list", "data": [_entry(card)]})
+    return orjson.dumps({"object": "list", "data": [_entry(card, config)]})
 
 
-def model(card: ModelCard) -> bytes:
+def model(card: ModelCard, config: ServeConfig) -> bytes:
     """One model."""
-    return orjson.dumps(_entry(card))
+    return orjson.dumps(_entry(card, config))
 
 
-def tokens(rows: TokenIds, card: ModelCard) -> bytes:
-    """Token ids of texts, as `/v1/embeddings` takes them."""
-    data = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
+def tokens(rows: TokenIds, card: ModelCard, pieces: Sequence[TextPieces] = ()) -> bytes:
+    """Token ids of texts, as `/v1/embeddings` takes them.
+
+    Args:
+        pieces: of each text, if the request asks for them.
+    """
+    data: list[dict[str, Any]] = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
+    for entry, (own, source) in zip(data, pieces, strict=False):
+        entry |= {"pieces": own.pieces, "special_pieces": own.special}
+        if source is not None:
+            entry |= {"source_pieces": source.pieces, "source_special_pieces": source.special}
     return orjson.dumps({"object": "list", "data": data, "model": card.name})
 
 
-def _entry(card: ModelCard) -> dict[str, Any]:
+def _entry(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     """A model as OpenAI lists it, and what may be asked of it."""
     indexes = [{"index_version": version, "dimensions": width, "layer": layers} for version, width, layers in card.indexes]
     return {
@@ -67,4 +81,6 @@ def _entry(card: ModelCard) -> dict[str, Any]:
         "input_types": input_types(card),
         "output_dtypes": OUTPUT_DTYPES,
         "index_versions": indexes,
+        "max_inputs": config.max_inputs,
+        "max_body_bytes": config.max_body_bytes,
     }

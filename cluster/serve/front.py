@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.serve import answers, openapi, protocol
+from cluster.serve.answers import TextPieces
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
 from cluster.serve.config import ServeConfig
@@ -40,6 +42,10 @@ class Model(Protocol):
 
     def tokenize(self, asked: EmbeddingRequest, /) -> TokenIds:
         """Token ids of the texts of a request."""
+        ...
+
+    def pieces(self, asked: EmbeddingRequest, /) -> Sequence[TextPieces]:
+        """What each token of the texts of a request stands for."""
         ...
 
     async def encode(self, rows: TokenIds, output: Output, /) -> Vectors:
@@ -92,9 +98,11 @@ class Front:
         with _not_given_up():
             body = await _read_body(request, self._config.max_body_bytes)
             with self._place():
-                _, rows = await self._call(self._check, body, size=len(body))
-        protocol.check_sendable(rows)
-        return json_response(answers.tokens(rows, self._model.card))
+                asked, rows = await self._call(self._check, body, protocol.TOKENIZE_KEYS, size=len(body))
+                protocol.check_sendable(rows)
+                # In a thread: the first one may load the source's tokenizer.
+                pieces = await self._call(self._model.pieces, asked, size=sys.maxsize) if asked.has_pieces else ()
+        return json_response(answers.tokens(rows, self._model.card, pieces))
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -111,11 +119,11 @@ class Front:
             self._ongoing -= 1
 
     async def _models(self, request: Request) -> Response:
-        return json_response(answers.models(self._model.card))
+        return json_response(answers.models(self._model.card, self._config))
 
     async def _one_model(self, request: Request) -> Response:
         protocol.check_model(request.path_params["name"], self._model.card)
-        return json_response(answers.model(self._model.card))
+        return json_response(answers.model(self._model.card, self._config))
 
     async def _openapi(self, request: Request) -> Response:
         return json_response(orjson.dumps(openapi.document(self._model.card, self._config)))
@@ -142,8 +150,8 @@ class Front:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    def _check(self, body: bytes) -> tuple[EmbeddingRequest, TokenIds]:
-        asked = protocol.parse_request(body, self._model.card, self._config.max_inputs)
+    def _check(self, body: bytes, keys: tuple[str, ...] = protocol.KEYS) -> tuple[EmbeddingRequest, TokenIds]:
+        asked = protocol.parse_request(body, self._model.card, self._config.max_inputs, keys)
         rows: TokenIds = self._model.tokenize(asked) if asked.texts else asked.token_ids
         protocol.check_tokenized(rows, self._model.card)
         return asked, rows
@@ -211,7 +219,9 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    fix = "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
+    fix = (
+        "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
+    )
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))
     response.headers.update(error.headers or {})  # the methods that are allowed

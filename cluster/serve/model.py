@@ -3,12 +3,15 @@
 import asyncio
 import gc
 import os
+import sys
 from pathlib import Path
 
 import torch
 
+from cluster.serve.answers import TextPieces
 from cluster.serve.batching import Batcher, Vectors, measure_budget
 from cluster.serve.config import ServeConfig
+from cluster.serve.piece_reader import PieceReader
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds, input_types
 from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.text_form import TEXT
@@ -35,6 +38,7 @@ class ServedModel:
         # Its measurements also start threads and kernels, for which no request has to wait then.
         budget = measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._batcher = Batcher(embedder.pooled, budget)
+        self._pieces = PieceReader(embedder.tokenizer, config.source_tokenizer)
         self.card = _card(config.name, embedder)
         for name in (None, *input_types(self.card)):
             embedder.tokenize([], name)  # refuses a prompt that leaves no room for a text
@@ -45,6 +49,12 @@ class ServedModel:
     def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
         """Token ids of the texts of a request, with the prompt that it asks for."""
         return self._embedder.tokenize(asked.texts, asked.input_type, is_cut=asked.is_cut)
+
+    def pieces(self, asked: EmbeddingRequest) -> list[TextPieces]:
+        """What each token of the texts of a request stands for; of the source's tokenizer without prompt, and uncut."""
+        form = self._embedder.spec.form(asked.input_type)
+        length = self._embedder.spec.max_length if asked.is_cut else sys.maxsize
+        return [self._pieces.read(text, form, length) for text in asked.texts]
 
     async def encode(self, rows: TokenIds, output: Output) -> Vectors:
         """Vectors [n, d] of n lists of token ids, as `Embedder.encode` makes them; raises the model's error.

@@ -18,12 +18,28 @@ _ERRORS = {
     "503": "The server ends.",
 }
 
+_MEANINGS = {
+    "model": "The name of the served model.",
+    "input": "A text, a list of texts, the token ids of a text, or a list of such lists.",
+    "encoding_format": "Vectors as lists of numbers, or as base64 of their little-endian bytes. float by default.",
+    "dimensions": "The first values of each vector, then normalized. All by default.",
+    "user": "Ignored, as OpenAI's clients may send it.",
+    "input_type": "The side of a search, or the name of a prompt, which then stands in front of the texts.",
+    "prompt_name": "The same under its name in sentence-transformers.",
+    "truncate": "Whether a text that is too long is cut at its end, or refused. end by default.",
+    "layer": "The vector behind so many layers; the layers behind them are not computed. All by default.",
+    "output_dtype": "float32, or a bit for each value, packed into int8 or uint8. float by default.",
+    "index_version": "The earlier version of the embedder whose index the queries search.",
+    "normalize": "Unit vectors, or vectors with their length. By default as the embedder was trained.",
+}
+"""What the keys of a request ask for."""
+
 
 def document(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     """The document."""
     post = {
         "/v1/embeddings": ("Vectors of texts", "Request", "Embeddings"),
-        "/tokenize": ("Token ids of texts, as /v1/embeddings takes them", "Request", "Tokens"),
+        "/tokenize": ("Token ids of texts, as /v1/embeddings takes them", "TokenizeRequest", "Tokens"),
     }
     get = {
         "/v1/models": ("The models", "Models"),
@@ -62,18 +78,74 @@ def _json(schema: str) -> dict[str, Any]:
 
 def _schemas(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     """Bodies of requests and responses, by name."""
-    vector = {"type": ["array", "string"], "items": {"type": "number"}, "description": "A string for base64."}
-    entry = {"type": "object", "properties": {"index": {"type": "integer"}, "embedding": vector}}
-    tokens = {"type": "object", "properties": {"index": {"type": "integer"}, "tokens": _ids(card)}}
+    pieces = {"type": ["boolean", "null"], "description": "Whether the answer has the piece of text of each token."}
+    asked = _request(card, config)
     error = {key: {"type": ["string", "null"]} for key in ("message", "type", "param", "code")}
     return {
-        "Request": _request(card, config),
-        "Embeddings": _listing(entry) | {"required": ["object", "data", "model", "usage"]},
-        "Tokens": _listing(tokens),
+        "Request": asked,
+        "TokenizeRequest": asked | {"properties": asked["properties"] | {"pieces": pieces}},
+        "Embeddings": _embeddings(),
+        "Tokens": _listing(_tokens(card)),
         "Models": _listing({"$ref": "#/components/schemas/Model"}),
-        "Model": {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
+        "Model": _model(),
         "Health": {"type": "object", "properties": {"status": {"const": "ok"}}},
         "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "properties": error}}},
+    }
+
+
+def _embeddings() -> dict[str, Any]:
+    """The answer with vectors."""
+    vector = {"type": ["array", "string"], "items": {"type": "number"}, "description": "A string for base64."}
+    entry = {"type": "object", "properties": {"index": _of("integer", "Which input."), "embedding": vector}}
+    counts = {key: {"type": "integer"} for key in ("prompt_tokens", "total_tokens")}
+    usage = _of("object", "Tokens after the cut, special ones included.") | {"properties": counts}
+    listing = _listing(entry)
+    properties = listing["properties"] | {"model": {"type": "string"}, "usage": usage}
+    return listing | {"required": ["object", "data", "model", "usage"], "properties": properties}
+
+
+def _of(kind: str, about: str) -> dict[str, Any]:
+    return {"type": kind, "description": about}
+
+
+def _tokens(card: ModelCard) -> dict[str, Any]:
+    """The tokens of a text in an answer."""
+    texts, places = ({"type": "array", "items": {"type": kind}} for kind in ("string", "integer"))
+    of_source = "by the tokenizer of the model that this one was made from, where the server knows it"
+    properties = {
+        "index": _of("integer", "Which input."),
+        "tokens": _ids(card),
+        "pieces": texts | {"description": "With pieces: the text of each token; <0xCE> is a byte that is no whole character."},
+        "special_pieces": places | {"description": "With pieces: which of them are special tokens."},
+        "source_pieces": texts | {"description": f"With pieces: those of the text {of_source}; without prompt, not cut."},
+        "source_special_pieces": places | {"description": "With pieces: which of source_pieces are special tokens."},
+    }
+    return {"type": "object", "required": ["index", "tokens"], "properties": properties}
+
+
+def _model() -> dict[str, Any]:
+    """A model in an answer."""
+    numbers, names = ({"type": "array", "items": {"type": kind}} for kind in ("integer", "string"))
+    properties: dict[str, Any] = {
+        "id": _of("string", "What model of a request must be."),
+        "dimensions": numbers | {"description": "Widths of vectors, the full one first."},
+        "layers": numbers | {"description": "Layers behind which a vector may be taken, beside the last one."},
+        "max_length": _of("integer", "Tokens of a text; the rest is cut."),
+        "input_types": names | {"description": "What input_type may be."},
+        "output_dtypes": names | {"description": "What output_dtype may be."},
+        "index_versions": {"type": "array", "items": _index(), "description": "Earlier indexes that queries may search."},
+        "max_inputs": _of("integer", "Most inputs of a request."),
+        "max_body_bytes": _of("integer", "Most bytes of a request."),
+    }
+    return {"type": "object", "required": ["id"], "properties": properties}
+
+
+def _index() -> dict[str, Any]:
+    """An earlier index, and the vectors that it holds."""
+    layer = {"type": ["integer", "null"], "description": "null for all layers."}
+    return {
+        "type": "object",
+        "properties": {"index_version": {"type": "string"}, "dimensions": {"type": "integer"}, "layer": layer},
     }
 
 
@@ -88,7 +160,7 @@ def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     many = {"minItems": 1, "maxItems": config.max_inputs}
     inputs = [text, _ids(card), *({"type": "array", "items": kind} | many for kind in (text, _ids(card)))]
     known = sorted({name for name, *_ in card.indexes})
-    properties = {
+    properties: dict[str, dict[str, Any]] = {
         "model": {"const": card.name},
         "input": {"anyOf": inputs},
         "encoding_format": _choice(*ENCODINGS),
@@ -102,6 +174,8 @@ def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
         "index_version": _choice(*known),
         "normalize": {"type": ["boolean", "null"]},
     }
+    for key, about in _MEANINGS.items():
+        properties[key]["description"] = about
     return {"type": "object", "required": ["model", "input"], "properties": properties, "additionalProperties": False}
 
 

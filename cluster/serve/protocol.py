@@ -32,6 +32,8 @@ KEYS = (
     "input_type", "prompt_name", "truncate", "layer", "output_dtype", "index_version", "normalize",
 )  # fmt: skip
 """Keys of a request. The first five are OpenAI's."""
+TOKENIZE_KEYS = (*KEYS, "pieces")
+"""Keys of a request to `/tokenize`."""
 
 
 class RequestError(UserError):
@@ -98,18 +100,20 @@ class EmbeddingRequest:
     """The name of the prompt in front of the texts; the embedder's default prompt when not given."""
     is_cut: bool = True
     """Whether a text that is too long is cut, and not refused."""
+    has_pieces: bool = False
+    """Whether the answer has the piece of text of each token."""
     output: Output = field(default_factory=Output)
 
 
-def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingRequest:
-    """Parses and checks the body of `POST /v1/embeddings` or `POST /tokenize`.
+def parse_request(body: bytes, card: ModelCard, max_inputs: int, keys: tuple[str, ...] = KEYS) -> EmbeddingRequest:
+    """Parses and checks the body of `POST /v1/embeddings`, or with TOKENIZE_KEYS that of `POST /tokenize`.
 
     Raises:
         RequestError: the request is invalid; has the status to answer and a message that says what is wrong, where, and how
             to fix it.
     """
     content = _object(body)
-    _check_keys(content)
+    _check_keys(content, keys)
     check_model(content.get("model"), card)
     if content.get("user") is not None and not isinstance(content["user"], str):
         raise RequestError(f"must be a string, got {_kind(content['user'])}.", "user", "Leave it out or send a string.")
@@ -120,8 +124,19 @@ def parse_request(body: bytes, card: ModelCard, max_inputs: int) -> EmbeddingReq
         token_ids=rows,
         input_type=input_type,
         is_cut=_one_of(content, "truncate", TRUNCATIONS) == "end",
+        has_pieces=_pieces(content, bool(texts)),
         output=_output(content, card, input_type),
     )
+
+
+def _pieces(content: dict[str, Any], has_texts: bool) -> bool:
+    """Whether the request asks for pieces; RequestError if it has no text whose pieces they could be."""
+    wanted = content.get("pieces")
+    if not isinstance(wanted, bool | None):
+        raise RequestError(f"must be true or false, got {_kind(wanted)}.", "pieces", "Leave it out.")
+    if wanted and not has_texts:
+        raise RequestError("a list of token ids has no text whose pieces they are.", "pieces", "Send texts.")
+    return bool(wanted)
 
 
 def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) -> Output:
@@ -201,12 +216,12 @@ def check_model(model: Any, card: ModelCard) -> None:
         raise RequestError(f"there is no model {_short(model)}.", "model", f"Served here: {card.name}.", 404, "model_not_found")
 
 
-def _check_keys(content: dict[str, Any]) -> None:
+def _check_keys(content: dict[str, Any], keys: tuple[str, ...]) -> None:
     """RequestError for a key that is not known: to ignore it would answer another question than the one that was asked."""
     for key in content:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(KEYS)}."
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(keys)}."
             raise RequestError("is not known.", key[:_SHORT], fix, 400, "unknown_parameter")
 
 
