@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.serve import answers, openapi, protocol
+from cluster.serve import answers, openapi, page, protocol
 from cluster.serve.answers import TextPieces
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
@@ -76,6 +76,7 @@ class Front:
             Route("/openapi.json", self._openapi, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._health, methods=["GET"]),
+            *page.routes(),
         ]
         layers = []
         if self._config.cors_origins:
@@ -220,7 +221,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
     fix = (
-        "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
+        "Known: POST /v1/embeddings, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health, and pages at / and /docs."
     )
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.serve import front
+from cluster.serve import front, page
 from cluster.serve.answers import TextPieces
 from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig
@@ -55,7 +55,9 @@ def test_a_request_is_answered() -> None:
 def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
-    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready"}
+    asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/health", "/ready"} | {
+        route.path for route in page.routes()
+    }
     assert routes == {("/v1/embeddings", "POST"), ("/tokenize", "POST")} | {(path, "GET", "HEAD") for path in asked}
 
 
@@ -63,7 +65,8 @@ def test_the_routes_are_these() -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/embedding", 404, "unknown_url"),
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/page/none.js", 404, "unknown_url"),
+        ("POST", "/", 405, "method_not_supported"),
         ("GET", "/v1/embeddings", 405, "method_not_supported"),
         ("POST", "/health", 405, "method_not_supported"),
     ],
