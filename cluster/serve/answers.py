@@ -61,10 +61,18 @@ def tokens(rows: TokenIds, card: ModelCard, pieces: Sequence[TextPieces] = ()) -
     """
     data: list[dict[str, Any]] = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
     for entry, (own, source) in zip(data, pieces, strict=False):
-        entry |= {"pieces": own.pieces, "special_pieces": own.special}
+        entry |= _pieces(own, "")
         if source is not None:
-            entry |= {"source_pieces": source.pieces, "source_special_pieces": source.special}
+            entry |= _pieces(source, "source_")
     return orjson.dumps({"object": "list", "data": data, "model": card.name})
+
+
+def _pieces(found: Pieces, prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}pieces": found.pieces,
+        f"{prefix}special_pieces": found.special,
+        f"{prefix}unknown_pieces": found.unknown,
+    }
 
 
 def _entry(card: ModelCard, config: ServeConfig) -> dict[str, Any]:

@@ -117,8 +117,10 @@ def _tokens(card: ModelCard) -> dict[str, Any]:
         "tokens": _ids(card),
         "pieces": texts | {"description": "With pieces: the text of each token; <0xCE> is a byte that is no whole character."},
         "special_pieces": places | {"description": "With pieces: which of them are special tokens."},
+        "unknown_pieces": places | {"description": "With pieces: which of them the vocabulary cannot spell."},
         "source_pieces": texts | {"description": f"With pieces: those of the text {of_source}; without prompt, not cut."},
         "source_special_pieces": places | {"description": "With pieces: which of source_pieces are special tokens."},
+        "source_unknown_pieces": places | {"description": "With pieces: which of source_pieces its vocabulary cannot spell."},
     }
     return {"type": "object", "required": ["index", "tokens"], "properties": properties}
 

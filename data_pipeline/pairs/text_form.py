@@ -119,6 +119,7 @@ class TextForm:
             tokens=tuple(row.tokens[place] for place in places),
             spans=tuple(row.offsets[place] for place in places),
             special=tuple(bool(row.special_tokens_mask[place]) for place in places),
+            unknown=tuple(row.ids[place] == tokenizer.unk_token_id and not row.special_tokens_mask[place] for place in places),
         )
 
     def check(self, tokenizer: PreTrainedTokenizerFast, max_length: int, beginnings: Sequence[str] = ("",)) -> None:

@@ -34,6 +34,8 @@ class TokenizedSpans:
     spans: tuple[Span, ...]
     special: tuple[bool, ...]
     """Whether a token is one that the tokenizer puts around each text."""
+    unknown: tuple[bool, ...]
+    """Whether a token is the one that stands for what the vocabulary cannot spell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Pieces:
     pieces: tuple[str, ...]
     special: tuple[int, ...]
     """Places of the special tokens around the text, whose pieces are their names."""
+    unknown: tuple[int, ...] = ()
+    """Places of unknown tokens: the model does not see what their pieces say."""
 
 
 def speller(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], str]:
@@ -78,7 +82,10 @@ def pieces_of(tokenized: TokenizedSpans, spell: Callable[[str], str]) -> Pieces:
             found[place] = part
         found[group[0]] = gap + found[group[0]]
         done = max(done, end)
-    return Pieces(pieces=tuple(found), special=tuple(sorted(set(range(len(found))) - set(inner))))
+    special, unknown = (
+        tuple(place for place, is_one in enumerate(marks) if is_one) for marks in (tokenized.special, tokenized.unknown)
+    )
+    return Pieces(pieces=tuple(found), special=special, unknown=unknown)
 
 
 def _groups(places: Sequence[int], spans: Sequence[Span]) -> Iterator[list[int]]:

@@ -226,6 +226,7 @@ def test_the_cost_of_every_choice_is_measured(show, url, embedder) -> None:
     page.click("#measure")
     page.wait_for_function("() => document.querySelectorAll('#cost-table tbody tr').length === 12", timeout=60_000)
     page.wait_for_selector("#measure-stop", state="hidden", timeout=60_000)
+    assert page.evaluate("document.activeElement.id") == "measure"
     rows = rows_of(page)
     assert next(iter(rows)) == ("32", "all", "float")
     assert rows["32", "all", "float"][:2] == ["128 bytes", "128 MB"]
@@ -263,15 +264,32 @@ def test_tokens_join_to_their_text(show, url, embedder) -> None:
         assert len(own) == len(row) - 2
         assert "".join(source) == text or "<0x" in "".join(source)
     own = sum(len(row) - 2 for row in embedder.tokenize(TEXTS))
-    assert (page.text_content("#tokens-status") or "").startswith(f"{own} tokens without special ones; the tokenizer")
+    assert (page.text_content("#tokens-status") or "").startswith(f"{own} tokens without special ones")
     assert f"{len(embedder.tokenize(TEXTS[:1])[0]) - 2} tokens" in page.text_content(".split .side")
+
+
+def test_what_the_vocabulary_cannot_spell_is_crossed_out(show, url) -> None:
+    page = show(url, TEXTS)
+    page.wait_for_selector(".chip.unknown")
+    assert page.text_content(".split:nth-child(3) .chip.unknown").strip() in TEXTS[2]
+    assert "unknown: the model cannot read" in page.text_content(".split:nth-child(3) .side")
+    assert "unknown" not in page.text_content(".split:nth-child(1)")
+    assert "unknown; the tokenizer" in page.text_content("#tokens-status")
+
+
+def test_lines_run_in_the_direction_of_their_text(show, url) -> None:
+    page = show(url, ["שלום עולם", "click"])
+    page.wait_for_function("() => document.querySelectorAll('.split').length === 2")
+    direction = "all => all.map(one => getComputedStyle(one).direction)"
+    assert page.eval_on_selector_all(".split .chips", direction)[::2] == ["rtl", "ltr"]
+    assert page.eval_on_selector_all("#heat .cut", direction) == ["rtl", "ltr"]
 
 
 def search_in(page: "Page", path: Path, query: str) -> list[str]:
     page.set_input_files("#file", path)
     page.wait_for_selector("#encode:visible")
     page.click("#encode")
-    page.wait_for_selector("#query:visible")
+    page.wait_for_selector("#query:focus")
     page.fill("#query", query)
     page.wait_for_selector("#hits li")
     return page.eval_on_selector_all("#hits .text", "all => all.map(one => one.textContent)")

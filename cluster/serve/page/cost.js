@@ -63,10 +63,17 @@ async function run(model, texts, current, choices) {
 }
 
 function showRunning(isOn, isSweep) {
+  const [button, stop] = [byId("measure"), byId("measure-stop")];
+  const hasFocus = document.activeElement === stop;
   isSweeping = isSweep;
-  byId("measure-stop").hidden = !isSweep;
-  byId("measure").disabled = isOn && isSweep;
-  if (isSweep) byId("measure-stop").focus();
+  button.disabled = isOn && isSweep;
+  if (isSweep) {
+    stop.hidden = false;
+    stop.focus();
+  } else {
+    if (hasFocus) button.focus();
+    stop.hidden = true;
+  }
 }
 
 /** Measures choices in turns, so that a busy minute of the machine hits them alike. */

@@ -120,9 +120,11 @@ async function encode() {
     if (!isAbort(error)) showError(byId("search-problem"), error);
   }
   if (encoding.signal !== signal) return; // another file was chosen
+  const hasFocus = document.activeElement === byId("encode-stop");
   showEncoding(false, lines.length);
   byId("encode").hidden = index !== null && index.vectors.count === lines.length && isCurrent();
   byId("query-field").hidden = index === null;
+  if (hasFocus) byId(index === null ? "encode" : "query").focus();
   await search();
 }
 

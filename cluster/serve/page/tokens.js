@@ -24,8 +24,8 @@ export async function showTokens(model, texts) {
     say(byId("tokens-problem"), "");
     const splits = content.data.map((entry, place) => ({
       text: texts[place],
-      own: split(entry.pieces, entry.special_pieces),
-      source: entry.source_pieces && split(entry.source_pieces, entry.source_special_pieces),
+      own: split(entry.pieces, entry.special_pieces, entry.unknown_pieces),
+      source: entry.source_pieces && split(entry.source_pieces, entry.source_special_pieces, entry.source_unknown_pieces),
       isCut: entry.tokens.length >= model.max_length,
     }));
     say(byId("tokens-status"), summary(splits));
@@ -38,9 +38,8 @@ export async function showTokens(model, texts) {
   }
 }
 
-function split(pieces, special) {
-  const places = new Set(special);
-  return pieces.map((text, place) => ({ text, isSpecial: places.has(place) }));
+function split(pieces, special, unknown) {
+  return pieces.map((text, place) => ({ text, isSpecial: special.includes(place), isUnknown: unknown.includes(place) }));
 }
 
 const inner = (pieces) => pieces.filter((piece) => !piece.isSpecial);
@@ -50,8 +49,9 @@ const covered = (pieces) => letters(inner(pieces).map((piece) => piece.text.repl
 
 function summary(splits) {
   const own = total(splits, "own");
+  const unknown = splits.flatMap((one) => one.own).filter((piece) => piece.isUnknown).length;
   const length = splits.reduce((sum, one) => sum + letters(one.text), 0);
-  const line = `${plural(own, "token")} without special ones`;
+  const line = `${plural(own, "token")} without special ones${unknown ? `, ${unknown} unknown` : ""}`;
   if (!splits[0].source) return `${line}, ${decimals(length / own, 1)} characters each.`;
   const source = total(splits, "source");
   return `${line}; the tokenizer of the model it was made from needs ${source}, ${decimals(source / own, 1)} times as many.`;
@@ -65,13 +65,22 @@ function drawText({ text, own, source, isCut }) {
 
 function drawSide(title, pieces, length, isCut) {
   const tokens = inner(pieces).length;
-  const facts = `${plural(tokens, "token")}, ${tokens ? decimals(length / tokens, 1) : 0} characters each${isCut ? ", cut here" : ""}`;
-  const chips = pieces.map((piece) => element("span", { className: chipClass(piece) }, piece.text));
+  const unknown = pieces.filter((piece) => piece.isUnknown).length;
+  const known = unknown ? `, ${unknown} unknown: the model cannot read what is crossed out` : "";
+  const facts = `${plural(tokens, "token")}, ${tokens ? decimals(length / tokens, 1) : 0} characters each${known}${isCut ? ", cut here" : ""}`;
+  const chips = pieces.map((piece) => chip(piece));
   return element("div", {}, element("p", { className: "side" }, element("strong", {}, title), ` ${facts}`), element("p", { className: "chips", dir: "auto" }, ...chips));
 }
 
-function chipClass({ text, isSpecial }) {
+function chip(piece) {
+  const made = element("span", { className: chipClass(piece) }, piece.text);
+  if (piece.isSpecial) made.dir = "ltr"; // so that the direction of the line is that of the text
+  return made;
+}
+
+function chipClass({ text, isSpecial, isUnknown }) {
   if (isSpecial) return "chip special";
+  if (isUnknown) return "chip unknown";
   if (text === "") return "chip empty";
   return text.includes("<0x") ? "chip bytes" : "chip";
 }

@@ -75,6 +75,15 @@ def test_pieces_are_readable(tokenizers, name, text, expected) -> None:
     assert found.pieces[-1] in ("[SEP]", "</s>")
 
 
+@pytest.mark.parametrize("name", ["wordpiece", "unigram"])
+def test_what_the_vocabulary_cannot_spell_is_unknown(tokenizers, name) -> None:
+    found = pieces(tokenizers[name], "click 日本 the")
+    assert [found.pieces[place].strip() for place in found.unknown] == ["日", "本"] or (
+        [found.pieces[place].strip() for place in found.unknown] == ["日本"]
+    )
+    assert pieces(tokenizers["byte_level"], "日本").unknown == ()
+
+
 def test_a_token_of_a_letter_and_half_of_another_shows_both(tokenizers) -> None:
     spell = speller(tokenizers["byte_level"])
     assert [spell("ĠaÎ"), spell("ļ"), spell("Κ")] == [" a<0xCE>", "<0x9A>", "Κ"]
