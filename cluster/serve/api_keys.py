@@ -54,5 +54,5 @@ class RequireKey:
 
 def _is_open(scope: Scope) -> bool:
     """Whether the path needs no key."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))  # the server may be below a path of a proxy
+    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # the server may be below a path of a proxy
     return path in _OPEN or path.startswith(page.ASSETS)

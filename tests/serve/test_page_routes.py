@@ -58,6 +58,15 @@ def test_pages_are_found_below_a_path(keys) -> None:
     assert bare.headers["location"].endswith("/models/greek/")
 
 
+@pytest.mark.parametrize("keys", [(), ("k",)])
+def test_the_path_itself_leads_to_the_page(keys) -> None:
+    """As Ray Serve asks for it, with the whole path and the prefix."""
+    server = TestClient(client(keys=keys).app, root_path="/greek")
+    assert server.get("/greek/docs").status_code == 200
+    bare = server.get("/greek", follow_redirects=False)
+    assert (bare.status_code, bare.headers["location"]) == (307, "http://testserver/greek/")
+
+
 @pytest.mark.parametrize("name", ["index.html", "docs.html"])
 def test_urls_are_relative_and_of_this_server(name) -> None:
     content = (FOLDER / name).read_text()
