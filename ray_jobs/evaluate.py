@@ -62,7 +62,7 @@ def _models(config: ScionConfig, embedders: bool) -> Models:
     Trained and merged embedders only with `embedders`.
     """
     models: Models = {}
-    if base := config.embed.model or config.source_model:
+    if base := config.first_model:
         models[_BASE] = base
     for start in reversed(starts(config)) if base else ():
         if config.has_transfer:

@@ -49,7 +49,7 @@ class Card:
 
 def origin(config: ScionConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The models and the data from which `scion embed` makes an embedder."""
-    parents = (config.embed.model or config.source_model, config.embed.teacher)
+    parents = (config.first_model, config.embed.teacher)
     data = (stage.config.pairs or stage.config.text for stage in embed_stages.every(config, "embed"))
     return tuple(filter(None, parents)), tuple(dict.fromkeys(filter(None, data)))
 

@@ -187,7 +187,7 @@ def _check_embed_model(config: ScionConfig) -> None:
     """Checks that the model to embed exists and reads text, and that length, pooling, layer names and dropout fit it."""
     from trainer.models import bidirectional, loading
 
-    model = config.embed.model or config.source_model
+    model = config.first_model
     settings = _settings("source_model" if config.embed.model is None else "embed.model", model)
     if getattr(settings.get_text_config(), "vocab_size", None) is None:
         raise ModelError(f"{settings.model_type} has no vocabulary.", f"model {model}", "Name a model that reads text.")

@@ -87,6 +87,13 @@ def server(config: ServeConfig, uses_ray: bool) -> Iterator[str]:
             yield url
 
 
+def source_tokenizer(config: ScionConfig) -> str:
+    """The model whose tokenizer the embedder's one replaces, as far as the configuration says; empty if it does not."""
+    if config.serve.source_tokenizer or config.serve.model:  # a model that is named may come from anywhere
+        return config.serve.source_tokenizer
+    return config.first_model
+
+
 def needs_ray(config: ScionConfig) -> bool:
     """Whether the model is served by Ray Serve."""
     return config.serve.replicas > 1 or bool(os.environ.get("RAY_ADDRESS"))
@@ -107,8 +114,10 @@ def _pairs_key(config: ScionConfig) -> str:
 def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
     model = config.serve.model or require(_embedder(config), "embed")
-    with server(replace(config.serve, model=model), needs_ray(config)) as url:
-        console.print(f"serving {model}\n  {url}/embeddings\nCtrl-C stops it.", highlight=False, markup=False)
+    settings = replace(config.serve, model=model, source_tokenizer=source_tokenizer(config))
+    with server(settings, needs_ray(config)) as url:
+        page = url.removesuffix("v1")
+        console.print(f"serving {model}\n  {url}/embeddings\n  {page}\nCtrl-C stops it.", highlight=False, markup=False)
         try:
             while True:
                 time.sleep(3600)

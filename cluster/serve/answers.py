@@ -1,7 +1,7 @@
 """Bodies of responses, in the form of OpenAI's where it has one. Pure functions."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from cluster.serve.config import ServeConfig
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, TokenIds, input_types, output_dtypes
+from data_pipeline.tokenizers.pieces import Pieces
+
+TextPieces = tuple[Pieces, Pieces | None]
+"""The pieces of a text, and those of the source tokenizer where the server knows it."""
 
 _CREATED = 1735689600
 """Clients expect a creation time of the model; a fixed one keeps answers the same after a restart."""
@@ -30,33 +34,47 @@ def embeddings(values: NDArray[Any], rows: TokenIds, asked: EmbeddingRequest, ca
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def models(cards: Sequence[ModelCard], aliases: Mapping[str, str]) -> bytes:
+def models(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:
     """The list of models, and of the names that stand for them."""
-    entries = {card.name: _entry(card) for card in cards}
-    others = [entries[name] | {"id": alias, "root": name} for alias, name in aliases.items()]
+    entries = {card.name: _entry(card, config) for card in cards}
+    others = [entries[name] | {"id": alias, "root": name} for alias, name in config.aliases.items() if name in entries]
     return orjson.dumps({"object": "list", "data": [*entries.values(), *others]})
 
 
-def model(card: ModelCard) -> bytes:
+def model(card: ModelCard, config: ServeConfig) -> bytes:
     """One model."""
-    return orjson.dumps(_entry(card))
+    return orjson.dumps(_entry(card, config))
 
 
 def info(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:
-    """What is served, by which version of Scion, and the limits of a request."""
-    limits = {name: getattr(config, name) for name in ("max_inputs", "max_body_bytes", "max_queued_requests")}
-    return orjson.dumps(
-        {"server": "scion", "version": version("scion-lm"), "models": list(map(_entry, cards)), "limits": limits}
-    )
+    """What is served, and by which version of Scion."""
+    entries = [_entry(card, config) for card in cards]
+    return orjson.dumps({"server": "scion", "version": version("scion-lm"), "models": entries})
 
 
-def tokens(rows: TokenIds, card: ModelCard) -> bytes:
-    """Token ids of texts, as `/v1/embeddings` takes them."""
-    data = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
+def tokens(rows: TokenIds, card: ModelCard, pieces: Sequence[TextPieces] = ()) -> bytes:
+    """Token ids of texts, as `/v1/embeddings` takes them.
+
+    Args:
+        pieces: of each text, if the request asks for them.
+    """
+    data: list[dict[str, Any]] = [{"object": "tokens", "index": index, "tokens": row} for index, row in enumerate(rows)]
+    for entry, (own, source) in zip(data, pieces, strict=False):
+        entry |= _pieces(own, "")
+        if source is not None:
+            entry |= _pieces(source, "source_")
     return orjson.dumps({"object": "list", "data": data, "model": card.id})
 
 
-def _entry(card: ModelCard) -> dict[str, Any]:
+def _pieces(found: Pieces, prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}pieces": found.pieces,
+        f"{prefix}special_pieces": found.special,
+        f"{prefix}unknown_pieces": found.unknown,
+    }
+
+
+def _entry(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     """A model as OpenAI lists it, and what may be asked of it."""
     indexes = [{"index_version": version, "dimensions": width, "layer": layers} for version, width, layers in card.indexes]
     return {
@@ -73,4 +91,6 @@ def _entry(card: ModelCard) -> dict[str, Any]:
         "index_versions": indexes,
         "precision": card.precision,
         "lowest_cosine": card.lowest_cosine,
+        "max_inputs": config.max_inputs,
+        "max_body_bytes": config.max_body_bytes,
     }

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.serve import page
 from cluster.serve.protocol import RequestError
 from cluster.serve.responses import error_response
 from data_pipeline.errors import ConfigError
 
 ENVIRONMENT = "SCION_API_KEYS"
 """Not a setting of a configuration, which is printed, saved and sent around."""
-_OPEN = ("/health", "/ready")
-"""Paths that need no key: orchestrators ask them."""
+_OPEN = ("/health", "/ready", *page.OPEN_PATHS)
+"""Paths that need no key, beside the assets of the page: orchestrators and browsers ask them."""
 
 
 def read_keys() -> tuple[str, ...]:
@@ -36,7 +37,7 @@ class RequireKey:
         self._app, self._keys = app, [os.fsencode(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN and not self._is_known(scope):
+        if scope["type"] == "http" and not _is_open(scope) and not self._is_known(scope):
             what, fix = "the API key is missing or wrong.", "Send the header `Authorization: Bearer KEY`."
             response = error_response(RequestError(what, "", fix, 401, "invalid_api_key"))
             await response(scope, receive, send)
@@ -49,3 +50,9 @@ class RequireKey:
         # All keys are compared, in constant time: how long it takes says nothing about them.
         matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
         return bool(kind.lower() == b"bearer" and any(matches))
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether the path needs no key."""
+    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # the server may be below a path of a proxy
+    return path in _OPEN or path.startswith(page.ASSETS)

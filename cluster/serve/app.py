@@ -71,8 +71,9 @@ def build_app(config: ServeConfig) -> serve.Application:
         ConfigError: no model is named.
     """
     require_model(config)
-    if os.path.isdir(config.model):
-        config = replace(config, model=os.path.abspath(config.model))  # a replica may start in another folder
+    for key in ("model", "source_tokenizer"):
+        if os.path.isdir(folder := getattr(config, key)):
+            config = replace(config, **{key: os.path.abspath(folder)})  # a replica may start in another folder
     deployment = serve.deployment(
         serve.ingress()(EmbedderReplica),
         num_replicas=config.replicas,

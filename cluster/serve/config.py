@@ -46,6 +46,8 @@ class ServeConfig:
     """Bytes of a request; a larger one is answered with 413."""
     max_queued_requests: int = 256
     """Requests that may wait or run at the same time; one more is answered with 429."""
+    source_tokenizer: str = _machine_setting("")
+    """Folder, URI or hub name of the model whose tokenizer the page shows beside the embedder's; `scion serve` fills it in."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may ask, such as https://example.org; ["*"] for all."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.serve import answers, openapi, protocol, rerank
+from cluster.serve import answers, openapi, page, protocol, rerank
 from cluster.serve.api_keys import RequireKey
 from cluster.serve.batching import Vectors
 from cluster.serve.compression import unpacked
@@ -85,6 +86,7 @@ class Front:
             Route("/info", self._info, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._health, methods=["GET"]),
+            *page.routes(),
         ]
         if isinstance(self._recorder, Prometheus):
             routes.append(Route("/metrics", self._metrics, methods=["GET"]))
@@ -113,9 +115,11 @@ class Front:
         with _not_given_up():
             body = await _read_body(request, self._config.max_body_bytes)
             with self._place():
-                model, _, rows = await self._checked(self._check, body)
-        protocol.check_sendable(rows)
-        return json_response(answers.tokens(rows, model.card))
+                model, asked, rows = await self._checked(self._check_tokenize, body)
+                protocol.check_sendable(rows)
+                # In a thread: the first one may load the source's tokenizer.
+                pieces = await self._call(model.pieces, asked, size=sys.maxsize) if asked.has_pieces else ()
+        return json_response(answers.tokens(rows, model.card, pieces))
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -132,10 +136,11 @@ class Front:
             self._ongoing -= 1
 
     async def _models(self, request: Request) -> Response:
-        return json_response(answers.models(self._shelf.models.cards, self._shelf.models.aliases))
+        return json_response(answers.models(self._shelf.models.cards, self._config))
 
     async def _one_model(self, request: Request) -> Response:
-        return json_response(answers.model(self._shelf.models.find(request.path_params["name"]).card))
+        model = self._shelf.models.find(request.path_params["name"])
+        return json_response(answers.model(model.card, self._config))
 
     async def _openapi(self, request: Request) -> Response:
         return json_response(orjson.dumps(openapi.document(self._shelf.models.cards, self._config)))
@@ -186,13 +191,16 @@ class Front:
         record.tokenized, record.texts, record.tokens = perf_counter(), len(rows), sum(map(len, rows))
         return model, asked, rows
 
-    def _check(self, body: bytes) -> tuple[Model, EmbeddingRequest, TokenIds]:
+    def _check(self, body: bytes, keys: Sequence[str] = protocol.KEYS) -> tuple[Model, EmbeddingRequest, TokenIds]:
         content = protocol.read_object(body)
         model = self._shelf.models.find(content.get("model"))
-        asked = protocol.parse_request(content, model.card, self._config.max_inputs)
+        asked = protocol.parse_request(content, model.card, self._config.max_inputs, keys)
         rows: TokenIds = model.tokenize(asked) if asked.texts else asked.token_ids
         protocol.check_tokenized(rows, model.card)
         return model, asked, rows
+
+    def _check_tokenize(self, body: bytes) -> tuple[Model, EmbeddingRequest, TokenIds]:
+        return self._check(body, protocol.TOKENIZE_KEYS)
 
     def _check_rerank(self, body: bytes) -> tuple[Model, RerankRequest, TokenIds]:
         content = protocol.read_object(body)
@@ -263,7 +271,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    fix = "Known: POST /v1/embeddings, POST /v1/rerank, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health."
+    known = "POST /v1/embeddings, POST /v1/rerank, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health"
+    fix = f"Known: {known}, and pages at / and /docs."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))
     response.headers.update(error.headers or {})  # the methods that are allowed

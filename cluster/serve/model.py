@@ -3,14 +3,17 @@
 import asyncio
 import hashlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cluster.serve.answers import TextPieces
 from cluster.serve.batching import Batcher, Budget, Encoder, ModelStuck, Vectors, measure_budget
 from cluster.serve.config import ServeConfig
+from cluster.serve.piece_reader import PieceReader
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds, input_types
 from cluster.serve.request_record import current
 from data_pipeline.artifacts.artifact import FINISHED
@@ -49,6 +52,7 @@ class ServedModel:
         # Its measurements also start threads and kernels, for which no request has to wait then.
         self.budget = budget or measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._encoder, self._batcher = Encoder(embedder.pooled, self.budget), batcher
+        self._pieces = PieceReader(embedder.tokenizer, config.source_tokenizer if name == config.name else "")
         self.card = replace(_card(name, version_of(folder), embedder), precision=config.precision, lowest_cosine=cosine)
         for prompt in (None, *input_types(self.card)):
             embedder.tokenize([], prompt)  # refuses a prompt that leaves no room for a text
@@ -56,6 +60,12 @@ class ServedModel:
     def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
         """Token ids of the texts of a request, with the prompt that it asks for."""
         return self._embedder.tokenize(asked.texts, asked.input_type, truncate=asked.truncate)
+
+    def pieces(self, asked: EmbeddingRequest) -> list[TextPieces]:
+        """What each token of the texts of a request stands for; of the source's tokenizer without prompt, and uncut."""
+        form = self._embedder.spec.form(asked.input_type)
+        length = sys.maxsize if asked.truncate == "none" else self._embedder.spec.max_length
+        return [self._pieces.read(text, form, length) for text in asked.texts]
 
     async def encode(self, rows: TokenIds, output: Output) -> Vectors:
         """Values [n, d] of n lists of token ids, as `Embedder.encode` makes them; raises the model's error.

@@ -1,9 +1,10 @@
 """What a server serves: models by name, of which each may be replaced by a newer version while requests are answered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cluster.serve.answers import TextPieces
 from cluster.serve.batching import Vectors
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds, kind_of, shortened
 
@@ -20,6 +21,10 @@ class Model(Protocol):
 
     def tokenize(self, asked: EmbeddingRequest, /) -> TokenIds:
         """Token ids of the texts of a request."""
+        ...
+
+    def pieces(self, asked: EmbeddingRequest, /) -> Sequence[TextPieces]:
+        """What each token of the texts of a request stands for."""
         ...
 
     async def encode(self, rows: TokenIds, output: Output, /) -> Vectors:

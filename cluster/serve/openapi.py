@@ -21,17 +21,33 @@ _ERRORS = {
     "503": "The server ends.",
 }
 
+_MEANINGS = {
+    "model": "The name of a served model, an alias, or NAME@VERSION.",
+    "input": "A text, a list of texts, the token ids of a text, or a list of such lists.",
+    "encoding_format": "Vectors as lists of numbers, or as base64 of their little-endian bytes. float by default.",
+    "dimensions": "The first values of each vector, then normalized. All by default.",
+    "user": "Ignored, as OpenAI's clients may send it.",
+    "input_type": "The side of a search, or the name of a prompt, which then stands in front of the texts.",
+    "prompt_name": "The same under its name in sentence-transformers.",
+    "truncate": "Where a text that is too long is cut; none refuses it. end by default.",
+    "layer": "The vector behind so many layers; the layers behind them are not computed. All by default.",
+    "output_dtype": "float32, a byte for each value, or a bit, packed into int8 or uint8. float by default.",
+    "index_version": "The earlier version of the embedder whose index the queries search.",
+    "normalize": "Unit vectors, or vectors with their length. By default as the embedder was trained.",
+}
+"""What the keys of a request ask for."""
+
 
 def document(cards: Sequence[ModelCard], config: ServeConfig) -> dict[str, Any]:
     """The document."""
     post = {
         "/v1/embeddings": ("Vectors of texts", "Request", "Embeddings"),
         "/v1/rerank": ("Documents by their similarity to a query", "RerankRequest", "Ranking"),
-        "/tokenize": ("Token ids of texts, as /v1/embeddings takes them", "Request", "Tokens"),
+        "/tokenize": ("Token ids of texts, as /v1/embeddings takes them", "TokenizeRequest", "Tokens"),
     }
     get = {
         "/v1/models": ("The models", "Models"),
-        "/info": ("The models, the version of Scion, and the limits of a request", "Info"),
+        "/info": ("The models, and the version of Scion", "Info"),
         "/health": ("Answered once the model is loaded and warm", "Health"),
         "/ready": ("Answered once the model is loaded and warm", "Health"),
     }
@@ -70,26 +86,110 @@ def _json(schema: str) -> dict[str, Any]:
 
 def _schemas(cards: Sequence[ModelCard], config: ServeConfig) -> dict[str, Any]:
     """Bodies of requests and responses, by name."""
-    vector = {"type": ["array", "string"], "items": {"type": "number"}, "description": "A string for base64."}
-    entry = {"type": "object", "properties": {"index": {"type": "integer"}, "embedding": vector}}
-    tokens = {
-        "type": "object",
-        "properties": {"index": {"type": "integer"}, "tokens": {"type": "array", "items": {"type": "integer"}}},
-    }
+    pieces = {"type": ["boolean", "null"], "description": "Whether the answer has the piece of text of each token."}
     requests = [_request(card, config) for card in cards]
-    reranks = [_rerank(request, config) for request in requests]
+    tokenizing = [asked | {"properties": asked["properties"] | {"pieces": pieces}} for asked in requests]
+    reranks = [_rerank(asked, config) for asked in requests]
     error = {key: {"type": ["string", "null"]} for key in ("message", "type", "param", "code")}
     return {
-        "Request": requests[0] if len(requests) == 1 else {"oneOf": requests},
-        "RerankRequest": reranks[0] if len(reranks) == 1 else {"oneOf": reranks},
-        "Ranking": {"type": "object", "properties": {"results": {"type": "array", "items": {"type": "object"}}}},
-        "Info": {"type": "object", "required": ["server", "version", "models", "limits"]},
-        "Embeddings": _listing(entry) | {"required": ["object", "data", "model", "usage"]},
-        "Tokens": _listing(tokens),
+        "Request": _any_of(requests),
+        "TokenizeRequest": _any_of(tokenizing),
+        "RerankRequest": _any_of(reranks),
+        "Ranking": _ranking(),
+        "Info": _info(),
+        "Embeddings": _embeddings(),
+        "Tokens": _listing(_tokens()),
         "Models": _listing({"$ref": "#/components/schemas/Model"}),
-        "Model": {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
+        "Model": _model(),
         "Health": {"type": "object", "properties": {"status": {"const": "ok"}}},
         "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "properties": error}}},
+    }
+
+
+def _any_of(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The body of a request to any of the models."""
+    return requests[0] if len(requests) == 1 else {"oneOf": requests}
+
+
+def _embeddings() -> dict[str, Any]:
+    """The answer with vectors."""
+    vector = {"type": ["array", "string"], "items": {"type": "number"}, "description": "A string for base64."}
+    entry = {"type": "object", "properties": {"index": _of("integer", "Which input."), "embedding": vector}}
+    counts = {key: {"type": "integer"} for key in ("prompt_tokens", "total_tokens")}
+    usage = _of("object", "Tokens after the cut, special ones included.") | {"properties": counts}
+    listing = _listing(entry)
+    properties = listing["properties"] | {"model": {"type": "string"}, "usage": usage}
+    return listing | {"required": ["object", "data", "model", "usage"], "properties": properties}
+
+
+def _ranking() -> dict[str, Any]:
+    """The answer with documents in their order."""
+    document = {"type": "object", "properties": {"text": {"type": "string"}}, "description": "With return_documents."}
+    properties = {
+        "index": _of("integer", "Which document."),
+        "relevance_score": _of("number", "The cosine of its vector with that of the query."),
+        "document": document,
+    }
+    results = {"type": "array", "items": {"type": "object", "properties": properties}, "description": "The nearest first."}
+    model = _of("string", "NAME@VERSION.")
+    return {"type": "object", "required": ["model", "results"], "properties": {"model": model, "results": results}}
+
+
+def _info() -> dict[str, Any]:
+    """What is served."""
+    models = {"type": "array", "items": {"$ref": "#/components/schemas/Model"}}
+    properties = {"server": {"const": "scion"}, "version": _of("string", "Of Scion."), "models": models}
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _of(kind: str, about: str) -> dict[str, Any]:
+    return {"type": kind, "description": about}
+
+
+def _tokens() -> dict[str, Any]:
+    """The tokens of a text in an answer."""
+    texts, places = ({"type": "array", "items": {"type": kind}} for kind in ("string", "integer"))
+    of_source = "by the tokenizer of the model that this one was made from, where the server knows it"
+    properties = {
+        "index": _of("integer", "Which input."),
+        "tokens": places,
+        "pieces": texts | {"description": "With pieces: the text of each token; <0xCE> is a byte that is no whole character."},
+        "special_pieces": places | {"description": "With pieces: which of them are special tokens."},
+        "unknown_pieces": places | {"description": "With pieces: which of them the vocabulary cannot spell."},
+        "source_pieces": texts | {"description": f"With pieces: those of the text {of_source}; without prompt, not cut."},
+        "source_special_pieces": places | {"description": "With pieces: which of source_pieces are special tokens."},
+        "source_unknown_pieces": places | {"description": "With pieces: which of source_pieces its vocabulary cannot spell."},
+    }
+    return {"type": "object", "required": ["index", "tokens"], "properties": properties}
+
+
+def _model() -> dict[str, Any]:
+    """A model in an answer."""
+    numbers, names = ({"type": "array", "items": {"type": kind}} for kind in ("integer", "string"))
+    properties: dict[str, Any] = {
+        "id": _of("string", "The name of the model in requests."),
+        "root": _of("string", "The model for which an alias stands."),
+        "version": _of("string", "A hash of its files."),
+        "dimensions": numbers | {"description": "Widths of vectors, the full one first."},
+        "layers": numbers | {"description": "Layers behind which a vector may be taken, beside the last one."},
+        "max_length": _of("integer", "Tokens of a text; the rest is cut."),
+        "input_types": names | {"description": "What input_type may be."},
+        "output_dtypes": names | {"description": "What output_dtype may be."},
+        "index_versions": {"type": "array", "items": _index(), "description": "Earlier indexes that queries may search."},
+        "precision": _of("string", "fp32 or bf16."),
+        "lowest_cosine": {"type": ["number", "null"], "description": "Of a vector in bf16 with that in fp32, as measured."},
+        "max_inputs": _of("integer", "Most inputs of a request."),
+        "max_body_bytes": _of("integer", "Most bytes of a request."),
+    }
+    return {"type": "object", "required": ["id"], "properties": properties}
+
+
+def _index() -> dict[str, Any]:
+    """An earlier index, and the vectors that it holds."""
+    layer = {"type": ["integer", "null"], "description": "null for all layers."}
+    return {
+        "type": "object",
+        "properties": {"index_version": {"type": "string"}, "dimensions": {"type": "integer"}, "layer": layer},
     }
 
 
@@ -105,7 +205,7 @@ def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
     inputs = [text, _ids(card), *({"type": "array", "items": kind} | many for kind in (text, _ids(card)))]
     aliases = [alias for alias, name in config.aliases.items() if name == card.name]
     known = sorted({name for name, *_ in card.indexes})
-    properties = {
+    properties: dict[str, dict[str, Any]] = {
         "model": {"enum": list(dict.fromkeys((card.name, card.id, *aliases)))},
         "input": {"anyOf": inputs},
         "encoding_format": _choice(*ENCODINGS),
@@ -119,6 +219,8 @@ def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
         "index_version": _choice(*known),
         "normalize": {"type": ["boolean", "null"]},
     }
+    for key, about in _MEANINGS.items():
+        properties[key]["description"] = about
     return {"type": "object", "required": ["model", "input"], "properties": properties, "additionalProperties": False}
 
 
@@ -126,11 +228,12 @@ def _rerank(request: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
     """The body of a request to rank documents by the model of a request for vectors."""
     text = {"type": "string", "minLength": 1}
     either = {"anyOf": [text, {"type": "object", "required": ["text"], "properties": {"text": text}}]}
+    documents = {"type": "array", "items": either, "minItems": 1, "maxItems": config.max_inputs}
     properties = {key: schema for key, schema in request["properties"].items() if key in rerank.KEYS} | {
-        "query": text,
-        "documents": {"type": "array", "items": either, "minItems": 1, "maxItems": config.max_inputs},
-        "top_n": {"type": ["integer", "null"], "minimum": 1},
-        "return_documents": {"type": ["boolean", "null"]},
+        "query": text | {"description": "What the documents are compared with."},
+        "documents": documents | {"description": "Texts, or objects with a text."},
+        "top_n": {"type": ["integer", "null"], "minimum": 1, "description": "Documents of the answer. All by default."},
+        "return_documents": {"type": ["boolean", "null"], "description": "Whether the answer repeats the documents."},
     }
     return request | {"required": ["model", "query", "documents"], "properties": properties}
 

@@ -29,6 +29,8 @@ KEYS = (
     "input_type", "prompt_name", "truncate", "layer", "output_dtype", "index_version", "normalize",
 )  # fmt: skip
 """Keys of a request. The first five are OpenAI's."""
+TOKENIZE_KEYS = (*KEYS, "pieces")
+"""Keys of a request to `/tokenize`."""
 
 
 class RequestError(UserError):
@@ -109,17 +111,19 @@ class EmbeddingRequest:
     """The name of the prompt in front of the texts; the embedder's default prompt when not given."""
     truncate: str = "end"
     """Where a text that is too long is cut; it is refused for `none`."""
+    has_pieces: bool = False
+    """Whether the answer has the piece of text of each token."""
     output: Output = field(default_factory=Output)
 
 
-def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int) -> EmbeddingRequest:
-    """Checks the body of `POST /v1/embeddings` or `POST /tokenize` to the model of the card.
+def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int, keys: Sequence[str] = KEYS) -> EmbeddingRequest:
+    """Checks the body of `POST /v1/embeddings`, or with TOKENIZE_KEYS that of `POST /tokenize`, to the model of the card.
 
     Raises:
         RequestError: the request is invalid; has the status to answer and a message that says what is wrong, where, and how
             to fix it.
     """
-    check_keys(content, KEYS)
+    check_keys(content, keys)
     if content.get("user") is not None and not isinstance(content["user"], str):
         raise RequestError(f"must be a string, got {kind_of(content['user'])}.", "user", "Leave it out or send a string.")
     texts, rows = _inputs(content.get("input"), card, max_inputs)
@@ -129,8 +133,19 @@ def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int) -> 
         token_ids=rows,
         input_type=input_type,
         truncate=_one_of(content, "truncate", truncations(card)),
+        has_pieces=_pieces(content, bool(texts)),
         output=_output(content, card, input_type),
     )
+
+
+def _pieces(content: dict[str, Any], has_texts: bool) -> bool:
+    """Whether the request asks for pieces; RequestError if it has no text whose pieces they could be."""
+    wanted = content.get("pieces")
+    if not isinstance(wanted, bool | None):
+        raise RequestError(f"must be true or false, got {kind_of(wanted)}.", "pieces", "Leave it out.")
+    if wanted and not has_texts:
+        raise RequestError("a list of token ids has no text whose pieces they are.", "pieces", "Send texts.")
+    return bool(wanted)
 
 
 def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) -> Output:

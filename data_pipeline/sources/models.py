@@ -7,24 +7,28 @@ from contextlib import contextmanager
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError, reason
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-"""Files to download from the hub: no pickled weights, no code."""
+_WEIGHTS = ".safetensors"
+_FILES = [f"*{_WEIGHTS}", "*.json", "*.txt", "*.model"]
+"""Files to download from the hub, the weights first: no pickled weights, no code."""
 
 
 @contextmanager
-def model_folder(spec: str) -> Iterator[str]:
+def model_folder(spec: str, *, has_weights: bool = True) -> Iterator[str]:
     """A local folder with the files of the model `spec`.
+
+    Args:
+        has_weights: whether weights are downloaded too; a tokenizer needs none.
 
     Raises:
         ModelError: it is neither a folder nor a model on the hub, or the hub cannot be reached.
     """
     if "://" in spec:
-        with storage.local_copy(spec) as folder:
+        with storage.local_copy(spec, lambda name: has_weights or not name.endswith(_WEIGHTS)) as folder:
             yield folder
     elif is_path(spec) and not os.path.isdir(spec):
         raise ModelError("there is no such folder.", f"model {spec}", "Check the path; a hub name has one slash at most.")
     else:
-        yield spec if os.path.isdir(spec) else _from_hub(spec)
+        yield spec if os.path.isdir(spec) else _from_hub(spec, has_weights)
 
 
 def hub_name(spec: str) -> tuple[str, str | None]:
@@ -38,13 +42,13 @@ def is_path(spec: str) -> bool:
     return "://" not in spec and (spec.startswith((".", "/", "~")) or hub_name(spec)[0].count("/") > 1)
 
 
-def _from_hub(spec: str) -> str:
+def _from_hub(spec: str, has_weights: bool) -> str:
     """The local folder of a model that is downloaded from the hub, or already cached; ModelError if that fails."""
     from huggingface_hub import snapshot_download
 
     name, revision = hub_name(spec)
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=_FILES)
+        return snapshot_download(name, revision=revision, allow_patterns=_FILES[0 if has_weights else 1 :])
     except Exception as error:  # the hub's client raises for a bad name, a missing model, no network, no permission
         raise ModelError(
             f"neither a folder nor a model that the hub gives ({reason(error)}).",

@@ -68,7 +68,7 @@ def canonical_tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token | None]:
         elif number in added and family != "sentencepiece":  # matched in the raw text, in every family
             tokens[number] = Token(None, text.startswith(" "), text.removeprefix(" ").encode())
         else:
-            tokens[number] = _parse_entry(text, family)
+            tokens[number] = parse_entry(text, family)
     return tokens
 
 
@@ -137,7 +137,7 @@ def script(token: Token | None) -> str:
     return scripts.most_common(1)[0][0] if scripts else "COMMON"
 
 
-def _parse_entry(text: str, family: Family) -> Token:
+def parse_entry(text: str, family: Family) -> Token:
     """What a vocabulary entry stands for: its bytes, whether it begins a word, and whether it is a byte-fallback piece."""
     if family == "wordpiece":
         if text.startswith("##") and len(text) > 2:

@@ -267,6 +267,11 @@ class ScionConfig:
                 raise ConfigError(f"{said} cannot be divided among other workers.", "min_workers", "Leave min_workers out.")
 
     @property
+    def first_model(self) -> str:
+        """The first of the chain of models: `embed.model`, else `source_model`."""
+        return self.embed.model or self.source_model
+
+    @property
     def has_transfer(self) -> bool:
         """Whether the chain of models begins with a transfer, and not with a given model."""
         return bool(self.source_model) and self.embed.model is None

@@ -41,7 +41,7 @@ def finished_specs(config: ScionConfig) -> dict[str, Spec]:
         for start in starts(config):
             specs[storage.join(start.folder, "transfer")] = transfer.spec(config, start)
             specs[storage.join(start.folder, "pretrain")] = pretrain.spec(config, start)
-    if config.embed.model or config.source_model:
+    if config.first_model:
         specs |= {storage.join(start.folder, "embed"): embed.spec(config, start) for start in starts(config)}
         specs["serve"] = serve.spec(config)
     if config.merge.models or config.has_transfer:

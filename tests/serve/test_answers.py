@@ -8,6 +8,7 @@ import pytest
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from cluster.serve import answers
+from cluster.serve.config import ServeConfig
 from cluster.serve.protocol import EmbeddingRequest, Output
 from tests.serve.test_protocol import CARD
 from trainer.quantization import quantize
@@ -51,12 +52,13 @@ def test_bits_are_packed_as_sentence_transformers_packs_them(dtype, is_base64) -
 
 
 def test_the_list_of_models_says_what_may_be_asked() -> None:
-    [model] = json.loads(answers.models([CARD], {}))["data"]
-    assert model == json.loads(answers.model(CARD))
+    [model] = json.loads(answers.models([CARD], ServeConfig(max_inputs=7)))["data"]
+    assert model == json.loads(answers.model(CARD, ServeConfig(max_inputs=7)))
     assert (model["id"], model["object"]) == ("tiny", "model")
     assert (model["dimensions"], model["max_length"], model["layers"]) == ([32, 8, 4], 6, [1, 2])
     assert model["index_versions"][1] == {"index_version": "older", "dimensions": 8, "layer": 1}
     assert isinstance(model["created"], int)
+    assert (model["max_inputs"], model["max_body_bytes"]) == (7, 2 * 1024 * 1024)
 
 
 def test_tokens_are_listed_as_requests_take_them() -> None:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.serve import front
+from cluster.serve import front, page
+from cluster.serve.answers import TextPieces
 from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig
 from cluster.serve.front import Front
 from cluster.serve.models import Models, Shelf
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, TokenIds
 from data_pipeline.errors import ConfigError
+from data_pipeline.tokenizers.pieces import Pieces
 
 CARD = ModelCard(name="org/tiny", dimensions=(2,), max_length=6, vocabulary=200)
 ASK = {"model": "org/tiny", "input": "a"}
@@ -38,6 +40,9 @@ class Stub:
     def tokenize(self, asked: EmbeddingRequest) -> TokenIds:
         return [[ord(c) for c in text.strip()] for text in asked.texts]
 
+    def pieces(self, asked: EmbeddingRequest) -> list[TextPieces]:
+        return [(Pieces(pieces=tuple(text), special=()), None) for text in asked.texts]
+
 
 def client(encode: Callable = ones, keys: Sequence[str] = (), **settings: Any) -> TestClient:
     return TestClient(Front(ServeConfig(**settings), shelf(Stub(encode)), keys).api())
@@ -57,16 +62,17 @@ def test_the_routes_are_these() -> None:
     """Adding one is a decision."""
     routes = {(route.path, *sorted(route.methods)) for route in client().app.routes}
     asked = {"/v1/models", "/v1/models/{name:path}", "/openapi.json", "/info", "/health", "/ready", "/metrics"}
-    assert routes == {(path, "POST") for path in ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/tokenize")} | {
-        (path, "GET", "HEAD") for path in asked
-    }
+    asked |= {route.path for route in page.routes()}
+    sent = ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/tokenize")
+    assert routes == {(path, "POST") for path in sent} | {(path, "GET", "HEAD") for path in asked}
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/embedding", 404, "unknown_url"),
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/page/none.js", 404, "unknown_url"),
+        ("POST", "/", 405, "method_not_supported"),
         ("GET", "/v1/embeddings", 405, "method_not_supported"),
         ("POST", "/health", 405, "method_not_supported"),
     ],
@@ -179,6 +185,19 @@ def test_texts_are_tokenized_as_they_would_be_embedded() -> None:
     answer = client().post("/tokenize", json=ASK | {"input": ["a", "bc"]})
     assert [entry["tokens"] for entry in answer.json()["data"]] == [[97], [98, 99]]
     assert client().post("/tokenize", json=ASK | {"input": ""}).status_code == 400
+
+
+def test_pieces_are_answered_where_they_are_asked_for() -> None:
+    asked = ASK | {"input": ["a", "bc"], "pieces": True}
+    [first, second] = client().post("/tokenize", json=asked).json()["data"]
+    assert (first["pieces"], second["pieces"], second["special_pieces"]) == (["a"], ["b", "c"], [])
+    assert "source_pieces" not in first
+    for pieces in (False, None):
+        assert "pieces" not in client().post("/tokenize", json=asked | {"pieces": pieces}).json()["data"][0]
+    for wrong in ({"pieces": 1}, {"input": [1, 2]}):
+        assert client().post("/tokenize", json=asked | wrong).json()["error"]["param"] == "pieces"
+    refused = client().post("/v1/embeddings", json=asked)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
 
 
 @pytest.mark.parametrize(

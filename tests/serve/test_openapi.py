@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.serve import openapi, protocol
+from cluster.serve import answers, openapi, page, protocol, rerank
 from cluster.serve.config import ServeConfig
 from cluster.serve.models import Models
 from cluster.serve.protocol import RequestError
-from tests.serve.test_front import client
+from data_pipeline.tokenizers.pieces import Pieces
+from tests.serve.test_front import ASK, client
 from tests.serve.test_protocol import CARD
 
 DOCUMENT = openapi.document([CARD], ServeConfig(max_inputs=4))
@@ -32,14 +33,30 @@ def refusal(keys: dict[str, Any]) -> RequestError | None:
 
 def test_it_has_all_routes_and_keys() -> None:
     paths = {path.replace("{name:path}", "{model}") for path in (route.path for route in client().app.routes)}
-    assert set(DOCUMENT["paths"]) == paths - {"/openapi.json", "/v2/rerank"}
-    assert set(DOCUMENT["components"]["schemas"]["Request"]["properties"]) == set(protocol.KEYS)
+    pages = {route.path for route in page.routes()}
+    assert set(DOCUMENT["paths"]) == paths - {"/openapi.json", "/v2/rerank"} - pages
+    schemas = DOCUMENT["components"]["schemas"]
+    assert set(schemas["Request"]["properties"]) == set(protocol.KEYS)
+    assert set(schemas["TokenizeRequest"]["properties"]) == set(protocol.TOKENIZE_KEYS)
+    assert set(schemas["RerankRequest"]["properties"]) == set(rerank.KEYS)
+    for name in ("TokenizeRequest", "RerankRequest"):
+        assert all(value.get("description") for value in schemas[name]["properties"].values())
     assert client().get("/openapi.json").json()["openapi"] == "3.1.0"
 
 
 def test_every_reference_is_resolved() -> None:
     names = {part.split('"')[0] for part in json.dumps(DOCUMENT).split("#/components/schemas/")[1:]}
     assert names == set(DOCUMENT["components"]["schemas"])
+
+
+def test_answers_have_the_documented_keys() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    pieces = Pieces(pieces=("a",), special=())
+    [entry] = json.loads(answers.tokens([[1]], CARD, [(pieces, pieces)]))["data"]
+    assert set(entry) - {"object"} == set(schemas["Tokens"]["properties"]["data"]["items"]["properties"])
+    entry = json.loads(answers.model(CARD, ServeConfig()))
+    assert set(entry) - {"object", "created", "owned_by"} == set(schemas["Model"]["properties"]) - {"root"}
+    assert set(client().post("/v1/embeddings", json=ASK).json()) == set(schemas["Embeddings"]["properties"])
 
 
 TEXTS: list[Any] = [None, "", "a", [], ["a"], ["a", ""], ["a"] * 5, 3, {}]

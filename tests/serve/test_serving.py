@@ -217,3 +217,21 @@ def test_the_embedder_of_the_folder_is_the_one_that_is_compared(embedder: Embedd
     """A canary: two texts differ by far more than what the tests above allow."""
     one, two = embedder.encode(["click the button", "open the file"])
     assert np.abs(one - two).max() > 1e-2
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/", "text/html"), ("/docs", "text/html"), ("/page/main.js", "text/javascript")])
+def test_both_servers_have_the_page(url, path, kind) -> None:
+    with urllib.request.urlopen(url.removesuffix("/v1") + path, timeout=60) as answer:
+        assert answer.headers["Content-Type"] == f"{kind}; charset=utf-8"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.read()
+
+
+def test_pieces_join_to_the_text(url) -> None:
+    asked = {"model": "tiny", "input": ["click the button"], "pieces": True}
+    _, answer = send(url.removesuffix("/v1"), "/tokenize", json.dumps(asked).encode())
+    [entry] = answer["data"]
+    assert "".join(entry["pieces"][1:-1]) == "click the button"
+    assert entry["special_pieces"] == [0, len(entry["tokens"]) - 1]
+    asked["input_type"] = "query"  # its prompt is not pooled, which ids do not say
+    assert send(url.removesuffix("/v1"), "/tokenize", json.dumps(asked).encode())[0] == 400
