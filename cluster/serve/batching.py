@@ -10,6 +10,9 @@ A pass costs time without any token in it. `Budget` expresses this overhead in t
 a request takes up to 4 times the overhead of a pass (four fifths of the model's full speed), all requests together up to 9
 times (nine tenths). On a CPU these are some hundred tokens, on a GPU thousands.
 
+A small request that comes during the pass of a request of many does not wait for its end either: between two layers of the
+model the thread leaves the pass, encodes what is small, and goes on. It does so for as long as the pass itself has taken.
+
 A pass that lasts far longer than it should, as a GPU that hangs, is not waited for: its requests and all that wait fail, and
 so does what comes, until it ends.
 """
@@ -111,6 +114,11 @@ class _Waiting:
     """By place, of the rows that are encoded."""
     future: Future[Vectors] = field(default_factory=Future)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether its rows cost less than a pass without any."""
+        return sum(map(len, self.rows)) <= self.encoder.budget.overhead
+
 
 _Pass = list[tuple[_Waiting, int]]
 """Requests and places of their rows."""
@@ -141,6 +149,10 @@ class Batcher:
         self._running: _Pass = []
         self._deadline = math.inf
         """When the running pass is taken for stuck, by `time.perf_counter`."""
+        self._may_be_left = False
+        """Whether the running pass is one of many of a request."""
+        self._began = self._away = 0.0
+        """When it began, and for how many seconds it was left."""
         self._turns: deque[_Waiting] = deque()
         """Requests with rows left, in the order of their turns."""
         self._changed = threading.Condition()
@@ -204,15 +216,38 @@ class Batcher:
 
     def _run(self) -> None:
         while taken := self._take():
-            served = dict(taken)
-            try:
-                self._encode_pass(taken)
-            except Exception as error:  # beside the model, such as no memory for the vectors; the thread must not end
-                for waiting in served:
-                    if _starts(waiting.future):
-                        waiting.future.set_exception(error)
+            self._may_be_left = any(waiting.left for waiting in dict(taken))
+            self._began, self._away = time.perf_counter(), 0.0
+            self._serve(taken)
             with self._changed:  # requests that came during the pass are ahead of those that it served
-                self._turns.extend(one for one in served if one.left)
+                self._turns.extend(one for one in dict(taken) if one.left)
+
+    def _serve(self, taken: _Pass) -> None:
+        """Encodes a pass, and raises any error in its requests: the thread must not end."""
+        try:
+            self._encode_pass(taken)
+        except Exception as error:  # beside the model, such as no memory for the vectors
+            for waiting in dict(taken):
+                if _starts(waiting.future):
+                    waiting.future.set_exception(error)
+
+    def encode_small(self) -> None:
+        """Encodes small requests in the midst of a pass of a large one; the model calls it between its layers."""
+        if not (self._may_be_left and self._turns and threading.current_thread() is self._thread):
+            return
+        now = time.perf_counter()
+        if self._away > now - self._began - self._away:
+            return
+        with self._changed:
+            taken = next_pass([one for one in self._turns if one.is_small and not one.future.done()])
+            self._turns = deque(one for one in self._turns if one.left)
+        if taken:
+            left = self._running, self._deadline
+            self._may_be_left = False
+            self._serve(taken)
+            self._may_be_left = True
+            self._away += time.perf_counter() - now
+            self._running, self._deadline = left
 
     def _take(self) -> _Pass:
         """The rows of the next pass, as soon as there are any; none once the batcher is closed and has done its work."""

@@ -21,6 +21,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
+from trainer.models.exits import between_layers
 
 _PROBES = 64
 """Rows by which bf16 is compared with fp32."""
@@ -52,6 +53,8 @@ class ServedModel:
         # Its measurements also start threads and kernels, for which no request has to wait then.
         self.budget = budget or measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._encoder, self._batcher = Encoder(embedder.pooled, self.budget), batcher
+        if not config.gpu:  # a GPU is given all layers at once
+            between_layers(embedder.model, batcher.encode_small)
         self._pieces = PieceReader(embedder.tokenizer, config.source_tokenizer if name == config.name else "")
         self.card = replace(_card(name, version_of(folder), embedder), precision=config.precision, lowest_cosine=cosine)
         for prompt in (None, *input_types(self.card)):

@@ -247,3 +247,92 @@ def test_an_error_beside_the_model_fails_its_requests_and_the_next_are_answered(
         batcher.submit(encoder, [[1]]).result(10)
     assert np.array_equal(batcher.submit(encoder, [[2]]).result(10), encode([[2]]))
     batcher.close()
+
+
+class Layers:
+    """An encoder of three layers; before the last two it calls a function, as a model does."""
+
+    def __init__(self) -> None:
+        self.between: Callable[[int], None] = lambda layer: None
+        self.passes: list[TokenIds] = []
+
+    def __call__(self, rows: TokenIds, layers: int | None) -> np.ndarray:
+        self.passes.append(rows)
+        number = len(self.passes)
+        for _ in range(2):
+            self.between(number)
+        return encode(rows, layers)
+
+
+def test_a_small_request_does_not_wait_for_the_end_of_a_pass_of_a_large_one(batcher) -> None:
+    layers = Layers()
+    serving = batcher(layers)
+    small: list[Future] = []
+    done_within: list[bool] = []
+
+    def between(number: int) -> None:
+        if number == 1:
+            time.sleep(0.001)
+            small.append(serving.submit([[500 + len(small)] * 3]))
+            serving.batcher.encode_small()
+            done_within.append(small[-1].done())
+
+    layers.between = between
+    large = serving.submit(rows_of([20] * 30))
+    assert np.array_equal(large.result(10), encode(rows_of([20] * 30)))
+    assert done_within[0]
+    assert [float(future.result(10)[0, 0]) for future in small] == [500, 501]
+    assert layers.passes[1] == [[500] * 3]
+
+
+@pytest.mark.parametrize("large", [rows_of([40]), rows_of([3])])
+def test_the_last_pass_of_a_request_is_not_left(batcher, large) -> None:
+    """A single long text would wait for all others else."""
+    layers = Layers()
+    serving = batcher(layers)
+    small: list[Future] = []
+
+    def between(number: int) -> None:
+        if number == 1 and not small:
+            small.append(serving.submit([[7]]))
+            serving.batcher.encode_small()
+            assert not small[0].done()
+
+    layers.between = between
+    serving.submit(large).result(10)
+    assert small[0].result(10)[0, 0] == 7
+    assert layers.passes == [large, [[7]]]
+
+
+def test_a_pass_is_left_for_no_longer_than_it_has_taken(batcher, monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    layers = Layers()
+    serving = batcher(layers)
+    left: list[bool] = []
+
+    def between(number: int) -> None:
+        clock[0] += 1.0 if number == 1 else 1.5
+        if number == 1:
+            future = serving.submit([[7]])
+            serving.batcher.encode_small()  # takes 3 s; the large pass has taken 1, then 2
+            left.append(future.done())
+
+    layers.between = between
+    serving.submit(rows_of([20] * 30)).result(10)
+    assert left == [True, False]
+
+
+def test_a_small_request_that_fails_leaves_the_large_one_alone(batcher) -> None:
+    def failing(rows: TokenIds, layers: int | None) -> np.ndarray:
+        if rows[0][0] == 999:
+            raise MemoryError("out of memory")
+        if not small:
+            small.append(serving.submit([[999]]))
+            serving.batcher.encode_small()
+        return encode(rows, layers)
+
+    small: list[Future] = []
+    serving = batcher(failing)
+    assert np.array_equal(serving.submit(rows_of([20] * 30)).result(10), encode(rows_of([20] * 30)))
+    assert isinstance(small[0].exception(10), MemoryError)

@@ -235,3 +235,17 @@ def test_pieces_join_to_the_text(url) -> None:
     assert entry["special_pieces"] == [0, len(entry["tokens"]) - 1]
     asked["input_type"] = "query"  # its prompt is not pooled, which ids do not say
     assert send(url.removesuffix("/v1"), "/tokenize", json.dumps(asked).encode())[0] == 400
+
+
+def test_small_requests_in_the_midst_of_large_ones_get_the_same_vectors(client, embedder, english) -> None:
+    expected = embedder.encode(english[:200])
+
+    def large(_: int) -> float:
+        return float(np.abs(vectors(client.embeddings.create(model="tiny", input=english[:200])) - expected).max())
+
+    def small(number: int) -> float:
+        return float(np.abs(vectors(client.embeddings.create(model="tiny", input=english[number])) - expected[number]).max())
+
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(large, range(3)), pool.map(small, range(100))
+        assert max(max(one) for one in results) <= 1e-5

@@ -5,6 +5,7 @@ gives the same vector as the exit behind layer k.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ def _copy(module: Any) -> Any:
     shallow = copy.copy(module)
     shallow._modules = dict(module._modules)
     return shallow
+
+
+def between_layers(model: PreTrainedModel, call: Callable[[], None]) -> None:
+    """Calls a function before each layer but the first whenever the model runs; never where it has no list of layers."""
+    try:
+        layers: Any = model.get_submodule(layer_list(model))
+    except ModelError:
+        return
+    for layer in layers[1:]:
+        layer.register_forward_pre_hook(lambda module, inputs: call())
 
 
 def check_exits(model: PreTrainedModel, behind: tuple[int, ...]) -> None:

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from data_pipeline.errors import ModelError
-from trainer.models.exits import Exits, final_norm, first_layers, layer_list
+from tests.conftest import FAMILIES, tiny_model
+from trainer.models.exits import Exits, between_layers, final_norm, first_layers, layer_list
 
 SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 KINDS: dict[str, Any] = {
@@ -87,3 +88,19 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
 def test_an_exit_lies_within_the_model(count: int) -> None:
     with pytest.raises(ModelError, match=f"it has 4 layers, so that there is no exit behind layer {count}"):
         Exits(AutoModel.from_config(KINDS["bert"]), (count,))
+
+
+def test_a_function_is_called_between_layers_and_changes_nothing(english: list[str]) -> None:
+    model = tiny_model(FAMILIES["wordpiece"](english)).bert.eval()
+    ids = torch.arange(5, 15)[None]
+    before = model(input_ids=ids).last_hidden_state
+    calls: list[torch.Tensor] = []
+
+    def call() -> None:
+        if not calls:
+            calls.append(ids)
+            calls.append(model(input_ids=ids).last_hidden_state)  # the model itself, in the midst of a pass
+
+    between_layers(model, call)
+    assert torch.equal(model(input_ids=ids).last_hidden_state, before)
+    assert torch.equal(calls[1], before)
