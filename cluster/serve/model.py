@@ -22,6 +22,7 @@ from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
 from trainer.models.exits import between_layers
+from trainer.models.onednn_linear import use_onednn
 
 _PROBES = 64
 """Rows by which bf16 is compared with fp32."""
@@ -102,6 +103,7 @@ def to_bf16(embedder: Embedder, folder: str) -> float:
     rows = [[*prefix, *rng.choice(words, 1 + place % room).tolist(), *suffix] for place in range(_PROBES)]
     exact = embedder.encode_ids(rows)
     embedder.model = Embedder.load(folder, torch.bfloat16).model.to(embedder.model.device)
+    use_onednn(embedder.model)
     rounded = embedder.encode_ids(rows)
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
     return round(float(((exact * rounded).sum(axis=1) / lengths).min()), 5)

@@ -1,5 +1,8 @@
 """Linear layers in oneDNN's layout give the states of the plain ones, in every family."""
 
+import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -62,3 +65,24 @@ def test_a_model_that_reads_weights_past_their_layers_stays_as_it_is() -> None:
     assert {name: type(module) for name, module in model.named_modules()} == names
     assert not any(isinstance(module, OneDnnLinear) for module in model.modules())
     assert torch.equal(states(model), expected)
+
+
+def test_models_of_one_body_share_its_weights_and_free_them() -> None:
+    torch.manual_seed(0)
+    first = BertModel(BertConfig(**SMALL, num_hidden_layers=2)).eval()
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.embeddings.word_embeddings.weight.mul_(2)
+        second.encoder.layer[1].output.dense.weight.mul_(2)
+    expected = states(second)
+    assert use_onednn(first)
+    assert use_onednn(second)
+    own: Any = first.encoder.layer
+    other: Any = second.encoder.layer
+    assert own[0].output.dense.weight is other[0].output.dense.weight
+    assert own[1].output.dense.weight is not other[1].output.dense.weight
+    assert torch.allclose(states(second), expected, atol=1e-5)
+    held = weakref.ref(own[0].output.dense.weight)
+    del first, second, own, other
+    gc.collect()
+    assert held() is None
