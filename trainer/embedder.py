@@ -34,7 +34,7 @@ from trainer.query_drift import Compensation
 
 MAX_SHARD_SIZE = "5GB"
 """Size limit of a weight file in a model folder."""
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Weight files that `save_pretrained` writes, whole or in shards."""
 BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
@@ -276,7 +276,7 @@ def model_output(uri: str) -> Iterator[str]:
     Weights of an earlier save are removed first: a resumed run may write other shards, or a single file instead of shards,
     and loaders prefer `model.safetensors` to an index.
     """
-    for name in filter(_WEIGHTS.fullmatch, storage.files(uri)):
+    for name in filter(WEIGHTS.fullmatch, storage.files(uri)):
         storage.remove(storage.join(uri, name))
     with storage.local_output(uri) as folder:
         yield folder

@@ -58,6 +58,7 @@ class Loader:
             self._reload(config)
 
     def _reload(self, config: ServeConfig) -> None:
+        """Swaps the models, and frees those that are replaced once their last request is answered."""
         before = {id(model): weakref.ref(model) for model in self._held.values()}
         try:
             models = self._load(config)

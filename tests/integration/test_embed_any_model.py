@@ -43,6 +43,8 @@ def test_a_decoder_without_padding_becomes_an_embedder(copy: Chain, english: lis
     vectors = Embedder.load(str(copy.output / "embed")).encode(english[:20])
     theirs = SentenceTransformer(str(copy.output / "embed"), device="cpu").encode(english[:20])
     assert np.abs(vectors - theirs).max() < 1e-5
+    integers = Embedder.load(str(copy.output / "embed")).encode(english[:20], output_dtype="uint8")
+    assert np.unique(integers).size > 100  # the ranges are those of its own vectors
     facts = json.loads((copy.output / "embed" / "embed.json").read_text())
     assert facts["pooling"] == "lasttoken"
     assert copy.artifact("embed")["metrics"]["weights"]["made_from"] == "the optimizer's fp32 weights"

@@ -20,7 +20,7 @@ from data_pipeline.artifacts import storage
 from data_pipeline.errors import ModelError
 from data_pipeline.shards.build import fingerprint
 from data_pipeline.sources.models import model_folder
-from trainer.embedder import Embedder
+from trainer.embedder import WEIGHTS, Embedder
 from trainer.embedder_spec import EmbedderSpec
 from trainer.merging.merge import Column, Models, Recipe, weighted_sum
 from trainer.models import encoder_decoders, loading, multimodal
@@ -49,7 +49,7 @@ def _stored_dtype(folder: str) -> torch.dtype:
         return torch.float32
     found = set()
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".safetensors"):
+        if WEIGHTS.fullmatch(name) and name.endswith(".safetensors"):  # not the ranges and maps beside them
             with open(os.path.join(folder, name), "rb") as file:
                 header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
             found |= {entry["dtype"] for key, entry in header.items() if key != "__metadata__"}

@@ -72,6 +72,16 @@ def test_the_files_are_those_of_models_that_are_loaded_whole(folders: list[str],
     assert compared[1:] == ([], [])
 
 
+@pytest.mark.parametrize("folders", [torch.bfloat16], indirect=True)
+def test_ranges_of_values_beside_the_weights_do_not_decide_their_type(folders: list[str]) -> None:
+    calibrated = Embedder.load(folders[1], torch.bfloat16)
+    calibrated.calibrate([[2, 9, 3], [2, 7, 3]])
+    calibrated.save(folders[1])
+    opened = embedders.open_mapped(folders[1])
+    assert opened.calibrations
+    assert opened.model.dtype == torch.bfloat16
+
+
 def test_sharded_folders_are_read_and_written(folders: list[str], tmp_path: Path, monkeypatch) -> None:
     merge(folders[1:], str(tmp_path / "one"))
     for folder in folders[1:]:
