@@ -70,21 +70,31 @@ def command(arguments: list[str], console: Console) -> None:
     bodies = _bodies(load, model)
     _answer(f"{url}/embeddings", bodies[0], key)  # a mistake is shown as the endpoint words it
     found = asyncio.run(_measure(f"{url}/embeddings", bodies, load, key))
-    console.print(_table(f"{model} at {url}, {load.batch} texts a request", found))
+    console.print(_table(f"{model} at {url}, {load.batch} text{'s' * (load.batch > 1)} a request", found))
     print(json.dumps({name: dataclasses.asdict(measured) for name, measured in found.items()}))
 
 
 def _load(arguments: list[str]) -> Load:
     """The settings of the command line; ConfigError for one that is unknown or wrong."""
+    arguments = [f"clients=[{one.removeprefix('clients=')}]" if _is_one_count(one) else one for one in arguments]
     try:
         load = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Load), OmegaConf.from_dotlist(arguments)))
     except OmegaConfBaseException as error:
         fix = f"Usage: scion bench {COMMAND.arguments}"
         raise ConfigError(str(error).splitlines()[0], "scion bench", fix) from error
     assert isinstance(load, Load)
-    if min(load.batch, load.seconds, *load.clients, *(() if load.rate is None else (load.rate,))) <= 0:
-        raise ConfigError("clients, rate, batch and seconds are above 0.", "scion bench", "Correct the one that is not.")
+    rate = 1.0 if load.rate is None else load.rate
+    numbers = {"batch": load.batch, "seconds": load.seconds, "rate": rate, "clients": min(load.clients, default=0)}
+    for key, value in numbers.items():
+        if value <= 0:
+            raise ConfigError(f"must be above 0, got {value:g}.", key, "Correct it, or leave it out.")
+    if load.rate is not None and any(one.startswith("clients=") for one in arguments):
+        raise ConfigError("a rate has no number of clients.", "rate", "Leave one of rate and clients out.")
     return load
+
+
+def _is_one_count(argument: str) -> bool:
+    return argument.startswith("clients=") and argument.removeprefix("clients=").isdigit()
 
 
 def _bodies(load: Load, model: str) -> list[bytes]:
@@ -126,9 +136,8 @@ def _answer(url: str, body: bytes | None, key: str | None) -> bytes:
             return content
     except urllib.error.HTTPError as error:
         said = error.read(500).decode(errors="replace")
-        raise ClusterError(
-            f"the endpoint answers {error.code}: {said}", url, f"Keys are read from {' or '.join(KEYS)}."
-        ) from error
+        fix = f"Set {' or '.join(KEYS)} in the environment." if error.code == 401 else "Correct the request."
+        raise ClusterError(f"the endpoint answers {error.code}: {said}", url, fix) from error
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"there is no answer ({error}).", url, "Give the base URL, such as http://127.0.0.1:8000/v1."
@@ -140,7 +149,7 @@ async def _measure(url: str, bodies: list[bytes], load: Load, key: str | None) -
     await closed_loop(url, bodies, 8, load.seconds / 5, key)
     if load.rate is not None:
         return {f"{load.rate:g} requests/s": await open_loop(url, bodies, load.rate, load.seconds, key)}
-    return {f"{n} clients": await closed_loop(url, bodies, n, load.seconds, key) for n in load.clients}
+    return {f"{n} client{'s' * (n > 1)}": await closed_loop(url, bodies, n, load.seconds, key) for n in load.clients}
 
 
 def _table(title: str, found: dict[str, Measured]) -> Table:

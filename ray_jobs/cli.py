@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/bold red] the disk or the storage failed ({failure}). The same command resumes.")
         return 1
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command resumes")
+        errors.print("interrupted" if arguments[0] == "serve" else "interrupted; the same command resumes")
         return 130
     finally:
         for number, handler in before.items():
@@ -108,7 +108,18 @@ def dispatch(arguments: list[str]) -> None:
     check_job(job, [*commands(), *_BUILT_IN])
     if not rest:
         raise ConfigError("the configuration file is missing.", f"scion {job}", "Name one: ray_jobs/conf/demo.yaml.")
-    _run(job, rest[0], rest[1:], console)
+    _run(job, *_configuration(job, rest), console)
+
+
+def _configuration(job: str, rest: list[str]) -> tuple[str | None, list[str]]:
+    """The configuration file and what overrides it. A job that can do without one takes a model's folder or settings alone."""
+    first, *others = rest
+    instead = jobs()[job].instead if not jobs()[job].required_with_instead else ()
+    if instead and "=" in first:
+        return None, rest
+    if instead and ("://" in first or Path(first).is_dir()):
+        return None, [f"{instead[0]}={first}", *others]
+    return first, others
 
 
 def _asks_for_help(arguments: list[str]) -> bool:
@@ -131,7 +142,7 @@ def _print_help(job: str, rest: list[str], console: Console) -> None:
         help_text.print_job(job, console)
 
 
-def _run(job: str, path: str, overrides: list[str], console: Console) -> None:
+def _run(job: str, path: str | None, overrides: list[str], console: Console) -> None:
     from ray_jobs.run import load_config, run_job
 
     warnings.filterwarnings("ignore")

@@ -27,11 +27,11 @@ from trainer.embedder import Embedder
 
 JOB = Job(
     summary="an OpenAI-compatible endpoint, until Ctrl-C",
-    reads="OUTPUT/embed, or serve.model=FOLDER",
+    reads="OUTPUT/embed, or any embedder: scion serve FOLDER, serve.model=FOLDER, serve.models={NAME: FOLDER}",
     writes="nothing",
     keys=("test_pairs", "serve"),
     after=("embed",),
-    instead=("serve.model",),
+    instead=("serve.model", "serve.models"),
     required_with_instead=(),
 )
 KIND = "served"
@@ -89,7 +89,7 @@ def server(config: ServeConfig, uses_ray: bool) -> Iterator[str]:
 
 def source_tokenizer(config: ScionConfig) -> str:
     """The model whose tokenizer the embedder's one replaces, as far as the configuration says; empty if it does not."""
-    if config.serve.source_tokenizer or config.serve.model:  # a model that is named may come from anywhere
+    if config.serve.source_tokenizer or config.serve.folders:  # a model that is named may come from anywhere
         return config.serve.source_tokenizer
     return config.first_model
 
@@ -113,12 +113,15 @@ def _pairs_key(config: ScionConfig) -> str:
 
 def main(config: ScionConfig, console: Console) -> None:
     """Serves until it is interrupted."""
-    model = config.serve.model or require(_embedder(config), "embed")
+    model = config.serve.model
+    if not config.serve.folders:
+        model = require(_embedder(config), "embed")
     settings = replace(config.serve, model=model, source_tokenizer=source_tokenizer(config))
+    served = ", ".join(f"{name} ({folder})" for name, folder in settings.folders.items())
     with server(settings, needs_ray(config)) as url:
         page = url.removesuffix("v1")
-        console.print(f"serving {model}\n  {url}/embeddings\n  {page}\nCtrl-C stops it.", highlight=False, markup=False)
         try:
+            console.print(f"serving {served}\n  {url}/embeddings\n  {page}\nCtrl-C stops it.", highlight=False, markup=False)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:

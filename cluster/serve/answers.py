@@ -41,9 +41,10 @@ def models(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:
     return orjson.dumps({"object": "list", "data": [*entries.values(), *others]})
 
 
-def model(card: ModelCard, config: ServeConfig) -> bytes:
-    """One model."""
-    return orjson.dumps(_entry(card, config))
+def model(card: ModelCard, config: ServeConfig, name: str) -> bytes:
+    """One model, by one of its names."""
+    alias = {"id": name, "root": card.name} if name in config.aliases else {}
+    return orjson.dumps(_entry(card, config) | alias)
 
 
 def info(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:

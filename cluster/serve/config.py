@@ -1,10 +1,12 @@
 """The settings of a served embedder."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_pipeline.errors import ConfigError
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 PRECISIONS = ("fp32", "bf16")
 _COUNTS = ("replicas", "cpus_per_replica", "max_batch_tokens", "max_inputs", "max_body_bytes", "max_queued_requests")
 
@@ -64,12 +66,21 @@ class ServeConfig:
             raise ConfigError(f"{self.precision!r} is not known.", "serve.precision", f"Choose {' or '.join(PRECISIONS)}.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"must be within 0 and 65535, got {self.port}.", "serve.port", "0 chooses a free one.")
-        for name in (self.name, *self.models, *self.aliases):
-            if not name or "@" in name:
+        self._check_names()
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
-                    f"must be without @ and not empty, got {name!r}.", "serve.name", "Requests give it as their model."
+                    f"{origin!r} is no origin.", "serve.cors_origins", "Write https://example.org, without a path."
                 )
-        if self.name in self.models:
+
+    def _check_names(self) -> None:
+        """ConfigError for a name that means nothing, or two things."""
+        for key, names in {"name": (self.name,), "models": self.models, "aliases": self.aliases}.items():
+            for name in names:
+                if not name or "@" in name:
+                    fix = "Requests give it as their model."
+                    raise ConfigError(f"must be a name without @, got {name!r}.", f"serve.{key}", fix)
+        if self.model and self.name in self.models:
             raise ConfigError(
                 f"{self.name!r} is the name of serve.model.", "serve.models", "Choose another, or set serve.name."
             )
@@ -81,7 +92,7 @@ class ServeConfig:
     @property
     def folders(self) -> dict[str, str]:
         """The folder, URI or hub name of each model, by its name."""
-        return {self.name: self.model, **self.models}
+        return {**({self.name: self.model} if self.model else {}), **self.models}
 
 
 def with_models(config: ServeConfig, models: dict[str, str] | None, aliases: dict[str, str] | None) -> ServeConfig:
@@ -97,5 +108,5 @@ def require_model(config: ServeConfig) -> None:
     Raises:
         ConfigError: they do not.
     """
-    if not config.model:
+    if not config.folders:
         raise ConfigError("no model is named.", "serve.model", "Name an embedder's folder, URI or hub name.")

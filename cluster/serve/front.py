@@ -90,8 +90,8 @@ class Front:
         ]
         if isinstance(self._recorder, Prometheus):
             routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        known = {route.endpoint: route.path for route in routes}
-        layers = [Middleware(Observe, routes=known, recorder=self._recorder, tracing=self._tracing)]
+        paths = [route.path for route in routes]
+        layers = [Middleware(Observe, paths=paths, recorder=self._recorder, tracing=self._tracing)]
         if self._config.gzip:
             layers.append(Middleware(GZipMiddleware, minimum_size=_COMPRESSED, compresslevel=1))
         if self._config.cors_origins:
@@ -139,8 +139,8 @@ class Front:
         return json_response(answers.models(self._shelf.models.cards, self._config))
 
     async def _one_model(self, request: Request) -> Response:
-        model = self._shelf.models.find(request.path_params["name"])
-        return json_response(answers.model(model.card, self._config))
+        name = request.path_params["name"]
+        return json_response(answers.model(self._shelf.models.find(name).card, self._config, name))
 
     async def _openapi(self, request: Request) -> Response:
         return json_response(orjson.dumps(openapi.document(self._shelf.models.cards, self._config)))
@@ -188,6 +188,7 @@ class Front:
         record = current()
         record.read = perf_counter()
         model, asked, rows = await self._call(check, body, size=len(body))
+        record.model = model.card.name
         record.tokenized, record.texts, record.tokens = perf_counter(), len(rows), sum(map(len, rows))
         return model, asked, rows
 
@@ -271,8 +272,11 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    known = "POST /v1/embeddings, POST /v1/rerank, POST /tokenize, GET /v1/models, GET /openapi.json, GET /health"
-    fix = f"Known: {known}, and pages at / and /docs."
+    posts, gets = (
+        "POST /v1/embeddings, /v1/rerank, /tokenize",
+        "GET /v1/models, /info, /openapi.json, /health, /ready, /metrics",
+    )
+    fix = f"Known: {posts}; {gets}; pages at / and /docs."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))
     response.headers.update(error.headers or {})  # the methods that are allowed

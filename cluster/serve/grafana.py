@@ -35,7 +35,11 @@ def dashboard(prefix: str = "") -> dict[str, Any]:
     in_flight = {"requests": f"sum({name}_requests_in_progress)", "texts": f"sum({name}_waiting_texts)"}
     padding, tokens = rate("padding_tokens_total"), rate("tokens_total")
     panels = [
-        ("Requests by route and status", "reqps", {"{{route}} {{status}}": rate("requests_total", "route, status")}),
+        (
+            "Requests by route, model and status",
+            "reqps",
+            {"{{route}} {{model}} {{status}}": rate("requests_total", "route, model, status")},
+        ),
         ("Time of a request", "s", quantiles("request_seconds")),
         ("Where the time goes, on average", "s", phases),
         ("Wait for the first forward pass", "s", quantiles("queue_seconds")),

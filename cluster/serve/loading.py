@@ -66,9 +66,12 @@ class Loader:
             _log.error("the models stay as they are: %s", error)
             return
         kept = {id(model) for model in self._held.values()}
+        if kept == before.keys() and models.aliases == self.shelf.models.aliases:
+            _log.info("nothing has changed: serving %s", ", ".join(card.id for card in models.cards))
+            return
         self.shelf.models = models
         del models
-        _log.warning("serving %s", ", ".join(card.id for card in self.shelf.models.cards))
+        _log.info("serving %s", ", ".join(card.id for card in self.shelf.models.cards))
         replaced = [reference for model, reference in before.items() if model not in kept]
         _wait(lambda: all(reference() is None for reference in replaced), _FAREWELL_SECONDS)
         gc.unfreeze()  # only then the collector finds what the replaced models leave

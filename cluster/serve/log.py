@@ -29,4 +29,5 @@ def write_log(with_requests: bool) -> None:
         handler.setFormatter(JsonLines())
         logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.INFO)
     logging.getLogger("scion.serve.requests").setLevel(logging.INFO if with_requests else logging.WARNING)

@@ -21,8 +21,8 @@ class Metric:
 
 
 METRICS = {
-    "scion_requests_total": Metric("Requests that were answered.", ("route", "status"), is_counter=True),
-    "scion_request_seconds": Metric("From the head of a request to its answer.", ("route",), _SECONDS),
+    "scion_requests_total": Metric("Requests that were answered.", ("route", "model", "status"), is_counter=True),
+    "scion_request_seconds": Metric("From the head of a request to its answer.", ("route", "model"), _SECONDS),
     "scion_requests_in_progress": Metric("Requests that are being read or answered."),
     "scion_read_seconds": Metric("Until the body of a request is there.", (), _SECONDS),
     "scion_tokenize_seconds": Metric("To parse and tokenize a request.", (), _SECONDS),

@@ -17,7 +17,7 @@ from cluster.serve.piece_reader import PieceReader
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds, input_types
 from cluster.serve.request_record import current
 from data_pipeline.artifacts.artifact import FINISHED
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
@@ -44,20 +44,24 @@ class ServedModel:
             budget: measured when not given.
 
         Raises:
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or its files change meanwhile.
             ConfigError: there is no GPU, or a prompt leaves no room for a text.
         """
         if config.gpu and not torch.cuda.is_available():
             raise ConfigError("there is no GPU.", "serve.gpu", "Set it to false, or serve where torch finds one.")
+        version = version_of(folder)
         self._embedder = embedder = Embedder.load_for_inference(folder, "cuda" if config.gpu else "cpu")
         cosine = None if config.precision == "fp32" else to_bf16(embedder, folder)
+        _leave_file(embedder.model)
+        if version_of(folder) != version:
+            raise ModelError("its files changed while they were read.", folder, "Start again once they are whole.")
         # Its measurements also start threads and kernels, for which no request has to wait then.
         self.budget = budget or measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
         self._encoder, self._batcher = Encoder(embedder.pooled, self.budget), batcher
         if not config.gpu:  # a GPU is given all layers at once
             between_layers(embedder.model, batcher.encode_small)
         self._pieces = PieceReader(embedder.tokenizer, config.source_tokenizer if name == config.name else "")
-        self.card = replace(_card(name, version_of(folder), embedder), precision=config.precision, lowest_cosine=cosine)
+        self.card = replace(_card(name, version, embedder), precision=config.precision, lowest_cosine=cosine)
         for prompt in (None, *input_types(self.card)):
             embedder.tokenize([], prompt)  # refuses a prompt that leaves no room for a text
 
@@ -92,6 +96,12 @@ class ServedModel:
     def is_stuck(self) -> bool:
         """Whether a forward pass does not end."""
         return self._batcher.is_stuck
+
+
+def _leave_file(model: torch.nn.Module) -> None:
+    """Copies weights into memory that are mapped from their file: a file that is written anew would change or crash them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def to_bf16(embedder: Embedder, folder: str) -> float:

@@ -59,7 +59,7 @@ class Models:
         if model is None:
             raise RequestError(f"there is no model {shortened(asked)}.", "model", served, 404, "model_not_found")
         if separator and version != model.card.version:
-            what = f"version {shortened(version)} is not served, but {model.card.version}."
+            what = f"version {shortened(version)} is not served. The served one is {model.card.version}."
             raise RequestError(what, "model", f"Ask for {model.card.id}, or for {name}.", 404, "model_not_found")
         return model
 

@@ -2,9 +2,8 @@
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,12 +21,14 @@ _OTHER = "other"
 class Observe:
     """Wraps the API."""
 
-    def __init__(self, app: ASGIApp, routes: Mapping[Any, str], recorder: Recorder, tracing: Tracing | None) -> None:
+    def __init__(self, app: ASGIApp, paths: Sequence[str], recorder: Recorder, tracing: Tracing | None) -> None:
         """
         Args:
-            routes: paths by their endpoints, as Starlette notes the endpoint in the scope.
+            paths: those that are served; one may end with a parameter.
         """
-        self._app, self._routes, self._recorder, self._tracing = app, routes, recorder, tracing
+        self._app, self._recorder, self._tracing = app, recorder, tracing
+        self._paths = {path for path in paths if "{" not in path}
+        self._prefixes = {path.partition("{")[0]: path for path in paths if "{" in path}
         self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,9 +59,9 @@ class Observe:
     def _note(self, scope: Scope, record: RequestRecord) -> None:
         """Records a request that is over."""
         ended = perf_counter()
-        route = self._routes.get(scope.get("endpoint"), _OTHER)
-        self._recorder.record("scion_requests_total", 1, route, str(record.status))
-        self._recorder.record("scion_request_seconds", ended - record.began, route)
+        route = self._route(scope["path"].removeprefix(scope.get("root_path", "")))
+        self._recorder.record("scion_requests_total", 1, route, record.model, str(record.status))
+        self._recorder.record("scion_request_seconds", ended - record.began, route, record.model)
         phases = record.phases()
         for phase, (begin, end) in phases.items():
             self._recorder.record(f"scion_{phase}_seconds", end - begin)
@@ -71,8 +72,19 @@ class Observe:
         if _log.isEnabledFor(logging.INFO):
             milliseconds = {f"{phase}_ms": round(1000 * (end - begin), 2) for phase, (begin, end) in phases.items()}
             about = {"request_id": record.id, "method": scope["method"], "path": scope["path"], "status": record.status}
-            size = {"texts": record.texts, "tokens": record.tokens, "ms": round(1000 * (ended - record.began), 2)}
+            size = {
+                "model": record.model or None,
+                "texts": record.texts,
+                "tokens": record.tokens,
+                "ms": round(1000 * (ended - record.began), 2),
+            }
             _log.info("request", extra={"fields": about | size | milliseconds})
+
+    def _route(self, path: str) -> str:
+        """The path of the route: what a client wrote otherwise would make a series of its own."""
+        if path in self._paths:
+            return path
+        return next((route for prefix, route in self._prefixes.items() if path.startswith(prefix)), _OTHER)
 
 
 def _id(scope: Scope) -> str:

@@ -142,7 +142,7 @@ def _pieces(content: dict[str, Any], has_texts: bool) -> bool:
     """Whether the request asks for pieces; RequestError if it has no text whose pieces they could be."""
     wanted = content.get("pieces")
     if not isinstance(wanted, bool | None):
-        raise RequestError(f"must be true or false, got {kind_of(wanted)}.", "pieces", "Leave it out.")
+        raise RequestError(f"must be true or false, got {kind_of(wanted)}.", "pieces", "Send a boolean.")
     if wanted and not has_texts:
         raise RequestError("a list of token ids has no text whose pieces they are.", "pieces", "Send texts.")
     return bool(wanted)
@@ -159,7 +159,7 @@ def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) ->
         is_base64=_one_of(content, "encoding_format", ENCODINGS) == "base64",
     )
     if not isinstance(output.is_normalized, bool | None):
-        raise RequestError(f"must be true or false, got {kind_of(output.is_normalized)}.", "normalize", "Leave it out.")
+        raise RequestError(f"must be true or false, got {kind_of(output.is_normalized)}.", "normalize", "Send a boolean.")
     width = output.dimensions or card.dimensions[0]
     if output.dtype in BYTES:
         _check_calibrated(output, width, card)
@@ -174,7 +174,7 @@ def _output(content: dict[str, Any], card: ModelCard, input_type: str | None) ->
 def _check_calibrated(output: Output, width: int, card: ModelCard) -> None:
     """RequestError if the ranges of the values are not known."""
     if (width, output.layers) not in card.calibrated:
-        fix = "Ask for float or binary, or train the embedder with `scion embed`, which calibrates it."
+        fix = "Ask for float or binary. `scion embed` calibrates what it trains, Embedder.calibrate any other embedder."
         raise RequestError("this model is not calibrated for bytes at this width and depth.", "output_dtype", fix)
     if output.index is not None or output.is_normalized is not None:
         what = "is calibrated for the embedder's own vectors."

@@ -18,6 +18,7 @@ class RequestRecord:
     """The first forward pass with one of its texts begins."""
     encoded: float | None = None
     """The last one has ended."""
+    model: str = ""
     texts: int = 0
     tokens: int = 0
     status: int = 0

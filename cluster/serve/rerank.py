@@ -46,6 +46,8 @@ def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int) -> 
     if not isinstance(documents, list):
         what = "is missing." if documents is None else f"must be a list, got {kind_of(documents)}."
         raise RequestError(what, "documents", 'Send a list of texts, or of {"text": ...}.')
+    if not documents:
+        raise RequestError("is an empty list.", "documents", "Send at least one document.")
     texts: list[Any] = [one.get("text") if isinstance(one, dict) else one for one in documents]
     sides: dict[str, list[Any]] = {"query": [content.get("query")], "documents": texts}
     for key, some in sides.items():
@@ -57,7 +59,7 @@ def parse_request(content: dict[str, Any], card: ModelCard, max_inputs: int) -> 
     if top_n is not None and (type(top_n) is not int or top_n < 1):
         raise RequestError("must be a whole number of at least 1.", "top_n", "Leave it out for all documents.")
     if not isinstance(returns, bool | None):
-        raise RequestError(f"must be true or false, got {kind_of(returns)}.", "return_documents", "Leave it out.")
+        raise RequestError(f"must be true or false, got {kind_of(returns)}.", "return_documents", "Send a boolean.")
     return RerankRequest(
         query=_side(content, card, "query", sides["query"], max_inputs),
         documents=_side(content, card, "documents", texts, max_inputs),

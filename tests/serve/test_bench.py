@@ -28,7 +28,7 @@ def test_an_endpoint_is_measured(folder: str, tmp_path: Path, capsys, monkeypatc
         request = "request={dimensions: 8}"
         table, found = run(capsys, url, f"texts={texts}", "clients=[1,3]", "batch=2", "seconds=0.3", request)
         _, poisson = run(capsys, f"{url}/embeddings", "rate=50", "seconds=0.4")
-    assert set(found) == {"1 clients", "3 clients"}
+    assert set(found) == {"1 client", "3 clients"}
     assert all(one["errors"] == 0 and one["requests"] > 1 for one in found.values())
     assert "embedder at http" in table
     assert "2 texts a request" in table
@@ -49,7 +49,10 @@ def test_a_mistake_is_shown_as_the_endpoint_words_it(folder: str, capsys) -> Non
         ([], ConfigError, "the endpoint is missing"),
         (["seconds=3"], ConfigError, "the endpoint is missing"),
         (["http://127.0.0.1:9/v1", "client=3"], ConfigError, "client"),
-        (["http://127.0.0.1:9/v1", "clients=[0]"], ConfigError, "above 0"),
+        (["http://127.0.0.1:9/v1", "clients=[0]"], ConfigError, "clients: must be above 0, got 0"),
+        (["http://127.0.0.1:9/v1", "clients=0"], ConfigError, "clients: must be above 0"),
+        (["http://127.0.0.1:9/v1", "seconds=-1"], ConfigError, "seconds: must be above 0, got -1"),
+        (["http://127.0.0.1:9/v1", "rate=5", "clients=[1]"], ConfigError, "a rate has no number of clients"),
         (["http://127.0.0.1:9/v1"], ClusterError, "there is no answer"),
         (["nonsense"], ClusterError, "there is no answer"),
         (["http://127.0.0.1:9/v1", "model=m", "texts=nowhere.txt"], DataError, "cannot be read"),

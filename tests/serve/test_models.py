@@ -50,7 +50,7 @@ def test_a_model_has_a_name_aliases_and_a_version(asked: str) -> None:
         (None, 400, "is missing. Served here: org/tiny, old, text-embedding-3-small"),
         (7, 400, "must be a string, got number"),
         ("tiny", 404, 'there is no model "tiny"'),
-        ("old@ffff", 404, 'version "ffff" is not served, but a1b2. Ask for old@a1b2, or for old'),
+        ("old@ffff", 404, 'version "ffff" is not served. The served one is a1b2. Ask for old@a1b2, or for old'),
         ("old@", 404, 'version "" is not served'),
         ("x" * 1000, 404, 'there is no model "xxx'),
     ],
@@ -66,9 +66,13 @@ def test_a_model_that_is_not_there_is_named(asked, status, message) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "a@b"}, "without @"),
-        ({"models": {"": "x"}}, "not empty"),
-        ({"models": {"embedder": "x"}}, "is the name of serve.model"),
+        ({"name": "a@b"}, r"serve\.name: must be a name without @"),
+        ({"models": {"": "x"}}, "must be a name without @"),
+        ({"model": "y", "models": {"embedder": "x"}}, "is the name of serve.model"),
+        ({"models": {"a@b": "x"}}, r"serve\.models: must be a name without @"),
+        ({"aliases": {"": "embedder"}}, r"serve\.aliases: must be a name"),
+        ({"cors_origins": ("x.org",)}, "is no origin"),
+        ({"cors_origins": ("https://x.org/",)}, "without a path"),
         ({"aliases": {"a": "b"}}, "'a' cannot stand for 'b'. An alias is a new name for one of embedder"),
         ({"aliases": {"embedder": "embedder"}}, "cannot stand for"),
     ],
@@ -76,6 +80,11 @@ def test_a_model_that_is_not_there_is_named(asked, status, message) -> None:
 def test_names_that_mean_nothing_or_two_things_are_refused(settings, message) -> None:
     with pytest.raises(ConfigError, match=message):
         ServeConfig(**settings)
+
+
+@pytest.mark.parametrize("origin", ["https://x.org", "http://localhost:3000", "*", "chrome-extension://abc"])
+def test_origins_are_taken(origin: str) -> None:
+    assert ServeConfig(cors_origins=(origin,)).cors_origins == (origin,)
 
 
 def test_a_deployment_may_get_other_models() -> None:
@@ -109,6 +118,37 @@ def test_a_version_is_that_of_the_files(versions: tuple[Path, Path]) -> None:
     spec = json.loads((first / "embed.json").read_text())
     (first / "embed.json").write_text(json.dumps(spec | {"normalize": False}))
     assert version_of(str(first)) != before
+
+
+def test_a_file_that_is_written_anew_changes_no_vector_of_a_served_version(versions: tuple[Path, Path], caplog) -> None:
+    """The weights are in memory: a file that is cut in place would also end the process."""
+    first, second = versions
+    with serve_in_process(ServeConfig(model=str(first), port=0)) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        before = client.embeddings.create(model="embedder", input=TEXTS)
+        content = (second / "model.safetensors").read_bytes()
+        with (first / "model.safetensors").open("r+b") as file:
+            file.write(content)
+        after = client.embeddings.create(model="embedder", input=TEXTS)
+        with (first / "model.safetensors").open("r+b") as file:
+            file.truncate(1000)
+        assert client.embeddings.create(model="embedder", input=TEXTS).model == before.model
+    assert after == before
+
+
+def test_a_model_without_a_main_one_is_served(folder: str) -> None:
+    with (
+        serve_in_process(ServeConfig(models={"m": folder}, port=0)) as url,
+        openai.OpenAI(base_url=url, api_key="none") as client,
+    ):
+        assert [one.id for one in client.models.list()] == ["m"]
+        assert client.embeddings.create(model="m", input="save").model.startswith("m@")
+
+
+def test_an_alias_is_one_on_every_route(folder: str) -> None:
+    with serve_in_process(ServeConfig(model=folder, aliases={"small": "embedder"}, port=0)) as url:
+        listed = send(url, "/models")[1]["data"]
+        assert listed[1] == send(url, "/models/small")[1]
+        assert (listed[1]["id"], listed[1]["root"]) == ("small", "embedder")
 
 
 def test_several_models_are_served_by_name(versions: tuple[Path, Path]) -> None:

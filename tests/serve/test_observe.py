@@ -29,9 +29,9 @@ MILLISECOND = 1_000_000
 
 
 def values(asked: TestClient) -> dict[tuple[str, ...], float]:
-    """The values of the metrics page, by name and labels."""
+    """The values of the metrics page, by name and the values of labels in their order."""
     families = text_string_to_metric_families(asked.get("/metrics").text)
-    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+    return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
 async def timed(rows: TokenIds, output: Output) -> np.ndarray:
@@ -48,13 +48,15 @@ def test_metrics_count_requests_by_route_and_status() -> None:
         asked.post("/v1/embeddings", json=ASK | {"input": ["a", "bc"]})
     asked.post("/v1/embeddings", json=ASK | {"input": []})
     asked.get("/v1/models/org/tiny")
+    asked.post("/v1/rerank", json={"model": "org/tiny", "query": "a", "documents": ["b"]})
     asked.get("/secret-path")
     seen = values(asked)
-    assert seen["scion_requests_total", "/v1/embeddings", "200"] == 3
-    assert seen["scion_requests_total", "/v1/embeddings", "400"] == 1
-    assert seen["scion_requests_total", "/v1/models/{name:path}", "200"] == 1
-    assert seen["scion_requests_total", "other", "404"] == 1
-    assert seen["scion_request_texts_sum",] == 6
+    assert seen["scion_requests_total", "org/tiny", "/v1/embeddings", "200"] == 3
+    assert seen["scion_requests_total", "", "/v1/embeddings", "400"] == 1
+    assert seen["scion_requests_total", "", "/v1/models/{name:path}", "200"] == 1
+    assert seen["scion_requests_total", "", "other", "404"] == 1
+    assert seen["scion_requests_total", "org/tiny", "/v1/rerank", "200"] == 1
+    assert seen["scion_request_texts_sum",] == 8
     assert seen["scion_requests_in_progress",] == 1  # this one
     assert "secret" not in asked.get("/metrics").text
 
@@ -106,9 +108,9 @@ def lines() -> Iterator[list[str]]:
 def test_each_request_is_a_line_of_json(lines: list[str]) -> None:
     client(timed).post("/v1/embeddings", json=ASK | {"input": ["a", "bc"]}, headers={"X-Request-ID": "7"})
     line = json.loads(lines[0])
-    assert {key: line[key] for key in ("message", "request_id", "method", "path", "status", "texts", "tokens")} == {
+    assert {key: line[key] for key in ("message", "request_id", "method", "path", "status", "model", "texts", "tokens")} == {
         "message": "request", "request_id": "7", "method": "POST", "path": "/v1/embeddings", "status": 200,
-        "texts": 2, "tokens": 3,
+        "model": "org/tiny", "texts": 2, "tokens": 3,
     }  # fmt: skip
     assert line["encode_ms"] == 20.0
 
@@ -212,6 +214,6 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(prefix: str) -
     assert {name.removeprefix(prefix) for name in names} <= known
     assert len(names) >= 12
     labels = {label for query in queries for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
-    assert labels == {"le", "route", "status"}
+    assert labels == {"le", "route", "model", "status"}
     for query in queries:
         promql_parser.parse(query.replace("$__rate_interval", "1m"))

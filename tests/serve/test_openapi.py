@@ -54,7 +54,7 @@ def test_answers_have_the_documented_keys() -> None:
     pieces = Pieces(pieces=("a",), special=())
     [entry] = json.loads(answers.tokens([[1]], CARD, [(pieces, pieces)]))["data"]
     assert set(entry) - {"object"} == set(schemas["Tokens"]["properties"]["data"]["items"]["properties"])
-    entry = json.loads(answers.model(CARD, ServeConfig()))
+    entry = json.loads(answers.model(CARD, ServeConfig(), "tiny"))
     assert set(entry) - {"object", "created", "owned_by"} == set(schemas["Model"]["properties"]) - {"root"}
     assert set(client().post("/v1/embeddings", json=ASK).json()) == set(schemas["Embeddings"]["properties"])
 

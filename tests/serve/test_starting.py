@@ -1,6 +1,9 @@
 """Settings and states in which a server refuses to start."""
 
+import json
 import socket
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -90,3 +93,18 @@ def test_a_second_server_on_the_same_ray_is_refused_and_the_first_goes_on(ray_se
             pass
         with urllib.request.urlopen(f"{first}/models", timeout=60) as answer:
             assert answer.status == 200
+
+
+@pytest.mark.parametrize("arguments", [["{folder}"], ["serve.model={folder}"], ["serve.models={{m: {folder}}}"]])
+def test_a_folder_is_served_without_a_configuration(folder: str, arguments: list[str]) -> None:
+    given = [argument.format(folder=folder) for argument in arguments]
+    command = [sys.executable, "-m", "ray_jobs.cli", "serve", *given, "serve.port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    assert folder in process.stdout.readline()
+    url = process.stdout.readline().strip().removesuffix("/embeddings")
+    with urllib.request.urlopen(f"{url}/models") as answer:
+        assert len(json.load(answer)["data"]) == 1
+    process.terminate()
+    assert process.wait(60) == 0
+    assert "stopping" in process.stdout.read()

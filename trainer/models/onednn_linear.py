@@ -27,7 +27,7 @@ class OneDnnLinear(torch.nn.Module):
         """
         super().__init__()
         self.weight = _packed(weight.detach())
-        self.bias = None if bias is None else bias.detach()
+        self.bias = None if bias is None else bias.detach().clone()  # the file of the weights may be replaced
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")

@@ -58,6 +58,7 @@ async function start() {
     model = content.data.find(({ id }) => id === asked) ?? content.data[0];
     describe();
     listOthers(content.data);
+    if (asked && asked !== model.id) say(byId("problem"), `There is no model ${asked} here. This is ${model.id}.`);
     if (isFirst) {
       choice = connectChoices(model, () => {
         showVectors();
