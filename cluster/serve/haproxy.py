@@ -6,7 +6,7 @@ import socket
 from contextlib import ExitStack
 
 _BUFFER_BYTES = 512 << 10
-"""A request is sent again only if it fits in a buffer. With 2 MB, the largest body by default, HAProxy grew to 0.8 GB under load."""
+"""Only what fits in a buffer is sent again. With 2 MB, the largest body by default, HAProxy took 0.8 GB under load."""
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",

@@ -28,6 +28,7 @@ class Seen:
     versions: Counter[str] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)
     largest_difference: float = 0.0
+    closed_idle: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Counts, and percentiles of the times in milliseconds."""
@@ -35,7 +36,7 @@ class Seen:
         times = {name: round(float(value), 1) for name, value in zip(("p50", "p95", "p99"), percentiles, strict=True)}
         counts = {"requests": sum(self.statuses.values()), "statuses": dict(self.statuses), "versions": dict(self.versions)}
         lost = {"lost": sum(self.lost.values()), "lost_as": dict(self.lost), "wrong": self.wrong}
-        return counts | lost | times | {"largest_difference": self.largest_difference}
+        return counts | lost | times | {"closed_idle": self.closed_idle, "largest_difference": self.largest_difference}
 
 
 class Asker:
@@ -43,9 +44,14 @@ class Asker:
 
     def __init__(self) -> None:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.closed_idle = 0
+        """Connections that the server closed while they were idle; as by httpx and urllib3, the next request gets a new one."""
 
     async def ask(self, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer; OSError or IncompleteReadError where there is none."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()
+            self.closed_idle += 1
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 26)
         reader, writer = self._streams
@@ -131,6 +137,7 @@ async def arrivals(questions: Questions, seen: Seen, rate: float, seconds: float
         task.add_done_callback(ongoing.discard)
     await asyncio.gather(*ongoing)
     for asker in idle:
+        seen.closed_idle += asker.closed_idle
         asker.close()
 
 
