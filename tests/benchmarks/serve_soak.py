@@ -7,7 +7,7 @@ what 32 clients got a second before. Each vector is compared with `Embedder.enco
 names. A new version, the same weights but for noise, is served from two fifths of the time to four fifths.
 
 ray       Two replicas behind HAProxy (cluster/serve/haproxy.py), deployed as a RayService is. A replica is killed with SIGKILL
-          every minute. At the end HAProxy is killed, and then Ray's proxy actors: the seconds until a request is answered.
+          every minute. At the end HAProxy is killed, and then Ray's proxy actors: the seconds until the first answer.
           `--set` changes the environment, such as RAY_SERVE_HAPROXY_RETRY_ON=conn-failure.
 process   One process without Ray. The model is replaced every minute by SIGHUP. Beside the load are clients that leave in the
           midst, slow ones, and one that sends 1,024 texts at a time.
