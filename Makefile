@@ -13,7 +13,7 @@ SEED_FROM ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes bench-serve clients lint format serve clean sample
+.PHONY: help setup demo test test-slow families test-gpu faults oracle bench-transfer bench-matrix bench-resume bench-shards bench-train bench-embed bench-recipes bench-serve soak fuzz-serve clients lint format serve clean sample
 
 help: ## show this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -91,6 +91,13 @@ $(INFINITY)/.ready:
 
 bench-serve: $(STAMP) $(INFINITY)/.ready ## the endpoint under load beside infinity (about 20 minutes on a CPU)
 	$(BIN)/python -m tests.benchmarks.serve --peer $(INFINITY)
+
+soak: $(STAMP) ## the endpoint under load while replicas are killed and models replaced, on Ray and without (25 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.serve_soak --host ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.serve_soak --host process
+
+fuzz-serve: $(STAMP) ## the endpoint under 10,000 hostile bodies, slow, idle and deaf clients (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.serve_fuzz
 
 $(ORACLE)/.ready: pyproject.toml constraints.txt tests/oracle/peers.txt
 	$(PYTHON) -m venv $(ORACLE)

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from cluster import capacity
+from cluster.serve.haproxy import local_environment
 from data_pipeline.errors import ClusterError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
@@ -124,11 +125,12 @@ def _local_cluster(cpus: int, environment: dict[str, str]) -> dict[str, Any]:
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
     return {
         "address": "local",
         "num_cpus": cpus,
         "object_store_memory": _OBJECT_STORE_BYTES,
-        "runtime_env": {"env_vars": environment | _LOCAL_ENV | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
+        "runtime_env": {"env_vars": environment | _LOCAL_ENV | local_environment() | dashboard},
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": port,

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray import serve
 from starlette.applications import Starlette
 
-from cluster.serve.address import listen
+from cluster.serve.address import base_url, listen
 from cluster.serve.api_keys import read_keys
 from cluster.serve.config import ServeConfig, require_model, with_models
 from cluster.serve.front import Front
@@ -32,6 +32,9 @@ from data_pipeline.errors import ClusterError, ConfigError
 _APP = "embedder"
 _REPORT_SECONDS = 0.3
 """Time within which Ray reports a failed task."""
+_STARTS = 5
+"""Replicas that may fail to start in a row. Ray Serve counts one that is killed while it is given another model, too; at the
+limit it gives up the update and leaves the application with the replicas that are left."""
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _log = logging.getLogger("ray.serve")
 
@@ -64,8 +67,11 @@ class EmbedderReplica:
         return self._front.api()
 
 
-def build_app(config: ServeConfig) -> serve.Application:
+def build_app(config: ServeConfig, starts: int = _STARTS) -> serve.Application:
     """The application for `serve.run`. Host and port are settings of Serve's proxy, not of the application.
+
+    Args:
+        starts: tries to start a replica, until Ray Serve reports that it cannot.
 
     Raises:
         ConfigError: no model is named.
@@ -80,7 +86,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         ray_actor_options={"num_cpus": _cpus(config), "num_gpus": int(config.gpu)},
         max_ongoing_requests=1 << 20,  # the front limits requests, with errors in OpenAI's format
         graceful_shutdown_wait_loop_s=0.2,  # interval of the check that the last answers are sent
-        max_constructor_retry_count=1,  # a model that cannot be loaded is reported at once
+        max_constructor_retry_count=starts,
     )
     return deployment.bind(config, read_keys())
 
@@ -111,7 +117,7 @@ def serve_on_ray(config: ServeConfig) -> Iterator[str]:
             load.
         ConfigError: no model is named.
     """
-    application = build_app(config)
+    application = build_app(config, starts=1)  # a model that cannot be loaded is reported at once
     _check_cluster_can_serve(config)
     with listen(config.host, config.port) as listener:  # checked here: Serve's proxy would share its port with another proxy
         port = listener.getsockname()[1]
@@ -120,8 +126,7 @@ def serve_on_ray(config: ServeConfig) -> Iterator[str]:
             http = {"host": config.host, "port": port}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=_QUIET)
             _start(application, config.model)
-            host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
-            yield f"http://{host}:{port}/v1"
+            yield base_url(config.host, port)
         finally:
             _shut_down()
 

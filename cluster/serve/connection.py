@@ -11,6 +11,11 @@ _HEAD_SECONDS = 30.0
 """Time for the head of a request: of a new connection from its beginning, of a later one from its first byte."""
 _FAREWELL_SECONDS = 0.5
 """Time for which an idle connection stays open when the server ends: a request may be on its way."""
+_UNREAD_SECONDS = 30.0
+"""Time in which a client must read something of an answer that waits for it."""
+_PROBE_SECONDS = 0.2
+"""Time between two interim responses to a client that has ended its sending side."""
+_INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c", re.IGNORECASE)
 
 
@@ -22,9 +27,12 @@ class Connection(HttpToolsProtocol):
         self._is_in_body = False
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_SECONDS, transport.close)
+        self._reading: asyncio.TimerHandle | None = None
+        """Until when the client has to read some of its answer."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()
+        self._end_reading()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -52,12 +60,58 @@ class Connection(HttpToolsProtocol):
         self._is_in_body = False
         super().on_message_complete()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what uvicorn leaves out
+        """Keeps the connection of a client that has ended its sending side until its requests are answered.
+
+        A client that has left looks the same, and an answer to it would be work for nobody. An interim response (RFC 9110,
+        section 15.2) tells them apart: the system of a client that has left refuses it, and the connection is lost.
+        """
+        if self.cycle is None or self.cycle.response_complete or self._is_in_body:
+            return False
+        self.cycle.keep_alive = False
+        self._probe()
+        return True
+
+    def _probe(self) -> None:
+        """Sends interim responses until the answer begins; a client of HTTP/1.0 does not know them."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not (self.pipeline or self.cycle.response_started or self.cycle.scope["http_version"] == "1.0"):
+            self.transport.write(_INTERIM)
+        self.loop.call_later(_PROBE_SECONDS, self._probe)
+
+    def pause_writing(self) -> None:
+        """Begins to watch a client that does not read: an answer of megabytes stays in memory for it."""
+        super().pause_writing()
+        self._watch_reading(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_reading()
+
+    def _watch_reading(self, left: int) -> None:
+        """Ends the connection if the client does not read some of so many bytes in time."""
+
+        def check() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now < left:
+                self._watch_reading(now)
+            else:
+                self.transport.abort()
+
+        self._reading = self.loop.call_later(_UNREAD_SECONDS, check)
+
     def shutdown(self) -> None:
         """Ends the connection after its answer, or if no request comes any more."""
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(_FAREWELL_SECONDS, super().shutdown)
         else:
             super().shutdown()
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _end_deadline(self) -> None:
         if self._deadline is not None:

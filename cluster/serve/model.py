@@ -26,6 +26,8 @@ from trainer.models.onednn_linear import use_onednn
 
 _PROBES = 64
 """Rows by which bf16 is compared with fp32."""
+_LARGE = 128 << 10
+"""Bytes of pooled vectors whose last steps would keep other requests waiting longer than a thread takes to start."""
 _FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 """Files that decide what the vectors are."""
 _RUN_FOLDERS = {"log", "ledger"}
@@ -88,6 +90,11 @@ class ServedModel:
         except ModelStuck as error:
             fix = "Send the request to another server; this one has to be started again."
             raise RequestError("the model does not answer.", "", fix, 503, "model_stuck") from error
+        if pooled.nbytes <= _LARGE:
+            return self._finished(pooled, output)
+        return await asyncio.to_thread(self._finished, pooled, output)
+
+    def _finished(self, pooled: Vectors, output: Output) -> Vectors:
         vectors = self._embedder.finish(pooled, output.dimensions, output.is_normalized)
         vectors = self._embedder.for_index(output.index, vectors, output.layers)
         return self._embedder.quantized(vectors, output.dtype, output.layers)

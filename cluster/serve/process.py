@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
-from cluster.serve.address import listen
+from cluster.serve.address import base_url, listen
 from cluster.serve.api_keys import read_keys
 from cluster.serve.batching import Batcher
 from cluster.serve.config import ServeConfig, require_model
@@ -50,13 +50,13 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
         thread = threading.Thread(target=_run, args=(server, listener), name="front")
         thread.start()
         try:
-            host, port = listener.getsockname()
+            host, port = listener.getsockname()[:2]
             while not server.started:
                 if not thread.is_alive():
                     raise ClusterError("the server ended as it started.", "serve", "Its log has the cause.")
                 time.sleep(0.005)
             with _reloading(loader, config):
-                yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1"
+                yield base_url(host, port)
         finally:
             _end(server, listener, thread, loader.batcher)
             if tracing is not None:

@@ -61,7 +61,6 @@ with ray_session(workers=1, worker_cpus=1.0, address=None):
         signal.pause()
 """
 """What `scion serve` does where RAY_ADDRESS is set, on a Ray of its own."""
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}
 
 
 def texts(embedder: Embedder) -> tuple[list[str], list[str]]:
@@ -108,7 +107,7 @@ def command(side: str, port: int, peer: str, folder: str) -> list[str]:
 def server(side: str, peer: str, folder: str) -> Iterator[tuple[str, dict[str, float]]]:
     """A running server: the URL of its embeddings, its seconds to start, and its memory."""
     port = 8200 + sum(map(ord, side)) % 100
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"} | HAPROXY
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command(side, port, peer, folder), stdout=log, stderr=log, env=environment)
