@@ -110,6 +110,14 @@ def read_spec(folder: str, longest: int) -> EmbedderSpec:
     )
 
 
+def says_pooling(folder: str) -> bool:
+    """Whether a folder says how the vectors of its tokens become that of a text."""
+    return any(
+        os.path.exists(os.path.join(folder, name))
+        for name in ("embed.json", os.path.join(_pooling_path(folder), "config.json"))
+    )
+
+
 def is_readable(spec: EmbedderSpec) -> bool:
     """Whether sentence-transformers computes the same vectors."""
     return spec.template == TEXT and spec.pooling != LATENT_ATTENTION

@@ -86,6 +86,8 @@ def _entry(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
         "version": card.version,
         "dimensions": card.dimensions,
         "layers": card.layers,
+        "pooling": card.pooling,
+        "normalize": card.is_normalized,
         "max_length": card.max_length,
         "input_types": input_types(card),
         "output_dtypes": output_dtypes(card),

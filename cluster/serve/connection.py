@@ -36,6 +36,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Passes bytes on to the parser, within the bounds of a head."""
         if not self._is_in_body and b"h2c" in data:
             data = without_h2c(data)
         super().data_received(data)

@@ -272,10 +272,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path}: {error.detail}."
-    posts, gets = (
-        "POST /v1/embeddings, /v1/rerank, /tokenize",
-        "GET /v1/models, /info, /openapi.json, /health, /ready, /metrics",
-    )
+    posts = "POST /v1/embeddings, /v1/rerank, /tokenize"
+    gets = "GET /v1/models, /info, /openapi.json, /health, /ready, /metrics"
     fix = f"Known: {posts}; {gets}; pages at / and /docs."
     code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
     response = error_response(RequestError(what, "", fix, error.status_code, code))

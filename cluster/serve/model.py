@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -21,9 +22,11 @@ from data_pipeline.errors import ConfigError, ModelError
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
+from trainer.embedder_spec import says_pooling
 from trainer.models.exits import between_layers
 from trainer.models.onednn_linear import use_onednn
 
+_log = logging.getLogger("scion.serve")
 _PROBES = 64
 """Rows by which bf16 is compared with fp32."""
 _LARGE = 128 << 10
@@ -52,6 +55,8 @@ class ServedModel:
         if config.gpu and not torch.cuda.is_available():
             raise ConfigError("there is no GPU.", "serve.gpu", "Set it to false, or serve where torch finds one.")
         version = version_of(folder)
+        if not says_pooling(folder):
+            _log.warning("%s does not say how it pools: its vectors are normalized means, which may be of little use", folder)
         self._embedder = embedder = Embedder.load_for_inference(folder, "cuda" if config.gpu else "cpu")
         cosine = None if config.precision == "fp32" else to_bf16(embedder, folder)
         _leave_file(embedder.model)
@@ -149,6 +154,8 @@ def _card(name: str, version: str, embedder: Embedder) -> ModelCard:
         max_length=spec.max_length,
         vocabulary=min(len(embedder.tokenizer), int(embedder.model.config.vocab_size)),
         prompts=tuple(spec.prompts),
+        pooling=spec.pooling,
+        is_normalized=spec.normalize,
         layers=spec.layers,
         indexes=tuple(embedder.compensations),
         calibrated=tuple(embedder.calibrations),

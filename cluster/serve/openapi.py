@@ -172,6 +172,8 @@ def _model() -> dict[str, Any]:
         "version": _of("string", "A hash of its files."),
         "dimensions": numbers | {"description": "Widths of vectors, the full one first."},
         "layers": numbers | {"description": "Layers behind which a vector may be taken, beside the last one."},
+        "pooling": _of("string", "How the vectors of tokens become that of a text."),
+        "normalize": _of("boolean", "Whether vectors have length 1 where a request does not say."),
         "max_length": _of("integer", "Tokens of a text; the rest is cut."),
         "input_types": names | {"description": "What input_type may be."},
         "output_dtypes": names | {"description": "What output_dtype may be."},

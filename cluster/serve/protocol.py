@@ -62,6 +62,9 @@ class ModelCard:
     max_length: int
     vocabulary: int
     """Upper bound of token ids, exclusive."""
+    pooling: str = "mean"
+    is_normalized: bool = True
+    """Whether vectors have length 1 where a request does not say."""
     prompts: tuple[str, ...] = ()
     """Names of the prompts that a request may ask for, beside `query` and `document`."""
     layers: tuple[int, ...] = ()

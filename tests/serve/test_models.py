@@ -241,3 +241,19 @@ def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> N
     assert np.abs(vectors - exact).max() > 1e-5
     with pytest.raises(ConfigError, match=r"'fp8' is not known\. Choose fp32 or bf16"):
         ServeConfig(precision="fp8")
+
+
+def test_a_model_that_does_not_say_how_it_pools_is_served_with_a_warning(
+    folder: str, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("scion.serve"), "propagate", True)
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain, ignore=shutil.ignore_patterns("embed.json", "modules.json", "1_Pooling"))
+    loader = Loader(ServeConfig(model=str(plain)), 1, Prometheus())
+    assert "does not say how it pools" in caplog.text
+    caplog.clear()
+    loader.reload(ServeConfig(model=folder))
+    assert "does not say" not in caplog.text
+    [card] = loader.shelf.models.cards
+    assert (card.pooling, card.is_normalized) == ("mean", True)
+    loader.batcher.close()
