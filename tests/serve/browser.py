@@ -1,9 +1,11 @@
 """A headless Chromium, and a watch over what a page asks for and complains about."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+TEXTS = ["click the button", "click a button now", "Κουμπί και 日本 text", "open the file in the editor", "the last one"]
+Opener = Callable[..., "Page"]
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -53,3 +57,26 @@ def opened(browser: "Browser", url: str, width: int = 1280, scheme: str = "light
     assert complaints == []
     origin = "/".join(url.split("/")[:3])
     assert [asked for asked in urls if not asked.startswith((f"{origin}/", "data:"))] == []
+
+
+def type_texts(page: "Page", texts: list[str]) -> None:
+    page.wait_for_selector("#heat tbody td")
+    with page.expect_response(
+        lambda answer: answer.url.endswith("v1/embeddings") and texts[0] in sent(answer.request)["input"]
+    ):
+        page.fill("#texts", "\n".join(texts))
+    page.wait_for_function("n => document.querySelectorAll('#heat tbody tr').length === n", arg=len(texts))
+
+
+def sent(request: Any) -> dict[str, Any]:
+    return json.loads(request.post_data)
+
+
+def search_in(page: "Page", path: Path, query: str) -> list[str]:
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#encode:visible")
+    page.click("#encode")
+    page.wait_for_selector("#query:focus")
+    page.fill("#query", query)
+    page.wait_for_selector("#hits li")
+    return page.eval_on_selector_all("#hits .text", "all => all.map(one => one.textContent)")
