@@ -119,7 +119,8 @@ def _leave_file(model: torch.nn.Module) -> None:
 def to_bf16(embedder: Embedder, folder: str) -> float:
     """Makes an embedder compute in bf16. Returns the lowest cosine of a vector with what it was, on rows of random tokens."""
     rng = np.random.default_rng(0)
-    words = np.setdiff1d(np.arange(len(embedder.tokenizer)), embedder.tokenizer.all_special_ids)
+    known = min(len(embedder.tokenizer), int(embedder.model.config.get_text_config().vocab_size))
+    words = np.setdiff1d(np.arange(known), embedder.tokenizer.all_special_ids)
     prefix, suffix = template_ids(embedder.tokenizer)
     room = max(1, embedder.spec.max_length - len(prefix) - len(suffix))
     rows = [[*prefix, *rng.choice(words, 1 + place % room).tolist(), *suffix] for place in range(_PROBES)]

@@ -148,6 +148,8 @@ def _pieces(content: dict[str, Any], has_texts: bool) -> bool:
         raise RequestError(f"must be true or false, got {kind_of(wanted)}.", "pieces", "Send a boolean.")
     if wanted and not has_texts:
         raise RequestError("a list of token ids has no text whose pieces they are.", "pieces", "Send texts.")
+    if wanted and content.get("truncate") == "start":
+        raise RequestError("the pieces of a text are those from its start on.", "pieces", "Ask for truncate end or none.")
     return bool(wanted)
 
 

@@ -230,3 +230,11 @@ def test_an_error_survives_the_trip_between_processes() -> None:
     error = RequestError("is wrong.", "input", "Correct it.", 413, "too_large")
     again = pickle.loads(pickle.dumps(error))
     assert (again.body(), again.status) == (error.body(), 413)
+
+
+def test_pieces_are_not_those_of_a_text_that_is_cut_at_its_start() -> None:
+    keys = {"model": "tiny", "input": "a", "pieces": True, "truncate": "start"}
+    with pytest.raises(RequestError, match="from its start on") as caught:
+        protocol.parse_request(keys, CARD, 4, protocol.TOKENIZE_KEYS)
+    assert caught.value.where == "pieces"
+    assert protocol.parse_request(keys | {"truncate": "end"}, CARD, 4, protocol.TOKENIZE_KEYS).has_pieces
