@@ -110,14 +110,11 @@ class _Waiting:
     left: list[int]
     """Places of rows that no pass has taken, the longest first."""
     record: RequestRecord
+    is_small: bool
+    """Whether its rows cost less than a pass without any."""
     vectors: dict[int, Vectors] = field(default_factory=dict)
     """By place, of the rows that are encoded."""
     future: Future[Vectors] = field(default_factory=Future)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether its rows cost less than a pass without any."""
-        return sum(map(len, self.rows)) <= self.encoder.budget.overhead
 
 
 _Pass = list[tuple[_Waiting, int]]
@@ -179,7 +176,8 @@ class Batcher:
         if self.is_stuck:
             raise ModelStuck
         longest_first = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)
-        waiting = _Waiting(encoder, rows, layers, longest_first, record or RequestRecord())
+        is_small = sum(map(len, rows)) <= encoder.budget.overhead
+        waiting = _Waiting(encoder, rows, layers, longest_first, record or RequestRecord(), is_small)
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the batcher is closed")
