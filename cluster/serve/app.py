@@ -77,9 +77,8 @@ def build_app(config: ServeConfig, starts: int = _STARTS) -> serve.Application:
         ConfigError: no model is named.
     """
     require_model(config)
-    for key in ("model", "source_tokenizer"):
-        if os.path.isdir(folder := getattr(config, key)):
-            config = replace(config, **{key: os.path.abspath(folder)})  # a replica may start in another folder
+    models = {name: _absolute(folder) for name, folder in config.models.items()}
+    config = replace(config, model=_absolute(config.model), models=models, source_tokenizer=_absolute(config.source_tokenizer))
     deployment = serve.deployment(
         serve.ingress()(EmbedderReplica),
         num_replicas=config.replicas,
@@ -89,6 +88,11 @@ def build_app(config: ServeConfig, starts: int = _STARTS) -> serve.Application:
         max_constructor_retry_count=starts,
     )
     return deployment.bind(config, read_keys())
+
+
+def _absolute(folder: str) -> str:
+    """A local folder by its whole path: a replica may start in another one."""
+    return os.path.abspath(folder) if os.path.isdir(folder) else folder
 
 
 def app(args: dict[str, Any]) -> serve.Application:

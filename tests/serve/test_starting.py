@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,12 @@ def test_a_folder_is_served_without_a_configuration(folder: str, arguments: list
     process.terminate()
     assert process.wait(60) == 0
     assert "stopping" in process.stdout.read()
+
+
+def test_replicas_get_the_whole_paths_of_all_models(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may start in another folder."""
+    path = Path(folder)
+    monkeypatch.chdir(path.parent)
+    given = build_app(ServeConfig(model=path.name, models={"other": path.name, "hub": "org/name"}))
+    config = given._bound_deployment.init_args[0]
+    assert config.folders == {"embedder": folder, "other": folder, "hub": "org/name"}
