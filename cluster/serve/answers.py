@@ -1,7 +1,7 @@
 """Bodies of responses, in the form of OpenAI's where it has one. Pure functions."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -34,17 +34,17 @@ def embeddings(values: NDArray[Any], rows: TokenIds, asked: EmbeddingRequest, ca
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def models(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:
+def models(cards: Sequence[ModelCard], aliases: Mapping[str, str], config: ServeConfig) -> bytes:
     """The list of models, and of the names that stand for them."""
     entries = {card.name: _entry(card, config) for card in cards}
-    others = [entries[name] | {"id": alias, "root": name} for alias, name in config.aliases.items() if name in entries]
+    others = [entries[name] | {"id": alias, "root": name} for alias, name in aliases.items() if name in entries]
     return orjson.dumps({"object": "list", "data": [*entries.values(), *others]})
 
 
-def model(card: ModelCard, config: ServeConfig, name: str) -> bytes:
-    """One model, by one of its names."""
-    alias = {"id": name, "root": card.name} if name in config.aliases else {}
-    return orjson.dumps(_entry(card, config) | alias)
+def model(card: ModelCard, config: ServeConfig, alias: str | None = None) -> bytes:
+    """One model, by its name or by one that stands for it."""
+    named = {} if alias is None else {"id": alias, "root": card.name}
+    return orjson.dumps(_entry(card, config) | named)
 
 
 def info(cards: Sequence[ModelCard], config: ServeConfig) -> bytes:

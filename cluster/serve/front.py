@@ -136,14 +136,16 @@ class Front:
             self._ongoing -= 1
 
     async def _models(self, request: Request) -> Response:
-        return json_response(answers.models(self._shelf.models.cards, self._config))
+        models = self._shelf.models
+        return json_response(answers.models(models.cards, models.aliases, self._config))
 
     async def _one_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        return json_response(answers.model(self._shelf.models.find(name).card, self._config, name))
+        models, name = self._shelf.models, request.path_params["name"]
+        return json_response(answers.model(models.find(name).card, self._config, name if name in models.aliases else None))
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(orjson.dumps(openapi.document(self._shelf.models.cards, self._config)))
+        models = self._shelf.models
+        return json_response(orjson.dumps(openapi.document(models.cards, models.aliases, self._config)))
 
     async def _info(self, request: Request) -> Response:
         return json_response(answers.info(self._shelf.models.cards, self._config))

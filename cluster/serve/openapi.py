@@ -1,6 +1,6 @@
 """The endpoint as an OpenAPI 3.1 document, with what the served model offers. A pure function."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -38,7 +38,7 @@ _MEANINGS = {
 """What the keys of a request ask for."""
 
 
-def document(cards: Sequence[ModelCard], config: ServeConfig) -> dict[str, Any]:
+def document(cards: Sequence[ModelCard], aliases: Mapping[str, str], config: ServeConfig) -> dict[str, Any]:
     """The document."""
     post = {
         "/v1/embeddings": ("Vectors of texts", "Request", "Embeddings"),
@@ -63,7 +63,7 @@ def document(cards: Sequence[ModelCard], config: ServeConfig) -> dict[str, Any]:
         | {"/v1/models/{model}": {"get": one}}
         | {"/metrics": {"get": {"operationId": "metrics", "summary": "Metrics for Prometheus", "responses": metrics}}},
         "components": {
-            "schemas": _schemas(cards, config),
+            "schemas": _schemas(cards, aliases, config),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -84,10 +84,10 @@ def _json(schema: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _schemas(cards: Sequence[ModelCard], config: ServeConfig) -> dict[str, Any]:
+def _schemas(cards: Sequence[ModelCard], aliases: Mapping[str, str], config: ServeConfig) -> dict[str, Any]:
     """Bodies of requests and responses, by name."""
     pieces = {"type": ["boolean", "null"], "description": "Whether the answer has the piece of text of each token."}
-    requests = [_request(card, config) for card in cards]
+    requests = [_request(card, [one for one, name in aliases.items() if name == card.name], config) for card in cards]
     tokenizing = [asked | {"properties": asked["properties"] | {"pieces": pieces}} for asked in requests]
     reranks = [_rerank(asked, config) for asked in requests]
     error = {key: {"type": ["string", "null"]} for key in ("message", "type", "param", "code")}
@@ -200,12 +200,11 @@ def _listing(entry: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": ["object", "data"], "properties": properties}
 
 
-def _request(card: ModelCard, config: ServeConfig) -> dict[str, Any]:
+def _request(card: ModelCard, aliases: Sequence[str], config: ServeConfig) -> dict[str, Any]:
     """The body of a request; what it does not allow is refused."""
     text = {"type": "string", "minLength": 1}
     many = {"minItems": 1, "maxItems": config.max_inputs}
     inputs = [text, _ids(card), *({"type": "array", "items": kind} | many for kind in (text, _ids(card)))]
-    aliases = [alias for alias, name in config.aliases.items() if name == card.name]
     known = sorted({name for name, *_ in card.indexes})
     properties: dict[str, dict[str, Any]] = {
         "model": {"enum": list(dict.fromkeys((card.name, card.id, *aliases)))},

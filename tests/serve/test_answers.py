@@ -52,8 +52,8 @@ def test_bits_are_packed_as_sentence_transformers_packs_them(dtype, is_base64) -
 
 
 def test_the_list_of_models_says_what_may_be_asked() -> None:
-    [model] = json.loads(answers.models([CARD], ServeConfig(max_inputs=7)))["data"]
-    assert model == json.loads(answers.model(CARD, ServeConfig(max_inputs=7), "tiny"))
+    [model] = json.loads(answers.models([CARD], {}, ServeConfig(max_inputs=7)))["data"]
+    assert model == json.loads(answers.model(CARD, ServeConfig(max_inputs=7)))
     assert (model["id"], model["object"]) == ("tiny", "model")
     assert (model["dimensions"], model["max_length"], model["layers"]) == ([32, 8, 4], 6, [1, 2])
     assert model["index_versions"][1] == {"index_version": "older", "dimensions": 8, "layer": 1}

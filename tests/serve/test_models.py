@@ -15,13 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import openai
 import pytest
+from starlette.testclient import TestClient
 
 from cluster.serve.config import ServeConfig, with_models
+from cluster.serve.front import Front
 from cluster.serve.load import Connection
 from cluster.serve.loading import Loader
 from cluster.serve.metrics import Prometheus
 from cluster.serve.model import version_of
-from cluster.serve.models import Models
+from cluster.serve.models import Models, Shelf
 from cluster.serve.process import serve_in_process
 from cluster.serve.protocol import RequestError
 from data_pipeline.errors import ConfigError
@@ -257,3 +259,14 @@ def test_a_model_that_does_not_say_how_it_pools_is_served_with_a_warning(
     [card] = loader.shelf.models.cards
     assert (card.pooling, card.is_normalized) == ("mean", True)
     loader.batcher.close()
+
+
+def test_aliases_that_a_deployment_gets_later_are_listed() -> None:
+    served = Shelf(SERVED)
+    asked = TestClient(Front(ServeConfig(aliases={}), served).api())
+    assert [one["id"] for one in asked.get("/v1/models").json()["data"]] == ["org/tiny", "old", "text-embedding-3-small"]
+    assert asked.get("/v1/models/text-embedding-3-small").json()["root"] == "org/tiny"
+    schemas = asked.get("/openapi.json").json()["components"]["schemas"]["Request"]["oneOf"]
+    assert schemas[0]["properties"]["model"]["enum"] == ["org/tiny", "org/tiny@a1b2", "text-embedding-3-small"]
+    served.models = Models(SERVED.by_name, {"new": "old"})
+    assert [one["id"] for one in asked.get("/v1/models").json()["data"]][2] == "new"

@@ -17,7 +17,7 @@ from data_pipeline.tokenizers.pieces import Pieces
 from tests.serve.test_front import ASK, client
 from tests.serve.test_protocol import CARD
 
-DOCUMENT = openapi.document([CARD], ServeConfig(max_inputs=4))
+DOCUMENT = openapi.document([CARD], {}, ServeConfig(max_inputs=4))
 MODELS = Models({"tiny": SimpleNamespace(card=CARD)})
 VALIDATOR = jsonschema.Draft202012Validator(DOCUMENT["components"]["schemas"]["Request"])
 
@@ -54,7 +54,7 @@ def test_answers_have_the_documented_keys() -> None:
     pieces = Pieces(pieces=("a",), special=())
     [entry] = json.loads(answers.tokens([[1]], CARD, [(pieces, pieces)]))["data"]
     assert set(entry) - {"object"} == set(schemas["Tokens"]["properties"]["data"]["items"]["properties"])
-    entry = json.loads(answers.model(CARD, ServeConfig(), "tiny"))
+    entry = json.loads(answers.model(CARD, ServeConfig()))
     assert set(entry) - {"object", "created", "owned_by"} == set(schemas["Model"]["properties"]) - {"root"}
     assert set(client().post("/v1/embeddings", json=ASK).json()) == set(schemas["Embeddings"]["properties"])
 
