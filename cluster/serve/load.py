@@ -30,30 +30,51 @@ class Connection:
         self._url = urlsplit(url)
         self._key = "" if key is None else f"Authorization: Bearer {key}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.closed_idle = 0
+        """How often the server closed it between two requests; the next request opens it again, as httpx and urllib3 do."""
 
-    async def post(self, body: bytes) -> int:
-        """The status of the answer to a JSON body.
+    async def post(self, body: bytes) -> tuple[int, bytes]:
+        """The status and the body of the answer to a JSON body.
 
         Raises:
             OSError: the server cannot be reached.
             asyncio.IncompleteReadError: it closed the connection without an answer.
         """
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()
+            self.closed_idle += 1
         if self._streams is None:
-            self._streams = await asyncio.open_connection(self._url.hostname, port(self._url), ssl=self._url.scheme == "https")
+            is_https = self._url.scheme == "https"
+            self._streams = await asyncio.open_connection(self._url.hostname, port(self._url), ssl=is_https)
         reader, writer = self._streams
         lines = f"POST {self._url.path} HTTP/1.1\r\nHost: {self._url.netloc}\r\nContent-Type: application/json\r\n"
         writer.write(f"{lines}{self._key}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(int(length.partition(b":")[2]))
-        if b"\r\nconnection: close" in head:
+        status, content, is_last = await read_answer(reader)
+        if is_last:
             self.close()
-        return int(head.split(b" ", 2)[1])
+        return status, content
 
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Status and body of an answer of HTTP/1.1, and whether it is the last one of the connection."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status, is_last = int(head.split(b" ", 2)[1]), b"\r\nconnection: close" in head
+    _, has_length, rest = head.partition(b"\r\ncontent-length:")
+    if has_length:
+        return status, await reader.readexactly(int(rest.partition(b"\r\n")[0])), is_last
+    if b"\r\ntransfer-encoding: chunked" not in head:
+        return status, await reader.read(), True
+    parts = []
+    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    while await reader.readuntil(b"\r\n") != b"\r\n":
+        pass  # trailing fields
+    return status, b"".join(parts), is_last
 
 
 def port(url: SplitResult) -> int:
@@ -118,7 +139,7 @@ async def open_loop(
 async def _answered(connection: Connection, body: bytes) -> bool:
     """Whether the request was answered with status 200; a broken connection is opened again for the next one."""
     try:
-        return await connection.post(body) == 200
+        return (await connection.post(body))[0] == 200
     except (OSError, asyncio.IncompleteReadError):
         connection.close()
         return False

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cluster.serve.load import Connection, read_answer
+
 NAME = "embedder"
 PORT = 8341
+URL = f"http://127.0.0.1:{PORT}/v1/embeddings"
 REQUEST_SECONDS = 60.0
 """A request without an answer for so long is lost."""
 TOLERANCE = 1e-5
@@ -37,38 +40,6 @@ class Seen:
         counts = {"requests": sum(self.statuses.values()), "statuses": dict(self.statuses), "versions": dict(self.versions)}
         lost = {"lost": sum(self.lost.values()), "lost_as": dict(self.lost), "wrong": self.wrong}
         return counts | lost | times | {"closed_idle": self.closed_idle, "largest_difference": self.largest_difference}
-
-
-class Asker:
-    """A connection that sends one request after another and reads the answers."""
-
-    def __init__(self) -> None:
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.closed_idle = 0
-        """Connections that the server closed while they were idle; as by httpx and urllib3, the next request gets a new one."""
-
-    async def ask(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; OSError or IncompleteReadError where there is none."""
-        if self._streams is not None and self._streams[0].at_eof():
-            self.close()
-            self.closed_idle += 1
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 26)
-        reader, writer = self._streams
-        writer.write(head(len(body)) + body)
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = next((line for line in answer.split(b"\r\n") if line.startswith(b"content-length:")), None)
-        if length is None:
-            raise ConnectionError(f"an answer of unknown length: {answer!r}")
-        content = await reader.readexactly(int(length.partition(b":")[2]))
-        if b"\r\nconnection: close" in answer:
-            self.close()
-        return int(answer.split(b" ", 2)[1]), content
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
 
 
 def head(length: int) -> bytes:
@@ -105,14 +76,14 @@ class Questions:
         seen.wrong += difference > TOLERANCE
 
 
-async def asked(questions: Questions, seen: Seen, asker: Asker, places: list[int]) -> None:
+async def asked(questions: Questions, seen: Seen, connection: Connection, places: list[int]) -> None:
     """Sends a request and notes what comes of it."""
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
-            status, content = await asker.ask(questions.body(places))
+            status, content = await connection.post(questions.body(places))
         questions.check(seen, places, status, content)
     except (OSError, asyncio.IncompleteReadError) as error:  # a timeout is an OSError
-        asker.close()
+        connection.close()
         seen.statuses["none"] += 1
         seen.lost[f"{type(error).__name__} {str(error)[:60]}"] += 1
 
@@ -120,14 +91,14 @@ async def asked(questions: Questions, seen: Seen, asker: Asker, places: list[int
 async def arrivals(questions: Questions, seen: Seen, rate: float, seconds: float, seed: int = 0) -> None:
     """Requests of one text at random moments, whether or not earlier ones are answered."""
     rng = np.random.default_rng(seed)
-    idle: list[Asker] = []
+    idle: list[Connection] = []
     ongoing: set[asyncio.Task[None]] = set()
 
     async def one(moment: float) -> None:
-        asker = idle.pop() if idle else Asker()
-        await asked(questions, seen, asker, [int(rng.integers(len(questions.texts)))])
+        connection = idle.pop() if idle else Connection(URL)
+        await asked(questions, seen, connection, [int(rng.integers(len(questions.texts)))])
         seen.times.append(time.perf_counter() - moment)
-        idle.append(asker)
+        idle.append(connection)
 
     moment = began = time.perf_counter()
     while (moment := moment + rng.exponential(1 / rate)) < began + seconds:
@@ -136,9 +107,9 @@ async def arrivals(questions: Questions, seen: Seen, rate: float, seconds: float
         ongoing.add(task)
         task.add_done_callback(ongoing.discard)
     await asyncio.gather(*ongoing)
-    for asker in idle:
-        seen.closed_idle += asker.closed_idle
-        asker.close()
+    for connection in idle:
+        seen.closed_idle += connection.closed_idle
+        connection.close()
 
 
 async def leavers(questions: Questions, until: float) -> int:
@@ -166,9 +137,8 @@ async def slow_ones(questions: Questions, seen: Seen, until: float) -> None:
             for start in range(0, len(body), len(body) // 5):
                 writer.write(body[start : start + len(body) // 5])
                 await asyncio.sleep(0.5)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            questions.check(seen, place, int(answer[9:12]), await reader.readexactly(int(length.partition(b":")[2])))
+            status, content, _ = await read_answer(reader)
+            questions.check(seen, place, status, content)
             writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
             seen.statuses["none"] += 1
@@ -177,8 +147,8 @@ async def slow_ones(questions: Questions, seen: Seen, until: float) -> None:
 
 async def many_texts(questions: Questions, seen: Seen, until: float) -> None:
     """A client that sends 1,024 texts at a time."""
-    asker = Asker()
+    connection = Connection(URL)
     while time.perf_counter() < until:
-        await asked(questions, seen, asker, [place % len(questions.texts) for place in range(1024)])
+        await asked(questions, seen, connection, [place % len(questions.texts) for place in range(1024)])
         await asyncio.sleep(1)
-    asker.close()
+    connection.close()

@@ -35,7 +35,7 @@ import psutil
 import torch
 
 from cluster.serve.haproxy import ENVIRONMENT
-from cluster.serve.load import closed_loop
+from cluster.serve.load import Connection, closed_loop
 from cluster.serve.model import version_of
 from tests.benchmarks.embed import model_folder
 from tests.benchmarks.serve import texts
@@ -43,7 +43,7 @@ from tests.benchmarks.serve_clients import (
     NAME,
     PORT,
     TOLERANCE,
-    Asker,
+    URL,
     Questions,
     Seen,
     arrivals,
@@ -161,13 +161,13 @@ async def wait_until_answered(questions: Questions, seconds: float) -> float:
     """Seconds until a request is answered with 200."""
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
-        asker, seen = Asker(), Seen()
+        connection, seen = Connection(URL), Seen()
         try:
             async with asyncio.timeout(5):
-                await asked(questions, seen, asker, [0])
+                await asked(questions, seen, connection, [0])
         except TimeoutError:
             pass
-        asker.close()
+        connection.close()
         if seen.statuses["200"]:
             return round(time.perf_counter() - began, 2)
         await asyncio.sleep(0.05)
@@ -210,9 +210,8 @@ async def soak(host: Process | OnRay, questions: Questions, versions: list[str],
     """The whole run."""
     await wait_until_answered(questions, 180)
     bodies = [questions.body([place]) for place in range(len(questions.texts))]
-    url = f"http://127.0.0.1:{PORT}/v1/embeddings"
-    await closed_loop(url, bodies, 8, 3)
-    rate = SHARE * (await closed_loop(url, bodies, 32, 10)).per_second
+    await closed_loop(URL, bodies, 8, 3)
+    rate = SHARE * (await closed_loop(URL, bodies, 32, 10)).per_second
     warm, seen, slow, many = Seen(), Seen(), Seen(), Seen()
     await arrivals(questions, warm, rate, WARM_SECONDS, seed=1)
     before, seconds = memory(host), 60 * options.minutes

@@ -180,7 +180,7 @@ def test_a_new_version_is_served_without_a_failed_request(versions: tuple[Path, 
     async def ask(url: str) -> None:
         connection = Connection(f"{url}/embeddings")
         while not is_over.is_set():
-            statuses.append(await connection.post(body))
+            statuses.append((await connection.post(body))[0])
         connection.close()
 
     async def clients(url: str) -> None:

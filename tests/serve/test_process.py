@@ -32,7 +32,7 @@ def test_no_accepted_request_is_lost_when_the_server_ends(folder: str) -> None:
         connection = Connection(f"{url}/embeddings")
         while True:
             try:
-                statuses.append(await connection.post(bodies[kind]))
+                statuses.append((await connection.post(bodies[kind]))[0])
                 if kind == "alone":
                     connection.close()
             except (OSError, asyncio.IncompleteReadError) as error:
