@@ -89,8 +89,8 @@ $(INFINITY)/.ready:
 		"transformers==4.49.*" "optimum==1.24.*" "sentence-transformers==3.4.*" "click<8.2"
 	@touch $(INFINITY)/.ready
 
-bench-serve: $(STAMP) $(INFINITY)/.ready ## the endpoint under load beside infinity (about 20 minutes on a CPU)
-	$(BIN)/python -m tests.benchmarks.serve --peer $(INFINITY)
+bench-serve: $(STAMP) $(INFINITY)/.ready $(ORACLE)/.ready ## the endpoint under load beside infinity and FastAPI (about 25 minutes on a CPU)
+	$(BIN)/python -m tests.benchmarks.serve --infinity $(INFINITY) --fastapi $(ORACLE)
 
 soak: $(STAMP) ## the endpoint under load while replicas are killed and models replaced, on Ray and without (25 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.serve_soak --host ray

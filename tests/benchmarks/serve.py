@@ -1,11 +1,11 @@
 """The endpoint under load, beside infinity: requests a second, times, start, and memory, on a CPU.
 
-    python -m tests.benchmarks.serve [--peer FOLDER] [--repeats 2] [--seconds 5] [--sides scion scion-ray infinity]
+    python -m tests.benchmarks.serve [--infinity FOLDER] [--fastapi FOLDER] [--repeats 2] [--seconds 5] [--sides SIDE ...]
 
 All servers hold the same all-MiniLM-L6-v2 in fp32, with one thread for the model, and are asked over loopback by the same
-clients (cluster/serve/load.py). infinity-emb 0.0.78 runs in an environment of its own, with BetterTransformer. `scion` is one
-process; `scion-ray` is a replica on Ray Serve, behind its HAProxy; both also offer vectors behind three of the six layers.
-Texts are titles and paragraphs of the sample.
+clients (cluster/serve/load.py). `infinity` is infinity-emb 0.0.78 with BetterTransformer, and `fastapi` sentence-transformers 6.2
+in the threads of a plain FastAPI; both run in environments of their own. `scion` is one process; `scion-ray` is a replica on Ray
+Serve, behind its HAProxy; both also offer vectors behind three of the six layers. Texts are titles and paragraphs of the sample.
 
 short, mixed   1, 8, 32 and 128 clients that each wait for an answer: texts of 6 to 10 tokens; a fifth of them of 120
 many           1 and 4 clients that send 64 mixed texts at once
@@ -61,6 +61,33 @@ with ray_session(workers=1, worker_cpus=1.0, address=None):
         signal.pause()
 """
 """What `scion serve` does where RAY_ADDRESS is set, on a Ray of its own."""
+ON_FASTAPI = """
+import sys
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer(sys.argv[1], device="cpu")
+app = FastAPI()
+
+class Body(BaseModel):
+    model: str
+    input: str | list[str]
+
+@app.get("/health")
+def health():
+    return {}
+
+@app.post("/v1/embeddings")
+def embeddings(body: Body):
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    vectors = encoder.encode(texts, show_progress_bar=False)
+    data = [{"object": "embedding", "index": place, "embedding": row.tolist()} for place, row in enumerate(vectors)]
+    return {"object": "list", "model": body.model, "data": data}
+
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
 
 
 def texts(embedder: Embedder) -> tuple[list[str], list[str]]:
@@ -90,11 +117,13 @@ def bodies(embedder: Embedder) -> dict[str, list[bytes]]:
     return {kind: [json.dumps({"model": NAME, "input": one}).encode() for one in all_] for kind, all_ in inputs.items()}
 
 
-def command(side: str, port: int, peer: str, folder: str) -> list[str]:
+def command(side: str, port: int, peers: dict[str, str], folder: str) -> list[str]:
     if side == "infinity":
         named = ["--model-id", folder, "--served-model-name", NAME, "--port", str(port)]
         kind = ["--device", "cpu", "--engine", "torch", "--dtype", "float32", "--bettertransformer"]
-        return [f"{peer}/bin/infinity_emb", "v2", *named, *kind]
+        return [f"{peers[side]}/bin/infinity_emb", "v2", *named, *kind]
+    if side == "fastapi":
+        return [f"{peers[side]}/bin/python", "-c", ON_FASTAPI, folder, str(port)]
     if side == "scion-ray":
         return [sys.executable, "-c", ON_RAY, folder, NAME, str(port)]
     config = Path(tempfile.mkdtemp()) / "serve.yaml"
@@ -104,13 +133,13 @@ def command(side: str, port: int, peer: str, folder: str) -> list[str]:
 
 
 @contextmanager
-def server(side: str, peer: str, folder: str) -> Iterator[tuple[str, dict[str, float]]]:
+def server(side: str, peers: dict[str, str], folder: str) -> Iterator[tuple[str, dict[str, float]]]:
     """A running server: the URL of its embeddings, its seconds to start, and its memory."""
     port = 8200 + sum(map(ord, side)) % 100
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command(side, port, peer, folder), stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(command(side, port, peers, folder), stdout=log, stderr=log, env=environment)
         try:
             _wait(f"http://127.0.0.1:{port}/health", process)
             facts = {"start_seconds": round(time.perf_counter() - began, 1), "idle_mb": _memory(process)}
@@ -181,11 +210,13 @@ def at_half_depth(sent: dict[str, list[bytes]], layer: int) -> dict[str, list[by
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serve")
-    parser.add_argument("--peer", default=".venv-infinity")
+    parser.add_argument("--infinity", default=".venv-infinity")
+    parser.add_argument("--fastapi", default=".venv-oracle")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--sides", nargs="+", default=["infinity", "scion", "scion-ray"])
+    parser.add_argument("--sides", nargs="+", default=["infinity", "fastapi", "scion", "scion-ray"])
     options = parser.parse_args(argv)
+    peers = {"infinity": options.infinity, "fastapi": options.fastapi}
     folder = os.path.abspath(model_folder())
     own = with_exit(folder, tempfile.mkdtemp())
     sent = bodies(Embedder.load(folder))
@@ -195,8 +226,8 @@ def main(argv: list[str]) -> None:
     rates: list[float] = []
     for _ in range(options.repeats):
         for side in options.sides:
-            is_peer = side == "infinity"
-            with server(side, options.peer, folder if is_peer else own) as (url, seen):
+            is_peer = side in peers
+            with server(side, peers, folder if is_peer else own) as (url, seen):
                 rounds[side].append(asyncio.run(measure(url, sent if is_peer else of_ours, rates, options.seconds)))
             facts[side].append(seen)
             if not rates:
@@ -223,7 +254,9 @@ def ratios(sides: dict[str, Any]) -> dict[str, dict[str, float]]:
         own = sides[side]["loads"]
         found[side] = {load: round(own[load]["per_second"] / peer[load]["per_second"], 2) for load in own if load in peer}
         found[side] |= {
-            f"half, {load}": round(own[f"half, {load}"]["per_second"] / own[load]["per_second"], 2) for load in HALF
+            f"half, {load}": round(own[f"half, {load}"]["per_second"] / own[load]["per_second"], 2)
+            for load in HALF
+            if f"half, {load}" in own
         }
         found[side] |= {f"p95, {load}": round(peer[load]["p95"] / own[load]["p95"], 2) for load in own if load in peer}
     return found
