@@ -39,6 +39,7 @@ def cells(page: "Page") -> np.ndarray:
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit @ unit.T
 
@@ -66,6 +67,8 @@ def test_the_number_of_a_pair_is_in_its_cell(show, url, embedder) -> None:
     [
         ({"dimensions": "8"}, {"dimensions": 8}, {"dimensions": 8}, cosines),
         ({"layer": "1"}, {"layer": 1, "dimensions": 32}, {"layers": 1}, cosines),
+        ({"dtype": "int8"}, {"output_dtype": "int8"}, {"output_dtype": "int8"}, cosines),
+        ({"dtype": "uint8", "layer": "1"}, {"output_dtype": "uint8", "layer": 1}, {"layers": 1, "output_dtype": "int8"}, cosines),
         ({"dtype": "binary"}, {"output_dtype": "binary"}, {}, hamming),
         ({"dtype": "ubinary", "dimensions": "8"}, {"output_dtype": "ubinary", "dimensions": 8}, {"dimensions": 8}, hamming),
         ({"inputType": "sts"}, {"input_type": "sts"}, {"prompt_name": "sts"}, cosines),
@@ -93,6 +96,10 @@ def test_only_what_the_model_offers_can_be_chosen(show, url) -> None:
     assert [offered(name) for name in ("dimensions", "layer")] == [["32", "8"], ["", "1"]]
     assert offered("inputType") == ["", "query", "document", "sts"]
     assert offered("indexVersion") == ["", "old"]
+    choose(page, dtype="int8")
+    assert not page.is_visible("#choice-indexVersion")  # bytes are measured for the embedder's own vectors
+    choose(page, dtype="float")
+    assert page.is_visible("#choice-indexVersion")
     choose(page, dimensions="8")
     assert not page.is_visible("#choice-indexVersion")  # there is no map at this width with all layers
 
@@ -171,12 +178,13 @@ def rows_of(page: "Page") -> dict[tuple[str, ...], list[str]]:
 def test_the_cost_of_every_choice_is_measured(show, url, embedder) -> None:
     page = show(url, TEXTS)
     page.click("#measure")
-    page.wait_for_function("() => document.querySelectorAll('#cost-table tbody tr').length === 12", timeout=60_000)
+    page.wait_for_function("() => document.querySelectorAll('#cost-table tbody tr').length === 20", timeout=60_000)
     page.wait_for_selector("#measure-stop", state="hidden", timeout=60_000)
     assert page.evaluate("document.activeElement.id") == "measure"
     rows = rows_of(page)
     assert next(iter(rows)) == ("32", "all", "float")
     assert rows["32", "all", "float"][:2] == ["128 bytes", "128 MB"]
+    assert rows["32", "first 1", "int8"][:2] == ["32 bytes", "32 MB"]
     assert rows["8", "first 1", "ubinary"][:2] == ["1 byte", "1 MB"]
     assert all(float(row[2]) > 0 for row in rows.values())
     assert rows["32", "all", "float"][3:] == ["–", "–"]

@@ -3,8 +3,14 @@
 import { byId, element } from "./dom.js";
 import { load, save } from "./store.js";
 
-// Bytes are left out: their similarities need the ranges of the values, which the server keeps.
-const DTYPES = { float: "float32", binary: "bits in int8 (binary)", ubinary: "bits in uint8 (ubinary)" };
+const DTYPES = {
+  float: "float32",
+  int8: "bytes (int8)",
+  uint8: "bytes (uint8)",
+  binary: "bits in int8 (binary)",
+  ubinary: "bits in uint8 (ubinary)",
+};
+const BITS = ["binary", "ubinary"];
 
 /** Builds the controls. `onChange` runs with each change. Returns a function that gives the choice. */
 export function connectChoices(model, onChange) {
@@ -62,13 +68,14 @@ function limitDtypes({ dimensions, dtype }) {
 
 const dtypesOf = (model) => model.output_dtypes.filter((dtype) => dtype in DTYPES);
 
-export const hasDtype = (dimensions, dtype) => dtype === "float" || dimensions % 8 === 0;
+export const hasDtype = (dimensions, dtype) => !BITS.includes(dtype) || dimensions % 8 === 0;
 
-/** The earlier indexes that queries of this width and depth may search. */
+/** The earlier indexes that queries of this width and depth may search; bytes are measured for the model's own vectors. */
 function offerIndexes(controls, model, version) {
-  const { dimensions, layer, inputType } = read(controls);
+  const { dimensions, layer, dtype, inputType } = read(controls);
   const at = model.index_versions.filter((entry) => entry.dimensions === dimensions && entry.layer === layer);
-  const known = inputType === "document" ? [] : at.map((entry) => entry.index_version);
+  const isOwn = inputType === "document" || ["int8", "uint8"].includes(dtype);
+  const known = isOwn ? [] : at.map((entry) => entry.index_version);
   const options = ["", ...known].map((name) => element("option", { value: name }, name || "its own"));
   controls.indexVersion.select.replaceChildren(...options);
   if (known.includes(version)) controls.indexVersion.select.value = version;

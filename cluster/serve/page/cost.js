@@ -93,7 +93,7 @@ async function measure(model, texts, current, choices, signal) {
 }
 
 function measured({ vectors, tokens }) {
-  const size = vectors.width * (vectors.isBits ? 1 : 4);
+  const size = vectors.width * vectors.values.BYTES_PER_ELEMENT;
   return { size, tokens, values: pairs(vectors).map((pair) => pair.value) };
 }
 

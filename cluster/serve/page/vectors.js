@@ -20,15 +20,18 @@ export async function embed(model, texts, choice, options) {
   return { vectors, tokens: content.usage.total_tokens, milliseconds };
 }
 
-/** Vectors of base64 strings: { values, width, count, isBits }. Bits are bytes of 8, as `ubinary` has them. */
+const ARRAYS = { float: Float32Array, int8: Int8Array, uint8: Int8Array, binary: Uint8Array, ubinary: Uint8Array };
+
+/** Vectors of base64 strings: { values, width, count, isBits }. Bytes are as `int8` has them, bits as `ubinary` has them. */
 export function decode(strings, dtype) {
   const rows = strings.map((text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0)));
-  const isBits = dtype !== "float";
-  const width = isBits ? rows[0].length : rows[0].length / 4;
-  const values = isBits ? new Uint8Array(width * rows.length) : new Float32Array(width * rows.length);
-  rows.forEach((row, place) => values.set(isBits ? row : new Float32Array(row.buffer), place * width));
-  if (dtype === "binary") values.forEach((byte, place) => (values[place] = byte ^ 0x80)); // int8 is the byte less 128
-  return withLengths({ values, width, count: rows.length, isBits });
+  // An int8 is the uint8 less 128, which is the same byte with another first bit.
+  if (dtype === "uint8" || dtype === "binary") rows.forEach((row) => row.forEach((byte, place) => (row[place] = byte ^ 0x80)));
+  const vectors = rows.map((row) => new ARRAYS[dtype](row.buffer));
+  const width = vectors[0].length;
+  const values = new ARRAYS[dtype](width * rows.length);
+  vectors.forEach((vector, place) => values.set(vector, place * width));
+  return withLengths({ values, width, count: rows.length, isBits: ARRAYS[dtype] === Uint8Array });
 }
 
 /** Room for `count` vectors like those of a first answer. */
