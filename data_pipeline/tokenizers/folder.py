@@ -45,7 +45,9 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its own, all for a bad folder
-        raise ModelError(f"no tokenizer can be loaded ({reason(error)})", where, "Name a model folder.") from error
+        raise ModelError(
+            f"no tokenizer can be loaded ({reason(error)})", where, "Check the name; fetch or make damaged files again."
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("the tokenizer has no tokenizer.json.", where, "Convert it to a fast tokenizer first.")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)

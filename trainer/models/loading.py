@@ -337,7 +337,9 @@ def _load(load: Callable[[], Any], folder: str, hub: bool = False) -> Any:
     except (TypeError, ModelError):
         raise
     except Exception as error:  # transformers raises OSError, ValueError, safetensors' and the hub's own errors
-        raise ModelError(f"cannot be loaded ({reason(error)})", where, "Name a model folder.") from error
+        raise ModelError(
+            f"cannot be loaded ({reason(error)})", where, "Check the name; fetch or make damaged files again."
+        ) from error
 
 
 @contextmanager
