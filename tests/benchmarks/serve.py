@@ -3,9 +3,10 @@
     python -m tests.benchmarks.serve [--infinity FOLDER] [--fastapi FOLDER] [--repeats 2] [--seconds 5] [--sides SIDE ...]
 
 All servers hold the same all-MiniLM-L6-v2 in fp32, with one thread for the model, and are asked over loopback by the same
-clients (cluster/serve/load.py). `infinity` is infinity-emb 0.0.78 with BetterTransformer, and `fastapi` sentence-transformers 6.2
-in the threads of a plain FastAPI; both run in environments of their own. `scion` is one process; `scion-ray` is a replica on Ray
-Serve, behind its HAProxy; both also offer vectors behind three of the six layers. Texts are titles and paragraphs of the sample.
+clients (cluster/serve/load.py). `infinity` is infinity-emb 0.0.78 with BetterTransformer, and `fastapi` sentence-transformers
+6.2 in the threads of a plain FastAPI; both run in environments of their own. `scion` is one process; `scion-ray` is a replica
+on Ray Serve, behind its HAProxy; both also offer vectors behind three of the six layers. Texts are titles and paragraphs of the
+sample.
 
 short, mixed   1, 8, 32 and 128 clients that each wait for an answer: texts of 6 to 10 tokens; a fifth of them of 120
 many           1 and 4 clients that send 64 mixed texts at once

@@ -68,7 +68,7 @@ def test_the_number_of_a_pair_is_in_its_cell(show, url, embedder) -> None:
         ({"dimensions": "8"}, {"dimensions": 8}, {"dimensions": 8}, cosines),
         ({"layer": "1"}, {"layer": 1, "dimensions": 32}, {"layers": 1}, cosines),
         ({"dtype": "int8"}, {"output_dtype": "int8"}, {"output_dtype": "int8"}, cosines),
-        ({"dtype": "uint8", "layer": "1"}, {"output_dtype": "uint8", "layer": 1}, {"layers": 1, "output_dtype": "int8"}, cosines),
+        ({"dtype": "uint8", "layer": "1"}, {"output_dtype": "uint8"}, {"layers": 1, "output_dtype": "int8"}, cosines),
         ({"dtype": "binary"}, {"output_dtype": "binary"}, {}, hamming),
         ({"dtype": "ubinary", "dimensions": "8"}, {"output_dtype": "ubinary", "dimensions": 8}, {"dimensions": 8}, hamming),
         ({"inputType": "sts"}, {"input_type": "sts"}, {"prompt_name": "sts"}, cosines),
