@@ -1,5 +1,6 @@
 """The Ray cluster of a job: the one at RAY_ADDRESS, or one started for the job that ends with it."""
 
+import json
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ import ray
 import torch
 
 from cluster import capacity
+from cluster.reach import check_reachable
 from cluster.serve.haproxy import local_environment
 from data_pipeline.errors import ClusterError
 
@@ -33,7 +35,6 @@ _LOCAL_ENV = {
 and polled often, so that the end of a training is noticed sooner. On a busy machine Ray Serve's proxy takes longer to start
 than the 5 s after which Serve kills it and starts another."""
 _OBJECT_STORE_BYTES = 512 << 20
-_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -63,8 +64,9 @@ def ray_session(
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     settings["runtime_env"] = {"env_vars": environment}
     if address:
-        _check_reachable(address)
+        check_reachable(address.removeprefix("ray://"), f"RAY_ADDRESS={address}", "Unset it to run on this machine.")
         settings["address"] = address
+        settings["runtime_env"] = {"env_vars": {key: value for key, value in environment.items() if key not in _of_job()}}
     else:
         needed, cores = math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)), os.cpu_count() or 1
         if workers is not None and workers > cores:
@@ -97,6 +99,13 @@ def _worker_environment(is_elastic: bool) -> dict[str, str]:
     environment = {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
     return environment
+
+
+def _of_job() -> dict[str, str]:
+    """The environment variables of the submitted job that this process belongs to, which Ray lets no driver name again."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    found: dict[str, str] = job.get("runtime_env", {}).get("env_vars", {})
+    return found
 
 
 def _start_error(error: Exception, address: str | None) -> ClusterError:
@@ -148,19 +157,6 @@ def _without_native_output() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def _check_reachable(address: str) -> None:
-    """Refuses an address without an answer at once; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto" and the like are Ray's to resolve
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"no answer from there ({error.strerror or error}).", f"RAY_ADDRESS={address}", "Unset it to run on this machine."
-        ) from error
 
 
 def _silence_ray() -> None:
