@@ -1,5 +1,6 @@
 """The resources of the cluster and of its autoscaler, and the number of workers that they allow."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from data_pipeline.errors import ClusterError
 
 DEFAULT_CPU_WORKERS = 2
 """Default number of workers on a cluster without GPUs."""
+DRIVER_CPUS = "SCION_DRIVER_CPUS"
+"""An environment variable of a submitted job: the cores that its first process holds."""
 _POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
 """Time between two looks at the cluster, and between two lines about it."""
@@ -26,7 +29,7 @@ def has_gpus() -> bool:
 
 def cpus_for(workers: int, worker_cpus: float) -> float:
     """CPUs of a job; with 0 workers, of a job with the default number of CPU workers."""
-    return (workers or DEFAULT_CPU_WORKERS) * worker_cpus + _READER_CPUS
+    return (workers or DEFAULT_CPU_WORKERS) * worker_cpus + _READER_CPUS + float(os.environ.get(DRIVER_CPUS, 0))
 
 
 def resolve_workers(workers: int | None) -> int:

@@ -80,6 +80,14 @@ class TrainingError(ScionError):
     """Training cannot continue: a loss that is not finite, a worker that failed."""
 
 
+class JobError(ScionError):
+    """A job on a cluster that has failed. Ends a command with the exit code of the job."""
+
+    def __init__(self, what: str, where: str, fix: str, exit_code: int) -> None:
+        super().__init__(what, where, fix)
+        self.exit_code = exit_code
+
+
 class Stopped(ScionError):
     """The run stopped on request and can resume from its last checkpoint.
 

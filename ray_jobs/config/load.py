@@ -257,9 +257,14 @@ def _absolute(section: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def to_yaml(config: ScionConfig) -> str:
-    """The resolved configuration as it is written beside a run, without passwords and keys that the job did not need."""
+    """The resolved configuration as it is written beside a run, without passwords and keys that the job did not need.
+
+    How it was submitted is left out: it is nothing of the run, and may hold secrets.
+    """
     given = OmegaConf.structured(config)
-    needed = OmegaConf.masked_copy(given, [name for name in given if name not in _REQUIRED or given[name]])
+    needed = OmegaConf.masked_copy(
+        given, [name for name in given if name != "submit" and (name not in _REQUIRED or given[name])]
+    )
     return str(mask_passwords(OmegaConf.to_yaml(needed)))
 
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.jobs.config import SubmitConfig
 from cluster.serve.config import ServeConfig
 from data_pipeline.artifacts import storage
 from data_pipeline.errors import ConfigError
@@ -222,6 +223,7 @@ class ScionConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    submit: SubmitConfig = field(default_factory=SubmitConfig)
 
     def __post_init__(self) -> None:
         if self.method != AUTO:

@@ -1,0 +1,182 @@
+"""Jobs on a cluster, without one: ids, what is sent, and a log that breaks off."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from cluster.jobs import api
+from cluster.jobs.config import SubmitConfig
+from data_pipeline.errors import ClusterError, ConfigError, JobError, Stopped
+from ray_jobs import jobs, submit
+
+
+def job(name: str, status: str = "SUCCEEDED", **about: Any) -> SimpleNamespace:
+    given = {
+        "metadata": None,
+        "message": None,
+        "driver_exit_code": None,
+        "runtime_env": None,
+        "start_time": 1,
+        "end_time": None,
+    }
+    return SimpleNamespace(submission_id=name, status=JobStatus(status), **given | about)
+
+
+class Client:
+    """A cluster that says in turn what it is given: details of a job or an error; and logs, of which each connection ends."""
+
+    def __init__(self, says: list[Any], logs: list[str] = []) -> None:  # noqa: B006
+        self.says, self.logs, self.stopped = says, logs, 0
+
+    def get_job_info(self, name: str) -> Any:
+        said = self.says.pop(0) if len(self.says) > 1 else self.says[0]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def stop_job(self, name: str) -> None:
+        self.stopped += 1
+
+    async def tail_job_logs(self, name: str) -> Any:
+        log = self.logs.pop(0) if len(self.logs) > 1 else self.logs[0]
+        whole = log.removesuffix("!")
+        for start in range(0, len(whole), 4):
+            yield whole[start : start + 4]
+        if log.endswith("!"):
+            raise RuntimeError("the connection broke")
+
+
+@pytest.fixture(autouse=True)
+def _does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.time, "sleep", lambda seconds: None)
+
+
+def test_a_log_that_breaks_off_is_passed_on_once_and_whole() -> None:
+    running, pending = job("a", "RUNNING"), job("a", "PENDING", message="no room")
+    says = [pending, pending, running, running, RuntimeError("502"), running, job("a", "FAILED", driver_exit_code=3)]
+    written, said = [], []
+    client = Client(says, ["first!", "", "first and sec!", "first and second\nlast\n"])
+    details = api.follow(client, "a", written.append, said.append)
+    assert "".join(written) == "first and second\nlast\n"
+    assert said[0] == "no room"
+    assert said.count("no room") == 1
+    assert "trying again" in said[1]
+    assert details.driver_exit_code == 3
+
+
+def test_a_cluster_that_is_gone_for_long_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(api.time, "monotonic", lambda: next(clock))
+    client = Client([job("a", "RUNNING"), RuntimeError("502")], [""])
+    with pytest.raises(ClusterError, match="no proper answer"):
+        api.follow(client, "a", print, lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("details", "error", "code"),
+    [
+        (job("a", "FAILED", driver_exit_code=2), JobError, 2),
+        (job("a", "FAILED", driver_exit_code=None, message="no such node\nmore"), JobError, 1),
+        (job("a", "FAILED", driver_exit_code=75), Stopped, 75),
+        (job("a", "STOPPED"), Stopped, 75),
+    ],
+)
+def test_a_command_ends_as_its_job_does(
+    details: Any, error: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    with pytest.raises(error) as caught:
+        submit.follow(Client([details], ["the log\n"]), "a", Console())
+    assert caught.value.exit_code == code
+    assert "the log" in capsys.readouterr().out
+
+
+def test_a_job_is_stopped_once_and_waited_for_as_long_as_it_may_take() -> None:
+    environment = {"env_vars": {api.STOP_SECONDS: "700"}}
+    client = Client([job("a", "RUNNING", runtime_env=environment)] * 3 + [job("a", "STOPPED")])
+    said: list[str] = []
+    assert api.stop(client, "a", said.append).status == JobStatus.STOPPED
+    assert client.stopped == 1
+    assert "700 s" in said[0]
+    assert api.stop(Client([job("a")]), "a", said.append).status == JobStatus.SUCCEEDED
+    assert len(said) == 1
+
+
+def test_attempts_are_counted_and_none_is_doubled() -> None:
+    about = {submit.JOB_OF: "embed", submit.OUTPUT_OF: "s3://b/el"}
+    others = [job("el-embed-2", metadata=about), job("el-embed-10"), job("el-embed-x"), job("other-3", "RUNNING")]
+    assert submit.next_name(others, "el-embed", "embed", "s3://b/el") == "el-embed-11"
+    assert submit.next_name([], "el-embed", "embed", "s3://b/el") == "el-embed-1"
+    running = job("named-1", "PENDING", metadata=about)
+    with pytest.raises(ClusterError, match="embed is PENDING already for output=s3://b/el"):
+        submit.next_name([*others, running], "el-embed", "embed", "s3://b/el")
+    assert submit.next_name([running], "el-embed", "embed", "s3://b/tr") == "el-embed-1"
+    assert submit.next_name([running], "el-mine", "mine", "s3://b/el") == "el-mine-1"
+
+
+def test_the_users_environment_is_kept() -> None:
+    given = SubmitConfig(
+        runtime_env={"pip": ["s3fs"], "env_vars": {"A": "b", api.STOP_SECONDS: "5"}}, excludes=("data/",), working_dir="/tmp"
+    )
+    found = submit.runtime_env(given)
+    assert found["pip"] == ["s3fs"]
+    assert found["env_vars"] == {"A": "b", api.STOP_SECONDS: "5", "SCION_DRIVER_CPUS": "1"}
+    assert found["working_dir"] == "/tmp"
+    assert "data/" in found["excludes"]
+    assert {path.rpartition("/")[2] for path in found["py_modules"]} == set(submit.CODE)
+    assert "py_modules" not in submit.runtime_env(SubmitConfig())  # the tests run in a checkout
+    with pytest.raises(ConfigError, match=r"submit\.working_dir"):
+        submit.runtime_env(SubmitConfig(runtime_env={"working_dir": "."}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pipeline"], "the job or its configuration is missing"),
+        (["pipelin", "ray_jobs/conf/demo.yaml"], "Did you mean 'pipeline'"),
+        (["pipeline", "ray_jobs/conf/demo.yaml"], "output: runs/demo would lie in a copy of this folder"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "shards=y"], "shards: y would lie"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "submit.working_dir=tests"], "it is not in .*tests, the folder"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "submit.working_dir=nowhere"], "there is no such folder"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "submit.name=a/b"], "cannot begin a submission id"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "submit.runtime_env={env_vars: {A: 1}}"], "map of text to text"),
+        (["pipeline", "ray_jobs/conf/demo.yaml", "output=/x", "submit.address=http://127.0.0.1:9"], "no answer from there"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_sent(arguments: list[str], message: str) -> None:
+    from rich.console import Console
+
+    with pytest.raises((ConfigError, ClusterError), match=message):
+        submit.command(arguments, Console())
+
+
+def test_names_come_from_the_output(tmp_path: Any) -> None:
+    config = SimpleNamespace(output="s3://bucket/ελ runs v1.2/")
+    assert submit.default_name("embed", config) == "runs-v1.2-embed"
+
+
+def test_jobs_are_listed_with_what_they_say() -> None:
+    from rich.console import Console
+
+    about = {submit.JOB_OF: "embed", submit.OUTPUT_OF: "s3://b/[el]"}
+    rows = [
+        job("el-embed-1", "RUNNING", metadata=about, start_time=1_000),
+        job("raysubmit_x", "FAILED", message="Job entrypoint command\nfailed", start_time=1_000, end_time=62_000),
+    ]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(jobs.table(rows, now=3_671.0))
+    text = captured.get()
+    assert "s3://b/[el]" in text
+    assert "1:01:10" in text
+    assert "0:01:01" in text
+    assert "Job entrypoint command failed" in text
+
+
+@pytest.mark.parametrize("arguments", [["follow"], ["end", "x"], ["stop", "a", "b"], ["address=a", "address=b"]])
+def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="the arguments are not right"):
+        jobs.command(arguments, None)
