@@ -83,8 +83,9 @@ class TrainingError(ScionError):
 class JobError(ScionError):
     """A job on a cluster that has failed. Ends a command with the exit code of the job."""
 
-    def __init__(self, what: str, where: str, fix: str, exit_code: int) -> None:
+    def __init__(self, what: str, where: str = "", fix: str = "", exit_code: int = 1) -> None:
         super().__init__(what, where, fix)
+        self.args = (what, where, fix, exit_code)  # by which it is made again in another process
         self.exit_code = exit_code
 
 

@@ -2,8 +2,8 @@
 
 The lease is a file with a token and a time that its holder renews. A run that finds a lease which was not renewed for a
 while, or whose process no longer exists on this machine, takes it over with a token of its own. A holder that was only slow
-learns this from `check`, which it calls before every write that matters: the token is a fencing token. `check` also decides
-between two runs that both believe they hold the lease, because one wrote long after it had read.
+learns this from `check`, which it calls before every write that matters: the token is a fencing token. A lease that nobody
+holds is created, which one of several runs can do; `check` decides between two that both took over a dead one's.
 """
 
 import contextlib
@@ -87,16 +87,17 @@ def hold(uri: str) -> Iterator[Lease]:
     Raises:
         ArtifactError: another run holds it.
     """
-    holder = _read(uri)
-    if holder is not None and holder.is_alive(uri):
-        raise ArtifactError(
-            f"another run is writing here ({holder.host}, process {holder.pid}, "
-            f"seen {max(0.0, time.time() - holder.renewed):.0f} s ago).",
-            uri.rpartition("/")[0],
-            f"Wait for it, stop it, or choose another output=; the lease of a dead run expires after {TTL_SECONDS:.0f} s.",
-        )
     lease = Lease(uri, secrets.token_hex(8))
-    _write(lease)
+    if not storage.create(uri, _content(lease)):
+        holder = _read(uri)
+        if holder is not None and holder.is_alive(uri):
+            raise ArtifactError(
+                f"another run is writing here ({holder.host}, process {holder.pid}, "
+                f"seen {max(0.0, time.time() - holder.renewed):.0f} s ago).",
+                uri.rpartition("/")[0],
+                f"Wait for it, stop it, or choose another output=; the lease of a dead run expires after {TTL_SECONDS:.0f} s.",
+            )
+        _write(lease)
     time.sleep(SETTLE_SECONDS / (5 if storage.is_local(uri) else 1))
     lease.check()
     end = threading.Event()
@@ -132,9 +133,14 @@ def _renew(lease: Lease, end: threading.Event) -> None:
 
 
 def _write(lease: Lease) -> None:
+    storage.write_bytes(lease.uri, _content(lease))
+
+
+def _content(lease: Lease) -> bytes:
+    """The lease file, with this process as the holder, renewed now."""
     process: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _pid_namespace()}
     holder = _Holder(token=lease.token, renewed=time.time(), **process)
-    storage.write_bytes(lease.uri, json.dumps(asdict(holder)).encode())
+    return json.dumps(asdict(holder)).encode()
 
 
 def _pid_namespace() -> str:

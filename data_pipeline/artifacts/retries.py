@@ -45,6 +45,8 @@ _PERMANENT_NUMBERS = (
 ANSWER_SECONDS = 30.0
 MANY_FILES_SECONDS = 300.0
 """Time that an object store may take to answer, and the extra time for a request about many files."""
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure"}
+"""The extra of this package by which the storage of a protocol is installed."""
 _FORBIDDEN = (401, 403)
 """HTTP status codes of a request without permission."""
 
@@ -61,7 +63,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"this kind of storage is not available ({reason(error)}).", uri, "Use another URI.") from error
+        extra = _EXTRAS.get(uri.partition("://")[0])
+        fix = f"pip install 'scion-lm[{extra}]', on all machines." if extra else "Use another URI."
+        raise ConfigError(f"this kind of storage is not available ({reason(error)}).", uri, fix) from error
     return fs, path
 
 

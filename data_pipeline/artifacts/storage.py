@@ -202,6 +202,35 @@ def _write(uri: str, content: bytes) -> None:
 write_bytes = with_retries(_write, lambda uri, content: len(content) / _MIN_BYTES_PER_SECOND)
 
 
+def create(uri: str, content: bytes) -> bool:
+    """Writes a new file, whole or not at all; False if there is one already with other content.
+
+    Of several processes that create it at the same time one succeeds: on a disk by a hard link, on S3, Google and Azure by a
+    conditional request. Other stores may let several succeed.
+    """
+    try:
+        _create(uri, content)
+    except FileExistsError:
+        return read_bytes(uri) == content  # ours, if the answer to the first attempt was lost
+    return True
+
+
+def _create_once(uri: str, content: bytes) -> None:
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.pipe_file(path, content, mode="create")
+        return
+    draft = f"{path}.{secrets.token_hex(6)}.draft"
+    _write(draft, content)
+    try:
+        os.link(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+_create = with_retries(_create_once)
+
+
 def sync(uri: str) -> None:
     """Flushes the content and the names of all files below a local folder to disk, whatever wrote them.
 

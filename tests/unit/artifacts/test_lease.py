@@ -237,10 +237,11 @@ def test_a_lease_that_was_removed_is_not_held(uri: str) -> None:
 
 
 @pytest.mark.usefixtures("real_settling_time")
-def test_one_of_two_concurrent_threads_holds_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_two_concurrent_threads_takes_over_a_lease(monkeypatch: pytest.MonkeyPatch, dead_pid: int) -> None:
     """Both read before either writes."""
     uri = "memory://test-lease/out.lease.json"
     storage.remove(uri)
+    put(uri, pid=dead_pid)
     looked, decided = threading.Barrier(2), threading.Barrier(2)
     write, outcomes = storage.write_bytes, list[str]()
 
@@ -318,8 +319,34 @@ def test_one_of_four_concurrent_processes_holds_the_lease(tmp_path: Path) -> Non
     assert not storage.exists(uri)
 
 
-def test_a_late_writer_fences_off_the_earlier_holder(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_many_creates_a_free_lease_and_all_others_are_refused_at_once(uri: str) -> None:
+    start, outcomes = threading.Barrier(8), list[str]()
+    refused = threading.Semaphore(0)
+
+    def contend() -> None:
+        start.wait(PATIENCE)
+        try:
+            with hold(uri) as lease:
+                for _ in range(7):
+                    assert refused.acquire(timeout=PATIENCE)
+                lease.check()
+                outcomes.append("held")
+        except ArtifactError as error:
+            outcomes.append(error.what.partition(" (")[0])
+            refused.release()
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["another run is writing here"] * 7 + ["held"]
+    assert not storage.exists(uri)
+
+
+def test_a_late_writer_fences_off_the_earlier_holder(uri: str, monkeypatch: pytest.MonkeyPatch, dead_pid: int) -> None:
     """Both are in their blocks for a while; the first learns from the token that it has lost."""
+    put(uri, pid=dead_pid)
     write = storage.write_bytes
     with ExitStack() as first, ExitStack() as second:
         early = list[Lease]()
