@@ -37,7 +37,7 @@ demo: $(STAMP) ## the main job: an English encoder becomes a served Greek embedd
 # What needs no Ray runs in a process a core; the rest shares one Ray cluster, and starts processes of its own.
 test: $(STAMP) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical tests/unit tests/contract tests/property
-	$(BIN)/python -m pytest -q tests/integration tests/serve
+	$(BIN)/python -m pytest -q tests/integration tests/serve tests/storage
 
 test-slow: $(STAMP) ## what `make test` leaves out for time: more world sizes, set-ups and compiled graphs (about 45 minutes)
 	$(BIN)/python -m pytest -q -m slow
