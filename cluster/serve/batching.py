@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +131,7 @@ class PassReport:
     """A forward pass that has ended."""
 
     seconds: float
+    """Without those in which it was left for small requests."""
     texts: int
     tokens: int
     padding: int
@@ -141,9 +143,17 @@ class PassReport:
 class Batcher:
     """Encodes the rows of requests, as many at a time as their model encodes well."""
 
-    def __init__(self, on_pass: Callable[[PassReport], None] | None = None) -> None:
-        self._on_pass = on_pass
+    def __init__(
+        self, on_pass: Callable[[PassReport], None] | None = None, on_idle: Callable[[], None] | None = None
+    ) -> None:
+        """
+        Args:
+            on_pass: called after each pass.
+            on_idle: called when no text waits, also where the last ones that did are not wanted any more.
+        """
+        self._on_pass, self._on_idle = on_pass, on_idle
         self._running: _Pass = []
+        """Of the running pass, and of the one that it interrupts."""
         self._deadline = math.inf
         """When the running pass is taken for stuck, by `time.perf_counter`."""
         self._may_be_left = False
@@ -219,15 +229,19 @@ class Batcher:
             self._serve(taken)
             with self._changed:  # requests that came during the pass are ahead of those that it served
                 self._turns.extend(one for one in dict(taken) if one.left)
+            taken.clear()  # its requests hold their model, which may be replaced before another one comes
 
     def _serve(self, taken: _Pass) -> None:
         """Encodes a pass, and raises any error in its requests: the thread must not end."""
+        interrupted, self._running = self._running, [*self._running, *taken]
         try:
             self._encode_pass(taken)
         except Exception as error:  # beside the model, such as no memory for the vectors
             for waiting in dict(taken):
                 if _starts(waiting.future):
                     waiting.future.set_exception(error)
+        finally:
+            self._running = interrupted
 
     def encode_small(self) -> None:
         """Encodes small requests in the midst of a pass of a large one; the model calls it between its layers."""
@@ -240,12 +254,10 @@ class Batcher:
             taken = next_pass([one for one in self._turns if one.is_small and not one.future.done()])
             self._turns = deque(one for one in self._turns if one.left)
         if taken:
-            left = self._running, self._deadline
-            self._may_be_left = False
+            deadline, self._may_be_left = self._deadline, False
             self._serve(taken)
-            self._may_be_left = True
+            self._deadline, self._may_be_left = deadline, True
             self._away += time.perf_counter() - now
-            self._running, self._deadline = left
 
     def _take(self) -> _Pass:
         """The rows of the next pass, as soon as there are any; none once the batcher is closed and has done its work."""
@@ -254,6 +266,9 @@ class Batcher:
                 self._turns = deque(one for one in self._turns if not one.future.done())  # it failed, or is cancelled
                 if self._turns or self._is_closed:
                     break
+                if self._on_idle is not None:
+                    with suppress(Exception):  # the thread must not end
+                        self._on_idle()
                 self._changed.wait()
             taken = next_pass(self._turns)
             served = {id(one) for one, _ in taken}
@@ -265,7 +280,7 @@ class Batcher:
         rows = [waiting.rows[place] for waiting, place in taken]
         padded = len(rows) * max(map(len, rows))
         first = taken[0][0]
-        self._running, began = taken, time.perf_counter()
+        began, away = time.perf_counter(), self._away
         self._deadline = began + _STUCK_SECONDS + _STUCK_TIMES * first.encoder.budget.seconds(padded)
         for waiting, _ in taken:
             waiting.record.taken = waiting.record.taken or began
@@ -280,7 +295,7 @@ class Batcher:
             return
         finally:
             self._deadline = math.inf
-        self._report(rows, padded, time.perf_counter() - began)
+        self._report(rows, padded, time.perf_counter() - began - (self._away - away))
         for (waiting, place), vector in zip(taken, vectors, strict=True):
             waiting.vectors[place] = vector
         for waiting in dict(taken):
@@ -291,7 +306,7 @@ class Batcher:
     def _report(self, rows: TokenIds, padded: int, seconds: float) -> None:
         if self._on_pass is not None:
             with self._changed:
-                waiting = sum(len(one.left) for one in self._turns)
+                waiting = sum(len(one.left) for one in {*self._turns, *dict(self._running)})
             tokens = sum(map(len, rows))
             self._on_pass(PassReport(seconds=seconds, texts=len(rows), tokens=tokens, padding=padded - tokens, waiting=waiting))
 

@@ -38,7 +38,7 @@ class Loader:
             ConfigError: there is no GPU, or a prompt leaves no room for a text.
         """
         torch.set_num_threads(threads)
-        self.batcher = Batcher(partial(_record, recorder))
+        self.batcher = Batcher(partial(_record, recorder), partial(recorder.record, "scion_waiting_texts", 0))
         self._held: dict[str, ServedModel] = {}
         self._lock = threading.Lock()
         """One thread loads at a time."""

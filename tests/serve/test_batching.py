@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
@@ -336,3 +337,22 @@ def test_a_small_request_that_fails_leaves_the_large_one_alone(batcher) -> None:
     serving = batcher(failing)
     assert np.array_equal(serving.submit(rows_of([20] * 30)).result(10), encode(rows_of([20] * 30)))
     assert isinstance(small[0].exception(10), MemoryError)
+
+
+def test_a_request_that_is_answered_is_held_no_longer() -> None:
+    """It holds its model, which a reload may replace while nobody asks."""
+
+    class Model:
+        def __call__(self, rows: TokenIds, layers: int | None) -> np.ndarray:
+            return encode(rows, layers)
+
+    one, model = Batcher(), Model()
+    held = weakref.ref(model)
+    one.submit(Encoder(model, BUDGET), [[1]]).result(10)
+    del model
+    for _ in range(500):
+        if held() is None:
+            break
+        time.sleep(0.01)
+    assert held() is None
+    one.close()

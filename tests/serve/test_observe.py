@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import promql_parser
@@ -171,6 +172,124 @@ def test_a_pass_is_reported_with_its_padding() -> None:
     batcher.close()
     report = reports[0]
     assert (report.texts, report.tokens, report.padding, report.waiting) == (2, 5, 1, 0)
+
+
+def test_texts_that_wait_are_counted_until_they_are_taken_or_not_wanted() -> None:
+    """Those of the request whose pass runs wait, too; those of clients that have left do not."""
+    reports: list[PassReport] = []
+    idle = batching.threading.Event()
+    batcher = Batcher(reports.append, idle.set)
+    assert idle.wait(5)
+    idle.clear()
+    began, ends = batching.threading.Event(), batching.threading.Event()
+
+    def wait(rows: TokenIds, layers: int | None) -> np.ndarray:
+        began.set()
+        ends.wait(5)
+        return np.ones((len(rows), 2), np.float32)
+
+    encoder = Encoder(wait, Budget(overhead=8, most=64))
+    large = batcher.submit(encoder, [[1] * 8] * 20)
+    assert began.wait(5)
+    left = batcher.submit(encoder, [[2] * 8] * 5)
+    ends.set()
+    large.result(5)
+    left.result(5)
+    batcher.submit(encoder, [[1] * 8]).result(5)
+    assert reports[0].waiting == 20 - reports[0].texts + 5
+    assert reports[-1].waiting == 0
+    assert idle.wait(5)
+    batcher.close()
+
+
+def test_no_text_waits_once_all_clients_have_left() -> None:
+    waiting: list[int] = []
+    batcher = Batcher(lambda report: waiting.append(report.waiting), lambda: waiting.append(0))
+    began, ends = batching.threading.Event(), batching.threading.Event()
+
+    def wait(rows: TokenIds, layers: int | None) -> np.ndarray:
+        began.set()
+        ends.wait(5)
+        return np.ones((len(rows), 2), np.float32)
+
+    request = batcher.submit(Encoder(wait, Budget(overhead=8, most=64)), [[1] * 8] * 50)
+    assert began.wait(5)
+    request.cancel()
+    ends.set()
+    while not any(waiting) or waiting[-1]:
+        time.sleep(0.01)
+    batcher.close()
+
+
+def test_a_pass_lasts_without_those_that_interrupt_it() -> None:
+    reports: list[PassReport] = []
+    batcher = Batcher(reports.append)
+
+    def encode(rows: TokenIds, layers: int | None) -> np.ndarray:
+        time.sleep(0.05)
+        if rows[0][0] == 1 and not small:
+            small.append(batcher.submit(encoder, [[2]]))
+            batcher.encode_small()
+        return np.ones((len(rows), 2), np.float32)
+
+    small: list[Future] = []
+    encoder = Encoder(encode, Budget(overhead=8, most=64))
+    began = time.perf_counter()
+    batcher.submit(encoder, [[1] * 8] * 20).result(5)
+    wall = time.perf_counter() - began
+    batcher.close()
+    assert reports[0].tokens == 1
+    assert sum(report.seconds for report in reports) <= wall + 0.001
+
+
+def test_all_requests_of_a_pass_fail_where_one_that_interrupts_it_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(batching, "_WATCH_SECONDS", 0.05)
+    ends = batching.threading.Event()
+
+    def encode(rows: TokenIds, layers: int | None) -> np.ndarray:
+        if rows[0][0] == 1:
+            small.append(batcher.submit(encoder, [[2]]))
+            batcher.encode_small()
+        else:
+            ends.wait(5)
+        return np.ones((len(rows), 2), np.float32)
+
+    small: list[Future] = []
+    batcher, encoder = Batcher(), Encoder(encode, Budget(overhead=8, most=64))
+    large = batcher.submit(encoder, [[1] * 8] * 20)
+    while not small:
+        time.sleep(0.01)
+    for future in (large, small[0]):
+        with pytest.raises(ModelStuck):
+            future.result(timeout=3)
+    ends.set()
+    batcher.close()
+
+
+def test_all_requests_of_a_pass_fail_where_a_half_of_it_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_STUCK_SECONDS", 0.5)
+    monkeypatch.setattr(batching, "_WATCH_SECONDS", 0.05)
+    began, together, ends = (batching.threading.Event() for _ in range(3))
+
+    def encode(rows: TokenIds, layers: int | None) -> np.ndarray:
+        if len(rows) > 1:
+            raise MemoryError
+        if rows[0][0] == 1:
+            began.set()
+        (together if rows[0][0] == 1 else ends).wait(5)
+        return np.ones((len(rows), 2), np.float32)
+
+    batcher, encoder = Batcher(), Encoder(encode, Budget(overhead=8, most=64))
+    batcher.submit(encoder, [[1]])
+    assert began.wait(5)
+    requests = [batcher.submit(encoder, [[2]]) for _ in range(4)]
+    together.set()
+    for future in requests:
+        with pytest.raises(ModelStuck):
+            future.result(timeout=3)
+    ends.set()
+    batcher.close()
 
 
 def test_a_pass_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
