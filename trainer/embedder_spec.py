@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.errors import ConfigError, ModelError, reason
 from data_pipeline.pairs.text_form import SIDES, TEXT, TextForm, check_template, template_text
 from trainer.models.pooling import LATENT_ATTENTION, POOLINGS, pooling_name
 
@@ -101,6 +101,9 @@ def read_spec(folder: str, longest: int) -> EmbedderSpec:
             return EmbedderSpec.from_json(content)
         except ConfigError as error:
             raise ModelError(error.what, folder, error.fix) from error
+        except TypeError as error:  # it is no object, or has fields that this version does not know
+            fix = "Install the version of Scion that wrote it, or save it again."
+            raise ModelError(f"embed.json cannot be read ({reason(error)}).", f"model {folder}", fix) from error
     pooling = _read(folder, os.path.join(_pooling_path(folder), "config.json")) or {}
     return EmbedderSpec(
         pooling=_pooling(pooling, folder),
@@ -206,12 +209,15 @@ def _pooling(content: dict[str, Any], folder: str) -> str:
 
 
 def _read(folder: str, name: str) -> Any:
-    """The content of a JSON file; None if there is none."""
+    """The content of a JSON file; None if there is none, ModelError if it is damaged."""
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ModelError(f"{name} is not JSON ({reason(error)}).", f"model {folder}", "Save the embedder again.") from error
 
 
 def _write(folder: str, name: str, content: object) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError, reason
 
 DTYPES = ("float", "int8", "uint8", "binary", "ubinary")
 """float32; a byte for each value; a bit for each value, packed into int8 or uint8."""
@@ -88,13 +88,18 @@ def save(folder: str, calibrations: Mapping[Key, Calibration]) -> None:
 
 
 def load(folder: str) -> dict[Key, Calibration]:
-    """The calibrations of the embedder in a folder; empty if it has none."""
+    """The calibrations of the embedder in a folder; empty if it has none, ModelError if the file is damaged."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = os.path.join(folder, FILE)
     if not os.path.exists(path):
         return {}
-    tensors, calibrations = load_file(path), {}
+    calibrations = {}
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{FILE} is damaged ({reason(error)}).", f"model {folder}", "Save the embedder again.") from error
     for name in filter(lambda name: name.endswith("/low"), tensors):
         width, layers, _ = name.split("/")
         key = int(width), None if layers == "all" else int(layers)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError, reason
 
 Vectors = NDArray[np.float32]
 FILE = "query_drift.safetensors"
@@ -125,13 +125,18 @@ def save(folder: str, compensations: Mapping[Key, Compensation]) -> None:
 
 
 def load(folder: str) -> dict[Key, Compensation]:
-    """The compensations of the embedder in a folder; empty if it has none."""
+    """The compensations of the embedder in a folder; empty if it has none, ModelError if the file is damaged."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = os.path.join(folder, FILE)
     if not os.path.exists(path):
         return {}
-    tensors, compensations = load_file(path), {}
+    compensations = {}
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{FILE} is damaged ({reason(error)}).", f"model {folder}", "Save the embedder again.") from error
     for name in filter(lambda name: name.endswith("/shift"), tensors):
         version, width, layers, _ = name.rsplit("/", 3)
         key = version, int(width), None if layers == "all" else int(layers)

@@ -62,8 +62,8 @@ class Loader:
         before = {id(model): weakref.ref(model) for model in self._held.values()}
         try:
             models = self._load(config)
-        except ScionError as error:
-            _log.error("the models stay as they are: %s", error)
+        except Exception as error:  # ours, and those of files that are damaged or cannot be read
+            _log.error("the models stay as they are: %s", error, exc_info=None if isinstance(error, ScionError) else error)
             return
         kept = {id(model) for model in self._held.values()}
         if kept == before.keys() and models.aliases == self.shelf.models.aliases:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -26,7 +27,7 @@ from cluster.serve.model import version_of
 from cluster.serve.models import Models, Shelf
 from cluster.serve.process import serve_in_process
 from cluster.serve.protocol import RequestError
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, ModelError
 from tests.serve.test_protocol import CARD
 from tests.serve.test_serving import send
 from trainer.embedder import Embedder
@@ -228,6 +229,48 @@ def test_a_reload_keeps_what_has_not_changed_and_what_cannot_be_replaced(version
     assert "the models stay as they are" in caplog.text
     loader.reload(with_models(config, {"embedder": first}, None))
     assert served() == {"embedder": before["embedder"]}
+    loader.batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("embed.json", "{", "embed.json is not JSON"),
+        ("embed.json", '{"polling": "mean"}', r"embed.json cannot be read \(.*'polling'"),
+        ("calibration.safetensors", "x", "calibration.safetensors is damaged"),
+        ("query_drift.safetensors", "x", "query_drift.safetensors is damaged"),
+        ("model.safetensors", "x", "cannot be loaded"),
+        ("tokenizer.json", "{", "no tokenizer can be loaded"),
+    ],
+)
+def test_a_damaged_folder_is_named_and_the_old_version_stays(versions, name, content, message, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("scion.serve"), "propagate", True)
+    first, _ = versions
+    loader = Loader(config := ServeConfig(model=str(first)), 1, Prometheus())
+    before = loader.shelf.models
+    (first / name).write_text(content)
+    with caplog.at_level("ERROR"):
+        loader.reload(config)
+    assert loader.shelf.models is before
+    assert re.search(f"the models stay as they are: .*{message}", caplog.text)
+    loader.batcher.close()
+    with pytest.raises(ModelError, match=message):
+        Loader(config, 1, Prometheus())
+
+
+def test_a_reload_that_fails_in_any_way_leaves_the_models(versions, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("scion.serve"), "propagate", True)
+    first, second = map(str, versions)
+    loader = Loader(ServeConfig(model=first), 1, Prometheus())
+    before = loader.shelf.models
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room on the GPU")
+
+    monkeypatch.setattr(Embedder, "load_for_inference", fail)
+    loader.reload(ServeConfig(model=second))
+    assert loader.shelf.models is before
+    assert "the models stay as they are: no room on the GPU" in caplog.text
     loader.batcher.close()
 
 
