@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -36,7 +37,7 @@ _STARTS = 5
 """Replicas that may fail to start in a row. Ray Serve counts one that is killed while it is given another model, too; at the
 limit it gives up the update and leaves the application with the replicas that are left."""
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
-_log = logging.getLogger("ray.serve")
+_log, _log_ours = logging.getLogger("ray.serve"), logging.getLogger("scion.serve")
 
 
 class EmbedderReplica:
@@ -45,21 +46,35 @@ class EmbedderReplica:
     def __init__(self, config: ServeConfig, keys: Sequence[str]) -> None:
         write_log(config.request_log)
         self._config, self._loader = config, Loader(config, _cpus(config), recorder := RayMetrics())
+        self._reloads = ThreadPoolExecutor(1, thread_name_prefix="reload")
+        self._is_asked = False
+        """Whether Ray Serve has asked for the health of this replica, which it does before it sends requests."""
         self._front = Front(config, self._loader.shelf, keys or read_keys(), recorder, tracing_from_environment())
 
     async def reconfigure(self, user_config: dict[str, dict[str, str]]) -> None:
         """Serves other models without a restart; Ray Serve calls it when `user_config` of the deployment changes.
 
+        Meanwhile Ray Serve sends the replica no requests. So one that is alone loads the models in the background. What is
+        wrong is logged and never raised: Ray Serve would end the replica, and those that it starts in its place.
+
         Args:
             user_config: `models`, folders, URIs or hub names by name, and `aliases`, in place of those of the settings.
         """
-        if unknown := user_config.keys() - {"models", "aliases"}:
-            raise ConfigError("there is no such setting.", f"user_config.{min(unknown)}", "Known: models, aliases.")
-        config = with_models(self._config, user_config.get("models"), user_config.get("aliases"))
-        await asyncio.to_thread(self._loader.reload, config)
+        reload = asyncio.wrap_future(self._reloads.submit(self._reload, user_config))
+        if self._config.replicas > 1 or not self._is_asked:
+            await reload
+
+    def _reload(self, user_config: dict[str, dict[str, str]]) -> None:
+        try:
+            config = _with_user_config(self._config, user_config)
+        except ConfigError as error:
+            _log_ours.error("the models stay as they are: %s", error)
+        else:
+            self._loader.reload(config)
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises an error."""
+        self._is_asked = True
         if self._loader.batcher.is_stuck:
             raise RuntimeError("a forward pass does not end")
 
@@ -88,6 +103,15 @@ def build_app(config: ServeConfig, starts: int = _STARTS) -> serve.Application:
         max_constructor_retry_count=starts,
     )
     return deployment.bind(config, read_keys())
+
+
+def _with_user_config(config: ServeConfig, user_config: Any) -> ServeConfig:
+    """The settings with the models and aliases of a deployment's `user_config`; ConfigError if it is wrong."""
+    if not isinstance(user_config, dict) or not all(isinstance(value, dict | None) for value in user_config.values()):
+        raise ConfigError(f"must hold models and aliases, each by name, got {user_config!r}.", "user_config")
+    if unknown := user_config.keys() - {"models", "aliases"}:
+        raise ConfigError("there is no such setting.", f"user_config.{min(unknown)}", "Known: models, aliases.")
+    return with_models(config, user_config.get("models"), user_config.get("aliases"))
 
 
 def _absolute(folder: str) -> str:

@@ -18,6 +18,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.serve.app import EmbedderReplica
 from cluster.serve.config import ServeConfig, with_models
 from cluster.serve.front import Front
 from cluster.serve.load import Connection
@@ -272,6 +273,49 @@ def test_a_reload_that_fails_in_any_way_leaves_the_models(versions, caplog, monk
     assert loader.shelf.models is before
     assert "the models stay as they are: no room on the GPU" in caplog.text
     loader.batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("user_config", "message"),
+    [
+        ({"aliases": {"x": "nowhere"}}, "'x' cannot stand for 'nowhere'"),
+        ({"model": {}}, r"user_config\.model: there is no such setting"),
+        ({"models": ["x"]}, "user_config: must hold models and aliases"),
+        ({"models": {"embedder": 5}}, "the models stay as they are"),
+    ],
+)
+def test_a_wrong_user_config_ends_no_replica(folder, user_config, message, caplog, monkeypatch) -> None:
+    """Ray Serve ends a replica whose `reconfigure` raises, and each that it starts in its place."""
+    monkeypatch.setattr(logging.getLogger("scion.serve"), "propagate", True)
+    replica = EmbedderReplica(ServeConfig(model=folder), ())
+    logging.getLogger("scion.serve").propagate = True
+    before = replica._loader.shelf.models
+    asyncio.run(replica.reconfigure(user_config))
+    assert replica._loader.shelf.models is before
+    assert re.search(message, caplog.text)
+    replica._loader.batcher.close()
+
+
+@pytest.mark.parametrize(("replicas", "is_waited_for"), [(1, False), (2, True)])
+def test_a_replica_that_is_alone_loads_a_model_while_it_answers(folder, replicas, is_waited_for, monkeypatch) -> None:
+    """Ray Serve sends a replica no requests while it waits for `reconfigure`."""
+    replica = EmbedderReplica(ServeConfig(model=folder, replicas=replicas), ())
+    loaded: list[str] = []
+
+    def reload(config: ServeConfig) -> None:
+        time.sleep(0.2)
+        loaded.append(config.model)
+
+    monkeypatch.setattr(replica._loader, "reload", reload)
+    asyncio.run(replica.reconfigure({"models": {"embedder": "first"}}))
+    assert loaded == ["first"]  # at the start nobody answers yet
+    replica.check_health()
+    asyncio.run(replica.reconfigure({"models": {"embedder": "second"}}))
+    asyncio.run(replica.reconfigure({"models": {"embedder": "third"}}))
+    assert (len(loaded) == 3) is is_waited_for
+    replica._reloads.shutdown()
+    assert loaded == ["first", "second", "third"]
+    replica._loader.batcher.close()
 
 
 def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> None:
