@@ -100,6 +100,8 @@ class ServedModel:
         return await asyncio.to_thread(self._finished, pooled, output)
 
     def _finished(self, pooled: Vectors, output: Output) -> Vectors:
+        if not np.isfinite(pooled).all():  # JSON would say null, and a byte 0
+            raise ArithmeticError("the vector of a text has values that are no numbers")
         vectors = self._embedder.finish(pooled, output.dimensions, output.is_normalized)
         vectors = self._embedder.for_index(output.index, vectors, output.layers)
         return self._embedder.quantized(vectors, output.dtype, output.layers)
