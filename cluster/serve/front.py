@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -72,6 +71,8 @@ class Front:
         self._ongoing = 0
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="large")
         """For large bodies, few at a time: one of a megabyte takes hundreds while it is tokenized."""
+        self._piece_thread = ThreadPoolExecutor(1, thread_name_prefix="pieces")
+        """The first request for pieces may download the source's tokenizer, for which no large body is to wait."""
 
     def api(self) -> Starlette:
         """The routes. Their errors have OpenAI's format."""
@@ -117,8 +118,9 @@ class Front:
             with self._place():
                 model, asked, rows = await self._checked(self._check_tokenize, body)
                 protocol.check_sendable(rows)
-                # In a thread: the first one may load the source's tokenizer.
-                pieces = await self._call(model.pieces, asked, size=sys.maxsize) if asked.has_pieces else ()
+                pieces: Sequence[answers.TextPieces] = ()
+                if asked.has_pieces:
+                    pieces = await asyncio.get_running_loop().run_in_executor(self._piece_thread, model.pieces, asked)
         return json_response(answers.tokens(rows, model.card, pieces))
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -109,6 +110,26 @@ def test_a_failing_tokenizer_is_a_server_error_in_openais_format() -> None:
         answer = TestClient(app, raise_server_exceptions=False).post(path, json=ASK)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert "secret" not in answer.text
+
+
+def test_large_bodies_do_not_wait_for_the_tokenizer_of_the_source() -> None:
+    """The first requests for pieces may take as long as its download."""
+    is_there = threading.Event()
+
+    class Waiting(Stub):
+        def pieces(self, asked: EmbeddingRequest) -> list[TextPieces]:
+            is_there.wait(10)
+            return super().pieces(asked)
+
+    large = ASK | {"input": ["a"] * 9000}
+    with TestClient(Front(ServeConfig(max_inputs=9000), shelf(Waiting(ones))).api()) as asked, ThreadPoolExecutor(4) as pool:
+        loading = [pool.submit(asked.post, "/tokenize", json=ASK | {"pieces": True}) for _ in range(3)]
+        answer = pool.submit(asked.post, "/v1/embeddings", json=large)
+        try:
+            assert answer.result(5).status_code == 200
+        finally:
+            is_there.set()
+        assert [one.result(5).status_code for one in loading] == [200] * 3
 
 
 def test_tokenizing_takes_a_place_too() -> None:
