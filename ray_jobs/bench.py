@@ -88,6 +88,8 @@ def _load(arguments: list[str]) -> Load:
     for key, value in numbers.items():
         if value <= 0:
             raise ConfigError(f"must be above 0, got {value:g}.", key, "Correct it, or leave it out.")
+    if load.rate is not None and load.rate * load.seconds < 1:
+        raise ConfigError(f"at {load.rate:g} requests/s none arrives in {load.seconds:g} s.", "seconds", "Raise it.")
     if load.rate is not None and any(one.startswith("clients=") for one in arguments):
         raise ConfigError("a rate has no number of clients.", "rate", "Leave one of rate and clients out.")
     return load
@@ -123,8 +125,11 @@ def _lines(path: str) -> list[str]:
 
 
 def _first_model(url: str, key: str | None) -> str:
-    """The name of the first model that the endpoint lists."""
-    return str(json.loads(_answer(f"{url}/models", None, key))["data"][0]["id"])
+    """The name of the first model that the endpoint lists; ClusterError if it lists none."""
+    try:
+        return str(json.loads(_answer(f"{url}/models", None, key))["data"][0]["id"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ClusterError("/models lists no model as OpenAI's does.", url, "Check the URL, or give model=NAME.") from error
 
 
 def _answer(url: str, body: bytes | None, key: str | None) -> bytes:
