@@ -42,10 +42,11 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("scion.serve")
         self._kind, self._inside, self._parents = SpanKind.SERVER, set_span_in_context, TraceContextTextMapPropagator()
-        self._offset = time.time_ns() - time.perf_counter_ns()
 
     def export(self, scope: Scope, route: str, record: RequestRecord, ended: float) -> None:
         """Sends the spans of a request that ended at a moment of `time.perf_counter`; its client may have begun the trace."""
+        # Measured anew: the clock of the machine may be set while the server runs, and the other one stops while it sleeps.
+        offset = time.time_ns() - time.perf_counter_ns()
         parents = self._parents.extract({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
         attributes = {
             "http.request.method": scope["method"],
@@ -55,19 +56,20 @@ class Tracing:
             "scion.texts": record.texts,
             "scion.tokens": record.tokens,
         }
-        name, began = f"{scope['method']} {route}", self._ns(record.began)
+        name, began = f"{scope['method']} {route}", _ns(record.began, offset)
         span = self._tracer.start_span(name, parents, self._kind, attributes, start_time=began)
         for phase, (begin, end) in record.phases().items():
-            part = self._tracer.start_span(phase, self._inside(span), start_time=self._ns(begin))
-            part.end(self._ns(end))
-        span.end(self._ns(ended))
+            part = self._tracer.start_span(phase, self._inside(span), start_time=_ns(begin, offset))
+            part.end(_ns(end, offset))
+        span.end(_ns(ended, offset))
 
     def close(self) -> None:
         """Sends what waits."""
         self._provider.shutdown()
 
-    def _ns(self, moment: float) -> int:
-        return int(moment * 1e9) + self._offset
+
+def _ns(moment: float, offset: int) -> int:
+    return int(moment * 1e9) + offset
 
 
 def tracing_from_environment() -> Tracing | None:

@@ -146,6 +146,19 @@ def test_a_trace_has_a_span_for_each_phase() -> None:
     assert (spans["encode"].end_time - spans["encode"].start_time) / MILLISECOND == pytest.approx(20, abs=0.01)
 
 
+def test_a_trace_has_the_time_of_the_clock_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was set, or the machine slept, since the server started."""
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    asked = TestClient(Front(ServeConfig(), shelf(Stub(timed)), tracing=tracing).api())
+    now, hour = time.time_ns, 3600 * 1000 * MILLISECOND
+    monkeypatch.setattr(time, "time_ns", lambda: now() + hour)
+    asked.post("/v1/embeddings", json=ASK)
+    tracing.close()
+    for span in exporter.get_finished_spans():
+        assert abs(span.start_time - now() - hour) < 5000 * MILLISECOND
+
+
 def test_traces_are_sent_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracing_from_environment() is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
