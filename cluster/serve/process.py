@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -44,7 +44,8 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     require_model(config)
     keys, tracing = read_keys(), tracing_from_environment()
     write_log(config.request_log)
-    with listen(config.host, config.port) as listener:
+    loaders: list[Loader] = []
+    with listen(config.host, config.port) as listener, _reloading(loaders, config):
         loader = Loader(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
         server = uvicorn.Server(_settings(Front(config, loader.shelf, keys, recorder, tracing).api()))
         thread = threading.Thread(target=_run, args=(server, listener), name="front")
@@ -55,23 +56,28 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
                 if not thread.is_alive():
                     raise ClusterError("the server ended as it started.", "serve", "Its log has the cause.")
                 time.sleep(0.005)
-            with _reloading(loader, config):
-                yield base_url(host, port)
+            loaders.append(loader)
+            yield base_url(host, port)
         finally:
+            loaders.clear()
             _end(server, listener, thread, loader.batcher)
             if tracing is not None:
                 tracing.close()
 
 
 @contextmanager
-def _reloading(loader: Loader, config: ServeConfig) -> Iterator[None]:
-    """Reloads models whose files have changed at SIGHUP, where the block runs in the main thread of a Unix process."""
+def _reloading(loaders: Sequence[Loader], config: ServeConfig) -> Iterator[None]:
+    """Reloads models whose files have changed at SIGHUP, where the block runs in the main thread of a Unix process.
+
+    A server that starts or ends has no loader there, and goes on: without a handler the signal would end it at once.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
         yield
         return
 
     def reload(*_: object) -> None:
-        threading.Thread(target=loader.reload, args=(config,), name="reload", daemon=True).start()
+        for loader in loaders:
+            threading.Thread(target=loader.reload, args=(config,), name="reload", daemon=True).start()
 
     before = signal.signal(signal.SIGHUP, reload)
     try:

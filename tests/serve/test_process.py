@@ -2,18 +2,20 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.serve import connection, load
+from cluster.serve import connection, load, process
 from cluster.serve.config import ServeConfig
 from cluster.serve.load import Connection, closed_loop, open_loop
 from cluster.serve.process import serve_in_process
@@ -125,6 +127,29 @@ def test_a_second_interruption_ends_the_server_at_once(folder: str) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     stalled.close()
+
+
+def test_a_hang_up_ends_no_server_that_starts_or_ends(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a handler SIGHUP ends a process at once, with the requests that it has accepted."""
+    reached: list[str] = []
+    place = "start"
+    before = signal.signal(signal.SIGHUP, lambda *_: reached.append(place))
+    make, end = process.Loader, process._end
+
+    def hang_up_and(call: Any, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return call(*arguments)
+
+    monkeypatch.setattr(process, "Loader", partial(hang_up_and, make))
+    monkeypatch.setattr(process, "_end", partial(hang_up_and, end))
+    try:
+        with serve_in_process(ServeConfig(model=folder, port=0)):
+            place = "end"
+        assert reached == []
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert reached == ["end"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_clients_count_requests_and_errors(folder: str) -> None:
