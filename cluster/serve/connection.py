@@ -4,7 +4,11 @@ import asyncio
 import re
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cluster.serve.open_files import most_connections
+from cluster.serve.protocol import RequestError
 
 _HEAD_BYTES = 64 << 10
 _HEAD_SECONDS = 30.0
@@ -15,6 +19,7 @@ _UNREAD_SECONDS = 30.0
 """Time in which a client must read something of an answer that waits for it."""
 _PROBE_SECONDS = 0.2
 """Time between two interim responses to a client that has ended its sending side."""
+_FULL = RequestError("the server has too many connections.", "", "Send the request again in a second.", 503, "overloaded")
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c", re.IGNORECASE)
 
@@ -29,6 +34,11 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_SECONDS, transport.close)
         self._reading: asyncio.TimerHandle | None = None
         """Until when the client has to read some of its answer."""
+        if len(self.connections) > most_connections():
+            body = orjson.dumps(_FULL.body())
+            head = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()

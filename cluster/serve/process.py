@@ -21,6 +21,7 @@ from cluster.serve.loading import Loader
 from cluster.serve.log import write_log
 from cluster.serve.metrics import Prometheus
 from cluster.serve.model import usable_cores
+from cluster.serve.open_files import BURST, raise_limit
 from cluster.serve.tracing import tracing_from_environment
 from data_pipeline.errors import ClusterError
 
@@ -44,6 +45,7 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     require_model(config)
     keys, tracing = read_keys(), tracing_from_environment()
     write_log(config.request_log)
+    raise_limit()
     loaders: list[Loader] = []
     with listen(config.host, config.port) as listener, _reloading(loaders, config):
         loader = Loader(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
@@ -96,6 +98,7 @@ def _settings(api: Starlette) -> uvicorn.Config:
         proxy_headers=False,
         http=Connection,
         ws="none",
+        backlog=BURST,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from cluster.serve import connection, load, process
 from cluster.serve.config import ServeConfig
 from cluster.serve.load import Connection, closed_loop, open_loop
+from cluster.serve.open_files import most_connections
 from cluster.serve.process import serve_in_process
 from data_pipeline.errors import ClusterError, ConfigError, ModelError
 
@@ -107,6 +110,39 @@ def test_a_connection_that_says_nothing_is_closed(folder: str, monkeypatch: pyte
             assert time.perf_counter() - began < 20
         slow = post(BODY)
         assert raw(url, slow[: len(slow) - 5], slow[-5:], pause=0.6).startswith(b"HTTP/1.1 200")
+
+
+def test_a_server_may_hold_as_many_connections_as_its_system_allows(folder: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+    try:
+        with serve_in_process(ServeConfig(model=folder, port=0)) as url, ExitStack() as stack:
+            address = "127.0.0.1", load.port(load.urlsplit(url))
+            for _ in range(400):
+                stack.enter_context(socket.create_connection(address))
+            assert raw(url, post(BODY)).startswith(b"HTTP/1.1 200")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_connections_for_which_there_is_no_room_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file that is left for them they would keep the server from all others."""
+    monkeypatch.setattr(connection, "most_connections", lambda: 5)
+    with serve_in_process(ServeConfig(model=folder, port=0)) as url, ExitStack() as stack:
+        address = "127.0.0.1", load.port(load.urlsplit(url))
+        idle = [stack.enter_context(socket.create_connection(address)) for _ in range(5)]
+        head, _, body = raw(url, b"").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert json.loads(body)["error"]["code"] == "overloaded"
+        idle[0].close()
+        time.sleep(0.2)
+        assert raw(url, post(BODY)).startswith(b"HTTP/1.1 200")
+
+
+def test_files_are_left_for_a_burst_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, connections in ((1024, 512), (65_536, 63_488), (resource.RLIM_INFINITY, sys.maxsize)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert most_connections() == connections
 
 
 def test_a_second_interruption_ends_the_server_at_once(folder: str) -> None:
