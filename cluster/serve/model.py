@@ -18,7 +18,7 @@ from cluster.serve.piece_reader import PieceReader
 from cluster.serve.protocol import EmbeddingRequest, ModelCard, Output, RequestError, TokenIds, input_types
 from cluster.serve.request_record import current
 from data_pipeline.artifacts.artifact import FINISHED
-from data_pipeline.errors import ConfigError, ModelError
+from data_pipeline.errors import ConfigError, ModelError, reason
 from data_pipeline.pairs.text_form import TEXT
 from data_pipeline.tokenizers.template import template_ids
 from trainer.embedder import Embedder
@@ -119,7 +119,11 @@ def _leave_file(model: torch.nn.Module) -> None:
 
 
 def to_bf16(embedder: Embedder, folder: str) -> float:
-    """Makes an embedder compute in bf16. Returns the lowest cosine of a vector with what it was, on rows of random tokens."""
+    """Makes an embedder compute in bf16. Returns the lowest cosine of a vector with what it was, on rows of random tokens.
+
+    Raises:
+        ConfigError: its family does not compute in bf16, as XLNet in transformers 5.23.
+    """
     rng = np.random.default_rng(0)
     known = min(len(embedder.tokenizer), int(embedder.model.config.get_text_config().vocab_size))
     words = np.setdiff1d(np.arange(known), embedder.tokenizer.all_special_ids)
@@ -128,8 +132,12 @@ def to_bf16(embedder: Embedder, folder: str) -> float:
     rows = [[*prefix, *rng.choice(words, 1 + place % room).tolist(), *suffix] for place in range(_PROBES)]
     exact = embedder.encode_ids(rows)
     embedder.model = Embedder.load(folder, torch.bfloat16).model.to(embedder.model.device)
-    use_onednn(embedder.model)
-    rounded = embedder.encode_ids(rows)
+    try:
+        use_onednn(embedder.model)
+        rounded = embedder.encode_ids(rows)
+    except RuntimeError as error:
+        what = f"{folder} does not compute in bf16 ({reason(error)})."
+        raise ConfigError(what, "serve.precision", "Set it to fp32.") from error
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
     return round(float(((exact * rounded).sum(axis=1) / lengths).min()), 5)
 

@@ -17,6 +17,7 @@ import numpy as np
 import openai
 import pytest
 from starlette.testclient import TestClient
+from transformers import XLNetConfig, XLNetModel
 
 from cluster.serve.app import EmbedderReplica
 from cluster.serve.config import ServeConfig, with_models
@@ -29,9 +30,11 @@ from cluster.serve.models import Models, Shelf
 from cluster.serve.process import serve_in_process
 from cluster.serve.protocol import RequestError
 from data_pipeline.errors import ConfigError, ModelError
+from tests.conftest import FAMILIES
 from tests.serve.test_protocol import CARD
 from tests.serve.test_serving import send
 from trainer.embedder import Embedder
+from trainer.embedder_spec import EmbedderSpec
 
 TEXTS = ["click the button", "save", "open the file with the other program"]
 
@@ -348,6 +351,14 @@ def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> N
     assert np.abs(vectors - exact).max() > 1e-5
     with pytest.raises(ConfigError, match=r"'fp8' is not known\. Choose fp32 or bf16"):
         ServeConfig(precision="fp8")
+
+
+def test_a_family_that_does_not_compute_in_bf16_is_named(english: list[str], tmp_path: Path) -> None:
+    tokenizer = FAMILIES["unigram"](english)
+    sizes = {"vocab_size": len(tokenizer), "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64}
+    Embedder(XLNetModel(XLNetConfig(**sizes)), tokenizer, EmbedderSpec(max_length=24)).save(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"serve\.precision: .*does not compute in bf16 .* Set it to fp32"):
+        Loader(ServeConfig(model=str(tmp_path), precision="bf16"), 1, Prometheus())
 
 
 def test_a_model_that_does_not_say_how_it_pools_is_served_with_a_warning(
