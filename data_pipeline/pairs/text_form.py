@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ class TextForm:
             skip = 0 if self.pools_prompt else _prompt_length(tokenizer, self.prompt)
             encoded = backend.encode_batch_fast([self.prompt + text for text in texts])
             if keeps_end:
-                head = _prompt_length(tokenizer, self.prompt) or len(prefix)
+                head = backend.encode(self.prompt).ids if self.prompt else list(prefix)
                 return [TokenizedText(_cut_start(text.ids, max_length, head), skip) for text in encoded]
             return [TokenizedText(_cut(text.ids, max_length, suffix), skip) for text in encoded]
         if not self.template.endswith(TEXT):  # its last word is to be the last token
@@ -196,6 +197,10 @@ def _cut(ids: list[int], limit: int, suffix: tuple[int, ...]) -> list[int]:
     return ids[: limit - len(suffix)] + list(suffix) if len(suffix) < limit else ids[:limit]
 
 
-def _cut_start(ids: list[int], limit: int, head: int) -> list[int]:
-    """The first `head` ids, which are no part of the text, and the last ones, as many as there is room for."""
-    return ids if len(ids) <= limit else ids[:head] + ids[len(ids) - (limit - head) :]
+def _cut_start(ids: list[int], limit: int, head: list[int]) -> list[int]:
+    """The ids that are those of `head`, and so no part of the text, and the last ones, as many as there is room for.
+
+    A blank at the end of a prompt is a part of the first word in most vocabularies, and a token in `head` alone.
+    """
+    kept = len(os.path.commonprefix([ids, head]))
+    return ids if len(ids) <= limit else ids[:kept] + ids[len(ids) - (limit - kept) :]

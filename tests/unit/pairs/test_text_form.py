@@ -191,3 +191,15 @@ def test_a_prompt_that_is_nearly_that_of_a_side_is_refused(name: str, side: str)
     EmbedConfig(prompts={"query": "q: ", "passage": "p: ", "sts": "s: "})
     with pytest.raises(ConfigError, match=rf"embed.prompts: no text would have the prompt '{name}'. Did you mean {side}"):
         EmbedConfig(prompts={name: "x: "})
+
+
+@pytest.mark.parametrize("prompt", ["", "query: ", "query:", "search "])
+def test_a_text_that_is_cut_at_its_start_keeps_its_prompt_and_its_end(family, english, prompt) -> None:
+    """Of the text's own start nothing is left, also where its first word takes the prompt's blank."""
+    form, text = TextForm(prompt=prompt), " ".join(english[:20])
+    whole = form.tokenize(family, [text], 1 << 20)[0]
+    cut = form.tokenize(family, [text], 16, keeps_end=True)[0]
+    spans = family.backend_tokenizer.encode(prompt + text).offsets
+    of_prompt = sum(end <= len(prompt) for _, end in spans[:10])  # the first special token is at 0, as its end is
+    assert cut == whole[:of_prompt] + whole[len(whole) - (16 - of_prompt) :]
+    assert form.tokenize(family, ["a"], 16, keeps_end=True) == form.tokenize(family, ["a"], 16)
