@@ -200,8 +200,9 @@ class Batcher:
         with self._changed:
             self._is_closed = True
             if drops_waiting:
-                for waiting in self._turns:
-                    waiting.future.cancel()
+                for waiting in (*self._turns, *dict(self._running)):
+                    if waiting.left:
+                        waiting.future.cancel()
             self._changed.notify()
         while self._thread.is_alive() and not self.is_stuck:
             self._thread.join(_WATCH_SECONDS)

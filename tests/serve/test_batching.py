@@ -183,6 +183,21 @@ def test_closing_at_once_drops_what_waits() -> None:
     assert len(recorder.passes) == 1
 
 
+def test_closing_at_once_drops_the_rest_of_a_request_that_is_being_encoded() -> None:
+    recorder = Recorder()
+    batcher = Serving(recorder)
+    large = batcher.submit([[1] * 30] * 1000)
+    assert recorder.began.wait(10)
+    closing = threading.Thread(target=batcher.close, args=(True,))
+    closing.start()
+    while not large.cancelled():
+        time.sleep(0.01)
+    recorder.released.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert len(recorder.passes) == 1
+
+
 def test_a_request_without_rows_is_refused(batcher) -> None:
     serving = batcher(encode)
     with pytest.raises(ValueError, match="no rows"):
