@@ -143,9 +143,7 @@ class PassReport:
 class Batcher:
     """Encodes the rows of requests, as many at a time as their model encodes well."""
 
-    def __init__(
-        self, on_pass: Callable[[PassReport], None] | None = None, on_idle: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, on_pass: Callable[[PassReport], None] | None = None, on_idle: Callable[[], None] | None = None) -> None:
         """
         Args:
             on_pass: called after each pass.

@@ -36,7 +36,9 @@ class Connection(HttpToolsProtocol):
         """Until when the client has to read some of its answer."""
         if len(self.connections) > most_connections():
             body = orjson.dumps(_FULL.body())
-            head = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            head = (
+                "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            )
             transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             transport.close()
 

@@ -1,7 +1,7 @@
 """How many connections a process can hold, since each is an open file.
 
-Where no file is left, asyncio (Python 3.11) tries to accept the next connection again and again, with a traceback each time, and
-has no time for anything else: 260 connections with 200 files wrote 90 MB of log in 14 s, and nobody was answered.
+Where no file is left, asyncio (Python 3.11) tries to accept the next connection again and again, with a traceback each time,
+and has no time for anything else: 260 connections with 200 files wrote 90 MB of log in 14 s, and nobody was answered.
 """
 
 import sys

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -202,5 +201,5 @@ def _cut_start(ids: list[int], limit: int, head: list[int]) -> list[int]:
 
     A blank at the end of a prompt is a part of the first word in most vocabularies, and a token in `head` alone.
     """
-    kept = len(os.path.commonprefix([ids, head]))
+    kept = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, head, strict=False)))
     return ids if len(ids) <= limit else ids[:kept] + ids[len(ids) - (limit - kept) :]
