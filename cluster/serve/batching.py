@@ -147,13 +147,15 @@ class Batcher:
         """
         Args:
             on_pass: called after each pass.
-            on_idle: called when no text waits, also where the last ones that did are not wanted any more.
+            on_idle: called when no text waits any more, but some did after the last pass: their clients have left.
         """
         self._on_pass, self._on_idle = on_pass, on_idle
         self._running: _Pass = []
         """Of the running pass, and of the one that it interrupts."""
         self._deadline = math.inf
         """When the running pass is taken for stuck, by `time.perf_counter`."""
+        self._reported = 0
+        """Texts that waited by the last report."""
         self._may_be_left = False
         """Whether the running pass is one of many of a request."""
         self._began = self._away = 0.0
@@ -265,7 +267,8 @@ class Batcher:
                 self._turns = deque(one for one in self._turns if not one.future.done())  # it failed, or is cancelled
                 if self._turns or self._is_closed:
                     break
-                if self._on_idle is not None:
+                if self._on_idle is not None and self._reported:
+                    self._reported = 0
                     with suppress(Exception):  # the thread must not end
                         self._on_idle()
                 self._changed.wait()
@@ -306,7 +309,7 @@ class Batcher:
         if self._on_pass is not None:
             with self._changed:
                 waiting = sum(len(one.left) for one in {*self._turns, *dict(self._running)})
-            tokens = sum(map(len, rows))
+            self._reported, tokens = waiting, sum(map(len, rows))
             self._on_pass(PassReport(seconds=seconds, texts=len(rows), tokens=tokens, padding=padded - tokens, waiting=waiting))
 
 
