@@ -84,14 +84,9 @@ class Loader:
             with model_folder(uri) as folder:
                 held = self._held.get(name)
                 is_current = held is not None and held.card.version == version_of(folder)
-                models[name] = held if held and is_current else self._made(name, folder, config)
+                models[name] = held if held and is_current else ServedModel(name, folder, config, self.batcher, held)
         self._held = models
         return Models(models, config.aliases)
-
-    def _made(self, name: str, folder: str, config: ServeConfig) -> ServedModel:
-        """A model, timed if none of its name is there: in the midst of requests its times would be wrong."""
-        held = self._held.get(name)
-        return ServedModel(name, folder, config, self.batcher, None if held is None else held.budget)
 
 
 def _freeze() -> None:

@@ -40,13 +40,16 @@ _RUN_FOLDERS = {"log", "ledger"}
 class ServedModel:
     """An embedder that encodes the texts of many requests together."""
 
-    def __init__(self, name: str, folder: str, config: ServeConfig, batcher: Batcher, budget: Budget | None = None) -> None:
+    def __init__(
+        self, name: str, folder: str, config: ServeConfig, batcher: Batcher, replaced: "ServedModel | None" = None
+    ) -> None:
         """
         Args:
             name: of the model in requests.
             folder: its local folder.
             batcher: gets the passes of all models of this process.
-            budget: measured when not given.
+            replaced: an earlier version. One of the same size takes as long, and this one is not timed again: in the midst of
+                requests its times would be wrong.
 
         Raises:
             ModelError: the model cannot be loaded, or its files change meanwhile.
@@ -63,7 +66,12 @@ class ServedModel:
         if version_of(folder) != version:
             raise ModelError("its files changed while they were read.", folder, "Start again once they are whole.")
         # Its measurements also start threads and kernels, for which no request has to wait then.
-        self.budget = budget or measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
+        self.size = _size(folder)
+        self.budget: Budget = (
+            replaced.budget
+            if replaced is not None and replaced.size == self.size
+            else measure_budget(embedder.pooled, embedder.spec.max_length, config.max_batch_tokens)
+        )
         self._encoder, self._batcher = Encoder(embedder.pooled, self.budget), batcher
         if not config.gpu:  # a GPU is given all layers at once
             between_layers(embedder.model, batcher.encode_small)
@@ -152,6 +160,11 @@ def version_of(folder: str) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def _size(folder: str) -> int:
+    """Bytes of the weights in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
 def _card(name: str, version: str, embedder: Embedder) -> ModelCard:

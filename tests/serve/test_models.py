@@ -17,9 +17,10 @@ import numpy as np
 import openai
 import pytest
 from starlette.testclient import TestClient
-from transformers import XLNetConfig, XLNetModel
+from transformers import BertConfig, BertModel, XLNetConfig, XLNetModel
 
 from cluster.serve.app import EmbedderReplica
+from cluster.serve.batching import Budget
 from cluster.serve.config import ServeConfig, with_models
 from cluster.serve.front import Front
 from cluster.serve.load import Connection
@@ -337,6 +338,29 @@ def test_a_vector_that_is_no_number_is_not_given_out(folder: str, embedder: Embe
         status, answer = send(url, "/embeddings", json.dumps({"model": "embedder", "input": [other]}).encode())
     assert status == 200
     assert np.abs(np.array(answer["data"][0]["embedding"]) - embedder.encode_ids([other])).max() < 1e-5
+
+
+def test_a_version_of_another_size_is_timed_anew(versions, english: list[str], tmp_path: Path) -> None:
+    """The watchdog and the sizes of passes follow from it: a hundred times larger model is not stuck."""
+    first, second = map(str, versions)
+    loader = Loader(ServeConfig(model=first), 1, Prometheus())
+
+    def budget() -> Budget:
+        """Without the model, for whose end a reload waits."""
+        return next(iter(loader.shelf.models.by_name.values())).budget
+
+    before = budget()
+    loader.reload(ServeConfig(model=second))
+    assert loader.shelf.models.cards[0].version == version_of(second)
+    assert budget() is before
+    tokenizer = FAMILIES["wordpiece"](english)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 256, "num_hidden_layers": 3, "intermediate_size": 512}
+    Embedder(BertModel(BertConfig(**sizes, num_attention_heads=2)), tokenizer, EmbedderSpec(max_length=24)).save(
+        str(tmp_path / "large")
+    )
+    loader.reload(ServeConfig(model=str(tmp_path / "large")))
+    assert budget().token_seconds > 2 * before.token_seconds
+    loader.batcher.close()
 
 
 def test_bf16_is_served_with_what_it_costs(folder: str, embedder: Embedder) -> None:
