@@ -6,7 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -27,8 +28,8 @@ from data_pipeline.errors import ClusterError
 
 _DRAIN_SECONDS = 25
 """Time for accepted requests to be answered; Kubernetes kills a pod 30 s after it asks it to end."""
-_ACCEPT_SECONDS = 0.2
-"""Time to accept the connections that wait when the server is to end."""
+_LEAVE_SECONDS = 0.2
+"""Time in which answers ask clients to leave, before idle connections are closed."""
 _IDLE_SECONDS = 75
 """Time after which an idle connection is closed."""
 
@@ -50,7 +51,8 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
     with listen(config.host, config.port) as listener, _reloading(loaders, config):
         loader = Loader(config, config.cpus_per_replica or usable_cores(), recorder := Prometheus())
         server = uvicorn.Server(_settings(Front(config, loader.shelf, keys, recorder, tracing).api()))
-        thread = threading.Thread(target=_run, args=(server, listener), name="front")
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_run, args=(server, listener, loop), name="front")
         thread.start()
         try:
             host, port = listener.getsockname()[:2]
@@ -62,7 +64,7 @@ def serve_in_process(config: ServeConfig) -> Iterator[str]:
             yield base_url(host, port)
         finally:
             loaders.clear()
-            _end(server, listener, thread, loader.batcher)
+            _end(server, listener, loop, thread, loader.batcher)
             if tracing is not None:
                 tracing.close()
 
@@ -104,20 +106,27 @@ def _settings(api: Starlette) -> uvicorn.Config:
     )
 
 
-def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+def _run(server: uvicorn.Server, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
     # asyncio's own loop: uvloop, which serves 5 to 10 % more short requests, crashes if a connection outlives it.
-    asyncio.run(server.serve(sockets=[listener]))
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(server.serve(sockets=[listener]))
 
 
-def _end(server: uvicorn.Server, listener: socket.socket, thread: threading.Thread, batcher: Batcher) -> None:
+def _end(
+    server: uvicorn.Server,
+    listener: socket.socket,
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    batcher: Batcher,
+) -> None:
     """Answers what is accepted, and ends the server; at a second interruption without the answers."""
     farewell = (b"connection", b"close")
     try:
-        if thread.is_alive():
-            listener.listen(0)  # what waits there is accepted, while hardly any other connection comes
-            time.sleep(_ACCEPT_SECONDS)
         server.config.encoded_headers.append(farewell)
         server.server_state.default_headers.append(farewell)
+        if server.started and thread.is_alive():
+            asyncio.run_coroutine_threadsafe(_accept_the_last(server, listener), loop).result()
+            time.sleep(_LEAVE_SECONDS)
         server.should_exit = True
         thread.join()
         batcher.close()
@@ -126,3 +135,19 @@ def _end(server: uvicorn.Server, listener: socket.socket, thread: threading.Thre
         batcher.close(drops_waiting=True)
         thread.join()
         raise
+
+
+async def _accept_the_last(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Accepts the connections that wait, and closes the listener at once: those that wait when it closes are reset."""
+    asyncio.get_running_loop().remove_reader(listener)
+    await asyncio.sleep(0)  # connections that are accepted get their protocols, which a closed server refuses
+    waiting = []
+    with suppress(OSError):  # BlockingIOError, or no more open files
+        while True:
+            waiting.append(listener.accept()[0])
+    for one in server.servers:
+        one.close()
+    for connection in waiting:
+        connection.setblocking(False)
+        factory = partial(Connection, server.config, server.server_state, server.lifespan.state)
+        await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
