@@ -1,0 +1,172 @@
+"""The preStop hook of Ray pods, on raylets of this machine: each stands for a pod."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.kuberay import pre_stop
+
+pytestmark = pytest.mark.timeout(180)
+_STORE = 80 << 20
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, and a driver that is attached to it."""
+    ray.shutdown()
+    started = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE, "include_dashboard": True}
+    )
+    ray.init(address=started.address, log_to_driver=False, namespace="test")
+    try:
+        yield started
+    finally:
+        ray.shutdown()
+        started.shutdown()
+
+
+def processes_of(node: object) -> Callable[[], Iterable[psutil.Process]]:
+    """Lists what a pod with this node would hold."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]
+    return lambda: [raylet, *raylet.children(recursive=True)]
+
+
+def its_node(node: object) -> str:
+    (raylet, *_) = processes_of(node)()
+    found = pre_stop.raylet(pre_stop.command_of(raylet))
+    assert found is not None
+    return found.node
+
+
+def draining() -> dict[str, int]:
+    return dict(ray._private.state.state.get_draining_nodes())
+
+
+def test_a_training_learns_that_its_node_goes_and_the_hook_waits_for_its_end(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=_STORE)
+
+    @ray.remote(num_cpus=1)
+    class RayTrainWorker:
+        def node(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    worker = RayTrainWorker.remote()
+    here = ray.get(worker.node.remote())
+    hook = subprocess.Popen([sys.executable, "-c", _hook(node, seconds=60)])
+    try:
+        until(lambda: here in draining(), 30)
+        deadline = draining()[here] / 1000
+        assert 40 < deadline - time.time() <= 60
+        assert hook.poll() is None  # the worker still trains
+        ray.kill(worker)
+        assert hook.wait(30) == 0
+    finally:
+        hook.kill()
+        cluster.remove_node(node)
+
+
+def test_a_node_without_work_is_not_drained(cluster: Cluster) -> None:
+    """Ray ends a drained node without work at once, and its autoscaler has drained it already."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=_STORE)
+    try:
+        began = time.monotonic()
+        assert pre_stop.main(["60"], processes_of(node)) == 0
+        assert time.monotonic() - began < 20
+        assert its_node(node) not in draining()
+    finally:
+        cluster.remove_node(node)
+
+
+def test_the_head_reports_every_node_but_itself(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=_STORE)
+
+    @ray.remote(num_cpus=1)
+    class Busy:
+        def node(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    here = its_node(node)
+    actor = Busy.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    assert ray.get(actor.node.remote()) == here
+    try:
+        assert pre_stop.main(["20"], processes_of(cluster.head_node)) == 0  # no submitted job runs
+        until(lambda: here in draining(), 20)
+        assert ray.get_runtime_context().get_node_id() not in draining()
+    finally:
+        ray.kill(actor)
+        cluster.remove_node(node)
+
+
+@contextmanager
+def driver(folder: Path, on_sigterm: str) -> Iterator[subprocess.Popen]:
+    """A program with the command line of a driver, in a package `ray_jobs` of its own."""
+    (folder / "ray_jobs").mkdir()
+    (folder / "ray_jobs" / "__init__.py").write_text("")
+    (folder / "ray_jobs" / "slow.py").write_text(
+        f"import pathlib, signal, time\ndef stop(*_):\n    {on_sigterm}\n"
+        "signal.signal(signal.SIGTERM, stop)\npathlib.Path('ready').touch()\nwhile True: time.sleep(0.1)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "ray_jobs.slow", "run.yaml"], cwd=folder)
+    try:
+        until((folder / "ready").exists, 30)
+        yield process
+    finally:
+        process.kill()
+
+
+def test_a_driver_gets_sigterm_and_is_waited_for(tmp_path: Path) -> None:
+    """It takes a moment to end, as one that saves does."""
+    with driver(tmp_path, "time.sleep(2); pathlib.Path('saved').touch(); raise SystemExit(75)") as process:
+        assert pre_stop.main(["60"], lambda: [psutil.Process(process.pid)] if process.poll() is None else []) == 0
+        assert (tmp_path / "saved").exists()
+        assert process.wait(5) == 75
+
+
+def test_the_hook_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    with driver(tmp_path, "pass") as process:
+        began = time.monotonic()
+        assert pre_stop.main(["2"], lambda: [psutil.Process(process.pid)]) == 0
+        assert 2 <= time.monotonic() - began < 10
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["/usr/bin/python", "-m", "ray_jobs.pretrain", "run.yaml"], True),
+        (["python3.11", "/app/.venv/bin/scion", "pipeline", "run.yaml"], True),
+        (["/bin/sh", "-c", "python -m ray_jobs.pretrain run.yaml"], False),
+        (["python", "-m", "cluster.kuberay.pre_stop", "240"], False),
+        (["python", "-m"], False),
+        (["python"], False),
+        ([], False),
+        (["ray::RayTrainWorker", "", ""], False),
+    ],
+)
+def test_what_a_driver_is(command: list[str], expected: bool) -> None:
+    assert pre_stop.is_driver(command) is expected
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def _hook(node: object, seconds: int) -> str:
+    raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
+    return (
+        "import psutil, sys\nfrom cluster.kuberay import pre_stop\n"
+        f"raylet = psutil.Process({raylet})\n"
+        f"sys.exit(pre_stop.main(['{seconds}'], lambda: [raylet, *raylet.children(recursive=True)]))\n"
+    )
