@@ -120,7 +120,8 @@ def _runs_job(dashboard: str) -> bool:
         jobs = JobSubmissionClient(f"http://{dashboard}").list_jobs()
     except (ConnectionError, RuntimeError):  # without the dashboard no job can be asked for
         return False
-    return any(job.status in (JobStatus.PENDING, JobStatus.RUNNING) for job in jobs)
+    running = (JobStatus.PENDING, JobStatus.RUNNING)
+    return any(job.submission_id is not None and job.status in running for job in jobs)  # not sessions of a notebook
 
 
 if __name__ == "__main__":

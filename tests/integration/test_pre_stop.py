@@ -17,15 +17,16 @@ from cluster.kuberay import pre_stop
 
 pytestmark = pytest.mark.timeout(180)
 _STORE = 80 << 20
+_HEAD = {"num_cpus": 0, "object_store_memory": _STORE, "include_dashboard": True}
+_HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+"""A node of an earlier test is known to be dead within seconds."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs, and a driver that is attached to it."""
     ray.shutdown()
-    started = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE, "include_dashboard": True}
-    )
+    started = Cluster(initialize_head=True, head_node_args={**_HEAD, "_system_config": _HEALTH_CHECKS})
     ray.init(address=started.address, log_to_driver=False, namespace="test")
     try:
         yield started
