@@ -83,7 +83,7 @@ def is_busy(processes: Processes) -> bool:
 
 def drain(own: Raylet, end: float) -> None:
     """Reports to Ray that this node goes away at `end` of the monotonic clock; for the head, all others."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
     from ray.exceptions import RayError

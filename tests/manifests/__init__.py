@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes: rendered, validated, broken on purpose. `make manifests` measures."""
