@@ -18,7 +18,7 @@ COMMON = ("output", "seed", "workers", "min_workers", "worker_cpus")
 _JOBS = (
     "pipeline", "shard", "transfer", "pretrain", "mine", "embed", "merge", "evaluate", "drift", "serve", "compare", "report",
 )  # fmt: skip
-_COMMANDS = ("submit", "jobs", "verify", "status", "export", "diff", "bench")
+_COMMANDS = ("submit", "jobs", "manifests", "verify", "status", "export", "diff", "bench")
 _FILES = {"report": "report/job.py"}
 """Modules that are not named after their job."""
 

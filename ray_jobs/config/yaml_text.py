@@ -25,6 +25,10 @@ _SCALARS = (
 """Tags, their patterns, and the characters that they begin with."""
 
 
+_LINE_ENDS = re.compile(r"[\r\x85\u2028\u2029]")
+"""Ends of lines, which PyYAML would fold into blanks if they were not escaped."""
+
+
 class _Loader(yaml.SafeLoader):
     """Reads the scalars of `_SCALARS`, and refuses repeated keys."""
 
@@ -62,3 +66,21 @@ def parse_value(text: str) -> Any:
         return parse(text)
     except yaml.YAMLError:
         return text
+
+
+def dump(content: Any) -> str:
+    """The YAML of parsed content: `parse(dump(content)) == content`."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text into quotes that `parse` would take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_plain = "\n" in text or parse_value(text) == text
+    style = '"' if _LINE_ENDS.search(text) else None if is_plain else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> str:
 
 
 REFUSED = {
-    "nonsense=1": "nonsense: there is no such key. `scion config` lists every key.",
+    "qwerty=1": "qwerty: there is no such key. `scion config` lists every key.",
     "pretrain.train.step=3": "pretrain.train.step: there is no such key. Did you mean pretrain.train.steps?",
     "steps=3": "steps: there is no such key. Did you mean pretrain.train.steps or embed.train.steps or "
     "merge.methods.self_positioning.steps?",
