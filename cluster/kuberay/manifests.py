@@ -159,10 +159,8 @@ def _size(cluster: dict[str, Any], settings: KubernetesConfig) -> None:
     cpu, gpu = cluster["workerGroupSpecs"]
     group = gpu if settings.gpus else cpu
     resources = group["template"]["spec"]["containers"][0]["resources"]
-    for key, amounts in resources.items():
-        amounts["memory"] = settings.memory
-        if key == "requests":
-            amounts["cpu"] = str(settings.cpus)
+    for amounts in resources.values():
+        amounts |= {"cpu": str(settings.cpus), "memory": settings.memory}
         if settings.gpus:
             amounts["nvidia.com/gpu"] = str(settings.gpus)
     shared = next(one for one in group["template"]["spec"]["volumes"] if one["name"] == "shm")

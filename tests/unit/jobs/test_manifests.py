@@ -52,7 +52,11 @@ def test_a_training_gets_its_workers_its_image_and_its_configuration(path: str, 
     assert "suspend" not in job["spec"]["rayClusterSpec"]
     cpu, gpu = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (cpu["groupName"], gpu["groupName"], gpu["maxReplicas"]) == ("cpu", "gpu", 2)
-    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "512Gi", "nvidia.com/gpu": "8"}
+    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"] == {
+        "cpu": "64",
+        "memory": "512Gi",
+        "nvidia.com/gpu": "8",
+    }
     assert {container["image"] for _, container in Document(job).containers()} == {"registry.example/scion:1.0"}
     written = yaml_text.parse(config["data"]["run.yaml"])
     assert (written["workers"], written["min_workers"], written["kubernetes"]["nodes"]) == (16, 8, 2)
@@ -76,7 +80,7 @@ def test_a_run_on_cpus_has_one_group_of_the_machines_size(path: str, capsys: pyt
     pod = group["template"]["spec"]
     assert job["spec"]["entrypoint"].endswith(" workers=2")
     assert (group["maxReplicas"], group["resources"]) == (3, {"driver": "1"})
-    assert pod["containers"][0]["resources"] == {"requests": {"cpu": "16", "memory": "40Gi"}, "limits": {"memory": "40Gi"}}
+    assert pod["containers"][0]["resources"] == {key: {"cpu": "16", "memory": "40Gi"} for key in ("requests", "limits")}
     assert next(one for one in pod["volumes"] if one["name"] == "shm")["emptyDir"]["sizeLimit"] == "12800Mi"
 
 
