@@ -4,6 +4,7 @@ import re
 import site
 import sysconfig
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ COMMAND = Command(
     arguments="CONFIG [FOLDER] [key=value ...]",
     summary="the documents of a run for Kubernetes (KubeRay), into FOLDER or to the standard output",
 )
-_TEXTS = ("text", "test_text", "pairs", "test_pairs")
-_MODELS = ("source_model", "tokenizer")
+_FILES = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer", "embed.model", "serve.model")
+_ENDINGS = (".parquet", ".jsonl", ".txt")
+_BEGINNINGS = ("/", "./", "../", "~")
 _FOLDERS = ("output", "shards")
 _LOCAL = ("file://", "local://")
 _NAME_LENGTH = 40
@@ -113,20 +115,23 @@ def _check_paths(config: ScionConfig) -> None:
 
 def _local_paths(config: ScionConfig) -> Iterator[tuple[str, str]]:
     """The keys that hold a path of this machine, but for files of installed packages, which the image has too."""
-    values = {key: getattr(config, key) for key in (*_FOLDERS, *_TEXTS, *_MODELS)}
-    values |= {"embed.model": config.embed.model, "embed.teacher": config.embed.teacher, "mine.teacher": config.mine.teacher}
-    values |= {"serve.model": config.serve.model, "mine.corpus": config.mine.corpus}
-    values |= {f"serve.models.{name}": folder for name, folder in config.serve.models.items()}
-    values |= {f"evaluate.{name}": file for name, file in config.evaluate.files.items()}
     installed = {sysconfig.get_path("purelib"), *site.getsitepackages()}
-    for key, value in values.items():
-        if not value or ("://" in value and not value.startswith(_LOCAL)):
+    for key, value in _texts(asdict(config), ""):
+        if key.startswith("kubernetes.") or ("://" in value and not value.startswith(_LOCAL)):
             continue
-        is_named = (
-            key in _FOLDERS or is_path(value) or Path(value).suffix in (".parquet", ".jsonl", ".txt") or Path(value).exists()
-        )
-        if is_named and not any(Path(value).is_relative_to(folder) for folder in installed):
+        is_there = "/" in value and Path(value).exists()
+        is_named = key in _FOLDERS or (key in _FILES and (is_path(value) or Path(value).suffix in _ENDINGS))
+        if (is_named or is_there or value.startswith(_BEGINNINGS)) and not any(map(Path(value).is_relative_to, installed)):
             yield key, value
+
+
+def _texts(content: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """All texts of nested settings that are not empty, by their keys."""
+    if isinstance(content, str) and content:
+        yield prefix, content
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list | tuple) else ()
+    for key, value in items:
+        yield from _texts(value, f"{prefix}.{key}".lstrip("."))
 
 
 def _config_text(path: str, overrides: list[str]) -> str:
@@ -158,8 +163,6 @@ def _set(content: dict[str, Any], key: list[str], value: Any) -> None:
 
 def _endpoint(config: ScionConfig) -> Any:
     """The settings of the endpoint, with the embedder of the run where none is named."""
-    from dataclasses import replace
-
     return config.serve if config.serve.folders else replace(config.serve, model=config.at("embed"))
 
 

