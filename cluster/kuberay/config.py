@@ -36,6 +36,7 @@ class KubernetesConfig:
     """A PersistentVolumeClaim that all pods mount at /data, for files that are not on an object store."""
 
     def __post_init__(self) -> None:
+        """ConfigError for a value that cannot be."""
         for key in ("nodes", "cpus"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"must be at least 1, got {getattr(self, key)}.", f"kubernetes.{key}")

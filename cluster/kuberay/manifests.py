@@ -28,6 +28,12 @@ _INSTANCE = "app.kubernetes.io/instance"
 _SHARED_MEMORY = 5 / 16
 """Share of a pod's memory in /dev/shm: a little more than the 30 % that Ray takes for objects."""
 _READER_CPUS = 1
+_AROUND = (
+    ("ServiceAccount", "scion-head"), ("ServiceAccount", "scion-pod"), ("PriorityClass", "scion-serving"),
+    ("PriorityClass", "scion-training"), ("PodDisruptionBudget", "scion-head"), ("NetworkPolicy", "scion"),
+    ("ConfigMap", "scion-run"),
+)  # fmt: skip
+"""Kinds and names of the documents around a RayJob or RayService."""
 _GLOBAL = ("PriorityClass",)
 """Kinds without a namespace."""
 
@@ -56,29 +62,24 @@ def build(run: Run) -> list[dict[str, Any]]:
     """
     _check_image(run.settings.image)
     workers = _workers(run)
-    kind = "RayJob" if run.endpoint is None else "RayService"
     base = {(one["kind"], one["metadata"]["name"]): one for one in _base()}
-    wanted: list[tuple[str, str]] = [
-        ("ServiceAccount", "scion-head"), ("ServiceAccount", "scion-pod"), ("PriorityClass", "scion-serving"),
-        ("PriorityClass", "scion-training"), ("PodDisruptionBudget", "scion-head"), ("NetworkPolicy", "scion"),
-        ("ConfigMap", "scion-run"), (kind, "pretrain" if kind == "RayJob" else "embedder"),
-    ]  # fmt: skip
-    documents = [base[one] for one in wanted]
     cluster = {key: value for key, value in base["RayCluster", "interactive"]["spec"].items() if key != "suspend"}
     _size(cluster, run.settings)
-    main = documents[-1]["spec"]
-    main.pop("suspend")
     if run.endpoint is None:
-        main["rayClusterSpec"] = cluster
-        main["entrypoint"] = f"python -m ray_jobs.{run.settings.job} {CONFIG} workers={workers}"
+        main = base["RayJob", "pretrain"]
+        main["spec"]["entrypoint"] = f"python -m ray_jobs.{run.settings.job} {CONFIG} workers={workers}"
+        main["spec"]["rayClusterSpec"] = cluster
     else:
-        main["rayClusterConfig"] = cluster
-        main["serveConfigV2"] = _serve_config(main["serveConfigV2"], run.endpoint)
+        main = base["RayService", "embedder"]
+        main["spec"]["serveConfigV2"] = _serve_config(main["spec"]["serveConfigV2"], run.endpoint)
+        main["spec"]["rayClusterConfig"] = cluster
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             group["template"]["spec"]["priorityClassName"] = "scion-serving"
-    documents[-2]["data"] = {"run.yaml": run.config}
+    del main["spec"]["suspend"]
+    base["ConfigMap", "scion-run"]["data"] = {"run.yaml": run.config}
+    documents = [*(base[one] for one in _AROUND), main]
     _rename(documents, run)
-    for pod in _pods(documents[-1]["spec"]):
+    for pod in _pods(main["spec"]):
         _adapt_pod(pod, run)
     return documents
 
@@ -98,10 +99,13 @@ class _Dumper(yaml.SafeDumper):
     """Writes texts of several lines as blocks."""
 
 
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Puts what begins like a number into quotes: kubectl takes 1e3 for one, PyYAML does not."""
+    style = "|" if "\n" in text else "'" if re.match(r"[-+.]?[0-9]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _base() -> Iterator[dict[str, Any]]:

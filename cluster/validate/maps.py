@@ -91,6 +91,7 @@ def _maps(content: Any, path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]
 
 
 def _labels(document: Document, path: Path, labels: dict[str, Any]) -> Iterator[Finding]:
+    """Keys and values of labels, and of what selects by them."""
     for key, value in labels.items():
         if key not in ("matchLabels", "matchExpressions"):
             yield from _qualified(document, path, key)
@@ -150,6 +151,7 @@ def _limits(document: Document) -> Iterator[Finding]:
 
 
 def _environment(document: Document) -> Iterator[Finding]:
+    """Names of variables."""
     for path, container in document.containers():
         for place, one in enumerate(listed(container.get("env"))):
             name = one.get("name") if isinstance(one, dict) else None

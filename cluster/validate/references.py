@@ -66,6 +66,7 @@ def _template(document: Document) -> Iterator[Reference]:
 
 
 def _of_volume(volume: dict[str, Any], path: Path) -> Iterator[Reference]:
+    """What a volume is made from, unless it may be missing."""
     for key, kind, field in (
         ("configMap", "ConfigMap", "name"),
         ("secret", "Secret", "secretName"),

@@ -34,6 +34,7 @@ def check(document: Document, documents: Sequence[Document]) -> Iterator[Finding
 
 
 def _pod(document: Document, path: Path, spec: dict[str, Any]) -> Iterator[Finding]:
+    """Rights of a pod, and what it shares with its machine."""
     context = spec.get("securityContext") or {}
     if context.get("runAsNonRoot") is not True:
         yield document.found((*path, "securityContext"), "the pod may run as root.", "Set runAsNonRoot: true.")

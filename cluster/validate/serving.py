@@ -198,6 +198,11 @@ def _words(entrypoint: Any) -> list[str]:
         return []
 
 
+def _is_map(text: str) -> bool:
+    """Whether a text is a map of YAML, or holds comments only."""
+    return isinstance(_yaml(text), dict) or all(line.lstrip()[:1] in ("", "#") for line in text.splitlines())
+
+
 def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)

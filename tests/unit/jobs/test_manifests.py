@@ -245,6 +245,14 @@ def test_written_yaml_is_read_as_it_was(content: Any) -> None:
     assert yaml_text.parse(yaml_text.dump(content)) == content
 
 
+def test_text_that_kubectl_takes_for_a_number_is_in_quotes(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML of Go reads 1e3 as 1000, and PyYAML as text."""
+    assert main(["manifests", path, "kubernetes.namespace=1e3"]) == 2  # the value of a setting is YAML, too
+    capsys.readouterr()
+    assert main(["manifests", path, "kubernetes.namespace='1e3'"]) == 0
+    assert "namespace: '1e3'" in capsys.readouterr().out
+
+
 def test_the_base_is_not_changed_by_a_run(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = documents(path, capsys)
     documents(path, capsys, "kubernetes.gpus=4", "kubernetes.claim=files")
