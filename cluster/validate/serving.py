@@ -25,7 +25,7 @@ def check(document: Document) -> Iterator[Finding]:
         yield from _serve_config(document, text)
     if (path := _JOBS.get(document.kind)) is None:
         return
-    if isinstance(text := at(document.content, (*path, "runtimeEnvYAML")), str) and not isinstance(_yaml(text), dict):
+    if isinstance(text := at(document.content, (*path, "runtimeEnvYAML")), str) and not _is_map(text):
         yield document.found((*path, "runtimeEnvYAML"), "it is no YAML of a runtime environment.", "Write KEY: VALUE.")
     if isinstance(text := at(document.content, (*path, "entrypointResources")), str) and _resources(text) is None:
         fix = """Write '{"NAME": 1}'."""
