@@ -115,7 +115,7 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 clients: $(STAMP) $(CLIENTS)/.ready ## the endpoint asked by langchain, llama-index, LiteLLM and Cohere's client, unchanged (2 minutes)
 	SCION_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider --confcutdir tests/clients -c /dev/null tests/clients
 
-manifests: $(STAMP) ## the documents for Kubernetes: rendered, validated, broken in 34 ways, with typos (2 minutes; needs npm)
+manifests: $(STAMP) ## the documents for Kubernetes: rendered, validated, broken in 34 ways, with typos (a minute; needs npm)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.manifests
 
 lint: $(STAMP) ## ruff, mypy, import-linter
