@@ -27,6 +27,8 @@ _PATHS = ("text", "test_text", "pairs", "test_pairs", "source_model", "tokenizer
 _MINED = ("model", "corpus", "teacher")
 _HEAD = b"# What this run was given, written by Scion.\n"
 _REQUIRED = ("text", "source_model", "output")
+_PLACES = ("submit", "kubernetes")
+"""Sections that say where a job is sent to."""
 
 
 _PARTIAL = {"compare.runs": (RUN_KEYS, RUN_RULE), "embed.stages": (STAGE_KEYS, STAGE_RULE)}
@@ -259,11 +261,11 @@ def _absolute(section: Any, names: Iterable[str]) -> dict[str, Any]:
 def to_yaml(config: ScionConfig) -> str:
     """The resolved configuration as it is written beside a run, without passwords and keys that the job did not need.
 
-    How it was submitted is left out: it is nothing of the run, and may hold secrets.
+    Where it was submitted is left out: it is nothing of the run, and may hold secrets.
     """
     given = OmegaConf.structured(config)
     needed = OmegaConf.masked_copy(
-        given, [name for name in given if name != "submit" and (name not in _REQUIRED or given[name])]
+        given, [name for name in given if name not in _PLACES and (name not in _REQUIRED or given[name])]
     )
     return str(mask_passwords(OmegaConf.to_yaml(needed)))
 
