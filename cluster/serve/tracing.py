@@ -4,6 +4,7 @@ Spans are made when a request is over, from the moments of its record, so that t
 """
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.types import Scope
 from cluster.serve.request_record import RequestRecord
 from data_pipeline.errors import ConfigError
 
+_CLOSE_SECONDS = 2.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -38,7 +40,7 @@ class Tracing:
             raise ConfigError("traces need OpenTelemetry.", _ENDPOINTS[1], fix) from error
         # The name is a default: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are ahead of it.
         name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "scion-serve"}
-        self._provider = TracerProvider(resource=Resource.create(name))
+        self._provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("scion.serve")
         self._kind, self._inside, self._parents = SpanKind.SERVER, set_span_in_context, TraceContextTextMapPropagator()
@@ -64,8 +66,10 @@ class Tracing:
         span.end(_ns(ended, offset))
 
     def close(self) -> None:
-        """Sends what waits."""
-        self._provider.shutdown()
+        """Sends what waits, for a while: a collector that does not answer must not hold up the end of a server."""
+        thread = threading.Thread(target=self._provider.shutdown, daemon=True)
+        thread.start()
+        thread.join(_CLOSE_SECONDS)
 
 
 def _ns(moment: float, offset: int) -> int:

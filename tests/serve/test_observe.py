@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -345,3 +346,15 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(prefix: str) -
     assert labels == {"le", "route", "model", "status"}
     for query in queries:
         promql_parser.parse(query.replace("$__rate_interval", "1m"))
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
+        tracing = tracing_from_environment()
+        assert tracing is not None
+        api = Front(ServeConfig(model="m"), shelf(Stub()), tracing=tracing).api()
+        assert TestClient(api).post("/v1/embeddings", json=ASK).status_code == 200
+        began = time.monotonic()
+        tracing.close()
+        assert time.monotonic() - began < 6  # OpenTelemetry itself waits for 10 s
