@@ -224,6 +224,7 @@ class Batcher:
                             waiting.future.set_exception(ModelStuck())
 
     def _run(self) -> None:
+        """Takes and encodes passes until the batcher is closed and nothing waits; runs in a thread."""
         while taken := self._take():
             self._may_be_left = any(waiting.left for waiting in dict(taken))
             self._began, self._away = time.perf_counter(), 0.0

@@ -28,6 +28,7 @@ class Connection(HttpToolsProtocol):
     """A connection of a client."""
 
     def connection_made(self, transport: Any) -> None:
+        """Begins the time of the first head; answers 503 and closes where there are too many connections."""
         super().connection_made(transport)
         self._is_in_body = False
         self._head_bytes = 0
