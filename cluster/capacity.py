@@ -29,7 +29,11 @@ def has_gpus() -> bool:
 
 def cpus_for(workers: int, worker_cpus: float) -> float:
     """CPUs of a job; with 0 workers, of a job with the default number of CPU workers."""
-    return (workers or DEFAULT_CPU_WORKERS) * worker_cpus + _READER_CPUS + float(os.environ.get(DRIVER_CPUS, 0))
+    return (workers or DEFAULT_CPU_WORKERS) * worker_cpus + _READER_CPUS + _driver_cpus()
+
+
+def _driver_cpus() -> float:
+    return float(os.environ.get(DRIVER_CPUS) or 0)
 
 
 def resolve_workers(workers: int | None) -> int:
@@ -64,7 +68,8 @@ def wait_for(workers: int, worker_cpus: float, say: Say) -> None:
     if not _missing(needed, ray.cluster_resources()):
         _check_nodes(worker, workers)
         return
-    request_resources(bundles=[worker] * workers + [{"CPU": float(_READER_CPUS)}])
+    others = [{"CPU": cpus} for cpus in (float(_READER_CPUS), _driver_cpus()) if cpus]
+    request_resources(bundles=[worker] * workers + others)  # of the whole cluster, also of what is taken
     try:
         _wait_for_resources(needed, say)
     finally:

@@ -124,3 +124,13 @@ def test_an_interrupted_wait_withdraws_its_request(cluster, monkeypatch) -> None
     with pytest.raises(KeyboardInterrupt):
         capacity.wait_for(2, 1.0, lambda line: None)
     assert cluster.requests[-1] == []
+
+
+def test_the_autoscaler_is_asked_for_the_driver_of_a_submitted_job_too(cluster, monkeypatch) -> None:
+    """It counts what the nodes have, not what is free there: without the driver's core it added no node, for ever."""
+    monkeypatch.setenv(capacity.DRIVER_CPUS, "2")
+    monkeypatch.setattr(capacity, "_wait_for_resources", lambda needed, say: requested.append(needed))
+    requested: list[dict[str, float]] = []
+    cluster.resources, cluster.maximum = {"CPU": 9.0}, {"CPU": 64.0}
+    capacity.wait_for(8, 1.0, print)
+    assert sum(bundle["CPU"] for bundle in cluster.requests[0]) == requested[0]["CPU"] == 11.0
