@@ -88,15 +88,11 @@ def hold(uri: str) -> Iterator[Lease]:
         ArtifactError: another run holds it.
     """
     lease = Lease(uri, secrets.token_hex(8))
-    if not storage.create(uri, _content(lease)):
-        holder = _read(uri)
-        if holder is not None and holder.is_alive(uri):
-            raise ArtifactError(
-                f"another run is writing here ({holder.host}, process {holder.pid}, "
-                f"seen {max(0.0, time.time() - holder.renewed):.0f} s ago).",
-                uri.rpartition("/")[0],
-                f"Wait for it, stop it, or choose another output=; the lease of a dead run expires after {TTL_SECONDS:.0f} s.",
-            )
+    former = _read(uri)
+    _refuse_alive(former, uri)  # also where the store overwrites, because it does not know conditional requests
+    if former is not None or not storage.create(uri, _content(lease)):
+        if former is None:
+            _refuse_alive(_read(uri), uri)
         _write(lease)
     time.sleep(SETTLE_SECONDS / (5 if storage.is_local(uri) else 1))
     lease.check()
@@ -112,6 +108,17 @@ def hold(uri: str) -> Iterator[Lease]:
             holder = _read(uri)
             if holder is not None and holder.token == lease.token:
                 storage.remove(uri)
+
+
+def _refuse_alive(holder: _Holder | None, uri: str) -> None:
+    """ArtifactError if a live process holds the lease file `uri`."""
+    if holder is not None and holder.is_alive(uri):
+        raise ArtifactError(
+            f"another run is writing here ({holder.host}, process {holder.pid}, "
+            f"seen {max(0.0, time.time() - holder.renewed):.0f} s ago).",
+            uri.rpartition("/")[0],
+            f"Wait for it, stop it, or choose another output=; the lease of a dead run expires after {TTL_SECONDS:.0f} s.",
+        )
 
 
 def is_held(uri: str) -> bool:

@@ -38,6 +38,8 @@ _MIN_BYTES_PER_SECOND = 4 << 20
 LATE_SECONDS = 1800.0
 """Time-out of a request that must be answered before the next step is safe."""
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP)
+"""Error numbers of a store that does not know conditional requests."""
 _CONCURRENT_FILES = 8
 """Files that are downloaded, uploaded or removed at the same time."""
 _MOUNT_FOLDER = "lost+found"
@@ -205,8 +207,8 @@ write_bytes = with_retries(_write, lambda uri, content: len(content) / _MIN_BYTE
 def create(uri: str, content: bytes) -> bool:
     """Writes a new file, whole or not at all; False if there is one already with other content.
 
-    Of several processes that create it at the same time one succeeds: on a disk by a hard link, on S3, Google and Azure by a
-    conditional request. Other stores may let several succeed.
+    Of several processes that create it at the same time one succeeds: on a disk by a hard link, or by
+    an empty file where there are none, on S3, Google and Azure by a conditional request. Other stores may let several succeed.
     """
     try:
         _create(uri, content)
@@ -216,14 +218,26 @@ def create(uri: str, content: bytes) -> bool:
 
 
 def _create_once(uri: str, content: bytes) -> None:
+    """Raises FileExistsError if there is a file; without hard links or conditional requests, the next best thing is done."""
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, content, mode="create")
+        try:
+            fs.pipe_file(path, content, mode="create")
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+                raise
+            fs.pipe_file(path, content)
         return
     draft = f"{path}.{secrets.token_hex(6)}.draft"
     _write(draft, content)
     try:
         os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # vfat, many mounts of FUSE and SMB, each with an error number of its own
+        with open(path, "xb"):
+            pass
+        os.replace(draft, path)
     finally:
         Path(draft).unlink(missing_ok=True)
 

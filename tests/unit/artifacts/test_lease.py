@@ -1,5 +1,6 @@
 """One run at a time writes to a folder, and the next one can, however the previous one ended."""
 
+import errno
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.artifacts import lease as leases
 from data_pipeline.artifacts import storage
@@ -447,3 +449,52 @@ def test_a_lease_that_is_removed_while_it_is_watched_is_free(uri: str, monkeypat
     with hold(uri) as lease:
         lease.check()
     end.join()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_lease_is_held_on_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As on vfat, on SMB and under FUSE."""
+
+    def unknown(draft: str, target: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", unknown)
+    uri = str(tmp_path / "out.lease.json")
+    with hold(uri) as lease:
+        assert read_lease(uri)["token"] == lease.token
+        assert storage.create(uri, Path(uri).read_bytes())
+        assert not storage.create(uri, b"others")
+        with pytest.raises(ArtifactError, match="another run is writing here"):
+            hold(uri).__enter__()
+        assert os.listdir(tmp_path) == ["out.lease.json"]
+    assert not os.listdir(tmp_path)
+
+
+def test_a_store_that_overwrites_does_not_give_a_live_lease_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old s3fs and stores that resemble S3 drop the condition of a request."""
+    uri = "memory://test-lease/out.lease.json"
+    real = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda fs, path, value, **_: real(fs, path, value))
+    with hold(uri) as lease:
+        with pytest.raises(ArtifactError, match="another run is writing here"):
+            hold(uri).__enter__()
+        lease.check()
+    assert not storage.exists(uri)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no"), OSError(errno.ENOSYS, "A header is not implemented")])
+def test_a_store_that_refuses_conditions_is_written_to_without(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    uri = "memory://test-lease/out.lease.json"
+    real = MemoryFileSystem.pipe_file
+
+    def refuse(fs: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite", **_: object) -> None:
+        if mode == "create":
+            raise error
+        real(fs, path, value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    with hold(uri) as lease:
+        lease.check()
+        with pytest.raises(ArtifactError, match="another run is writing here"):
+            hold(uri).__enter__()
+    assert not storage.exists(uri)
