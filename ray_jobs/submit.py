@@ -81,7 +81,10 @@ def follow(client: Any, name: str, console: Console) -> None:
         return
     if details.status == JobStatus.STOPPED or details.driver_exit_code == _RESUMABLE:
         raise Stopped(f"{name} was stopped. The same command resumes it.")
-    raise JobError(f"it has failed: {_reason(details)}", name, "", details.driver_exit_code or 1)
+    code = details.driver_exit_code or 1
+    raise JobError(
+        f"it has failed: {_reason(details)}", name, "", code if code > 0 else 128 - code
+    )  # -9: a signal, as in a shell
 
 
 def runtime_env(given: SubmitConfig) -> dict[str, Any]:
@@ -171,7 +174,9 @@ def _largest(folder: str) -> list[str]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """Writes to the standard output, with a mark for what its encoding does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 

@@ -1,5 +1,12 @@
 """Jobs on a cluster, without one: ids, what is sent, and a log that breaks off."""
 
+import io
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,6 +86,7 @@ def test_a_cluster_that_is_gone_for_long_ends_the_following(monkeypatch: pytest.
     [
         (job("a", "FAILED", driver_exit_code=2), JobError, 2),
         (job("a", "FAILED", driver_exit_code=None, message="no such node\nmore"), JobError, 1),
+        (job("a", "FAILED", driver_exit_code=-9), JobError, 137),
         (job("a", "FAILED", driver_exit_code=75), Stopped, 75),
         (job("a", "STOPPED"), Stopped, 75),
     ],
@@ -180,3 +188,98 @@ def test_jobs_are_listed_with_what_they_say() -> None:
 def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="the arguments are not right"):
         jobs.command(arguments, None)
+
+
+def test_a_job_that_the_cluster_has_forgotten_ends_the_following_at_once() -> None:
+    """After a restart the cluster knows no earlier job."""
+    gone = RuntimeError("Request failed with status code 404: Job a does not exist.")
+    client, said = Client([job("a", "RUNNING"), gone], [""]), []
+    with pytest.raises(ClusterError, match="there is no such job"):
+        api.follow(client, "a", print, said.append)
+    assert said == []
+
+
+def test_a_cluster_without_an_answer_is_waited_for_also_before_the_start_and_named_once() -> None:
+    away = [RuntimeError("502")] * 5
+    says = [job("a", "PENDING"), *away, job("a", "PENDING"), job("a", "RUNNING"), *away, job("a")]
+    said: list[str] = []
+    assert api.follow(Client(says, ["log\n"]), "a", lambda text: None, said.append).status == JobStatus.SUCCEEDED
+    assert said == ["the cluster gives no answer; trying again"] * 2
+    client = Client([job("a", "RUNNING"), *away, job("a", "STOPPED")])
+    assert api.stop(client, "a", said.append).status == JobStatus.STOPPED
+
+
+def test_a_reader_that_has_gone_ends_the_following() -> None:
+    """As in `scion jobs follow ID | head`: once the log was sent again each second until the job ended."""
+
+    def closed(text: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        api.follow(Client([job("a", "RUNNING")] * 9 + [job("a")], ["log\n"]), "a", closed, print)
+
+
+def test_what_a_terminal_cannot_show_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(bytes_, "ascii"))
+    submit.follow(Client([job("a")], ["α\nβ\nthe end\n"]), "a", Console(stderr=True))
+    assert bytes_.getvalue() == b"?\n?\nthe end\n"
+
+
+def test_a_job_that_waits_is_stopped_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100_000, 100))
+    monkeypatch.setattr(api.time, "monotonic", lambda: next(clock))
+    odd = {"env_vars": {api.STOP_SECONDS: "soon"}}
+    client, said = Client([job("a", "PENDING", runtime_env=odd)] * 20 + [job("a", "STOPPED")]), []
+    assert api.stop(client, "a", said.append).status == JobStatus.STOPPED
+    assert "has not started" in said[0]
+
+
+class Server(BaseHTTPRequestHandler):
+    """Says that it is Ray, and never lists its jobs."""
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": "4", "ray_version": "2.60.0"}).encode())
+        else:
+            threading.Event().wait(5)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def silent_cluster() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_cluster_that_takes_connections_but_does_not_answer_is_named(
+    silent_cluster: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_ANSWER_SECONDS", 0.5)
+    client = api.connect(f"http://me:secret@127.0.0.1:{silent_cluster}/")
+    with pytest.raises(ClusterError, match="no proper answer"):
+        api.submitted(client)
+
+
+def test_a_traceback_of_the_cluster_is_told_by_its_last_line() -> None:
+    text = (
+        "Request failed with status code 500: Traceback (most recent call last):\n  File\n"
+        + "x\n" * 999
+        + "ValueError: the reason\n"
+    )
+    with pytest.raises(ClusterError, match=r"status code 500: ValueError: the reason"), api.answers("a"):
+        raise RuntimeError(text)
+    with pytest.raises(ClusterError, match="no proper answer"), api.answers("a"):
+        raise RuntimeError("Module: htpp does not exist.")
+    with pytest.raises(ClusterError, match="no proper answer"), api.answers("a"):
+        raise ConnectionError("Failed to connect to Ray at address")
+
+
