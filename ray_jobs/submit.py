@@ -1,6 +1,7 @@
 """`scion submit JOB CONFIG`: a job on a Ray cluster, by its job API."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.jobs.config import SubmitConfig
-from data_pipeline.errors import ClusterError, ConfigError, JobError, Stopped
+from data_pipeline.artifacts import storage
+from data_pipeline.errors import ClusterError, ConfigError, JobError, Stopped, mask_passwords, reason
 from ray_jobs.config.load import load
 from ray_jobs.config.schema import ScionConfig
 from ray_jobs.job import Command, check_job
@@ -28,6 +30,10 @@ _RESUMABLE = 75
 """The exit code of a training that was stopped."""
 _SHOWN = 5
 """Files that are named where a working directory is too large."""
+_LONGEST = 100
+"""Characters of a folder in an id, which becomes the name of a file."""
+_TRIES = 5
+"""Ids that are tried where others submit at the same moment."""
 
 
 def command(arguments: list[str], console: Console) -> None:
@@ -49,18 +55,18 @@ def command(arguments: list[str], console: Console) -> None:
     _check_output(config)
     given, environment = config.submit, runtime_env(config.submit)
     entrypoint = _entrypoint(job, path, overrides, given.working_dir)
+    _check_files(path, given)
 
     from cluster.jobs import api  # takes a second to import, for which a mistake should not wait
 
     client = api.connect(given.address)
-    name = next_name(api.submitted(client), given.name or default_name(job, config), job, config.output)
-    _send(client, name, entrypoint, environment, given, {JOB_OF: job, OUTPUT_OF: config.output})
-    console.print(f"submitted {name}\n  scion jobs follow {name}\n  scion jobs stop {name}", markup=False)
+    name = _submit(client, job, config, entrypoint, environment)
+    console.print(f"submitted {name}{_hints(name, given.address)}", markup=False)
     if given.wait:
-        follow(client, name, console)
+        follow(client, name, console, given.address)
 
 
-def follow(client: Any, name: str, console: Console) -> None:
+def follow(client: Any, name: str, console: Console, address: str = "") -> None:
     """Passes the log of a job on until it ends, and fails as the job does.
 
     Raises:
@@ -75,7 +81,7 @@ def follow(client: Any, name: str, console: Console) -> None:
     try:
         details = api.follow(client, name, _write, lambda text: console.print(text, markup=False))
     except KeyboardInterrupt:
-        console.print(f"\n{name} goes on\n  scion jobs follow {name}\n  scion jobs stop {name}", markup=False)
+        console.print(f"\n{name} goes on{_hints(name, address)}", markup=False)
         raise
     if details.status == JobStatus.SUCCEEDED:
         return
@@ -88,7 +94,13 @@ def follow(client: Any, name: str, console: Console) -> None:
 
 
 def runtime_env(given: SubmitConfig) -> dict[str, Any]:
-    """Ray's runtime environment of a submission; the user's own values win, but the folder is that of `submit.working_dir`."""
+    """Ray's runtime environment of a submission; the user's own values win, but the folder is that of `submit.working_dir`.
+
+    Raises:
+        ConfigError: Ray would refuse it, or modules in the folder would hide Scion's.
+    """
+    from ray.runtime_env import RuntimeEnv
+
     from cluster.capacity import DRIVER_CPUS
     from cluster.jobs.api import STOP_SECONDS
 
@@ -96,18 +108,27 @@ def runtime_env(given: SubmitConfig) -> dict[str, Any]:
     own = {**given.runtime_env, "env_vars": ours | given.runtime_env.get("env_vars", {})}
     if taken := sorted({"working_dir", "excludes"} & set(own)):
         raise ConfigError("Scion sets it.", f"submit.runtime_env.{taken[0]}", f"Give submit.{taken[0]}.")
-    code = Path(__file__).parent.parent
-    if Path(given.working_dir).resolve() != code:
-        own["py_modules"] = [*(str(code / name) for name in CODE), *own.get("py_modules", [])]
+    try:
+        modules = list(RuntimeEnv(**own).get("py_modules") or [])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Ray refuses it ({reason(error)}).", "submit.runtime_env") from error
+    folder = Path(given.working_dir).resolve()
+    if not (folder / "ray_jobs" / "submit.py").is_file():
+        hiding = [one.name for name in CODE for one in (folder / f"{name}.py", folder / name) if _is_module(one)]
+        if hiding:
+            fix = "Rename it, or send another folder."
+            raise ConfigError(f"{hiding[0]} there would hide Scion's own.", f"submit.working_dir={given.working_dir}", fix)
+        own["py_modules"] = [*_code(), *modules]
     return own | {"working_dir": given.working_dir, "excludes": [*EXCLUDES, *given.excludes]}
 
 
 def default_name(job: str, config: ScionConfig) -> str:
     """The last folder of `output` and the job, with dashes for what an id cannot hold."""
     last = config.output.rstrip("/").rpartition("/")[2]
-    return "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in f"{last}-{job}").strip(
-        "-._"
+    name = "".join(
+        char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in f"{last[-_LONGEST:]}-{job}"
     )
+    return name.strip("-._")
 
 
 def next_name(others: list[Any], begin: str, job: str, output: str) -> str:
@@ -117,7 +138,9 @@ def next_name(others: list[Any], begin: str, job: str, output: str) -> str:
         ClusterError: an earlier attempt still runs.
     """
     for one in others:
-        if (one.metadata or {}).get(OUTPUT_OF) == output and one.metadata.get(JOB_OF) == job and not one.status.is_terminal():
+        about = one.metadata or {}
+        is_same = about.get(JOB_OF) == job and about.get(OUTPUT_OF) == output != ""  # an endpoint may do without an output
+        if is_same and not one.status.is_terminal():
             fix = f"scion jobs follow {one.submission_id}, or scion jobs stop {one.submission_id}"
             raise ClusterError(f"{job} is {one.status.value} already for output={output}.", one.submission_id, fix)
     attempts = [one.submission_id.removeprefix(f"{begin}-") for one in others if one.submission_id.startswith(f"{begin}-")]
@@ -138,39 +161,94 @@ def _entrypoint(job: str, path: str, overrides: list[str], working_dir: str) -> 
     folder = Path(working_dir).resolve()
     if not folder.is_dir():
         raise ConfigError("there is no such folder.", f"submit.working_dir={working_dir}")
-    if not Path(path).resolve().is_relative_to(folder):
+    if (relative := _inside(path, working_dir)) is None:
         fix = "Move it there, or name another submit.working_dir."
         raise ConfigError(f"it is not in {folder}, the folder that is sent to the cluster.", path, fix)
-    own = [one for one in overrides if not one.startswith("submit.")]
-    relative = Path(path).resolve().relative_to(folder).as_posix()
+    own = [one for one in overrides if re.split(r"[.\[=]", one)[0] != "submit"]
     return shlex.join(["python", "-m", "ray_jobs.cli", job, relative, *own])
+
+
+def _inside(path: str, folder: str) -> str | None:
+    """The path of a file relative to a folder; None if it lies elsewhere. A link counts where it is, as Ray sends it."""
+    for one, root in (
+        (Path(os.path.abspath(path)), Path(os.path.abspath(folder))),
+        (Path(path).resolve(), Path(folder).resolve()),
+    ):
+        if one.is_relative_to(root):
+            return one.relative_to(root).as_posix()
+    return None
+
+
+def _submit(client: Any, job: str, config: ScionConfig, entrypoint: str, environment: dict[str, Any]) -> str:
+    """Submits the job under the next free id, and returns it; ClusterError or ConfigError if the cluster refuses it."""
+    from cluster.jobs import api
+
+    output = mask_passwords(storage.absolute(config.output).rstrip("/")) if config.output else ""
+    begin = config.submit.name or default_name(job, config)
+    for _ in range(_TRIES):
+        name = next_name(api.submitted(client), begin, job, output)
+        try:
+            _send(client, name, entrypoint, environment, config.submit, {JOB_OF: job, OUTPUT_OF: output})
+            return name
+        except ClusterError as error:
+            if "already exists" not in str(error):
+                raise
+    raise ClusterError("others submit at the same time.", name, "Try again.")
 
 
 def _send(
     client: Any, name: str, entrypoint: str, environment: dict[str, Any], given: SubmitConfig, metadata: dict[str, str]
 ) -> None:
     """Sends the working directory and submits the job; ClusterError or ConfigError if the cluster refuses either."""
-    from cluster.jobs import api
+    from cluster.jobs import api, files
 
     about = {"metadata": metadata, "entrypoint_num_cpus": given.driver_cpus}
     try:
         with api.answers(name):
+            if modules := environment.get("py_modules"):
+                environment = environment | {
+                    "py_modules": [api.package(client, one) if one in _code() else one for one in modules]
+                }
             client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=environment, **about)
     except ClusterError as error:
         if not any(sign in str(error) for sign in ("status code 413", "exceeds the maximum size", "Package size")):
             raise
-        fix = f"Leave files out by submit.excludes or .gitignore. The largest: {', '.join(_largest(given.working_dir))}."
-        raise ConfigError("it is too large to be sent.", f"submit.working_dir={given.working_dir}", fix) from error
+        raise _too_large(given, files.sent(given.working_dir, environment["excludes"])) from error
 
 
-def _largest(folder: str) -> list[str]:
-    """The largest files below a folder, with their sizes; those in hidden folders and in `runs` are left out."""
-    sizes: list[tuple[int, str]] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if not one.startswith(".") and one not in ("runs", "__pycache__", "node_modules")]
-        paths = [Path(root, name) for name in files]
-        sizes += [(path.stat().st_size, path.relative_to(folder).as_posix()) for path in paths if not path.is_symlink()]
-    return [f"{name} ({size / 1e6:.0f} MB)" for size, name in sorted(sizes, reverse=True)[:_SHOWN]]
+def _check_files(path: str, given: SubmitConfig) -> None:
+    """ConfigError for a folder that no cluster could take, before it is read, or that would not hold the configuration."""
+    from cluster.jobs import files
+
+    excludes = [*EXCLUDES, *given.excludes]
+    try:
+        sizes = files.sent(given.working_dir, excludes)
+    except files.TooLarge as error:
+        raise _too_large(given, error.args[0]) from error
+    if _inside(path, given.working_dir) not in sizes:
+        fix = "Move it, or change submit.excludes, .gitignore or .rayignore. Folders such as runs/ are never sent."
+        raise ConfigError("it is among the files that are not sent.", path, fix)
+
+
+def _too_large(given: SubmitConfig, sizes: dict[str, int]) -> ConfigError:
+    """The ConfigError for a folder that is too large, with its largest files; raises nothing itself."""
+    largest = sorted(sizes.items(), key=lambda one: -one[1])[:_SHOWN]
+    shown = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in largest)
+    fix = f"Leave files out by submit.excludes or .gitignore. The largest: {shown}."
+    return ConfigError("it is too large to be sent.", f"submit.working_dir={given.working_dir}", fix)
+
+
+def _code() -> list[str]:
+    return [str(Path(__file__).parent.parent / name) for name in CODE]
+
+
+def _is_module(path: Path) -> bool:
+    return path.is_file() if path.suffix else (path / "__init__.py").is_file()
+
+
+def _hints(name: str, address: str) -> str:
+    at = f" address={mask_passwords(address)}" if address else ""
+    return f"\n  scion jobs follow {name}{at}\n  scion jobs stop {name}{at}"
 
 
 def _write(text: str) -> None:

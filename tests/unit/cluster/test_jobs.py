@@ -283,3 +283,141 @@ def test_a_traceback_of_the_cluster_is_told_by_its_last_line() -> None:
         raise ConnectionError("Failed to connect to Ray at address")
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside of a checkout, with a configuration."""
+    (tmp_path / "mine.yaml").write_text("text: s3://b/t.parquet\nsource_model: m\noutput: s3://b/run/\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Cluster:
+    """A cluster that holds jobs, and in which others submit first as often as `rivals` says."""
+
+    def __init__(self, rivals: int = 0, output: str = "s3://other/run") -> None:
+        self.jobs: list[Any] = []
+        self.rivals, self.output, self.sent = rivals, output, dict[str, Any]()
+
+    def list_jobs(self) -> list[Any]:
+        return list(self.jobs)
+
+    def submit_job(self, **about: Any) -> None:
+        if self.rivals:
+            self.rivals -= 1
+            self.jobs.append(
+                job(about["submission_id"], "RUNNING", metadata={"scion_job": "shard", "scion_output": self.output})
+            )
+            trace = "Traceback (most recent call last):\n" + 50 * "  File in a long folder\n"
+            raise RuntimeError(
+                f"Request failed with status code 500: {trace}ValueError: Job with ... already exists. Please\n."
+            )
+        self.sent = about
+
+    def _upload_package_if_needed(self, path: str, **about: Any) -> str:
+        return f"gcs://{Path(path).name}.zip"
+
+
+def sent(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, *overrides: str, path: str = "mine.yaml") -> dict[str, Any]:
+    from rich.console import Console
+
+    monkeypatch.setattr(api, "connect", lambda address: cluster)
+    submit.command(["shard", path, "submit.wait=false", *overrides], Console())
+    return cluster.sent
+
+
+def test_of_two_submissions_at_once_the_second_takes_the_next_id(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(monkeypatch, Cluster(rivals=2))["submission_id"] == "run-shard-3"
+    with pytest.raises(ClusterError, match="shard is RUNNING already"):
+        sent(monkeypatch, Cluster(rivals=1, output="s3://b/run"))
+
+
+def test_a_slash_at_the_end_is_the_same_output(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    cluster.jobs = [job("x", "RUNNING", metadata={"scion_job": "shard", "scion_output": "s3://b/run"})]
+    with pytest.raises(ClusterError, match="shard is RUNNING already"):
+        sent(monkeypatch, cluster)
+    cluster.jobs = [job("x", "RUNNING", metadata={"scion_job": "shard", "scion_output": "/nfs/run"})]
+    with pytest.raises(ClusterError, match="shard is RUNNING already"):
+        sent(monkeypatch, cluster, "output=/nfs//x/../run/")
+
+
+def test_endpoints_without_an_output_do_not_hinder_each_other() -> None:
+    other = job("serve-1", "RUNNING", metadata={"scion_job": "serve", "scion_output": ""})
+    assert submit.next_name([other], "serve", "serve", "") == "serve-2"
+
+
+def test_no_secret_of_the_submission_reaches_the_jobs_of_the_cluster(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sent(
+        monkeypatch, Cluster(), "output=s3://me:secret1@b/run", "submit={runtime_env: {env_vars: {KEY: secret2}}, wait: false}"
+    )
+    assert "secret1" not in str(found["metadata"])
+    assert "secret2" not in found["entrypoint"]
+    assert found["runtime_env"]["env_vars"]["KEY"] == "secret2"
+
+
+def test_hints_name_the_address(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sent(monkeypatch, Cluster(), "submit.address=http://127.0.0.1:9")
+    assert "scion jobs follow run-shard-1 address=http://127.0.0.1:9" in capsys.readouterr().out
+
+
+def test_a_configuration_that_would_not_be_sent_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "runs" / "a").mkdir(parents=True)
+    (project / "runs" / "a" / "config.yaml").write_text((project / "mine.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"config\.yaml: it is among the files that are not sent"):
+        sent(monkeypatch, Cluster(), path="runs/a/config.yaml")
+    (project / ".gitignore").write_text("mine.*\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: it is among the files that are not sent"):
+        sent(monkeypatch, Cluster())
+
+
+def test_a_link_to_a_configuration_is_sent(project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "shared.yaml"
+    (project / "mine.yaml").rename(elsewhere)
+    (project / "my link.yaml").symlink_to(elsewhere)
+    found = sent(monkeypatch, Cluster(), "method=[aligned, focus]", "shard.tokenizer.vocab_size=999", path="my link.yaml")
+    assert shlex.split(found["entrypoint"])[3:] == [
+        "shard",
+        "my link.yaml",
+        "method=[aligned, focus]",
+        "shard.tokenizer.vocab_size=999",
+    ]
+
+
+def test_a_folder_that_no_cluster_takes_is_refused_before_it_is_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (project / "weights.bin").open("wb") as file:
+        file.truncate(50 << 30)  # takes no room
+    (project / "ignored.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"it is too large to be sent.*weights.bin \(53687 MB\)"):
+        sent(monkeypatch, Cluster())
+    sent(monkeypatch, Cluster(), "submit.excludes=[weights.bin]")
+
+
+@pytest.mark.parametrize("name", ["trainer.py", "cluster/__init__.py"])
+def test_modules_that_would_hide_ours_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (project / "trainer").mkdir()  # without an __init__.py it hides nothing
+    (project / name).parent.mkdir(exist_ok=True)
+    (project / name).write_text("")
+    with pytest.raises(ConfigError, match="there would hide Scion's own"):
+        sent(monkeypatch, Cluster())
+
+
+def test_excludes_leave_scions_own_code_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`checkpoints/` is also a part of Scion."""
+    found = sent(monkeypatch, Cluster(), "submit.excludes=[checkpoints/]", "submit.runtime_env={py_modules: [s3://b/own.zip]}")
+    ours = [f"gcs://{name}.zip" for name in submit.CODE]
+    assert found["runtime_env"]["py_modules"] == [*ours, "s3://b/own.zip"]
+
+
+@pytest.mark.parametrize("given", ["{pip: 3}", "{py_modules: 3}", "{pip: [a], conda: b}", "{env_vars: {1: a}}"])
+def test_an_environment_that_ray_refuses_is_named(project: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    with pytest.raises(ConfigError, match=r"submit\.runtime_env"):
+        sent(monkeypatch, Cluster(), f"submit.runtime_env={given}")
+
+
+def test_a_dashboard_is_found_without_its_scheme(silent_cluster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for 40 s for a head that speaks another protocol."""
+    assert api.connect(f"127.0.0.1:{silent_cluster}").get_address() == f"http://127.0.0.1:{silent_cluster}"
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9: no answer from there"):
+        api.connect("")
