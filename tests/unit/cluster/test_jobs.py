@@ -414,6 +414,29 @@ def test_an_environment_that_ray_refuses_is_named(project: Path, monkeypatch: py
         sent(monkeypatch, Cluster(), f"submit.runtime_env={given}")
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "#", ".."])
+def test_what_cannot_be_an_id_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="no id of a job"):
+        jobs.command(["follow", name, "address=http://127.0.0.1:9"], None)
+
+
+def test_ids_are_listed_whole_in_a_pipe() -> None:
+    from rich.console import Console
+
+    console = Console(width=80)
+    long = "a-rather-long-name-of-a-run-with-a-version-v1.2-pipeline-12"
+    with console.capture() as captured:
+        console.print(
+            jobs.table([job(long, metadata={"scion_output": "s3://bucket/a/rather/long/path/of/an/output"})], now=1.0)
+        )
+    lines = captured.get().splitlines()
+    assert any(long in line for line in lines)
+    assert (
+        "".join(line.split("│")[3].strip() for line in lines if line.startswith("│"))
+        == "s3://bucket/a/rather/long/path/of/an/output"
+    )
+
+
 def test_a_dashboard_is_found_without_its_scheme(silent_cluster: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would wait for 40 s for a head that speaks another protocol."""
     assert api.connect(f"127.0.0.1:{silent_cluster}").get_address() == f"http://127.0.0.1:{silent_cluster}"
