@@ -32,8 +32,9 @@ _SHOWN = 5
 """Files that are named where a working directory is too large."""
 _LONGEST = 100
 """Characters of a folder in an id, which becomes the name of a file."""
+_PASSING = ("already exists", "agent on the head")
+"""Signs of an answer after which a job is submitted again: others took the id meanwhile, or the cluster still starts."""
 _TRIES = 5
-"""Ids that are tried where others submit at the same moment."""
 
 
 def command(arguments: list[str], console: Console) -> None:
@@ -185,15 +186,15 @@ def _submit(client: Any, job: str, config: ScionConfig, entrypoint: str, environ
 
     output = mask_passwords(storage.absolute(config.output).rstrip("/")) if config.output else ""
     begin = config.submit.name or default_name(job, config)
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         name = next_name(api.submitted(client), begin, job, output)
         try:
             _send(client, name, entrypoint, environment, config.submit, {JOB_OF: job, OUTPUT_OF: output})
             return name
         except ClusterError as error:
-            if "already exists" not in str(error):
+            if not left or not any(sign in str(error) for sign in _PASSING):
                 raise
-    raise ClusterError("others submit at the same time.", name, "Try again.")
+    raise AssertionError("the last try returns or raises")
 
 
 def _send(

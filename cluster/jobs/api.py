@@ -218,6 +218,9 @@ def _refusal(error: Exception, where: str) -> ClusterError:
         return ClusterError("the cluster wants a token, or another one.", where, fix)
     if "status code 404" in reason and "does not exist" in reason:
         return ClusterError(_UNKNOWN, where, "`scion jobs` lists them.")
+    if "No available agent" in reason:
+        fix = "If it does not start soon: several Rays on a machine each need a --dashboard-agent-listen-port of their own."
+        return ClusterError("Ray's agent on the head does not run.", where, fix)
     return ClusterError(f"the cluster gives no proper answer ({reason}).", where, "Name its dashboard in submit.address.")
 
 

@@ -331,6 +331,21 @@ def test_of_two_submissions_at_once_the_second_takes_the_next_id(project: Path, 
         sent(monkeypatch, Cluster(rivals=1, output="s3://b/run"))
 
 
+def test_a_cluster_that_still_starts_is_asked_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starting = ["No available agent to submit job, please try again later."] * 2
+
+    class Starting(Cluster):
+        def submit_job(self, **about: Any) -> None:
+            if starting:
+                raise RuntimeError(f"Request failed with status code 500: {starting.pop()}.")
+            super().submit_job(**about)
+
+    assert sent(monkeypatch, Starting())["submission_id"] == "run-shard-1"
+    starting[:] = ["No available agent"] * 9
+    with pytest.raises(ClusterError, match="several Rays on a machine"):
+        sent(monkeypatch, Starting())
+
+
 def test_a_slash_at_the_end_is_the_same_output(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster()
     cluster.jobs = [job("x", "RUNNING", metadata={"scion_job": "shard", "scion_output": "s3://b/run"})]
