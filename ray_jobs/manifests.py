@@ -70,9 +70,9 @@ def command(arguments: list[str], console: Console) -> None:
 
 def run_name(path: str, job: str) -> str:
     """The name of a run on Kubernetes, from its file: `My Run.yaml` and `pretrain` are `my-run-pretrain`."""
-    words = re.findall(r"[a-z0-9]+", f"{Path(path).stem} {job}".lower())
-    name = "-".join(words)
-    return (name if name[0].isalpha() else f"run-{name}")[:_NAME_LENGTH].rstrip("-")
+    stem = "-".join(re.findall(r"[a-z0-9]+", Path(path).stem.lower()))
+    stem = (stem if not stem or stem[0].isalpha() else f"run-{stem}")[: _NAME_LENGTH - len(job) - 1].strip("-")
+    return f"{stem}-{job}".lstrip("-")
 
 
 def _job(path: str, overrides: list[str]) -> str:
@@ -117,7 +117,7 @@ def _local_paths(config: ScionConfig) -> Iterator[tuple[str, str]]:
     """The keys that hold a path of this machine, but for files of installed packages, which the image has too."""
     installed = {sysconfig.get_path("purelib"), *site.getsitepackages()}
     for key, value in _texts(asdict(config), ""):
-        if key.startswith("kubernetes.") or ("://" in value and not value.startswith(_LOCAL)):
+        if key.startswith(("kubernetes.", "submit.")) or ("://" in value and not value.startswith(_LOCAL)):
             continue
         is_there = "/" in value and Path(value).exists()
         is_named = key in _FOLDERS or (key in _FILES and (is_path(value) or Path(value).suffix in _ENDINGS))
@@ -135,17 +135,18 @@ def _texts(content: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _config_text(path: str, overrides: list[str]) -> str:
-    """The YAML for the pods: the file as it is, or with the values of the command line in it.
+    """The YAML for the pods: the file as it is, or with the values of the command line in it and without `submit`.
 
     Raises:
         ConfigError: it holds a password, which everybody who may read a ConfigMap would see.
     """
     text = Path(path).read_text(encoding="utf-8")
-    if overrides:
-        content = yaml_text.parse(text) or {}
+    content = yaml_text.parse(text) or {}
+    if overrides or "submit" in content:
         for one in overrides:
             key, _, value = one.partition("=")
             _set(content, key.split("."), yaml_text.parse_value(value))
+        content.pop("submit", None)  # nothing of the run, and may hold secrets
         text = yaml_text.dump(content)
     if mask_passwords(text) != text:
         fix = "Put it into the Secret of kubernetes.secret, and write ${oc.env:NAME} in its place."

@@ -73,6 +73,17 @@ def test_without_settings_on_the_command_line_the_file_stays_as_it_is(path: str,
     assert found["RayJob"]["spec"]["entrypoint"].endswith("ray_jobs.pipeline /etc/scion/run.yaml workers=8")  # a GPU each
 
 
+def test_where_a_job_would_be_submitted_is_no_part_of_the_run(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everybody who may read a ConfigMap would see what stands there."""
+    section = 'submit: {working_dir: /tmp, runtime_env: {env_vars: {PATH: "/usr/bin:/bin", KEY: hidden}}}\n'
+    Path(path).write_text(RUN + section)
+    for settings in ([], ["workers=8"], ["submit.runtime_env.env_vars.KEY=hidden"]):
+        assert main(["manifests", path, *settings]) == 0
+        written = capsys.readouterr().out
+        assert "hidden" not in written
+        assert "source_model: xlm-roberta-base" in written
+
+
 def test_a_run_on_cpus_has_one_group_of_the_machines_size(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("kubernetes.gpus=0", "kubernetes.cpus=16", "kubernetes.memory=40Gi", "kubernetes.nodes=3")
     job = documents(path, capsys, *settings)["RayJob"]
@@ -226,7 +237,7 @@ def test_the_configuration_of_the_pods_is_the_configuration_of_the_run(
         ("mine.yaml", "mine-pretrain"),
         ("a/Ελληνικά.yaml", "pretrain"),
         ("2026.yaml", "run-2026-pretrain"),
-        (f"{'x' * 80}.yaml", "x" * 40),
+        (f"{'x' * 80}.yaml", f"{'x' * 31}-pretrain"),
     ],
 )
 def test_a_run_is_called_after_its_file(file: str, name: str) -> None:
