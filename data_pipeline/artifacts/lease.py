@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.artifacts import storage
+from data_pipeline.artifacts import creation, storage
 from data_pipeline.errors import ArtifactError
 
 RENEW_SECONDS = 10.0
@@ -90,7 +90,7 @@ def hold(uri: str) -> Iterator[Lease]:
     lease = Lease(uri, secrets.token_hex(8))
     former = _read(uri)
     _refuse_alive(former, uri)  # also where the store overwrites, because it does not know conditional requests
-    if former is not None or not storage.create(uri, _content(lease)):
+    if former is not None or not creation.create(uri, _content(lease)):
         if former is None:
             _refuse_alive(_read(uri), uri)
         _write(lease)

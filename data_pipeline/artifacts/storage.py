@@ -38,8 +38,6 @@ _MIN_BYTES_PER_SECOND = 4 << 20
 LATE_SECONDS = 1800.0
 """Time-out of a request that must be answered before the next step is safe."""
 _DRAFT = re.compile(r"\.[0-9a-f]{12}\.draft$")
-_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP)
-"""Error numbers of a store that does not know conditional requests."""
 _CONCURRENT_FILES = 8
 """Files that are downloaded, uploaded or removed at the same time."""
 _MOUNT_FOLDER = "lost+found"
@@ -183,8 +181,8 @@ def read_bytes(uri: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-def _write(uri: str, content: bytes) -> None:
-    """Writes the whole file or nothing."""
+def write_once(uri: str, content: bytes) -> None:
+    """Writes the whole file or nothing, without retries."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, content)
@@ -201,48 +199,7 @@ def _write(uri: str, content: bytes) -> None:
         Path(draft).unlink(missing_ok=True)
 
 
-write_bytes = with_retries(_write, lambda uri, content: len(content) / _MIN_BYTES_PER_SECOND)
-
-
-def create(uri: str, content: bytes) -> bool:
-    """Writes a new file, whole or not at all; False if there is one already with other content.
-
-    Of several processes that create it at the same time one succeeds: on a disk by a hard link, or by
-    an empty file where there are none, on S3, Google and Azure by a conditional request. Other stores may let several succeed.
-    """
-    try:
-        _create(uri, content)
-    except FileExistsError:
-        return read_bytes(uri) == content  # ours, if the answer to the first attempt was lost
-    return True
-
-
-def _create_once(uri: str, content: bytes) -> None:
-    """Raises FileExistsError if there is a file; without hard links or conditional requests, the next best thing is done."""
-    fs, path = filesystem(uri)
-    if not is_local(uri):
-        try:
-            fs.pipe_file(path, content, mode="create")
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
-                raise
-            fs.pipe_file(path, content)
-        return
-    draft = f"{path}.{secrets.token_hex(6)}.draft"
-    _write(draft, content)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # vfat, many mounts of FUSE and SMB, each with an error number of its own
-        with open(path, "xb"):
-            pass
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-
-
-_create = with_retries(_create_once)
+write_bytes = with_retries(write_once, lambda uri, content: len(content) / _MIN_BYTES_PER_SECOND)
 
 
 def sync(uri: str) -> None:
@@ -280,7 +237,7 @@ def check_writable(uri: str, seconds: float = 30.0) -> None:
 @as_os_error()
 def _probe(uri: str) -> None:
     """Without retries: a mistake in the settings is reported at once."""
-    _write(uri, b"")
+    write_once(uri, b"")
     _remove(uri)
 
 

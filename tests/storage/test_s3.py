@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from data_pipeline.artifacts import creation, retries, storage
 from data_pipeline.artifacts import lease as leases
-from data_pipeline.artifacts import retries, storage
 from data_pipeline.artifacts.lease import hold
 from data_pipeline.errors import ArtifactError
 from tests.storage.faulty_proxy import Faults
@@ -45,7 +45,7 @@ def test_one_of_many_creates_a_file(folder: str) -> None:
 
     def contend(number: int) -> None:
         start.wait()
-        if storage.create(f"{folder}/mark", str(number).encode()):
+        if creation.create(f"{folder}/mark", str(number).encode()):
             won.append(number)
 
     threads = [threading.Thread(target=contend, args=(number,)) for number in range(12)]
@@ -59,8 +59,8 @@ def test_one_of_many_creates_a_file(folder: str) -> None:
 
 def test_a_file_whose_creation_was_not_answered_is_ours(folder: str, faults: Faults) -> None:
     faults.next_ones["PUT"] = ["lost"]
-    assert storage.create(f"{folder}/mark", b"ours")
-    assert not storage.create(f"{folder}/mark", b"others")
+    assert creation.create(f"{folder}/mark", b"ours")
+    assert not creation.create(f"{folder}/mark", b"others")
     assert faults.seen["lost"] == 1
 
 

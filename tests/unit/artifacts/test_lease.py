@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from data_pipeline.artifacts import creation, storage
 from data_pipeline.artifacts import lease as leases
-from data_pipeline.artifacts import storage
 from data_pipeline.artifacts.lease import TTL_SECONDS, Lease, hold
 from data_pipeline.errors import ArtifactError, CorruptError
 
@@ -462,8 +462,8 @@ def test_a_lease_is_held_on_a_disk_without_hard_links(tmp_path: Path, monkeypatc
     uri = str(tmp_path / "out.lease.json")
     with hold(uri) as lease:
         assert read_lease(uri)["token"] == lease.token
-        assert storage.create(uri, Path(uri).read_bytes())
-        assert not storage.create(uri, b"others")
+        assert creation.create(uri, Path(uri).read_bytes())
+        assert not creation.create(uri, b"others")
         with pytest.raises(ArtifactError, match="another run is writing here"):
             hold(uri).__enter__()
         assert os.listdir(tmp_path) == ["out.lease.json"]
