@@ -353,7 +353,7 @@ def test_a_collector_that_does_not_answer_holds_up_no_end(monkeypatch: pytest.Mo
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
         tracing = tracing_from_environment()
         assert tracing is not None
-        api = Front(ServeConfig(model="m"), shelf(Stub()), tracing=tracing).api()
+        api = Front(ServeConfig(), shelf(Stub(timed)), tracing=tracing).api()
         assert TestClient(api).post("/v1/embeddings", json=ASK).status_code == 200
         began = time.monotonic()
         tracing.close()
