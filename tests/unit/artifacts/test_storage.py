@@ -222,12 +222,12 @@ def test_a_request_without_an_answer_times_out_and_is_retried(tmp_path: Path, mo
 
 def test_a_listing_of_many_folders_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
-        storage.write_bytes(f"flaky://run/{number}/file", b"")
+        storage.write_bytes(f"flaky://folders/{number}/file", b"")
     monkeypatch.setattr(retries, "ANSWER_SECONDS", 0.3)
     Flaky.fault = lambda operation, path: time.sleep(0.02)
-    assert len(storage.files("flaky://run")) == 40
-    storage.remove("flaky://run")
-    assert storage.files("flaky://run") == []
+    assert len(storage.files("flaky://folders")) == 40
+    storage.remove("flaky://folders")
+    assert storage.files("flaky://folders") == []
 
 
 def test_a_removal_that_is_answered_late_does_not_remove_newer_files(monkeypatch: pytest.MonkeyPatch) -> None:
