@@ -21,7 +21,7 @@ from data_pipeline.tokenizers.rules import GPT2, LETTERS, WITH_MARKS, rule_parts
 
 CutRule = Literal["nowhere", "before blanks", "after words"]
 _LOCAL_NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled"}
-"""They normalise a character independently of its neighbours, except for marks and `_JOINS_A_BLANK`."""
+"""They normalise a character independently of its neighbours, except for marks and `_JOINS`."""
 _AT_BLANKS = {"WhitespaceSplit", "Metaspace", "Digits", "Punctuation"}
 _AFTER_WORDS = {"BertPreTokenizer", "Whitespace", "ByteLevel", "Split"}
 _PUBLISHED_PATTERNS = (
@@ -32,9 +32,9 @@ _PUBLISHED_PATTERNS = (
 )
 LOCAL_PATTERNS = {*_PUBLISHED_PATTERNS, *(pattern.replace(LETTERS, WITH_MARKS) for pattern in _PUBLISHED_PATTERNS)}
 """Patterns in which a blank matches at the beginning of an alternative only."""
-_JOINS_A_BLANK = r"[\p{C}\p{Z}\x{2581}\x{FFFD}\x{D4E}\x{11000}-\x{11FFF}] "
-"""A blank after a character that a normaliser may turn into a blank or join with the next: control characters, other kinds
-of spaces, and the letters that Unicode prepends to the next (UAX 29). A text with a match is encoded whole."""
+_JOINS = r"[\p{C}\p{Z}\x{2581}\x{FFFD}] |[\x{D4E}\x{11000}-\x{11FFF}][^\p{L}\p{M}\p{N}]"
+"""A blank after a character that a normaliser may turn into a blank: control characters and other kinds of spaces; and what is
+no word after the letters that Unicode prepends to the next character (UAX 29). A text with a match is encoded whole."""
 _BLANK, _VISIBLE, _WORD, _MARK = 1, 2, 4, 8
 
 
@@ -50,7 +50,7 @@ def encode(tokenizer: Tokenizer, texts: pa.StringArray) -> Ragged:
     result = distinct.take(which).merge_runs(counts)
     whole = np.repeat(np.arange(len(texts)), counts)[_has_added_token(tokenizer, distinct)[which]]
     # An added token is matched before the text is cut and may cross a cut.
-    joins = "|".join([_JOINS_A_BLANK, *(rf"\Q{token.content}\E" for token in tokenizer.get_added_tokens_decoder().values())])
+    joins = "|".join([_JOINS, *(rf"\Q{token.content}\E" for token in tokenizer.get_added_tokens_decoder().values())])
     joining = np.flatnonzero(pc.match_substring_regex(texts, joins).to_numpy(zero_copy_only=False))
     return _replace_rows(result, np.union1d(whole, joining), tokenizer, texts)
 
