@@ -62,11 +62,10 @@ def ray_session(
         return
     environment = _worker_environment(is_elastic=min_workers not in (None, workers))
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    settings["runtime_env"] = {"env_vars": environment}
     if address:
         check_reachable(address.removeprefix("ray://"), f"RAY_ADDRESS={address}", "Unset it to run on this machine.")
         settings["address"] = address
-        settings["runtime_env"] = {"env_vars": {key: value for key, value in environment.items() if key not in _of_job()}}
+        settings["runtime_env"] = {"env_vars": {name: environment[name] for name in environment.keys() - _of_job()}}
     else:
         needed, cores = math.ceil(capacity.cpus_for(workers or torch.cuda.device_count(), worker_cpus)), os.cpu_count() or 1
         if workers is not None and workers > cores:
@@ -101,11 +100,10 @@ def _worker_environment(is_elastic: bool) -> dict[str, str]:
     return environment
 
 
-def _of_job() -> dict[str, str]:
-    """The environment variables of the submitted job that this process belongs to, which Ray lets no driver name again."""
+def _of_job() -> set[str]:
+    """Environment variables that the submitted job of this process names, which Ray lets no driver name again."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    found: dict[str, str] = job.get("runtime_env", {}).get("env_vars", {})
-    return found
+    return set(job.get("runtime_env", {}).get("env_vars", {}))
 
 
 def _start_error(error: Exception, address: str | None) -> ClusterError:

@@ -56,7 +56,7 @@ def command(arguments: list[str], console: Console) -> None:
     _check_output(config)
     given, environment = config.submit, runtime_env(config.submit)
     entrypoint = _entrypoint(job, path, overrides, given.working_dir)
-    _check_files(path, given)
+    _check_files(path, given, environment["excludes"])
 
     from cluster.jobs import api  # takes a second to import, for which a mistake should not wait
 
@@ -217,11 +217,10 @@ def _send(
         raise _too_large(given, files.sent(given.working_dir, environment["excludes"])) from error
 
 
-def _check_files(path: str, given: SubmitConfig) -> None:
+def _check_files(path: str, given: SubmitConfig, excludes: list[str]) -> None:
     """ConfigError for a folder that no cluster could take, before it is read, or that would not hold the configuration."""
     from cluster.jobs import files
 
-    excludes = [*EXCLUDES, *given.excludes]
     try:
         sizes = files.sent(given.working_dir, excludes)
     except files.TooLarge as error:

@@ -79,8 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
             while self.rfile.readline().strip():
                 pass
             return b"".join(parts)
-        if self.headers.get("Expect") == "100-continue":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
