@@ -1,13 +1,14 @@
 """Documents of Kubernetes: how they are read, what is in them, and what is found in them."""
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import yaml
 
 from data_pipeline.errors import ConfigError
+from data_pipeline.unique_keys import UniqueKeyLoader
 
 Path = tuple[str | int, ...]
 _CLUSTERS = {
@@ -140,7 +141,7 @@ def dotted(path: Path) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(UniqueKeyLoader):
     """Reads YAML as kubectl does: dates are text, and a repeated key is refused."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
@@ -149,13 +150,6 @@ class _Loader(yaml.SafeLoader):
         ]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} occurs twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
 
 
 def read(text: str, name: str) -> list[Any]:

@@ -6,10 +6,11 @@ Here they are text; a number setting still parses text.
 
 import json
 import re
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import yaml
+
+from data_pipeline.unique_keys import UniqueKeyLoader
 
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -29,17 +30,10 @@ _LINE_ENDS = re.compile(r"[\r\x85\u2028\u2029]")
 """Ends of lines, which PyYAML would fold into blanks if they were not escaped."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(UniqueKeyLoader):
     """Reads the scalars of `_SCALARS`, and refuses repeated keys."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} occurs twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
 
 
 for _tag, _pattern, _first in _SCALARS:
